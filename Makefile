@@ -1,0 +1,62 @@
+# `make` prints this file's targets. Everything runs inside .venv, which each target sets up by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint fmt lock clean
+
+##@ Use
+demo: $(VENV)/.run  ## extend a real video end to end on this machine (ARGS="--video my.mp4 --prompt '...'")
+	@$(BIN)/extend-video demo $(ARGS)
+
+##@ Develop
+test: $(VENV)/.dev  ## run the whole suite, real PostgreSQL and Redis included (ARGS="-k name")
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff, strict types, import contracts, migration drift, version
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python tests/drift.py
+
+fmt: $(VENV)/.dev  ## format the code and mend what ruff can
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+##@ Maintain
+lock: $(VENV)/.dev  ## renew the hash-locked requirements from pyproject.toml
+	@$(PIP) uv
+	@$(BIN)/uv pip compile $(LOCK) --extra demo --group build -o requirements/run.txt
+	@$(BIN)/uv pip compile $(LOCK) --extra demo --group build --group dev -c requirements/run.txt -o requirements/dev.txt
+
+clean:  ## remove the virtual environment and caches
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* *.egg-info
+
+help:
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" pyproject.toml
+
+# The stamps make a second run start at once: they are renewed only when the lock or the project's metadata change.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "extend-video needs Python 3.11 or later; set PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/python requirements/run.txt pyproject.toml
+	@echo "installing extend-video into $(VENV) ..." >&2
+	@$(PIP) --require-hashes -r requirements/run.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt pyproject.toml
+	@echo "installing extend-video and its development tools into $(VENV) ..." >&2
+	@$(PIP) --require-hashes -r requirements/dev.txt
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@ $(VENV)/.run
