@@ -1,0 +1,51 @@
+"""Run migrations: one transaction each, with short locks, one migrator at a time."""
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from worker.db import Database
+from worker.jobs.models import Base
+from worker.log import configure_logging
+from worker.settings import load_settings
+
+LOCK_TIMEOUT = "4s"
+STATEMENT_TIMEOUT = "60s"
+ADVISORY_LOCK = 0x6578_7476
+
+
+def run_migrations() -> None:
+    database_url = context.config.attributes.get("database_url")
+    if database_url is None:
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+        database_url = settings.database_url
+    db = Database(database_url)
+    try:
+        with db.engine.connect() as connection:
+            prepare_connection(connection)
+            context.configure(
+                connection=connection,
+                target_metadata=Base.metadata,
+                transaction_per_migration=True,
+                render_as_batch=connection.dialect.name == "sqlite",
+                compare_server_default=True,
+            )
+            with context.begin_transaction():
+                context.run_migrations()
+    finally:
+        db.close()
+
+
+def prepare_connection(connection: Connection) -> None:
+    """On PostgreSQL a migration gives up rather than queueing everybody behind its lock."""
+    if connection.dialect.name != "postgresql":
+        return
+    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
+    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+    connection.commit()
+
+
+if context.is_offline_mode():
+    raise SystemExit("migrations need the database; write no SQL scripts with --sql")
+run_migrations()

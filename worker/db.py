@@ -1,0 +1,74 @@
+"""Engine and transactions for the job table, on SQLite and PostgreSQL alike."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from sqlite3 import Connection as SQLiteConnection
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+
+READ_ONLY = "extend_video_read_only"
+BUSY_TIMEOUT_MS = 10_000
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_MS = 10_000
+
+
+class Database:
+    """Short transactions on one engine. Make one per process, after forking."""
+
+    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+        self.engine = create_engine(url, **_engine_options(url, pool_size))
+        if self.engine.dialect.name == "sqlite":
+            _prepare_sqlite(self.engine)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Commit at the end of the block, roll back on any exception."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Read without holding up writers."""
+        with self.engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+            yield connection
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _engine_options(url: str, pool_size: int) -> dict[str, Any]:
+    if make_url(url).get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
+    options = f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
+    return {
+        "pool_size": pool_size,
+        "pool_pre_ping": True,
+        "pool_timeout": CONNECT_TIMEOUT_S,
+        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S, "options": options},
+    }
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    """Make SQLite durable, concurrent, and honest about when a transaction begins.
+
+    A write transaction starts with BEGIN IMMEDIATE: it waits for the one writer at its start, where
+    the busy timeout applies, instead of failing half way when it turns from reading to writing.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _set_pragmas(connection: SQLiteConnection, _record: object) -> None:
+        connection.isolation_level = None
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get(READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,134 @@
+"""The error tree: everything this project raises on purpose.
+
+    ExtendVideoError
+    ├── RetryableError                  the same step may be tried again later
+    │   ├── FalUnavailableError         fal_unavailable       fal did not answer, or not usefully
+    │   ├── KeysUnavailableError        keys_unavailable      fal's signing keys cannot be read
+    │   ├── MediaUnavailableError       media_unavailable     a video cannot be downloaded now
+    │   └── StoreUnavailableError       store_unavailable     the archive cannot be written now
+    └── PermanentError                  trying again changes nothing
+        ├── InvalidSettingsError        invalid_settings
+        ├── InvalidInputError           invalid_input
+        ├── InvalidJobIdError           invalid_job_id
+        ├── IdempotencyConflictError    idempotency_conflict
+        ├── JobNotFoundError            job_not_found
+        ├── InvalidSignatureError       invalid_signature
+        │   └── StaleSignatureError     stale_signature       (in fal/signature.py)
+        ├── InvalidDeliveryError        invalid_delivery
+        ├── ClaimLostError              claim_lost            another worker has taken the job over
+        ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
+        ├── MediaRefusedError           media_refused         a URL we may not download from
+        ├── OutdatedSchemaError         outdated_schema
+        ├── MissingProgramError         missing_program
+        └── DaemonError                 daemon_failed
+
+Each class has a stable `code`, which is what lands in `jobs.error_code`, in logs and in answers.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from typing_extensions import override
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One thing wrong with one field: what it was given and what is allowed."""
+
+    field: str
+    value: str
+    allowed: str
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.field}={self.value}: {self.allowed}"
+
+
+class ExtendVideoError(Exception):
+    """Root of the tree; never raised itself."""
+
+    code: ClassVar[str]
+
+
+class RetryableError(ExtendVideoError):
+    """The same step may be tried again later."""
+
+
+class PermanentError(ExtendVideoError):
+    """Trying again changes nothing."""
+
+
+class ViolationsError(PermanentError):
+    """Refused input with every reason at once."""
+
+    def __init__(self, violations: tuple[Violation, ...]) -> None:
+        super().__init__("; ".join(map(str, violations)))
+        self.violations = violations
+
+
+class FalUnavailableError(RetryableError):
+    code = "fal_unavailable"
+
+
+class KeysUnavailableError(RetryableError):
+    code = "keys_unavailable"
+
+
+class MediaUnavailableError(RetryableError):
+    code = "media_unavailable"
+
+
+class StoreUnavailableError(RetryableError):
+    code = "store_unavailable"
+
+
+class InvalidSettingsError(ViolationsError):
+    code = "invalid_settings"
+
+
+class InvalidInputError(ViolationsError):
+    code = "invalid_input"
+
+
+class InvalidJobIdError(ViolationsError):
+    code = "invalid_job_id"
+
+
+class IdempotencyConflictError(PermanentError):
+    code = "idempotency_conflict"
+
+
+class JobNotFoundError(PermanentError):
+    code = "job_not_found"
+
+
+class InvalidSignatureError(PermanentError):
+    code = "invalid_signature"
+
+
+class InvalidDeliveryError(PermanentError):
+    code = "invalid_delivery"
+
+
+class ClaimLostError(PermanentError):
+    code = "claim_lost"
+
+
+class InvalidResultError(PermanentError):
+    code = "invalid_result"
+
+
+class MediaRefusedError(PermanentError):
+    code = "media_refused"
+
+
+class OutdatedSchemaError(PermanentError):
+    code = "outdated_schema"
+
+
+class MissingProgramError(PermanentError):
+    code = "missing_program"
+
+
+class DaemonError(PermanentError):
+    code = "daemon_failed"

@@ -1,0 +1,208 @@
+"""The tables `jobs`, `attempts`, `deliveries` and `events`: columns, constraints, indices.
+
+Only `jobs/table.py` and the migrations read this module. Everything that other services read with
+plain SQL is documented in `docs/job-table.md`.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from typing_extensions import override
+
+from worker.jobs.states import ENDED, JobState
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time; SQLite, which has no such type, stores it as naive UTC text."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    @override
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    @override
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
+
+
+class StateText(TypeDecorator[JobState]):
+    """A state as text: a native enum could not lose a value again."""
+
+    impl = Text
+    cache_ok = True
+
+    @override
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> JobState | None:
+        return None if value is None else JobState(value)
+
+
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+RowNumber = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _quote_all(values: Iterable[str]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
+_ALL_STATES = _quote_all(JobState)
+_ENDED_STATES = _quote_all(sorted(ENDED))
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime(),
+        UUID: Uuid(),
+        dict[str, Any]: Json,
+        JobState: StateText(),
+        str: Text(),
+    }
+
+
+class JobRow(Base):
+    """One wish for one extended video."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({_ALL_STATES})", name="state"),
+        CheckConstraint(f"(state IN ({_ENDED_STATES})) = (due_at IS NULL)", name="due_at"),
+        CheckConstraint("state <> 'archived' OR archived_at IS NOT NULL", name="archived_at"),
+        CheckConstraint("state <> 'failed' OR failed_at IS NOT NULL", name="failed_at"),
+        CheckConstraint("state <> 'cancelled' OR cancelled_at IS NOT NULL", name="cancelled_at"),
+        CheckConstraint("priority BETWEEN -100 AND 100", name="priority"),
+        CheckConstraint("fence >= 0", name="fence"),
+        UniqueConstraint("tenant", "idempotency_key"),
+        # The only index that the hot path scans: ended rows have no due_at and are not in it.
+        Index(
+            "ix_jobs_due_at",
+            "due_at",
+            postgresql_where=text("due_at IS NOT NULL"),
+            sqlite_where=text("due_at IS NOT NULL"),
+        ),
+        Index("ix_jobs_enqueued_at", "enqueued_at", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    fence: Mapped[int] = mapped_column(Integer, default=0)
+    priority: Mapped[int] = mapped_column(SmallInteger, default=0)
+    state: Mapped[JobState]
+    due_at: Mapped[datetime | None]
+    tenant: Mapped[str] = mapped_column(String(128))
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    labels: Mapped[dict[str, Any]]
+    endpoint: Mapped[str]
+    input: Mapped[dict[str, Any]]
+    claimed_by: Mapped[str | None]
+    blocked_reason: Mapped[str | None]
+    fal_request_id: Mapped[str | None]
+    result: Mapped[dict[str, Any] | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+    archive_uri: Mapped[str | None]
+    archive_sha256: Mapped[str | None] = mapped_column(String(64))
+    archive_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    enqueued_at: Mapped[datetime]
+    submitted_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+    archived_at: Mapped[datetime | None]
+    failed_at: Mapped[datetime | None]
+    cancelled_at: Mapped[datetime | None]
+
+
+class AttemptRow(Base):
+    """One paid submission: written before its POST, settled after."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        UniqueConstraint("token_hash"),
+        UniqueConstraint("job_id", "number"),
+        CheckConstraint(
+            "outcome IN ('accepted', 'rejected', 'postponed', 'unknown')", name="outcome"
+        ),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    number: Mapped[int] = mapped_column(Integer)
+    fence: Mapped[int] = mapped_column(Integer)
+    token_hash: Mapped[str] = mapped_column(String(64))
+    endpoint: Mapped[str]
+    input: Mapped[dict[str, Any]]
+    claimed_by: Mapped[str]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    http_status: Mapped[int | None] = mapped_column(SmallInteger)
+    fal_request_id: Mapped[str | None]
+    status_url: Mapped[str | None]
+    response_url: Mapped[str | None]
+    cancel_url: Mapped[str | None]
+    error_code: Mapped[str | None]
+    error_message: Mapped[str | None]
+
+
+class DeliveryRow(Base):
+    """One distinct webhook POST that proved genuine; repetitions are counted on it."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (UniqueConstraint("attempt_id", "body_sha256"),)
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    attempt_id: Mapped[UUID] = mapped_column(ForeignKey("attempts.id", ondelete="CASCADE"))
+    received_at: Mapped[datetime]
+    last_received_at: Mapped[datetime]
+    times_received: Mapped[int] = mapped_column(Integer)
+    fal_request_id: Mapped[str]
+    gateway_request_id: Mapped[str | None]
+    status: Mapped[str]
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+
+
+class EventRow(Base):
+    """Append-only history: one row per transition, in its transaction."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    at: Mapped[datetime]
+    from_state: Mapped[JobState | None]
+    to_state: Mapped[JobState]
+    reason: Mapped[str]
+    detail: Mapped[str | None]
+    fence: Mapped[int] = mapped_column(Integer)

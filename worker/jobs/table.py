@@ -1,0 +1,191 @@
+"""SQL on `jobs` and `events`: given a connection, never commits, hands out frozen values.
+
+A transition is one UPDATE guarded by id, state and fence, with its history row beside it. Where it
+matches no row somebody else was first: the function returns None, and its caller leaves things be.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import Connection, insert, or_, select, update
+
+from worker.errors import JobNotFoundError
+from worker.jobs.models import EventRow, JobRow
+from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for
+from worker.jobs.states import EDGES, JobEvent, JobState, next_state
+from worker.jobs.values import Claim, Event, Job, Move, NewJob
+
+# Set when a job first enters the state, and never moved by a later visit.
+_ENTERED_AT = {
+    JobState.SUBMITTED: "submitted_at",
+    JobState.COMPLETED: "completed_at",
+    JobState.ARCHIVED: "archived_at",
+    JobState.FAILED: "failed_at",
+    JobState.CANCELLED: "cancelled_at",
+}
+
+# A row that no worker holds and nothing holds up.
+_AT_REST: dict[str, None] = {"claimed_by": None, "blocked_reason": None}
+
+
+def insert_job(connection: Connection, new: NewJob) -> Job | None:
+    """Insert a queued job; None if its id, or its (tenant, idempotency key), is taken already."""
+    statement = (
+        insert_for(connection, JobRow)
+        .values(**asdict(new), state=JobState.QUEUED)
+        .on_conflict_do_nothing()
+        .returning(*columns_of(JobRow))
+    )
+    job = fetch_one(connection, Job, statement)
+    if job is not None:
+        _insert_event(connection, job, None, JobEvent.ENQUEUED, Move(new.enqueued_at))
+    return job
+
+
+def find_job(connection: Connection, job_id: UUID, *, lock: bool = False) -> Job | None:
+    """The job; with `lock`, nobody else changes it before this transaction ends."""
+    statement = select(*columns_of(JobRow)).where(JobRow.id == job_id)
+    if lock:
+        statement = statement.with_for_update()
+    return fetch_one(connection, Job, statement)
+
+
+def get_job(connection: Connection, job_id: UUID, *, lock: bool = False) -> Job:
+    """As `find_job`, but raises JobNotFoundError."""
+    job = find_job(connection, job_id, lock=lock)
+    if job is None:
+        raise JobNotFoundError(f"no job has the id {job_id}")
+    return job
+
+
+def find_job_by_key(connection: Connection, tenant: str, idempotency_key: str) -> Job | None:
+    statement = select(*columns_of(JobRow)).where(
+        JobRow.tenant == tenant, JobRow.idempotency_key == idempotency_key
+    )
+    return fetch_one(connection, Job, statement)
+
+
+def list_jobs(
+    connection: Connection, *, state: JobState | None, tenant: str | None, limit: int
+) -> list[Job]:
+    """The newest jobs first."""
+    statement = select(*columns_of(JobRow))
+    if state is not None:
+        statement = statement.where(JobRow.state == state)
+    if tenant is not None:
+        statement = statement.where(JobRow.tenant == tenant)
+    statement = statement.order_by(JobRow.enqueued_at.desc(), JobRow.id.desc()).limit(limit)
+    return fetch_all(connection, Job, statement)
+
+
+def claim_job(connection: Connection, job_id: UUID, event: JobEvent, claim: Claim) -> Job | None:
+    """Take the job for a lease; the bumped fence keeps an earlier holder from writing more.
+
+    A job that waits for a time (`blocked_reason` is set) is not claimable before it.
+    """
+    source = next(state for state, edge_event in EDGES if edge_event is event)
+    statement = (
+        update(JobRow)
+        .where(
+            JobRow.id == job_id,
+            JobRow.state == source,
+            or_(JobRow.blocked_reason.is_(None), JobRow.due_at <= claim.now),
+        )
+        .values(
+            state=EDGES[source, event],
+            fence=JobRow.fence + 1,
+            claimed_by=claim.worker,
+            blocked_reason=None,
+            due_at=claim.until,
+        )
+        .returning(*columns_of(JobRow))
+    )
+    job = fetch_one(connection, Job, statement)
+    if job is not None:
+        _insert_event(connection, job, source, event, Move(claim.now))
+    return job
+
+
+def extend_claim(connection: Connection, job: Job, until: datetime) -> bool:
+    """Renew the lease of a claimed job; False once somebody else has taken it over."""
+    statement = (
+        update(JobRow)
+        .where(JobRow.id == job.id, JobRow.state == job.state, JobRow.fence == job.fence)
+        .values(due_at=until)
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def apply_event(connection: Connection, job: Job, event: JobEvent, move: Move) -> Job | None:
+    """Move the job along one edge, exactly as it was read: same state, same fence.
+
+    None where the edge is not permitted or the row has changed since.
+    """
+    target = next_state(job.state, event)
+    if target is None:
+        return None
+    values = {**_AT_REST, "state": target, "due_at": move.due_at, **move.columns}
+    entered_at = _ENTERED_AT.get(target)
+    if entered_at is not None:
+        values[entered_at] = getattr(job, entered_at) or move.now
+    statement = (
+        update(JobRow)
+        .where(JobRow.id == job.id, JobRow.state == job.state, JobRow.fence == job.fence)
+        .values(**values)
+        .returning(*columns_of(JobRow))
+    )
+    moved = fetch_one(connection, Job, statement)
+    if moved is not None:
+        _insert_event(connection, moved, job.state, event, move)
+    return moved
+
+
+def find_overdue(
+    connection: Connection, states: Sequence[JobState], now: datetime, limit: int
+) -> list[Job]:
+    """Rows whose time has come, locked; rows that another sweep holds are passed over."""
+    statement = (
+        select(*columns_of(JobRow))
+        .where(JobRow.due_at <= now, JobRow.state.in_(states))
+        .order_by(JobRow.priority.desc(), JobRow.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return fetch_all(connection, Job, statement)
+
+
+def release_waiting(connection: Connection, job_ids: Sequence[UUID], due_at: datetime) -> None:
+    """Make waiting rows claimable again, and look at them again at `due_at`."""
+    connection.execute(
+        update(JobRow).where(JobRow.id.in_(job_ids)).values(due_at=due_at, blocked_reason=None)
+    )
+
+
+def advance_due(connection: Connection, job: Job, due_at: datetime) -> None:
+    """Let the sweep look at the row at `due_at`, without moving it."""
+    connection.execute(
+        update(JobRow).where(JobRow.id == job.id, JobRow.state == job.state).values(due_at=due_at)
+    )
+
+
+def list_events(connection: Connection, job_id: UUID) -> list[Event]:
+    statement = select(*columns_of(EventRow)).where(EventRow.job_id == job_id).order_by(EventRow.id)
+    return fetch_all(connection, Event, statement)
+
+
+def _insert_event(
+    connection: Connection, job: Job, source: JobState | None, event: JobEvent, move: Move
+) -> None:
+    connection.execute(
+        insert(EventRow).values(
+            job_id=job.id,
+            at=move.now,
+            from_state=source,
+            to_state=job.state,
+            reason=event.value,
+            detail=move.detail,
+            fence=job.fence,
+        )
+    )

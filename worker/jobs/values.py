@@ -1,0 +1,180 @@
+"""Frozen values of the rows, so that nothing outside a transaction changes one by accident."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from worker.jobs.states import Doorbell, JobState, step_for
+
+
+class Outcome(StrEnum):
+    """How an attempt was settled."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    POSTPONED = "postponed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A row of `jobs` as its producer wishes it."""
+
+    id: UUID
+    endpoint: str
+    input: dict[str, Any]
+    tenant: str
+    idempotency_key: str | None
+    priority: int
+    labels: dict[str, str]
+    enqueued_at: datetime
+    due_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row of `jobs`, as read in one transaction."""
+
+    id: UUID
+    fence: int
+    priority: int
+    state: JobState
+    due_at: datetime | None
+    tenant: str
+    idempotency_key: str | None
+    labels: dict[str, str]
+    endpoint: str
+    input: dict[str, Any]
+    claimed_by: str | None
+    blocked_reason: str | None
+    fal_request_id: str | None
+    result: dict[str, Any] | None
+    error_code: str | None
+    error_message: str | None
+    archive_uri: str | None
+    archive_sha256: str | None
+    archive_bytes: int | None
+    enqueued_at: datetime
+    submitted_at: datetime | None
+    completed_at: datetime | None
+    archived_at: datetime | None
+    failed_at: datetime | None
+    cancelled_at: datetime | None
+
+    @property
+    def doorbell(self) -> Doorbell | None:
+        """What to ring for now that this state is committed."""
+        step = step_for(self.state)
+        return None if step is None else Doorbell(step, self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who takes a job, when, and until when it may stay silent."""
+
+    worker: str
+    now: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """How a job moves along an edge: when, when to look at it next, and what else is written."""
+
+    now: datetime
+    due_at: datetime | None = None
+    detail: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewAttempt:
+    """A row of `attempts` before its POST."""
+
+    id: UUID
+    token_hash: str
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What became of an attempt's POST."""
+
+    outcome: Outcome
+    ended_at: datetime
+    http_status: int | None = None
+    fal_request_id: str | None = None
+    status_url: str | None = None
+    response_url: str | None = None
+    cancel_url: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A row of `attempts`."""
+
+    id: UUID
+    job_id: UUID
+    number: int
+    fence: int
+    token_hash: str
+    endpoint: str
+    input: dict[str, Any]
+    claimed_by: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+    http_status: int | None
+    fal_request_id: str | None
+    status_url: str | None
+    response_url: str | None
+    cancel_url: str | None
+    error_code: str | None
+    error_message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewDelivery:
+    """A genuine webhook POST as it reached the receiver."""
+
+    received_at: datetime
+    fal_request_id: str
+    gateway_request_id: str | None
+    status: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A row of `deliveries`."""
+
+    id: int
+    job_id: UUID
+    attempt_id: UUID
+    received_at: datetime
+    last_received_at: datetime
+    times_received: int
+    fal_request_id: str
+    gateway_request_id: str | None
+    status: str
+    body: bytes
+    body_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A row of `events`."""
+
+    id: int
+    job_id: UUID
+    at: datetime
+    from_state: JobState | None
+    to_state: JobState
+    reason: str
+    detail: str | None
+    fence: int

@@ -1,0 +1,52 @@
+"""The schema of the job table: bring it up to date, and say whether it is."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+import migrations
+from worker.db import Database
+from worker.errors import OutdatedSchemaError
+
+SCRIPTS = Path(migrations.__file__).parent
+
+
+def build_config(database_url: str) -> Config:
+    """Alembic's configuration for one database; the same scripts as `alembic upgrade head` runs."""
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    config.attributes["database_url"] = database_url
+    return config
+
+
+def upgrade_schema(database_url: str) -> str:
+    """Run the missing migrations; returns the revision the schema then has."""
+    command.upgrade(build_config(database_url), "head")
+    return read_head()
+
+
+def read_head() -> str:
+    """The newest revision that this code knows."""
+    return ScriptDirectory(str(SCRIPTS)).get_current_head() or ""
+
+
+def read_revision(db: Database) -> str | None:
+    """The revision that the database has; None for an empty one."""
+    with db.reading() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def check_schema(db: Database) -> None:
+    """Raise OutdatedSchemaError unless the database is at a revision this code can work with."""
+    revision, head = read_revision(db), read_head()
+    if revision is None:
+        raise OutdatedSchemaError("the job table does not exist yet: run `extend-video migrate`")
+    known = {script.revision for script in ScriptDirectory(str(SCRIPTS)).walk_revisions()}
+    # A revision unknown to this code is newer; migrations are written for old code on them.
+    if revision != head and revision in known:
+        raise OutdatedSchemaError(
+            f"the job table is at {revision}, not at {head}: run `extend-video migrate`"
+        )

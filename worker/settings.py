@@ -1,0 +1,224 @@
+"""Settings from the environment or `.env`: one frozen value, read once, checked at start.
+
+The names are fixed by the contract with operators; the README's table is tested against this class.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from worker.errors import InvalidSettingsError, Violation
+
+MAX_SECONDS = 7 * 24 * 3600
+MAX_WEBHOOK_BYTES = 256 * 1024 * 1024
+
+
+class UnknownPolicy(StrEnum):
+    """What follows once an unknown submission is proven dead."""
+
+    RESUBMIT = "resubmit"
+    HOLD = "hold"
+
+
+def _read_seconds(value: object) -> timedelta:
+    """Seconds as text or number; nothing else, so that `1h` is refused instead of guessed."""
+    try:
+        seconds = value.total_seconds() if isinstance(value, timedelta) else float(str(value))
+    except ValueError:
+        seconds = float("nan")
+    if not 1 <= seconds <= MAX_SECONDS:
+        raise ValueError(f"a number of seconds from 1 to {MAX_SECONDS}")
+    return timedelta(seconds=seconds)
+
+
+def _check_http_url(value: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
+        raise ValueError("an http:// or https:// URL without user, query and fragment")
+    return value.rstrip("/")
+
+
+def _check_database_url(value: str) -> str:
+    try:
+        driver = make_url(value).drivername
+    except ArgumentError:
+        driver = ""
+    if driver not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
+        raise ValueError("sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+    return value
+
+
+def _check_broker_url(value: str) -> str:
+    if not re.match(r"(rediss?|amqps?|sentinel)://|redis\+socket://", value):
+        raise ValueError("a redis://, rediss://, sentinel:// or amqp:// URL")
+    return value
+
+
+def _check_endpoint(value: str) -> str:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", value):
+        raise ValueError("a model endpoint such as owner/app/path")
+    return value
+
+
+Seconds = Annotated[timedelta, BeforeValidator(_read_seconds)]
+HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
+
+
+class Settings(BaseSettings):
+    """Every setting, with its unit, bound and meaning."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
+        "sqlite:///extend-video.db",
+        description="SQLAlchemy URL of the job table; PostgreSQL in production",
+        repr=False,
+    )
+    broker_url: Annotated[str, AfterValidator(_check_broker_url)] = Field(
+        "redis://127.0.0.1:6379/0",
+        description="Celery broker: Redis, Valkey or RabbitMQ",
+        repr=False,
+    )
+    fal_key: SecretStr | None = Field(
+        None, description="fal key; or FAL_KEY_ID and FAL_KEY_SECRET, which are joined with a colon"
+    )
+    fal_key_id: SecretStr | None = Field(None, description="first half of the fal key")
+    fal_key_secret: SecretStr | None = Field(None, description="second half of the fal key")
+    fal_endpoint: Annotated[str, AfterValidator(_check_endpoint)] = Field(
+        "fal-ai/ltx-2.3-22b/extend-video", description="model endpoint"
+    )
+    fal_queue_url: HttpUrl = Field("https://queue.fal.run", description="queue API base")
+    fal_rest_url: HttpUrl = Field("https://rest.fal.ai", description="storage API base")
+    fal_cdn_url: HttpUrl = Field("https://v3.fal.media", description="CDN upload base")
+    fal_platform_url: HttpUrl = Field("https://api.fal.ai/v1", description="platform API base")
+    fal_jwks_url: HttpUrl = Field(
+        "https://rest.fal.ai/.well-known/jwks.json", description="webhook signing keys"
+    )
+    fal_user_id: str | None = Field(
+        None, description="if set, webhooks of another fal user id are refused"
+    )
+    fal_media_hosts: str = Field(
+        "*.fal.media",
+        description="hosts results may be downloaded from: comma list of host, host:port, *.host",
+    )
+    fal_store_io: bool = Field(
+        default=True, description="ask fal to keep input and output JSON for 30 days"
+    )
+    webhook_base_url: HttpUrl | None = Field(
+        None, description="public URL of the receiver; required by the worker"
+    )
+    webhook_max_bytes: int = Field(
+        1024 * 1024,
+        ge=1024,
+        le=MAX_WEBHOOK_BYTES,
+        description="largest webhook body that the receiver reads, in bytes",
+    )
+    archive_url: str = Field("file:./archive", description="where videos go")
+    max_video_bytes: int = Field(
+        8 * 1024**3, ge=1, description="largest video that is downloaded, in bytes"
+    )
+    lease_seconds: Seconds = Field(
+        timedelta(seconds=60),
+        description="how long a claimed step may be silent before the sweep takes it over",
+    )
+    sweep_seconds: Seconds = Field(timedelta(seconds=5), description="how often the sweep runs")
+    poll_seconds: Seconds = Field(
+        timedelta(seconds=120),
+        description="how long a submitted job waits for its webhook before fal is asked",
+    )
+    start_timeout_seconds: Seconds = Field(
+        timedelta(hours=1), description="fal's start timeout sent with each submission"
+    )
+    unknown_seconds: Seconds = Field(
+        timedelta(seconds=5400),
+        description="after this, a submission whose outcome stayed unknown is proven dead",
+    )
+    unknown_policy: UnknownPolicy = Field(
+        UnknownPolicy.RESUBMIT, description="what follows then: resubmit, or hold for a human"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe level that is logged"
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="json for programs, text for people; auto picks by terminal"
+    )
+
+    @property
+    def fal_credentials(self) -> SecretStr | None:
+        """The whole fal key, whichever way it was given."""
+        if self.fal_key is not None:
+            return self.fal_key
+        if self.fal_key_id is None or self.fal_key_secret is None:
+            return None
+        return SecretStr(
+            f"{self.fal_key_id.get_secret_value()}:{self.fal_key_secret.get_secret_value()}"
+        )
+
+
+def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's value
+    """Read the environment and `.env`; InvalidSettingsError names every wrong variable at once."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise InvalidSettingsError(
+            tuple(_describe_violation(detail) for detail in error.errors(include_url=False))
+        ) from None
+
+
+def require_settings(settings: Settings, names: Sequence[str]) -> None:
+    """Raise InvalidSettingsError naming each of `names` that has no value."""
+    missing = tuple(
+        Violation(name.upper(), "(not set)", _MISSING.get(name, "must be set"))
+        for name in names
+        if getattr(settings, name) is None
+    )
+    if missing:
+        raise InvalidSettingsError(missing)
+
+
+_MISSING = {
+    "webhook_base_url": "must be the public URL of the receiver, such as https://hooks.example.com",
+    "fal_credentials": "set FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET",
+}
+_SECRET_FIELDS = {"fal_key", "fal_key_id", "fal_key_secret"}
+
+
+def _describe_violation(detail: ErrorDetails) -> Violation:
+    name = str(detail["loc"][0]) if detail["loc"] else "settings"
+    return Violation(
+        name.upper(), _mask_value(name, str(detail["input"])), _describe_allowed(detail)
+    )
+
+
+def _mask_value(name: str, value: str) -> str:
+    """`value` as it may be shown: secrets not at all, URLs without their password."""
+    if name in _SECRET_FIELDS:
+        return "****"
+    return re.sub(r"(://[^:@/]*:)[^@]*@", r"\1****@", value)
+
+
+def _describe_allowed(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    known = {
+        "value_error": "must be {error}",
+        "greater_than_equal": "must be at least {ge}",
+        "less_than_equal": "must be at most {le}",
+        "literal_error": "must be {expected}",
+        "enum": "must be {expected}",
+        "int_parsing": "must be a whole number",
+        "bool_parsing": "must be true or false",
+    }
+    return known.get(detail["type"], detail["msg"]).format_map(context)
