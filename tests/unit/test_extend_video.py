@@ -1,0 +1,696 @@
+import contextlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from worker.errors import InvalidInputError, InvalidResultError, Violation
+from worker.fal.extend_video import (
+    ExtendVideoInput,
+    complete_input,
+    describe_allowed,
+    draw_seed,
+    parse_field,
+    parse_output,
+)
+from worker.violations import show_value
+
+REQUIRED = {"prompt": "The boat sails on.", "video_url": "https://media.test/boat.mp4"}
+NEGATIVE_PROMPT = (
+    "news broadcast, 3d animation, computer graphics, pc game, console game, video game, cartoon, "
+    "childish, watermark, logo, text, on screen text, subtitles, titles, signature, slowmo, static"
+)
+DEFAULTS: dict[str, object] = {
+    "end_image_url": None,
+    "num_frames": 121,
+    "video_size": "auto",
+    "generate_audio": True,
+    "use_multiscale": True,
+    "match_input_fps": True,
+    "fps": 24.0,
+    "num_inference_steps": 15,
+    "video_cfg_scale": 3.0,
+    "video_stg_scale": 1.0,
+    "video_rescaling_scale": 0.85,
+    "video_modality_scale": 3.0,
+    "audio_cfg_scale": 7.0,
+    "audio_stg_scale": 0.0,
+    "audio_rescaling_scale": 0.7,
+    "audio_modality_scale": 3.0,
+    "gradient_estimation_gamma": 0.0,
+    "use_restart_sampling": True,
+    "scheduler": "beta",
+    "acceleration": "none",
+    "camera_lora": "none",
+    "camera_lora_scale": 1.0,
+    "negative_prompt": NEGATIVE_PROMPT,
+    "seed": None,
+    "enable_prompt_expansion": True,
+    "enable_safety_checker": True,
+    "video_output_type": "X264 (.mp4)",
+    "video_quality": "high",
+    "video_write_mode": "balanced",
+    "sync_mode": False,
+    "distill_lora_first_pass_scale": 0.2,
+    "distill_lora_second_pass_scale": 0.5,
+    "extend_direction": "forward",
+    "num_context_frames": 25,
+    "video_strength": 1.0,
+    "audio_strength": 1.0,
+    "end_image_strength": 1.0,
+}
+INTEGERS = {
+    "num_frames": (9, 481),
+    "num_inference_steps": (8, 50),
+    "num_context_frames": (0, 121),
+    "seed": (-(2**63), 2**63 - 1),
+}
+NUMBERS = {
+    "fps": (1, 60),
+    "video_cfg_scale": (1, 20),
+    "video_stg_scale": (0, 20),
+    "video_rescaling_scale": (0, 1),
+    "video_modality_scale": (0, 10),
+    "audio_cfg_scale": (1, 20),
+    "audio_stg_scale": (0, 20),
+    "audio_rescaling_scale": (0, 1),
+    "audio_modality_scale": (0, 10),
+    "gradient_estimation_gamma": (0, 10),
+    "camera_lora_scale": (0, 1),
+    "distill_lora_first_pass_scale": (0, 1),
+    "distill_lora_second_pass_scale": (0, 1),
+    "video_strength": (0, 1),
+    "audio_strength": (0, 1),
+    "end_image_strength": (0, 1),
+}
+FLAGS = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
+TEXTS = ["prompt", "video_url", "end_image_url", "negative_prompt"]
+ENUMS = {
+    "video_size": [
+        "auto",
+        "square_hd",
+        "square",
+        "portrait_4_3",
+        "portrait_16_9",
+        "landscape_4_3",
+        "landscape_16_9",
+    ],
+    "scheduler": ["ltx2", "linear_quadratic", "beta"],
+    "acceleration": ["none", "regular", "high", "full"],
+    "camera_lora": [
+        "dolly_in",
+        "dolly_out",
+        "dolly_left",
+        "dolly_right",
+        "jib_up",
+        "jib_down",
+        "static",
+        "none",
+    ],
+    "video_output_type": ["X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)", "GIF (.gif)"],
+    "video_quality": ["low", "medium", "high", "maximum"],
+    "video_write_mode": ["fast", "balanced", "small"],
+    "extend_direction": ["forward", "backward"],
+}
+VIDEO: dict[str, Any] = {"url": "https://v3b.fal.media/files/b/0a/clip.mp4"}
+RESULT: dict[str, Any] = {"video": VIDEO, "seed": 7, "prompt": "A boat."}
+
+storable = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+texts = st.text(storable, max_size=30)
+urls = st.from_regex(
+    r"\Ahttps?://[a-z]{1,8}(\.[a-z]{2,4})?(:[1-9][0-9]{0,3})?/[a-z0-9/?=&%.]{0,20}\Z"
+)
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+sizes = st.fixed_dictionaries({side: st.integers(1, 14142) for side in ("width", "height")})
+FIELDS: dict[str, st.SearchStrategy[Any]] = (
+    {name: st.integers(*bounds) for name, bounds in INTEGERS.items()}
+    | {name: st.floats(*bounds) for name, bounds in NUMBERS.items()}
+    | {name: st.booleans() for name in FLAGS}
+    | {name: st.sampled_from(values) for name, values in ENUMS.items()}
+    | {
+        "prompt": texts.filter(lambda text: text.strip() != ""),
+        "negative_prompt": texts,
+        "video_url": urls,
+        "end_image_url": urls | st.none(),
+        "video_size": st.sampled_from(ENUMS["video_size"]) | sizes,
+    }
+)
+inputs = st.fixed_dictionaries(
+    {name: FIELDS[name] for name in REQUIRED},
+    optional={name: FIELDS[name] for name in DEFAULTS},
+)
+
+
+def complete(**fields: object) -> ExtendVideoInput:
+    return complete_input(REQUIRED | fields)
+
+
+def refuse(fields: Mapping[str, object]) -> tuple[Violation, ...]:
+    with pytest.raises(InvalidInputError) as refused:
+        complete_input(fields)
+    assert "pydantic" not in str(refused.value)
+    assert refused.value.__suppress_context__ or refused.value.__context__ is None
+    return refused.value.violations
+
+
+def refuse_one(name: str, value: object) -> Violation:
+    [violation] = refuse(REQUIRED | {name: value})
+    return violation
+
+
+def test_complete_input_without_choices_sends_all_defaults():
+    sent = complete(seed=5).to_json()
+    assert sent == REQUIRED | DEFAULTS | {"seed": 5}
+    assert list(sent) == [*REQUIRED, *DEFAULTS]
+    assert len(sent) == 39
+
+
+def test_defaults_keep_their_json_types():
+    sent = complete(seed=5).to_json()
+    wanted = {name: type(value) for name, value in DEFAULTS.items() if name != "seed"}
+    assert {name: type(sent[name]) for name in wanted} == wanted
+
+
+def test_fields_are_all_covered_by_strategies():
+    assert FIELDS.keys() == ExtendVideoInput.model_fields.keys()
+
+
+def test_fields_all_carry_a_description():
+    described = [field.description for field in ExtendVideoInput.model_fields.values()]
+    assert all(text and text.endswith(".") for text in described)
+
+
+@pytest.mark.parametrize(("name", "bounds"), (INTEGERS | NUMBERS).items())
+def test_complete_input_at_bounds_keeps_value(name, bounds):
+    for bound in bounds:
+        assert complete(**{name: bound}).to_json()[name] == bound
+
+
+@pytest.mark.parametrize(("name", "bounds"), INTEGERS.items())
+def test_complete_input_beyond_integer_bounds_names_both(name, bounds):
+    for value in (bounds[0] - 1, bounds[1] + 1):
+        violation = refuse_one(name, value)
+        assert (violation.field, violation.value) == (name, str(value))
+        assert violation.allowed.startswith(f"an integer from {bounds[0]} to {bounds[1]}")
+
+
+@pytest.mark.parametrize(("name", "bounds"), NUMBERS.items())
+def test_complete_input_beyond_number_bounds_names_both(name, bounds):
+    below, above = math.nextafter(bounds[0], -math.inf), math.nextafter(bounds[1], math.inf)
+    for value in (below, above):
+        allowed = f"a number from {bounds[0]} to {bounds[1]}"
+        assert refuse_one(name, value) == Violation(name, json.dumps(value), allowed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in ENUMS.items() for value in values]
+)
+def test_complete_input_with_enum_value_keeps_it(name, value):
+    assert complete(**{name: value}).to_json()[name] == value
+
+
+@pytest.mark.parametrize("name", ENUMS)
+@pytest.mark.parametrize("value", ["sideways", "", 1, None, ["auto"], True])
+def test_complete_input_with_wrong_enum_value_lists_allowed(name, value):
+    violation = refuse_one(name, value)
+    assert violation.field == name
+    assert violation.value == json.dumps(value)
+    assert violation.allowed.startswith("one of " + ", ".join(ENUMS[name]))
+
+
+@pytest.mark.parametrize("name", FLAGS)
+@pytest.mark.parametrize("value", ["true", 1, 0, 1.0, None, []])
+def test_complete_input_with_other_type_for_flag_is_refused(name, value):
+    assert refuse_one(name, value) == Violation(name, json.dumps(value), "true or false")
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("value", ["121", True, 12.5, math.nan, math.inf, 1e300, [], {}])
+def test_complete_input_with_other_type_for_integer_is_refused(name, value):
+    assert refuse_one(name, value).field == name
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["1", True, None, math.nan, math.inf, -math.inf, 10**400, []])
+def test_complete_input_with_other_type_for_number_is_refused(name, value):
+    assert refuse_one(name, value).field == name
+
+
+@pytest.mark.parametrize("name", [name for name in INTEGERS if name != "seed"])
+def test_complete_input_with_null_for_integer_is_refused(name):
+    assert refuse_one(name, None).value == "null"
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("value", [1, True, ["a"], b"https://media.test/a.mp4"])
+def test_complete_input_with_other_type_for_text_is_refused(name, value):
+    assert refuse_one(name, value).field == name
+
+
+def test_complete_input_with_integral_number_takes_the_integer():
+    sent = complete(num_frames=121.0, video_size={"width": 640.0}).to_json()
+    assert json.dumps(sent["num_frames"]) == "121"
+    assert sent["video_size"] == {"width": 640, "height": 512}
+    assert json.dumps(sent["video_size"]) == '{"width": 640, "height": 512}'
+
+
+def test_complete_input_with_integer_for_number_sends_a_number():
+    assert json.dumps(complete(fps=25).to_json()["fps"]) == "25.0"
+
+
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_complete_input_with_size_at_bounds_keeps_it(side):
+    for pixels in (1, 14142):
+        other = {"width": 512, "height": 512} | {side: pixels}
+        assert complete(video_size={side: pixels}).to_json()["video_size"] == other
+
+
+@pytest.mark.parametrize("side", ["width", "height"])
+@pytest.mark.parametrize("pixels", [0, 14143, "640", True, None])
+def test_complete_input_with_wrong_size_names_the_side(side, pixels):
+    [violation] = refuse(REQUIRED | {"video_size": {side: pixels}})
+    allowed = "an integer from 1 to 14142"
+    assert violation == Violation(f"video_size.{side}", json.dumps(pixels), allowed)
+
+
+def test_complete_input_with_unknown_side_suggests_the_known():
+    violation = refuse_one("video_size", {"width": 640, "hight": 480})
+    allowed = "no such field; did you mean height?"
+    assert violation == Violation("video_size.hight", "480", allowed)
+
+
+@pytest.mark.parametrize("size", [{1: 2}, {"\ud800": 2}])
+def test_complete_input_with_unreadable_side_is_refused(size):
+    assert refuse_one("video_size", size).field.startswith("video_size")
+
+
+@pytest.mark.parametrize("prompt", ["", " \t\n", "\u2003"])
+def test_complete_input_with_blank_prompt_is_refused(prompt):
+    assert "not blank" in refuse_one("prompt", prompt).allowed
+
+
+def test_complete_input_with_empty_negative_prompt_keeps_it():
+    assert complete(negative_prompt="").negative_prompt == ""
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("character", ["\0", "\ud800", chr(0xDFFF)])
+def test_complete_input_with_unstorable_character_is_refused(name, character):
+    violation = refuse_one(name, f"https://media.test/a{character}b")
+    assert violation.field == name
+    assert violation.value.isascii()
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_complete_input_with_long_text_is_bounded(name):
+    assert len(str(complete(**{name: "ä" * 65_536}).to_json()[name])) == 65_536
+    violation = refuse_one(name, "ä" * 65_537)
+    assert "at most 65536 characters" in violation.allowed
+    assert len(violation.value) == 80
+
+
+@pytest.mark.parametrize("name", ["video_url", "end_image_url"])
+def test_complete_input_with_long_url_is_bounded(name):
+    url = "https://media.test/".ljust(8_192, "a")
+    assert complete(**{name: url}).to_json()[name] == url
+    assert "at most 8192 characters" in refuse_one(name, url + "a").allowed
+
+
+@pytest.mark.parametrize("name", ["video_url", "end_image_url"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://media.test",
+        "https://media.test:8443/a.mp4?token=a%20b#t=1",
+        "HTTPS://MEDIA.test/a@b.mp4",
+        "http://127.0.0.1:9000/a.mp4",
+        "http://[::1]:9000/a.mp4",
+        "https://medien.test/größe.mp4",
+    ],
+)
+def test_complete_input_with_absolute_url_keeps_it_verbatim(name, url):
+    assert complete(**{name: url}).to_json()[name] == url
+
+
+@pytest.mark.parametrize("name", ["video_url", "end_image_url"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "boat.mp4",
+        "/srv/boat.mp4",
+        "file:///srv/boat.mp4",
+        "ftp://media.test/boat.mp4",
+        "data:video/mp4;base64,AAAA",
+        "//media.test/boat.mp4",
+        "https:///boat.mp4",
+        "https://:443/boat.mp4",
+        "https:media.test/boat.mp4",
+        "https://user@media.test/boat.mp4",
+        "https://user:secret@media.test/boat.mp4",
+        "https://@media.test/boat.mp4",
+        "https://media.test\\@other.test/boat.mp4",
+        "https://media.test/the boat.mp4",
+        " https://media.test/boat.mp4",
+        "https://media.test/boat.mp4\n",
+        "https://media.test/bo\tat.mp4",
+        "https://media.test/boat\x7f.mp4",
+        "https://media.test:port/boat.mp4",
+        "https://media.test:0/boat.mp4",
+        "https://media.test:65536/boat.mp4",
+        "https://[::1/boat.mp4",
+    ],
+)
+def test_complete_input_with_other_url_is_refused(name, url):
+    violation = refuse_one(name, url)
+    assert violation.value == json.dumps(url, ensure_ascii=False)
+    assert violation.allowed.startswith("an absolute http or https URL with a host")
+    assert "data URIs and local files are not taken yet" in violation.allowed
+
+
+def test_complete_input_with_many_errors_lists_all_at_once():
+    violations = refuse(
+        {
+            "prompt": " ",
+            "num_frames": 500,
+            "sync_mode": "true",
+            "scheduler": "euler",
+            "video_size": {"width": 0, "height": 14143},
+            "frames_per_second": 3,
+            "num_frame": 9,
+        }
+    )
+    assert [violation.field for violation in violations] == [
+        "prompt",
+        "video_url",
+        "num_frames",
+        "video_size.width",
+        "video_size.height",
+        "scheduler",
+        "sync_mode",
+        "frames_per_second",
+        "num_frame",
+    ]
+    assert violations[1].value == "nothing"
+    assert violations[1].allowed.startswith("required: an absolute http or https URL")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("num_frame", "num_frames"),
+        ("image_size", "video_size"),
+        ("video_strenght", "video_strength"),
+    ],
+)
+def test_complete_input_with_misspelt_field_suggests_the_known(name, meant):
+    allowed = f"no such field; did you mean {meant}?"
+    assert refuse_one(name, [1, "a"]) == Violation(name, '[1, "a"]', allowed)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("webhook", "webhook"), ("a b", '"a b"'), ("\ud800", r'"\ud800"'), (7, "7"), ("", '""')],
+)
+def test_complete_input_with_unknown_field_names_it(name, shown):
+    assert refuse_one(name, None) == Violation(shown, "null", "no such field")
+
+
+def test_complete_input_with_overlong_field_name_shortens_it():
+    assert len(refuse_one("x" * 500, None).field) == 80
+
+
+def test_complete_input_without_seed_draws_once():
+    drawn = iter([11, 12])
+    assert complete_input(REQUIRED, draw_seed=lambda: next(drawn)).seed == 11
+    assert complete_input(REQUIRED | {"seed": None}, draw_seed=lambda: next(drawn)).seed == 12
+    assert next(drawn, None) is None
+
+
+def test_complete_input_with_seed_keeps_it():
+    def refuse_to_draw() -> int:
+        raise AssertionError
+
+    for seed in (0, 5, -1):
+        assert complete_input(REQUIRED | {"seed": seed}, draw_seed=refuse_to_draw).seed == seed
+
+
+def test_draw_seed_often_stays_in_range_and_varies():
+    drawn = {draw_seed() for _ in range(100)}
+    assert all(0 <= seed < 2**31 for seed in drawn)
+    assert len(drawn) > 90
+
+
+def test_complete_input_with_any_mapping_reads_it():
+    assert complete_input(MappingProxyType(REQUIRED)).prompt == REQUIRED["prompt"]
+
+
+def test_input_once_built_cannot_be_changed():
+    built = complete(video_size={"width": 640})
+    for model, name in ((built, "seed"), (built.video_size, "width")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(model, name, 1)
+
+
+@given(inputs)
+def test_to_json_read_again_gives_the_same_input(fields):
+    built = complete_input(fields)
+    sent = built.to_json()
+    assert complete_input(sent) == built
+    assert json.loads(json.dumps(sent, allow_nan=False)) == sent
+    given = {name: value for name, value in fields.items() if name not in {"seed", "video_size"}}
+    assert {name: sent[name] for name in given} == given
+
+
+def write_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@given(st.data())
+def test_parse_field_of_written_value_gives_it_back(data):
+    name = data.draw(st.sampled_from(sorted(FIELDS)))
+    value = data.draw(FIELDS[name])
+    parsed = parse_field(name, write_text(value))
+    assert parsed == value
+    assert type(parsed) is type(value)
+
+
+@given(st.sampled_from(sorted(FIELDS)), st.text(st.characters()))
+@example("video_size", '{"a":' * 100_000)
+@example("video_size", "{" + '"width": ' + "1" * 5000 + "}")
+@example("video_size", "1" * 5000 + "x1")
+@example("num_frames", "1" * 5000)
+def test_parse_field_of_any_text_refuses_or_yields_json(name, text):
+    refusals: list[Violation] = []
+    try:
+        json.dumps(parse_field(name, text))
+    except InvalidInputError as error:
+        refusals = list(error.violations)
+    assert refusals in ([], [Violation(name, show_value(text), describe_allowed(name))])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("video_size", "1280x720", {"width": 1280, "height": 720}),
+        ("video_size", '{"width": 640}', {"width": 640}),
+        ("video_size", "square_hd", "square_hd"),
+        ("seed", "null", None),
+        ("seed", "-3", -3),
+        ("end_image_url", "null", None),
+        ("prompt", "null", "null"),
+        ("prompt", "true", "true"),
+        ("sync_mode", "false", False),
+        ("fps", ".5", 0.5),
+        ("fps", "25", 25.0),
+        ("fps", "2.5e1", 25.0),
+    ],
+)
+def test_parse_field_follows_the_fields_type(name, text, value):
+    assert parse_field(name, text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("sync_mode", "yes"),
+        ("sync_mode", "True"),
+        ("num_frames", "121.0"),
+        ("num_frames", "1_000"),
+        ("num_frames", "٣"),
+        ("num_frames", ""),
+        ("num_frames", "null"),
+        ("fps", "nan"),
+        ("fps", "inf"),
+        ("fps", "."),
+        ("fps", "1_0"),
+        ("video_size", "{width: 3}"),
+    ],
+)
+def test_parse_field_of_other_text_is_refused(name, text):
+    with pytest.raises(InvalidInputError) as refused:
+        parse_field(name, text)
+    [violation] = refused.value.violations
+    assert (violation.field, violation.value) == (name, json.dumps(text, ensure_ascii=False))
+    assert violation.allowed == describe_allowed(name)
+
+
+def test_parse_field_of_unknown_name_suggests_the_known():
+    with pytest.raises(InvalidInputError, match=r"num_frame=\"9\": .* did you mean num_frames\?"):
+        parse_field("num_frame", "9")
+
+
+@pytest.mark.parametrize(
+    ("field", "allowed"),
+    [
+        ("video_size.height", "an integer from 1 to 14142"),
+        ("video_size.hight", "no such field; did you mean height?"),
+        ("prompt.first", "no such field"),
+        ("a.b.c", "no such field"),
+        ("generate_audio", "true or false"),
+        ("fps", "a number from 1 to 60"),
+    ],
+)
+def test_describe_allowed_says_it_in_words(field, allowed):
+    assert describe_allowed(field) == allowed
+
+
+def test_describe_allowed_of_size_names_both_ways():
+    assert describe_allowed("video_size") == (
+        f"one of {', '.join(ENUMS['video_size'])}, or an object with "
+        "width (an integer from 1 to 14142) and height (an integer from 1 to 14142)"
+    )
+
+
+@given(json_values | st.dictionaries(st.sampled_from(sorted(FIELDS)), json_values))
+def test_complete_input_of_any_json_refuses_with_violations(fields):
+    with pytest.raises(InvalidInputError) as refused:
+        complete_input(fields)
+    assert refused.value.violations
+    for violation in refused.value.violations:
+        assert len(violation.value) <= 80
+        assert re.search(r"[\0-\x1f\ud800-\udfff]", str(violation)) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("ü\n", '"ü\\n"'),
+        ({"a": [1, None, True]}, '{"a": [1, null, true]}'),
+        (b"a", "\"b'a'\""),
+        ({(1, 2): 3}, "{}"),
+        ("x" * 78, '"' + "x" * 78 + '"'),
+        ("x" * 79, '"' + "x" * 78 + "…"),
+    ],
+)
+def test_show_value_writes_short_json(value, shown):
+    assert show_value(value) == shown
+
+
+def test_show_value_of_huge_integer_names_its_type():
+    assert show_value(10**5000) == "<int>"
+
+
+def test_show_value_of_endless_value_ends():
+    endless: list[Any] = []
+    endless.append(endless)
+    assert show_value(endless) == "[" * 79 + "…"
+
+
+def test_parse_output_of_full_result_reads_all():
+    video = VIDEO | {
+        "content_type": "video/mp4",
+        "file_name": "clip.mp4",
+        "file_size": 1_234_567,
+        "width": 1248,
+        "height": 704,
+        "fps": 25,
+        "duration": 6.44,
+        "num_frames": 161,
+    }
+    output = parse_output(RESULT | {"video": video})
+    assert output.video.model_dump() == video
+    assert (output.seed, output.prompt) == (7, "A boat.")
+    assert output.to_json() == RESULT | {"video": video}
+
+
+@pytest.mark.parametrize("video", [VIDEO, VIDEO | {"width": None, "fps": None, "file_name": None}])
+def test_parse_output_with_missing_or_null_fields_reads_none(video):
+    output = parse_output(RESULT | {"video": video})
+    assert (output.video.width, output.video.fps, output.video.file_name) == (None, None, None)
+    assert output.to_json()["video"] == video
+
+
+def test_parse_output_with_integral_floats_reads_integers():
+    video = VIDEO | {"width": 1248.0, "num_frames": 161.0}
+    output = parse_output(RESULT | {"video": video, "seed": 7.0})
+    assert json.dumps([output.video.width, output.video.num_frames, output.seed]) == (
+        "[1248, 161, 7]"
+    )
+
+
+def test_parse_output_with_unknown_fields_keeps_them():
+    payload = RESULT | {"timings": {"inference": [1.5]}, "video": VIDEO | {"codec": "h264"}}
+    assert parse_output(payload).to_json() == payload
+
+
+@pytest.mark.parametrize("url", ["data:video/mp4;base64,AAAA", "http://127.0.0.1:9/a.mp4"])
+def test_parse_output_with_legal_url_keeps_it(url):
+    assert parse_output(RESULT | {"video": {"url": url}}).video.url == url
+
+
+def test_parse_output_with_unstorable_values_mends_them():
+    payload = RESULT | {"prompt": "a\0b\ud800", "video": VIDEO | {"duration": math.nan}}
+    output = parse_output(payload)
+    assert output.prompt.startswith("a\ufffdb")
+    assert output.prompt.isprintable()
+    assert output.video.duration is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (None, "payload=null: an object with video"),
+        ([], "payload=\\[\\]: an object with video"),
+        ({}, "video=nothing: required: an object with url"),
+        (RESULT | {"video": "https://a.test/b"}, 'video="https://a.test/b": an object with url'),
+        (RESULT | {"video": {}}, "video.url=nothing: required: an absolute http or https URL"),
+        (RESULT | {"video": {"url": ""}}, 'video.url="": an absolute http or https URL, or a data'),
+        (RESULT | {"video": {"url": "ftp://a.test/b"}}, 'video.url="ftp://a.test/b": an absolute'),
+        (RESULT | {"video": VIDEO | {"width": "wide"}}, 'video.width="wide": an integer, or null'),
+        (RESULT | {"video": VIDEO | {"num_frames": 1.5}}, "num_frames=1.5: an integer, or null"),
+        (RESULT | {"seed": None}, "seed=null: an integer"),
+        (RESULT | {"prompt": 5}, "prompt=5: text"),
+    ],
+)
+def test_parse_output_of_other_shape_says_why(payload, reason):
+    with pytest.raises(InvalidResultError, match=reason):
+        parse_output(payload)
+
+
+@pytest.mark.parametrize("depth", [300, 5000])
+def test_parse_output_nested_too_deeply_is_refused(depth):
+    nested: list[Any] = []
+    for _ in range(depth):
+        nested = [nested]
+    with pytest.raises(InvalidResultError, match="nested too deeply"):
+        parse_output(RESULT | {"extra": nested})
+
+
+@given(json_values, json_values, json_values, json_values)
+def test_parse_output_of_any_json_refuses_or_dumps(whole, url, extra, seed):
+    nearly = {"video": {"url": url, "fps": extra}, "seed": seed, "prompt": "p", "extra": extra}
+    for payload in (whole, nearly, RESULT | {"extra": extra}):
+        with contextlib.suppress(InvalidResultError):
+            json.dumps(parse_output(payload).to_json(), allow_nan=False)

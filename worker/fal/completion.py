@@ -1,0 +1,68 @@
+"""The fact that fal has finished a request, whoever tells of it."""
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from worker.errors import InvalidDeliveryError
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """fal's own words; `payload` is None where fal could not put the result into the message."""
+
+    fal_request_id: str
+    gateway_request_id: str | None
+    status: Literal["OK", "ERROR"]
+    payload: JsonValue
+    error: str | None
+
+
+class _WebhookBody(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    request_id: str
+    gateway_request_id: str | None = None
+    status: Literal["OK", "ERROR"]
+    payload: JsonValue = None
+    error: str | None = None
+    payload_error: str | None = None
+
+
+def parse_webhook(body: bytes) -> Completion:
+    """Read a webhook's JSON. Raises InvalidDeliveryError naming what is wrong with it."""
+    try:
+        parsed = _WebhookBody.model_validate(make_storable(json.loads(body)))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"])) or "body"
+        raise InvalidDeliveryError(f"{field}: {first['msg']}") from None
+    except (ValueError, RecursionError):
+        raise InvalidDeliveryError("the body is not JSON") from None
+    return Completion(
+        fal_request_id=parsed.request_id,
+        gateway_request_id=parsed.gateway_request_id,
+        status=parsed.status,
+        payload=parsed.payload,
+        error=parsed.error or parsed.payload_error,
+    )
+
+
+def make_storable(value: JsonValue) -> JsonValue:
+    """The value without what a JSON column cannot hold: NUL, lone surrogates, NaN, infinity."""
+    match value:
+        case str():
+            return (
+                value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+            )
+        case float():
+            return value if math.isfinite(value) else None
+        case list():
+            return [make_storable(item) for item in value]
+        case dict():
+            return {str(make_storable(key)): make_storable(item) for key, item in value.items()}
+        case _:
+            return value

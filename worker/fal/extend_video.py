@@ -1,0 +1,210 @@
+"""Input and output of the model `fal-ai/ltx-2.3-22b/extend-video`.
+
+Names, types, enums and defaults are those of the model's API page; the ranges are those of its
+OpenAPI schema. fal changes defaults without notice, so every field is sent explicitly.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from worker import violations
+from worker.errors import InvalidResultError
+from worker.fal.completion import make_storable
+from worker.fal.field_types import (
+    Acceleration,
+    CameraLora,
+    CfgScale,
+    ContextFrameCount,
+    Count,
+    ExtendDirection,
+    Flag,
+    FrameCount,
+    FrameRate,
+    Measure,
+    ModalityScale,
+    Prompt,
+    ResultUrl,
+    Scheduler,
+    Seed,
+    Size,
+    StepCount,
+    StgScale,
+    Strength,
+    Text,
+    Url,
+    VideoOutputType,
+    VideoQuality,
+    VideoSize,
+    VideoWriteMode,
+)
+
+
+def draw_seed() -> int:
+    return secrets.randbelow(2**31)
+
+
+class ExtendVideoInput(BaseModel):
+    """All 39 fields, with the defaults of the model's API page; build it by `complete_input`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    prompt: Prompt
+    """What happens in the new part of the video."""
+    video_url: Url
+    """Where fal fetches the video to extend."""
+    end_image_url: Url | None = None
+    """Where fal fetches a picture on which the new part ends; null: none."""
+    num_frames: FrameCount = 121
+    """Frames to generate, context included."""
+    video_size: Size = VideoSize.AUTO
+    """Size of the picture by name, or width and height in pixels; auto follows the source."""
+    generate_audio: Flag = True
+    """Generate sound too."""
+    use_multiscale: Flag = True
+    """Generate small first, and the full size guided by it: more coherent."""
+    match_input_fps: Flag = True
+    """Keep the source's frame rate; `fps` is then unused."""
+    fps: FrameRate = 24.0
+    """Frames per second, if the source's rate is not kept."""
+    num_inference_steps: StepCount = 15
+    """Denoising steps: more is slower and finer."""
+    video_cfg_scale: CfgScale = 3.0
+    """How closely the picture follows the prompt."""
+    video_stg_scale: StgScale = 1.0
+    """Strength of the spatiotemporal guidance of the picture; 0 turns it off."""
+    video_rescaling_scale: Strength = 0.85
+    """Balance between both guidances of the picture."""
+    video_modality_scale: ModalityScale = 3.0
+    """How strongly the sound guides the picture."""
+    audio_cfg_scale: CfgScale = 7.0
+    """How closely the sound follows the prompt."""
+    audio_stg_scale: StgScale = 0.0
+    """Strength of the spatiotemporal guidance of the sound; 0 turns it off."""
+    audio_rescaling_scale: Strength = 0.7
+    """Balance between both guidances of the sound."""
+    audio_modality_scale: ModalityScale = 3.0
+    """How strongly the picture guides the sound."""
+    gradient_estimation_gamma: ModalityScale = 0.0
+    """Gamma of the gradient estimation while denoising; 0 turns it off."""
+    use_restart_sampling: Flag = True
+    """Add a little noise at each step, which often gives finer pictures."""
+    scheduler: Scheduler = Scheduler.BETA
+    """How the noise falls from step to step."""
+    acceleration: Acceleration = Acceleration.NONE
+    """How much quality may be given up for speed."""
+    camera_lora: CameraLora = CameraLora.NONE
+    """A camera movement, kept more exactly than one told in the prompt."""
+    camera_lora_scale: Strength = 1.0
+    """Strength of the camera movement."""
+    negative_prompt: Text = (
+        "news broadcast, 3d animation, computer graphics, pc game, console game, video game, "
+        "cartoon, childish, watermark, logo, text, on screen text, subtitles, titles, signature, "
+        "slowmo, static"
+    )
+    """What the video is not to look like; may be empty."""
+    seed: Seed | None = None
+    """Start of the random numbers; null: drawn when the job is enqueued."""
+    enable_prompt_expansion: Flag = True
+    """Let fal enrich the prompt; the result tells the prompt used."""
+    enable_safety_checker: Flag = True
+    """Let fal check for unsafe content."""
+    video_output_type: VideoOutputType = VideoOutputType.MP4
+    """Codec and container of the result."""
+    video_quality: VideoQuality = VideoQuality.HIGH
+    """Quality at which the result is encoded."""
+    video_write_mode: VideoWriteMode = VideoWriteMode.BALANCED
+    """Whether encoding aims at speed or at a small file."""
+    sync_mode: Flag = False
+    """Return the video inside the result as a data URI, kept by fal for minutes only."""
+    distill_lora_first_pass_scale: Strength = 0.2
+    """Strength of the distillation in the first pass; 0 turns it off."""
+    distill_lora_second_pass_scale: Strength = 0.5
+    """Strength of the distillation in later passes."""
+    extend_direction: ExtendDirection = ExtendDirection.FORWARD
+    """Whether to add after the end or before the beginning."""
+    num_context_frames: ContextFrameCount = 25
+    """Frames of the source that the new part is made from."""
+    video_strength: Strength = 1.0
+    """How firmly the context's picture is kept."""
+    audio_strength: Strength = 1.0
+    """How firmly the context's sound is kept."""
+    end_image_strength: Strength = 1.0
+    """How firmly the end picture is met."""
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Every field in order of declaration, nulls included: what is stored and what is sent."""
+        return self.model_dump(mode="json")
+
+
+class VideoFile(BaseModel):
+    """A video at fal; only its URL is certain. Bytes, pixels, frames per second, seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    url: ResultUrl
+    content_type: str | None = None
+    file_name: str | None = None
+    file_size: Count = None
+    width: Count = None
+    height: Count = None
+    fps: Measure = None
+    duration: Measure = None
+    num_frames: Count = None
+
+
+class ExtendVideoOutput(BaseModel):
+    """What fal returns; fields unknown to us are kept. Build it by `parse_output`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    video: VideoFile
+    seed: int
+    prompt: str
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """The fields that fal sent, unknown ones included."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+def complete_input(
+    fields: Mapping[str, object], *, draw_seed: Callable[[], int] = draw_seed
+) -> ExtendVideoInput:
+    """Check the fields, fill in the defaults, and draw a seed if none (or null) is given.
+
+    A drawn seed makes each input unique, so that a submission whose answer was lost can be found
+    again by its input. Raises InvalidInputError with every violation at once.
+    """
+    given = violations.validate_fields(ExtendVideoInput, fields)
+    return given if given.seed is not None else given.model_copy(update={"seed": draw_seed()})
+
+
+def parse_field(name: str, text: str) -> object:
+    """Turn the text of `--set name=text` into a JSON value of the field's type.
+
+    Takes true or false, numbers, null where allowed, WIDTHxHEIGHT or a JSON object for a size.
+    Bounds are left to `complete_input`. Raises InvalidInputError.
+    """
+    return violations.parse_text(ExtendVideoInput, name, text)
+
+
+def describe_allowed(field: str) -> str:
+    """Say in words what an input field allows; `video_size.width` names an inner one."""
+    return violations.describe_allowed(ExtendVideoInput, *field.split("."))
+
+
+def parse_output(payload: JsonValue) -> ExtendVideoOutput:
+    """Read a result leniently: the video is paid for, and what matters is its URL.
+
+    Raises InvalidResultError.
+    """
+    try:
+        output = ExtendVideoOutput.model_validate(make_storable(payload))
+        output.to_json()
+    except ValidationError as error:
+        wrong = violations.list_violations(ExtendVideoOutput, error)
+        raise InvalidResultError("; ".join(map(str, wrong))) from None
+    except (RecursionError, ValueError):  # better refused here than when it is to be stored
+        raise InvalidResultError("the result is nested too deeply") from None
+    return output

@@ -1,0 +1,270 @@
+"""Verification of fal's signed webhooks.
+
+fal signs each webhook with Ed25519 (docs: Webhooks). The signed message joins by newlines the
+request id, the user id and the timestamp as they stand in the headers, and the hex SHA-256 of the
+raw body. The URL is not signed. No key id comes along: any key of fal's published set may fit.
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from threading import Lock
+from typing import TypeAlias
+
+import httpx
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from worker.deadline import call_within
+from worker.errors import InvalidSignatureError, KeysUnavailableError
+
+WINDOW = timedelta(seconds=300)
+KEYS_MAX_AGE = timedelta(hours=24)
+REFETCH_PAUSE = timedelta(minutes=1)
+COLD_RETRY_PAUSE = timedelta(seconds=5)
+FETCH_TIMEOUT = timedelta(seconds=5)
+MAX_JWKS_BYTES = 64 * 1024
+
+Keys: TypeAlias = tuple[Ed25519PublicKey, ...]
+
+_IDENTIFIER = re.compile(r"[!-~]{1,256}")  # visible ASCII: no newline can shift the signed parts
+_HEADERS = {
+    "request_id": ("X-Fal-Webhook-Request-Id", _IDENTIFIER),
+    "user_id": ("X-Fal-Webhook-User-Id", _IDENTIFIER),
+    "timestamp": ("X-Fal-Webhook-Timestamp", re.compile(r"[0-9]{1,12}")),
+    "signature": ("X-Fal-Webhook-Signature", re.compile(r"[0-9a-fA-F]{128}")),
+}
+_RAW_KEY = re.compile(r"[A-Za-z0-9_-]{43}=?")  # 32 bytes in base64url
+
+
+class StaleSignatureError(InvalidSignatureError):
+    """The signature is true, but its time is outside the window: a late or replayed delivery."""
+
+    code = "stale_signature"
+
+
+@dataclass(frozen=True, slots=True)
+class SignedHeaders:
+    """The four headers verbatim; of the right form, else InvalidSignatureError."""
+
+    request_id: str
+    user_id: str
+    timestamp: str
+    signature: str
+
+    def __post_init__(self) -> None:
+        for field, (header, form) in _HEADERS.items():
+            value = getattr(self, field)
+            if not value:
+                raise InvalidSignatureError(f"the header {header} is missing")
+            if not form.fullmatch(value):
+                raise InvalidSignatureError(f"the header {header} is malformed")
+
+
+def read_headers(headers: Mapping[str, str]) -> SignedHeaders:
+    """Pick the four headers whatever their case. Raises InvalidSignatureError."""
+    lowered = {name.lower(): value for name, value in headers.items()}
+    picked = {field: lowered.get(name.lower(), "") for field, (name, _) in _HEADERS.items()}
+    return SignedHeaders(**picked)
+
+
+def signed_message(headers: SignedHeaders, body: bytes) -> bytes:
+    digest = hashlib.sha256(body).hexdigest()
+    return f"{headers.request_id}\n{headers.user_id}\n{headers.timestamp}\n{digest}".encode()
+
+
+def verify_signature(headers: SignedHeaders, body: bytes, keys: Sequence[Ed25519PublicKey]) -> None:
+    """Raises InvalidSignatureError if none of the keys fits."""
+    signature, message = bytes.fromhex(headers.signature), signed_message(headers, body)
+    if not any(_fits(key, signature, message) for key in keys):
+        raise InvalidSignatureError("no key of fal fits the signature")
+
+
+def _fits(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
+    try:
+        key.verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def check_freshness(headers: SignedHeaders, now: datetime, window: timedelta = WINDOW) -> None:
+    """Raises StaleSignatureError if the timestamp is further from `now` than `window`, either way.
+
+    A delivery exactly `window` old is fresh; `now` is aware.
+    """
+    age = now.timestamp() - int(headers.timestamp)
+    if abs(age) > window.total_seconds():
+        raise StaleSignatureError(f"the signature is {age:.0f} s old, {window} is allowed")
+
+
+def parse_jwks(document: object) -> Keys:
+    """Read the Ed25519 keys of a JWKS, passing over entries of other kinds.
+
+    Raises KeysUnavailableError if none is left.
+    """
+    entries = document.get("keys") if isinstance(document, Mapping) else None
+    read = map(_read_key, entries if isinstance(entries, list) else ())
+    keys = tuple(key for key in read if key is not None)
+    if not keys:
+        raise KeysUnavailableError("the key document holds no Ed25519 key")
+    return keys
+
+
+def _read_key(entry: object) -> Ed25519PublicKey | None:
+    if not isinstance(entry, Mapping):
+        return None
+    raw = entry.get("x")
+    ours = (entry.get("kty", "OKP"), entry.get("crv", "Ed25519")) == ("OKP", "Ed25519")
+    if not ours or not isinstance(raw, str) or not _RAW_KEY.fullmatch(raw):
+        return None
+    return Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(raw[:43] + "="))
+
+
+class KeyCache:
+    """fal's public keys, fetched when first needed and once a day; safe between threads.
+
+    However many deliveries ask, genuine or not, there is at most one fetch a minute, or every five
+    seconds as long as no fetch has ever succeeded: until then nothing can be verified, and a minute
+    would be long. Keys that cannot be renewed stay in use, as an outage at fal is likelier than a
+    stolen key. `clock` counts seconds and never goes back.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        client: httpx.Client,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        max_age: timedelta = KEYS_MAX_AGE,
+        timeout: timedelta = FETCH_TIMEOUT,
+    ) -> None:
+        self._url = url
+        self._client = client
+        self._clock = clock
+        self._max_age = max_age.total_seconds()
+        self._timeout = timeout.total_seconds()
+        self._fetching = Lock()
+        self._keys: Keys = ()
+        self._expire_at = self._next_fetch_at = clock()
+        self._failure = "not yet fetched"
+
+    def keys(self) -> Keys:
+        """The keys at hand, fetched before if there are none or they are old.
+
+        While one thread renews old keys, the others go on with them. Raises KeysUnavailableError.
+        """
+        if self._clock() >= self._expire_at:
+            self._fetch_if_due(wait=not self._keys)
+        if not self._keys:
+            raise KeysUnavailableError(f"fal's keys at {self._url}: {self._failure}")
+        return self._keys
+
+    def refetch(self, tried: Keys) -> bool:
+        """Fetch if that is due; say whether there are other keys now than those `tried`."""
+        self._fetch_if_due(wait=True)
+        return self._keys != tried
+
+    def _fetch_if_due(self, *, wait: bool) -> None:
+        if self._clock() < self._next_fetch_at or not self._fetching.acquire(blocking=wait):
+            return
+        try:
+            # another thread may have fetched while this one waited
+            if self._clock() >= self._next_fetch_at:
+                self._renew()
+        finally:
+            self._fetching.release()
+
+    def _renew(self) -> None:
+        try:
+            self._keys = self._fetch_in_time()
+            self._expire_at = self._clock() + self._max_age
+        except KeysUnavailableError as error:
+            self._failure = str(error)
+        pause = REFETCH_PAUSE if self._keys else COLD_RETRY_PAUSE
+        self._next_fetch_at = self._clock() + pause.total_seconds()
+
+    def _fetch_in_time(self) -> Keys:
+        limit = timedelta(seconds=self._timeout)
+        try:
+            return call_within(limit, lambda: parse_jwks(json.loads(self._download())))
+        except TimeoutError:
+            raise KeysUnavailableError(f"no answer within {self._timeout:g} s") from None
+        except (httpx.HTTPError, ValueError, RecursionError) as error:
+            raise KeysUnavailableError(f"{type(error).__name__}: {error}") from error
+
+    def _download(self) -> bytes:
+        request = self._client.build_request(
+            "GET",
+            self._url,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+            timeout=self._timeout,
+        )
+        # the keys are public: nothing secret that the client may carry goes along
+        for name in ("Authorization", "Cookie"):
+            request.headers.pop(name, None)
+        deadline = time.monotonic() + self._timeout
+        response = self._client.send(request, stream=True, auth=None, follow_redirects=False)
+        with closing(response):
+            if response.status_code != httpx.codes.OK:
+                raise KeysUnavailableError(f"HTTP {response.status_code}")
+            body = bytearray()
+            for chunk in response.iter_raw():
+                body += chunk
+                if len(body) > MAX_JWKS_BYTES:
+                    raise KeysUnavailableError(f"more than {MAX_JWKS_BYTES} bytes")
+                if time.monotonic() > deadline:
+                    raise KeysUnavailableError("too slow")
+            return bytes(body)
+
+
+class WebhookVerifier:
+    """Verifies deliveries with fal's keys; with `user_id`, of that fal account only."""
+
+    def __init__(
+        self, keys: KeyCache, *, user_id: str | None = None, window: timedelta = WINDOW
+    ) -> None:
+        self._keys = keys
+        self._user_id = user_id
+        self._window = window
+
+    def verify(self, headers: Mapping[str, str], body: bytes, now: datetime) -> SignedHeaders:
+        """Return the headers, by now proven; `body` is the raw body.
+
+        The order is: form of the headers, account, age, signature with the keys at hand, and only
+        for a fresh delivery that no key fits, once more with refetched keys. What needs no key
+        comes first, so that garbage costs no network. A stale delivery is still held against the
+        keys, so that StaleSignatureError means a delivery of fal's, if an old one.
+
+        Raises InvalidSignatureError, StaleSignatureError and KeysUnavailableError.
+        """
+        signed = read_headers(headers)
+        self._check_user(signed)
+        try:
+            check_freshness(signed, now, self._window)
+        except StaleSignatureError:
+            verify_signature(signed, body, self._keys.keys())
+            raise
+        self._verify_fresh(signed, body)
+        return signed
+
+    def _check_user(self, signed: SignedHeaders) -> None:
+        expected = signed.user_id if self._user_id is None else self._user_id
+        if not hmac.compare_digest(expected.encode(), signed.user_id.encode()):
+            raise InvalidSignatureError("the delivery belongs to another fal account")
+
+    def _verify_fresh(self, signed: SignedHeaders, body: bytes) -> None:
+        tried = self._keys.keys()
+        try:
+            verify_signature(signed, body, tried)
+        except InvalidSignatureError:
+            if not self._keys.refetch(tried):
+                raise
+            verify_signature(signed, body, self._keys.keys())
