@@ -1,0 +1,407 @@
+import hashlib
+import socket
+import time
+import tracemalloc
+from datetime import timedelta
+
+import httpx
+import pytest
+
+from tests.media.conftest import Answer, MediaHandler
+from worker.errors import MediaRefusedError, MediaUnavailableError
+from worker.media.download import (
+    HEAD_BYTES,
+    Download,
+    DownloadLimits,
+    download_video,
+    media_client,
+)
+from worker.media.hosts import parse_media_hosts
+
+VIDEO = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 4000
+LIMITS = DownloadLimits(total=timedelta(seconds=30), max_bytes=100 * 1024 * 1024)
+
+
+@pytest.fixture
+def client():
+    with media_client() as client:
+        yield client
+
+
+@pytest.fixture
+def download(server, client):
+    """Download a URL of `server`; keyword arguments replace the usual ones."""
+
+    def run(url, sink=lambda _: None, **changes):
+        usual = {"client": client, "hosts": server.hosts, "limits": LIMITS}
+        return download_video(url, sink, **(usual | changes))
+
+    return run
+
+
+def send_video(handler: MediaHandler) -> None:
+    handler.answer(Content_Length=str(len(VIDEO)), Content_Type="video/mp4")
+    handler.wfile.write(VIDEO)
+
+
+def redirect_to(location: str, status: int = 302) -> Answer:
+    return lambda handler: handler.answer(status, Location=location, Content_Length="0")
+
+
+def send_chunked(body: bytes, **headers: str) -> Answer:
+    def answer(handler: MediaHandler) -> None:
+        handler.answer(Transfer_Encoding="chunked", **headers)
+        chunks = [body] if body else []
+        for chunk in [*chunks, b""]:
+            handler.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+
+    return answer
+
+
+def test_download_video_whole_body_gives_bytes_hash_and_type(server, download):
+    received = bytearray()
+    progress: list[int] = []
+
+    result = download(
+        server.serve("/v.mp4", send_video), received.extend, on_progress=progress.append
+    )
+
+    assert bytes(received) == VIDEO
+    assert result == Download(
+        bytes=len(VIDEO),
+        sha256=hashlib.sha256(VIDEO).hexdigest(),
+        content_type="video/mp4",
+        head=VIDEO[:HEAD_BYTES],
+    )
+    assert progress == sorted(set(progress))
+    assert progress[-1] == len(VIDEO)
+
+
+def test_download_video_without_length_or_type_reads_to_the_end(server, download):
+    def answer(handler):
+        handler.answer()
+        handler.wfile.write(b"short")
+
+    result = download(server.serve("/v", answer))
+
+    assert (result.bytes, result.content_type, result.head) == (5, None, b"short")
+
+
+def test_download_video_with_client_secrets_sends_none_of_them(server, download):
+    with httpx.Client(
+        headers={"Authorization": "Key secret", "X-Api-Key": "secret"},
+        auth=("user", "secret"),
+        cookies={"session": "secret"},
+        params={"key": "secret"},
+    ) as keyed:
+        download(server.serve("/v.mp4", send_video), client=keyed)
+
+    (headers,) = server.received
+    assert "secret" not in str(headers)
+    assert {name.lower() for name in headers} == {
+        "accept",
+        "accept-encoding",
+        "host",
+        "user-agent",
+    }
+    assert headers["Accept-Encoding"] == "identity"
+
+
+def test_download_video_cookie_from_redirect_is_not_sent_on(server, download):
+    url = server.serve(
+        "/old",
+        lambda handler: handler.answer(
+            302, Location="/v.mp4", Set_Cookie="a=1", Content_Length="0"
+        ),
+    )
+    server.serve("/v.mp4", send_video)
+
+    download(url)
+
+    assert [headers["Cookie"] for headers in server.received] == [None, None]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_download_video_redirect_to_named_host_is_followed(server, start_server, download, status):
+    other = start_server()
+    target = other.serve("/v.mp4", send_video)
+    hosts = parse_media_hosts(f"{server.place},{other.place}")
+
+    result = download(server.serve("/old", redirect_to(target, status)), hosts=hosts)
+
+    assert result.bytes == len(VIDEO)
+
+
+def test_download_video_five_redirects_are_followed(server, download):
+    for hop in range(5):
+        server.serve(f"/{hop}", redirect_to(f"/{hop + 1}"))
+    server.serve("/5", send_video)
+
+    assert download(f"http://{server.place}/0").bytes == len(VIDEO)
+
+
+def test_download_video_redirect_loop_is_refused_after_six_requests(server, download):
+    with pytest.raises(MediaRefusedError, match="more than 5 times"):
+        download(server.serve("/loop", redirect_to("/loop")))
+
+    assert len(server.received) == 6
+
+
+def test_download_video_redirect_to_stranger_is_refused_unasked(server, start_server, download):
+    stranger = start_server()
+    target = stranger.serve("/v.mp4", send_video)
+
+    with pytest.raises(MediaRefusedError, match="not allowed by FAL_MEDIA_HOSTS"):
+        download(server.serve("/old", redirect_to(target)))
+
+    assert stranger.received == []
+
+
+def test_download_video_from_stranger_is_refused_unasked(server, download):
+    with pytest.raises(MediaRefusedError, match="not allowed by FAL_MEDIA_HOSTS"):
+        download(server.serve("/v", send_video), hosts=parse_media_hosts("*.fal.media"))
+
+    assert server.received == []
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "http://a:99999/", "//evil.example"])
+def test_download_video_redirect_elsewhere_is_refused(server, download, location):
+    with pytest.raises(MediaRefusedError):
+        download(server.serve("/old", redirect_to(location)))
+
+
+@pytest.mark.parametrize("location", ["http://[1]/", "http://a:b/"])
+def test_download_video_redirect_to_no_url_is_unavailable(server, download, location):
+    with pytest.raises(MediaUnavailableError, match="location"):
+        download(server.serve("/old", redirect_to(location)))
+
+
+def test_download_video_redirect_without_location_is_unavailable(server, download):
+    with pytest.raises(MediaUnavailableError, match="HTTP 302"):
+        download(server.serve("/old", lambda handler: handler.answer(302)))
+
+
+@pytest.mark.parametrize("status", [204, 206, 304, 408, 425, 429, 500, 502, 503, 504])
+def test_download_video_passing_status_is_unavailable(server, download, status):
+    with pytest.raises(MediaUnavailableError, match=f"HTTP {status}"):
+        download(server.serve("/v", lambda handler: handler.answer(status)))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 416, 451])
+def test_download_video_lasting_status_is_refused(server, download, status):
+    with pytest.raises(MediaRefusedError, match=f"HTTP {status}"):
+        download(server.serve("/v", lambda handler: handler.answer(status)))
+
+
+def test_download_video_encoded_body_is_refused(server, download):
+    with pytest.raises(MediaRefusedError, match="encoded"):
+        download(server.serve("/v", send_chunked(b"zipped", Content_Encoding="gzip")))
+
+
+def test_download_video_cut_short_is_unavailable(server, download):
+    def answer(handler):
+        handler.answer(Content_Length=str(len(VIDEO)))
+        handler.wfile.write(VIDEO[:-1])
+
+    with pytest.raises(MediaUnavailableError, match="broke off"):
+        download(server.serve("/v", answer))
+
+
+def test_download_video_cut_chunk_is_unavailable(server, download):
+    def answer(handler):
+        handler.answer(Transfer_Encoding="chunked")
+        handler.wfile.write(b"10\r\nhalf")
+
+    with pytest.raises(MediaUnavailableError, match="broke off"):
+        download(server.serve("/v", answer))
+
+
+@pytest.mark.parametrize("announced", [5, 7])
+def test_download_video_other_length_than_announced_is_unavailable(server, download, announced):
+    lying = send_chunked(b"sixsix", Content_Length=str(announced))
+
+    with pytest.raises(MediaUnavailableError, match=f"6 bytes came, {announced} were announced"):
+        download(server.serve("/v", lying))
+
+
+def test_download_video_bytes_beyond_the_announced_are_not_taken(server, download):
+    def answer(handler):
+        handler.answer(Content_Length="4")
+        handler.wfile.write(b"fourmore")
+
+    received = bytearray()
+    assert download(server.serve("/v", answer), received.extend).bytes == 4
+    assert received == b"four"
+
+
+def test_download_video_length_announced_twice_is_taken(server, download):
+    def answer(handler):
+        handler.send_response(200)
+        for _ in range(2):
+            handler.send_header("Content-Length", "4")
+        handler.end_headers()
+        handler.wfile.write(b"four")
+
+    assert download(server.serve("/v", answer)).bytes == 4
+
+
+@pytest.mark.parametrize("length", ["nonsense", "-1", "4, 5"])
+def test_download_video_senseless_length_is_unavailable(server, download, length):
+    with pytest.raises(MediaUnavailableError, match="broke off"):
+        download(server.serve("/v", lambda handler: handler.answer(Content_Length=length)))
+
+
+@pytest.mark.parametrize("answer", [send_chunked(b""), lambda handler: handler.answer()])
+def test_download_video_empty_body_is_unavailable(server, download, answer):
+    with pytest.raises(MediaUnavailableError, match="empty"):
+        download(server.serve("/v", answer))
+
+
+def test_download_video_announced_over_limit_is_refused_unread(server, download):
+    received = bytearray()
+    limits = DownloadLimits(total=LIMITS.total, max_bytes=len(VIDEO) - 1)
+
+    with pytest.raises(MediaRefusedError, match=f"larger than {len(VIDEO) - 1} bytes"):
+        download(server.serve("/v", send_video), received.extend, limits=limits)
+
+    assert received == b""
+
+
+def test_download_video_endless_body_is_refused_at_the_limit(server, download):
+    def answer(handler):
+        handler.answer()
+        while not handler.server.closing.is_set():
+            handler.wfile.write(bytes(65536))
+
+    received = bytearray()
+    limits = DownloadLimits(total=LIMITS.total, max_bytes=1_000_000)
+
+    with pytest.raises(MediaRefusedError, match="larger than 1000000 bytes"):
+        download(server.serve("/v", answer), received.extend, limits=limits)
+
+    assert len(received) <= 1_000_000
+    assert server.hung_up.wait(10)
+
+
+def test_download_video_exactly_at_limit_is_taken(server, download):
+    limits = DownloadLimits(total=LIMITS.total, max_bytes=len(VIDEO))
+
+    assert download(server.serve("/v", send_video), limits=limits).bytes == len(VIDEO)
+
+
+def test_download_video_slow_drip_ends_at_the_total_limit(server, download):
+    def drip(handler):
+        handler.answer(Content_Length="100000")
+        while not handler.server.closing.wait(0.02):
+            handler.wfile.write(b"x")
+
+    started = time.monotonic()
+    limits = DownloadLimits(total=timedelta(seconds=0.3), max_bytes=LIMITS.max_bytes)
+
+    with pytest.raises(MediaUnavailableError, match="longer than its time limit"):
+        download(server.serve("/v", drip), limits=limits)
+
+    assert 0.3 <= time.monotonic() - started < 5
+
+
+def test_download_video_slow_redirects_end_at_the_total_limit(server, download):
+    def redirect_late(handler):
+        handler.server.closing.wait(0.2)
+        redirect_to("/loop")(handler)
+
+    limits = DownloadLimits(total=timedelta(seconds=0.3), max_bytes=LIMITS.max_bytes)
+
+    with pytest.raises(MediaUnavailableError):
+        download(server.serve("/loop", redirect_late), limits=limits)
+
+    assert len(server.received) <= 2
+
+
+def test_download_video_no_time_left_is_unavailable_unasked(server, download):
+    limits = DownloadLimits(total=timedelta(0), max_bytes=1)
+
+    with pytest.raises(MediaUnavailableError, match="time limit"):
+        download(server.serve("/v", send_video), limits=limits)
+
+    assert server.received == []
+
+
+@pytest.mark.parametrize("seconds", [0.2, None])
+def test_download_video_silent_server_is_unavailable(server, download, seconds):
+    limits = DownloadLimits(total=timedelta(seconds=0.4), max_bytes=LIMITS.max_bytes)
+
+    with (
+        httpx.Client(timeout=seconds) as impatient,
+        pytest.raises(MediaUnavailableError, match="ReadTimeout"),
+    ):
+        download(
+            server.serve("/v", lambda handler: handler.server.closing.wait()),
+            client=impatient,
+            limits=limits,
+        )
+
+
+def test_download_video_nobody_listening_is_unavailable(download):
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{reserved.getsockname()[1]}"
+
+        with pytest.raises(MediaUnavailableError, match="ConnectError"):
+            download(f"http://{place}/v", hosts=parse_media_hosts(place))
+
+
+def test_download_video_plain_server_asked_by_tls_is_unavailable(server, download):
+    with pytest.raises(MediaUnavailableError, match="ConnectError"):
+        download(f"https://{server.place}/v")
+
+
+def test_download_video_raising_sink_passes_its_error_through(server, download):
+    def fail(_):
+        raise OSError("sink")
+
+    with pytest.raises(OSError, match="sink"):
+        download(server.serve("/v", send_video), fail)
+
+
+def test_download_video_raising_progress_stops_the_download(server, download):
+    class ClaimLostError(Exception):
+        pass
+
+    def lose_claim(_):
+        raise ClaimLostError
+
+    received = bytearray()
+    with pytest.raises(ClaimLostError):
+        download(server.serve("/v", send_video), received.extend, on_progress=lose_claim)
+
+    assert len(received) < len(VIDEO)
+
+
+def test_download_video_of_64_mib_needs_little_memory(server, download):
+    block, blocks = bytes(1024 * 1024), 64
+
+    def answer(handler):
+        handler.answer(Content_Length=str(len(block) * blocks))
+        for _ in range(blocks):
+            handler.wfile.write(block)
+
+    url = server.serve("/v", answer)
+    tracemalloc.start()
+    try:
+        result = download(url)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert result.bytes == len(block) * blocks
+    assert peak < 4 * 1024 * 1024
+
+
+def test_media_client_defaults_are_bounded_and_private(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with media_client() as client:
+        assert client.timeout == httpx.Timeout(30, connect=5)
+        assert client.trust_env is False
+        assert client.follow_redirects is False
+        assert client.auth is None
+        assert "authorization" not in client.headers
