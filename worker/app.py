@@ -1,0 +1,105 @@
+"""The Celery application: queues and schedule, no tasks. It is the doorbell; SQL is the truth."""
+
+import sys
+from functools import cache
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging
+from kombu import Queue
+
+from worker.errors import InvalidSettingsError
+from worker.log import configure_logging
+from worker.settings import Settings, load_settings
+
+ENQUEUE, SUBMIT, ARCHIVE, SWEEP = (
+    "extend_video.enqueue",
+    "extend_video.submit",
+    "extend_video.archive",
+    "extend_video.sweep",
+)
+# A queue for each task, so that a worker given only some of them (-Q) cannot be starved by others:
+# long downloads wait in their own queue, beside the submissions.
+QUEUES = {
+    ENQUEUE: "extend_video",
+    SUBMIT: "extend_video.submit",
+    ARCHIVE: "extend_video.archive",
+    SWEEP: "extend_video.sweep",
+}
+
+
+def create_app(settings: Settings) -> Celery:
+    """Build the application of workers and beat; `worker.tasks` is imported by it."""
+    app = Celery("extend_video", broker=settings.broker_url, include=["worker.tasks"])
+    app.conf.update(
+        **_COMMON,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options=_consumer_options(settings),
+        beat_schedule={
+            "sweep": {
+                "task": SWEEP,
+                "schedule": settings.sweep_seconds,
+                # A sweep that waited behind another says nothing new.
+                "options": {"expires": settings.sweep_seconds.total_seconds()},
+            }
+        },
+        # Nothing to remember between runs, and so nothing that two schedulers could fight over.
+        beat_scheduler="celery.beat:Scheduler",
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+    )
+    return app
+
+
+def create_publisher(settings: Settings) -> Celery:
+    """Build an application that only publishes: every wait is short, nothing is repeated."""
+    app = Celery("extend_video", broker=settings.broker_url, set_as_current=False)
+    app.conf.update(
+        **_COMMON,
+        task_publish_retry=False,
+        broker_connection_timeout=1,
+        broker_transport_options={
+            "socket_connect_timeout": 1,
+            "socket_timeout": 1,
+            "max_retries": 0,
+        },
+    )
+    return app
+
+
+@cache
+def get_app() -> Celery:
+    """The application of this process, from the environment; ends the process if that is wrong."""
+    try:
+        settings = load_settings()
+    except InvalidSettingsError as error:
+        sys.exit("\n".join(map(str, error.violations)))
+    setup_logging.connect(
+        lambda **_: configure_logging(settings.log_level, settings.log_format), weak=False
+    )
+    return create_app(settings)
+
+
+def _consumer_options(settings: Settings) -> dict[str, Any]:
+    """Redis gives a message that was not acknowledged to another worker after a lease."""
+    if not settings.broker_url.startswith(("redis", "sentinel")):
+        return {}
+    return {
+        "visibility_timeout": settings.lease_seconds.total_seconds(),
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+    }
+
+
+_COMMON: dict[str, Any] = {
+    "accept_content": ["json"],
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "task_ignore_result": True,
+    "result_backend": None,
+    "task_default_queue": QUEUES[ENQUEUE],
+    "task_queues": [Queue(name, routing_key=name) for name in QUEUES.values()],
+    "task_routes": {task: {"queue": name} for task, name in QUEUES.items()},
+    "enable_utc": True,
+    "timezone": "UTC",
+}

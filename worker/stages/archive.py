@@ -1,0 +1,141 @@
+"""4. archive: claim a completed job, stream its video into the archive, write where it is.
+
+The last stage of the path; `sweep.py` looks after jobs that stand still.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+import httpx
+
+from worker.clock import Clock, read_clock
+from worker.db import Database
+from worker.errors import ClaimLostError, PermanentError, RetryableError
+from worker.fal.extend_video import parse_output
+from worker.jobs import table
+from worker.jobs.states import JobEvent
+from worker.jobs.values import Claim, Job, Move
+from worker.media.download import DownloadLimits, download_video
+from worker.media.hosts import MediaHosts
+from worker.media.probe import choose_extension
+from worker.media.store import Store, StoredObject
+
+FIRST_DELAY = timedelta(seconds=5)
+LONGEST_DELAY = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveTerms:
+    """What every archive step of this worker shares."""
+
+    worker: str
+    lease: timedelta
+    hosts: MediaHosts
+    limits: DownloadLimits
+
+
+def archive_job(
+    job_id: UUID,
+    *,
+    db: Database,
+    client: httpx.Client,
+    store: Store,
+    terms: ArchiveTerms,
+    clock: Clock = read_clock,
+) -> Job | None:
+    """Keep our own copy of the job's video. None if the job was not, or did not stay, ours."""
+    now = clock()
+    claim = Claim(terms.worker, now, now + terms.lease)
+    with db.transaction() as connection:
+        job = table.claim_job(connection, job_id, JobEvent.ARCHIVE_CLAIMED, claim)
+    if job is None:
+        return None
+    heartbeat = build_heartbeat(job, db=db, lease=terms.lease, clock=clock)
+    try:
+        stored = fetch_video(job, client=client, store=store, terms=terms, on_progress=heartbeat)
+    except ClaimLostError:
+        return None
+    except RetryableError as error:
+        return postpone_archive(job, error, db=db, clock=clock)
+    except PermanentError as error:
+        return refuse_archive(job, error, db=db, clock=clock)
+    return record_archive(job, stored, db=db, clock=clock)
+
+
+def fetch_video(
+    job: Job,
+    *,
+    client: httpx.Client,
+    store: Store,
+    terms: ArchiveTerms,
+    on_progress: Callable[[int], None],
+) -> StoredObject:
+    """Stream the video to its final name. Raises RetryableError or PermanentError."""
+    video = parse_output(job.result).video
+    with store.create(str(job.id)) as writer:
+        download = download_video(
+            video.url,
+            writer.write,
+            client=client,
+            hosts=terms.hosts,
+            limits=terms.limits,
+            on_progress=on_progress,
+        )
+        extension = choose_extension(
+            video.content_type or download.content_type, video.file_name, download.head
+        )
+        return writer.commit(f"{job.id}.{extension}")
+
+
+def build_heartbeat(
+    job: Job, *, db: Database, lease: timedelta, clock: Clock
+) -> Callable[[int], None]:
+    """A callback that renews the lease each third of it, and raises ClaimLostError once lost."""
+    renewed_at = clock()
+
+    def renew(_received: int) -> None:
+        nonlocal renewed_at
+        now = clock()
+        if now - renewed_at < lease / 3:
+            return
+        with db.transaction() as connection:
+            if not table.extend_claim(connection, job, now + lease):
+                raise ClaimLostError(f"job {job.id} was taken over")
+        renewed_at = now
+
+    return renew
+
+
+def record_archive(job: Job, stored: StoredObject, *, db: Database, clock: Clock) -> Job | None:
+    where = {
+        "archive_uri": stored.uri,
+        "archive_sha256": stored.sha256,
+        "archive_bytes": stored.bytes,
+    }
+    with db.transaction() as connection:
+        move = Move(clock(), columns=where)
+        return table.apply_event(connection, job, JobEvent.ARCHIVE_RECORDED, move)
+
+
+def postpone_archive(job: Job, error: RetryableError, *, db: Database, clock: Clock) -> Job | None:
+    """Give the row back until later; the paid result is as safe as before."""
+    now = clock()
+    blocked = {"blocked_reason": f"{error.code}: {error}"}
+    move = Move(now, now + choose_delay(job.fence), str(error), blocked)
+    with db.transaction() as connection:
+        return table.apply_event(connection, job, JobEvent.ARCHIVE_POSTPONED, move)
+
+
+def refuse_archive(job: Job, error: PermanentError, *, db: Database, clock: Clock) -> Job | None:
+    why = {"error_code": error.code, "error_message": str(error)}
+    with db.transaction() as connection:
+        move = Move(clock(), detail=str(error), columns=why)
+        return table.apply_event(connection, job, JobEvent.ARCHIVE_REFUSED, move)
+
+
+def choose_delay(claims: int) -> timedelta:
+    """Twice as long after each claim of the job, up to a bound well within fal's retention."""
+    doublings = min(claims, 10)
+    return min(FIRST_DELAY * (1 << doublings), LONGEST_DELAY)

@@ -1,0 +1,67 @@
+"""What has happened to a job so far: read for people and programs, never written."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from worker.db import Database
+from worker.jobs import attempts, table
+from worker.jobs.states import ENDED, JobState
+from worker.jobs.values import Attempt, Delivery, Event, Job
+
+LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A job with everything that was written about it."""
+
+    job: Job
+    attempts: list[Attempt]
+    deliveries: list[Delivery]
+    events: list[Event]
+
+
+def read_story(job_id: UUID, *, db: Database) -> Story:
+    """Raises JobNotFoundError."""
+    with db.reading() as connection:
+        return Story(
+            table.get_job(connection, job_id),
+            attempts.list_attempts(connection, job_id),
+            attempts.list_deliveries(connection, job_id),
+            table.list_events(connection, job_id),
+        )
+
+
+def list_jobs(*, db: Database, state: JobState | None, tenant: str | None, limit: int) -> list[Job]:
+    """The newest jobs first."""
+    with db.reading() as connection:
+        return table.list_jobs(connection, state=state, tenant=tenant, limit=limit)
+
+
+def follow_events(
+    job_id: UUID,
+    *,
+    db: Database,
+    patience: timedelta | None = None,
+    on_look: Callable[[], None] | None = None,
+) -> Iterator[Event]:
+    """Each event of the job as it comes, up to its end. Raises TimeoutError after `patience`.
+
+    `on_look` is called between looks at the table; what it raises ends the following.
+    """
+    deadline = None if patience is None else time.monotonic() + patience.total_seconds()
+    seen = 0
+    while True:
+        events = read_story(job_id, db=db).events
+        yield from events[seen:]
+        seen = len(events)
+        if events and events[-1].to_state in ENDED:
+            return
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimeoutError(f"job {job_id} is still {events[-1].to_state.value}")
+        if on_look is not None:
+            on_look()
+        time.sleep(LOOK_SECONDS)

@@ -1,0 +1,142 @@
+"""The Celery surface: each task calls one stage and rings after it has committed.
+
+Tasks acknowledge early, for a lost message is only a lost doorbell. `extend_video.enqueue` alone
+acknowledges late: until its row is committed, the message is all there is of the wish.
+"""
+
+import sys
+import time
+from functools import cache
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery import Task, shared_task
+from celery.exceptions import Reject
+from celery.signals import worker_init, worker_process_init
+from sqlalchemy.exc import DBAPIError
+
+from worker.app import ARCHIVE, ENQUEUE, SUBMIT, SWEEP
+from worker.errors import (
+    IdempotencyConflictError,
+    InvalidInputError,
+    PermanentError,
+    StoreUnavailableError,
+    Violation,
+)
+from worker.runtime import Runtime
+from worker.schema import check_schema
+from worker.settings import load_settings
+from worker.stages.archive import archive_job
+from worker.stages.enqueue import Wish, enqueue_job, parse_wish
+from worker.stages.submit import submit_job
+from worker.stages.sweep import BATCH, remove_partials, sweep_jobs
+
+# How long an enqueue message rests before it is given back while the database is away.
+DATABASE_PAUSE_SECONDS = 1.0
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+@cache
+def get_runtime() -> Runtime:
+    """What this process works with."""
+    return Runtime(load_settings())
+
+
+@worker_init.connect
+def check_worker(**_: object) -> None:
+    """End a worker at its start, with the reason, if it could not do its work."""
+    runtime = Runtime(load_settings())
+    try:
+        runtime.check_worker()
+        check_schema(runtime.db)
+    except PermanentError as error:
+        sys.exit(f"{error.code}: {error}")
+    except DBAPIError as error:
+        sys.exit(f"database_unavailable: {error.orig}")
+    finally:
+        runtime.db.close()
+
+
+@worker_process_init.connect
+def forget_runtime(**_: object) -> None:
+    """A forked process must not share connections, nor the worker's name, with its parent."""
+    get_runtime.cache_clear()
+
+
+@shared_task(name=ENQUEUE, bind=True, acks_late=True, reject_on_worker_lost=True)
+def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
+    """Make a job from flat keyword arguments: the model's input, and a job's options."""
+    runtime = get_runtime()
+    try:
+        enqueued = enqueue_job(
+            read_message(str(self.request.id), args, fields),
+            db=runtime.db,
+            endpoint=runtime.settings.fal_endpoint,
+            grace=runtime.settings.lease_seconds,
+        )
+    except (InvalidInputError, IdempotencyConflictError) as error:
+        log.warning("enqueue_refused", code=error.code, reason=str(error))
+        raise Reject(str(error), requeue=False) from error
+    except DBAPIError as error:
+        log.warning("database_unavailable", reason=str(error.orig))
+        time.sleep(DATABASE_PAUSE_SECONDS)
+        raise Reject("database_unavailable", requeue=True) from error
+    log.info("job_enqueued", job_id=str(enqueued.job.id), created=enqueued.created)
+    if enqueued.created:
+        runtime.dispatcher.ring(enqueued.job.doorbell)
+
+
+def read_message(message_id: str, args: tuple[object, ...], fields: dict[str, object]) -> Wish:
+    """The wish in a message. Raises InvalidInputError.
+
+    A message that comes twice must not make two jobs: where its producer chose neither an id nor a
+    key, the message's own id is the key.
+    """
+    if args:
+        wrong = Violation("args", repr(args)[:80], "none: every field is a keyword argument")
+        raise InvalidInputError((wrong,))
+    if fields.get("job_id") is None and fields.get("idempotency_key") is None:
+        fields = {**fields, "idempotency_key": f"celery:{message_id}"}
+    return parse_wish(fields)
+
+
+@shared_task(name=SUBMIT)
+def submit(job_id: str) -> None:
+    runtime = get_runtime()
+    job = submit_job(UUID(job_id), db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
+    if job is not None:
+        log.info("submission_settled", job_id=job_id, state=job.state.value)
+
+
+@shared_task(name=ARCHIVE)
+def archive(job_id: str) -> None:
+    runtime = get_runtime()
+    job = archive_job(
+        UUID(job_id),
+        db=runtime.db,
+        client=runtime.media,
+        store=runtime.store,
+        terms=runtime.archive_terms,
+    )
+    if job is not None:
+        log.info("archive_settled", job_id=job_id, state=job.state.value)
+
+
+@shared_task(name=SWEEP)
+def sweep() -> None:
+    """Ring for every overdue job, batch by batch."""
+    runtime = get_runtime()
+    while True:
+        doorbells = sweep_jobs(db=runtime.db, lease=runtime.settings.lease_seconds)
+        for doorbell in doorbells:
+            log.info("job_swept", job_id=str(doorbell.job_id), step=doorbell.step.value)
+            if not runtime.dispatcher.ring(doorbell):
+                return
+        if len(doorbells) < BATCH:
+            break
+    try:
+        remove_partials(runtime.store)
+    except StoreUnavailableError as error:
+        log.warning("partials_not_removed", code=error.code, reason=str(error))
