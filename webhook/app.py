@@ -1,0 +1,40 @@
+"""Where the Flask application is born: from settings, with its own database and keys."""
+
+import sys
+
+import httpx
+from flask import Flask
+
+from webhook.routes import Receiver, register_routes
+from worker.db import Database
+from worker.dispatch import Dispatcher
+from worker.errors import InvalidSettingsError
+from worker.fal.signature import KeyCache, WebhookVerifier
+from worker.log import configure_logging
+from worker.settings import Settings, load_settings
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Build the receiver; without settings, from the environment, ending the process if wrong."""
+    settings = settings or _load_or_exit()
+    configure_logging(settings.log_level, settings.log_format)
+    keys = KeyCache(settings.fal_jwks_url, httpx.Client())
+    receiver = Receiver(
+        db=Database(settings.database_url),
+        verifier=WebhookVerifier(keys, user_id=settings.fal_user_id),
+        dispatcher=Dispatcher(settings),
+        grace=settings.lease_seconds,
+    )
+    app = Flask("webhook")
+    app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes
+    register_routes(app, receiver)
+    return app
+
+
+def _load_or_exit() -> Settings:
+    try:
+        return load_settings()
+    except InvalidSettingsError as error:
+        # gunicorn prints no more than this, and does not start its workers again and again.
+        print(*error.violations, sep="\n", file=sys.stderr)  # noqa: T201 - logging is not set up
+        sys.exit(4)

@@ -1,0 +1,108 @@
+"""The receiver's routes. Verify the raw bytes, parse, commit, publish, answer; no ideas of its own.
+
+What fal does with the answers: 2xx ends the delivery, anything else is sent again with growing
+pauses, and a redirect ends it as failed. So 503 means "again, please".
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeAlias
+
+import structlog
+from flask import Blueprint, Flask, request
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from werkzeug.exceptions import HTTPException
+
+from worker.clock import read_clock
+from worker.db import Database
+from worker.dispatch import Dispatcher
+from worker.errors import (
+    ExtendVideoError,
+    InvalidDeliveryError,
+    InvalidSignatureError,
+    KeysUnavailableError,
+    OutdatedSchemaError,
+)
+from worker.fal.completion import parse_webhook
+from worker.fal.signature import WebhookVerifier
+from worker.schema import check_schema
+from worker.stages.complete import Verdict, receive_delivery
+
+Answer: TypeAlias = tuple[dict[str, str], int]
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """What the routes work with."""
+
+    db: Database
+    verifier: WebhookVerifier
+    dispatcher: Dispatcher
+    grace: timedelta
+
+    def receive(self, token: str) -> Answer:
+        """Record fal's delivery. Committed first and published second: the sweep heals the gap."""
+        body = request.get_data(cache=False)
+        signed = self.verifier.verify(dict(request.headers), body, read_clock())
+        completion = parse_webhook(body)
+        if completion.fal_request_id != signed.request_id:
+            raise InvalidSignatureError("header and body name different requests")
+        receipt = receive_delivery(token, completion, body, db=self.db, grace=self.grace)
+        log.info(
+            "delivery_received",
+            job_id=str(receipt.job.id),
+            verdict=receipt.verdict.value,
+            state=receipt.job.state.value,
+        )
+        if receipt.verdict is Verdict.RECORDED:
+            # A failed ring is logged by the dispatcher, and the answer is still 200.
+            self.dispatcher.ring(receipt.job.doorbell)
+        return {"verdict": receipt.verdict.value}, 200
+
+    def check_ready(self) -> Answer:
+        """Whether deliveries can be recorded, and doorbells rung."""
+        check_schema(self.db)
+        broker = self.dispatcher.ping()
+        return {
+            "database": "ok",
+            "broker": "ok" if broker else "unavailable",
+        }, 200 if broker else 503
+
+
+def register_routes(app: Flask, receiver: Receiver) -> None:
+    routes = Blueprint("webhook", __name__)
+    routes.post("/webhooks/fal/<token>")(receiver.receive)
+    routes.get("/readyz")(receiver.check_ready)
+    routes.get("/healthz")(lambda: ({"status": "ok"}, 200))
+    app.register_blueprint(routes)
+    app.register_error_handler(HTTPException, _answer_http_error)
+    app.register_error_handler(ExtendVideoError, _answer_error)
+    app.register_error_handler(DBAPIError, _answer_database_away)
+    app.register_error_handler(PoolTimeoutError, _answer_database_away)
+
+
+_STATUS_OF_ERROR: dict[type[ExtendVideoError], int] = {
+    InvalidSignatureError: 401,
+    InvalidDeliveryError: 400,
+    KeysUnavailableError: 503,
+    OutdatedSchemaError: 503,
+}
+
+
+def _answer_error(error: ExtendVideoError) -> Answer:
+    status = next(status for kind, status in _STATUS_OF_ERROR.items() if isinstance(error, kind))
+    log.warning("delivery_refused", code=error.code, reason=str(error), status=status)
+    return {"error": error.code, "message": str(error)}, status
+
+
+def _answer_database_away(error: Exception) -> Answer:
+    log.error("database_unavailable", reason=str(getattr(error, "orig", error)))
+    return {"error": "database_unavailable", "message": "send it again later"}, 503
+
+
+def _answer_http_error(error: HTTPException) -> Answer:
+    code = error.name.lower().replace(" ", "_")
+    return {"error": code, "message": error.description or error.name}, error.code or 500
