@@ -1,0 +1,81 @@
+"""Databases and brokers for every test: real, private to the run, gone after it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.servers import Postgres, run_postgres, run_redis
+from worker.db import Database
+from worker.schema import upgrade_schema
+
+OUR_VARIABLES = ("FAL_", "DATABASE_URL", "BROKER_URL", "WEBHOOK_", "ARCHIVE_URL", "LOG_")
+OUR_SUFFIXES = ("_SECONDS", "_POLICY")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path) -> None:
+    """No setting and no `.env` of the machine reaches a test: least of all a real key."""
+    for name in list(os.environ):
+        if name.startswith(OUR_VARIABLES) or name.endswith(OUR_SUFFIXES):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with run_postgres() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres) -> str:
+    """A migrated database that tests get copies of."""
+    name = postgres.create_database()
+    upgrade_schema(postgres.url_of(name))
+    return name
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "jobs.db"
+    upgrade_schema(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template, tmp_path) -> str:
+    """The URL of a fresh, migrated SQLite job table."""
+    path = shutil.copyfile(sqlite_template, tmp_path / "jobs.db")
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgres_url(postgres, postgres_template) -> Iterator[str]:
+    """The URL of a fresh, migrated PostgreSQL job table."""
+    name = postgres.create_database(postgres_template)
+    yield postgres.url_of(name)
+    postgres.drop_database(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request) -> str:
+    """Both databases in turn."""
+    fixture = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    return str(request.getfixturevalue(fixture))
+
+
+@pytest.fixture
+def db(database_url) -> Iterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    with run_redis() as url:
+        yield url

@@ -1,0 +1,175 @@
+"""SQL on both databases: guards, fences, history, constraints."""
+
+from datetime import timedelta
+from itertools import product
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from uuid_utils.compat import uuid7
+
+from tests.harness.jobs import LEASE, NOW, WAYS, insert_job, lead_job, make_job, read_job
+from worker.errors import JobNotFoundError
+from worker.jobs import table
+from worker.jobs.states import ENDED, JobEvent, JobState, next_state
+from worker.jobs.values import Claim, Move
+
+CLAIMS = {JobEvent.SUBMISSION_CLAIMED, JobEvent.ARCHIVE_CLAIMED}
+
+
+def list_events(db, job):
+    with db.reading() as connection:
+        return table.list_events(connection, job.id)
+
+
+@pytest.mark.parametrize(
+    ("state", "event"), sorted(product(WAYS, set(JobEvent) - {JobEvent.ENQUEUED}))
+)
+def test_sql_moves_a_job_exactly_where_the_pure_table_says(db, state, event):
+    job = make_job(db, state)
+    history = len(list_events(db, job))
+    moved = lead_job(db, job, event, now=NOW + LEASE)
+    target = next_state(state, event)
+    after = read_job(db, job.id)
+    assert (moved.state if moved else None) == target
+    assert after.state == (target or state)
+    assert len(list_events(db, job)) == history + (target is not None)
+    if target is None:
+        assert after == job
+
+
+def test_apply_event_with_an_old_fence_changes_nothing(db):
+    zombie = make_job(db, JobState.ARCHIVING)
+    lead_job(db, zombie, JobEvent.ARCHIVE_CLAIM_EXPIRED)
+    holder = lead_job(db, zombie, JobEvent.ARCHIVE_CLAIMED)
+    assert lead_job(db, zombie, JobEvent.ARCHIVE_RECORDED) is None
+    assert read_job(db, zombie.id) == holder
+
+
+def test_extend_claim_with_an_old_fence_is_refused(db):
+    zombie = make_job(db, JobState.ARCHIVING)
+    lead_job(db, zombie, JobEvent.ARCHIVE_CLAIM_EXPIRED)
+    holder = lead_job(db, zombie, JobEvent.ARCHIVE_CLAIMED)
+    with db.transaction() as connection:
+        assert not table.extend_claim(connection, zombie, NOW + 9 * LEASE)
+        assert table.extend_claim(connection, holder, NOW + 5 * LEASE)
+    assert read_job(db, zombie.id).due_at == NOW + 5 * LEASE
+
+
+def test_claim_job_bumps_the_fence_each_time(db):
+    job = make_job(db, JobState.COMPLETED)
+    fences = []
+    for _ in range(3):
+        claimed = lead_job(db, job, JobEvent.ARCHIVE_CLAIMED)
+        fences.append(claimed.fence)
+        lead_job(db, claimed, JobEvent.ARCHIVE_POSTPONED)
+    assert fences == [job.fence + 1, job.fence + 2, job.fence + 3]
+
+
+def test_claim_job_before_a_blocked_job_is_due_is_refused(db):
+    job = make_job(db, JobState.SUBMITTING)
+    move = Move(NOW, NOW + LEASE, columns={"blocked_reason": "busy"})
+    with db.transaction() as connection:
+        table.apply_event(connection, job, JobEvent.SUBMISSION_POSTPONED, move)
+    early, late = NOW + LEASE - timedelta(seconds=1), NOW + LEASE
+    assert lead_job(db, job, JobEvent.SUBMISSION_CLAIMED, now=early) is None
+    assert lead_job(db, job, JobEvent.SUBMISSION_CLAIMED, now=late).blocked_reason is None
+
+
+def test_claim_job_of_two_workers_at_once_gives_it_to_one(db):
+    job = insert_job(db)
+    claims = []
+    for worker in ("one", "two"):
+        with db.transaction() as connection:
+            claim = Claim(worker, NOW, NOW + LEASE)
+            claims.append(table.claim_job(connection, job.id, JobEvent.SUBMISSION_CLAIMED, claim))
+    assert [claim and claim.claimed_by for claim in claims] == ["one", None]
+
+
+def test_insert_job_with_a_taken_id_or_key_inserts_nothing(db):
+    job = insert_job(db, tenant="a", idempotency_key="k")
+    assert insert_job(db, tenant="b", idempotency_key="k").id != job.id
+    for columns in ({"id": job.id}, {"tenant": "a", "idempotency_key": "k"}):
+        with pytest.raises(AssertionError):
+            insert_job(db, **columns)
+    with db.reading() as connection:
+        assert len(table.list_jobs(connection, state=None, tenant=None, limit=9)) == 2
+
+
+def test_insert_job_without_keys_inserts_as_often_as_wished(db):
+    assert len({insert_job(db).id for _ in range(3)}) == 3
+
+
+def test_read_job_gives_back_what_was_inserted(db):
+    labels, fields = {"shop": "ü"}, {"fps": 24.0, "seed": 2**62, "n": None, "b": True, "t": "🎬"}
+    job = insert_job(db, labels=labels, input=fields, priority=-100)
+    again = read_job(db, job.id)
+    assert again == job
+    assert (again.labels, again.input, again.priority) == (labels, fields, -100)
+    assert isinstance(again.input["fps"], float)
+    assert again.enqueued_at == NOW
+    assert again.enqueued_at.utcoffset() == timedelta()
+
+
+def test_get_job_of_an_unknown_id_raises(db):
+    with db.reading() as connection, pytest.raises(JobNotFoundError):
+        table.get_job(connection, uuid7())
+
+
+@pytest.mark.parametrize("state", WAYS)
+def test_due_at_is_empty_exactly_for_ended_jobs(db, state):
+    assert (make_job(db, state).due_at is None) == (state in ENDED)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "state = 'done'",
+        "state = 'archived'",
+        "state = 'failed', due_at = NULL",
+        "state = 'cancelled', due_at = NULL",
+        "state = 'archived', due_at = NULL",
+        "due_at = NULL",
+        "priority = 101",
+        "fence = -1",
+    ],
+)
+def test_update_by_hand_into_nonsense_is_refused_by_the_database(db, assignment):
+    insert_job(db)
+    with pytest.raises(IntegrityError), db.transaction() as connection:
+        connection.execute(text(f"UPDATE jobs SET {assignment}"))
+
+
+def test_entered_at_of_a_state_is_not_moved_by_a_later_visit(db):
+    job = make_job(db, JobState.ARCHIVING)
+    later = lead_job(db, job, JobEvent.ARCHIVE_POSTPONED, now=NOW + LEASE)
+    assert later.completed_at == job.completed_at == NOW
+
+
+def test_find_overdue_gives_due_rows_of_the_states_by_priority_then_age(db):
+    old = insert_job(db, now=NOW - 3 * LEASE)
+    older = insert_job(db, now=NOW - 4 * LEASE)
+    important = insert_job(db, now=NOW - 2 * LEASE, priority=5)
+    insert_job(db)
+    make_job(db, JobState.SUBMITTED, now=NOW - 4 * LEASE)
+    with db.transaction() as connection:
+        found = table.find_overdue(connection, [JobState.QUEUED], NOW, 10)
+        assert [job.id for job in found] == [important.id, older.id, old.id]
+        assert len(table.find_overdue(connection, [JobState.QUEUED], NOW, 2)) == 2
+
+
+def test_list_jobs_filters_and_puts_the_newest_first(db):
+    first = make_job(db, JobState.ARCHIVED, tenant="a")
+    second = insert_job(db, tenant="a", now=NOW + LEASE)
+    insert_job(db, tenant="b", now=NOW + 2 * LEASE)
+    with db.reading() as connection:
+        both = table.list_jobs(connection, state=None, tenant="a", limit=9)
+        ended = table.list_jobs(connection, state=JobState.ARCHIVED, tenant=None, limit=9)
+    assert [job.id for job in both] == [second.id, first.id]
+    assert [job.id for job in ended] == [first.id]
+
+
+def test_events_tell_the_whole_way_in_order(db):
+    events = list_events(db, make_job(db, JobState.ARCHIVED))
+    assert [event.reason for event in events] == ["enqueued", *WAYS[JobState.ARCHIVED]]
+    assert [event.from_state for event in events[1:]] == [event.to_state for event in events[:-1]]
