@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 from uuid import UUID
 
 import typer
+from psycopg.errors import UndefinedTable
 from sqlalchemy.exc import DBAPIError
 
 from worker import display
@@ -22,6 +23,7 @@ from worker.daemons import (
     worker_daemons,
 )
 from worker.errors import (
+    DaemonError,
     ExtendVideoError,
     InvalidInputError,
     InvalidSettingsError,
@@ -149,6 +151,8 @@ def up(
 
     runtime = build_runtime()
     runtime.check_worker()
+    if not runtime.dispatcher.ping():
+        raise DaemonError("no broker answers at BROKER_URL: start Redis, or set the variable")
     upgrade_schema(runtime.settings.database_url)
     with bind_listener(host, port) as listener, Crew(os.environ) as crew:
         display.err.print(f"receiver on http://{host}:{listener.getsockname()[1]}")
@@ -241,6 +245,13 @@ def print_job_id(job_id: UUID, *, as_json: bool) -> None:
         display.out.print(str(job_id))
 
 
+def explain_database_error(error: DBAPIError) -> str:
+    reason = str(error.orig).strip()
+    if "no such table" in reason or isinstance(error.orig, UndefinedTable):
+        return "outdated_schema: the job table does not exist yet: run `extend-video migrate`"
+    return f"database_unavailable: {reason}"
+
+
 def main() -> NoReturn:
     """Run a command. Whatever goes wrong is told in a line or two, never as a traceback."""
     try:
@@ -254,7 +265,7 @@ def main() -> NoReturn:
     except TimeoutError as error:
         display.err.print(f"timeout: {error}", markup=False)
     except DBAPIError as error:
-        display.err.print(f"database_unavailable: {error.orig}", markup=False)
+        display.err.print(explain_database_error(error), markup=False)
     except KeyboardInterrupt:
         display.err.print("interrupted")
         sys.exit(INTERRUPTED)

@@ -22,7 +22,8 @@ from worker.daemons import (
     redis_daemon,
     worker_daemons,
 )
-from worker.errors import DaemonError
+from worker.db import name_sqlite
+from worker.errors import DaemonError, InvalidInputError, Violation
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.media.probe import probe_video
@@ -37,6 +38,8 @@ from worker.story import follow_events, read_story
 PROMPT = "The camera glides on, in the same light and the same slow motion."
 SAMPLE_URL = "https://v3b.fal.media/files/b/0a8824b1/sdm0KfmenrlywesfzY1Y1_if6euPp1.mp4"
 RECEIVER_PORT = 8000
+EMULATOR_USER = "emulator-user"
+ENDPOINT = Settings.model_fields["fal_endpoint"].default
 START_PATIENCE = timedelta(seconds=60)
 EMULATOR_PATIENCE = timedelta(minutes=5)
 FAL_PATIENCE = timedelta(hours=2)
@@ -70,9 +73,9 @@ def run_demo(plan: DemoPlan) -> Job:
     ):
         crew.start(redis_daemon(Path(scratch)))
         private = {
-            "DATABASE_URL": f"sqlite:///{plan.directory / 'extend-video.db'}",
+            "DATABASE_URL": name_sqlite(plan.directory / "extend-video.db"),
             "BROKER_URL": f"redis+socket://{scratch}/redis.sock",
-            "ARCHIVE_URL": f"file:{plan.directory / 'archive'}",
+            "ARCHIVE_URL": (plan.directory / "archive").as_uri(),
         }
         if real:
             video_url = _choose_public_video(plan.video)
@@ -105,12 +108,14 @@ def _start_emulator(
     files.mkdir(parents=True)
     source = _prepare_source(plan, files)
     command = [sys.executable, "-m", "emulator", "--directory", str(files.parent)]
-    command += ["--queue-seconds", "0.5", "--run-seconds", "1"]
+    command += ["--queue-seconds", "0.5", "--run-seconds", "1", "--user-id", EMULATOR_USER]
     crew.start(Daemon("emulator", command))
     base_url = _await_emulator(crew)
     host, port = listener.getsockname()
     fal = {
         "FAL_KEY": "emulator-key",
+        "FAL_USER_ID": EMULATOR_USER,
+        "FAL_ENDPOINT": ENDPOINT,
         "FAL_QUEUE_URL": base_url,
         "FAL_JWKS_URL": f"{base_url}/.well-known/jwks.json",
         "FAL_MEDIA_HOSTS": base_url.removeprefix("http://"),
@@ -127,6 +132,8 @@ def _prepare_source(plan: DemoPlan, files: Path) -> str:
     if "://" in plan.video:
         return plan.video
     path = Path(plan.video)
+    if not path.is_file():
+        raise _refuse_video(plan.video, "an existing file, or a URL")
     probe_video(path)
     shutil.copyfile(path, files / path.name)
     return path.name
@@ -135,7 +142,11 @@ def _prepare_source(plan: DemoPlan, files: Path) -> str:
 def _choose_public_video(video: str | None) -> str:
     if video is None or "://" in video:
         return video or SAMPLE_URL
-    raise DaemonError("fal cannot reach a local file: give --video a public https URL")
+    raise _refuse_video(video, "a public https URL: fal cannot reach a file of this machine")
+
+
+def _refuse_video(video: str, allowed: str) -> InvalidInputError:
+    return InvalidInputError((Violation("--video", video, allowed),))
 
 
 def _await_emulator(crew: Crew) -> str:

@@ -90,6 +90,9 @@ def record_completion(
     if failure is None:
         move = Move(now, now + grace, columns=columns)
         return table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
+    if attempt.fence != job.fence:
+        # A later attempt is under way: it is not up to the earlier one to fail the job.
+        return None
     columns |= {"error_code": failure.code, "error_message": failure.message}
     move = Move(now, detail=failure.message, columns=columns)
     return table.apply_event(connection, job, JobEvent.FAILURE_ARRIVED, move)
