@@ -1,0 +1,92 @@
+"""`python -m emulator`: fal on loopback, until SIGTERM or Ctrl-C."""
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from emulator.server import Options, serve
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    if not given.allow_remote and not is_loopback(given.host):
+        parser.error(f"--host {given.host} is not loopback; add --allow-remote if you mean it")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if given.directory is not None:
+        given.directory.mkdir(parents=True, exist_ok=True)
+        asyncio.run(serve(read_options(given, given.directory)))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="emulator-") as directory:
+        asyncio.run(serve(read_options(given, Path(directory))))
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="emulator", description=__doc__)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="loopback address to listen on (%(default)s)")
+    add("--port", type=int, default=0, help="0 picks a free one (%(default)s)")
+    add("--directory", type=Path, help="keeps files and signing key (default: a temporary one)")
+    add("--key", default="emulator-key", help="the only API key accepted")
+    add("--user-id", default="emulator-user", help="account named in webhooks (%(default)s)")
+    add("--queue-seconds", type=read_seconds, default="0", help="least time IN_QUEUE")
+    add("--run-seconds", type=read_seconds, default="0", help="least time IN_PROGRESS")
+    add("--concurrency", type=read_count, default="2", help="runs at once (%(default)s)")
+    add(
+        "--webhook-retry-seconds",
+        type=read_seconds,
+        default="7",
+        help="wait before the first retry, doubled each time: 7 gives ten in two hours",
+    )
+    add("--allow-remote", action="store_true", help="listen on an address others can reach")
+    return parser
+
+
+def read_options(given: argparse.Namespace, directory: Path) -> Options:
+    return Options(
+        host=given.host,
+        port=given.port,
+        directory=directory,
+        key=given.key,
+        user_id=given.user_id,
+        queue_time=given.queue_seconds,
+        run_time=given.run_seconds,
+        concurrency=given.concurrency,
+        webhook_retry=given.webhook_retry_seconds,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_seconds(text: str) -> timedelta:
+    """Type for argparse: a duration of zero or more seconds, at most a day."""
+    seconds = float(text)
+    if not 0 <= seconds <= timedelta(days=1).total_seconds():
+        raise argparse.ArgumentTypeError(f"not a number of seconds from 0 to 86400: {text!r}")
+    return timedelta(seconds=seconds)
+
+
+def read_count(text: str) -> int:
+    """Type for argparse: a whole number of at least one."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"not a whole number from 1: {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

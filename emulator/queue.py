@@ -1,0 +1,143 @@
+"""The waiting line: who is next, who is running, and every way a request can end.
+
+    IN_QUEUE ──► IN_PROGRESS ──► COMPLETED      run, whatever the model said
+        └──────────────────────► COMPLETED      cancelled, or not started in time
+
+Everything happens on the event loop, so a method without `await` is atomic.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+
+from emulator.records import FalRequest, Outcome, Status
+
+logger = logging.getLogger(__name__)
+
+Run = Callable[[FalRequest], Awaitable[Outcome]]
+
+
+class CancelAnswer(Enum):
+    """fal's words and codes for the answer to a cancellation (docs: Queue, cancel)."""
+
+    CANCELLATION_REQUESTED = 202
+    ALREADY_COMPLETED = 400
+
+
+class Queue:
+    """At most `concurrency` runs at once; each waits at least `queue_time` before it starts."""
+
+    def __init__(
+        self,
+        *,
+        concurrency: int,
+        queue_time: timedelta,
+        run: Run,
+        on_completed: Callable[[FalRequest], None],
+    ) -> None:
+        self._concurrency = concurrency
+        self._queue_time = queue_time
+        self._run = run
+        self._on_completed = on_completed
+        self._requests: dict[str, FalRequest] = {}
+        self._waiting: list[FalRequest] = []
+        self._ripe: set[str] = set()
+        self._running: dict[asyncio.Future[Outcome], FalRequest] = {}
+
+    @property
+    def requests(self) -> tuple[FalRequest, ...]:
+        """All requests, oldest first."""
+        return tuple(self._requests.values())
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
+
+    def find(self, request_id: str) -> FalRequest | None:
+        return self._requests.get(request_id)
+
+    def count_ahead(self, request: FalRequest) -> int:
+        """How many waiting requests will be started before this one."""
+        return self._waiting.index(request)
+
+    def submit(self, request: FalRequest) -> None:
+        """Put the request in line: normal priority goes before all of low priority."""
+        self._requests[request.request_id] = request
+        place = len(self._waiting)
+        if not request.is_low_priority:
+            place = sum(not other.is_low_priority for other in self._waiting)
+        self._waiting.insert(place, request)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._queue_time.total_seconds(), self._ripen, request)
+        if request.start_timeout is not None:
+            loop.call_later(request.start_timeout.total_seconds(), self._expire, request)
+        logger.info("queued %s", request.request_id)
+
+    def cancel(self, request: FalRequest) -> CancelAnswer:
+        """Remove a waiting request. A running one is asked to stop, and is free not to."""
+        if request.status is Status.COMPLETED:
+            return CancelAnswer.ALREADY_COMPLETED
+        request.is_cancel_requested = True
+        logger.info("cancel requested %s", request.request_id)
+        if request in self._waiting:
+            self._waiting.remove(request)
+            message = "Request was cancelled by the client"
+            self._complete(request, Outcome.from_platform(499, "client_cancelled", message))
+        return CancelAnswer.CANCELLATION_REQUESTED
+
+    async def close(self) -> None:
+        """Abandon what waits and what runs; nothing is completed any more."""
+        self._waiting.clear()
+        tasks = list(self._running)
+        for task in tasks:
+            task.remove_done_callback(self._finish)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ripen(self, request: FalRequest) -> None:
+        self._ripe.add(request.request_id)
+        self._start_ripe()
+
+    def _start_ripe(self) -> None:
+        for request in [one for one in self._waiting if one.request_id in self._ripe]:
+            if len(self._running) >= self._concurrency:
+                return
+            self._start(request)
+
+    def _start(self, request: FalRequest) -> None:
+        self._waiting.remove(request)
+        self._ripe.discard(request.request_id)
+        request.status = Status.IN_PROGRESS
+        request.started_at = datetime.now(UTC)
+        logger.info("started %s", request.request_id)
+        task = asyncio.ensure_future(self._run(request))
+        self._running[task] = request
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Future[Outcome]) -> None:
+        request = self._running.pop(task)
+        if error := task.exception():
+            logger.error("run of %s broke", request.request_id, exc_info=error)
+            message = "Internal server error"
+            self._complete(request, Outcome.from_platform(500, "internal_error", message))
+        else:
+            self._complete(request, task.result())
+        self._start_ripe()
+
+    def _expire(self, request: FalRequest) -> None:
+        """A request not started within the caller's own limit ends as 504 (docs: Queue)."""
+        if request not in self._waiting:
+            return
+        self._waiting.remove(request)
+        message = "Request was not started within its start timeout"
+        caller = {"X-Fal-Request-Timeout-Type": "user"}
+        self._complete(request, Outcome.from_platform(504, "request_timeout", message, **caller))
+
+    def _complete(self, request: FalRequest, outcome: Outcome) -> None:
+        request.status = Status.COMPLETED
+        request.completed_at = datetime.now(UTC)
+        request.outcome = outcome
+        logger.info("completed %s %d", request.request_id, outcome.status_code)
+        self._on_completed(request)

@@ -1,0 +1,58 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.emulator.clips import make_clip
+from tests.emulator.processes import Emulator, start_emulator
+from tests.emulator.receiver import Receiver, start_receiver
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory) -> Path:
+    """Two seconds, 24 frames of 128x96, with sound."""
+    return make_clip(tmp_path_factory.mktemp("sample") / "sample.mp4")
+
+
+@pytest.fixture(scope="session")
+def directory(tmp_path_factory, sample) -> Path:
+    return lay_out(tmp_path_factory.mktemp("emulator"), sample)
+
+
+@pytest.fixture(scope="session")
+def emulator(directory) -> Iterator[Emulator]:
+    """One that answers as fast as it can, shared by all tests."""
+    with start_emulator(directory, "--webhook-retry-seconds", "0.05") as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def occupied(tmp_path_factory, sample) -> Iterator[Emulator]:
+    options = ("--concurrency", "1", "--run-seconds", "3600")
+    directory = lay_out(tmp_path_factory.mktemp("busy"), sample)
+    with start_emulator(directory, *options) as emulator:
+        emulator.wait_for_status(emulator.submit(), "IN_PROGRESS")
+        yield emulator
+
+
+@pytest.fixture
+def busy(occupied) -> Iterator[Emulator]:
+    """One whose only runner is taken by a request that does not end; nobody waits behind it."""
+    yield occupied
+    for request in occupied.list_requests():
+        if request["status"] == "IN_QUEUE":
+            occupied.cancel(request["request_id"])
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with start_receiver() as receiver:
+        yield receiver
+
+
+def lay_out(directory: Path, sample: Path) -> Path:
+    """Makes the sample /files/sample.mp4 of an emulator with that directory."""
+    files = directory / "files"
+    files.mkdir(parents=True)
+    (files / "sample.mp4").write_bytes(sample.read_bytes())
+    return directory

@@ -1,0 +1,128 @@
+import base64
+import hashlib
+import json
+import time
+
+import httpx
+import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from tests.emulator.conftest import lay_out
+from tests.emulator.processes import Emulator, start_emulator
+from tests.emulator.receiver import Received
+
+
+def verify(emulator: Emulator, received: Received) -> None:
+    """As a receiver would, from fal's description and the published key alone."""
+    [key] = httpx.get(f"{emulator.url}/.well-known/jwks.json", trust_env=False).json()["keys"]
+    assert (key["kty"], key["crv"]) == ("OKP", "Ed25519")
+    public = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(key["x"] + "="))
+    names = ("request-id", "user-id", "timestamp")
+    signed = [received.headers[f"x-fal-webhook-{name}"] for name in names]
+    signed.append(hashlib.sha256(received.body).hexdigest())
+    signature = bytes.fromhex(received.headers["x-fal-webhook-signature"])
+    public.verify(signature, "\n".join(signed).encode())
+
+
+def test_webhook_of_success_carries_the_result(emulator, receiver):
+    request_id = emulator.submit(fal_webhook=f"{receiver.url}/hook/1?a=b&c=d")
+    received = receiver.take()
+    assert received.path == "/hook/1?a=b&c=d"
+    assert received.headers["content-type"] == "application/json"
+    assert json.loads(received.body) == {
+        "request_id": request_id,
+        "gateway_request_id": request_id,
+        "status": "OK",
+        "payload": emulator.get_result(request_id).json(),
+    }
+
+
+def test_webhook_of_refused_input_carries_the_detail(emulator, receiver):
+    request_id = emulator.submit({"fps": 0}, fal_webhook=receiver.url)
+    body = json.loads(receiver.take().body)
+    assert (body["status"], body["error"]) == ("ERROR", "Invalid status code: 422")
+    assert body["payload"] == emulator.get_result(request_id).json()
+
+
+def test_webhook_of_cancelled_request_is_an_error(busy, receiver):
+    busy.cancel(busy.submit(fal_webhook=receiver.url))
+    body = json.loads(receiver.take().body)
+    assert (body["status"], body["error"]) == ("ERROR", "Invalid status code: 499")
+    assert body["payload"]["error_type"] == "client_cancelled"
+
+
+def test_webhook_signature_holds_over_the_raw_body(emulator, receiver):
+    request_id = emulator.submit(fal_webhook=receiver.url)
+    received = receiver.take()
+    verify(emulator, received)
+    assert received.headers["x-fal-webhook-request-id"] == request_id
+    assert received.headers["x-fal-webhook-user-id"] == "emulator-user"
+    assert abs(time.time() - int(received.headers["x-fal-webhook-timestamp"])) < 30
+
+
+def test_webhook_signature_fails_over_another_body(emulator, receiver):
+    emulator.submit(fal_webhook=receiver.url)
+    received = receiver.take()
+    with pytest.raises(InvalidSignature):
+        verify(emulator, Received(received.path, received.headers, received.body + b" "))
+
+
+@pytest.mark.parametrize("answer", [500, 503, 404, 401])
+def test_webhook_refused_is_sent_again_with_same_body(emulator, receiver, answer):
+    receiver.answers.put(answer)
+    request_id = emulator.submit(fal_webhook=receiver.url)
+    first, second = receiver.take(), receiver.take()
+    verify(emulator, second)
+    deliveries = emulator.wait_for_deliveries(request_id, 2)
+    assert first.body == second.body
+    assert [one["status_code"] for one in deliveries] == [answer, 200]
+    assert deliveries[0]["at"] < deliveries[1]["at"]
+
+
+def test_webhook_retries_wait_twice_as_long_each_time(emulator, receiver):
+    for _ in range(3):
+        receiver.answers.put(500)
+    request_id = emulator.submit(fal_webhook=receiver.url)
+    deliveries = emulator.wait_for_deliveries(request_id, 4)
+    assert [one["status_code"] for one in deliveries] == [500, 500, 500, 200]
+
+
+@pytest.mark.parametrize("answer", [301, 302, 307, 308])
+def test_webhook_redirect_is_neither_followed_nor_repeated(emulator, receiver, answer):
+    receiver.answers.put(answer)
+    request_id = emulator.submit(fal_webhook=receiver.url)
+    receiver.take()
+    deliveries = emulator.wait_for_deliveries(request_id, 1)
+    emulator.submit(fal_webhook=f"{receiver.url}/next")
+    assert receiver.take().path == "/next"
+    assert [one["status_code"] for one in deliveries] == [answer]
+
+
+def test_webhook_to_nobody_records_the_error_and_goes_on(emulator):
+    request_id = emulator.submit(fal_webhook="http://127.0.0.1:1/hook")
+    deliveries = emulator.wait_for_deliveries(request_id, 2)
+    assert deliveries[0]["status_code"] is None
+    assert "127.0.0.1" in deliveries[0]["error"]
+
+
+def test_webhook_gives_up_after_ten_retries(tmp_path, sample, receiver):
+    for _ in range(20):
+        receiver.answers.put(500)
+    directory = lay_out(tmp_path / "a", sample)
+    with start_emulator(directory, "--webhook-retry-seconds", "0") as emulator:
+        request_id = emulator.submit(fal_webhook=receiver.url)
+        emulator.wait_for_deliveries(request_id, 11)
+        emulator.submit(fal_webhook=f"{receiver.url}/next")
+        paths = [receiver.take().path for _ in range(12)]
+    assert paths.count("/") == 11
+    assert paths[-1] == "/next"
+
+
+def test_signing_key_survives_a_restart(tmp_path):
+    keys = []
+    for _ in range(2):
+        with start_emulator(tmp_path, "--user-id", "me") as emulator:
+            keys.append(emulator.client.get("/.well-known/jwks.json").json())
+    assert keys[0] == keys[1]
+    assert (tmp_path / "signing-key").stat().st_mode & 0o777 == 0o600
