@@ -10,7 +10,7 @@ from uuid import UUID
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from worker.errors import ViolationsError
 from worker.jobs.states import JobState
@@ -50,7 +50,8 @@ def story_to_json(story: Story) -> dict[str, Any]:
 
 
 def print_jobs(jobs: list[Job]) -> None:
-    table = Table("id", "state", "tenant", "enqueued (UTC)", "due", "why", box=None, pad_edge=False)
+    names = ("state", "tenant", "enqueued (UTC)", "due", "why")
+    table = Table(Column("id", min_width=36), *names, box=None, pad_edge=False)
     for job in jobs:
         table.add_row(
             str(job.id),
