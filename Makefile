@@ -21,6 +21,7 @@ lint: $(VENV)/.dev  ## ruff, strict types, import contracts, migration drift, ve
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python tests/version.py
 	@$(BIN)/python tests/drift.py
 
 fmt: $(VENV)/.dev  ## format the code and mend what ruff can

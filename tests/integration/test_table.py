@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
-from tests.harness.jobs import LEASE, NOW, WAYS, insert_job, lead_job, make_job, read_job
+from tests.harness.jobs import LEASE, NOW, WAYS, insert_job, lead_job, make_job, move_job, read_job
 from worker.errors import JobNotFoundError
 from worker.jobs import table
 from worker.jobs.states import ENDED, JobEvent, JobState, next_state
@@ -41,7 +41,7 @@ def test_sql_moves_a_job_exactly_where_the_pure_table_says(db, state, event):
 def test_apply_event_with_an_old_fence_changes_nothing(db):
     zombie = make_job(db, JobState.ARCHIVING)
     lead_job(db, zombie, JobEvent.ARCHIVE_CLAIM_EXPIRED)
-    holder = lead_job(db, zombie, JobEvent.ARCHIVE_CLAIMED)
+    holder = move_job(db, zombie, JobEvent.ARCHIVE_CLAIMED)
     assert lead_job(db, zombie, JobEvent.ARCHIVE_RECORDED) is None
     assert read_job(db, zombie.id) == holder
 
@@ -49,7 +49,7 @@ def test_apply_event_with_an_old_fence_changes_nothing(db):
 def test_extend_claim_with_an_old_fence_is_refused(db):
     zombie = make_job(db, JobState.ARCHIVING)
     lead_job(db, zombie, JobEvent.ARCHIVE_CLAIM_EXPIRED)
-    holder = lead_job(db, zombie, JobEvent.ARCHIVE_CLAIMED)
+    holder = move_job(db, zombie, JobEvent.ARCHIVE_CLAIMED)
     with db.transaction() as connection:
         assert not table.extend_claim(connection, zombie, NOW + 9 * LEASE)
         assert table.extend_claim(connection, holder, NOW + 5 * LEASE)
@@ -60,7 +60,7 @@ def test_claim_job_bumps_the_fence_each_time(db):
     job = make_job(db, JobState.COMPLETED)
     fences = []
     for _ in range(3):
-        claimed = lead_job(db, job, JobEvent.ARCHIVE_CLAIMED)
+        claimed = move_job(db, job, JobEvent.ARCHIVE_CLAIMED)
         fences.append(claimed.fence)
         lead_job(db, claimed, JobEvent.ARCHIVE_POSTPONED)
     assert fences == [job.fence + 1, job.fence + 2, job.fence + 3]
@@ -73,7 +73,7 @@ def test_claim_job_before_a_blocked_job_is_due_is_refused(db):
         table.apply_event(connection, job, JobEvent.SUBMISSION_POSTPONED, move)
     early, late = NOW + LEASE - timedelta(seconds=1), NOW + LEASE
     assert lead_job(db, job, JobEvent.SUBMISSION_CLAIMED, now=early) is None
-    assert lead_job(db, job, JobEvent.SUBMISSION_CLAIMED, now=late).blocked_reason is None
+    assert move_job(db, job, JobEvent.SUBMISSION_CLAIMED, now=late).blocked_reason is None
 
 
 def test_claim_job_of_two_workers_at_once_gives_it_to_one(db):
@@ -142,7 +142,7 @@ def test_update_by_hand_into_nonsense_is_refused_by_the_database(db, assignment)
 
 def test_entered_at_of_a_state_is_not_moved_by_a_later_visit(db):
     job = make_job(db, JobState.ARCHIVING)
-    later = lead_job(db, job, JobEvent.ARCHIVE_POSTPONED, now=NOW + LEASE)
+    later = move_job(db, job, JobEvent.ARCHIVE_POSTPONED, now=NOW + LEASE)
     assert later.completed_at == job.completed_at == NOW
 
 
