@@ -3,6 +3,7 @@
 Exit codes: 0 ok, 1 the thing asked about failed, 2 wrong usage.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -158,7 +159,9 @@ def up(
         display.err.print(f"receiver on http://{host}:{listener.getsockname()[1]}")
         for daemon in (receiver_daemon(listener), *worker_daemons()):
             crew.start(daemon)
-        crew.watch()
+        # Being told to end is what it waits for.
+        with contextlib.suppress(KeyboardInterrupt):
+            crew.watch()
 
 
 @app.command()

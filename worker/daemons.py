@@ -48,7 +48,7 @@ class Crew:
 
     def start(self, daemon: Daemon) -> None:
         """Each daemon leads a session of its own: Ctrl-C reaches this process, which ends them."""
-        with self._open_log(daemon.name) as log:
+        with self._open_log(daemon.name) as log, _signals_deferred():
             process = subprocess.Popen(  # noqa: S603 - commands of our own
                 daemon.command,
                 env=dict(self.env),
@@ -58,7 +58,7 @@ class Crew:
                 pass_fds=tuple(daemon.pass_fds),
                 start_new_session=True,
             )
-        self._running.append((daemon, process))
+            self._running.append((daemon, process))
 
     def check(self) -> None:
         """Raise DaemonError if a daemon has ended by itself."""
@@ -186,6 +186,24 @@ def termination_as_interrupt() -> Iterator[None]:
 
 
 _ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """A daemon that has been started is known before anything can interrupt us."""
+    arrived: list[int] = []
+    numbers = (signal.SIGINT, *_ENDING_SIGNALS)
+    before = {
+        number: signal.signal(number, lambda number, _: arrived.append(number))
+        for number in numbers
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in arrived[:1]:
+        signal.raise_signal(number)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,16 @@ import structlog
 
 LogFormat = Literal["auto", "json", "text"]
 
+QUIETER = (
+    # They log each URL, and a webhook URL holds its token.
+    "httpx",
+    "httpcore",
+    # Three lines for every sweep that found nothing.
+    "celery.beat",
+    "celery.worker.strategy",
+    "celery.app.trace",
+)
+
 
 def configure_logging(level: str, log_format: LogFormat) -> None:
     """Send both structlog and the standard library's loggers to stderr in one format."""
@@ -36,9 +46,19 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    # httpx logs each URL at info, and a webhook URL holds its token.
-    for chatty in ("httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in QUIETER:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def join_host_logging() -> None:
+    """In another service's process, log as it does, instead of printing to its stdout."""
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[structlog.stdlib.add_log_level, structlog.stdlib.render_to_log_kwargs],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
 
 
 def _choose_renderers(log_format: LogFormat) -> list[structlog.typing.Processor]:

@@ -4,6 +4,7 @@ from functools import cache
 from uuid import UUID
 
 from worker.jobs.values import Job
+from worker.log import join_host_logging
 from worker.runtime import Runtime
 from worker.settings import load_settings
 from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job, parse_wish
@@ -11,6 +12,7 @@ from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job, parse_wish
 
 @cache
 def get_runtime() -> Runtime:
+    join_host_logging()
     return Runtime(load_settings())
 
 

@@ -103,25 +103,40 @@ def read_message(message_id: str, args: tuple[object, ...], fields: dict[str, ob
 
 
 @shared_task(name=SUBMIT)
-def submit(job_id: str) -> None:
+def submit(job_id: object) -> None:
     runtime = get_runtime()
-    job = submit_job(UUID(job_id), db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
+    known = read_job_id(job_id)
+    if known is None:
+        return
+    job = submit_job(known, db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
     if job is not None:
-        log.info("submission_settled", job_id=job_id, state=job.state.value)
+        log.info("submission_settled", job_id=str(known), state=job.state.value)
 
 
 @shared_task(name=ARCHIVE)
-def archive(job_id: str) -> None:
+def archive(job_id: object) -> None:
     runtime = get_runtime()
+    known = read_job_id(job_id)
+    if known is None:
+        return
     job = archive_job(
-        UUID(job_id),
+        known,
         db=runtime.db,
         client=runtime.media,
         store=runtime.store,
         terms=runtime.archive_terms,
     )
     if job is not None:
-        log.info("archive_settled", job_id=job_id, state=job.state.value)
+        log.info("archive_settled", job_id=str(known), state=job.state.value)
+
+
+def read_job_id(value: object) -> UUID | None:
+    """The id in a doorbell; anybody can write to a broker, so it may be anything."""
+    try:
+        return UUID(str(value))
+    except ValueError:
+        log.warning("doorbell_refused", job_id=repr(value)[:80])
+        return None
 
 
 @shared_task(name=SWEEP)

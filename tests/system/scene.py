@@ -1,0 +1,99 @@
+"""A deployment with all that a test looks at: emulator, relay, job table, and a producer."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from celery import Celery
+
+from tests.emulator.processes import Emulator
+from tests.harness.processes import Deployment, WorkerPlan, run_deployment, run_emulator, run_yard
+from tests.harness.servers import run_redis
+from tests.system.relay import Relay, run_relay
+from tests.system.rows import JobTable, Row, open_table
+
+SOURCE_FRAMES, NEW_FRAMES = 24, 4
+
+
+@dataclass(frozen=True)
+class Scene:
+    deployment: Deployment
+    emulator: Emulator
+    relay: Relay
+    table: JobTable
+    producer: Celery
+
+    def build_fields(self, **fields: object) -> dict[str, Any]:
+        """The cheapest wish, different from every other one by its prompt."""
+        return {
+            "prompt": f"on it goes {uuid4()}",
+            "video_url": self.emulator.sample_url,
+            "num_frames": 5 + NEW_FRAMES,
+            "num_context_frames": 5,
+            **fields,
+        }
+
+    def send(self, task: str, *args: object, task_id: str | None = None, **fields: object) -> None:
+        """Publish as any service does that has nothing but Celery."""
+        queue = "extend_video" if task == "enqueue" else f"extend_video.{task}"
+        name = f"extend_video.{task}"
+        self.producer.send_task(name, args=args, kwargs=fields, queue=queue, task_id=task_id)
+
+    def enqueue(self, **fields: object) -> UUID:
+        """Send one wish with an id of our own; the id."""
+        job_id = uuid4()
+        self.send("enqueue", **{"job_id": str(job_id), **self.build_fields(**fields)})
+        return job_id
+
+    def list_submissions(self, job: Row) -> list[dict[str, Any]]:
+        """The emulator's ledger for this job: every request with this prompt."""
+        prompt = job["input"]["prompt"]
+        requests = self.emulator.list_requests()
+        return [request for request in requests if request["input"].get("prompt") == prompt]
+
+    def list_archived(self, job_id: UUID) -> list[Path]:
+        return sorted(self.deployment.archive.glob(f"{job_id}*"))
+
+    def list_partials(self) -> list[Path]:
+        return list((self.deployment.archive / ".partial").glob("*"))
+
+
+@contextmanager
+def run_scene(
+    directory: Path, database_url: str, sample: Path, workers: WorkerPlan
+) -> Iterator[Scene]:
+    with run_redis() as broker_url, run_yard(directory) as yard:
+        files = directory / "emulator" / "files"
+        files.mkdir(parents=True)
+        (files / "sample.mp4").write_bytes(sample.read_bytes())
+        with (
+            run_emulator(yard, "--webhook-retry-seconds", "0.2") as emulator,
+            run_relay(emulator.url) as relay,
+            run_deployment(
+                yard,
+                emulator=emulator,
+                fal_url=relay.url,
+                database_url=database_url,
+                broker_url=broker_url,
+                workers=workers,
+            ) as deployment,
+        ):
+            table = open_table(database_url)
+            producer = Celery("producer", broker=broker_url, set_as_current=False)
+            yield Scene(deployment, emulator, relay, table, producer)
+            producer.close()
+            table.engine.dispose()
+
+
+def same_json(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Equal with the very types of JSON: 24 is not 24.0, and true is not 1."""
+    return describe_types(one) == describe_types(other)
+
+
+def describe_types(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {name: describe_types(inner) for name, inner in value.items()}
+    return (type(value).__name__, value)

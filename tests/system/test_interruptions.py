@@ -1,0 +1,152 @@
+"""Parts that end at the worst moment: nothing is paid twice, nothing is lost."""
+
+import hashlib
+import signal
+from uuid import UUID
+
+import redis
+
+from tests.harness.processes import END_SECONDS
+from tests.harness.waiting import wait_until
+from tests.system.relay import Point
+from tests.system.rows import Row
+from tests.system.scene import Scene
+
+SHUTTING_DOWN = "Warm shutdown"
+
+
+def assert_archived_once(scene: Scene, job_id: UUID) -> Row:
+    """Paid once, and one whole file that agrees with its row; the row."""
+    job = scene.table.wait_for_end(job_id)
+    assert len(scene.list_submissions(job)) == 1
+    assert len(scene.table.list_attempts(job_id)) == 1
+    [archived] = scene.list_archived(job_id)
+    assert hashlib.sha256(archived.read_bytes()).hexdigest() == job["archive_sha256"]
+    return job
+
+
+def list_reasons(scene: Scene, job_id: UUID) -> list[str]:
+    return [str(event["reason"]) for event in scene.table.list_events(job_id)]
+
+
+def test_worker_told_to_end_finishes_its_submission_first(scene):
+    worker = scene.deployment.submitter
+    with scene.relay.holding(Point.BEFORE_SUBMISSION) as hold:
+        job_id = scene.enqueue()
+        hold.wait_until_reached()
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for_log(SHUTTING_DOWN)
+        assert worker.is_running
+    assert worker.wait() == 0
+
+    [attempt] = scene.table.list_attempts(job_id)
+    assert attempt["outcome"] == "accepted"
+    scene.deployment.start_workers()
+    assert_archived_once(scene, job_id)
+
+
+def test_worker_told_to_end_finishes_its_download_first(scene):
+    worker = scene.deployment.archiver
+    with scene.relay.holding(Point.MID_DOWNLOAD) as hold:
+        job_id = scene.enqueue()
+        hold.wait_until_reached()
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for_log(SHUTTING_DOWN)
+        assert worker.is_running
+        assert scene.table.read_job(job_id)["state"] == "archiving"
+    assert worker.wait() == 0
+
+    assert scene.table.read_job(job_id)["state"] == "archived"
+    assert_archived_once(scene, job_id)
+    assert list_reasons(scene, job_id).count("archive_claimed") == 1
+
+
+def test_download_of_a_killed_worker_is_taken_over(scene):
+    with scene.relay.holding(Point.MID_DOWNLOAD) as hold:
+        job_id = scene.enqueue()
+        hold.wait_until_reached()
+        wait_until(lambda: any(path.stat().st_size for path in scene.list_partials()))
+        scene.deployment.archiver.kill()
+        assert scene.list_archived(job_id) == []
+    [left] = scene.list_partials()
+    scene.deployment.start_workers()
+
+    assert_archived_once(scene, job_id)
+
+    assert scene.list_partials() == [left]
+    left.unlink()
+    reasons = list_reasons(scene, job_id)
+    assert reasons.count("archive_claimed") == 2
+    assert reasons.count("archive_claim_expired") == 1
+
+
+def test_silent_download_is_taken_over_and_writes_nothing_when_it_wakes(scene):
+    with scene.relay.holding(Point.MID_DOWNLOAD) as hold:
+        job_id = scene.enqueue()
+        hold.wait_until_reached()
+        before = scene.table.wait_for_end(job_id)
+        [archived] = scene.list_archived(job_id)
+        written_at = archived.stat().st_mtime_ns
+        assert len(scene.list_partials()) == 1
+    wait_until(lambda: scene.list_partials() == [])
+
+    assert_archived_once(scene, job_id)
+    assert scene.table.read_job(job_id) == before
+    assert archived.stat().st_mtime_ns == written_at
+    assert list_reasons(scene, job_id)[-1] == "archive_recorded"
+
+
+def test_submission_whose_worker_was_killed_is_adopted_by_its_webhook(scene):
+    with scene.relay.holding(Point.BEFORE_REPLY) as hold:
+        job_id = scene.enqueue()
+        hold.wait_until_reached()
+        scene.deployment.submitter.kill()
+    scene.deployment.start_workers()
+
+    job = assert_archived_once(scene, job_id)
+
+    [attempt] = scene.table.list_attempts(job_id)
+    assert attempt["outcome"] is None
+    assert attempt["fal_request_id"] == job["fal_request_id"] is not None
+    assert job["submitted_at"] == attempt["started_at"]
+
+
+def test_webhook_that_overtakes_the_reply_is_recorded(scene):
+    with scene.relay.holding(Point.BEFORE_REPLY) as hold:
+        job_id = scene.enqueue()
+        hold.wait_until_reached()
+        scene.table.wait_for_end(job_id)
+        [unsettled] = scene.table.list_attempts(job_id)
+        assert unsettled["outcome"] is None
+    wait_until(lambda: scene.table.list_attempts(job_id)[0]["outcome"] == "accepted")
+
+    job = assert_archived_once(scene, job_id)
+    assert "submission_accepted" not in list_reasons(scene, job_id)
+    assert job["fal_request_id"] == scene.table.list_attempts(job_id)[0]["fal_request_id"]
+
+
+def test_webhook_is_sent_again_while_the_receiver_is_down(scene):
+    listener = scene.deployment.listener
+    assert scene.deployment.yard.parts["receiver"].end() == 0
+    job_id = scene.enqueue()
+    listener.settimeout(END_SECONDS)
+    connection, _ = listener.accept()
+    connection.close()
+    scene.deployment.start_receiver()
+
+    job = assert_archived_once(scene, job_id)
+
+    [submission] = scene.list_submissions(job)
+    first, *_, last = submission["deliveries"]
+    assert first["error"] is not None
+    assert last["status_code"] == 200
+    [delivery] = scene.table.list_deliveries(job_id)
+    assert delivery["times_received"] == 1
+
+
+def test_connections_lost_by_the_broker_are_made_again(scene):
+    broker = scene.deployment.settings["BROKER_URL"]
+    with redis.Redis(unix_socket_path=broker.removeprefix("redis+socket://")) as client:
+        client.execute_command("CLIENT", "KILL", "SKIPME", "yes")
+
+    assert_archived_once(scene, scene.enqueue())
