@@ -202,8 +202,8 @@ def _signals_deferred() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in arrived[:1]:
-        signal.raise_signal(number)
+    for late in arrived[:1]:
+        signal.raise_signal(late)
 
 
 @contextlib.contextmanager
