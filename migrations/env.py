@@ -1,9 +1,11 @@
 """Run migrations: one transaction each, with short locks, one migrator at a time."""
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from worker.db import Database
+from worker.errors import InvalidSettingsError
 from worker.jobs.models import Base
 from worker.log import configure_logging
 from worker.settings import load_settings
@@ -16,7 +18,10 @@ ADVISORY_LOCK = 0x6578_7476
 def run_migrations() -> None:
     database_url = context.config.attributes.get("database_url")
     if database_url is None:
-        settings = load_settings()
+        try:
+            settings = load_settings()
+        except InvalidSettingsError as error:
+            raise CommandError(str(error)) from None
         configure_logging(settings.log_level, settings.log_format)
         database_url = settings.database_url
     db = Database(database_url)
@@ -40,9 +45,10 @@ def prepare_connection(connection: Connection) -> None:
     """On PostgreSQL a migration gives up rather than queueing everybody behind its lock."""
     if connection.dialect.name != "postgresql":
         return
-    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
+    # Set last: another migrator is waited for longer than a table.
+    connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
     connection.commit()
 
 

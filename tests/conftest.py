@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.servers import Postgres, run_postgres, run_redis
+from tests.harness.servers import Postgres, SharedDatabase, run_postgres, run_redis
 from worker.db import Database
 from worker.schema import upgrade_schema
 
@@ -53,12 +53,16 @@ def sqlite_url(sqlite_template, tmp_path) -> str:
     return f"sqlite:///{path}"
 
 
+@pytest.fixture(scope="session")
+def shared_database(postgres, postgres_template) -> SharedDatabase:
+    return SharedDatabase(postgres, postgres_template)
+
+
 @pytest.fixture
-def postgres_url(postgres, postgres_template) -> Iterator[str]:
-    """The URL of a fresh, migrated PostgreSQL job table."""
-    name = postgres.create_database(postgres_template)
-    yield postgres.url_of(name)
-    postgres.drop_database(name)
+def postgres_url(shared_database) -> Iterator[str]:
+    """The URL of an empty, migrated PostgreSQL job table."""
+    yield shared_database.url
+    shared_database.empty()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

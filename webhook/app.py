@@ -24,9 +24,13 @@ def create_app(settings: Settings | None = None) -> Flask:
         verifier=WebhookVerifier(keys, user_id=settings.fal_user_id),
         dispatcher=Dispatcher(settings),
         grace=settings.lease_seconds,
+        max_bytes=settings.webhook_max_bytes,
     )
     app = Flask("webhook")
-    app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes
+    # One more than allowed: a chunked body is cut there, which must not be taken for a whole one.
+    app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1
+    # A redirect would end a delivery at fal for good.
+    app.url_map.merge_slashes = False
     register_routes(app, receiver)
     return app
 

@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 import structlog
 from flask import Blueprint, Flask, request
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from worker.clock import read_clock
 from worker.db import Database
@@ -42,10 +42,13 @@ class Receiver:
     verifier: WebhookVerifier
     dispatcher: Dispatcher
     grace: timedelta
+    max_bytes: int
 
     def receive(self, token: str) -> Answer:
         """Record fal's delivery. Committed first and published second: the sweep heals the gap."""
         body = request.get_data(cache=False)
+        if len(body) > self.max_bytes:
+            raise RequestEntityTooLarge
         signed = self.verifier.verify(dict(request.headers), body, read_clock())
         completion = parse_webhook(body)
         if completion.fal_request_id != signed.request_id:
@@ -76,12 +79,16 @@ def register_routes(app: Flask, receiver: Receiver) -> None:
     routes = Blueprint("webhook", __name__)
     routes.post("/webhooks/fal/<token>")(receiver.receive)
     routes.get("/readyz")(receiver.check_ready)
-    routes.get("/healthz")(lambda: ({"status": "ok"}, 200))
+    routes.get("/healthz")(show_health)
     app.register_blueprint(routes)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(ExtendVideoError, _answer_error)
-    app.register_error_handler(DBAPIError, _answer_database_away)
-    app.register_error_handler(PoolTimeoutError, _answer_database_away)
+    for away in (OperationalError, InterfaceError, PoolTimeoutError):
+        app.register_error_handler(away, _answer_database_away)
+
+
+def show_health() -> Answer:
+    return {"status": "ok"}, 200
 
 
 _STATUS_OF_ERROR: dict[type[ExtendVideoError], int] = {
@@ -93,13 +100,16 @@ _STATUS_OF_ERROR: dict[type[ExtendVideoError], int] = {
 
 
 def _answer_error(error: ExtendVideoError) -> Answer:
-    status = next(status for kind, status in _STATUS_OF_ERROR.items() if isinstance(error, kind))
-    log.warning("delivery_refused", code=error.code, reason=str(error), status=status)
+    known = (status for kind, status in _STATUS_OF_ERROR.items() if isinstance(error, kind))
+    status = next(known, 500)
+    log.warning("request_refused", code=error.code, reason=str(error), status=status)
     return {"error": error.code, "message": str(error)}, status
 
 
 def _answer_database_away(error: Exception) -> Answer:
-    log.error("database_unavailable", reason=str(getattr(error, "orig", error)))
+    # Of the reason only its first line: the next ones may quote a row.
+    reason = str(getattr(error, "orig", error)).partition("\n")[0]
+    log.error("database_unavailable", reason=reason)
     return {"error": "database_unavailable", "message": "send it again later"}, 503
 
 

@@ -34,7 +34,7 @@ from worker.jobs.states import JobState
 from worker.log import configure_logging
 from worker.runtime import Runtime
 from worker.settings import load_settings
-from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job, parse_wish
+from worker.stages.enqueue import DEFAULT_TENANT, Wish, enqueue_job, parse_wish
 from worker.stages.sweep import sweep_jobs
 from worker.story import follow_events, list_jobs, read_story
 
@@ -69,14 +69,18 @@ def enqueue(
     as_json: Json = False,
 ) -> None:
     """Enqueue one video and print the job's id."""
+    fields, wrong = read_fields(set_fields)
+    labels, wrong_labels = split_pairs("--label", label)
     options = {
         "job_id": job_id,
         "idempotency_key": idempotency_key,
         "tenant": tenant,
         "priority": priority,
-        "labels": dict(split_pair("label", pair) for pair in label),
+        "labels": labels,
     }
-    wish = parse_wish({**read_fields(set_fields), "prompt": prompt, "video_url": video, **options})
+    wish = parse_or_list(
+        {**fields, "prompt": prompt, "video_url": video, **options}, [*wrong, *wrong_labels]
+    )
     runtime = build_runtime()
     enqueued = enqueue_job(
         wish,
@@ -175,7 +179,10 @@ def demo(
     """Extend a real video end to end: on the emulator, or on fal if FAL_KEY is set."""
     from worker.demo import DemoPlan, name_directory, run_demo
 
-    fields = read_fields(set_fields) | ({"prompt": prompt} if prompt is not None else {})
+    fields, wrong = read_fields(set_fields)
+    if wrong:
+        raise InvalidInputError(tuple(wrong))
+    fields |= {} if prompt is None else {"prompt": prompt}
     job = run_demo(DemoPlan(video, fields, name_directory()))
     raise typer.Exit(OK if job.state is JobState.ARCHIVED else FAILED)
 
@@ -198,28 +205,45 @@ def build_runtime() -> Runtime:
     return Runtime(settings)
 
 
-def read_fields(pairs: Sequence[str]) -> dict[str, object]:
-    """`field=value` texts as values of the fields' own types. Raises InvalidInputError."""
+def parse_or_list(fields: dict[str, object], wrong: Sequence[Violation]) -> Wish:
+    """The wish. Raises InvalidInputError with what is `wrong` already and with all else."""
+    try:
+        wish = parse_wish(fields)
+    except InvalidInputError as error:
+        raise InvalidInputError((*error.violations, *wrong)) from None
+    if wrong:
+        raise InvalidInputError(tuple(wrong))
+    return wish
+
+
+def read_fields(pairs: Sequence[str]) -> tuple[dict[str, object], list[Violation]]:
+    """`field=value` texts as values of the fields' own types, and those that are none.
+
+    Text of the wrong type is kept as it is: `parse_wish` says what the field allows.
+    """
     from worker.fal.extend_video import parse_field
 
+    texts, wrong = split_pairs("--set", pairs)
     values: dict[str, object] = {}
-    violations: list[Violation] = []
-    for pair in pairs:
-        name, text = split_pair("set", pair)
+    for name, text in texts.items():
+        if name in OWN_OPTIONS:
+            wrong.append(Violation(f"--set {name}", text, f"give it as {OWN_OPTIONS[name]}"))
+            continue
         try:
             values[name] = parse_field(name, text)
-        except InvalidInputError as error:
-            violations += error.violations
-    if violations:
-        raise InvalidInputError(tuple(violations))
-    return values
+        except InvalidInputError:
+            values[name] = text
+    return values, wrong
 
 
-def split_pair(option: str, pair: str) -> tuple[str, str]:
-    name, equals, value = pair.partition("=")
-    if not equals:
-        raise InvalidInputError((Violation(f"--{option}", pair, "NAME=VALUE"),))
-    return name, value
+OWN_OPTIONS = {"prompt": "--prompt", "video_url": "--video"}
+
+
+def split_pairs(option: str, pairs: Sequence[str]) -> tuple[dict[str, str], list[Violation]]:
+    """NAME=VALUE texts by name, and the texts that have another form."""
+    wrong = [Violation(option, pair, "NAME=VALUE") for pair in pairs if "=" not in pair]
+    parts = [pair.partition("=") for pair in pairs if "=" in pair]
+    return {name: value for name, _, value in parts}, wrong
 
 
 def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:

@@ -1,6 +1,7 @@
 """Jobs and stories on a terminal, and as JSON."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -8,8 +9,8 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 from worker.errors import ViolationsError
@@ -19,6 +20,14 @@ from worker.story import Story
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def escape(text: str) -> str:
+    """Text of others, shown as it is: neither markup nor a terminal's control sequence."""
+    return markup.escape(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text))
+
 
 STYLES = {
     JobState.ARCHIVED: "green",
@@ -61,7 +70,8 @@ def print_jobs(jobs: list[Job]) -> None:
             show_time(job.due_at),
             escape(job.error_code or job.blocked_reason or ""),
         )
-    out.print(table)
+    # A line for each job, for `grep`: as wide as it takes.
+    Console(highlight=False, width=100_000).print(table)
 
 
 def print_story(story: Story) -> None:

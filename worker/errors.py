@@ -2,14 +2,12 @@
 
     ExtendVideoError
     ├── RetryableError                  the same step may be tried again later
-    │   ├── FalUnavailableError         fal_unavailable       fal did not answer, or not usefully
     │   ├── KeysUnavailableError        keys_unavailable      fal's signing keys cannot be read
     │   ├── MediaUnavailableError       media_unavailable     a video cannot be downloaded now
     │   └── StoreUnavailableError       store_unavailable     the archive cannot be written now
     └── PermanentError                  trying again changes nothing
         ├── InvalidSettingsError        invalid_settings
         ├── InvalidInputError           invalid_input
-        ├── InvalidJobIdError           invalid_job_id
         ├── IdempotencyConflictError    idempotency_conflict
         ├── JobNotFoundError            job_not_found
         ├── InvalidSignatureError       invalid_signature
@@ -66,10 +64,6 @@ class ViolationsError(PermanentError):
         self.violations = violations
 
 
-class FalUnavailableError(RetryableError):
-    code = "fal_unavailable"
-
-
 class KeysUnavailableError(RetryableError):
     code = "keys_unavailable"
 
@@ -88,10 +82,6 @@ class InvalidSettingsError(ViolationsError):
 
 class InvalidInputError(ViolationsError):
     code = "invalid_input"
-
-
-class InvalidJobIdError(ViolationsError):
-    code = "invalid_job_id"
 
 
 class IdempotencyConflictError(PermanentError):

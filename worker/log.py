@@ -63,5 +63,11 @@ def join_host_logging() -> None:
 
 def _choose_renderers(log_format: LogFormat) -> list[structlog.typing.Processor]:
     if log_format == "text" or (log_format == "auto" and sys.stderr.isatty()):
-        return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        return [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(),
+                # Not rich's: it prints local variables, and these hold keys and tokens.
+                exception_formatter=structlog.dev.plain_traceback,
+            )
+        ]
     return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

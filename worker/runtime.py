@@ -18,7 +18,7 @@ from worker.fal.queue import QueueClient
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
 from worker.media.store import Store, open_store
-from worker.settings import Settings, require_settings
+from worker.settings import Settings, mask_url, require_settings
 from worker.stages.archive import ArchiveTerms
 from worker.stages.submit import SubmitTerms
 
@@ -97,4 +97,4 @@ def _read_setting(name: str, text: str, read: Callable[[str], V]) -> V:
     try:
         return read(text)
     except ValueError as error:
-        raise InvalidSettingsError((Violation(name.upper(), text, str(error)),)) from None
+        raise InvalidSettingsError((Violation(name.upper(), mask_url(text), str(error)),)) from None

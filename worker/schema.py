@@ -6,6 +6,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
 import migrations
 from worker.db import Database
@@ -24,7 +25,10 @@ def build_config(database_url: str) -> Config:
 
 def upgrade_schema(database_url: str) -> str:
     """Run the missing migrations; returns the revision the schema then has."""
-    command.upgrade(build_config(database_url), "head")
+    try:
+        command.upgrade(build_config(database_url), "head")
+    except CommandError as error:
+        raise OutdatedSchemaError(f"{error}: a newer release has migrated the job table") from None
     return read_head()
 
 

@@ -8,8 +8,16 @@ from collections.abc import Sequence
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_serializer,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
@@ -40,15 +48,26 @@ def _read_seconds(value: object) -> timedelta:
 
 
 def _check_http_url(value: str) -> str:
+    allowed = "an http:// or https:// URL without user, query and fragment"
     if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
-        raise ValueError("an http:// or https:// URL without user, query and fragment")
+        raise ValueError(allowed)
+    try:
+        _ = urlsplit(value).port
+    except ValueError:
+        raise ValueError(allowed) from None
     return value.rstrip("/")
+
+
+def _check_key(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+        raise ValueError("visible ASCII characters without spaces and line ends")
+    return value
 
 
 def _check_database_url(value: str) -> str:
     try:
         driver = make_url(value).drivername
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         driver = ""
     if driver not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
         raise ValueError("sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
@@ -68,6 +87,7 @@ def _check_endpoint(value: str) -> str:
 
 
 Seconds = Annotated[timedelta, BeforeValidator(_read_seconds)]
+Key = Annotated[SecretStr, AfterValidator(_check_key)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 
 
@@ -92,11 +112,11 @@ class Settings(BaseSettings):
         description="Celery broker: Redis, Valkey or RabbitMQ",
         repr=False,
     )
-    fal_key: SecretStr | None = Field(
+    fal_key: Key | None = Field(
         None, description="fal key; or FAL_KEY_ID and FAL_KEY_SECRET, which are joined with a colon"
     )
-    fal_key_id: SecretStr | None = Field(None, description="first half of the fal key")
-    fal_key_secret: SecretStr | None = Field(None, description="second half of the fal key")
+    fal_key_id: Key | None = Field(None, description="first half of the fal key")
+    fal_key_secret: Key | None = Field(None, description="second half of the fal key")
     fal_endpoint: Annotated[str, AfterValidator(_check_endpoint)] = Field(
         "fal-ai/ltx-2.3-22b/extend-video", description="model endpoint"
     )
@@ -156,6 +176,10 @@ class Settings(BaseSettings):
         "auto", description="json for programs, text for people; auto picks by terminal"
     )
 
+    @field_serializer("database_url", "broker_url", "archive_url")
+    def _mask(self, value: str) -> str:
+        return mask_url(value)
+
     @property
     def fal_credentials(self) -> SecretStr | None:
         """The whole fal key, whichever way it was given."""
@@ -168,6 +192,15 @@ class Settings(BaseSettings):
         )
 
 
+def mask_url(url: str) -> str:
+    """`url` as it may be shown: whatever could be a password is masked."""
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    user, at, place = rest.rpartition("@")
+    if ":" in user:
+        rest = f"{user.partition(':')[0]}:****{at}{place}"
+    return re.sub(r"(?i)(password=)[^&]*", r"\1****", f"{scheme}{mark}{rest}")
+
+
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's value
     """Read the environment and `.env`; InvalidSettingsError names every wrong variable at once."""
     try:
@@ -176,6 +209,8 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's v
         raise InvalidSettingsError(
             tuple(_describe_violation(detail) for detail in error.errors(include_url=False))
         ) from None
+    except UnicodeDecodeError:
+        raise InvalidSettingsError((Violation(".env", "(not text)", "must be UTF-8"),)) from None
 
 
 def require_settings(settings: Settings, names: Sequence[str]) -> None:
@@ -207,7 +242,7 @@ def _mask_value(name: str, value: str) -> str:
     """`value` as it may be shown: secrets not at all, URLs without their password."""
     if name in _SECRET_FIELDS:
         return "****"
-    return re.sub(r"(://[^:@/]*:)[^@]*@", r"\1****@", value)
+    return mask_url(value)
 
 
 def _describe_allowed(detail: ErrorDetails) -> str:

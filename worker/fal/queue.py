@@ -11,6 +11,7 @@ import httpx
 from pydantic import JsonValue, SecretStr
 
 from worker.deadline import call_within
+from worker.fal.completion import make_storable
 from worker.fal.errors import UNNAMED_CODE, parse_failure
 
 TIMEOUT = httpx.Timeout(connect=5, write=10, read=20, pool=5)
@@ -21,6 +22,9 @@ ACCOUNT_DELAY = timedelta(seconds=60)
 BUSY_DELAY = timedelta(seconds=30)
 UNREACHABLE_DELAY = timedelta(seconds=10)
 MAX_RETRY_AFTER = timedelta(hours=1)
+
+# They tell that the connection was lost, not that the request is refused.
+LOST_CONNECTION = frozenset({408, 499})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,8 @@ def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
             reply.http_status, "fal answered 200 without a request id"
         )
     failure = parse_failure(body, f"HTTP {reply.http_status}")
-    if failure is None or not httpx.codes.is_client_error(reply.http_status):
+    refused = httpx.codes.is_client_error(reply.http_status)
+    if failure is None or not refused or reply.http_status in LOST_CONNECTION:
         return Ambiguous(reply.http_status, f"fal answered {reply.http_status}")
     code = failure.code if failure.code != UNNAMED_CODE else f"fal_http_{reply.http_status}"
     return Refused(reply.http_status, code, failure.message, _choose_retry_after(reply))
@@ -176,16 +181,18 @@ def _accept_url(url: JsonValue, base_url: str) -> str | None:
     """Follow-up URLs are used as returned, but only on the host that may see our key."""
     if not isinstance(url, str):
         return None
-    ours, theirs = urlsplit(base_url), urlsplit(url)
+    try:
+        ours, theirs = urlsplit(base_url), urlsplit(url)
+    except ValueError:
+        return None
     return url if (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc) else None
 
 
 def _parse_json(body: bytes) -> JsonValue:
     try:
-        parsed: JsonValue = json.loads(body)
+        return make_storable(json.loads(body))
     except (ValueError, RecursionError):
         return None
-    return parsed
 
 
 def _describe_error(error: httpx.HTTPError) -> str:

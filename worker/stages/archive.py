@@ -123,7 +123,8 @@ def postpone_archive(job: Job, error: RetryableError, *, db: Database, clock: Cl
     """Give the row back until later; the paid result is as safe as before."""
     now = clock()
     blocked = {"blocked_reason": f"{error.code}: {error}"}
-    move = Move(now, now + choose_delay(job.fence), str(error), blocked)
+    delay = choose_delay(now - (job.completed_at or now))
+    move = Move(now, now + delay, str(error), blocked)
     with db.transaction() as connection:
         return table.apply_event(connection, job, JobEvent.ARCHIVE_POSTPONED, move)
 
@@ -135,7 +136,6 @@ def refuse_archive(job: Job, error: PermanentError, *, db: Database, clock: Cloc
         return table.apply_event(connection, job, JobEvent.ARCHIVE_REFUSED, move)
 
 
-def choose_delay(claims: int) -> timedelta:
-    """Twice as long after each claim of the job, up to a bound well within fal's retention."""
-    doublings = min(claims, 10)
-    return min(FIRST_DELAY * (1 << doublings), LONGEST_DELAY)
+def choose_delay(tried_for: timedelta) -> timedelta:
+    """As long again as it has been tried so far, within bounds: so each pause is twice the last."""
+    return min(max(tried_for, FIRST_DELAY), LONGEST_DELAY)

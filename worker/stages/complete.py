@@ -19,7 +19,7 @@ from worker.fal.completion import Completion
 from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
 from worker.fal.extend_video import parse_output
 from worker.jobs import attempts, table
-from worker.jobs.states import JobEvent
+from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, NewDelivery
 
 
@@ -69,6 +69,9 @@ def receive_delivery(
     return Receipt(Verdict.KEPT if moved is None else Verdict.RECORDED, moved or job)
 
 
+_AWAITING_FAL = frozenset({JobState.SUBMISSION_UNKNOWN, JobState.SUBMITTED})
+
+
 def record_completion(
     connection: Connection,
     job: Job,
@@ -79,7 +82,8 @@ def record_completion(
 ) -> Job | None:
     """Move the job by what fal says; None if it has moved on, or if the result must be fetched."""
     if completion.status == "OK" and completion.payload is None:
-        table.advance_due(connection, job, now)
+        if job.state in _AWAITING_FAL:
+            table.advance_due(connection, job, now)
         return None
     failure = find_failure(completion)
     columns = {

@@ -150,4 +150,5 @@ def _is_same_wish(earlier: Job, new: NewJob, wish: Wish) -> bool:
         and earlier.endpoint == new.endpoint
         and earlier.tenant == new.tenant
         and wish.options.job_id in {None, earlier.id}
+        and new.idempotency_key in {None, earlier.idempotency_key}
     )

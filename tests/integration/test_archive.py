@@ -1,0 +1,378 @@
+"""The video's way into the archive, from a real server onto a real disk."""
+
+from dataclasses import replace
+from datetime import timedelta
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from tests.harness.clock import FakeClock
+from tests.harness.jobs import LEASE, NOW, build_result, make_job, move_job, read_job
+from tests.harness.together import call_together
+from tests.harness.waiting import wait_until
+from tests.harness.web import break_off, run_server, send_body
+from worker.errors import ClaimLostError
+from worker.jobs import table
+from worker.jobs.states import Doorbell, JobEvent, JobState, Step
+from worker.media.download import DownloadLimits, media_client
+from worker.media.hosts import parse_media_hosts
+from worker.media.store import PARTIAL_DIRECTORY, LocalStore
+from worker.stages.archive import (
+    FIRST_DELAY,
+    LONGEST_DELAY,
+    ArchiveTerms,
+    archive_job,
+    build_heartbeat,
+    choose_delay,
+    fetch_video,
+)
+from worker.stages.sweep import sweep_jobs
+
+VIDEO = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 1000
+THIRD = len(VIDEO) // 3
+
+
+@pytest.fixture
+def cdn():
+    with run_server(send_body(VIDEO, Content_Type="video/mp4")) as server:
+        yield server
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    return Path(tmp_path) / "archive"
+
+
+@pytest.fixture
+def terms(cdn):
+    limits = DownloadLimits(timedelta(seconds=30), 10 * len(VIDEO))
+    return ArchiveTerms("tester:1", LEASE, parse_media_hosts(cdn.place), limits)
+
+
+@pytest.fixture
+def archive(db, root, terms):
+    """Archive a job as `terms` say, but for what a test changes."""
+    with media_client() as client:
+
+        def run(job, *, clock=None, **changes):
+            return archive_job(
+                job.id,
+                db=db,
+                client=client,
+                store=LocalStore(root),
+                terms=replace(terms, **changes),
+                clock=clock or FakeClock(),
+            )
+
+        yield run
+
+
+def make_completed(db, url, **video):
+    result = build_result(url)
+    result["video"] |= video
+    return make_job(db, JobState.COMPLETED, result=result)
+
+
+@pytest.fixture
+def job(db, cdn):
+    return make_completed(db, f"{cdn.url}/files/b/0a/clip.mp4?sig=%20x")
+
+
+def list_files(root):
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+
+
+def list_events(db, job):
+    with db.reading() as connection:
+        return table.list_events(connection, job.id)
+
+
+def sweep(db, clock):
+    return sweep_jobs(db=db, lease=LEASE, clock=clock)
+
+
+# the way it ought to be
+
+
+def test_archive_job_keeps_the_very_bytes_under_the_jobs_id(db, root, cdn, job, archive):
+    moved = archive(job)
+    assert moved == read_job(db, job.id)
+    final = root / f"{job.id}.mp4"
+    assert (moved.state, moved.archived_at) == (JobState.ARCHIVED, NOW)
+    assert (moved.archive_uri, moved.archive_bytes) == (final.as_uri(), len(VIDEO))
+    assert moved.archive_sha256 == sha256(VIDEO).hexdigest()
+    assert final.read_bytes() == VIDEO
+    assert list_files(root) == [final.name]
+    assert (moved.due_at, moved.claimed_by, moved.doorbell) == (None, None, None)
+    assert cdn.asked[0].target == "/files/b/0a/clip.mp4?sig=%20x"
+    reasons = [event.reason for event in list_events(db, job)]
+    assert reasons[-2:] == ["archive_claimed", "archive_recorded"]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (b"\x1a\x45\xdf\xa3\x9f\x42\x82\x84webm", {"content_type": "video/webm"}, "webm"),
+        (b"GIF89a", {"content_type": "application/octet-stream"}, "gif"),
+        (b"\0" * 64, {"content_type": "video/quicktime"}, "mov"),
+        (b"\0" * 64, {"content_type": None, "file_name": "x/../y.OGV"}, "ogv"),
+        (b"\0" * 64, {"content_type": None, "file_name": None}, "bin"),
+        (b"\0" * 64, {"content_type": None, "file_name": "a.b/../../etc/passwd"}, "bin"),
+    ],
+)
+def test_archive_job_names_the_file_by_what_it_is(db, root, cdn, archive, case):
+    head, video, extension = case
+    cdn.answer = send_body(head)
+    job = make_completed(db, f"{cdn.url}/v", **video)
+    archive(job)
+    assert list_files(root) == [f"{job.id}.{extension}"]
+
+
+def test_archive_job_claims_before_it_downloads(db, cdn, job, archive):
+    seen = []
+
+    def look(handler):
+        seen.append(read_job(db, job.id))
+        send_body(VIDEO)(handler)
+
+    cdn.answer = look
+    archive(job)
+    (claimed,) = seen
+    assert (claimed.state, claimed.claimed_by) == (JobState.ARCHIVING, "tester:1")
+    assert (claimed.fence, claimed.due_at) == (job.fence + 1, NOW + LEASE)
+
+
+# what passes by
+
+
+def refuse_to_write(root):
+    root.parent.mkdir(exist_ok=True)
+    root.write_text("a file where the directory ought to be")
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        (send_body(b"", 500), "media_unavailable: 127.0.0.1 has no video now: HTTP 500"),
+        (send_body(b"", 429, Retry_After="1"), "media_unavailable: 127.0.0.1 has no video now"),
+        (send_body(b"", 206), "media_unavailable: 127.0.0.1 has no video now: HTTP 206"),
+        (send_body(b""), "media_unavailable: the video is empty"),
+        (break_off(VIDEO, len(VIDEO) + 1), "media_unavailable: the download broke off"),
+        (break_off(), "media_unavailable: the download broke off"),
+    ],
+)
+def test_archive_job_of_an_unavailable_video_is_postponed(db, root, cdn, job, archive, trouble):
+    cdn.answer, reason = trouble
+    moved = archive(job)
+    assert moved == read_job(db, job.id)
+    assert (moved.state, moved.claimed_by) == (JobState.COMPLETED, None)
+    assert moved.blocked_reason.startswith(reason)
+    assert moved.due_at == NOW + FIRST_DELAY
+    assert (moved.error_code, moved.archive_uri) == (None, None)
+    assert (moved.result, list_files(root)) == (job.result, [])
+    assert list_events(db, job)[-1].detail in moved.blocked_reason
+
+
+def test_archive_job_without_a_server_is_postponed(db, cdn, archive, terms):
+    closed = parse_media_hosts("127.0.0.1:1")
+    moved = archive(make_completed(db, "http://127.0.0.1:1/v.mp4"), hosts=closed)
+    assert moved.state is JobState.COMPLETED
+    assert "ConnectError" in moved.blocked_reason
+
+
+def test_archive_job_that_cannot_write_is_postponed(db, root, job, archive):
+    refuse_to_write(root)
+    moved = archive(job)
+    assert moved.state is JobState.COMPLETED
+    assert moved.blocked_reason.startswith("store_unavailable: ")
+
+
+def test_archive_job_postponed_waits_longer_each_time(db, cdn, job, archive):
+    cdn.answer = send_body(b"", 503)
+    clock, delays = FakeClock(), []
+    for _ in range(8):
+        moved = archive(job, clock=clock)
+        delays.append(moved.due_at - clock())
+        clock.now = moved.due_at
+    assert delays == sorted(delays)
+    assert delays[:4] == [FIRST_DELAY, FIRST_DELAY, 2 * FIRST_DELAY, 4 * FIRST_DELAY]
+    assert delays[-1] == LONGEST_DELAY
+
+
+def test_archive_job_postponed_is_claimable_again_by_the_sweep_at_its_time(
+    db, root, cdn, job, archive
+):
+    cdn.answer = send_body(b"", 503)
+    due_at = archive(job).due_at
+    cdn.answer = send_body(VIDEO)
+    clock = FakeClock(due_at - timedelta(seconds=1))
+    assert archive(job, clock=clock) is None
+    assert sweep(db, clock) == []
+    clock.now = due_at
+    assert sweep(db, clock) == [Doorbell(Step.ARCHIVE, job.id)]
+    assert archive(job, clock=clock).state is JobState.ARCHIVED
+    assert (len(cdn.asked), list_files(root)) == (2, [f"{job.id}.mp4"])
+
+
+def test_choose_delay_never_leaves_its_bounds():
+    delays = [choose_delay(timedelta(seconds=seconds)) for seconds in range(2000)]
+    assert delays == sorted(delays)
+    assert (delays[0], delays[-1]) == (FIRST_DELAY, LONGEST_DELAY)
+
+
+# what never will be
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (send_body(b"", 404), "refuses the video: HTTP 404"),
+        (send_body(b"", 403), "refuses the video: HTTP 403"),
+        (send_body(b"", 302, Location="https://evil.example/v"), "not allowed by FAL_MEDIA_HOSTS"),
+        (send_body(b"x" * (10 * len(VIDEO) + 1)), "larger than"),
+        (send_body(VIDEO, Content_Encoding="gzip"), "encoded"),
+    ],
+)
+def test_archive_job_of_a_refused_video_fails(db, root, cdn, job, archive, refusal):
+    cdn.answer, message = refusal
+    moved = archive(job)
+    assert moved == read_job(db, job.id)
+    assert (moved.state, moved.error_code) == (JobState.FAILED, "media_refused")
+    assert message in moved.error_message
+    assert (moved.failed_at, moved.due_at, moved.archive_uri) == (NOW, None, None)
+    assert (moved.result, list_files(root)) == (job.result, [])
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1/v.mp4", "https://evil.example/v", "data:video/mp4;base64,AAAA"]
+)
+def test_archive_job_of_a_strange_url_fails_without_asking(db, cdn, archive, url):
+    moved = archive(make_completed(db, url))
+    assert (moved.state, moved.error_code) == (JobState.FAILED, "media_refused")
+    assert cdn.asked == []
+
+
+def test_archive_job_of_a_result_without_video_fails(db, archive):
+    moved = archive(make_job(db, JobState.COMPLETED, result={"video": None}))
+    assert (moved.state, moved.error_code) == (JobState.FAILED, "invalid_result")
+    assert moved.error_message
+
+
+# whose job it is
+
+
+def test_archive_job_renews_its_lease_during_a_slow_download(db, root, cdn, job, archive):
+    clock, swept = FakeClock(), []
+
+    def drip(handler):
+        handler.send_head(200, Content_Length=len(VIDEO))
+        for start in (0, THIRD):
+            clock.move(LEASE / 2)
+            handler.wfile.write(VIDEO[start : start + THIRD])
+            wait_until(lambda: read_job(db, job.id).due_at == clock() + LEASE)
+            swept.extend(sweep(db, clock))
+        handler.wfile.write(VIDEO[2 * THIRD :])
+
+    cdn.answer = drip
+    assert archive(job, clock=clock).state is JobState.ARCHIVED
+    assert (swept, clock()) == ([], NOW + LEASE)
+    assert list_files(root) == [f"{job.id}.mp4"]
+
+
+def test_build_heartbeat_renews_each_third_of_the_lease_until_it_is_lost(db, job):
+    clock, claimed = FakeClock(), move_job(db, job, JobEvent.ARCHIVE_CLAIMED)
+    renew = build_heartbeat(claimed, db=db, lease=LEASE, clock=clock)
+    clock.move(LEASE / 3 - timedelta(microseconds=1))
+    renew(1)
+    assert read_job(db, job.id) == claimed
+    for received in (2, 3):
+        clock.move(LEASE / 3)
+        renew(received)
+        assert read_job(db, job.id) == replace(claimed, due_at=clock() + LEASE)
+    clock.move(LEASE)
+    sweep(db, clock)
+    with pytest.raises(ClaimLostError):
+        renew(4)
+
+
+def take_over(db, job, clock):
+    """Let the lease run out and another worker claim the job."""
+    clock.move(LEASE)
+    assert sweep(db, clock) == [Doorbell(Step.ARCHIVE, job.id)]
+    return move_job(db, read_job(db, job.id), JobEvent.ARCHIVE_CLAIMED, now=clock())
+
+
+@pytest.mark.parametrize(
+    "answer", [send_body(VIDEO), send_body(b"", 404), send_body(b"", 503), break_off(VIDEO)]
+)
+def test_archive_job_taken_over_writes_nothing(db, root, cdn, job, archive, answer):
+    clock, holders = FakeClock(), []
+
+    def fall_silent(handler):
+        holders.append(take_over(db, job, clock))
+        answer(handler)
+
+    cdn.answer = fall_silent
+    assert archive(job, clock=clock) is None
+    assert [read_job(db, job.id)] == holders
+    assert list_files(root) == []
+
+
+def test_archive_job_taken_over_and_ended_leaves_the_others_file(db, root, cdn, job, archive):
+    clock, archived = FakeClock(), []
+
+    def fall_silent(handler):
+        cdn.answer = send_body(VIDEO)
+        clock.move(LEASE)
+        sweep(db, clock)
+        archived.append(archive(job, clock=clock, worker="tester:2"))
+        send_body(b"x" * len(VIDEO))(handler)
+
+    cdn.answer = fall_silent
+    assert archive(job, clock=clock) is None
+    assert [read_job(db, job.id)] == archived
+    assert archived[0].state is JobState.ARCHIVED
+    assert (root / f"{job.id}.mp4").read_bytes() == VIDEO
+    assert list_files(root) == [f"{job.id}.mp4"]
+
+
+def test_archive_job_after_a_crash_before_the_record_ends_with_one_file(
+    db, root, cdn, job, archive, terms
+):
+    claimed = move_job(db, job, JobEvent.ARCHIVE_CLAIMED)
+    with media_client() as client:
+        store = LocalStore(root)
+        fetch_video(claimed, client=client, store=store, terms=terms, on_progress=print)
+    assert archive(job) is None
+    clock = FakeClock(NOW + LEASE)
+    assert sweep(db, clock) == [Doorbell(Step.ARCHIVE, job.id)]
+    assert archive(job, clock=clock).state is JobState.ARCHIVED
+    assert list_files(root) == [f"{job.id}.mp4"]
+
+
+def test_archive_job_twice_downloads_once(db, root, cdn, job, archive):
+    first = archive(job)
+    assert archive(job) is None
+    assert (read_job(db, job.id), len(cdn.asked)) == (first, 1)
+    assert list_files(root) == [f"{job.id}.mp4"]
+
+
+def test_archive_job_at_once_by_two_doorbells_downloads_once(cdn, job, archive):
+    moved = call_together(*[lambda: archive(job)] * 2)
+    assert [one.state for one in moved if one] == [JobState.ARCHIVED]
+    assert len(cdn.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "state", [JobState.QUEUED, JobState.SUBMITTED, JobState.ARCHIVING, JobState.FAILED]
+)
+def test_archive_job_that_is_not_completed_is_left_alone(db, cdn, archive, state):
+    job = make_job(db, state)
+    assert archive(job) is None
+    assert (read_job(db, job.id), cdn.asked) == (job, [])
+
+
+def test_archive_job_leaves_an_empty_partial_directory(root, job, archive):
+    archive(job)
+    assert list((root / PARTIAL_DIRECTORY).iterdir()) == []

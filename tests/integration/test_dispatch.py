@@ -1,0 +1,151 @@
+"""What the doorbell writes into a real broker, and how it gives up on one that is away."""
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+from celery import Celery
+
+from tests.harness.brokers import find_closed_port, open_black_hole, take_messages
+from tests.harness.servers import run_redis
+from tests.harness.waiting import wait_until
+from worker.app import QUEUES, create_app
+from worker.dispatch import Dispatcher
+from worker.jobs.states import Doorbell, Step
+from worker.settings import load_settings
+
+JOB_ID = UUID("01938000-0000-7000-8000-000000000001")
+SECRETS = ("the-secret-key", "the-secret-password")
+BOUND_SECONDS = 1.5
+
+
+def build_dispatcher(broker_url: str) -> Dispatcher:
+    return Dispatcher(
+        load_settings(
+            broker_url=broker_url,
+            fal_key=SECRETS[0],
+            database_url=f"postgresql+psycopg://u:{SECRETS[1]}@127.0.0.1/x",
+        )
+    )
+
+
+@pytest.fixture
+def dispatcher(redis_url) -> Iterator[Dispatcher]:
+    for queue in QUEUES.values():
+        take_messages(redis_url, queue)
+    dispatcher = build_dispatcher(redis_url)
+    yield dispatcher
+    dispatcher.close()
+
+
+@pytest.mark.parametrize("step", Step)
+def test_ring_publishes_task_name_and_job_id_only(dispatcher, redis_url, step) -> None:
+    assert dispatcher.ring(Doorbell(step, JOB_ID))
+
+    messages = {queue: take_messages(redis_url, queue) for queue in QUEUES.values()}
+    (message,) = messages.pop(f"extend_video.{step.value}")
+    assert not any(messages.values()), "a doorbell rings in one queue"
+    assert message["content-type"] == "application/json"
+    assert message["headers"]["task"] == f"extend_video.{step.value}"
+    assert (message["headers"]["eta"], message["headers"]["retries"]) == (None, 0)
+    args, kwargs, embed = json.loads(base64.b64decode(message["body"]))
+    assert (args, kwargs) == ([str(JOB_ID)], {})
+    assert not any(embed.values())
+
+
+@pytest.mark.parametrize("step", Step)
+def test_ring_writes_no_secret(dispatcher, redis_url, step) -> None:
+    dispatcher.ring(Doorbell(step, JOB_ID))
+
+    (message,) = take_messages(redis_url, f"extend_video.{step.value}")
+    text = json.dumps(message) + base64.b64decode(message["body"]).decode()
+    assert not [secret for secret in SECRETS if secret in text]
+
+
+def test_ring_without_doorbell_publishes_nothing(dispatcher, redis_url) -> None:
+    assert dispatcher.ring(None)
+
+    assert not any(take_messages(redis_url, queue) for queue in QUEUES.values())
+
+
+def test_ring_reaches_queue_that_worker_consumes(dispatcher, redis_url) -> None:
+    dispatcher.ring(Doorbell(Step.SUBMIT, JOB_ID))
+
+    worker: Celery = create_app(load_settings(broker_url=redis_url))
+    with worker.connection_for_read() as connection:
+        queue = connection.SimpleQueue(QUEUES["extend_video.submit"])
+        message = queue.get(timeout=5)
+        message.ack()
+        queue.close()
+    assert message.payload[0] == [str(JOB_ID)]
+    worker.close()
+
+
+def test_ring_from_many_threads_publishes_each_once(dispatcher, redis_url) -> None:
+    bells = [Doorbell(Step.ARCHIVE, UUID(int=number)) for number in range(20)]
+    threads = [threading.Thread(target=dispatcher.ring, args=(bell,)) for bell in bells]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    messages = take_messages(redis_url, "extend_video.archive")
+    rung = [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
+    assert sorted(rung) == [str(bell.job_id) for bell in bells]
+
+
+def list_call_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "call_within"]
+
+
+def assert_gives_up_in_time(broker_url: str) -> None:
+    dispatcher = build_dispatcher(broker_url)
+    for ask in (lambda: dispatcher.ring(Doorbell(Step.SUBMIT, JOB_ID)), dispatcher.ping):
+        started = time.monotonic()
+        assert ask() is False
+        assert time.monotonic() - started < BOUND_SECONDS
+    dispatcher.close()
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_ring_at_refusing_broker_gives_up_in_time(scheme) -> None:
+    assert_gives_up_in_time(f"{scheme}://127.0.0.1:{find_closed_port()}//")
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_ring_at_silent_broker_gives_up_and_ends_its_threads(scheme) -> None:
+    with open_black_hole() as hole:
+        assert_gives_up_in_time(hole.redis_url if scheme == "redis" else hole.amqp_url)
+        assert hole.connections, "the broker was never asked"
+        # Threads that stay behind would pile up, one for each delivery while the broker is away.
+        wait_until(lambda: not list_call_threads(), seconds=10)
+
+
+def test_ping_with_broker_there_succeeds(dispatcher) -> None:
+    assert dispatcher.ping()
+
+
+def test_ring_after_broker_restart_recovers_by_second_ring() -> None:
+    bell = Doorbell(Step.SUBMIT, JOB_ID)
+    with run_redis() as url:
+        dispatcher = build_dispatcher(url)
+        assert dispatcher.ring(bell)
+    assert not dispatcher.ring(bell)
+    assert not dispatcher.ping()
+    dispatcher.close()
+
+
+def test_ring_over_connection_that_broker_dropped_recovers(redis_url, dispatcher) -> None:
+    import redis
+
+    bell = Doorbell(Step.SUBMIT, JOB_ID)
+    assert dispatcher.ring(bell)
+    with redis.Redis(unix_socket_path=redis_url.removeprefix("redis+socket://")) as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+    dispatcher.ring(bell)
+    assert dispatcher.ring(bell)
+    assert len(take_messages(redis_url, "extend_video.submit")) >= 2

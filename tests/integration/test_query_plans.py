@@ -1,0 +1,92 @@
+"""The hot queries stay on their indices when ended rows pile up."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import event, insert
+from uuid_utils.compat import uuid7
+
+from tests.harness.jobs import ENDPOINT, LEASE, NOW, insert_job, make_job
+from worker.jobs import table
+from worker.jobs.models import JobRow
+from worker.jobs.states import JobState
+from worker.stages.sweep import SWEPT_STATES
+
+ENDED_ROWS = 4000
+LIVE_ROWS = 40
+
+
+@pytest.fixture
+def full(db):
+    """A job table as it looks after a while: nearly all rows have ended."""
+    rows = [
+        {
+            "id": uuid7(),
+            "state": JobState.ARCHIVED,
+            "tenant": f"tenant-{number % 7}",
+            "idempotency_key": f"key-{number}",
+            "labels": {},
+            "endpoint": ENDPOINT,
+            "input": {"seed": number},
+            "enqueued_at": NOW - timedelta(minutes=number),
+            "archived_at": NOW,
+        }
+        for number in range(ENDED_ROWS)
+    ]
+    with db.transaction() as connection:
+        connection.execute(insert(JobRow), rows)
+    for age in range(LIVE_ROWS):
+        insert_job(db, now=NOW - age * LEASE)
+    make_job(db, JobState.SUBMITTED)
+    with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("ANALYZE")
+    return db
+
+
+@pytest.fixture
+def explain(full):
+    """The plan of the very statement that a call sends."""
+
+    def run(call):
+        sent = []
+
+        def note(_connection, _cursor, statement, parameters, *_):
+            sent.append((statement, parameters))
+
+        with full.transaction() as connection:
+            event.listen(connection, "before_cursor_execute", note)
+            call(connection)
+            event.remove(connection, "before_cursor_execute", note)
+            (statement, parameters) = sent[-1]
+            word = "EXPLAIN" if full.engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+            plan = connection.exec_driver_sql(f"{word} {statement}", parameters)
+            return "\n".join(str(row[-1]) for row in plan)
+
+    return run
+
+
+def check_plan(plan, index):
+    assert index in plan, plan
+    assert "Seq Scan" not in plan, plan
+    assert "SCAN" not in plan, plan
+
+
+def test_find_overdue_searches_the_index_of_live_rows(full, explain):
+    found = []
+    plan = explain(
+        lambda connection: found.extend(table.find_overdue(connection, SWEPT_STATES, NOW, 100))
+    )
+    check_plan(plan, "ix_jobs_due_at")
+    assert len(found) == LIVE_ROWS - 1
+
+
+def test_find_job_by_key_searches_its_unique_index(explain):
+    plan = explain(lambda connection: table.find_job_by_key(connection, "tenant-1", "key-1"))
+    check_plan(plan, "jobs_")
+
+
+def test_list_jobs_walks_the_index_of_times(explain):
+    plan = explain(lambda connection: table.list_jobs(connection, state=None, tenant=None, limit=9))
+    assert "ix_jobs_enqueued_at" in plan, plan
+    assert "TEMP B-TREE" not in plan
+    assert "Sort" not in plan

@@ -1,0 +1,81 @@
+"""A receiver in this process, with all it works with."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import text
+from werkzeug.test import TestResponse
+
+from tests.harness.brokers import take_messages
+from tests.harness.web import ScriptedServer
+from tests.harness.webhooks import SignedDelivery
+from webhook.routes import Receiver
+from worker.db import Database
+from worker.settings import Settings
+
+ARCHIVE_QUEUE = "extend_video.archive"
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+LEASE = timedelta(seconds=60)
+LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A receiver, the table it writes, the keys it fetches and the broker it rings at."""
+
+    client: FlaskClient
+    receiver: Receiver
+    db: Database
+    keys: ScriptedServer
+    settings: Settings
+
+    def post(self, delivery: SignedDelivery, **options: Any) -> TestResponse:
+        return self.client.post(
+            delivery.path, data=delivery.body, headers=dict(delivery.headers), **options
+        )
+
+    def take_doorbells(self) -> list[str]:
+        return [
+            message["headers"]["task"]
+            for message in take_messages(self.settings.broker_url, ARCHIVE_QUEUE)
+        ]
+
+    def read_table(self) -> list[tuple[Any, ...]]:
+        """All that a delivery could change, as plain SQL sees it from outside."""
+        with self.db.reading() as connection:
+            return [
+                tuple(row)
+                for query in ("jobs ORDER BY id", "attempts", "deliveries ORDER BY id", "events")
+                for row in connection.execute(text(f"SELECT * FROM {query}"))
+            ]
+
+    def count(self, table: str) -> int:
+        with self.db.reading() as connection:
+            return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
+
+
+def find_receiver(app: Flask) -> Receiver:
+    """What the application has made for itself, to be closed after the test."""
+    receiver = getattr(app.view_functions["webhook.receive"], "__self__", None)
+    assert isinstance(receiver, Receiver)
+    return receiver
+
+
+def close_receiver(receiver: Receiver) -> None:
+    receiver.db.close()
+    receiver.dispatcher.close()
+    receiver.verifier._keys._client.close()  # it has no other owner
+
+
+def refuse(scene: Scene, delivery: SignedDelivery, status: int, code: str) -> None:
+    """The answer is this, and nothing at all has been written."""
+    before = scene.read_table()
+    answer = scene.post(delivery)
+    assert (answer.status_code, answer.get_json()["error"]) == (status, code), answer.get_json()
+    assert scene.read_table() == before
+    assert scene.take_doorbells() == []

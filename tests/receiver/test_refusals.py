@@ -1,0 +1,203 @@
+"""Each delivery that is refused, with its answer; nothing is written then."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.harness.jobs import REQUEST_ID, TOKEN, make_job, read_attempts, read_job
+from tests.harness.webhooks import (
+    OTHER_KEY,
+    PREFIX,
+    USER_ID,
+    SignedDelivery,
+    build_body,
+    build_delivery,
+)
+from tests.receiver.scene import LIMIT, ON_SQLITE, refuse
+from worker.jobs.states import JobState
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe\x00",
+        b'"text"',
+        b"[]",
+        b"null",
+        b"{}",
+        json.dumps(build_body(status=...)).encode(),
+        json.dumps(build_body(status="FAILED")).encode(),
+        json.dumps(build_body(request_id=...)).encode(),
+        json.dumps(build_body(request_id=7)).encode(),
+        json.dumps(build_body(gateway_request_id=[])).encode(),
+        json.dumps(build_body(error={"a": 1})).encode(),
+        b"[" * 30_000,
+        b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+        b"1" * 5_000,
+    ],
+)
+def test_receive_genuine_body_of_wrong_shape_answers_400(scene, job, body) -> None:
+    refuse(scene, build_delivery(body), 400, "invalid_delivery")
+
+
+def test_receive_unknown_token_answers_401(scene, job) -> None:
+    refuse(scene, build_delivery(token="another-token"), 401, "invalid_signature")
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("token", ["%00", "%ff%fe", "ü", "x" * 5000, TOKEN + "%20", TOKEN.upper()])
+def test_receive_odd_token_answers_401(scene, job, token) -> None:
+    refuse(scene, build_delivery(token=token), 401, "invalid_signature")
+
+
+def test_receive_token_hash_as_token_answers_401(scene, job) -> None:
+    """Who reads the table can call nobody's webhook."""
+    (attempt,) = read_attempts(scene.db, job.id)
+    refuse(scene, build_delivery(token=attempt.token_hash), 401, "invalid_signature")
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("name", ["Request-Id", "User-Id", "Timestamp", "Signature"])
+def test_receive_without_header_answers_401(scene, job, name) -> None:
+    refuse(scene, build_delivery().without_header(name), 401, "invalid_signature")
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Request-Id", "another-request"),
+        ("User-Id", f"{USER_ID} "),
+        ("Timestamp", "now"),
+        ("Timestamp", "-1"),
+        ("Timestamp", "9" * 13),
+        ("Signature", "00" * 64),
+        ("Signature", "zz" * 64),
+        ("Signature", "00" * 63),
+        ("Signature", ""),
+    ],
+)
+def test_receive_altered_header_answers_401(scene, job, name, value) -> None:
+    refuse(scene, build_delivery().with_header(name, value), 401, "invalid_signature")
+
+
+@ON_SQLITE
+def test_receive_timestamp_of_same_value_in_other_digits_answers_401(scene, job) -> None:
+    """The header is signed as it stands, not as the number it means."""
+    delivery = build_delivery()
+    zero_first = f"0{delivery.headers[PREFIX + 'Timestamp']}"
+    refuse(scene, delivery.with_header("Timestamp", zero_first), 401, "invalid_signature")
+
+
+@ON_SQLITE
+def test_receive_signature_of_foreign_key_answers_401(scene, job) -> None:
+    refuse(scene, build_delivery(key=OTHER_KEY), 401, "invalid_signature")
+
+
+@ON_SQLITE
+def test_receive_body_encoded_anew_answers_401(scene, job) -> None:
+    """The signature is over the bytes, not over what they mean."""
+    delivery = build_delivery()
+    anew = json.dumps(json.loads(delivery.body), separators=(",", ":")).encode()
+    assert anew != delivery.body
+    refuse(scene, SignedDelivery(TOKEN, delivery.headers, anew), 401, "invalid_signature")
+
+
+@ON_SQLITE
+def test_receive_delivery_of_other_user_answers_401(scene, job) -> None:
+    refuse(scene, build_delivery(user_id="someone-else"), 401, "invalid_signature")
+
+
+@ON_SQLITE
+def test_receive_any_user_where_none_is_set_records(open_scene, job) -> None:
+    scene = open_scene(fal_user_id=None)
+    assert scene.post(build_delivery(user_id="someone-else")).status_code == 200
+
+
+def test_receive_request_id_differing_from_header_answers_401(scene, job) -> None:
+    delivery = build_delivery(build_body(request_id="another-request"))
+    refuse(scene, delivery, 401, "invalid_signature")
+
+
+def test_receive_request_of_another_attempt_answers_401(scene) -> None:
+    """A genuine delivery of one request, sent to the webhook URL of another."""
+    job = make_job(scene.db, JobState.SUBMITTED, now=datetime.now(UTC))
+    scene.post(build_delivery())
+    scene.take_doorbells()
+    delivery = build_delivery(build_body(request_id="other-request"), request_id="other-request")
+
+    refuse(scene, delivery, 401, "invalid_signature")
+    assert read_job(scene.db, job.id).fal_request_id == REQUEST_ID
+
+
+@contextmanager
+def clock_at(moment: datetime) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("webhook.routes.read_clock", lambda: moment)
+        yield
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("age", "status"), [(-301, 401), (-300, 200), (0, 200), (300, 200), (301, 401), (7200, 401)]
+)
+def test_receive_at_edge_of_time_window_answers(scene, job, age, status) -> None:
+    signed_at = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+    with clock_at(signed_at + timedelta(seconds=age)):
+        answer = scene.post(build_delivery(at=signed_at))
+
+    assert answer.status_code == status
+    if status == 401:
+        assert answer.get_json()["error"] == "stale_signature"
+        assert read_job(scene.db, job.id) == job
+
+
+@ON_SQLITE
+def test_receive_stale_forgery_is_no_stale_signature(scene, job) -> None:
+    old = datetime.now(UTC) - timedelta(hours=2)
+    refuse(scene, build_delivery(at=old, key=OTHER_KEY), 401, "invalid_signature")
+
+
+@ON_SQLITE
+def test_receive_body_at_limit_is_read(scene, job) -> None:
+    filling = LIMIT - len(json.dumps(build_body(filling="")))
+    delivery = build_delivery(build_body(filling="x" * filling))
+    assert len(delivery.body) == LIMIT
+
+    assert scene.post(delivery).status_code == 200
+
+
+@ON_SQLITE
+def test_receive_body_above_limit_answers_413(scene, job) -> None:
+    filling = LIMIT - len(json.dumps(build_body(filling=""))) + 1
+    refuse(
+        scene, build_delivery(build_body(filling="x" * filling)), 413, "request_entity_too_large"
+    )
+
+
+@ON_SQLITE
+def test_receive_forged_body_that_is_no_json_is_verified_first(scene, job) -> None:
+    refuse(scene, build_delivery(b"{", key=OTHER_KEY), 401, "invalid_signature")
+
+
+@ON_SQLITE
+def test_receive_compressed_body_is_verified_as_it_came(scene, job) -> None:
+    body = gzip.compress(json.dumps(build_body()).encode())
+    delivery = build_delivery(body)
+    headers = {**delivery.headers, "Content-Encoding": "gzip"}
+    refuse(scene, SignedDelivery(TOKEN, headers, body), 400, "invalid_delivery")
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_receive_under_other_content_type_reads_same_bytes(scene, job, content_type) -> None:
+    delivery = build_delivery()
+    headers = {**delivery.headers, "Content-Type": content_type}
+    assert scene.post(SignedDelivery(TOKEN, headers, delivery.body)).status_code == 200

@@ -1,0 +1,196 @@
+"""Documents against code: settings, states, events, codes, words and targets are told once each."""
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import worker.fal.signature
+from worker.errors import ExtendVideoError
+from worker.fal.errors import UNNAMED_CODE
+from worker.jobs.states import EDGES, JobState
+from worker.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted(
+    path
+    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+    if path.name != "LICENSE.md"
+)
+# Codes that stand for a reply, not for an exception of ours.
+OTHER_CODES = {UNNAMED_CODE, "fal_unreachable", "database_unavailable"}
+
+
+def read_tables(path: str) -> Iterator[list[list[str]]]:
+    """Each Markdown table as rows of stripped cells, the heading first."""
+    table: list[list[str]] = []
+    for line in [*(ROOT / path).read_text().splitlines(), ""]:
+        if line.lstrip().startswith("|"):
+            table.append(split_row(line))
+        elif table:
+            yield [row for row in table if not all(re.fullmatch(r":?-+:?", cell) for cell in row)]
+            table = []
+
+
+def split_row(line: str) -> list[str]:
+    """Cells between bars; a bar within code or behind a backslash is none of them."""
+    bars = re.sub(r"`[^`]*`", lambda code: code[0].replace("|", "\0"), line.strip())
+    cells = re.split(r"(?<!\\)\|", bars.strip("|"))
+    return [cell.replace("\0", "|").strip() for cell in cells]
+
+
+def find_table(path: str, heading: str) -> list[list[str]]:
+    """The rows of the one table whose first column has this heading."""
+    (found,) = [table for table in read_tables(path) if table[0][0].lower() == heading]
+    return found[1:]
+
+
+def read_words(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
+
+
+# ------------------------------------------------------------------ settings
+
+
+def show_default(value: object) -> str:
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return str(value).lower()
+        case timedelta():
+            return f"{value.total_seconds():g}"
+        case _:
+            return str(value)
+
+
+def test_readme_lists_each_setting_once_and_nothing_else() -> None:
+    listed = Counter(
+        word for row in find_table("README.md", "variable") for word in read_words(row[0])
+    )
+    assert listed == Counter(name.upper() for name in Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_readme_tells_the_setting_as_it_is(name) -> None:
+    (row,) = [row for row in find_table("README.md", "variable") if f"`{name.upper()}`" in row[0]]
+    variable, default, bound, meaning = row
+    assert variable == f"`{name.upper()}`"
+    assert default.strip("`") == show_default(Settings.model_fields[name].default)
+    assert bound
+    assert meaning
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_readme_tells_bounds_of_the_setting(name) -> None:
+    field = Settings.model_fields[name]
+    (row,) = [row for row in find_table("README.md", "variable") if f"`{name.upper()}`" in row[0]]
+    bounds = [
+        bound
+        for limit in field.metadata
+        for bound in (getattr(limit, "ge", None), getattr(limit, "le", None))
+    ]
+    if isinstance(field.default, timedelta):
+        bounds = [1, 7 * 24 * 3600]
+    words = re.findall(r"[0-9]+", row[2])
+    assert [str(bound) for bound in bounds if bound is not None] == words
+
+
+# ------------------------------------------------------------------ states
+
+
+def test_architecture_lists_each_state_once_and_no_other() -> None:
+    rows = find_table("docs/architecture.md", "state")
+    assert Counter(row[0].strip("`") for row in rows) == Counter(map(str, JobState))
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_architecture_tells_where_the_state_leads(state) -> None:
+    (row,) = [row for row in find_table("docs/architecture.md", "state") if row[0] == f"`{state}`"]
+    told = set(read_words(row[-1])) & set(map(str, JobState))
+    assert told == {str(target) for (source, _), target in EDGES.items() if source is state}
+
+
+# ------------------------------------------------------------------ codes, words, targets
+
+
+def list_codes() -> set[str]:
+    """The code of every error, whichever module defines it."""
+    assert worker.fal.signature.StaleSignatureError.code
+    kinds, found = [ExtendVideoError], set()
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        found |= {kind.__dict__["code"]} if "code" in kind.__dict__ else set()
+    return found
+
+
+def test_operations_lists_each_code_once_and_nothing_else() -> None:
+    rows = find_table("docs/operations.md", "code")
+    listed = Counter(
+        word
+        for row in rows
+        for word in read_words(row[0])
+        if not re.fullmatch(r"fal_http_\w+", word)
+    )
+    assert listed == Counter(list_codes() | OTHER_CODES)
+
+
+def test_operations_says_what_each_code_means() -> None:
+    assert all(row[1] for row in find_table("docs/operations.md", "code"))
+
+
+def test_glossary_has_each_word_once() -> None:
+    words = [row[0].strip("`*") for row in find_table("docs/glossary.md", "word")]
+    assert [word for word, times in Counter(words).items() if times > 1] == []
+    needed = {"job", "task", "attempt", "delivery", "completion", "archive", "state", "status"}
+    assert needed - set(words) == set()
+
+
+def test_glossary_explains_each_word() -> None:
+    assert all(len(row[1]) > 10 for row in find_table("docs/glossary.md", "word"))
+
+
+def test_each_make_target_is_told_to_contributors() -> None:
+    printed = subprocess.run(
+        ["make", "--no-print-directory", "help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    targets = re.findall(r"^ +make ([a-z-]+) ", printed, re.MULTILINE)
+    told = (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "README.md").read_text()
+    assert len(targets) >= 4
+    assert [target for target in targets if not re.search(rf"make {target}\b", told)] == []
+
+
+# ------------------------------------------------------------------ the documents themselves
+
+
+def list_links(path: Path) -> list[str]:
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_of_document_lead_somewhere(path) -> None:
+    broken = [
+        link
+        for link in list_links(path)
+        if link[0] != "#" and not (path.parent / link.partition("#")[0]).exists()
+    ]
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_variables_in_document_exist(path) -> None:
+    """A renamed setting is renamed everywhere."""
+    text = path.read_text()
+    prefixes = "FAL|WEBHOOK|LEASE|SWEEP|POLL|UNKNOWN|START_TIMEOUT|ARCHIVE|BROKER|DATABASE|LOG|MAX"
+    named = set(re.findall(rf"\b(?:{prefixes})_[A-Z_]+\b", text))
+    assert named - {name.upper() for name in Settings.model_fields} == set()

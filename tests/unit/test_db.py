@@ -1,0 +1,141 @@
+"""Short transactions on both databases: all or nothing, bounded waits, durable SQLite."""
+
+import sqlite3
+import time
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+import worker.db
+from tests.harness.together import call_together
+from worker.db import Database, name_sqlite
+
+COUNTER = "UPDATE counters SET value = value + 1"
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+@pytest.fixture
+def counting(db) -> Database:
+    with db.transaction() as connection:
+        connection.execute(text("CREATE TABLE counters (value integer NOT NULL)"))
+        connection.execute(text("INSERT INTO counters VALUES (0)"))
+    assert isinstance(db, Database)
+    return db
+
+
+def read_counter(db: Database) -> int:
+    with db.reading() as connection:
+        return int(connection.execute(text("SELECT value FROM counters")).scalar_one())
+
+
+def test_transaction_commits_at_its_end(counting) -> None:
+    with counting.transaction() as connection:
+        connection.execute(text(COUNTER))
+        assert read_counter(counting) == 0, "nobody else sees it before"
+    assert read_counter(counting) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_transaction_that_raises_writes_nothing(counting, error) -> None:
+    def fail() -> None:
+        with counting.transaction() as connection:
+            connection.execute(text(COUNTER))
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert read_counter(counting) == 0
+
+
+def test_transactions_at_once_lose_no_update(counting) -> None:
+    def count() -> None:
+        for _ in range(10):
+            with counting.transaction() as connection:
+                value = connection.execute(
+                    text("SELECT value FROM counters" + lock_clause(counting))
+                ).scalar_one()
+                connection.execute(text("UPDATE counters SET value = :v"), {"v": value + 1})
+
+    call_together(*[count] * 4)
+    assert read_counter(counting) == 40
+
+
+def lock_clause(db: Database) -> str:
+    return " FOR UPDATE" if db.engine.dialect.name == "postgresql" else ""
+
+
+def test_reading_is_not_held_up_by_writer(counting) -> None:
+    with counting.transaction() as connection:
+        connection.execute(text(COUNTER))
+        started = time.monotonic()
+        assert read_counter(counting) == 0
+        assert time.monotonic() - started < 1
+
+
+def test_foreign_keys_are_enforced(db) -> None:
+    insert = (
+        "INSERT INTO events (job_id, at, to_state, reason, fence)"
+        " VALUES (:id, :at, 'queued', 'x', 0)"
+    )
+    absent = {"id": "0" * 32, "at": "2026-11-23 12:00:00"}
+    with pytest.raises(IntegrityError), db.transaction() as connection:
+        connection.execute(text(insert), absent)
+
+
+def test_closed_database_opens_again_when_asked(counting) -> None:
+    counting.close()
+    assert read_counter(counting) == 0
+
+
+@pytest.mark.parametrize("name", ["with space.db", "ü?x#y%41.db", "a@b:c.db"])
+def test_sqlite_file_of_odd_name_is_found_by_its_url(tmp_path, name) -> None:
+    db = Database(name_sqlite(tmp_path / name))
+    with db.transaction() as connection:
+        connection.execute(text("CREATE TABLE t (x integer)"))
+    db.close()
+    assert (tmp_path / name).exists()
+
+
+@ON_SQLITE
+def test_sqlite_is_durable_and_concurrent(db) -> None:
+    pragmas = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
+    with db.reading() as connection:
+        for name, value in pragmas.items():
+            assert connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() == value, name
+
+
+@ON_SQLITE
+def test_sqlite_locked_too_long_raises_at_begin(database_url, monkeypatch) -> None:
+    monkeypatch.setattr(worker.db, "BUSY_TIMEOUT_MS", 50)
+    db = Database(database_url)
+    writer = sqlite3.connect(database_url.removeprefix("sqlite:///"), isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(OperationalError, match="locked"), db.transaction():
+        raise AssertionError("the block must not be entered")
+    writer.execute("ROLLBACK")
+    writer.close()
+    with db.transaction():
+        pass
+    db.close()
+
+
+@ON_POSTGRES
+def test_postgres_speaks_utc_and_bounds_statements(database_url, monkeypatch) -> None:
+    monkeypatch.setattr(worker.db, "STATEMENT_TIMEOUT_MS", 50)
+    db = Database(database_url)
+    with db.reading() as connection:
+        assert connection.execute(text("SHOW timezone")).scalar_one() == "UTC"
+        with pytest.raises(OperationalError, match="statement timeout"):
+            connection.execute(text("SELECT pg_sleep(5)"))
+    db.close()
+
+
+@ON_POSTGRES
+def test_postgres_that_dropped_the_connection_is_asked_again(db, postgres) -> None:
+    with db.reading() as connection:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    postgres.execute(f"SELECT pg_terminate_backend({pid})")
+    with db.reading() as connection:
+        assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid

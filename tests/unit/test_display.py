@@ -1,0 +1,232 @@
+"""Jobs and stories for people and for programs, whatever stands in their rows."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from tests.harness.jobs import NOW, REQUEST_ID
+from worker import display
+from worker.errors import InvalidInputError, Violation
+from worker.jobs.states import JobState
+from worker.jobs.values import Attempt, Delivery, Event, Job
+from worker.story import Story
+
+JOB_ID = UUID("01938000-0000-7000-8000-000000000001")
+MARKUP = "[red]not markup[/red] [/bold] \\[x] [link=https://h]"
+
+JOB = Job(
+    id=JOB_ID,
+    fence=1,
+    priority=0,
+    state=JobState.SUBMITTED,
+    due_at=NOW + timedelta(seconds=60),
+    tenant=MARKUP,
+    idempotency_key=None,
+    labels={"a": MARKUP},
+    endpoint="fal-ai/ltx-2.3-22b/extend-video",
+    input={"prompt": MARKUP, "seed": 7},
+    claimed_by=None,
+    blocked_reason=MARKUP,
+    fal_request_id=REQUEST_ID,
+    result=None,
+    error_code=None,
+    error_message=None,
+    archive_uri=None,
+    archive_sha256=None,
+    archive_bytes=None,
+    enqueued_at=NOW,
+    submitted_at=NOW,
+    completed_at=None,
+    archived_at=None,
+    failed_at=None,
+    cancelled_at=None,
+)
+ATTEMPT = Attempt(
+    id=uuid4(),
+    job_id=JOB_ID,
+    number=1,
+    fence=1,
+    token_hash="0" * 64,
+    endpoint=JOB.endpoint,
+    input={},
+    claimed_by="w:1",
+    started_at=NOW,
+    ended_at=None,
+    outcome=None,
+    http_status=None,
+    fal_request_id=None,
+    status_url=None,
+    response_url=None,
+    cancel_url=None,
+    error_code=None,
+    error_message=MARKUP,
+)
+DELIVERY = Delivery(
+    id=1,
+    job_id=JOB_ID,
+    attempt_id=ATTEMPT.id,
+    received_at=NOW,
+    last_received_at=NOW,
+    times_received=1,
+    fal_request_id=REQUEST_ID,
+    gateway_request_id=None,
+    status="OK",
+    body=b"\xff\x00",
+    body_sha256="0" * 64,
+)
+EVENT = Event(
+    id=1,
+    job_id=JOB_ID,
+    at=NOW,
+    from_state=None,
+    to_state=JobState.QUEUED,
+    reason="enqueued",
+    detail=None,
+    fence=0,
+)
+MOVED = replace(
+    EVENT,
+    at=NOW + timedelta(milliseconds=1500),
+    from_state=JobState.QUEUED,
+    to_state=JobState.FAILED,
+    reason="submission_rejected",
+    detail=MARKUP,
+)
+STORY = Story(JOB, [ATTEMPT], [DELIVERY], [EVENT, MOVED])
+
+
+def read_out(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return str(captured.out)
+
+
+def test_print_json_is_one_line_of_values_as_stored(capsys) -> None:
+    display.print_json(display.story_to_json(STORY))
+
+    out = read_out(capsys)
+    assert out.count("\n") == 1
+    story = json.loads(out)
+    assert story["id"] == str(JOB_ID)
+    assert story["state"] == "submitted"
+    assert datetime.fromisoformat(story["enqueued_at"]) == NOW
+    assert story["input"]["prompt"] == MARKUP
+    assert story["attempts"][0]["error_message"] == MARKUP
+    assert "body" not in story["deliveries"][0]
+    assert story["deliveries"][0]["body_sha256"] == "0" * 64
+    assert [event["to_state"] for event in story["events"]] == ["queued", "failed"]
+    assert story["events"][0]["from_state"] is None
+
+
+def test_job_to_json_has_each_column() -> None:
+    assert display.job_to_json(JOB).keys() == {name for name in Job.__dataclass_fields__}  # noqa: C416 - keys of a mapping
+
+
+def test_print_json_of_value_without_json_form_is_refused() -> None:
+    with pytest.raises(TypeError, match="object has no JSON form"):
+        display.print_json({"value": object()})
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_print_jobs_shows_each_job_whole_on_a_line_however_narrow(
+    capsys, monkeypatch, columns
+) -> None:
+    """Ids are there to be copied: `extend-video list | grep failed`."""
+    monkeypatch.setenv("COLUMNS", columns)
+    jobs = [replace(JOB, id=uuid4(), state=state) for state in JobState]
+    display.print_jobs(jobs)
+
+    lines = read_out(capsys).splitlines()
+    for job in jobs:
+        (line,) = [line for line in lines if str(job.id) in line]
+        assert job.state.value in line
+        assert MARKUP in line
+
+
+def test_print_jobs_of_none_prints_heading(capsys) -> None:
+    display.print_jobs([])
+    assert read_out(capsys).split()[:2] == ["id", "state"]
+
+
+def test_print_jobs_says_why_by_code_before_reason(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    failed = replace(JOB, state=JobState.FAILED, due_at=None, error_code="media_refused")
+    display.print_jobs([failed])
+    row = read_out(capsys).splitlines()[1]
+    assert "media_refused" in row
+    assert MARKUP not in row.partition("media_refused")[2]
+
+
+def test_print_story_tells_all_of_it(capsys) -> None:
+    twice = replace(DELIVERY, times_received=2)
+    accepted = replace(ATTEMPT, number=2, outcome="accepted", fal_request_id=REQUEST_ID)
+    display.print_story(Story(JOB, [ATTEMPT, accepted], [DELIVERY, twice], [EVENT, MOVED]))
+
+    out = read_out(capsys)
+    lines = out.splitlines()
+    assert f"  id              {JOB_ID}" in lines
+    assert any(MARKUP in line and "blocked_reason" in line for line in lines)
+    assert "idempotency_key" not in out, "a column without value is left out"
+    assert f"  1  2026-11-23 12:00:00  no outcome yet  {MARKUP}" in lines
+    assert f"  2  2026-11-23 12:00:00  accepted  {REQUEST_ID}" in lines
+    assert "  2026-11-23 12:00:00  OK  received once" in lines
+    assert "  2026-11-23 12:00:00  OK  received 2 times" in lines
+    assert "  12:00:00.000  +  0.000 s  queued  enqueued" in lines
+    moved = f"  12:00:01.500  +  1.500 s  queued → failed  submission_rejected  {MARKUP}"
+    assert moved in lines
+
+
+def test_print_story_of_new_job_has_empty_sections(capsys) -> None:
+    display.print_story(Story(JOB, [], [], []))
+    assert read_out(capsys).splitlines()[-3:] == ["attempts", "deliveries", "events"]
+
+
+def test_list_facts_writes_long_ones_as_json() -> None:
+    facts = display.list_facts(replace(JOB, result={"video": {"url": "ü"}}, archive_bytes=0))
+    assert facts["result"] == '{"video": {"url": "ü"}}'
+    assert facts["archive_bytes"] == 0
+    assert facts["priority"] == 0
+    assert "error_code" not in facts
+
+
+def test_print_violations_names_each_on_its_line(capsys) -> None:
+    violations = (
+        Violation("fps", "99", "a number from 1 to 60"),
+        Violation("prompt", MARKUP, "text"),
+    )
+    display.print_violations(InvalidInputError(violations))
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "invalid_input",
+        "  fps=99: a number from 1 to 60",
+        f"  prompt={MARKUP}: text",
+    ]
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_show_state_keeps_its_word(state) -> None:
+    assert state.value in display.show_state(state)
+
+
+def test_show_time_without_time_is_empty() -> None:
+    assert display.show_time(None) == ""
+    assert (
+        display.show_time(datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)) == "2026-01-02 03:04:05"
+    )
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred\x1b]0;title\x07", "a\rb", "\x9b31m"])
+def test_control_characters_of_others_reach_no_terminal(capsys, text) -> None:
+    """Fal's words, and a producer's, are printed; they must not steer the operator's terminal."""
+    job = replace(JOB, error_message=text, blocked_reason=text, tenant=text)
+    display.print_story(
+        Story(job, [replace(ATTEMPT, error_message=text)], [], [replace(MOVED, detail=text)])
+    )
+    display.print_jobs([job])
+    out = read_out(capsys)
+    assert not {"\x1b", "\x07", "\r", "\x9b"} & set(out)

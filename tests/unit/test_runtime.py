@@ -1,0 +1,96 @@
+"""What a process works with is made when first used, and refused with its variable's name."""
+
+import os
+from datetime import timedelta
+
+import pytest
+
+from worker.errors import InvalidSettingsError
+from worker.runtime import Runtime
+from worker.settings import load_settings
+
+WHOLE = {"fal_key": "k", "webhook_base_url": "https://hooks.test"}
+
+
+def test_runtime_of_producer_needs_no_key(sqlite_url) -> None:
+    runtime = Runtime(load_settings(database_url=sqlite_url))
+    with runtime.db.reading() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM jobs").scalar_one() == 0
+    runtime.db.close()
+    runtime.dispatcher.close()
+
+
+def test_runtime_makes_each_part_once(tmp_path, sqlite_url) -> None:
+    runtime = Runtime(
+        load_settings(database_url=sqlite_url, archive_url=f"file:{tmp_path}", **WHOLE)
+    )
+    for name in ("worker", "db", "dispatcher", "queue", "media", "store"):
+        assert getattr(runtime, name) is getattr(runtime, name)
+    runtime.queue.close()
+    runtime.media.close()
+
+
+def test_worker_name_is_not_shared_with_any_other() -> None:
+    first, second = Runtime(load_settings()), Runtime(load_settings())
+    assert first.worker != second.worker
+    assert f":{os.getpid()}:" in first.worker
+
+
+@pytest.mark.parametrize("part", ["queue", "submit_terms"])
+def test_part_without_its_setting_is_refused(part) -> None:
+    with pytest.raises(InvalidSettingsError, match=r"\(not set\)"):
+        getattr(Runtime(load_settings()), part)
+
+
+def test_submit_terms_carry_the_settings() -> None:
+    settings = load_settings(
+        **WHOLE,
+        fal_store_io=False,
+        start_timeout_seconds=10,
+        lease_seconds=20,
+        poll_seconds=30,
+        unknown_seconds=40,
+    )
+    runtime = Runtime(settings)
+    terms = runtime.submit_terms
+    assert (terms.worker, terms.webhook_base_url) == (runtime.worker, "https://hooks.test")
+    assert terms.store_io is False
+    durations = (terms.start_timeout, terms.lease, terms.poll_after, terms.unknown_after)
+    assert durations == tuple(timedelta(seconds=seconds) for seconds in (10, 20, 30, 40))
+
+
+def test_archive_terms_carry_the_settings() -> None:
+    terms = Runtime(load_settings(max_video_bytes=1000, lease_seconds=20)).archive_terms
+    assert terms.limits.max_bytes == 1000
+    assert terms.lease == timedelta(seconds=20)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("fal_media_hosts", "https://fal.media"),
+        ("fal_media_hosts", "*"),
+        ("fal_media_hosts", ","),
+        ("archive_url", "ftp://h/x"),
+        ("archive_url", "archive"),
+        ("archive_url", "file:"),
+    ],
+)
+def test_check_worker_refuses_setting_by_name(name, value) -> None:
+    runtime = Runtime(load_settings(**WHOLE, **{name: value}))
+    with pytest.raises(InvalidSettingsError) as caught:
+        runtime.check_worker()
+    (violation,) = caught.value.violations
+    assert (violation.field, violation.value) == (name.upper(), value)
+    assert len(violation.allowed) > 10
+
+
+def test_check_worker_shows_no_secret_of_archive_url() -> None:
+    runtime = Runtime(load_settings(**WHOLE, archive_url="ftp://user:s3cret@h/x"))
+    with pytest.raises(InvalidSettingsError) as caught:
+        runtime.check_worker()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_check_worker_with_all_it_needs_passes(tmp_path) -> None:
+    Runtime(load_settings(**WHOLE, archive_url=f"file:{tmp_path / 'archive'}")).check_worker()
