@@ -90,14 +90,11 @@ class SharedDatabase:
         self._name = self._postgres.create_database(self._template)
 
     def _read_schema(self) -> list[tuple[object, ...]]:
-        parts = (
-            "SELECT table_name::text, column_name::text FROM information_schema.columns "
-            "WHERE table_schema = 'public'",
-            "SELECT tablename::text, indexdef FROM pg_indexes WHERE schemaname = 'public'",
-            "SELECT 'revision', version_num FROM alembic_version",
-        )
+        columns = "SELECT table_name::text, column_name::text FROM information_schema.columns"
+        indices = "SELECT tablename::text, indexdef FROM pg_indexes"
+        revision = "SELECT 'revision', version_num FROM alembic_version"
         try:
-            return self._run(f"{' UNION '.join(parts)} ORDER BY 1, 2")
+            return self._run(f"{columns} UNION {indices} UNION {revision} ORDER BY 1, 2")
         except psycopg.errors.UndefinedTable:
             return []
 
