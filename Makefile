@@ -42,7 +42,7 @@ help:
 	  /^[a-z-]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" pyproject.toml
+  --no-annotate --custom-compile-command "make lock" pyproject.toml
 
 # The stamps make a second run start at once: they are renewed only when the lock or the project's metadata change.
 $(VENV)/bin/python:
