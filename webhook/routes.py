@@ -10,12 +10,12 @@ from typing import TypeAlias
 
 import structlog
 from flask import Blueprint, Flask, request
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from worker.clock import read_clock
-from worker.db import Database
+from worker.db import Database, describe_database_error
 from worker.dispatch import Dispatcher
 from worker.errors import (
     ExtendVideoError,
@@ -83,7 +83,8 @@ def register_routes(app: Flask, receiver: Receiver) -> None:
     app.register_blueprint(routes)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(ExtendVideoError, _answer_error)
-    for away in (OperationalError, InterfaceError, PoolTimeoutError):
+    # A missing table is an operational error on SQLite, a programming error on PostgreSQL.
+    for away in (OperationalError, InterfaceError, ProgrammingError, PoolTimeoutError):
         app.register_error_handler(away, _answer_database_away)
 
 
@@ -106,10 +107,8 @@ def _answer_error(error: ExtendVideoError) -> Answer:
     return {"error": error.code, "message": str(error)}, status
 
 
-def _answer_database_away(error: Exception) -> Answer:
-    # Of the reason only its first line: the next ones may quote a row.
-    reason = str(getattr(error, "orig", error)).partition("\n")[0]
-    log.error("database_unavailable", reason=reason)
+def _answer_database_away(error: SQLAlchemyError) -> Answer:
+    log.error("database_unavailable", reason=describe_database_error(error))
     return {"error": "database_unavailable", "message": "send it again later"}, 503
 
 

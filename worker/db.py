@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
 
 READ_ONLY = "extend_video_read_only"
 BUSY_TIMEOUT_MS = 10_000
@@ -19,7 +20,9 @@ class Database:
     """Short transactions on one engine. Make one per process, after forking."""
 
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
-        self.engine = create_engine(url, **_engine_options(url, pool_size))
+        # An error's text would quote the values of its statement: prompts and signed URLs.
+        options = _engine_options(url, pool_size)
+        self.engine = create_engine(url, hide_parameters=True, **options)
         if self.engine.dialect.name == "sqlite":
             _prepare_sqlite(self.engine)
 
@@ -37,6 +40,11 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def describe_database_error(error: SQLAlchemyError) -> str:
+    """The first line of what the database said: the next ones may quote a row."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def name_sqlite(path: Path) -> str:

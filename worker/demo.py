@@ -20,6 +20,7 @@ from worker.daemons import (
     bind_listener,
     receiver_daemon,
     redis_daemon,
+    require_emulator,
     worker_daemons,
 )
 from worker.db import name_sqlite
@@ -64,6 +65,7 @@ def run_demo(plan: DemoPlan) -> Job:
     settings = load_settings()
     fal: dict[str, str] = {}
     real = settings.fal_credentials is not None and settings.webhook_base_url is not None
+    check_plan(plan, real=real)
     for name in ("logs", "archive"):
         (plan.directory / name).mkdir(parents=True)
     with (
@@ -71,7 +73,7 @@ def run_demo(plan: DemoPlan) -> Job:
         bind_listener("127.0.0.1", RECEIVER_PORT if real else 0) as listener,
         Crew(_clean_env(), plan.directory / "logs") as crew,
     ):
-        display.err.print(f"starting everything on this machine; logs in {plan.directory / 'logs'}")
+        display.err.print(describe_run(plan, settings, real=real))
         crew.start(redis_daemon(Path(scratch)))
         private = {
             "DATABASE_URL": name_sqlite(plan.directory / "extend-video.db"),
@@ -79,13 +81,47 @@ def run_demo(plan: DemoPlan) -> Job:
             "ARCHIVE_URL": (plan.directory / "archive").as_uri(),
         }
         if real:
-            video_url = _choose_public_video(plan.video)
+            video_url = plan.video or SAMPLE_URL
         else:
             video_url, fal = _start_emulator(crew, plan, listener)
         chosen = {**private, **fal}
         crew.env = {**_clean_env(), **chosen}
         settings = load_settings(**{name.lower(): value for name, value in chosen.items()})
         return _extend_video(crew, plan, video_url, settings, listener)
+
+
+def check_plan(plan: DemoPlan, *, real: bool) -> None:
+    """Refuse what cannot work before anything is started. Raises InvalidInputError."""
+    video = plan.video
+    is_url = video is None or "://" in video
+    if real and not is_url:
+        raise _refuse_video(video, "a public https URL: fal cannot reach a file of this machine")
+    if not is_url:
+        _check_file(Path(str(video)))
+    if not real:
+        require_emulator()
+    url = video if is_url and video is not None else SAMPLE_URL
+    parse_wish({"prompt": PROMPT, **plan.fields, "video_url": url})
+
+
+def describe_run(plan: DemoPlan, settings: Settings, *, real: bool) -> str:
+    """Who does the work, and where to look."""
+    worker = "the emulator stands in for fal (FAL_KEY and WEBHOOK_BASE_URL are not both set)"
+    if real:
+        worker = (
+            f"fal does the work; {settings.webhook_base_url} has to lead to our {RECEIVER_PORT}"
+        )
+    return f"{worker}\nstarting all on this machine; logs in {plan.directory / 'logs'}"
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise _refuse_video(str(path), "an existing file, or a URL")
+    probe_video(path)
+
+
+def _refuse_video(video: str | None, allowed: str) -> InvalidInputError:
+    return InvalidInputError((Violation("--video", str(video), allowed),))
 
 
 def _extend_video(
@@ -133,21 +169,8 @@ def _prepare_source(plan: DemoPlan, files: Path) -> str:
     if "://" in plan.video:
         return plan.video
     path = Path(plan.video)
-    if not path.is_file():
-        raise _refuse_video(plan.video, "an existing file, or a URL")
-    probe_video(path)
     shutil.copyfile(path, files / path.name)
     return path.name
-
-
-def _choose_public_video(video: str | None) -> str:
-    if video is None or "://" in video:
-        return video or SAMPLE_URL
-    raise _refuse_video(video, "a public https URL: fal cannot reach a file of this machine")
-
-
-def _refuse_video(video: str, allowed: str) -> InvalidInputError:
-    return InvalidInputError((Violation("--video", video, allowed),))
 
 
 def _await_emulator(crew: Crew) -> str:

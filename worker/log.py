@@ -15,8 +15,9 @@ QUIETER = (
     # Three lines for every sweep that found nothing.
     "celery.beat",
     "celery.worker.strategy",
-    "celery.app.trace",
 )
+# Of a refused message it would add a traceback to our own line.
+QUIETEST = ("celery.app.trace",)
 
 
 def configure_logging(level: str, log_format: LogFormat) -> None:
@@ -48,6 +49,8 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
     root.setLevel(level.upper())
     for name in QUIETER:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in QUIETEST:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def join_host_logging() -> None:

@@ -21,6 +21,7 @@ from worker.media.store import Store, open_store
 from worker.settings import Settings, mask_url, require_settings
 from worker.stages.archive import ArchiveTerms
 from worker.stages.submit import SubmitTerms
+from worker.stages.sweep import BATCH, sweep_jobs
 
 # Far below the hour for which fal surely keeps a result.
 DOWNLOAD_TIME = timedelta(minutes=20)
@@ -86,6 +87,22 @@ class Runtime:
             hosts=_read_setting("fal_media_hosts", settings.fal_media_hosts, parse_media_hosts),
             limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),
         )
+
+    def ring_overdue(self) -> tuple[int, int]:
+        """Sweep batch by batch until nothing is overdue or the broker is away.
+
+        How many jobs were overdue, and for how many of them the broker took the doorbell.
+        """
+        overdue = rung = 0
+        while True:
+            doorbells = sweep_jobs(db=self.db, lease=self.settings.lease_seconds)
+            overdue += len(doorbells)
+            for doorbell in doorbells:
+                if not self.dispatcher.ring(doorbell):
+                    return overdue, rung
+                rung += 1
+            if len(doorbells) < BATCH:
+                return overdue, rung
 
     def check_worker(self) -> None:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""

@@ -7,9 +7,11 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from psycopg.errors import UndefinedTable
+from sqlalchemy.exc import DBAPIError
 
 import migrations
-from worker.db import Database
+from worker.db import Database, describe_database_error
 from worker.errors import OutdatedSchemaError
 
 SCRIPTS = Path(migrations.__file__).parent
@@ -54,3 +56,11 @@ def check_schema(db: Database) -> None:
         raise OutdatedSchemaError(
             f"the job table is at {revision}, not at {head}: run `extend-video migrate`"
         )
+
+
+def explain_database_error(error: DBAPIError) -> str:
+    """A line for people: what is wrong, and what to run where the table is missing."""
+    reason = describe_database_error(error)
+    if "no such table" in reason or isinstance(error.orig, UndefinedTable):
+        return "outdated_schema: the job table does not exist yet: run `extend-video migrate`"
+    return f"database_unavailable: {reason}"

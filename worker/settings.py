@@ -216,7 +216,7 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's v
 def require_settings(settings: Settings, names: Sequence[str]) -> None:
     """Raise InvalidSettingsError naming each of `names` that has no value."""
     missing = tuple(
-        Violation(name.upper(), "(not set)", _MISSING.get(name, "must be set"))
+        Violation(*_MISSING.get(name, (name.upper(), "(not set)", "must be set")))
         for name in names
         if getattr(settings, name) is None
     )
@@ -225,8 +225,16 @@ def require_settings(settings: Settings, names: Sequence[str]) -> None:
 
 
 _MISSING = {
-    "webhook_base_url": "must be the public URL of the receiver, such as https://hooks.example.com",
-    "fal_credentials": "set FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET",
+    "webhook_base_url": (
+        "WEBHOOK_BASE_URL",
+        "(not set)",
+        "must be the public URL of the receiver, such as https://hooks.example.com",
+    ),
+    "fal_credentials": (
+        "FAL_KEY",
+        "(not set)",
+        "must be set, or FAL_KEY_ID and FAL_KEY_SECRET together",
+    ),
 }
 _SECRET_FIELDS = {"fal_key", "fal_key_id", "fal_key_secret"}
 

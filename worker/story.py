@@ -50,12 +50,15 @@ def follow_events(
 ) -> Iterator[Event]:
     """Each event of the job as it comes, up to its end. Raises TimeoutError after `patience`.
 
-    `on_look` is called between looks at the table; what it raises ends the following.
+    `on_look` is called between looks at the table; what it raises ends the following. Raises
+    JobNotFoundError at once.
     """
+    read_story(job_id, db=db)
     deadline = None if patience is None else time.monotonic() + patience.total_seconds()
     seen = 0
     while True:
-        events = read_story(job_id, db=db).events
+        with db.reading() as connection:
+            events = table.list_events(connection, job_id)
         yield from events[seen:]
         seen = len(events)
         if events and events[-1].to_state in ENDED:

@@ -14,9 +14,11 @@ import structlog
 from celery import Task, shared_task
 from celery.exceptions import Reject
 from celery.signals import worker_init, worker_process_init
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from worker.app import ARCHIVE, ENQUEUE, SUBMIT, SWEEP
+from worker.db import describe_database_error
 from worker.errors import (
     IdempotencyConflictError,
     InvalidInputError,
@@ -30,7 +32,7 @@ from worker.settings import load_settings
 from worker.stages.archive import archive_job
 from worker.stages.enqueue import Wish, enqueue_job, parse_wish
 from worker.stages.submit import submit_job
-from worker.stages.sweep import BATCH, remove_partials, sweep_jobs
+from worker.stages.sweep import remove_partials
 
 # How long an enqueue message rests before it is given back while the database is away.
 DATABASE_PAUSE_SECONDS = 1.0
@@ -54,7 +56,7 @@ def check_worker(**_: object) -> None:
     except PermanentError as error:
         sys.exit(f"{error.code}: {error}")
     except DBAPIError as error:
-        sys.exit(f"database_unavailable: {error.orig}")
+        sys.exit(f"database_unavailable: {describe_database_error(error)}")
     finally:
         runtime.db.close()
 
@@ -77,10 +79,16 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
             grace=runtime.settings.lease_seconds,
         )
     except (InvalidInputError, IdempotencyConflictError) as error:
-        log.warning("enqueue_refused", code=error.code, reason=str(error))
+        log.warning(
+            "enqueue_refused", message_id=self.request.id, code=error.code, reason=str(error)
+        )
         raise Reject(str(error), requeue=False) from error
-    except DBAPIError as error:
-        log.warning("database_unavailable", reason=str(error.orig))
+    except DataError as error:
+        # No waiting makes the database take it; the reason quotes nothing of the wish.
+        log.exception("enqueue_impossible", message_id=self.request.id)
+        raise Reject("the database refuses the values", requeue=False) from error
+    except (DBAPIError, PoolTimeoutError) as error:
+        log.warning("database_unavailable", reason=describe_database_error(error))
         time.sleep(DATABASE_PAUSE_SECONDS)
         raise Reject("database_unavailable", requeue=True) from error
     log.info("job_enqueued", job_id=str(enqueued.job.id), created=enqueued.created)
@@ -141,16 +149,9 @@ def read_job_id(value: object) -> UUID | None:
 
 @shared_task(name=SWEEP)
 def sweep() -> None:
-    """Ring for every overdue job, batch by batch."""
+    """Ring for every overdue job, then clear what killed downloads have left."""
     runtime = get_runtime()
-    while True:
-        doorbells = sweep_jobs(db=runtime.db, lease=runtime.settings.lease_seconds)
-        for doorbell in doorbells:
-            log.info("job_swept", job_id=str(doorbell.job_id), step=doorbell.step.value)
-            if not runtime.dispatcher.ring(doorbell):
-                return
-        if len(doorbells) < BATCH:
-            break
+    runtime.ring_overdue()
     try:
         remove_partials(runtime.store)
     except StoreUnavailableError as error:

@@ -22,8 +22,8 @@ from worker.stages.archive import (
     FIRST_DELAY,
     LONGEST_DELAY,
     ArchiveTerms,
+    Heartbeat,
     archive_job,
-    build_heartbeat,
     choose_delay,
     fetch_video,
 )
@@ -280,20 +280,20 @@ def test_archive_job_renews_its_lease_during_a_slow_download(db, root, cdn, job,
     assert list_files(root) == [f"{job.id}.mp4"]
 
 
-def test_build_heartbeat_renews_each_third_of_the_lease_until_it_is_lost(db, job):
+def test_heartbeat_renews_each_third_of_the_lease_until_it_is_lost(db, job):
     clock, claimed = FakeClock(), move_job(db, job, JobEvent.ARCHIVE_CLAIMED)
-    renew = build_heartbeat(claimed, db=db, lease=LEASE, clock=clock)
+    heartbeat = Heartbeat(claimed, db=db, lease=LEASE, clock=clock)
     clock.move(LEASE / 3 - timedelta(microseconds=1))
-    renew(1)
+    heartbeat.beat(1)
     assert read_job(db, job.id) == claimed
     for received in (2, 3):
         clock.move(LEASE / 3)
-        renew(received)
+        heartbeat.beat(received)
         assert read_job(db, job.id) == replace(claimed, due_at=clock() + LEASE)
     clock.move(LEASE)
     sweep(db, clock)
     with pytest.raises(ClaimLostError):
-        renew(4)
+        heartbeat.beat(4)
 
 
 def take_over(db, job, clock):
@@ -343,7 +343,8 @@ def test_archive_job_after_a_crash_before_the_record_ends_with_one_file(
     claimed = move_job(db, job, JobEvent.ARCHIVE_CLAIMED)
     with media_client() as client:
         store = LocalStore(root)
-        fetch_video(claimed, client=client, store=store, terms=terms, on_progress=print)
+        heartbeat = Heartbeat(claimed, db=db, lease=LEASE, clock=FakeClock())
+        fetch_video(claimed, client=client, store=store, terms=terms, heartbeat=heartbeat)
     assert archive(job) is None
     clock = FakeClock(NOW + LEASE)
     assert sweep(db, clock) == [Doorbell(Step.ARCHIVE, job.id)]

@@ -195,7 +195,6 @@ def test_receive_delivery_of_a_failure_writes_its_code_and_words(db):
         ({"payload": {"detail": ""}}, UNNAMED_CODE, "Invalid status code: 422"),
         ({"payload": None}, UNNAMED_CODE, "Invalid status code: 422"),
         ({"payload": [1]}, UNNAMED_CODE, "Invalid status code: 422"),
-        ({"payload": None, "error": None, "payload_error": "too big"}, UNNAMED_CODE, "too big"),
         (
             {"payload": None, "error": None},
             UNNAMED_CODE,
@@ -310,6 +309,14 @@ def test_receive_delivery_after_an_adoption_refuses_other_requests(db):
     assert read_job(db, job.id).state is S.SUBMISSION_UNKNOWN
 
 
+def test_receive_delivery_of_an_error_without_its_payload_leaves_the_result_to_be_fetched(db):
+    """Fal says ERROR too when a result would not fit into its message."""
+    job = make_job(db, S.SUBMITTED)
+    receipt = deliver(db, ERROR, payload=None, payload_error="too big")
+    assert (receipt.verdict, receipt.job.state) == (Verdict.KEPT, S.SUBMITTED)
+    assert read_job(db, job.id).due_at == LATER
+
+
 def make_second_attempt(db) -> Job:
     """A job whose first POST was postponed, and whose second was accepted."""
     queued = move_job(db, make_job(db, S.SUBMITTING), JobEvent.SUBMISSION_POSTPONED)
@@ -351,9 +358,10 @@ def test_parse_webhook_without_optional_keys_reads_nulls():
     assert read_body({}) == Completion("r", None, "OK", None, None)
 
 
-def test_parse_webhook_takes_the_payload_error_for_want_of_an_error():
-    assert read_body({"payload_error": "p"}).error == "p"
-    assert read_body({"payload_error": "p", "error": "e"}).error == "e"
+def test_parse_webhook_keeps_the_payload_error_beside_the_error():
+    assert read_body({"payload_error": "p"}).error is None
+    completion = read_body({"payload_error": "p", "error": "e"})
+    assert (completion.error, completion.payload_error) == ("e", "p")
 
 
 @pytest.mark.parametrize(

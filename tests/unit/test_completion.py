@@ -41,14 +41,14 @@ def test_parse_failure_takes_error_and_detail() -> None:
 
 
 @pytest.mark.parametrize("status", ["OK", "ERROR"])
-def test_parse_without_payload_takes_payload_error(status) -> None:
+def test_parse_without_payload_keeps_its_reason(status) -> None:
     completion = parse(request_id="r", status=status, payload=None, payload_error="too large")
-    assert completion == Completion("r", None, status, None, "too large")
+    assert completion == Completion("r", None, status, None, None, "too large")
 
 
-def test_parse_prefers_error_to_payload_error() -> None:
+def test_parse_keeps_error_and_payload_error_apart() -> None:
     completion = parse(request_id="r", status="ERROR", error="first", payload_error="second")
-    assert (completion.error, completion.payload) == ("first", None)
+    assert (completion.error, completion.payload_error) == ("first", "second")
 
 
 def test_parse_passes_over_unknown_fields() -> None:
@@ -152,7 +152,7 @@ def test_parse_body_of_right_shape_gives_storable_completion(body) -> None:
     completion = parse_webhook(json.dumps(body).encode())
     assert completion.status == body["status"]
     words = [completion.fal_request_id, completion.gateway_request_id, completion.error]
-    assert_storable([*words, completion.payload])
+    assert_storable([*words, completion.payload_error, completion.payload])
 
 
 @given(st.binary(max_size=80) | json_values.map(lambda value: json.dumps(value).encode()))

@@ -273,7 +273,7 @@ def test_require_settings_names_every_missing_one() -> None:
     lines = [str(violation) for violation in caught.value.violations]
     assert [line.partition("=")[0] for line in lines] == [
         "WEBHOOK_BASE_URL",
-        "FAL_CREDENTIALS",
+        "FAL_KEY",
         "FAL_USER_ID",
     ]
     assert all("(not set)" in line for line in lines)
@@ -345,7 +345,7 @@ def test_worker_without_needed_settings_ends_naming_them(yard, command, sqlite_u
     printed = ended.stdout + ended.stderr
     assert ended.returncode not in {0, None}
     assert "WEBHOOK_BASE_URL=(not set): must be the public URL of the receiver" in printed
-    assert "set FAL_KEY, or FAL_KEY_ID and FAL_KEY_SECRET" in printed
+    assert "FAL_KEY=(not set): must be set, or FAL_KEY_ID and FAL_KEY_SECRET together" in printed
     assert "Traceback" not in printed
 
 

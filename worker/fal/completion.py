@@ -19,6 +19,8 @@ class Completion:
     status: Literal["OK", "ERROR"]
     payload: JsonValue
     error: str | None
+    # Why there is no payload; the result then has to be fetched, whatever the status says.
+    payload_error: str | None = None
 
 
 class _WebhookBody(BaseModel):
@@ -47,7 +49,8 @@ def parse_webhook(body: bytes) -> Completion:
         gateway_request_id=parsed.gateway_request_id,
         status=parsed.status,
         payload=parsed.payload,
-        error=parsed.error or parsed.payload_error,
+        error=parsed.error,
+        payload_error=parsed.payload_error,
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import asdict
 from uuid import UUID
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, or_, select, update
 
 from worker.jobs.models import AttemptRow, DeliveryRow
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for
@@ -46,13 +46,15 @@ def settle_attempt(connection: Connection, attempt_id: UUID, settlement: Settlem
     )
 
 
-def adopt_request(connection: Connection, attempt: Attempt, fal_request_id: str) -> None:
-    """Give the attempt the request id that its webhook brought, if it has none yet."""
-    connection.execute(
+def adopt_request(connection: Connection, attempt: Attempt, fal_request_id: str) -> bool:
+    """Give the attempt the request id that its webhook brought; False if it has another one."""
+    known = AttemptRow.fal_request_id
+    statement = (
         update(AttemptRow)
-        .where(AttemptRow.id == attempt.id, AttemptRow.fal_request_id.is_(None))
+        .where(AttemptRow.id == attempt.id, or_(known.is_(None), known == fal_request_id))
         .values(fal_request_id=fal_request_id)
     )
+    return connection.execute(statement).rowcount == 1
 
 
 def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | None:

@@ -1,7 +1,7 @@
 """The tables `jobs`, `attempts`, `deliveries` and `events`: columns, constraints, indices.
 
-Only `jobs/table.py` and the migrations read this module. Everything that other services read with
-plain SQL is documented in `docs/job-table.md`.
+Only the SQL in this package and the migrations read this module. Everything that other services
+read with plain SQL is documented in `docs/job-table.md`.
 """
 
 from collections.abc import Iterable

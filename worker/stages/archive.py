@@ -3,7 +3,6 @@
 The last stage of the path; `sweep.py` looks after jobs that stand still.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
@@ -52,9 +51,9 @@ def archive_job(
         job = table.claim_job(connection, job_id, JobEvent.ARCHIVE_CLAIMED, claim)
     if job is None:
         return None
-    heartbeat = build_heartbeat(job, db=db, lease=terms.lease, clock=clock)
+    heartbeat = Heartbeat(job, db=db, lease=terms.lease, clock=clock)
     try:
-        stored = fetch_video(job, client=client, store=store, terms=terms, on_progress=heartbeat)
+        stored = fetch_video(job, client=client, store=store, terms=terms, heartbeat=heartbeat)
     except ClaimLostError:
         return None
     except RetryableError as error:
@@ -64,13 +63,37 @@ def archive_job(
     return record_archive(job, stored, db=db, clock=clock)
 
 
+class Heartbeat:
+    """Renews the lease of a claimed job while its download goes on."""
+
+    def __init__(self, job: Job, *, db: Database, lease: timedelta, clock: Clock) -> None:
+        self._job = job
+        self._db = db
+        self._lease = lease
+        self._clock = clock
+        self._renewed_at = clock()
+
+    def beat(self, _received: int) -> None:
+        """Renew once in each third of the lease. Raises ClaimLostError."""
+        if self._clock() - self._renewed_at >= self._lease / 3:
+            self.renew()
+
+    def renew(self) -> None:
+        """Raises ClaimLostError once another worker has taken the job over."""
+        now = self._clock()
+        with self._db.transaction() as connection:
+            if not table.extend_claim(connection, self._job, now + self._lease):
+                raise ClaimLostError(f"job {self._job.id} was taken over")
+        self._renewed_at = now
+
+
 def fetch_video(
     job: Job,
     *,
     client: httpx.Client,
     store: Store,
     terms: ArchiveTerms,
-    on_progress: Callable[[int], None],
+    heartbeat: Heartbeat,
 ) -> StoredObject:
     """Stream the video to its final name. Raises RetryableError or PermanentError."""
     video = parse_output(job.result).video
@@ -81,31 +104,14 @@ def fetch_video(
             client=client,
             hosts=terms.hosts,
             limits=terms.limits,
-            on_progress=on_progress,
+            on_progress=heartbeat.beat,
         )
         extension = choose_extension(
             video.content_type or download.content_type, video.file_name, download.head
         )
+        # A holder that has lost its claim leaves the file to the next one.
+        heartbeat.renew()
         return writer.commit(f"{job.id}.{extension}")
-
-
-def build_heartbeat(
-    job: Job, *, db: Database, lease: timedelta, clock: Clock
-) -> Callable[[int], None]:
-    """A callback that renews the lease each third of it, and raises ClaimLostError once lost."""
-    renewed_at = clock()
-
-    def renew(_received: int) -> None:
-        nonlocal renewed_at
-        now = clock()
-        if now - renewed_at < lease / 3:
-            return
-        with db.transaction() as connection:
-            if not table.extend_claim(connection, job, now + lease):
-                raise ClaimLostError(f"job {job.id} was taken over")
-        renewed_at = now
-
-    return renew
 
 
 def record_archive(job: Job, stored: StoredObject, *, db: Database, clock: Clock) -> Job | None:

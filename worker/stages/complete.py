@@ -64,7 +64,8 @@ def receive_delivery(
         )
         if attempts.count_delivery(connection, attempt, new) > 1:
             return Receipt(Verdict.DUPLICATE, job)
-        attempts.adopt_request(connection, attempt, completion.fal_request_id)
+        if not attempts.adopt_request(connection, attempt, completion.fal_request_id):
+            raise InvalidSignatureError("the attempt is of another fal request")
         moved = record_completion(connection, job, attempt, completion, now, grace)
     return Receipt(Verdict.KEPT if moved is None else Verdict.RECORDED, moved or job)
 
@@ -81,7 +82,7 @@ def record_completion(
     grace: timedelta,
 ) -> Job | None:
     """Move the job by what fal says; None if it has moved on, or if the result must be fetched."""
-    if completion.status == "OK" and completion.payload is None:
+    if completion.payload is None and (completion.status == "OK" or completion.payload_error):
         if job.state in _AWAITING_FAL:
             table.advance_due(connection, job, now)
         return None

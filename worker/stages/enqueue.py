@@ -22,6 +22,10 @@ from worker.jobs.values import Job, NewJob
 from worker.violations import validate_fields
 
 DEFAULT_TENANT = "default"
+# Its result would come inside the message, and be paid for without being archived.
+NO_SYNC_MODE = Violation(
+    "sync_mode", "true", "false: results inside a message are not archived yet"
+)
 V = TypeVar("V")
 
 
@@ -82,7 +86,9 @@ def parse_wish(fields: Mapping[str, object]) -> Wish:
     wished = {name: value for name, value in fields.items() if name not in own}
     options, wrong_options = _try_parse(lambda: validate_fields(JobOptions, own))
     completed, wrong_input = _try_parse(lambda: complete_input(wished))
-    if options is None or completed is None:
+    if completed is not None and completed.sync_mode:
+        wrong_input = (NO_SYNC_MODE,)
+    if options is None or completed is None or wrong_input:
         raise InvalidInputError((*wrong_input, *wrong_options))
     return Wish(completed.to_json(), options, seed_drawn=wished.get("seed") is None)
 
@@ -135,7 +141,7 @@ def _find_earlier(connection: Connection, new: NewJob, wish: Wish) -> Job:
     if earlier is None or not _is_same_wish(earlier, new, wish):
         taken = new.idempotency_key if earlier and earlier.id != new.id else new.id
         raise IdempotencyConflictError(
-            f"{taken} belongs to a job with another input; choose another key or id"
+            f"{taken} belongs to a job with another input, or to another key or tenant"
         )
     return earlier
 

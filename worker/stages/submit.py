@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import assert_never
 from uuid import UUID
 
+import structlog
 from uuid_utils.compat import uuid7
 
 from worker.clock import Clock, read_clock
@@ -18,6 +19,10 @@ from worker.fal.queue import Accepted, Ambiguous, QueueClient, Refused, SubmitRe
 from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Attempt, Claim, Job, Move, NewAttempt, Outcome, Settlement
+
+LONGEST_DELAY = timedelta(minutes=10)
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,9 @@ def submit_job(
         start_timeout=terms.start_timeout,
         store_io=terms.store_io,
     )
+    if isinstance(reply, Accepted):
+        # Should the database be away now, the paid request is still known from the log.
+        log.info("submission_accepted", job_id=str(job_id), fal_request_id=reply.fal_request_id)
     return record_reply(submission, reply, db=db, terms=terms, clock=clock)
 
 
@@ -92,14 +100,14 @@ def record_reply(
     submission: Submission, reply: SubmitReply, *, db: Database, terms: SubmitTerms, clock: Clock
 ) -> Job | None:
     """Settle the attempt; the job moves unless a webhook has overtaken the reply."""
-    ruling = judge_reply(reply, clock(), terms)
+    ruling = judge_reply(reply, submission.job, clock(), terms)
     with db.transaction() as connection:
         moved = table.apply_event(connection, submission.job, ruling.event, ruling.move)
         attempts.settle_attempt(connection, submission.attempt.id, ruling.settlement)
     return moved
 
 
-def judge_reply(reply: SubmitReply, now: datetime, terms: SubmitTerms) -> Ruling:
+def judge_reply(reply: SubmitReply, job: Job, now: datetime, terms: SubmitTerms) -> Ruling:
     """What a reply means for the job and its attempt; pure."""
     match reply:
         case Accepted():
@@ -110,7 +118,7 @@ def judge_reply(reply: SubmitReply, now: datetime, terms: SubmitTerms) -> Ruling
                 Settlement(Outcome.ACCEPTED, now, **asdict(reply)),
             )
         case Refused():
-            return _judge_refusal(reply, now)
+            return _judge_refusal(reply, job, now)
         case Ambiguous(http_status, message):
             blocked = {"blocked_reason": f"fal may or may not have it: {message}"}
             return Ruling(
@@ -122,7 +130,7 @@ def judge_reply(reply: SubmitReply, now: datetime, terms: SubmitTerms) -> Ruling
             assert_never(reply)
 
 
-def _judge_refusal(reply: Refused, now: datetime) -> Ruling:
+def _judge_refusal(reply: Refused, job: Job, now: datetime) -> Ruling:
     why = {"error_code": reply.code, "error_message": reply.message}
     if reply.retry_after is None:
         return Ruling(
@@ -133,6 +141,16 @@ def _judge_refusal(reply: Refused, now: datetime) -> Ruling:
     blocked = {"blocked_reason": f"{reply.code}: {reply.message}"}
     return Ruling(
         JobEvent.SUBMISSION_POSTPONED,
-        Move(now, now + reply.retry_after, reply.message, blocked),
+        Move(
+            now,
+            now + choose_delay(reply.retry_after, now - job.enqueued_at),
+            reply.message,
+            blocked,
+        ),
         Settlement(Outcome.POSTPONED, now, reply.http_status, **why),
     )
+
+
+def choose_delay(wished: timedelta, tried_for: timedelta) -> timedelta:
+    """What fal wishes; else as long again as it has been tried so far, within a bound."""
+    return max(wished, min(tried_for, LONGEST_DELAY))
