@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import ipaddress
+import json
 import logging
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from emulator.faults import Fault, parse_faults
 from emulator.server import Options, serve
 
 
@@ -48,6 +50,21 @@ def build_parser() -> argparse.ArgumentParser:
         default="7",
         help="wait before the first retry, doubled each time: 7 gives ten in two hours",
     )
+    add("--webhook-concurrency", type=read_count, default="20", help="POSTs at once (%(default)s)")
+    add(
+        "--result-seconds",
+        type=read_seconds,
+        default="3600",
+        help="how long status and result are known after completion (%(default)s)",
+    )
+    add(
+        "--render",
+        choices=("real", "fake"),
+        default="real",
+        help="fake: one small ready-made clip for all, whatever is asked for",
+    )
+    add("--faults", type=read_faults, default=(), metavar="FILE", help="JSON list of faults")
+    add("--seed", type=int, default=0, help="decides which faults fire (%(default)s)")
     add("--allow-remote", action="store_true", help="listen on an address others can reach")
     return parser
 
@@ -63,6 +80,11 @@ def read_options(given: argparse.Namespace, directory: Path) -> Options:
         run_time=given.run_seconds,
         concurrency=given.concurrency,
         webhook_retry=given.webhook_retry_seconds,
+        webhook_concurrency=given.webhook_concurrency,
+        result_time=given.result_seconds,
+        in_a_hurry=given.render == "fake",
+        faults=given.faults,
+        seed=given.seed,
     )
 
 
@@ -86,6 +108,14 @@ def read_count(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"not a whole number from 1: {text!r}")
     return int(text)
+
+
+def read_faults(path: str) -> tuple[Fault, ...]:
+    """Type for argparse: the faults in a file."""
+    try:
+        return parse_faults(json.loads(Path(path).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {error}") from error
 
 
 if __name__ == "__main__":

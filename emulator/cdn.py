@@ -1,6 +1,10 @@
-"""`/files/…`: what fal's CDN does for a GET or HEAD, with ranges so that downloads can resume."""
+"""`/files/…`: what fal's CDN does for a GET or HEAD, with ranges so that downloads can resume.
+
+Hooks and faults concern results only: inputs, which the emulator fetches itself, always come.
+"""
 
 import asyncio
+import contextlib
 import mimetypes
 import re
 from dataclasses import dataclass
@@ -10,10 +14,17 @@ from typing import BinaryIO
 
 from aiohttp import web
 
+from emulator.faults import Fault
+from emulator.queue_routes import QUEUE
+from emulator.records import FalRequest
+from emulator.spoiling import FAULTS, HOOKS, refuse
 from emulator.storage import Storage
 
 STORAGE = web.AppKey("storage", Storage)
 CHUNK_BYTES = 256 * 1024
+LARGEST_FILE = 2**63
+DRIP_SECONDS = 0.05
+"""How much of a slow body is sent at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,25 @@ class Span:
         return self.last - self.first + 1
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """So many bytes of a file, from `start` on."""
+
+    path: Path
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How a body flows: after `limit` bytes comes `silence` (seconds), then the connection ends."""
+
+    limit: int = LARGEST_FILE
+    silence: float = 0
+    pace: float | None = None
+    """Bytes per second; None: as fast as they go."""
+
+
 class UnsatisfiableRangeError(Exception):
     """The range starts beyond the end of the file: 416."""
 
@@ -36,7 +66,20 @@ async def serve_file(request: web.Request) -> web.StreamResponse:
     path = request.app[STORAGE].find(request.match_info["name"])
     if path is None:
         return web.json_response({"detail": "File not found"}, status=404)
-    stat = path.stat()
+    fault = None
+    if (fal_request := find_owner(request)) is not None:
+        await request.app[HOOKS].reach("cdn_started", fal_request)
+        fault = request.app[FAULTS].take("cdn", fal_request)
+    if fault is not None and fault.kind in ("status", "ingress", "drop"):
+        return await refuse(request, fault)
+    return await serve_version(request, path, fault)
+
+
+async def serve_version(
+    request: web.Request, path: Path, fault: Fault | None
+) -> web.StreamResponse:
+    """The file as it is now, or the part of it that was asked for."""
+    stat = await asyncio.to_thread(path.stat)
     headers = {
         "Accept-Ranges": "bytes",
         "Access-Control-Allow-Origin": "*",
@@ -45,12 +88,24 @@ async def serve_file(request: web.Request) -> web.StreamResponse:
         "ETag": f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"',
         "Last-Modified": formatdate(stat.st_mtime, usegmt=True),
     }
+    if fault is not None and fault.kind == "wrong_type":
+        headers["Content-Type"] = fault.options["content_type"]
     try:
         span = choose_span(request, headers, stat.st_size)
     except UnsatisfiableRangeError:
         headers["Content-Range"] = f"bytes */{stat.st_size}"
         return web.Response(status=416, headers=headers)
-    return await _send(request, path, span, stat.st_size, headers)
+    response = web.StreamResponse(status=206 if span else 200, headers=headers)
+    response.content_length = span.length if span else stat.st_size
+    if span:
+        response.headers["Content-Range"] = f"bytes {span.first}-{span.last}/{stat.st_size}"
+    with contextlib.suppress(ConnectionError):  # whoever asked may go
+        await response.prepare(request)
+        if request.method != "HEAD":
+            start = span.first if span else 0
+            await send_body(request, response, Part(path, start, response.content_length), fault)
+        await response.write_eof()
+    return response
 
 
 def choose_span(request: web.BaseRequest, headers: dict[str, str], size: int) -> Span | None:
@@ -86,27 +141,52 @@ def parse_range(header: str, size: int) -> Span | None:
     return span
 
 
-async def _send(
-    request: web.Request, path: Path, span: Span | None, size: int, headers: dict[str, str]
-) -> web.StreamResponse:
-    response = web.StreamResponse(status=206 if span else 200, headers=headers)
-    response.content_length = span.length if span else size
-    if span:
-        response.headers["Content-Range"] = f"bytes {span.first}-{span.last}/{size}"
-    await response.prepare(request)
-    if request.method != "HEAD":
-        with await asyncio.to_thread(path.open, "rb") as file:
-            file.seek(span.first if span else 0)
-            await _copy(file, response, response.content_length)
-    await response.write_eof()
-    return response
+async def send_body(
+    request: web.Request, response: web.StreamResponse, part: Part, fault: Fault | None
+) -> None:
+    """Send the part, or as much of it as the fault lets through."""
+    fal_request = find_owner(request)
+    flow = choose_flow(fault)
+    sent = min(part.length, flow.limit)
+    half = min(sent, part.length // 2)
+    with await asyncio.to_thread(part.path.open, "rb") as file:
+        file.seek(part.start)
+        await _copy(file, response, half, flow.pace)
+        if fal_request is not None:
+            await request.app[HOOKS].reach("cdn_half", fal_request)
+        await _copy(file, response, sent - half, flow.pace)
+    if sent < part.length:
+        await asyncio.sleep(flow.silence)
+        response.force_close()
+    elif fal_request is not None:
+        request.app[HOOKS].note("cdn_sent", fal_request)
 
 
-async def _copy(file: BinaryIO, response: web.StreamResponse, remaining: int) -> None:
+def find_owner(request: web.Request) -> FalRequest | None:
+    """The request whose result is asked for; None for an input."""
+    return request.app[QUEUE].find_by_file(request.match_info["name"])
+
+
+def choose_flow(fault: Fault | None) -> Flow:
+    if fault is None:
+        return Flow()
+    return Flow(
+        limit=fault.options.get("bytes", LARGEST_FILE),
+        silence=fault.options.get("seconds", 0),
+        pace=fault.options.get("bytes_per_second"),
+    )
+
+
+async def _copy(
+    file: BinaryIO, response: web.StreamResponse, remaining: int, pace: float | None
+) -> None:
+    largest = CHUNK_BYTES if pace is None else max(1, min(CHUNK_BYTES, int(pace * DRIP_SECONDS)))
     while remaining > 0:
-        chunk = await asyncio.to_thread(file.read, min(CHUNK_BYTES, remaining))
+        chunk = await asyncio.to_thread(file.read, min(largest, remaining))
         if not chunk:
             response.force_close()  # the file was cut meanwhile: break off, as promised too much
             return
         remaining -= len(chunk)
         await response.write(chunk)
+        if pace is not None:
+            await asyncio.sleep(len(chunk) / pace)

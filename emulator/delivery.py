@@ -1,14 +1,16 @@
 """Webhooks: signed, repeated until somebody answers, every POST on record."""
 
 import asyncio
-import json
 import logging
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
 
-from emulator.records import Delivery, FalRequest, Outcome
-from emulator.signing import Signer
+from emulator.faults import Fault, Faults
+from emulator.hooks import Hooks
+from emulator.letters import SPOILERS, Letter, spoil_letter, write_letter
+from emulator.records import Delivery, FalRequest
+from emulator.signing import KeyRing
 
 logger = logging.getLogger(__name__)
 
@@ -18,24 +20,27 @@ LATER_TIMEOUT = timedelta(seconds=120)
 
 
 class Courier:
-    """Posts the completion of a request to its webhook URL.
+    """Posts the completion of a request to its webhook URL, at most `concurrency` at once.
 
     Timeouts, network errors, 4xx and 5xx are tried again, each wait twice the one before; a
     redirect is never followed and ends the matter, as at fal (docs: Webhooks).
     """
 
-    def __init__(self, session: aiohttp.ClientSession, signer: Signer, retry: timedelta) -> None:
-        self._session = session
-        self._signer = signer
+    def __init__(
+        self, keys: KeyRing, faults: Faults, hooks: Hooks, *, retry: timedelta, concurrency: int
+    ) -> None:
+        self._keys = keys
+        self._faults = faults
+        self._hooks = hooks
         self._retry = retry
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=concurrency))
+        self._free_hands = asyncio.Semaphore(concurrency)
+        self._overtaken: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def dispatch(self, request: FalRequest) -> None:
         """Start delivering, in the background."""
-        if request.webhook_url is None or request.outcome is None:
-            return
-        body = json.dumps(compose_webhook(request, request.outcome)).encode()
-        task = asyncio.create_task(self._deliver(request, request.webhook_url, body))
+        task = asyncio.create_task(self._serve(request))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -43,48 +48,92 @@ class Courier:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._session.close()
 
-    async def _deliver(self, request: FalRequest, url: str, body: bytes) -> None:
+    async def _serve(self, request: FalRequest) -> None:
+        try:
+            if request.webhook_url is not None and request.outcome is not None:
+                letter = write_letter(request, request.outcome)
+                fault = self._faults.take("webhook", request)
+                await self._send(request, request.webhook_url, letter, fault)
+        finally:
+            request.announced.set()
+
+    async def _send(
+        self, request: FalRequest, url: str, letter: Letter, fault: Fault | None
+    ) -> None:
+        """Deliver the letter as the fault wants: never, often, later, or spoiled."""
+        kind = fault.kind if fault else None
+        options = fault.options if fault else {}
+        if kind == "lost":
+            logger.info("webhook %s lost by order", request.request_id)
+            return
+        if fault is not None and kind in SPOILERS:
+            await self._deliver(request, url, spoil_letter(letter, fault))
+            if not options["also"]:
+                return
+        if kind == "delay":
+            await asyncio.sleep(options["seconds"])
+        if kind == "reorder":
+            await self._wait_to_be_overtaken(options["seconds"])
+        copies = options["count"] if kind == "repeat" else 1
+        await asyncio.gather(*(self._deliver(request, url, letter) for _ in range(copies)))
+
+    async def _wait_to_be_overtaken(self, seconds: float) -> None:
+        """Who comes while another waits does not wait, so that in the end pairs are swapped."""
+        if self._overtaken is not None:
+            return
+        overtaken = self._overtaken = asyncio.Event()
+        try:
+            async with asyncio.timeout(seconds):
+                await overtaken.wait()
+        except TimeoutError:
+            self._overtaken = None
+
+    async def _deliver(self, request: FalRequest, url: str, letter: Letter) -> None:
         patience = FIRST_TIMEOUT
         for attempt in range(RETRIES + 1):
-            delivery = await self._post(request, url, body, patience)
-            request.deliveries.append(delivery)
+            delivery = await self._post(request, url, letter, patience)
+            if attempt == 0:
+                self._let_overtaken_go()
             answer = delivery.status_code or delivery.error
             logger.info("webhook %s attempt %d: %s", request.request_id, attempt + 1, answer)
-            if not is_worth_repeating(delivery):
+            if not letter.is_persistent or not is_worth_repeating(delivery):
                 return
             patience = LATER_TIMEOUT
             await asyncio.sleep(self._retry.total_seconds() * 2**attempt)
 
+    def _let_overtaken_go(self) -> None:
+        if self._overtaken is not None:
+            self._overtaken.set()
+            self._overtaken = None
+
     async def _post(
-        self, request: FalRequest, url: str, body: bytes, patience: timedelta
+        self, request: FalRequest, url: str, letter: Letter, patience: timedelta
+    ) -> Delivery:
+        await self._hooks.reach("webhook_sending", request)
+        async with self._free_hands:
+            delivery = await self._post_now(request, url, letter, patience)
+        request.deliveries.append(delivery)
+        request.announced.set()
+        await self._hooks.reach("webhook_sent", request)
+        return delivery
+
+    async def _post_now(
+        self, request: FalRequest, url: str, letter: Letter, patience: timedelta
     ) -> Delivery:
         at = datetime.now(UTC)
-        headers = {
-            "Content-Type": "application/json",
-            **self._signer.sign(request.request_id, body),
-        }
+        seal = letter.seal(self._keys.signer, request.request_id, letter.body)
+        headers = {"Content-Type": "application/json", **seal}
         limit = aiohttp.ClientTimeout(total=patience.total_seconds())
         post = self._session.post(
-            url, data=body, headers=headers, allow_redirects=False, timeout=limit
+            url, data=letter.body, headers=headers, allow_redirects=False, timeout=limit
         )
         try:
             async with post as response:
-                return Delivery(at, response.status)
+                return Delivery(at, response.status, fault=letter.fault)
         except (aiohttp.ClientError, TimeoutError) as error:
-            return Delivery(at, None, f"{type(error).__name__}: {error}")
-
-
-def compose_webhook(request: FalRequest, outcome: Outcome) -> dict[str, object]:
-    body: dict[str, object] = {
-        "request_id": request.request_id,
-        "gateway_request_id": request.request_id,
-        "status": "OK",
-        "payload": outcome.body,
-    }
-    if outcome.error is not None:
-        body |= {"status": "ERROR", "error": f"Invalid status code: {outcome.status_code}"}
-    return body
+            return Delivery(at, None, f"{type(error).__name__}: {error}", letter.fault)
 
 
 def is_worth_repeating(delivery: Delivery) -> bool:

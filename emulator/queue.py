@@ -27,7 +27,10 @@ class CancelAnswer(Enum):
 
 
 class Queue:
-    """At most `concurrency` runs at once; each waits at least `queue_time` before it starts."""
+    """At most `concurrency` runs at once; each waits at least `queue_time` before it starts.
+
+    A result is known for `result_time` after completion, an hour at fal (docs: Queue, result).
+    """
 
     def __init__(
         self,
@@ -36,12 +39,15 @@ class Queue:
         queue_time: timedelta,
         run: Run,
         on_completed: Callable[[FalRequest], None],
+        result_time: timedelta = timedelta(hours=1),
     ) -> None:
         self._concurrency = concurrency
         self._queue_time = queue_time
         self._run = run
         self._on_completed = on_completed
+        self._result_time = result_time
         self._requests: dict[str, FalRequest] = {}
+        self._by_file: dict[str, FalRequest] = {}
         self._waiting: list[FalRequest] = []
         self._ripe: set[str] = set()
         self._running: dict[asyncio.Future[Outcome], FalRequest] = {}
@@ -57,6 +63,10 @@ class Queue:
 
     def find(self, request_id: str) -> FalRequest | None:
         return self._requests.get(request_id)
+
+    def find_by_file(self, name: str) -> FalRequest | None:
+        """The request whose result the CDN serves under this name."""
+        return self._by_file.get(name)
 
     def count_ahead(self, request: FalRequest) -> int:
         """How many waiting requests will be started before this one."""
@@ -87,6 +97,11 @@ class Queue:
             self._complete(request, Outcome.from_platform(499, "client_cancelled", message))
         return CancelAnswer.CANCELLATION_REQUESTED
 
+    def erase(self, request: FalRequest) -> None:
+        """Forget the request as far as anybody outside is told."""
+        request.is_erased = True
+        logger.info("erased %s", request.request_id)
+
     async def close(self) -> None:
         """Abandon what waits and what runs; nothing is completed any more."""
         self._waiting.clear()
@@ -101,8 +116,10 @@ class Queue:
         self._start_ripe()
 
     def _start_ripe(self) -> None:
-        for request in [one for one in self._waiting if one.request_id in self._ripe]:
-            if len(self._running) >= self._concurrency:
+        while len(self._running) < self._concurrency:
+            ripe = (one for one in self._waiting if one.request_id in self._ripe)
+            request = next(ripe, None)
+            if request is None:
                 return
             self._start(request)
 
@@ -139,5 +156,9 @@ class Queue:
         request.status = Status.COMPLETED
         request.completed_at = datetime.now(UTC)
         request.outcome = outcome
+        if outcome.file is not None:
+            self._by_file[outcome.file] = request
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._result_time.total_seconds(), self.erase, request)
         logger.info("completed %s %d", request.request_id, outcome.status_code)
         self._on_completed(request)

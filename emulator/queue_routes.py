@@ -4,6 +4,8 @@ Follow-up URLs are returned in the short form (owner and app only) and accepted 
 that fal's pages show: short, with the model's full path, and the result with `/response`.
 """
 
+import asyncio
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -11,9 +13,11 @@ from datetime import timedelta
 
 from aiohttp import web
 
+from emulator.faults import Fault
 from emulator.problems import ModelError, Problem
 from emulator.queue import CancelAnswer, Queue
 from emulator.records import FalRequest, Outcome, Status
+from emulator.spoiling import FAULTS, HOOKS, REFUSALS, answer, malform, refuse
 
 QUEUE = web.AppKey("queue", Queue)
 ENDPOINT = "fal-ai/ltx-2.3-22b/extend-video"
@@ -32,7 +36,7 @@ def add_queue_routes(app: web.Application) -> None:
     app.router.add_post(r"/{endpoint:.+?}{slash:/?}", submit)
 
 
-async def submit(request: web.Request) -> web.Response:
+async def submit(request: web.Request) -> web.StreamResponse:
     endpoint = request.match_info["endpoint"]
     if endpoint != ENDPOINT:
         return refuse_application(endpoint)
@@ -54,45 +58,105 @@ async def submit(request: web.Request) -> web.Response:
         return _answer(Outcome.from_platform(400, "bad_request", str(error)))
     if limit is not None and queue.waiting_count > limit:
         return web.json_response({"detail": f"More than {limit} requests are waiting"}, status=429)
+    return await accept(request, fal_request)
+
+
+async def accept(request: web.Request, fal_request: FalRequest) -> web.StreamResponse:
+    """Queue the request and send the reply, unless hooks or faults have it otherwise."""
+    hooks, queue = request.app[HOOKS], request.app[QUEUE]
+    await hooks.reach("submit_received", fal_request)
+    fault = request.app[FAULTS].take("submit", fal_request)
+    if fault is not None and fault.kind in REFUSALS:
+        return await refuse(request, fault)
     queue.submit(fal_request)
     headers = {"x-fal-request-id": fal_request.request_id}
-    return web.json_response(describe(fal_request, queue), headers=headers)
+    reply = web.json_response(describe(fal_request, queue), headers=headers)
+    await hooks.reach("submit_queued", fal_request)
+    await hold_for_webhook(request, fal_request)
+    if fault is not None:
+        reply = await spoil_reply(request, fault, reply)
+    with contextlib.suppress(ConnectionError):  # nobody is there any more
+        await reply.prepare(request)
+        await reply.write_eof()
+        hooks.note("submit_replied", fal_request)
+    return reply
+
+
+async def hold_for_webhook(request: web.Request, fal_request: FalRequest) -> None:
+    """With the fault `webhook/early` the webhook is answered before the submission is."""
+    if fal_request.webhook_url is None:
+        return
+    fault = request.app[FAULTS].take("webhook", fal_request, is_early=True)
+    if fault is None:
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(fault.options["seconds"]):
+            await fal_request.announced.wait()
+
+
+async def spoil_reply(request: web.Request, fault: Fault, reply: web.Response) -> web.Response:
+    """The reply to a submission that was queued all the same."""
+    if fault.kind == "late":
+        await asyncio.sleep(fault.options["seconds"])
+        return reply
+    if fault.kind == "malformed":
+        return malform(reply, fault.options["form"])
+    if fault.kind == "foreign_urls":
+        own = f"{request.scheme}://{request.host}/"
+        reply.text = (reply.text or "").replace(own, fault.options["base"].rstrip("/") + "/")
+        return reply
+    return await refuse(request, fault)
 
 
 async def show_status(request: web.Request) -> web.Response:
     """202 until the request is COMPLETED, then 200: fal's own package waits for the code."""
     fal_request = find_request(request)
     wants_logs = request.query.get("logs", "").lower() in ("1", "true")
-    reply = describe(fal_request, request.app[QUEUE], with_logs=wants_logs)
     headers = {"x-fal-request-id": fal_request.request_id}
-    code = 200 if fal_request.status is Status.COMPLETED else 202
-    return web.json_response(reply, status=code, headers=headers)
+
+    def compose(fault: Fault | None) -> web.Response:
+        reply = describe(fal_request, request.app[QUEUE], with_logs=wants_logs)
+        if fault is not None and fault.kind == "stuck":
+            reply = pretend_progress(reply)
+        code = 200 if reply["status"] == Status.COMPLETED else 202
+        return web.json_response(reply, status=code, headers=headers)
+
+    return await answer(request, "status", fal_request, compose)
 
 
 async def show_result(request: web.Request) -> web.Response:
     fal_request = find_request(request)
-    if fal_request.outcome is None:
-        pending = {"detail": "Request is still in progress"}
-        return web.json_response(pending, status=400)
-    return _answer(fal_request.outcome, **{"x-fal-request-id": fal_request.request_id})
+
+    def compose(_fault: Fault | None) -> web.Response:
+        if fal_request.outcome is None:
+            pending = {"detail": "Request is still in progress"}
+            return web.json_response(pending, status=400)
+        return _answer(fal_request.outcome, **{"x-fal-request-id": fal_request.request_id})
+
+    return await answer(request, "result", fal_request, compose)
 
 
 async def cancel(request: web.Request) -> web.Response:
-    answer: CancelAnswer = request.app[QUEUE].cancel(find_request(request))
-    return web.json_response({"status": answer.name}, status=answer.value)
+    fal_request = find_request(request)
+
+    def compose(_fault: Fault | None) -> web.Response:
+        said: CancelAnswer = request.app[QUEUE].cancel(fal_request)
+        return web.json_response({"status": said.name}, status=said.value)
+
+    return await answer(request, "cancel", fal_request, compose)
 
 
 def find_request(request: web.Request) -> FalRequest:
     """The request the URL names.
 
-    Raises web.HTTPNotFound: in fal's words, for another app and for an unknown id.
+    Raises web.HTTPNotFound: in fal's words, for another app and for an unknown or erased id.
     """
     endpoint = request.match_info["endpoint"]
     if endpoint not in (APP, ENDPOINT):
         refusal = refuse_application(endpoint)
         raise web.HTTPNotFound(text=refusal.text, content_type="application/json")
     fal_request = request.app[QUEUE].find(request.match_info["request_id"])
-    if fal_request is None:
+    if fal_request is None or fal_request.is_erased:
         raise web.HTTPNotFound(text='{"status": "NOT_FOUND"}', content_type="application/json")
     return fal_request
 
@@ -116,6 +180,13 @@ def describe(request: FalRequest, queue: Queue, *, with_logs: bool = False) -> d
     if request.outcome is not None and request.outcome.error is not None:
         status |= {"error": request.outcome.error, "error_type": request.outcome.error_type}
     return status
+
+
+def pretend_progress(reply: dict[str, object]) -> dict[str, object]:
+    """The status object of a request that runs for ever, whatever became of it."""
+    hidden = ("queue_position", "error", "error_type")
+    shown = {name: value for name, value in reply.items() if name not in hidden}
+    return shown | {"status": Status.IN_PROGRESS, "metrics": {}}
 
 
 def refuse_application(endpoint: str) -> web.Response:

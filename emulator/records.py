@@ -1,5 +1,6 @@
 """What the emulator remembers of a request."""
 
+import asyncio
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class Outcome:
     headers: Mapping[str, str] = field(default_factory=dict)
     error: str | None = None
     error_type: str | None = None
+    file: str | None = None
+    """The CDN's name of the video, if there is one."""
 
     @classmethod
     def from_model_error(cls, refusal: ModelError) -> Self:
@@ -60,17 +63,20 @@ class Delivery:
     at: datetime
     status_code: int | None
     error: str | None = None
+    fault: str | None = None
+    """What was wrong with it by order, if anything."""
 
     def to_json(self) -> dict[str, object]:
-        return {"at": self.at.isoformat(), "status_code": self.status_code, "error": self.error}
+        answer = {"status_code": self.status_code, "error": self.error}
+        return {"at": self.at.isoformat(), **answer, "fault": self.fault}
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class FalRequest:
     """One submission, from its POST to its last webhook.
 
-    Changed by the queue alone, except for `log_entries` (the model's) and `deliveries` (the
-    courier's).
+    Changed by the queue alone, except for `log_entries` (the model's), `deliveries` and
+    `announced` (the courier's).
     """
 
     origin: str
@@ -87,9 +93,17 @@ class FalRequest:
     started_at: datetime | None = None
     completed_at: datetime | None = None
     is_cancel_requested: bool = False
+    is_erased: bool = False
+    """Nobody outside is told of it any more."""
     outcome: Outcome | None = None
     log_entries: list[LogEntry] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
+    announced: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once a webhook was answered, or once it is clear that none will be sent."""
+
+    @property
+    def prompt(self) -> str:
+        return str(self.input.get("prompt", ""))
 
     @property
     def is_charged(self) -> bool:
@@ -119,6 +133,7 @@ class FalRequest:
             "completed_at": _format_time(self.completed_at),
             "cancel_requested": self.is_cancel_requested,
             "charged": self.is_charged,
+            "erased": self.is_erased,
             "result_status_code": self.outcome.status_code if self.outcome else None,
             "result": self.outcome.body if self.outcome else None,
             "error": self.outcome.error if self.outcome else None,

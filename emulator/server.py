@@ -9,23 +9,27 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from emulator.cdn import STORAGE, serve_file
+from emulator.control import KEYS, add_control_routes
 from emulator.delivery import Courier
+from emulator.faults import Fault, Faults
+from emulator.hooks import Hooks
+from emulator.listing import add_listing_routes
 from emulator.model import ExtendVideo
 from emulator.queue import Queue
 from emulator.queue_routes import QUEUE, add_queue_routes
-from emulator.signing import Signer
+from emulator.signing import KeyRing
+from emulator.spoiling import FAULTS, HOOKS, answer, compose_platform_error
 from emulator.storage import Storage
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 128 * 1024 * 1024
 """fal documents no limit; this one is for data URIs."""
-OPEN_PATHS = ("/files/", "/.well-known/", "/_emulator/", "/healthz")
+OPEN_PATHS = ("/files/", "/.well-known/", "/_emulator/", "/healthz", "/v1/meta")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +43,28 @@ class Options:
     run_time: timedelta
     concurrency: int
     webhook_retry: timedelta
+    webhook_concurrency: int
+    result_time: timedelta
+    in_a_hurry: bool
+    faults: tuple[Fault, ...]
+    seed: int
 
 
 OPTIONS = web.AppKey("options", Options)
-SIGNER = web.AppKey("signer", Signer)
 
 
 def build_app(options: Options) -> web.Application:
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[check_key])
     app[OPTIONS] = options
     app[STORAGE] = Storage(options.directory)
-    app[SIGNER] = Signer.from_file(options.directory / "signing-key", options.user_id)
+    app[KEYS] = KeyRing(options.directory / "signing-key", options.user_id)
+    app[FAULTS] = Faults(options.faults, seed=options.seed)
+    app[HOOKS] = Hooks()
     app.router.add_get("/healthz", show_health)
     app.router.add_get("/.well-known/jwks.json", show_keys)
-    app.router.add_get("/_emulator/requests", show_requests)
-    app.router.add_get("/_emulator/ledger", show_ledger)
     app.router.add_get("/files/{name:.+}", serve_file)
+    add_control_routes(app)
+    add_listing_routes(app)
     add_queue_routes(app)
     app.cleanup_ctx.append(run_queue)
     return app
@@ -63,19 +73,27 @@ def build_app(options: Options) -> web.Application:
 async def run_queue(app: web.Application) -> AsyncIterator[None]:
     """The queue, the model and the courier live as long as the server."""
     options = app[OPTIONS]
-    model = ExtendVideo(app[STORAGE], options.run_time, options.concurrency)
-    async with aiohttp.ClientSession() as session:
-        courier = Courier(session, app[SIGNER], options.webhook_retry)
-        app[QUEUE] = Queue(
-            concurrency=options.concurrency,
-            queue_time=options.queue_time,
-            run=model.run,
-            on_completed=courier.dispatch,
-        )
-        yield
-        await app[QUEUE].close()
-        await courier.close()
-        model.close()
+    hurry = options.in_a_hurry
+    model = ExtendVideo(app[STORAGE], options.run_time, options.concurrency, in_a_hurry=hurry)
+    courier = Courier(
+        app[KEYS],
+        app[FAULTS],
+        app[HOOKS],
+        retry=options.webhook_retry,
+        concurrency=options.webhook_concurrency,
+    )
+    app[QUEUE] = Queue(
+        concurrency=options.concurrency,
+        queue_time=options.queue_time,
+        run=model.run,
+        on_completed=courier.dispatch,
+        result_time=options.result_time,
+    )
+    yield
+    await app[HOOKS].close()
+    await app[QUEUE].close()
+    await courier.close()
+    model.close()
 
 
 async def serve(options: Options) -> None:
@@ -97,12 +115,15 @@ async def serve(options: Options) -> None:
 
 @web.middleware
 async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """`Authorization: Key …`, as fal wants it, on all that is the queue's."""
+    """`Authorization: Key …`, as fal wants it, on all that is the queue's or the platform's."""
     expected = f"Key {request.app[OPTIONS].key}".encode()
     given = request.headers.get("Authorization", "").encode()
     if request.path.startswith(OPEN_PATHS) or hmac.compare_digest(given, expected):
         return await handler(request)
-    return web.json_response({"detail": "Cannot access application without a key"}, status=401)
+    message = "Cannot access application without a key"
+    if request.path.startswith("/v1/"):
+        return web.json_response(compose_platform_error(401, message), status=401)
+    return web.json_response({"detail": message}, status=401)
 
 
 async def show_health(_request: web.Request) -> web.Response:
@@ -110,17 +131,7 @@ async def show_health(_request: web.Request) -> web.Response:
 
 
 async def show_keys(request: web.Request) -> web.Response:
-    return web.json_response(request.app[SIGNER].publish_keys())
+    def compose(_fault: Fault | None) -> web.Response:
+        return web.json_response(request.app[KEYS].signer.publish_keys())
 
-
-async def show_requests(request: web.Request) -> web.Response:
-    return web.json_response([one.to_json() for one in request.app[QUEUE].requests])
-
-
-async def show_ledger(request: web.Request) -> web.Response:
-    """What a bill would show: a charge for each run that was started."""
-    requests = request.app[QUEUE].requests
-    by_request = {one.request_id: {"charges": int(one.is_charged)} for one in requests}
-    charges = sum(one.is_charged for one in requests)
-    ledger = {"submissions": len(requests), "charges": charges, "by_request": by_request}
-    return web.json_response(ledger)
+    return await answer(request, "jwks", None, compose)

@@ -25,9 +25,9 @@ class Signer:
                 file.write(Ed25519PrivateKey.generate().private_bytes_raw())
         return cls(Ed25519PrivateKey.from_private_bytes(path.read_bytes()), user_id)
 
-    def sign(self, request_id: str, body: bytes) -> dict[str, str]:
-        """The four headers of a webhook with this body, timestamped now."""
-        timestamp = str(int(time.time()))
+    def sign(self, request_id: str, body: bytes, *, age: float = 0) -> dict[str, str]:
+        """The four headers of a webhook with this body, timestamped `age` seconds ago."""
+        timestamp = str(int(time.time() - age))
         digest = hashlib.sha256(body).hexdigest()
         message = f"{request_id}\n{self.user_id}\n{timestamp}\n{digest}".encode()
         return {
@@ -44,3 +44,20 @@ class Signer:
         kid = hashlib.sha256(public).hexdigest()[:16]
         key = {"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": kid, "x": x}
         return {"keys": [key]}
+
+
+class KeyRing:
+    """The key in use, which can be changed for a new one while the emulator runs."""
+
+    def __init__(self, path: Path, user_id: str) -> None:
+        self._path = path
+        self._signer = Signer.from_file(path, user_id)
+
+    @property
+    def signer(self) -> Signer:
+        return self._signer
+
+    def rotate(self) -> None:
+        """From now on a new key signs, and it alone is published."""
+        self._path.unlink()
+        self._signer = Signer.from_file(self._path, self._signer.user_id)

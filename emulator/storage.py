@@ -34,8 +34,8 @@ class Storage:
         return path if path.is_relative_to(root) and path.is_file() else None
 
     def publish(self, path: Path) -> str:
-        """Move a finished scratch file to where results live; returns the path of its URL."""
+        """Move a finished scratch file to where results live; returns the name it is served by."""
         folder = self.files / "b" / secrets.token_hex(4)
         folder.mkdir(parents=True, exist_ok=True)
         published = path.rename(folder / f"{secrets.token_urlsafe(16)}{path.suffix}")
-        return f"/files/{published.relative_to(self.files).as_posix()}"
+        return published.relative_to(self.files).as_posix()

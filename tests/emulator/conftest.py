@@ -44,6 +44,22 @@ def busy(occupied) -> Iterator[Emulator]:
             occupied.cancel(request["request_id"])
 
 
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory, sample) -> Iterator[Emulator]:
+    directory = lay_out(tmp_path_factory.mktemp("quick"), sample)
+    options = ("--render", "fake", "--webhook-retry-seconds", "0.05", "--concurrency", "4")
+    with start_emulator(directory, *options) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def faulty(quick) -> Iterator[Emulator]:
+    """One that renders nothing, and goes wrong as the test orders; shared, but in good order."""
+    yield quick
+    quick.client.delete("/_emulator/faults")
+    quick.client.delete("/_emulator/hooks")
+
+
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     with start_receiver() as receiver:

@@ -65,6 +65,27 @@ class Emulator:
     def list_requests(self) -> list[dict[str, Any]]:
         return list(self.client.get("/_emulator/requests").json())
 
+    def order(self, *faults: Mapping[str, object]) -> None:
+        """Put these faults into force, in place of all others."""
+        response = self.client.put("/_emulator/faults", json=faults)
+        assert response.status_code == 200, response.text
+
+    def count_fired(self) -> list[int]:
+        """How often each fault in force has fired."""
+        return [one["fired"] for one in self.client.get("/_emulator/faults").json()]
+
+    def arm(self, *hooks: Mapping[str, object]) -> None:
+        response = self.client.put("/_emulator/hooks", json=hooks)
+        assert response.status_code == 200, response.text
+
+    def wait_for_held(self) -> list[dict[str, Any]]:
+        """Who is held, as soon as anybody is."""
+        held = self.client.get("/_emulator/hooks/held", params={"wait": "20"}, timeout=30)
+        return list(held.json())
+
+    def release(self, held: Mapping[str, object]) -> httpx.Response:
+        return self.client.post(f"/_emulator/hooks/{held['id']}/release")
+
     def wait_for_status(self, request_id: str, status: str) -> None:
         wait_until(lambda: self.get_status(request_id)["status"] == status)
 

@@ -10,6 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing_extensions import override
 
 
+class Quiet(BaseHTTPRequestHandler):
+    @override
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the test output clean."""
+
+
 @dataclass(frozen=True, slots=True)
 class Received:
     path: str
@@ -35,9 +41,40 @@ class Receiver:
             return 200
 
 
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """A receiver that answers nobody before as many are there as were asked for.
+
+    `present` holds how many were there each time somebody came.
+    """
+
+    url: str
+    present: list[int]
+
+
+@contextmanager
+def start_meeting(size: int) -> Iterator[Meeting]:
+    complete = threading.Barrier(size)
+    inside: set[int] = set()
+    present: list[int] = []
+
+    class Meet(Quiet):
+        def do_POST(self) -> None:
+            inside.add(threading.get_ident())
+            present.append(len(inside))
+            complete.wait(timeout=10)
+            inside.discard(threading.get_ident())
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with serve(Meet) as url:
+        yield Meeting(url, present)
+
+
 @contextmanager
 def start_receiver() -> Iterator[Receiver]:
-    class Collect(BaseHTTPRequestHandler):
+    class Collect(Quiet):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             headers = {name.lower(): value for name, value in self.headers.items()}
@@ -47,16 +84,19 @@ def start_receiver() -> Iterator[Receiver]:
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        @override
-        def log_message(self, format: str, *args: object) -> None:
-            """Keep the test output clean."""
+    with serve(Collect) as url:
+        receiver = Receiver(url)
+        yield receiver
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Collect)
-    receiver = Receiver(f"http://127.0.0.1:{server.server_port}")
+
+@contextmanager
+def serve(answering: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server with a thread for each connection."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), answering)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield receiver
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         thread.join()

@@ -1,28 +1,13 @@
-import base64
-import hashlib
 import json
 import time
 
-import httpx
 import pytest
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from tests.emulator.conftest import lay_out
-from tests.emulator.processes import Emulator, start_emulator
-from tests.emulator.receiver import Received
-
-
-def verify(emulator: Emulator, received: Received) -> None:
-    """As a receiver would, from fal's description and the published key alone."""
-    [key] = httpx.get(f"{emulator.url}/.well-known/jwks.json", trust_env=False).json()["keys"]
-    assert (key["kty"], key["crv"]) == ("OKP", "Ed25519")
-    public = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(key["x"] + "="))
-    names = ("request-id", "user-id", "timestamp")
-    signed = [received.headers[f"x-fal-webhook-{name}"] for name in names]
-    signed.append(hashlib.sha256(received.body).hexdigest())
-    signature = bytes.fromhex(received.headers["x-fal-webhook-signature"])
-    public.verify(signature, "\n".join(signed).encode())
+from tests.emulator.processes import start_emulator
+from tests.emulator.receiver import Received, start_meeting
+from tests.emulator.signatures import verify
 
 
 def test_webhook_of_success_carries_the_result(emulator, receiver):
@@ -117,6 +102,16 @@ def test_webhook_gives_up_after_ten_retries(tmp_path, sample, receiver):
         paths = [receiver.take().path for _ in range(12)]
     assert paths.count("/") == 11
     assert paths[-1] == "/next"
+
+
+def test_webhooks_are_posted_so_many_at_once(tmp_path, sample):
+    options = ("--render", "fake", "--webhook-concurrency", "2", "--concurrency", "4")
+    directory = lay_out(tmp_path / "a", sample)
+    with start_meeting(2) as meeting, start_emulator(directory, *options) as emulator:
+        ids = [emulator.submit(fal_webhook=meeting.url) for _ in range(8)]
+        deliveries = [emulator.wait_for_deliveries(one, 1)[0] for one in ids]
+    assert [one["status_code"] for one in deliveries] == [200] * 8
+    assert max(meeting.present) == 2
 
 
 def test_signing_key_survives_a_restart(tmp_path):

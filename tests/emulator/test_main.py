@@ -1,3 +1,4 @@
+import json
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import httpx
 import pytest
 
 from emulator.__main__ import is_loopback, main
+from emulator.faults import Faults, parse_faults
 from tests.emulator.processes import read_address, run_process
 
 COMMAND = [sys.executable, "-m", "emulator"]
@@ -58,6 +60,11 @@ def test_ipv6_loopback_is_named_in_brackets():
         (["--run-seconds", "nan"], "not a number of seconds"),
         (["--queue-seconds", "soon"], "invalid"),
         (["--concurrency", "0"], "not a whole number"),
+        (["--webhook-concurrency", "0"], "not a whole number"),
+        (["--render", "well"], "invalid choice"),
+        (["--faults", "/nowhere/faults.json"], "No such file"),
+        (["--faults", __file__], "Expecting value"),
+        (["--seed", "x"], "invalid"),
     ],
 )
 def test_wrong_usage_is_refused_with_a_reason(capsys, arguments, complaint):
@@ -88,3 +95,23 @@ def test_allow_remote_listens_everywhere(tmp_path):
 )
 def test_loopback_is_recognized(host, expected):
     assert is_loopback(host) is expected
+
+
+def test_faults_file_of_wrong_faults_is_refused_by_name(tmp_path, capsys):
+    path = tmp_path / "faults.json"
+    path.write_text('[{"point": "door", "kind": "drop"}]')
+    with pytest.raises(SystemExit):
+        main(["--faults", str(path)])
+    assert "faults[0]: unknown point: 'door'" in capsys.readouterr().err
+
+
+def test_faults_file_and_seed_are_obeyed_from_the_start(tmp_path):
+    path = tmp_path / "faults.json"
+    path.write_text('[{"point": "jwks", "kind": "status", "rate": 0.5}]')
+    expected = Faults(parse_faults(json.loads(path.read_text())), seed=7)
+    options = ["--faults", str(path), "--seed", "7", "--directory", str(tmp_path)]
+    with run_process([*COMMAND, *options]) as process:
+        url = f"{read_address(process)}/.well-known/jwks.json"
+        codes = [httpx.get(url, trust_env=False).status_code for _ in range(20)]
+    assert codes == [500 if expected.take("jwks") else 200 for _ in range(20)]
+    assert set(codes) == {200, 500}

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 import worker.db
 from tests.harness.together import call_together
@@ -139,3 +139,10 @@ def test_postgres_that_dropped_the_connection_is_asked_again(db, postgres) -> No
     postgres.execute(f"SELECT pg_terminate_backend({pid})")
     with db.reading() as connection:
         assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid
+
+
+def test_failing_statement_keeps_its_values_to_itself(db) -> None:
+    """They are prompts and signed URLs, and errors end in logs."""
+    with pytest.raises(DBAPIError) as caught, db.transaction() as connection:
+        connection.execute(text("INSERT INTO nowhere VALUES (:url)"), {"url": "https://secret"})
+    assert "secret" not in str(caught.value)

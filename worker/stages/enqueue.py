@@ -141,7 +141,7 @@ def _find_earlier(connection: Connection, new: NewJob, wish: Wish) -> Job:
     if earlier is None or not _is_same_wish(earlier, new, wish):
         taken = new.idempotency_key if earlier and earlier.id != new.id else new.id
         raise IdempotencyConflictError(
-            f"{taken} belongs to a job with another input, or to another key or tenant"
+            f"{taken} belongs to a job with another input, key or tenant; choose another key or id"
         )
     return earlier
 

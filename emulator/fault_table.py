@@ -1,0 +1,137 @@
+"""Every way in which the emulator can be made to fail: points, their kinds, the kinds' options."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+LONGEST_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A value a kind takes: its default, what is accepted, and how to say what is."""
+
+    default: object
+    accepts: Callable[[object], bool]
+    wanted: str
+
+
+Options = Mapping[str, Option]
+
+
+def is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
+
+
+def is_seconds(value: object) -> bool:
+    return is_number(value) and 0 <= float(str(value)) <= LONGEST_SECONDS
+
+
+def is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def is_code(value: object) -> bool:
+    return is_count(value) and 400 <= int(str(value)) <= 599  # noqa: PLR2004 - the codes of refusals
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def is_header_map(value: object) -> bool:
+    """Header values; null takes a header away."""
+    if not isinstance(value, dict):
+        return False
+    values = [one for one in value.values() if one is not None]
+    return all(isinstance(one, str) and one.isprintable() for one in (*value, *values))
+
+
+def build_choice(*values: object) -> Option:
+    wanted = " or ".join(map(repr, values))
+    return Option(
+        values[0], lambda value: type(value) is type(values[0]) and value in values, wanted
+    )
+
+
+def build_seconds(default: float) -> Option:
+    return Option(default, is_seconds, "a number of seconds from 0 to 86400")
+
+
+def build_count(default: int) -> Option:
+    return Option(default, is_count, "a whole number from 1")
+
+
+def build_text(default: str) -> Option:
+    return Option(default, is_text, "a string")
+
+
+CODE = Option(500, is_code, "a whole number from 400 to 599")
+FLAG = Option(False, lambda value: isinstance(value, bool), "true or false")
+HEADERS = Option({}, is_header_map, "an object of strings or nulls")
+DETAIL = Option(None, lambda value: isinstance(value, str | list | None), "a string or a list")
+ERROR_TYPE = Option(None, lambda value: isinstance(value, str | None), "a string")
+BYTES = Option(0, lambda value: value == 0 or is_count(value), "a whole number from 0")
+PACE = Option(1000, lambda value: is_number(value) and float(str(value)) > 0, "a number above 0")
+INGRESS_CODE = build_choice(502, 503, 504)
+MALFORMED: Options = {"form": build_choice("not_json", "truncated", "empty", "no_request_id")}
+STATUS: Options = {
+    "code": CODE,
+    "detail": DETAIL,
+    "error_type": ERROR_TYPE,
+    "retry_after": build_seconds(0),
+    "headers": HEADERS,
+}
+INGRESS: Options = {"code": INGRESS_CODE}
+HANG: Options = {"seconds": build_seconds(60)}
+REFUSALS: Mapping[str, Options] = {"status": STATUS, "ingress": INGRESS, "hang": HANG, "drop": {}}
+"""Kinds known wherever the emulator answers a request: nothing of what was asked is done."""
+ALSO: Options = {"also": FLAG}
+
+POINTS: Mapping[str, Mapping[str, Options]] = {
+    "submit": {
+        **REFUSALS,
+        "execute_then_drop": {},
+        "execute_then_hang": HANG,
+        "execute_then_status": STATUS,
+        "execute_then_ingress": INGRESS,
+        "late": {"seconds": build_seconds(5)},
+        "malformed": MALFORMED,
+        "foreign_urls": {"base": build_text("https://queue.fal.invalid")},
+    },
+    "webhook": {
+        "lost": {},
+        "repeat": {"count": build_count(2)},
+        "early": {"seconds": build_seconds(30)},
+        "delay": {"seconds": build_seconds(5)},
+        "reorder": {"seconds": build_seconds(30)},
+        "forged": ALSO,
+        "wrong_key": ALSO,
+        "stale": {"seconds": build_seconds(900), **ALSO},
+        "wrong_user": {"user_id": build_text("somebody-else"), **ALSO},
+        "payload_null": {"status": build_choice("OK", "ERROR"), **ALSO},
+        "truncated": ALSO,
+    },
+    "status": {**REFUSALS, "malformed": MALFORMED, "stuck": {}},
+    "result": {**REFUSALS, "malformed": MALFORMED},
+    "cancel": REFUSALS,
+    "jwks": {**REFUSALS, "malformed": MALFORMED},
+    "cdn": {
+        **REFUSALS,
+        "hang": {"bytes": BYTES, **HANG},
+        "truncate": {"bytes": BYTES},
+        "drip": {"bytes_per_second": PACE},
+        "wrong_type": {"content_type": build_text("text/html")},
+    },
+    "listing": {
+        **REFUSALS,
+        "malformed": MALFORMED,
+        "omit_running": {},
+        "omit_payloads": {},
+        "empty": {},
+    },
+}
+MATCHLESS_POINTS = ("jwks", "listing")
+"""Nothing there belongs to a single request."""

@@ -1,0 +1,150 @@
+"""What hooks and faults make of an HTTP request: hold it, refuse it, hang, break off, garble."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable
+
+from aiohttp import web
+
+from emulator.faults import Fault, Faults
+from emulator.hooks import Hooks
+from emulator.problems import Problem
+from emulator.records import FalRequest
+
+FAULTS = web.AppKey("faults", Faults)
+HOOKS = web.AppKey("hooks", Hooks)
+
+Compose = Callable[[Fault | None], web.Response]
+"""Makes the genuine reply. It obeys the faults that only it can: the others are not its affair."""
+
+REFUSALS = ("status", "ingress", "hang", "drop")
+NOT_FOUND = 404
+UNPROCESSABLE = 422
+TOO_MANY = 429
+SERVER_ERROR = 500
+DETAILS = {
+    400: "Bad request",
+    401: "Cannot access application without a key",
+    403: "User is locked. Reason: Exhausted balance. Top up your balance at fal.ai/dashboard.",
+    404: "Not found",
+    429: "Too many requests",
+}
+ERROR_TYPES = {
+    400: "bad_request",
+    500: "internal_error",
+    502: "runner_incomplete_response",
+    503: "runner_scheduling_failure",
+    504: "request_timeout",
+}
+PLATFORM_TYPES = {
+    401: "authorization_error",
+    403: "authorization_error",
+    404: "not_found",
+    429: "rate_limited",
+}
+INGRESS_TITLES = {
+    502: "502 Bad Gateway",
+    503: "503 Service Temporarily Unavailable",
+    504: "504 Gateway Time-out",
+}
+
+
+async def answer(
+    request: web.Request, point: str, fal_request: FalRequest | None, compose: Compose
+) -> web.Response:
+    """The reply at a point where hooks and faults may intervene.
+
+    A refusal comes instead of `compose`, so what it would do is not done.
+    """
+    await request.app[HOOKS].reach(f"{point}_received", fal_request)
+    fault = request.app[FAULTS].take(point, fal_request)
+    if fault is not None and fault.kind in REFUSALS:
+        return await refuse(request, fault)
+    reply = compose(fault)
+    if fault is not None and fault.kind == "malformed":
+        return malform(reply, fault.options["form"])
+    return reply
+
+
+async def refuse(request: web.Request, fault: Fault) -> web.Response:
+    """The reply of a fault that does without the genuine one."""
+    kind = fault.kind.removeprefix("execute_then_")
+    if kind == "status":
+        return compose_refusal(fault)
+    if kind == "ingress":
+        return compose_ingress_refusal(fault.options["code"])
+    if kind == "hang":
+        await asyncio.sleep(fault.options["seconds"])
+    return break_off(request)
+
+
+def break_off(request: web.Request) -> web.Response:
+    """Close the connection; the response is for the framework, nobody gets it."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
+
+
+def compose_refusal(fault: Fault) -> web.Response:
+    """A refusal by fal itself: its shape of body, and a request id as all that passed its door."""
+    code, retry_after = fault.options["code"], fault.options["retry_after"]
+    error_type = fault.options["error_type"] or ERROR_TYPES.get(code)
+    headers: dict[str, str | None] = {"x-fal-request-id": str(uuid.uuid4())}
+    if fault.point == "listing":
+        body = compose_platform_error(code, fault.options["detail"] or choose_detail(code))
+    else:
+        body = compose_error(fault, error_type)
+        headers["x-fal-error-type"] = error_type
+    headers["retry-after"] = f"{retry_after:g}" if retry_after else None
+    headers |= {name.lower(): value for name, value in fault.options["headers"].items()}
+    given = {name: value for name, value in headers.items() if value is not None}
+    return web.json_response(body, status=code, headers=given)
+
+
+def compose_error(fault: Fault, error_type: str | None) -> dict[str, object]:
+    """The queue's and the model's errors (docs: Errors); an unknown id has a shape of its own."""
+    code, detail = fault.options["code"], fault.options["detail"]
+    if code == NOT_FOUND and detail is None and fault.point in ("status", "result", "cancel"):
+        return {"status": "NOT_FOUND"}
+    body: dict[str, object] = {"detail": choose_detail(code) if detail is None else detail}
+    return body if error_type is None else {**body, "error_type": error_type}
+
+
+def choose_detail(code: int) -> str | list[dict[str, object]]:
+    if code == UNPROCESSABLE:
+        return [Problem("value_error", (), "Refused by order of the test").to_json()]
+    return DETAILS.get(code, "Internal server error")
+
+
+def compose_platform_error(code: int, message: object) -> dict[str, object]:
+    """The platform API wraps its errors in another envelope than the queue does."""
+    fallback = "server_error" if code >= SERVER_ERROR else "validation_error"
+    error = {"type": PLATFORM_TYPES.get(code, fallback), "message": message}
+    return {"error": {**error, "request_id": str(uuid.uuid4())}}
+
+
+def compose_ingress_refusal(code: int) -> web.Response:
+    """What comes when the request never got past fal's front door: nothing of fal's own."""
+    title = INGRESS_TITLES[code]
+    head = f"<html>\r\n<head><title>{title}</title></head>\r\n<body>\r\n"
+    tail = f"<center><h1>{title}</h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>"
+    headers = {"Server": "nginx"}
+    return web.Response(
+        text=f"{head}{tail}\r\n", status=code, content_type="text/html", headers=headers
+    )
+
+
+def malform(reply: web.Response, form: str) -> web.Response:
+    """The reply with the same code and headers, and a body that is of no use."""
+    whole = reply.text or ""
+    if form == "truncated":
+        reply.text = whole[: len(whole) // 2]
+    elif form == "empty":
+        reply.text = "{}"
+    elif form == "no_request_id":
+        body = json.loads(whole)
+        reply.text = json.dumps({name: body[name] for name in body if name != "request_id"})
+    else:
+        reply.text = "<html>this is no JSON</html>"
+    return reply

@@ -1,0 +1,215 @@
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.emulator.conftest import lay_out
+from tests.emulator.processes import Emulator, start_emulator, wait_until
+
+PATH = "/v1/models/requests/by-endpoint"
+ENDPOINT_ID = "fal-ai/ltx-2.3-22b/extend-video"
+STORED = {"X-Fal-Store-IO": "1"}
+
+
+def ask(emulator: Emulator, **query: Any) -> dict[str, Any]:
+    response = emulator.client.get(PATH, params={"endpoint_id": ENDPOINT_ID, **query})
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+def list_ids(emulator: Emulator, **query: object) -> list[str]:
+    return [one["request_id"] for one in ask(emulator, **query)["items"]]
+
+
+def find_item(emulator: Emulator, request_id: str, **query: object) -> dict[str, Any]:
+    [item] = ask(emulator, request_id=request_id, **query)["items"]
+    return dict(item)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory, sample):
+    """An emulator with seven requests, ended in order: good ones, two bad ones; one runs on."""
+    directory = lay_out(tmp_path_factory.mktemp("listing"), sample)
+    options = ("--render", "fake", "--concurrency", "1")
+    with start_emulator(directory, *options) as emulator:
+        for number in range(7):
+            fields = {"fps": 0} if number in (2, 4) else {}
+            emulator.get_result(emulator.submit(fields))
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def ids(archive):
+    """Newest first, as they are listed."""
+    return [one["request_id"] for one in archive.list_requests()][::-1]
+
+
+def test_listing_shows_newest_ends_first(archive, ids):
+    page = ask(archive)
+    assert [one["request_id"] for one in page["items"]] == ids
+    assert (page["next_cursor"], page["has_more"]) == (None, False)
+
+
+def test_listing_item_has_times_code_and_no_payloads(archive, ids):
+    item = find_item(archive, ids[0])
+    record = archive.find(ids[0])
+    assert item == {
+        "request_id": ids[0],
+        "endpoint_id": ENDPOINT_ID,
+        "started_at": record["started_at"],
+        "sent_at": record["submitted_at"],
+        "ended_at": record["completed_at"],
+        "status_code": 200,
+        "duration": item["duration"],
+    }
+    assert item["duration"] > 0
+
+
+@pytest.mark.parametrize("sort", ["end_time", "duration"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
+def test_listing_by_pages_shows_each_once(archive, ids, sort, limit):
+    seen: list[str] = []
+    pages = 0
+    page: dict[str, Any] = {"next_cursor": None, "has_more": True}
+    while page["has_more"]:
+        cursor = {"cursor": page["next_cursor"]} if page["next_cursor"] else {}
+        page = ask(archive, limit=limit, sort=sort, **cursor)
+        seen += [one["request_id"] for one in page["items"]]
+        pages += 1
+    assert seen == list_ids(archive, sort=sort)
+    assert sorted(seen) == sorted(ids)
+    assert pages == -(-7 // limit)
+
+
+def test_listing_by_duration_shows_longest_first(archive):
+    durations = [one["duration"] for one in ask(archive, sort="duration")["items"]]
+    assert durations == sorted(durations, reverse=True)
+
+
+@pytest.mark.parametrize(("status", "places"), [("user_error", [2, 4]), ("error", [])])
+def test_listing_by_status_shows_those_only(archive, ids, status, places):
+    assert list_ids(archive, status=status) == [ids[place] for place in places]
+
+
+def test_listing_of_success_leaves_out_errors(archive, ids):
+    assert list_ids(archive, status="success") == [ids[place] for place in (0, 1, 3, 5, 6)]
+
+
+def test_listing_of_window_is_closed_at_its_start_only(archive, ids):
+    first, last = (archive.find(ids[place])["submitted_at"] for place in (4, 2))
+    assert list_ids(archive, start=first, end=last) == ids[3:5]
+
+
+def test_listing_of_naive_time_takes_it_for_utc(archive, ids):
+    start = datetime.now(UTC) - timedelta(hours=1)
+    assert list_ids(archive, start=start.replace(tzinfo=None).isoformat()) == ids
+    later = (start + timedelta(hours=2)).replace(tzinfo=None)
+    assert list_ids(archive, start=later.isoformat()) == []
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "count"),
+    [
+        ([ENDPOINT_ID], 7),
+        (["fal-ai/other", ENDPOINT_ID], 7),
+        ([f"fal-ai/other,{ENDPOINT_ID}"], 7),
+        (["fal-ai/other"], 0),
+    ],
+)
+def test_listing_of_endpoints_shows_theirs(archive, endpoints, count):
+    assert len(list_ids(archive, endpoint_id=endpoints)) == count
+
+
+@pytest.mark.parametrize(
+    ("query", "complaint"),
+    [
+        ({"endpoint_id": ""}, "endpoint_id"),
+        ({"endpoint_id": ",".join("x" * 51)}, "endpoint_id"),
+        ({"limit": "0"}, "limit"),
+        ({"limit": "101"}, "limit"),
+        ({"limit": "many"}, "limit"),
+        ({"start": "yesterday"}, "start"),
+        ({"end": "tomorrow"}, "end"),
+        ({"status": "done"}, "status"),
+        ({"sort": "size"}, "sort"),
+        ({"expand": "all"}, "expand"),
+        ({"cursor": "x"}, "cursor"),
+        ({"cursor": "bnVsbA=="}, "cursor"),
+        ({"cursor": "\u00fc"}, "cursor"),
+    ],
+)
+def test_listing_of_wrong_query_names_the_parameter(archive, query, complaint):
+    response = archive.client.get(PATH, params={"endpoint_id": ENDPOINT_ID, **query})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"]) == (400, "validation_error")
+    assert error["message"].startswith(f"{complaint}: ")
+
+
+def test_listing_without_key_is_refused_in_the_envelope(archive):
+    url = f"{archive.url}{PATH}?endpoint_id={ENDPOINT_ID}"
+    response = httpx.get(url, trust_env=False)
+    assert response.status_code == 401
+    assert response.json()["error"]["type"] == "authorization_error"
+
+
+def test_meta_needs_no_key_and_names_loopback(archive):
+    body = httpx.get(f"{archive.url}/v1/meta", trust_env=False).json()
+    assert body == {"webhook_ip_ranges": ["127.0.0.1/32", "::1/128"]}
+
+
+def test_expanded_item_has_payloads_that_were_to_be_kept(faulty):
+    request_id = faulty.post({"seed": 11}, headers=STORED).json()["request_id"]
+    result = faulty.get_result(request_id).json()
+    item = find_item(faulty, request_id, expand="payloads")
+    assert item["json_input"] == faulty.find(request_id)["input"]
+    assert item["json_input"]["seed"] == 11
+    assert item["json_output"] == result
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Fal-Store-IO": "0"}])
+def test_expanded_item_lacks_payloads_that_were_not(faulty, headers):
+    request_id = faulty.post(headers=headers).json()["request_id"]
+    faulty.wait_for_status(request_id, "COMPLETED")
+    item = find_item(faulty, request_id, expand="payloads")
+    assert (item["json_input"], item["json_output"]) == (None, None)
+
+
+def test_running_and_waiting_requests_come_first_without_an_end(tmp_path, sample):
+    options = ("--render", "fake", "--concurrency", "1", "--run-seconds", "3600")
+    with start_emulator(lay_out(tmp_path / "a", sample), *options) as emulator:
+        running = emulator.post(headers=STORED).json()["request_id"]
+        emulator.wait_for_status(running, "IN_PROGRESS")
+        waiting, gone = emulator.submit(), emulator.submit()
+        emulator.cancel(gone)
+        items = {one["request_id"]: one for one in ask(emulator, expand="payloads")["items"]}
+        assert set(list(items)[:2]) == {running, waiting}
+        ends = ("ended_at", "status_code", "duration", "json_output")
+        assert [items[running][name] for name in ends] == [None] * 4
+        assert items[running]["started_at"] == emulator.find(running)["started_at"]
+        assert items[running]["json_input"]["prompt"] == "on it goes"
+        assert items[waiting]["started_at"] is None
+        assert items[gone]["status_code"] == 499
+        assert list_ids(emulator, status="user_error") == [gone]
+        emulator.order({"point": "listing", "kind": "omit_running"})
+        assert list_ids(emulator) == [gone]
+
+
+def test_listing_with_payloads_omitted_has_none(faulty):
+    request_id = faulty.post(headers=STORED).json()["request_id"]
+    wait_until(lambda: faulty.find(request_id)["status"] == "COMPLETED")
+    faulty.order({"point": "listing", "kind": "omit_payloads"})
+    item = find_item(faulty, request_id, expand="payloads")
+    assert (item["json_input"], item["json_output"]) == (None, None)
+
+
+def test_listing_ordered_empty_is_empty(faulty):
+    faulty.submit()
+    faulty.order({"point": "listing", "kind": "empty"})
+    assert ask(faulty) == {"items": [], "next_cursor": None, "has_more": False}
+
+
+def test_erased_request_is_listed_still(faulty):
+    request_id = faulty.submit()
+    faulty.client.post(f"/_emulator/requests/{request_id}/erase")
+    assert list_ids(faulty, request_id=request_id) == [request_id]

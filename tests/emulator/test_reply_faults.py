@@ -1,0 +1,209 @@
+"""Faults of what is asked after a submission: status, result, cancel, keys, files, listing."""
+
+from time import monotonic
+
+import httpx
+import pytest
+
+from tests.emulator.processes import ENDPOINT, SHORT, Emulator, wait_until
+
+BROKEN_OFF = (httpx.RemoteProtocolError, httpx.ReadError)
+POINTS = ["status", "result", "cancel", "jwks", "cdn", "listing"]
+
+
+def ask(emulator: Emulator, point: str, request_id: str) -> httpx.Response:
+    """The request that reaches the point."""
+    base = f"{SHORT}/requests/{request_id}"
+    if point == "cancel":
+        return emulator.client.put(f"{base}/cancel")
+    if point == "cdn":
+        return emulator.client.get(emulator.find(request_id)["result"]["video"]["url"])
+    path = {
+        "status": f"{base}/status",
+        "result": base,
+        "jwks": "/.well-known/jwks.json",
+        "listing": f"/v1/models/requests/by-endpoint?endpoint_id={ENDPOINT[1:]}",
+    }
+    return emulator.client.get(path[point])
+
+
+@pytest.fixture
+def done(faulty) -> str:
+    """The id of a completed request."""
+    request_id = faulty.submit()
+    faulty.wait_for_status(request_id, "COMPLETED")
+    return str(request_id)
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("code", [404, 429, 500, 503])
+def test_answer_with_status_fault_has_that_code(faulty, done, point, code):
+    faulty.order({"point": point, "kind": "status", "code": code, "times": 1})
+    response = ask(faulty, point, done)
+    assert response.status_code == code
+    assert response.headers["x-fal-request-id"]
+    assert ask(faulty, point, done).status_code in (200, 400)
+
+
+@pytest.mark.parametrize("point", ["status", "result", "cancel"])
+def test_answer_with_not_found_fault_is_that_of_an_unknown_id(faulty, done, point):
+    faulty.order({"point": point, "kind": "status", "code": 404})
+    assert ask(faulty, point, done).json() == {"status": "NOT_FOUND"}
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (400, "validation_error"),
+        (403, "authorization_error"),
+        (429, "rate_limited"),
+        (503, "server_error"),
+    ],
+)
+def test_listing_with_status_fault_has_the_platforms_envelope(faulty, done, code, kind):
+    fault = {"point": "listing", "kind": "status", "code": code, "detail": "no"}
+    faulty.order({**fault, "retry_after": 7})
+    response = ask(faulty, "listing", done)
+    error = response.json()["error"]
+    assert (error["type"], error["message"]) == (kind, "no")
+    assert response.headers["retry-after"] == "7"
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_answer_with_ingress_fault_is_html(faulty, done, point):
+    faulty.order({"point": point, "kind": "ingress", "code": 504})
+    response = ask(faulty, point, done)
+    assert response.status_code == 504
+    assert "nginx" in response.text
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(("kind", "seconds"), [("drop", 0), ("hang", 0.2)])
+def test_answer_that_breaks_off_does_so_in_time(faulty, done, point, kind, seconds):
+    faulty.order({"point": point, "kind": kind, **({"seconds": seconds} if seconds else {})})
+    began = monotonic()
+    with pytest.raises(BROKEN_OFF):
+        ask(faulty, point, done)
+    assert monotonic() - began >= seconds
+    assert faulty.count_fired() == [1]
+
+
+def test_answer_to_caller_who_left_breaks_nothing(faulty, done):
+    url = f"{faulty.url}{SHORT}/requests/{done}/status"
+    faulty.order({"point": "status", "kind": "drop"})
+    faulty.arm({"point": "status_received", "times": 1})
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.get(url, headers=faulty.client.headers, timeout=0.2, trust_env=False)
+    [held] = faulty.wait_for_held()
+    faulty.release(held)
+    wait_until(lambda: faulty.count_fired() == [1])
+    with pytest.raises(BROKEN_OFF):
+        ask(faulty, "status", done)
+
+
+@pytest.mark.parametrize("point", ["status", "result", "jwks", "listing"])
+@pytest.mark.parametrize("form", ["not_json", "truncated", "empty", "no_request_id"])
+def test_answer_malformed_is_of_no_use(faulty, done, point, form):
+    faulty.order({"point": point, "kind": "malformed", "form": form})
+    response = ask(faulty, point, done)
+    assert response.status_code == 200
+    if form in ("not_json", "truncated"):
+        with pytest.raises(ValueError, match=r"Expecting|Unterminated"):
+            response.json()
+    else:
+        assert "request_id" not in response.json()
+        assert (response.text == "{}") is (form == "empty")
+
+
+@pytest.mark.parametrize("kind", ["status", "hang"])
+def test_cancel_that_is_refused_cancels_nothing(faulty, kind):
+    faulty.order({"point": "cancel", "kind": kind, **({"seconds": 0} if kind == "hang" else {})})
+    request_id = faulty.submit()
+    try:
+        code = faulty.cancel(request_id).status_code
+    except BROKEN_OFF:
+        code = 0
+    assert code == (500 if kind == "status" else 0)
+    assert faulty.get_result(request_id).status_code == 200
+    assert faulty.find(request_id)["cancel_requested"] is False
+
+
+@pytest.mark.parametrize("fields", [{}, {"fps": 0}])
+def test_status_stuck_is_in_progress_for_ever(faulty, fields):
+    request_id = faulty.submit(fields)
+    faulty.wait_for_status(request_id, "COMPLETED")
+    faulty.order({"point": "status", "kind": "stuck"})
+    response = ask(faulty, "status", request_id)
+    body = response.json()
+    assert (response.status_code, body["status"], body["metrics"]) == (202, "IN_PROGRESS", {})
+    assert not {"queue_position", "error", "error_type"} & set(body)
+    assert ask(faulty, "result", request_id).status_code in (200, 422)
+
+
+def test_file_truncated_promises_its_whole_length(faulty, done):
+    video = faulty.find(done)["result"]["video"]
+    faulty.order({"point": "cdn", "kind": "truncate", "bytes": 1000})
+    with faulty.client.stream("GET", video["url"]) as response:
+        received = read_until_broken(response)
+    assert response.headers["content-length"] == str(video["file_size"])
+    assert len(received) == 1000
+
+
+def test_file_truncated_again_and_again_is_whole_in_ranges(faulty, done):
+    video = faulty.find(done)["result"]["video"]
+    whole = faulty.client.get(video["url"]).content
+    part = len(whole) // 3 + 1
+    faulty.order({"point": "cdn", "kind": "truncate", "bytes": part})
+    received = b""
+    for count in (1, 2, 3):
+        span = {"Range": f"bytes={len(received)}-"}
+        with faulty.client.stream("GET", video["url"], headers=span) as response:
+            received += read_until_broken(response)
+        assert faulty.count_fired() == [count]
+    assert received == whole
+
+
+def test_file_that_hangs_breaks_off_after_its_silence(faulty, done):
+    video = faulty.find(done)["result"]["video"]
+    faulty.order({"point": "cdn", "kind": "hang", "bytes": 500, "seconds": 0.3})
+    began = monotonic()
+    with faulty.client.stream("GET", video["url"]) as response:
+        received = read_until_broken(response)
+    assert len(received) == 500
+    assert monotonic() - began >= 0.3
+
+
+def test_file_dripped_comes_whole_and_slowly(faulty, done):
+    video = faulty.find(done)["result"]["video"]
+    faulty.order({"point": "cdn", "kind": "drip", "bytes_per_second": video["file_size"] * 3})
+    began = monotonic()
+    content = faulty.client.get(video["url"]).content
+    assert len(content) == video["file_size"]
+    assert monotonic() - began >= 0.3
+
+
+def test_file_of_wrong_type_is_otherwise_right(faulty, done):
+    faulty.order({"point": "cdn", "kind": "wrong_type", "content_type": "text/plain"})
+    response = ask(faulty, "cdn", done)
+    assert response.headers["content-type"].startswith("text/plain")
+    assert len(response.content) == faulty.find(done)["result"]["video"]["file_size"]
+
+
+def test_file_of_another_prompt_or_of_nobody_is_spared(faulty, done):
+    faulty.order({"point": "cdn", "kind": "status", "match": {"prompt": "some other"}})
+    assert ask(faulty, "cdn", done).status_code == 200
+    faulty.order({"point": "cdn", "kind": "status"})
+    assert faulty.client.get(faulty.sample_url).status_code == 200
+    assert faulty.count_fired() == [0]
+
+
+def read_until_broken(response: httpx.Response) -> bytes:
+    received = bytearray()
+    try:
+        for chunk in response.iter_raw():
+            received += chunk
+    except BROKEN_OFF:
+        assert len(received) < int(response.headers["content-length"])
+    else:
+        assert len(received) == int(response.headers["content-length"])
+    return bytes(received)

@@ -1,0 +1,61 @@
+"""What an enqueue message comes to: until its row is there, it is all there is of a wish."""
+
+from types import SimpleNamespace
+
+import pytest
+from celery.exceptions import Reject
+from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from worker import tasks
+from worker.settings import load_settings
+
+WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
+
+
+@pytest.fixture
+def fail_with(monkeypatch):
+    """Let the database answer the next wish with an error."""
+
+    def prepare(error: Exception) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(tasks, "enqueue_job", refuse)
+        monkeypatch.setattr(tasks, "DATABASE_PAUSE_SECONDS", 0)
+        runtime = SimpleNamespace(db=None, settings=load_settings())
+        monkeypatch.setattr(tasks, "get_runtime", lambda: runtime)
+
+    return prepare
+
+
+def is_given_back(rejection: Reject) -> bool:
+    return bool(vars(rejection)["requeue"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("INSERT", {}, Exception("server closed the connection")),
+        PoolTimeoutError("QueuePool limit reached"),
+    ],
+)
+def test_enqueue_while_the_database_is_away_gives_the_message_back(fail_with, error) -> None:
+    fail_with(error)
+    with pytest.raises(Reject) as caught:
+        tasks.enqueue(**WISH)
+    assert is_given_back(caught.value)
+
+
+def test_enqueue_of_values_that_no_database_takes_drops_the_message(fail_with) -> None:
+    fail_with(DataError("INSERT", {}, Exception("invalid input")))
+    with pytest.raises(Reject) as caught:
+        tasks.enqueue(**WISH)
+    assert not is_given_back(caught.value)
+
+
+def test_enqueue_of_a_bad_wish_drops_the_message_naming_the_field(fail_with) -> None:
+    fail_with(AssertionError("the database must not be asked"))
+    with pytest.raises(Reject, match="num_frames") as caught:
+        tasks.enqueue(**WISH, num_frames=1)
+    assert not is_given_back(caught.value)
