@@ -2,7 +2,7 @@ FROM python:3.12-slim AS build
 WORKDIR /app
 RUN python -m venv /venv
 COPY requirements/run.txt requirements/run.txt
-RUN /venv/bin/pip install --no-cache-dir --require-hashes -r requirements/run.txt
+RUN /venv/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements/run.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY worker worker
 COPY webhook webhook
