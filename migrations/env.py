@@ -42,8 +42,13 @@ def run_migrations() -> None:
 
 
 def prepare_connection(connection: Connection) -> None:
-    """On PostgreSQL a migration gives up rather than queueing everybody behind its lock."""
+    """On PostgreSQL a migration gives up rather than queueing everybody behind its lock.
+
+    On SQLite a changed table is copied and the old one dropped, which must not take the rows of
+    others along that refer to it.
+    """
     if connection.dialect.name != "postgresql":
+        connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
         return
     connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})

@@ -100,8 +100,10 @@ def _read_lines(connection: Connection) -> Iterator[tuple[str, str]]:
 
 
 def _normalise_sql(sql: str) -> str:
-    """One spelling of white space, and the parts of a table in alphabetical order."""
+    """One spelling of white space and names, and the parts of a table in alphabetical order."""
     plain = re.sub(r"\s+", " ", sql).strip()
+    # a table that a migration has copied and renamed is quoted
+    plain = re.sub(r'^CREATE TABLE "(\w+)"', r"CREATE TABLE \1", plain)
     head, bracket, rest = plain.partition(" (")
     if not plain.startswith("CREATE TABLE") or not bracket:
         return plain

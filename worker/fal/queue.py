@@ -1,30 +1,41 @@
-"""fal's queue API. Submitting is paid and not idempotent, so here nothing is ever repeated."""
+"""fal's queue API, submitting. That is paid and not idempotent, so here nothing is ever repeated.
 
-import json
+What may be repeated, asking about a request and cancelling it, is in `requests.py`.
+"""
+
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
-from urllib.parse import urlsplit
+from enum import StrEnum
 
 import httpx
 from pydantic import JsonValue, SecretStr
 
-from worker.deadline import call_within
-from worker.fal.completion import make_storable
 from worker.fal.errors import UNNAMED_CODE, parse_failure
+from worker.fal.http import Reply, accept_url, build_client, describe_error, exchange
 
-TIMEOUT = httpx.Timeout(connect=5, write=10, read=20, pool=5)
-TOTAL_TIMEOUT = timedelta(seconds=30)
-MAX_REPLY_BYTES = 1024 * 1024
-
-ACCOUNT_DELAY = timedelta(seconds=60)
-BUSY_DELAY = timedelta(seconds=30)
-UNREACHABLE_DELAY = timedelta(seconds=10)
 MAX_RETRY_AFTER = timedelta(hours=1)
 
 # They tell that the connection was lost, not that the request is refused.
 LOST_CONNECTION = frozenset({408, 499})
+# What fal's front door answers without having asked anybody behind it (fal-api, section 4.4).
+INGRESS_CODES = frozenset({502, 503, 504})
+INGRESS_MARK = b"nginx"
+
+
+class RefusalClass(StrEnum):
+    """Why a submission was refused, as far as that decides what follows."""
+
+    # of the request itself: it would be refused again
+    INPUT = "input"
+    # 401, 403: the key, or the account's lock or balance; every other job would be refused as well
+    ACCOUNT = "account"
+    # 429
+    BUSY = "busy"
+    # no connection, no TLS
+    UNREACHABLE = "unreachable"
+    # the front door's own 502, 503, 504
+    UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +50,13 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The request is surely not queued; `retry_after` is None where asking again is no use."""
+    """The request is surely not queued; `retry_after` is what fal asks for, if it does."""
 
+    why: RefusalClass
     http_status: int | None
     code: str
     message: str
-    retry_after: timedelta | None
+    retry_after: timedelta = timedelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,32 +70,14 @@ class Ambiguous:
 SubmitReply = Accepted | Refused | Ambiguous
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An HTTP reply, read whole within its bounds."""
-
-    http_status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
 class QueueClient:
-    """One connection pool to fal's queue. The key goes to `base_url` and nowhere else."""
+    """Submits to fal's queue. The key goes to `base_url` and nowhere else."""
 
     def __init__(self, base_url: str, credentials: SecretStr) -> None:
         self._base_url = base_url
-        self._http = httpx.Client(
-            timeout=TIMEOUT,
-            follow_redirects=False,
-            # Each POST has a connection of its own: a kept one may have died unnoticed, and then
-            # nobody could say whether the request was read.
-            limits=httpx.Limits(max_keepalive_connections=0),
-            headers={
-                "Authorization": f"Key {credentials.get_secret_value()}",
-                # What is measured against the bound is then what is held in memory.
-                "Accept-Encoding": "identity",
-            },
-        )
+        # Each POST has a connection of its own: a kept one may have died unnoticed, and then
+        # nobody could say whether the request was read.
+        self._http = build_client(credentials, keep_connections=False)
 
     def submit(
         self,
@@ -109,59 +103,70 @@ class QueueClient:
             },
         )
         try:
-            reply = call_within(TOTAL_TIMEOUT, lambda: self._send(request))
-        except TimeoutError:
-            return Ambiguous(None, f"no reply within {TOTAL_TIMEOUT.total_seconds():g} s")
-        except httpx.HTTPError as error:
+            reply = exchange(self._http, request)
+        except (httpx.HTTPError, TimeoutError) as error:
             return sort_transport_error(error)
         return sort_reply(reply, self._base_url)
 
     def close(self) -> None:
         self._http.close()
 
-    def _send(self, request: httpx.Request) -> Reply:
-        with closing(self._http.send(request, stream=True)) as response:
-            body = bytearray()
-            for chunk in response.iter_raw():
-                body += chunk
-                if len(body) > MAX_REPLY_BYTES:
-                    raise httpx.ReadError(f"the reply has more than {MAX_REPLY_BYTES} bytes")
-            return Reply(response.status_code, response.headers, bytes(body))
 
-
-def sort_transport_error(error: httpx.HTTPError) -> SubmitReply:
+def sort_transport_error(error: httpx.HTTPError | TimeoutError) -> SubmitReply:
     """Without a connection no byte of the request left; after that nobody knows."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
-        return Refused(None, "fal_unreachable", _describe_error(error), UNREACHABLE_DELAY)
-    return Ambiguous(None, _describe_error(error))
+        return Refused(RefusalClass.UNREACHABLE, None, "fal_unreachable", describe_error(error))
+    return Ambiguous(None, describe_error(error))
 
 
 def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
-    """Accepted only with a request id, refused only with fal's own error shape."""
-    body = _parse_json(reply.body)
+    """Accepted only with a request id; refused only in fal's own words, or by its front door."""
+    body = reply.parse_json()
     if reply.http_status == httpx.codes.OK:
         return _read_acceptance(body, base_url) or Ambiguous(
             reply.http_status, "fal answered 200 without a request id"
+        )
+    if _is_from_ingress(reply):
+        message = f"fal's front door answered {reply.http_status}"
+        return Refused(
+            RefusalClass.UNAVAILABLE,
+            reply.http_status,
+            "fal_unavailable",
+            message,
+            _read_retry_after(reply),
         )
     failure = parse_failure(body, f"HTTP {reply.http_status}")
     refused = httpx.codes.is_client_error(reply.http_status)
     if failure is None or not refused or reply.http_status in LOST_CONNECTION:
         return Ambiguous(reply.http_status, f"fal answered {reply.http_status}")
     code = failure.code if failure.code != UNNAMED_CODE else f"fal_http_{reply.http_status}"
-    return Refused(reply.http_status, code, failure.message, _choose_retry_after(reply))
+    why = _classify_refusal(reply.http_status)
+    return Refused(why, reply.http_status, code, failure.message, _read_retry_after(reply))
 
 
-def _choose_retry_after(reply: Reply) -> timedelta | None:
-    """Account trouble and a full queue pass by; any other refusal is of the request itself."""
-    match reply.http_status:
+def _is_from_ingress(reply: Reply) -> bool:
+    return (
+        reply.http_status in INGRESS_CODES
+        and "x-fal-request-id" not in reply.headers
+        and INGRESS_MARK in reply.body.lower()
+    )
+
+
+def _classify_refusal(http_status: int) -> RefusalClass:
+    match http_status:
         case httpx.codes.UNAUTHORIZED | httpx.codes.FORBIDDEN:
-            return ACCOUNT_DELAY
+            return RefusalClass.ACCOUNT
         case httpx.codes.TOO_MANY_REQUESTS:
-            text = reply.headers.get("retry-after", "")
-            wished = timedelta(seconds=int(text[:6])) if text.isdecimal() else BUSY_DELAY
-            return min(wished, MAX_RETRY_AFTER)
+            return RefusalClass.BUSY
         case _:
-            return None
+            return RefusalClass.INPUT
+
+
+def _read_retry_after(reply: Reply) -> timedelta:
+    """Whole seconds, within a bound; the header's other form, a date, is not used by fal."""
+    text = reply.headers.get("retry-after", "")
+    seconds = int(text[:6]) if text.isascii() and text.isdecimal() else 0
+    return min(timedelta(seconds=seconds), MAX_RETRY_AFTER)
 
 
 def _read_acceptance(body: JsonValue, base_url: str) -> Accepted | None:
@@ -170,30 +175,8 @@ def _read_acceptance(body: JsonValue, base_url: str) -> Accepted | None:
     fal_request_id = body.get("request_id")
     if not isinstance(fal_request_id, str) or not fal_request_id:
         return None
-    urls = (_accept_url(body.get(f"{name}_url"), base_url) for name in _FOLLOW_UPS)
+    urls = (accept_url(body.get(f"{name}_url"), base_url) for name in _FOLLOW_UPS)
     return Accepted(fal_request_id, *urls)
 
 
 _FOLLOW_UPS = ("status", "response", "cancel")
-
-
-def _accept_url(url: JsonValue, base_url: str) -> str | None:
-    """Follow-up URLs are used as returned, but only on the host that may see our key."""
-    if not isinstance(url, str):
-        return None
-    try:
-        ours, theirs = urlsplit(base_url), urlsplit(url)
-    except ValueError:
-        return None
-    return url if (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc) else None
-
-
-def _parse_json(body: bytes) -> JsonValue:
-    try:
-        return make_storable(json.loads(body))
-    except (ValueError, RecursionError):
-        return None
-
-
-def _describe_error(error: httpx.HTTPError) -> str:
-    return f"{type(error).__name__}: {error}"

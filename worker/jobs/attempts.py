@@ -1,14 +1,29 @@
 """SQL on `attempts` and `deliveries`, by the same rules as `table.py`."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, insert, or_, select, update
+from sqlalchemy import Connection, exists, func, insert, or_, select, update
+from sqlalchemy.orm import aliased
 
-from worker.jobs.models import AttemptRow, DeliveryRow
+from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for
-from worker.jobs.values import Attempt, Delivery, Job, NewAttempt, NewDelivery, Settlement
+from worker.jobs.states import JobState
+from worker.jobs.values import (
+    Attempt,
+    Delivery,
+    Ending,
+    Job,
+    NewAttempt,
+    NewDelivery,
+    Outcome,
+    Settlement,
+    Verdict,
+)
 
 
 def hash_token(token: str) -> str:
@@ -36,25 +51,171 @@ def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt
 
 
 def settle_attempt(connection: Connection, attempt_id: UUID, settlement: Settlement) -> None:
-    """Write what became of the POST; a request id that a webhook brought first is kept."""
+    """Write what became of the POST; a request id that a webhook brought first is kept.
+
+    A certain outcome replaces an uncertain one, however late it comes; nothing replaces a certain one.
+    """
     values = asdict(settlement)
     known = values.pop("fal_request_id")
+    open_outcomes = [] if settlement.outcome is Outcome.UNKNOWN else [Outcome.UNKNOWN, Outcome.DEAD]
+    outcome = AttemptRow.outcome
     connection.execute(
         update(AttemptRow)
-        .where(AttemptRow.id == attempt_id, AttemptRow.outcome.is_(None))
+        .where(AttemptRow.id == attempt_id, or_(outcome.is_(None), outcome.in_(open_outcomes)))
         .values(**values, fal_request_id=func.coalesce(AttemptRow.fal_request_id, known))
     )
 
 
 def adopt_request(connection: Connection, attempt: Attempt, fal_request_id: str) -> bool:
-    """Give the attempt the request id that its webhook brought; False if it has another one."""
-    known = AttemptRow.fal_request_id
+    """Give the attempt its request id; False if it has another one, or if another attempt has it."""
+    known, rival = AttemptRow.fal_request_id, aliased(AttemptRow)
+    taken = exists().where(rival.fal_request_id == fal_request_id, rival.id != attempt.id)
     statement = (
         update(AttemptRow)
-        .where(AttemptRow.id == attempt.id, or_(known.is_(None), known == fal_request_id))
+        .where(AttemptRow.id == attempt.id, or_(known.is_(None), known == fal_request_id), ~taken)
         .values(fal_request_id=fal_request_id)
     )
     return connection.execute(statement).rowcount == 1
+
+
+def complete_attempt(
+    connection: Connection, attempt_id: UUID, ending: Ending, now: datetime
+) -> None:
+    """Note that fal has finished the attempt's request; a run that was cancelled costs nothing."""
+    values: dict[str, Any] = {"completed_at": now, "ending": ending, "cancel_due_at": None}
+    if ending is Ending.CANCELLED:
+        values["extra_charge_at"] = None
+    connection.execute(
+        update(AttemptRow)
+        .where(AttemptRow.id == attempt_id, AttemptRow.completed_at.is_(None))
+        .values(**values)
+    )
+
+
+def note_extra_charge(connection: Connection, attempt_id: UUID, now: datetime) -> None:
+    """Note that this attempt was paid for besides the one whose result the job has."""
+    connection.execute(
+        update(AttemptRow)
+        .where(AttemptRow.id == attempt_id, AttemptRow.extra_charge_at.is_(None))
+        .values(extra_charge_at=now)
+    )
+
+
+def dismiss_rivals(
+    connection: Connection, job_id: UUID, winner_id: UUID | None, now: datetime
+) -> None:
+    """Have the requests of the job's other attempts cancelled, and count them as charges."""
+    connection.execute(
+        update(AttemptRow)
+        .where(
+            AttemptRow.job_id == job_id,
+            AttemptRow.id != winner_id,
+            AttemptRow.fal_request_id.is_not(None),
+            AttemptRow.completed_at.is_(None),
+        )
+        .values(cancel_due_at=now, extra_charge_at=now)
+    )
+
+
+def order_cancel(connection: Connection, attempt_id: UUID, now: datetime) -> None:
+    """Have the attempt's request cancelled at fal; one that has finished is left alone."""
+    connection.execute(
+        update(AttemptRow)
+        .where(AttemptRow.id == attempt_id, AttemptRow.completed_at.is_(None))
+        .values(cancel_due_at=now)
+    )
+
+
+def claim_due_cancels(
+    connection: Connection, now: datetime, until: datetime, limit: int
+) -> list[UUID]:
+    """Jobs with a request to be cancelled by now; they are not due again before `until`."""
+    due = (
+        select(AttemptRow.id, AttemptRow.job_id)
+        .where(AttemptRow.cancel_due_at <= now)
+        .order_by(AttemptRow.cancel_due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    found = connection.execute(due).all()
+    if found:
+        ids = [row.id for row in found]
+        connection.execute(
+            update(AttemptRow).where(AttemptRow.id.in_(ids)).values(cancel_due_at=until)
+        )
+    return sorted({row.job_id for row in found})
+
+
+def record_cancel(
+    connection: Connection, attempt_id: UUID, cancel_status: str, due_at: datetime | None
+) -> None:
+    """Write what fal said to the cancellation, and when to ask again if it said nothing."""
+    connection.execute(
+        update(AttemptRow)
+        .where(AttemptRow.id == attempt_id, AttemptRow.completed_at.is_(None))
+        .values(cancel_status=cancel_status, cancel_due_at=due_at)
+    )
+
+
+def count_attempts(
+    connection: Connection, job_id: UUID, outcomes: Sequence[Outcome], since: datetime
+) -> int:
+    """How many attempts since then came to one of these outcomes."""
+    statement = select(func.count()).where(
+        AttemptRow.job_id == job_id,
+        AttemptRow.outcome.in_(outcomes),
+        AttemptRow.started_at >= since,
+    )
+    return int(connection.execute(statement).scalar_one())
+
+
+def find_current_attempt(connection: Connection, job: Job) -> Attempt | None:
+    """The attempt of the job's newest claim; None before the first, and after an archive's claim."""
+    statement = select(*columns_of(AttemptRow)).where(
+        AttemptRow.job_id == job.id, AttemptRow.fence == job.fence
+    )
+    return fetch_one(connection, Attempt, statement)
+
+
+def find_attempt_by_request(connection: Connection, fal_request_id: str) -> Attempt | None:
+    statement = select(*columns_of(AttemptRow)).where(AttemptRow.fal_request_id == fal_request_id)
+    return fetch_one(connection, Attempt, statement)
+
+
+def list_unsettled(connection: Connection, limit: int) -> list[Attempt]:
+    """The oldest attempts of which it is not known whether they became requests of fal's.
+
+    Attempts whose POST is under way are among them.
+    """
+    statement = (
+        select(*columns_of(AttemptRow))
+        .join(JobRow, JobRow.id == AttemptRow.job_id)
+        .where(
+            JobRow.due_at.is_not(None),
+            JobRow.state.in_([JobState.SUBMITTING, JobState.SUBMISSION_UNKNOWN]),
+            JobRow.fence == AttemptRow.fence,
+            AttemptRow.fal_request_id.is_(None),
+        )
+        .order_by(AttemptRow.started_at)
+        .limit(limit)
+    )
+    return fetch_all(connection, Attempt, statement)
+
+
+def list_known_requests(connection: Connection, fal_request_ids: Sequence[str]) -> set[str]:
+    """Those of the ids that an attempt has already."""
+    known = AttemptRow.fal_request_id
+    return set(connection.execute(select(known).where(known.in_(fal_request_ids))).scalars())
+
+
+def list_hinted_requests(connection: Connection, attempt_id: UUID) -> list[str]:
+    """Request ids that deliveries have named for the attempt, without proof."""
+    statement = (
+        select(DeliveryRow.fal_request_id)
+        .where(DeliveryRow.attempt_id == attempt_id, DeliveryRow.verdict == Verdict.HINT)
+        .distinct()
+    )
+    return sorted(connection.execute(statement).scalars())
 
 
 def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | None:
@@ -80,6 +241,18 @@ def count_delivery(connection: Connection, attempt: Attempt, new: NewDelivery) -
         },
     ).returning(DeliveryRow.times_received)
     return int(connection.execute(statement).scalar_one())
+
+
+def judge_delivery(connection: Connection, attempt_id: UUID, body: bytes, verdict: Verdict) -> None:
+    """Write what the delivery with this body turned out to be worth."""
+    connection.execute(
+        update(DeliveryRow)
+        .where(
+            DeliveryRow.attempt_id == attempt_id,
+            DeliveryRow.body_sha256 == hashlib.sha256(body).hexdigest(),
+        )
+        .values(verdict=verdict)
+    )
 
 
 def list_attempts(connection: Connection, job_id: UUID) -> list[Attempt]:

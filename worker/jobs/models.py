@@ -1,4 +1,4 @@
-"""The tables `jobs`, `attempts`, `deliveries` and `events`: columns, constraints, indices.
+"""The tables `jobs`, `attempts`, `deliveries`, `events` and `gates`: columns, constraints, indices.
 
 Only the SQL in this package and the migrations read this module. Everything that other services
 read with plain SQL is documented in `docs/job-table.md`.
@@ -127,6 +127,8 @@ class JobRow(Base):
     input: Mapped[dict[str, Any]]
     claimed_by: Mapped[str | None]
     blocked_reason: Mapped[str | None]
+    cancel_requested_at: Mapped[datetime | None]
+    redriven_at: Mapped[datetime | None]
     fal_request_id: Mapped[str | None]
     result: Mapped[dict[str, Any] | None]
     error_code: Mapped[str | None]
@@ -150,7 +152,22 @@ class AttemptRow(Base):
         UniqueConstraint("token_hash"),
         UniqueConstraint("job_id", "number"),
         CheckConstraint(
-            "outcome IN ('accepted', 'rejected', 'postponed', 'unknown')", name="outcome"
+            "outcome IN ('accepted', 'rejected', 'postponed', 'unknown', 'dead')", name="outcome"
+        ),
+        CheckConstraint("ending IN ('ok', 'failed', 'cancelled')", name="ending"),
+        # One request is one attempt's, however it was learnt of.
+        Index(
+            "uq_attempts_fal_request_id",
+            "fal_request_id",
+            unique=True,
+            postgresql_where=text("fal_request_id IS NOT NULL"),
+            sqlite_where=text("fal_request_id IS NOT NULL"),
+        ),
+        Index(
+            "ix_attempts_cancel_due_at",
+            "cancel_due_at",
+            postgresql_where=text("cancel_due_at IS NOT NULL"),
+            sqlite_where=text("cancel_due_at IS NOT NULL"),
         ),
     )
 
@@ -172,13 +189,21 @@ class AttemptRow(Base):
     cancel_url: Mapped[str | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
+    completed_at: Mapped[datetime | None]
+    ending: Mapped[str | None]
+    cancel_due_at: Mapped[datetime | None]
+    cancel_status: Mapped[str | None]
+    extra_charge_at: Mapped[datetime | None]
 
 
 class DeliveryRow(Base):
-    """One distinct webhook POST that proved genuine; repetitions are counted on it."""
+    """One distinct webhook POST with a known token; repetitions are counted on it."""
 
     __tablename__ = "deliveries"
-    __table_args__ = (UniqueConstraint("attempt_id", "body_sha256"),)
+    __table_args__ = (
+        UniqueConstraint("attempt_id", "body_sha256"),
+        CheckConstraint("verdict IN ('recorded', 'kept', 'hint')", name="verdict"),
+    )
 
     id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
     job_id: Mapped[UUID] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
@@ -189,6 +214,7 @@ class DeliveryRow(Base):
     fal_request_id: Mapped[str]
     gateway_request_id: Mapped[str | None]
     status: Mapped[str]
+    verdict: Mapped[str] = mapped_column(Text, server_default=text("'recorded'"))
     body: Mapped[bytes] = mapped_column(LargeBinary)
     body_sha256: Mapped[str] = mapped_column(String(64))
 
@@ -206,3 +232,13 @@ class EventRow(Base):
     reason: Mapped[str]
     detail: Mapped[str | None]
     fence: Mapped[int] = mapped_column(Integer)
+
+
+class GateRow(Base):
+    """A pause that all workers keep: until `opens_at` only one of them passes, who moves it on."""
+
+    __tablename__ = "gates"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    opens_at: Mapped[datetime]
+    reason: Mapped[str | None]

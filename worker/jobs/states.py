@@ -33,6 +33,11 @@ class JobEvent(StrEnum):
     SUBMISSION_POSTPONED = "submission_postponed"
     SUBMISSION_REJECTED = "submission_rejected"
     SUBMISSION_LOST = "submission_lost"
+    SUBMISSION_CLAIM_EXPIRED = "submission_claim_expired"
+    SUBMISSION_EXHAUSTED = "submission_exhausted"
+    SUBMISSION_HELD = "submission_held"
+    DEATH_PROVEN = "death_proven"
+    REQUEST_ADOPTED = "request_adopted"
     RESULT_ARRIVED = "result_arrived"
     FAILURE_ARRIVED = "failure_arrived"
     ARCHIVE_CLAIMED = "archive_claimed"
@@ -40,13 +45,20 @@ class JobEvent(StrEnum):
     ARCHIVE_CLAIM_EXPIRED = "archive_claim_expired"
     ARCHIVE_RECORDED = "archive_recorded"
     ARCHIVE_REFUSED = "archive_refused"
+    CANCEL_REQUESTED = "cancel_requested"
+    JOB_CANCELLED = "job_cancelled"
+    SUBMIT_REDRIVEN = "submit_redriven"
+    POLL_REDRIVEN = "poll_redriven"
+    ARCHIVE_REDRIVEN = "archive_redriven"
 
 
 class Step(StrEnum):
-    """Work that a resting state asks for; the doorbell message carries one of these."""
+    """Work that waits for somebody; the doorbell message carries one of these."""
 
     SUBMIT = "submit"
+    RECONCILE = "reconcile"
     ARCHIVE = "archive"
+    CANCEL = "cancel"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,26 +76,62 @@ EDGES: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.SUBMITTING, _E.SUBMISSION_ACCEPTED): _S.SUBMITTED,
     (_S.SUBMITTING, _E.SUBMISSION_POSTPONED): _S.QUEUED,
     (_S.SUBMITTING, _E.SUBMISSION_REJECTED): _S.FAILED,
+    (_S.SUBMITTING, _E.SUBMISSION_EXHAUSTED): _S.FAILED,
     (_S.SUBMITTING, _E.SUBMISSION_LOST): _S.SUBMISSION_UNKNOWN,
     (_S.SUBMITTED, _E.RESULT_ARRIVED): _S.COMPLETED,
     (_S.SUBMITTED, _E.FAILURE_ARRIVED): _S.FAILED,
+    (_S.COMPLETED, _E.ARCHIVE_CLAIMED): _S.ARCHIVING,
+    (_S.ARCHIVING, _E.ARCHIVE_RECORDED): _S.ARCHIVED,
+    (_S.ARCHIVING, _E.ARCHIVE_POSTPONED): _S.COMPLETED,
+    (_S.ARCHIVING, _E.ARCHIVE_REFUSED): _S.FAILED,
+    # Its worker fell silent for a whole lease. A download may be taken over by anybody; a paid
+    # submission by nobody, for its POST may have left.
+    (_S.ARCHIVING, _E.ARCHIVE_CLAIM_EXPIRED): _S.COMPLETED,
+    (_S.SUBMITTING, _E.SUBMISSION_CLAIM_EXPIRED): _S.SUBMISSION_UNKNOWN,
     # The webhook may overtake the reply to the submission.
     (_S.SUBMITTING, _E.RESULT_ARRIVED): _S.COMPLETED,
     (_S.SUBMITTING, _E.FAILURE_ARRIVED): _S.FAILED,
     # The reply was lost, yet the webhook's token names the attempt: the job adopts it.
     (_S.SUBMISSION_UNKNOWN, _E.RESULT_ARRIVED): _S.COMPLETED,
     (_S.SUBMISSION_UNKNOWN, _E.FAILURE_ARRIVED): _S.FAILED,
-    # A refusal was not one: fal ran the attempt all the same. What is paid is taken.
+    # fal's listing, or a delivery without payload, tells which request the lost attempt became.
+    (_S.SUBMISSION_UNKNOWN, _E.REQUEST_ADOPTED): _S.SUBMITTED,
+    # The worker was slow, not dead: its reply comes after the lease.
+    (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_ACCEPTED): _S.SUBMITTED,
+    (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_POSTPONED): _S.QUEUED,
+    (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_REJECTED): _S.FAILED,
+    # Neither webhook nor listing knows it: by policy a new attempt, a human, or the bound's end.
+    (_S.SUBMISSION_UNKNOWN, _E.DEATH_PROVEN): _S.QUEUED,
+    (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_HELD): _S.SUBMISSION_UNKNOWN,
+    (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_EXHAUSTED): _S.FAILED,
+    # A refusal or a death was none: fal ran the attempt all the same. What is paid is taken, also
+    # after the job had been given up.
+    (_S.QUEUED, _E.SUBMISSION_ACCEPTED): _S.SUBMITTED,
+    (_S.QUEUED, _E.REQUEST_ADOPTED): _S.SUBMITTED,
     (_S.QUEUED, _E.RESULT_ARRIVED): _S.COMPLETED,
-    (_S.COMPLETED, _E.ARCHIVE_CLAIMED): _S.ARCHIVING,
-    (_S.ARCHIVING, _E.ARCHIVE_RECORDED): _S.ARCHIVED,
-    (_S.ARCHIVING, _E.ARCHIVE_POSTPONED): _S.COMPLETED,
-    (_S.ARCHIVING, _E.ARCHIVE_REFUSED): _S.FAILED,
-    # Its worker fell silent for a whole lease: another one may take over.
-    (_S.ARCHIVING, _E.ARCHIVE_CLAIM_EXPIRED): _S.COMPLETED,
+    (_S.FAILED, _E.REQUEST_ADOPTED): _S.SUBMITTED,
+    (_S.FAILED, _E.RESULT_ARRIVED): _S.COMPLETED,
+    (_S.CANCELLED, _E.REQUEST_ADOPTED): _S.SUBMITTED,
+    (_S.CANCELLED, _E.RESULT_ARRIVED): _S.COMPLETED,
+    # Before the POST it is free. After it, it is a wish that fal may or may not grant.
+    (_S.QUEUED, _E.JOB_CANCELLED): _S.CANCELLED,
+    (_S.SUBMITTING, _E.CANCEL_REQUESTED): _S.SUBMITTING,
+    (_S.SUBMISSION_UNKNOWN, _E.CANCEL_REQUESTED): _S.SUBMISSION_UNKNOWN,
+    (_S.SUBMITTED, _E.CANCEL_REQUESTED): _S.SUBMITTED,
+    (_S.SUBMITTING, _E.JOB_CANCELLED): _S.CANCELLED,
+    (_S.SUBMISSION_UNKNOWN, _E.JOB_CANCELLED): _S.CANCELLED,
+    (_S.SUBMITTED, _E.JOB_CANCELLED): _S.CANCELLED,
+    # An operator's order, from the earliest step that is still needed.
+    (_S.FAILED, _E.SUBMIT_REDRIVEN): _S.QUEUED,
+    (_S.FAILED, _E.POLL_REDRIVEN): _S.SUBMITTED,
+    (_S.FAILED, _E.ARCHIVE_REDRIVEN): _S.COMPLETED,
+    (_S.CANCELLED, _E.SUBMIT_REDRIVEN): _S.QUEUED,
+    (_S.SUBMISSION_UNKNOWN, _E.SUBMIT_REDRIVEN): _S.QUEUED,
 }
 
 ENDED = frozenset({_S.ARCHIVED, _S.FAILED, _S.CANCELLED})
+# fal has the request, or may have it: nobody works on the job, and fal is asked about it.
+AWAITING_FAL = frozenset({_S.SUBMITTED, _S.SUBMISSION_UNKNOWN})
 
 
 def next_state(state: JobState, event: JobEvent) -> JobState | None:
@@ -96,12 +144,12 @@ def step_for(state: JobState) -> Step | None:
     match state:
         case JobState.QUEUED:
             return Step.SUBMIT
+        case JobState.SUBMITTED | JobState.SUBMISSION_UNKNOWN:
+            return Step.RECONCILE
         case JobState.COMPLETED:
             return Step.ARCHIVE
         case (
             JobState.SUBMITTING
-            | JobState.SUBMISSION_UNKNOWN
-            | JobState.SUBMITTED
             | JobState.ARCHIVING
             | JobState.ARCHIVED
             | JobState.FAILED

@@ -142,13 +142,11 @@ def apply_event(connection: Connection, job: Job, event: JobEvent, move: Move) -
     return moved
 
 
-def find_overdue(
-    connection: Connection, states: Sequence[JobState], now: datetime, limit: int
-) -> list[Job]:
-    """Rows whose time has come, locked; rows that another sweep holds are passed over."""
+def find_overdue(connection: Connection, now: datetime, limit: int) -> list[Job]:
+    """Live rows whose time has come, locked; rows that another sweep holds are passed over."""
     statement = (
         select(*columns_of(JobRow))
-        .where(JobRow.due_at <= now, JobRow.state.in_(states))
+        .where(JobRow.due_at <= now)
         .order_by(JobRow.priority.desc(), JobRow.due_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -163,10 +161,40 @@ def release_waiting(connection: Connection, job_ids: Sequence[UUID], due_at: dat
     )
 
 
-def advance_due(connection: Connection, job: Job, due_at: datetime) -> None:
-    """Let the sweep look at the row at `due_at`, without moving it."""
+def push_due(connection: Connection, job_ids: Sequence[UUID], due_at: datetime) -> None:
+    """Look at these rows again at `due_at`; nothing else about them changes."""
+    connection.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(due_at=due_at))
+
+
+def block_queued(
+    connection: Connection, job_ids: Sequence[UUID], due_at: datetime, reason: str
+) -> None:
+    """Keep queued rows from being claimed before `due_at`; waiting is no transition."""
     connection.execute(
-        update(JobRow).where(JobRow.id == job.id, JobRow.state == job.state).values(due_at=due_at)
+        update(JobRow)
+        .where(JobRow.id.in_(job_ids), JobRow.state == JobState.QUEUED)
+        .values(due_at=due_at, blocked_reason=reason)
+    )
+
+
+def hasten_blocked(connection: Connection, reason: str, now: datetime) -> int:
+    """Let the sweep look at once at all queued rows that wait for this reason; how many."""
+    statement = (
+        update(JobRow)
+        .where(
+            JobRow.due_at > now, JobRow.state == JobState.QUEUED, JobRow.blocked_reason == reason
+        )
+        .values(due_at=now)
+    )
+    return connection.execute(statement).rowcount
+
+
+def advance_due(connection: Connection, job: Job, due_at: datetime) -> None:
+    """Let the sweep look at the row at `due_at`, without moving it; nothing if it has moved."""
+    connection.execute(
+        update(JobRow)
+        .where(JobRow.id == job.id, JobRow.state == job.state, JobRow.fence == job.fence)
+        .values(due_at=due_at)
     )
 
 

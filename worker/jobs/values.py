@@ -17,6 +17,26 @@ class Outcome(StrEnum):
     REJECTED = "rejected"
     POSTPONED = "postponed"
     UNKNOWN = "unknown"
+    DEAD = "dead"
+
+
+class Ending(StrEnum):
+    """How fal finished an attempt's request."""
+
+    OK = "ok"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Verdict(StrEnum):
+    """What a delivery was worth."""
+
+    RECORDED = "recorded"
+    DUPLICATE = "duplicate"
+    # Genuine, but the job had moved on without it, or its result has to be fetched.
+    KEPT = "kept"
+    # Nothing is proven by it: fal is asked.
+    HINT = "hint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +70,8 @@ class Job:
     input: dict[str, Any]
     claimed_by: str | None
     blocked_reason: str | None
+    cancel_requested_at: datetime | None
+    redriven_at: datetime | None
     fal_request_id: str | None
     result: dict[str, Any] | None
     error_code: str | None
@@ -63,6 +85,11 @@ class Job:
     archived_at: datetime | None
     failed_at: datetime | None
     cancelled_at: datetime | None
+
+    @property
+    def tried_since(self) -> datetime:
+        """When the present series of attempts began: bounds on retries count from here."""
+        return self.redriven_at or self.enqueued_at
 
     @property
     def doorbell(self) -> Doorbell | None:
@@ -136,16 +163,22 @@ class Attempt:
     cancel_url: str | None
     error_code: str | None
     error_message: str | None
+    completed_at: datetime | None
+    ending: str | None
+    cancel_due_at: datetime | None
+    cancel_status: str | None
+    extra_charge_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class NewDelivery:
-    """A genuine webhook POST as it reached the receiver."""
+    """A webhook POST as it reached the receiver."""
 
     received_at: datetime
     fal_request_id: str
     gateway_request_id: str | None
     status: str
+    verdict: Verdict
     body: bytes
 
 
@@ -162,6 +195,7 @@ class Delivery:
     fal_request_id: str
     gateway_request_id: str | None
     status: str
+    verdict: str
     body: bytes
     body_sha256: str
 
@@ -178,3 +212,12 @@ class Event:
     reason: str
     detail: str | None
     fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A row of `gates`."""
+
+    name: str
+    opens_at: datetime
+    reason: str | None = None

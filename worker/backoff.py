@@ -1,0 +1,30 @@
+"""How long to wait before the next try: full jitter, so that many who wait do not return at once."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+Draw = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """The bound doubles with each try, from `first` up to `longest`; the wait is drawn below it."""
+
+    first: timedelta
+    longest: timedelta
+
+    def bound(self, tries: int) -> timedelta:
+        """The longest wait after so many tries; one is the first."""
+        doublings = min(max(tries - 1, 0), 30)
+        return min(self.first * 2**doublings, self.longest)
+
+    def draw(self, tries: int, draw: Draw = random.random) -> timedelta:
+        """Anything from zero up to the bound."""
+        return self.bound(tries) * draw()
+
+
+def spread(wait: timedelta, draw: Draw = random.random) -> timedelta:
+    """The wait, a fifth shorter or longer: jobs that began together do not stay together."""
+    return wait * (0.8 + 0.4 * draw())

@@ -1,0 +1,120 @@
+"""fal's platform API, as far as it tells which requests there are (fal-api, section 9).
+
+The listing is the only documented way to a request whose submit reply was lost. Whether it shows
+requests that still run, and their inputs, is not promised: absence from it proves little by itself.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import httpx
+from pydantic import JsonValue, SecretStr
+
+from worker.fal.completion import Completion
+from worker.fal.http import Reply, build_client, describe_error, exchange
+
+PAGE = 100
+MAX_PAGES = 50
+MAX_PAGE_BYTES = 64 * 1024 * 1024
+FIRST_ERROR = 400
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRequest:
+    """One request in fal's own list; input and output are None where they are not kept."""
+
+    fal_request_id: str
+    ended: bool
+    status_code: int | None
+    input: JsonValue
+    output: JsonValue
+
+    @property
+    def completion(self) -> Completion | None:
+        """The end that it tells of, as a webhook would; None if it has none or keeps no output."""
+        if not self.ended or self.output is None or self.status_code is None:
+            return None
+        if self.status_code < FIRST_ERROR:
+            return Completion(self.fal_request_id, None, "OK", self.output, None)
+        error = f"HTTP {self.status_code}"
+        return Completion(self.fal_request_id, None, "ERROR", self.output, error)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What was read of it, and why that may not be all; `gap` is None if nothing is missing."""
+
+    requests: tuple[ListedRequest, ...]
+    gap: str | None
+
+
+class PlatformClient:
+    """Reads the platform API. The key goes to `base_url` and nowhere else."""
+
+    def __init__(self, base_url: str, credentials: SecretStr) -> None:
+        self._base_url = base_url
+        self._http = build_client(credentials, keep_connections=True)
+
+    def list_requests(self, endpoint: str, start: datetime, end: datetime) -> Listing:
+        """Every request of the endpoint in the window, with input and output. Never raises."""
+        window = {"start": start.isoformat(), "end": end.isoformat()}
+        return self._list({"endpoint_id": endpoint, **window})
+
+    def find_request(self, endpoint: str, fal_request_id: str) -> ListedRequest | None:
+        """This request, if the listing knows it (90 days back)."""
+        listing = self._list({"endpoint_id": endpoint, "request_id": fal_request_id})
+        found = (one for one in listing.requests if one.fal_request_id == fal_request_id)
+        return next(found, None)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _list(self, query: dict[str, str]) -> Listing:
+        found: list[ListedRequest] = []
+        cursor = ""
+        for _ in range(MAX_PAGES):
+            page = self._read_page(query | ({"cursor": cursor} if cursor else {}))
+            if isinstance(page, str):
+                return Listing(tuple(found), page)
+            found += _read_items(page)
+            cursor = str(page.get("next_cursor") or "")
+            if not page.get("has_more") or not cursor:
+                return Listing(tuple(found), _find_gap(found))
+        return Listing(tuple(found), f"it has more than {MAX_PAGES} pages")
+
+    def _read_page(self, query: dict[str, str]) -> dict[str, JsonValue] | str:
+        """One page, or why there is none."""
+        params = {**query, "expand": "payloads", "limit": str(PAGE)}
+        url = f"{self._base_url}/models/requests/by-endpoint"
+        try:
+            request = self._http.build_request("GET", url, params=params)
+            reply: Reply = exchange(self._http, request, max_bytes=MAX_PAGE_BYTES)
+        except (httpx.HTTPError, TimeoutError) as error:
+            return f"it cannot be read: {describe_error(error)}"
+        body = reply.parse_json()
+        if reply.http_status != httpx.codes.OK or not isinstance(body, dict):
+            return f"it cannot be read: HTTP {reply.http_status}"
+        if not isinstance(body.get("items"), list):
+            return "it cannot be read: no items"
+        return body
+
+
+def _read_items(page: dict[str, JsonValue]) -> Iterator[ListedRequest]:
+    items = page["items"]
+    for item in items if isinstance(items, list) else []:
+        if isinstance(item, dict) and isinstance(item.get("request_id"), str):
+            code = item.get("status_code")
+            yield ListedRequest(
+                str(item["request_id"]),
+                item.get("ended_at") is not None,
+                code if isinstance(code, int) else None,
+                item.get("json_input"),
+                item.get("json_output"),
+            )
+
+
+def _find_gap(found: list[ListedRequest]) -> str | None:
+    """Requests without input could be any."""
+    hidden = sum(one.input is None for one in found)
+    return f"{hidden} of its {len(found)} requests show no input" if hidden else None
