@@ -12,10 +12,12 @@ from worker.errors import InvalidSettingsError
 from worker.log import configure_logging
 from worker.settings import Settings, load_settings
 
-ENQUEUE, SUBMIT, ARCHIVE, SWEEP = (
+ENQUEUE, SUBMIT, RECONCILE, ARCHIVE, CANCEL, SWEEP = (
     "extend_video.enqueue",
     "extend_video.submit",
+    "extend_video.reconcile",
     "extend_video.archive",
+    "extend_video.cancel",
     "extend_video.sweep",
 )
 # A queue for each task, so that a worker given only some of them (-Q) cannot be starved by others:
@@ -23,7 +25,9 @@ ENQUEUE, SUBMIT, ARCHIVE, SWEEP = (
 QUEUES = {
     ENQUEUE: "extend_video",
     SUBMIT: "extend_video.submit",
+    RECONCILE: "extend_video.reconcile",
     ARCHIVE: "extend_video.archive",
+    CANCEL: "extend_video.cancel",
     SWEEP: "extend_video.sweep",
 }
 

@@ -1,4 +1,4 @@
-"""How long to wait before the next try: full jitter, so that many who wait do not return at once."""
+"""How long to wait before the next try, with jitter: who waited together does not return so."""
 
 import random
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class Backoff:
     def bound(self, tries: int) -> timedelta:
         """The longest wait after so many tries; one is the first."""
         doublings = min(max(tries - 1, 0), 30)
-        return min(self.first * 2**doublings, self.longest)
+        return min(self.first * (1 << doublings), self.longest)
 
     def draw(self, tries: int, draw: Draw = random.random) -> timedelta:
         """Anything from zero up to the bound."""
@@ -28,3 +28,14 @@ class Backoff:
 def spread(wait: timedelta, draw: Draw = random.random) -> timedelta:
     """The wait, a fifth shorter or longer: jobs that began together do not stay together."""
     return wait * (0.8 + 0.4 * draw())
+
+
+# fal surely keeps a result for an hour, so whoever waits for one looks several times within it.
+LONGEST_POLL = timedelta(minutes=15)
+
+
+def choose_poll_delay(
+    poll_after: timedelta, waited: timedelta = timedelta(), draw: Draw = random.random
+) -> timedelta:
+    """How long to leave a request of fal's alone: longer the longer it has been waited for."""
+    return spread(min(max(poll_after, waited / 4), LONGEST_POLL), draw)

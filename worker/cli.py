@@ -6,7 +6,6 @@ Exit codes: 0 ok, 1 the thing asked about failed, 2 wrong usage.
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, NoReturn
 from uuid import UUID
@@ -15,6 +14,7 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from worker import display
+from worker.arguments import parse_or_list, read_fields, split_pairs
 from worker.daemons import (
     Crew,
     bind_listener,
@@ -28,13 +28,14 @@ from worker.errors import (
     ExtendVideoError,
     InvalidInputError,
     InvalidSettingsError,
-    Violation,
 )
 from worker.jobs.states import JobState
 from worker.log import configure_logging
 from worker.runtime import Runtime
 from worker.settings import load_settings
-from worker.stages.enqueue import DEFAULT_TENANT, Wish, enqueue_job, parse_wish
+from worker.stages.cancel import cancel_job
+from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
+from worker.stages.redrive import redrive_job
 from worker.story import follow_events, list_jobs, read_story
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -118,6 +119,39 @@ def show(job_id: JobId, as_json: Json = False) -> None:
         display.print_json(display.story_to_json(story))
     else:
         display.print_story(story)
+
+
+@app.command()
+def cancel(job_id: JobId, as_json: Json = False) -> None:
+    """Give a job up: free before its submission, afterwards fal is asked to stop it."""
+    runtime = build_runtime()
+    cancelled = cancel_job(job_id, db=runtime.db)
+    runtime.dispatcher.ring(cancelled.doorbell)
+    if as_json:
+        display.print_json(display.job_to_json(cancelled.job))
+    elif cancelled.job.state is JobState.CANCELLED:
+        display.out.print("cancelled; nothing was paid")
+    else:
+        display.out.print("fal is asked to cancel it; a result that comes anyway is archived")
+
+
+@app.command()
+def redrive(
+    job_id: JobId,
+    pay_again: Annotated[
+        bool, typer.Option("--pay-again", help="Agree to a new paid submission.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Restart a job that failed, was cancelled or is held, from the latest step still good."""
+    runtime = build_runtime()
+    grace = runtime.settings.lease_seconds
+    job = redrive_job(job_id, db=runtime.db, pay_again=pay_again, grace=grace)
+    runtime.dispatcher.ring(job.doorbell)
+    if as_json:
+        display.print_json(display.job_to_json(job))
+    else:
+        display.out.print(f"it is {job.state.value} again: extend-video show {job_id}")
 
 
 @app.command()
@@ -205,47 +239,6 @@ def build_runtime() -> Runtime:
     level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
     configure_logging(level, settings.log_format)
     return Runtime(settings)
-
-
-def parse_or_list(fields: dict[str, object], wrong: Sequence[Violation]) -> Wish:
-    """The wish. Raises InvalidInputError with what is `wrong` already and with all else."""
-    try:
-        wish = parse_wish(fields)
-    except InvalidInputError as error:
-        raise InvalidInputError((*error.violations, *wrong)) from None
-    if wrong:
-        raise InvalidInputError(tuple(wrong))
-    return wish
-
-
-def read_fields(pairs: Sequence[str]) -> tuple[dict[str, object], list[Violation]]:
-    """`field=value` texts as values of the fields' own types, and those that are none.
-
-    Text of the wrong type is kept as it is: `parse_wish` says what the field allows.
-    """
-    from worker.fal.extend_video import parse_field
-
-    texts, wrong = split_pairs("--set", pairs)
-    values: dict[str, object] = {}
-    for name, text in texts.items():
-        if name in OWN_OPTIONS:
-            wrong.append(Violation(f"--set {name}", text, f"give it as {OWN_OPTIONS[name]}"))
-            continue
-        try:
-            values[name] = parse_field(name, text)
-        except InvalidInputError:
-            values[name] = text
-    return values, wrong
-
-
-OWN_OPTIONS = {"prompt": "--prompt", "video_url": "--video"}
-
-
-def split_pairs(option: str, pairs: Sequence[str]) -> tuple[dict[str, str], list[Violation]]:
-    """NAME=VALUE texts by name, and the texts that have another form."""
-    wrong = [Violation(option, pair, "NAME=VALUE") for pair in pairs if "=" not in pair]
-    parts = [pair.partition("=") for pair in pairs if "=" in pair]
-    return {name: value for name, _, value in parts}, wrong
 
 
 def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:

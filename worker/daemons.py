@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, Self
 
-from worker.app import ARCHIVE, ENQUEUE, QUEUES, SUBMIT, SWEEP
+from worker.app import ARCHIVE, QUEUES
 from worker.errors import DaemonError, MissingProgramError
 
 LOOK_SECONDS = 0.05
@@ -116,8 +116,8 @@ def worker_daemons() -> list[Daemon]:
     """Workers and scheduler. Downloads have a worker of their own, so they hold up nothing else."""
     celery = (sys.executable, "-m", "celery", "-A", "worker")
     pool = ("--without-gossip", "--without-mingle", "-P", "threads")
-    submitting = f"{QUEUES[ENQUEUE]},{QUEUES[SUBMIT]},{QUEUES[SWEEP]}"
-    submitter = (*celery, "worker", "-n", "submit@%h", *pool, "-c", "8", "-Q", submitting)
+    rest = ",".join(queue for task, queue in QUEUES.items() if task != ARCHIVE)
+    submitter = (*celery, "worker", "-n", "submit@%h", *pool, "-c", "8", "-Q", rest)
     archiver = (*celery, "worker", "-n", "archive@%h", *pool, "-c", "4", "-Q", QUEUES[ARCHIVE])
     return [
         Daemon("submitter", submitter),

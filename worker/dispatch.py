@@ -9,13 +9,18 @@ from datetime import timedelta
 import structlog
 from celery import Celery
 
-from worker.app import ARCHIVE, SUBMIT, create_publisher
+from worker.app import ARCHIVE, CANCEL, RECONCILE, SUBMIT, create_publisher
 from worker.deadline import call_within
 from worker.jobs.states import Doorbell, Step
 from worker.settings import Settings
 
 RING_TIME = timedelta(seconds=1)
-TASK_OF_STEP = {Step.SUBMIT: SUBMIT, Step.ARCHIVE: ARCHIVE}
+TASK_OF_STEP = {
+    Step.SUBMIT: SUBMIT,
+    Step.RECONCILE: RECONCILE,
+    Step.ARCHIVE: ARCHIVE,
+    Step.CANCEL: CANCEL,
+}
 
 log = structlog.stdlib.get_logger(__name__)
 

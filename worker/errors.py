@@ -13,6 +13,8 @@
         ├── InvalidSignatureError       invalid_signature
         │   └── StaleSignatureError     stale_signature       (in fal/signature.py)
         ├── InvalidDeliveryError        invalid_delivery
+        ├── TooLateError                too_late              the job is past what was asked for
+        ├── PaysAgainError              pays_again            it costs money nobody agreed to
         ├── ClaimLostError              claim_lost            another worker has taken the job over
         ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
         ├── MediaRefusedError           media_refused         a URL we may not download from
@@ -98,6 +100,14 @@ class InvalidSignatureError(PermanentError):
 
 class InvalidDeliveryError(PermanentError):
     code = "invalid_delivery"
+
+
+class TooLateError(PermanentError):
+    code = "too_late"
+
+
+class PaysAgainError(PermanentError):
+    code = "pays_again"
 
 
 class ClaimLostError(PermanentError):

@@ -1,4 +1,4 @@
-"""The Python surface for other services: `from worker.producer import enqueue`."""
+"""The Python surface for other services: `from worker.producer import enqueue, cancel`."""
 
 from functools import cache
 from uuid import UUID
@@ -7,6 +7,7 @@ from worker.jobs.values import Job
 from worker.log import join_host_logging
 from worker.runtime import Runtime
 from worker.settings import load_settings
+from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job, parse_wish
 
 
@@ -14,6 +15,17 @@ from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job, parse_wish
 def get_runtime() -> Runtime:
     join_host_logging()
     return Runtime(load_settings())
+
+
+def cancel(job_id: UUID | str) -> Job:
+    """Cancel a job, or have fal asked to; returns the row.
+
+    Free before the submission. Raises JobNotFoundError, and TooLateError once there is a result.
+    """
+    runtime = get_runtime()
+    cancelled = cancel_job(UUID(str(job_id)), db=runtime.db)
+    runtime.dispatcher.ring(cancelled.doorbell)
+    return cancelled.job
 
 
 def enqueue(

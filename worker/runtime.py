@@ -10,16 +10,22 @@ from functools import cached_property
 from typing import TypeVar
 
 import httpx
+from pydantic import SecretStr
 
+from worker.clock import read_clock
 from worker.db import Database
 from worker.dispatch import Dispatcher
 from worker.errors import InvalidSettingsError, Violation
+from worker.fal.platform import PlatformClient
 from worker.fal.queue import QueueClient
+from worker.fal.requests import RequestClient
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
 from worker.media.store import Store, open_store
 from worker.settings import Settings, mask_url, require_settings
 from worker.stages.archive import ArchiveTerms
+from worker.stages.reconcile import Reconciler
+from worker.stages.resolve import Resolver, ResolveTerms
 from worker.stages.submit import SubmitTerms
 from worker.stages.sweep import BATCH, sweep_jobs
 
@@ -48,12 +54,37 @@ class Runtime:
     def dispatcher(self) -> Dispatcher:
         return Dispatcher(self.settings)
 
-    @cached_property
-    def queue(self) -> QueueClient:
+    @property
+    def credentials(self) -> SecretStr:
+        """Fal's key. Raises InvalidSettingsError if there is none."""
         require_settings(self.settings, ["fal_credentials"])
         credentials = self.settings.fal_credentials
         assert credentials is not None  # noqa: S101 - just required
-        return QueueClient(self.settings.fal_queue_url, credentials)
+        return credentials
+
+    @cached_property
+    def queue(self) -> QueueClient:
+        return QueueClient(self.settings.fal_queue_url, self.credentials)
+
+    @cached_property
+    def requests(self) -> RequestClient:
+        return RequestClient(self.settings.fal_queue_url, self.credentials)
+
+    @cached_property
+    def platform(self) -> PlatformClient:
+        return PlatformClient(self.settings.fal_platform_url, self.credentials)
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        settings = self.settings
+        terms = ResolveTerms(
+            unknown_after=settings.unknown_seconds,
+            policy=settings.unknown_policy,
+            max_attempts=settings.max_attempts,
+            grace=settings.lease_seconds,
+        )
+        resolver = Resolver(self.db, self.requests, self.platform, terms, read_clock)
+        return Reconciler(resolver, settings.poll_seconds)
 
     @cached_property
     def media(self) -> httpx.Client:
@@ -75,7 +106,8 @@ class Runtime:
             store_io=settings.fal_store_io,
             lease=settings.lease_seconds,
             poll_after=settings.poll_seconds,
-            unknown_after=settings.unknown_seconds,
+            retry_for=settings.retry_seconds,
+            probe_after=settings.probe_seconds,
         )
 
     @cached_property
@@ -95,13 +127,13 @@ class Runtime:
         """
         overdue = rung = 0
         while True:
-            doorbells = sweep_jobs(db=self.db, lease=self.settings.lease_seconds)
-            overdue += len(doorbells)
-            for doorbell in doorbells:
+            swept = sweep_jobs(db=self.db, lease=self.settings.lease_seconds)
+            overdue += len(swept.doorbells)
+            for doorbell in swept.doorbells:
                 if not self.dispatcher.ring(doorbell):
                     return overdue, rung
                 rung += 1
-            if len(doorbells) < BATCH:
+            if swept.rows < BATCH:
                 return overdue, rung
 
     def check_worker(self) -> None:

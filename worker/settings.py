@@ -169,6 +169,20 @@ class Settings(BaseSettings):
     unknown_policy: UnknownPolicy = Field(
         UnknownPolicy.RESUBMIT, description="what follows then: resubmit, or hold for a human"
     )
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="how many submissions may be lost before the job fails; waiting is none",
+    )
+    retry_seconds: Seconds = Field(
+        timedelta(days=1),
+        description="how long a job may be turned away by fal before it fails",
+    )
+    probe_seconds: Seconds = Field(
+        timedelta(seconds=60),
+        description="how long submissions pause after fal refused the account, then one is tried",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe level that is logged"
     )

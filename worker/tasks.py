@@ -17,7 +17,7 @@ from celery.signals import worker_init, worker_process_init
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from worker.app import ARCHIVE, ENQUEUE, SUBMIT, SWEEP
+from worker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
 from worker.db import describe_database_error
 from worker.errors import (
     IdempotencyConflictError,
@@ -30,6 +30,7 @@ from worker.runtime import Runtime
 from worker.schema import check_schema
 from worker.settings import load_settings
 from worker.stages.archive import archive_job
+from worker.stages.cancel import cancel_requests
 from worker.stages.enqueue import Wish, enqueue_job, parse_wish
 from worker.stages.submit import submit_job
 from worker.stages.sweep import remove_partials
@@ -119,6 +120,30 @@ def submit(job_id: object) -> None:
     job = submit_job(known, db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
     if job is not None:
         log.info("submission_settled", job_id=str(known), state=job.state.value)
+
+
+@shared_task(name=RECONCILE)
+def reconcile(job_id: object) -> None:
+    runtime = get_runtime()
+    known = read_job_id(job_id)
+    if known is None:
+        return
+    for doorbell in runtime.reconciler.reconcile_job(known):
+        log.info("job_reconciled", job_id=str(doorbell.job_id), step=doorbell.step.value)
+        runtime.dispatcher.ring(doorbell)
+
+
+@shared_task(name=CANCEL)
+def cancel(job_id: object) -> None:
+    runtime = get_runtime()
+    known = read_job_id(job_id)
+    if known is not None:
+        cancel_requests(
+            known,
+            db=runtime.db,
+            requests=runtime.requests,
+            give_up_after=runtime.settings.unknown_seconds,
+        )
 
 
 @shared_task(name=ARCHIVE)

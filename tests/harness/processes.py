@@ -31,7 +31,11 @@ WorkerPlan = Mapping[str, Sequence[str]]
 """Options of each worker by its name; the first one submits, the last one archives."""
 ONE_WORKER: WorkerPlan = {"worker": ("-c", "2")}
 TWO_WORKERS: WorkerPlan = {
-    "submitter": (*THREADS, "-Q", "extend_video,extend_video.submit,extend_video.sweep"),
+    "submitter": (
+        *THREADS,
+        "-Q",
+        "extend_video,extend_video.submit,extend_video.reconcile,extend_video.cancel,extend_video.sweep",
+    ),
     "archiver": (*THREADS, "-Q", "extend_video.archive"),
 }
 

@@ -1,4 +1,4 @@
-"""One HTTP exchange with fal: bounded as a whole in time and size, never repeated, never redirected."""
+"""One HTTP exchange with fal: bounded in time and size as a whole, never repeated or redirected."""
 
 import json
 from collections.abc import Mapping

@@ -62,7 +62,7 @@ class PlatformClient:
         return self._list({"endpoint_id": endpoint, **window})
 
     def find_request(self, endpoint: str, fal_request_id: str) -> ListedRequest | None:
-        """This request, if the listing knows it (90 days back)."""
+        """The request of this id, if the listing knows it (90 days back)."""
         listing = self._list({"endpoint_id": endpoint, "request_id": fal_request_id})
         found = (one for one in listing.requests if one.fal_request_id == fal_request_id)
         return next(found, None)

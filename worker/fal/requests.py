@@ -1,7 +1,7 @@
-"""What can be asked about one request in fal's queue: status, result, cancellation. Safe to repeat.
+"""What can be asked about one request in fal's queue, and repeated: status, result, cancellation.
 
-COMPLETED covers success, failure and cancellation alike; `error`, `error_type` and the result's code
-tell them apart (fal-api, section 3). A status call that fails is no conclusion, whatever its code.
+COMPLETED covers success, failure and cancellation alike; `error`, `error_type` and the code of the
+result tell them apart (fal-api, section 3). A status call that fails is no conclusion.
 """
 
 from dataclasses import dataclass
@@ -81,14 +81,20 @@ class RequestClient:
         self._http = build_client(credentials, keep_connections=True)
 
     def find_truth(self, ref: RequestRef, fal_request_id: str) -> Truth:
-        """Where the request is by fal's own words, its result included. Never raises for the network."""
+        """Where the request is by fal's own words, its result included. Never raises."""
         reply = self._ask("GET", self._choose_url(ref.status_url, ref, fal_request_id, "/status"))
         if not isinstance(reply, Reply):
             return reply
         status = read_status(reply)
-        if not isinstance(status, Finished):
-            return status
-        return self._read_result(ref, fal_request_id, status)
+        match status:
+            case Finished():
+                return self._read_result(ref, fal_request_id, status)
+            case Forgotten():
+                # The status may be gone, or away, while the result can still be read.
+                truth = self._read_result(ref, fal_request_id, Finished(None, None))
+                return truth if isinstance(truth, Completion) else status
+            case _:
+                return status
 
     def cancel(self, ref: RequestRef, fal_request_id: str) -> CancelAnswer:
         """Ask fal to remove the request from its queue, or to stop it."""
@@ -159,8 +165,8 @@ def read_status(reply: Reply) -> Finished | Pending | Forgotten | Unclear:
 def sort_result(reply: Reply, finished: Finished, fal_request_id: str) -> Truth:
     """Sort the result of a completed request; pure.
 
-    A failed run answers with the model's own code and words. A 5xx of a run that did not fail passes
-    by (section 3.3), and a 404 in no model's words means that the result is gone.
+    A failed run answers with the model's own code and words. A 5xx of a run that did not fail
+    passes by (section 3.3), and a 404 in no model's words means that the result is gone.
     """
     body = reply.parse_json()
     if finished.error is not None:

@@ -53,7 +53,7 @@ def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt
 def settle_attempt(connection: Connection, attempt_id: UUID, settlement: Settlement) -> None:
     """Write what became of the POST; a request id that a webhook brought first is kept.
 
-    A certain outcome replaces an uncertain one, however late it comes; nothing replaces a certain one.
+    A certain outcome replaces an uncertain one, however late it comes, and is final itself.
     """
     values = asdict(settlement)
     known = values.pop("fal_request_id")
@@ -67,7 +67,7 @@ def settle_attempt(connection: Connection, attempt_id: UUID, settlement: Settlem
 
 
 def adopt_request(connection: Connection, attempt: Attempt, fal_request_id: str) -> bool:
-    """Give the attempt its request id; False if it has another one, or if another attempt has it."""
+    """Give the attempt its request id; False if it has another, or if another attempt has it."""
     known, rival = AttemptRow.fal_request_id, aliased(AttemptRow)
     taken = exists().where(rival.fal_request_id == fal_request_id, rival.id != attempt.id)
     statement = (
@@ -87,7 +87,11 @@ def complete_attempt(
         values["extra_charge_at"] = None
     connection.execute(
         update(AttemptRow)
-        .where(AttemptRow.id == attempt_id, AttemptRow.completed_at.is_(None))
+        .where(
+            AttemptRow.id == attempt_id,
+            # A failure may be a mistake of ours (a result given up), a result never is.
+            or_(AttemptRow.completed_at.is_(None), AttemptRow.ending == Ending.FAILED),
+        )
         .values(**values)
     )
 
@@ -101,15 +105,21 @@ def note_extra_charge(connection: Connection, attempt_id: UUID, now: datetime) -
     )
 
 
-def dismiss_rivals(
-    connection: Connection, job_id: UUID, winner_id: UUID | None, now: datetime
-) -> None:
-    """Have the requests of the job's other attempts cancelled, and count them as charges."""
+def dismiss_attempt(connection: Connection, attempt_id: UUID, now: datetime) -> None:
+    """Have the attempt's request cancelled, and count it as a charge besides the job's own."""
+    note_extra_charge(connection, attempt_id, now)
+    order_cancel(connection, attempt_id, now)
+
+
+def dismiss_rivals(connection: Connection, winner: Attempt, now: datetime) -> None:
+    """Dismiss the job's other attempts that are requests of fal's and have not finished."""
+    clear = update(AttemptRow).where(AttemptRow.id == winner.id).values(extra_charge_at=None)
+    connection.execute(clear)
     connection.execute(
         update(AttemptRow)
         .where(
-            AttemptRow.job_id == job_id,
-            AttemptRow.id != winner_id,
+            AttemptRow.job_id == winner.job_id,
+            AttemptRow.id != winner.id,
             AttemptRow.fal_request_id.is_not(None),
             AttemptRow.completed_at.is_(None),
         )
@@ -170,7 +180,7 @@ def count_attempts(
 
 
 def find_current_attempt(connection: Connection, job: Job) -> Attempt | None:
-    """The attempt of the job's newest claim; None before the first, and after an archive's claim."""
+    """The attempt of the job's newest claim; None before the first, or if that was an archive's."""
     statement = select(*columns_of(AttemptRow)).where(
         AttemptRow.job_id == job.id, AttemptRow.fence == job.fence
     )
@@ -182,13 +192,13 @@ def find_attempt_by_request(connection: Connection, fal_request_id: str) -> Atte
     return fetch_one(connection, Attempt, statement)
 
 
-def list_unsettled(connection: Connection, limit: int) -> list[Attempt]:
-    """The oldest attempts of which it is not known whether they became requests of fal's.
+def list_unsettled(connection: Connection, limit: int) -> list[tuple[Attempt, datetime]]:
+    """Attempts of which nobody knows whether they became requests of fal's; with their job's time.
 
-    Attempts whose POST is under way are among them.
+    Those that are due come first. Attempts whose POST is under way (no outcome yet) are among them.
     """
     statement = (
-        select(*columns_of(AttemptRow))
+        select(*columns_of(AttemptRow), JobRow.due_at)
         .join(JobRow, JobRow.id == AttemptRow.job_id)
         .where(
             JobRow.due_at.is_not(None),
@@ -196,16 +206,19 @@ def list_unsettled(connection: Connection, limit: int) -> list[Attempt]:
             JobRow.fence == AttemptRow.fence,
             AttemptRow.fal_request_id.is_(None),
         )
-        .order_by(AttemptRow.started_at)
+        .order_by(JobRow.due_at)
         .limit(limit)
     )
-    return fetch_all(connection, Attempt, statement)
+    rows = [dict(row) for row in connection.execute(statement).mappings()]
+    due = [row.pop("due_at") for row in rows]
+    return [(Attempt(**row), at) for row, at in zip(rows, due, strict=True)]
 
 
 def list_known_requests(connection: Connection, fal_request_ids: Sequence[str]) -> set[str]:
     """Those of the ids that an attempt has already."""
     known = AttemptRow.fal_request_id
-    return set(connection.execute(select(known).where(known.in_(fal_request_ids))).scalars())
+    found = connection.execute(select(known).where(known.in_(fal_request_ids))).scalars()
+    return {fal_request_id for fal_request_id in found if fal_request_id is not None}
 
 
 def list_hinted_requests(connection: Connection, attempt_id: UUID) -> list[str]:
@@ -223,8 +236,13 @@ def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | 
     return fetch_one(connection, Attempt, statement)
 
 
-def count_delivery(connection: Connection, attempt: Attempt, new: NewDelivery) -> int:
-    """Keep the delivery, or count it on its row if this very body came before; the count."""
+def count_delivery(
+    connection: Connection, attempt: Attempt, new: NewDelivery
+) -> tuple[int, Verdict]:
+    """Keep the delivery, or count it on its row if this very body came before.
+
+    How often it has come, and what it was worth the first time.
+    """
     insertion = insert_for(connection, DeliveryRow).values(
         **asdict(new),
         job_id=attempt.job_id,
@@ -239,8 +257,9 @@ def count_delivery(connection: Connection, attempt: Attempt, new: NewDelivery) -
             "times_received": DeliveryRow.times_received + 1,
             "last_received_at": new.received_at,
         },
-    ).returning(DeliveryRow.times_received)
-    return int(connection.execute(statement).scalar_one())
+    ).returning(DeliveryRow.times_received, DeliveryRow.verdict)
+    times, verdict = connection.execute(statement).one()
+    return int(times), Verdict(verdict)
 
 
 def judge_delivery(connection: Connection, attempt_id: UUID, body: bytes, verdict: Verdict) -> None:

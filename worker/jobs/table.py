@@ -26,8 +26,13 @@ _ENTERED_AT = {
     JobState.CANCELLED: "cancelled_at",
 }
 
-# A row that no worker holds and nothing holds up.
-_AT_REST: dict[str, None] = {"claimed_by": None, "blocked_reason": None}
+# A row that no worker holds, nothing holds up, and that has not failed.
+_AT_REST: dict[str, None] = {
+    "claimed_by": None,
+    "blocked_reason": None,
+    "error_code": None,
+    "error_message": None,
+}
 
 
 def insert_job(connection: Connection, new: NewJob) -> Job | None:
@@ -139,6 +144,14 @@ def apply_event(connection: Connection, job: Job, event: JobEvent, move: Move) -
     moved = fetch_one(connection, Job, statement)
     if moved is not None:
         _insert_event(connection, moved, job.state, event, move)
+    return moved
+
+
+def apply_permitted(connection: Connection, job: Job, event: JobEvent, move: Move) -> Job:
+    """As `apply_event`, for a row that this transaction has locked, and an edge that there is."""
+    moved = apply_event(connection, job, event, move)
+    if moved is None:
+        raise LookupError(f"{event.value} leads nowhere from {job.state.value}")
     return moved
 
 

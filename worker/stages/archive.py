@@ -20,6 +20,7 @@ from worker.media.download import DownloadLimits, download_video
 from worker.media.hosts import MediaHosts
 from worker.media.probe import choose_extension
 from worker.media.store import Store, StoredObject
+from worker.stages.lease import Heartbeat
 
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=5)
@@ -51,9 +52,9 @@ def archive_job(
         job = table.claim_job(connection, job_id, JobEvent.ARCHIVE_CLAIMED, claim)
     if job is None:
         return None
-    heartbeat = Heartbeat(job, db=db, lease=terms.lease, clock=clock)
     try:
-        stored = fetch_video(job, client=client, store=store, terms=terms, heartbeat=heartbeat)
+        with Heartbeat(job, db=db, lease=terms.lease, clock=clock) as heartbeat:
+            stored = fetch_video(job, client=client, store=store, terms=terms, heartbeat=heartbeat)
     except ClaimLostError:
         return None
     except RetryableError as error:
@@ -61,30 +62,6 @@ def archive_job(
     except PermanentError as error:
         return refuse_archive(job, error, db=db, clock=clock)
     return record_archive(job, stored, db=db, clock=clock)
-
-
-class Heartbeat:
-    """Renews the lease of a claimed job while its download goes on."""
-
-    def __init__(self, job: Job, *, db: Database, lease: timedelta, clock: Clock) -> None:
-        self._job = job
-        self._db = db
-        self._lease = lease
-        self._clock = clock
-        self._renewed_at = clock()
-
-    def beat(self, _received: int) -> None:
-        """Renew once in each third of the lease. Raises ClaimLostError."""
-        if self._clock() - self._renewed_at >= self._lease / 3:
-            self.renew()
-
-    def renew(self) -> None:
-        """Raises ClaimLostError once another worker has taken the job over."""
-        now = self._clock()
-        with self._db.transaction() as connection:
-            if not table.extend_claim(connection, self._job, now + self._lease):
-                raise ClaimLostError(f"job {self._job.id} was taken over")
-        self._renewed_at = now
 
 
 def fetch_video(
@@ -104,7 +81,7 @@ def fetch_video(
             client=client,
             hosts=terms.hosts,
             limits=terms.limits,
-            on_progress=heartbeat.beat,
+            on_progress=heartbeat.check,
         )
         extension = choose_extension(
             video.content_type or download.content_type, video.file_name, download.head

@@ -1,12 +1,11 @@
 """3. complete: record the fact that fal has finished, whoever tells of it.
 
-Webhook and poll come through the same door. Next: `archive.py`.
+Webhook, poll and listing come through the same door. Next: `archive.py`.
 """
 
 import hmac
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
 
 from pydantic import JsonValue
@@ -19,25 +18,20 @@ from worker.fal.completion import Completion
 from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
 from worker.fal.extend_video import parse_output
 from worker.jobs import attempts, table
-from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import Attempt, Job, Move, NewDelivery
+from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
+from worker.jobs.values import Attempt, Ending, Job, Move, NewDelivery, Verdict
 
-
-class Verdict(StrEnum):
-    """What a genuine delivery was worth."""
-
-    RECORDED = "recorded"
-    DUPLICATE = "duplicate"
-    # The job had moved on without this delivery, or its result has to be fetched.
-    KEPT = "kept"
+# fal's own type for a request that was cancelled, by us or by anybody with the key.
+CANCELLED_CODE = "client_cancelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A delivery's verdict and its job as committed."""
+    """A delivery's verdict, its job as committed, and whom to ring for."""
 
     verdict: Verdict
     job: Job
+    doorbell: Doorbell | None = None
 
 
 def receive_delivery(
@@ -56,21 +50,67 @@ def receive_delivery(
     """
     now = clock()
     with db.transaction() as connection:
-        attempt = _find_attempt(connection, token, completion)
-        # The job's row is locked first, here and everywhere, so that two writers cannot deadlock.
-        job = table.get_job(connection, attempt.job_id, lock=True)
-        new = NewDelivery(
-            now, completion.fal_request_id, completion.gateway_request_id, completion.status, body
-        )
-        if attempts.count_delivery(connection, attempt, new) > 1:
+        attempt, job = _find_attempt(connection, token, completion)
+        if _is_repeated(connection, attempt, _describe(completion, body, Verdict.KEPT, now)):
             return Receipt(Verdict.DUPLICATE, job)
         if not attempts.adopt_request(connection, attempt, completion.fal_request_id):
             raise InvalidSignatureError("the attempt is of another fal request")
+        if needs_fetching(completion):
+            doorbell = expect_result(connection, job, attempt, completion.fal_request_id, now)
+            return Receipt(Verdict.KEPT, job, doorbell)
         moved = record_completion(connection, job, attempt, completion, now, grace)
-    return Receipt(Verdict.KEPT if moved is None else Verdict.RECORDED, moved or job)
+        if moved is None:
+            return Receipt(Verdict.KEPT, job)
+        attempts.judge_delivery(connection, attempt.id, body, Verdict.RECORDED)
+        return Receipt(Verdict.RECORDED, moved, moved.doorbell)
 
 
-_AWAITING_FAL = frozenset({JobState.SUBMISSION_UNKNOWN, JobState.SUBMITTED})
+def receive_hint(
+    token: str, completion: Completion, body: bytes, *, db: Database, clock: Clock = read_clock
+) -> Receipt:
+    """Keep a delivery that proves nothing but knows the token, and have fal asked at once.
+
+    Nothing of what it says is believed: `reconcile.py` asks fal with our own key. Raises
+    InvalidSignatureError as `receive_delivery` does.
+    """
+    now = clock()
+    with db.transaction() as connection:
+        attempt, job = _find_attempt(connection, token, completion)
+        attempts.count_delivery(connection, attempt, _describe(completion, body, Verdict.HINT, now))
+        if job.state in AWAITING_FAL:
+            table.advance_due(connection, job, now)
+        doorbell = None if has_video(job) else Doorbell(Step.RECONCILE, job.id)
+        return Receipt(Verdict.HINT, job, doorbell)
+
+
+def has_video(job: Job) -> bool:
+    """Whether the job has a result that it can archive, or has archived; pure."""
+    try:
+        parse_output(job.result)
+    except InvalidResultError:
+        return False
+    return True
+
+
+def needs_fetching(completion: Completion) -> bool:
+    """Whether fal could not put the result into the message: then it has to be asked for."""
+    is_empty = completion.payload is None
+    return is_empty and (completion.status == "OK" or completion.payload_error is not None)
+
+
+def expect_result(
+    connection: Connection, job: Job, attempt: Attempt, fal_request_id: str, now: datetime
+) -> Doorbell | None:
+    """Have the attempt's request polled now: it is finished, but its result was not delivered."""
+    if job.fence != attempt.fence or has_video(job):
+        return None
+    if job.state is JobState.SUBMITTED:
+        table.advance_due(connection, job, now)
+        return job.doorbell
+    detail = "fal has a result that it could not deliver"
+    move = Move(now, now, detail, {"fal_request_id": fal_request_id})
+    moved = table.apply_event(connection, job, JobEvent.REQUEST_ADOPTED, move)
+    return None if moved is None else moved.doorbell
 
 
 def record_completion(
@@ -81,23 +121,33 @@ def record_completion(
     now: datetime,
     grace: timedelta,
 ) -> Job | None:
-    """Move the job by what fal says; None if it has moved on, or if the result must be fetched."""
-    if completion.payload is None and (completion.status == "OK" or completion.payload_error):
-        if job.state in _AWAITING_FAL:
-            table.advance_due(connection, job, now)
-        return None
+    """Move the job by what fal says of one of its attempts; None if it has moved on.
+
+    The first result wins, whichever attempt it is of and wherever the job is by now: what is paid
+    is taken. A second one is counted as an extra charge. A failure counts only if it is of the
+    newest attempt.
+    """
     failure = find_failure(completion)
+    attempts.complete_attempt(connection, attempt.id, find_ending(failure), now)
+    if has_video(job):
+        if failure is None and job.fal_request_id != completion.fal_request_id:
+            attempts.note_extra_charge(connection, attempt.id, now)
+        return None
     columns = {
         "fal_request_id": completion.fal_request_id,
         "submitted_at": job.submitted_at or attempt.started_at,
         "result": _as_object(completion.payload),
     }
     if failure is None:
-        move = Move(now, now + grace, columns=columns)
-        return table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
+        detail = "it came in spite of the cancellation" if job.cancel_requested_at else None
+        move = Move(now, now + grace, detail, columns)
+        return _take_result(connection, job, attempt, move)
     if attempt.fence != job.fence:
         # A later attempt is under way: it is not up to the earlier one to fail the job.
         return None
+    if failure.code == CANCELLED_CODE and job.cancel_requested_at is not None:
+        move = Move(now, detail=failure.message, columns=columns)
+        return table.apply_event(connection, job, JobEvent.JOB_CANCELLED, move)
     columns |= {"error_code": failure.code, "error_message": failure.message}
     move = Move(now, detail=failure.message, columns=columns)
     return table.apply_event(connection, job, JobEvent.FAILURE_ARRIVED, move)
@@ -115,14 +165,48 @@ def find_failure(completion: Completion) -> FalFailure | None:
     return None
 
 
-def _find_attempt(connection: Connection, token: str, completion: Completion) -> Attempt:
+def find_ending(failure: FalFailure | None) -> Ending:
+    """How the attempt's request ended, as far as its cost is concerned; pure."""
+    if failure is None:
+        return Ending.OK
+    return Ending.CANCELLED if failure.code == CANCELLED_CODE else Ending.FAILED
+
+
+def _take_result(connection: Connection, job: Job, attempt: Attempt, move: Move) -> Job | None:
+    moved = table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
+    if moved is not None:
+        attempts.dismiss_rivals(connection, attempt, move.now)
+    return moved
+
+
+def _find_attempt(
+    connection: Connection, token: str, completion: Completion
+) -> tuple[Attempt, Job]:
     token_hash = attempts.hash_token(token)
     attempt = attempts.find_attempt_by_token(connection, token_hash)
     if attempt is None or not hmac.compare_digest(attempt.token_hash, token_hash):
         raise InvalidSignatureError("no attempt has this token")
     if attempt.fal_request_id not in {None, completion.fal_request_id}:
         raise InvalidSignatureError("the attempt is of another fal request")
-    return attempt
+    # The job's row is locked first, here and everywhere, so that two writers cannot deadlock.
+    return attempt, table.get_job(connection, attempt.job_id, lock=True)
+
+
+def _describe(completion: Completion, body: bytes, verdict: Verdict, now: datetime) -> NewDelivery:
+    return NewDelivery(
+        now,
+        completion.fal_request_id,
+        completion.gateway_request_id,
+        completion.status,
+        verdict,
+        body,
+    )
+
+
+def _is_repeated(connection: Connection, attempt: Attempt, new: NewDelivery) -> bool:
+    """Keep the delivery; whether it has come and been believed before."""
+    times, verdict = attempts.count_delivery(connection, attempt, new)
+    return times > 1 and verdict is not Verdict.HINT
 
 
 def _as_object(payload: JsonValue) -> dict[str, Any] | None:

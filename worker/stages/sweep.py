@@ -3,40 +3,56 @@
 Many sweeps at once do no harm: each takes rows that no other holds, and pushes their time on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection
 
+from worker.backoff import spread
 from worker.clock import Clock, read_clock
 from worker.db import Database
-from worker.jobs import table
-from worker.jobs.states import Doorbell, JobEvent, JobState
-from worker.jobs.values import Job, Move
+from worker.jobs import attempts, gates, table
+from worker.jobs.states import Doorbell, JobEvent, JobState, Step
+from worker.jobs.values import Gate, Job, Move, Outcome, Settlement
 from worker.media.store import Store
+from worker.stages.submit import SUBMISSIONS_GATE
 
 BATCH = 100
 # A partial file is somebody's for as long as a download may take.
 PARTIAL_AGE = timedelta(hours=24)
-SWEPT_STATES = (JobState.QUEUED, JobState.COMPLETED, JobState.ARCHIVING)
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """A batch: how many rows it took, and whom to ring for now that it is committed."""
+
+    rows: int
+    doorbells: list[Doorbell]
 
 
 def sweep_jobs(
     *, db: Database, lease: timedelta, limit: int = BATCH, clock: Clock = read_clock
-) -> list[Doorbell]:
-    """Take one batch of overdue rows; returns whom to ring for, after this has committed.
+) -> Swept:
+    """Take one batch of overdue rows.
 
     A waiting row lost its message or has waited long enough: it is looked at again after `lease`
-    unless it moves. A claimed row whose lease has run out goes back to where it was claimed from.
+    unless it moves. A claimed row whose lease has run out is taken from its worker: a download goes
+    back to be claimed by anybody, a submission becomes unknown.
     """
     now = clock()
     with db.transaction() as connection:
-        overdue = table.find_overdue(connection, SWEPT_STATES, now, limit)
-        waiting = [job for job in overdue if job.doorbell is not None]
-        table.release_waiting(connection, [job.id for job in waiting], now + lease)
-        expired = [job for job in overdue if job.state is JobState.ARCHIVING]
-        returned = _return_expired(connection, expired, now, lease)
-    return [job.doorbell for job in [*waiting, *returned] if job.doorbell is not None]
+        overdue = table.find_overdue(connection, now, limit)
+        gate = gates.find_gate(connection, SUBMISSIONS_GATE)
+        queued = [job for job in overdue if job.state is JobState.QUEUED]
+        held_back = _hold_back(connection, queued, gate, now)
+        waiting = [job for job in overdue if job.doorbell is not None and job not in held_back]
+        _push_on(connection, waiting, now + lease)
+        returned = [_take_over(connection, job, now, lease) for job in overdue if job.claimed_by]
+        cancels = attempts.claim_due_cancels(connection, now, now + lease, limit)
+    doorbells = [*_list_doorbells([*waiting, *returned])]
+    doorbells += [Doorbell(Step.CANCEL, job_id) for job_id in cancels]
+    return Swept(max(len(overdue), len(cancels)), doorbells)
 
 
 def remove_partials(store: Store) -> int:
@@ -44,12 +60,42 @@ def remove_partials(store: Store) -> int:
     return store.remove_partials(PARTIAL_AGE)
 
 
-def _return_expired(
-    connection: Connection, expired: Sequence[Job], now: datetime, lease: timedelta
+def _hold_back(
+    connection: Connection, queued: list[Job], gate: Gate | None, now: datetime
 ) -> list[Job]:
-    returned = []
-    for job in expired:
-        move = Move(now, now + lease, f"{job.claimed_by} fell silent")
-        moved = table.apply_event(connection, job, JobEvent.ARCHIVE_CLAIM_EXPIRED, move)
-        returned += [moved] if moved is not None else []
-    return returned
+    """While submissions pause, keep all back but one, which tries the account when it is time."""
+    if gate is None:
+        return []
+    held_back = queued[1:] if now >= gate.opens_at else queued
+    ids = [job.id for job in held_back]
+    wait = spread(max(gate.opens_at - now, timedelta(seconds=1)))
+    table.block_queued(connection, ids, now + wait, str(gate.reason))
+    return held_back
+
+
+def _push_on(connection: Connection, waiting: list[Job], due_at: datetime) -> None:
+    """Work of ours may be claimed again; what waits for fal goes on waiting."""
+    ours = [job.id for job in waiting if job.state in (JobState.QUEUED, JobState.COMPLETED)]
+    table.release_waiting(connection, ours, due_at)
+    table.push_due(connection, [job.id for job in waiting if job.id not in ours], due_at)
+
+
+def _take_over(connection: Connection, job: Job, now: datetime, lease: timedelta) -> Job | None:
+    """Whoever held the row has been silent for a whole lease."""
+    detail = f"{job.claimed_by} fell silent"
+    if job.state is JobState.ARCHIVING:
+        move = Move(now, now + lease, detail)
+        return table.apply_event(connection, job, JobEvent.ARCHIVE_CLAIM_EXPIRED, move)
+    attempt = attempts.find_current_attempt(connection, job)
+    if attempt is not None:
+        settlement = Settlement(Outcome.UNKNOWN, now, error_message=detail)
+        attempts.settle_attempt(connection, attempt.id, settlement)
+    blocked = {"blocked_reason": f"fal may or may not have it: {detail}"}
+    move = Move(now, now + lease, detail, blocked)
+    return table.apply_event(connection, job, JobEvent.SUBMISSION_CLAIM_EXPIRED, move)
+
+
+def _list_doorbells(jobs: list[Job | None]) -> Iterator[Doorbell]:
+    for job in jobs:
+        if job is not None and job.doorbell is not None:
+            yield job.doorbell

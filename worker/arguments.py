@@ -1,0 +1,46 @@
+"""What a shell gives as text, as values of the fields' own types."""
+
+from collections.abc import Sequence
+
+from worker.errors import InvalidInputError, Violation
+from worker.fal.extend_video import parse_field
+from worker.stages.enqueue import Wish, parse_wish
+
+
+def parse_or_list(fields: dict[str, object], wrong: Sequence[Violation]) -> Wish:
+    """The wish. Raises InvalidInputError with what is `wrong` already and with all else."""
+    try:
+        wish = parse_wish(fields)
+    except InvalidInputError as error:
+        raise InvalidInputError((*error.violations, *wrong)) from None
+    if wrong:
+        raise InvalidInputError(tuple(wrong))
+    return wish
+
+
+def read_fields(pairs: Sequence[str]) -> tuple[dict[str, object], list[Violation]]:
+    """`field=value` texts as values of the fields' own types, and those that are none.
+
+    Text of the wrong type is kept as it is: `parse_wish` says what the field allows.
+    """
+    texts, wrong = split_pairs("--set", pairs)
+    values: dict[str, object] = {}
+    for name, text in texts.items():
+        if name in OWN_OPTIONS:
+            wrong.append(Violation(f"--set {name}", text, f"give it as {OWN_OPTIONS[name]}"))
+            continue
+        try:
+            values[name] = parse_field(name, text)
+        except InvalidInputError:
+            values[name] = text
+    return values, wrong
+
+
+OWN_OPTIONS = {"prompt": "--prompt", "video_url": "--video"}
+
+
+def split_pairs(option: str, pairs: Sequence[str]) -> tuple[dict[str, str], list[Violation]]:
+    """NAME=VALUE texts by name, and the texts that have another form."""
+    wrong = [Violation(option, pair, "NAME=VALUE") for pair in pairs if "=" not in pair]
+    parts = [pair.partition("=") for pair in pairs if "=" in pair]
+    return {name: value for name, _, value in parts}, wrong

@@ -1,0 +1,108 @@
+"""Beside the path. cancel: give a job up, and have fal give its requests up.
+
+Before the POST it is free. In fal's queue the request is removed; a running one is asked to stop,
+and what it gives all the same is archived. Only a wish of an operator or producer, and the result
+of a rival attempt, cancel anything: a worker that shuts down does not.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Connection
+
+from worker.clock import Clock, read_clock
+from worker.db import Database
+from worker.errors import TooLateError
+from worker.fal.requests import CancelAnswer, RequestClient
+from worker.jobs import attempts, table
+from worker.jobs.states import Doorbell, JobEvent, JobState, Step
+from worker.jobs.values import Attempt, Job, Move
+
+RETRY_PAUSE = timedelta(seconds=30)
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The job as committed, and whom to ring for if fal has to be asked."""
+
+    job: Job
+    doorbell: Doorbell | None
+
+
+def cancel_job(job_id: UUID, *, db: Database, clock: Clock = read_clock) -> Cancelled:
+    """Cancel the job, or have its request cancelled; again is as good as once.
+
+    Raises JobNotFoundError, and TooLateError once there is a result or an end.
+    """
+    now = clock()
+    with db.transaction() as connection:
+        job = table.get_job(connection, job_id, lock=True)
+        match job.state:
+            case JobState.CANCELLED:
+                return Cancelled(job, None)
+            case JobState.QUEUED:
+                move = Move(now, detail="nothing was paid", columns={"cancel_requested_at": now})
+                return Cancelled(
+                    table.apply_permitted(connection, job, JobEvent.JOB_CANCELLED, move), None
+                )
+            case JobState.SUBMITTING | JobState.SUBMISSION_UNKNOWN | JobState.SUBMITTED:
+                return _request_cancel(connection, job, now)
+            case _:
+                raise TooLateError(f"job {job.id} is {job.state.value}: there is nothing to cancel")
+
+
+def cancel_requests(
+    job_id: UUID,
+    *,
+    db: Database,
+    requests: RequestClient,
+    give_up_after: timedelta,
+    clock: Clock = read_clock,
+) -> None:
+    """Ask fal to cancel those of the job's requests that are to be."""
+    with db.reading() as connection:
+        due = [one for one in attempts.list_attempts(connection, job_id) if one.cancel_due_at]
+    for attempt in due:
+        answer = requests.cancel(attempt, str(attempt.fal_request_id))
+        log.info("cancellation_answered", job_id=str(job_id), answer=answer.value)
+        _record_answer(attempt, answer, db=db, give_up_after=give_up_after, now=clock())
+
+
+def _request_cancel(connection: Connection, job: Job, now: datetime) -> Cancelled:
+    """Write the wish; only one who knows the request can be asked to cancel it."""
+    asked = job
+    if job.cancel_requested_at is None:
+        columns = {
+            "cancel_requested_at": now,
+            "claimed_by": job.claimed_by,
+            "blocked_reason": job.blocked_reason,
+        }
+        move = Move(now, job.due_at, columns=columns)
+        asked = table.apply_permitted(connection, job, JobEvent.CANCEL_REQUESTED, move)
+    attempt = attempts.find_current_attempt(connection, job)
+    if attempt is None or job.state is not JobState.SUBMITTED:
+        return Cancelled(asked, None)
+    attempts.order_cancel(connection, attempt.id, now)
+    return Cancelled(asked, Doorbell(Step.CANCEL, job.id))
+
+
+def _record_answer(
+    attempt: Attempt,
+    answer: CancelAnswer,
+    *,
+    db: Database,
+    give_up_after: timedelta,
+    now: datetime,
+) -> None:
+    """Note it. fal's last word on the request is its completion, so that is asked for soon."""
+    again = answer is CancelAnswer.UNCLEAR and now - attempt.started_at < give_up_after
+    with db.transaction() as connection:
+        job = table.get_job(connection, attempt.job_id, lock=True)
+        due_at = now + RETRY_PAUSE if again else None
+        attempts.record_cancel(connection, attempt.id, answer.value, due_at)
+        if not again and job.state is JobState.SUBMITTED and job.fence == attempt.fence:
+            table.advance_due(connection, job, now)

@@ -1,0 +1,69 @@
+"""Beneath the path. A claimed job's lease is renewed as long as its worker lives, and no longer.
+
+A thread renews it, so that neither a silent media host nor a slow disk looks like a dead worker. A
+process that is killed or stopped takes its thread along.
+"""
+
+from datetime import timedelta
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.clock import Clock
+from worker.db import Database, describe_database_error
+from worker.errors import ClaimLostError
+from worker.jobs import table
+from worker.jobs.values import Job
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Heartbeat:
+    """Renews the lease of a claimed job each third of it, while its context is open."""
+
+    def __init__(self, job: Job, *, db: Database, lease: timedelta, clock: Clock) -> None:
+        self._job = job
+        self._db = db
+        self._lease = lease
+        self._clock = clock
+        self._stopped = Event()
+        self._lost = Event()
+        self._thread = Thread(target=self._beat, name=f"heartbeat {job.id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def check(self, *_: object) -> None:
+        """Raises ClaimLostError once another worker has been seen to have the job."""
+        if self._lost.is_set():
+            raise ClaimLostError(f"job {self._job.id} was taken over")
+
+    def renew(self) -> None:
+        """Renew now. Raises ClaimLostError if another worker has taken the job over."""
+        with self._db.transaction() as connection:
+            if not table.extend_claim(connection, self._job, self._clock() + self._lease):
+                self._lost.set()
+        self.check()
+
+    def _beat(self) -> None:
+        while not self._stopped.wait((self._lease / 3).total_seconds()):
+            try:
+                self.renew()
+            except ClaimLostError:
+                return
+            except SQLAlchemyError as error:
+                # Not lost: the lease may outlive the outage, and the next write tells.
+                log.warning("heartbeat_missed", reason=describe_database_error(error))

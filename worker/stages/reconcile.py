@@ -1,0 +1,112 @@
+"""Beside the path. reconcile: ask fal for the truth about a job that waits for its webhook.
+
+What fal says goes through the same door as the webhook, `complete.py`. A status call that fails is
+no conclusion; only a result that fal had, and has no more, ends a job here.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import assert_never
+from uuid import UUID
+
+from worker.backoff import choose_poll_delay
+from worker.clock import Clock
+from worker.fal.completion import Completion
+from worker.fal.platform import ListedRequest
+from worker.fal.requests import Forgotten, Pending, ResultGone, Unclear
+from worker.jobs import attempts, table
+from worker.jobs.states import Doorbell, JobEvent, JobState
+from worker.jobs.values import Attempt, Ending, Job, Move
+from worker.stages.complete import has_video, record_completion
+from worker.stages.resolve import Resolver
+
+RESULT_GONE = "result_gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciler:
+    """Asks about one job at a time, with what a worker has at hand."""
+
+    resolver: Resolver
+    poll_after: timedelta
+
+    @property
+    def clock(self) -> Clock:
+        return self.resolver.clock
+
+    def reconcile_job(self, job_id: UUID) -> list[Doorbell]:
+        """Ask fal about the job, if it waits for fal; returns whom to ring for."""
+        with self.resolver.db.reading() as connection:
+            job = table.find_job(connection, job_id)
+            attempt = attempts.find_current_attempt(connection, job) if job else None
+        if job is None or attempt is None:
+            return []
+        match job.state:
+            case JobState.SUBMITTED:
+                return self._ring(self._poll_request(job, attempt))
+            case JobState.SUBMISSION_UNKNOWN:
+                return self.resolver.resolve_unknown(job, attempt)
+            case JobState.QUEUED | JobState.FAILED | JobState.CANCELLED:
+                # Given up, and then a delivery came that proves nothing: fal is asked about it.
+                return [] if has_video(job) else self._ring(self.resolver.follow_hints(attempt))
+            case JobState.SUBMITTING | JobState.COMPLETED | JobState.ARCHIVING | JobState.ARCHIVED:
+                return []
+            case _:
+                assert_never(job.state)
+
+    def _poll_request(self, job: Job, attempt: Attempt) -> Job | None:
+        fal_request_id = str(job.fal_request_id or attempt.fal_request_id)
+        truth = self.resolver.requests.find_truth(attempt, fal_request_id)
+        match truth:
+            case Completion():
+                return self._record(job, attempt, truth)
+            case Pending() | Unclear():
+                self._wait(job, attempt)
+                return None
+            case Forgotten() | ResultGone():
+                return self._ask_listing(job, attempt, fal_request_id)
+            case _:
+                assert_never(truth)
+
+    def _ask_listing(self, job: Job, attempt: Attempt, fal_request_id: str) -> Job | None:
+        """The queue has no result (any more): the platform's listing may have kept it."""
+        listed = self.resolver.platform.find_request(attempt.endpoint, fal_request_id)
+        if listed is not None and listed.completion is not None:
+            return self._record(job, attempt, listed.completion)
+        if self._is_gone(attempt, listed, self.clock()):
+            return self._give_up(job, attempt, fal_request_id)
+        self._wait(job, attempt)
+        return None
+
+    def _is_gone(self, attempt: Attempt, listed: ListedRequest | None, now: datetime) -> bool:
+        """Not before fal has surely finished; and twice as late where the listing says nothing."""
+        unknown_after = self.resolver.terms.unknown_after
+        if listed is None:
+            return now - attempt.started_at >= 2 * unknown_after
+        return listed.ended and now - attempt.started_at >= unknown_after
+
+    def _record(self, job: Job, attempt: Attempt, completion: Completion) -> Job | None:
+        now = self.clock()
+        with self.resolver.db.transaction() as connection:
+            current = table.get_job(connection, job.id, lock=True)
+            grace = self.resolver.terms.grace
+            return record_completion(connection, current, attempt, completion, now, grace)
+
+    def _give_up(self, job: Job, attempt: Attempt, fal_request_id: str) -> Job | None:
+        now = self.clock()
+        message = f"fal has no result of request {fal_request_id} any more, and none was delivered"
+        why = {"error_code": RESULT_GONE, "error_message": message}
+        with self.resolver.db.transaction() as connection:
+            table.get_job(connection, job.id, lock=True)
+            attempts.complete_attempt(connection, attempt.id, Ending.FAILED, now)
+            move = Move(now, detail=message, columns=why)
+            return table.apply_event(connection, job, JobEvent.FAILURE_ARRIVED, move)
+
+    def _wait(self, job: Job, attempt: Attempt) -> None:
+        now = self.clock()
+        delay = choose_poll_delay(self.poll_after, now - attempt.started_at)
+        with self.resolver.db.transaction() as connection:
+            table.advance_due(connection, job, now + delay)
+
+    def _ring(self, job: Job | None) -> list[Doorbell]:
+        return [job.doorbell] if job is not None and job.doorbell is not None else []

@@ -1,0 +1,73 @@
+"""Beside the path. redrive: an operator restarts a job, from the latest step that is still good.
+
+What is paid is used first: a result is archived again, a request is asked about again. Only with
+`pay_again` is money spent a second time, and the order is written into `events`.
+"""
+
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from worker.clock import Clock, read_clock
+from worker.db import Database
+from worker.errors import PaysAgainError, TooLateError
+from worker.jobs import attempts, table
+from worker.jobs.states import JobEvent, JobState
+from worker.jobs.values import Attempt, Job, Move, Outcome
+from worker.stages.complete import has_video
+from worker.stages.reconcile import RESULT_GONE
+
+# Outcomes that surely cost nothing.
+FREE = frozenset({Outcome.REJECTED, Outcome.POSTPONED})
+REDRIVABLE = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.SUBMISSION_UNKNOWN})
+
+
+def redrive_job(
+    job_id: UUID,
+    *,
+    db: Database,
+    pay_again: bool,
+    grace: timedelta,
+    clock: Clock = read_clock,
+) -> Job:
+    """The job as committed; ring for its step.
+
+    Raises JobNotFoundError, TooLateError if the job is not at an end, and PaysAgainError if it
+    takes new money that was not agreed to.
+    """
+    now = clock()
+    with db.transaction() as connection:
+        job = table.get_job(connection, job_id, lock=True)
+        if job.state not in REDRIVABLE:
+            raise TooLateError(
+                f"job {job.id} is {job.state.value}: it has not failed, nor been cancelled"
+            )
+        event, detail = choose_restart(
+            job, attempts.list_attempts(connection, job.id), pay_again=pay_again
+        )
+        move = Move(now, now + grace, detail, _reset(event, now))
+        return table.apply_permitted(connection, job, event, move)
+
+
+def choose_restart(job: Job, tried: list[Attempt], *, pay_again: bool) -> tuple[JobEvent, str]:
+    """From where to restart, and why; pure. Raises PaysAgainError."""
+    if job.state is JobState.FAILED and has_video(job):
+        return JobEvent.ARCHIVE_REDRIVEN, "an operator has the paid result archived again"
+    if all(attempt.outcome in FREE for attempt in tried):
+        return JobEvent.SUBMIT_REDRIVEN, "an operator has it submitted; nothing was paid so far"
+    if pay_again:
+        return JobEvent.SUBMIT_REDRIVEN, "an operator agreed to pay again"
+    if job.state is JobState.FAILED and job.error_code == RESULT_GONE:
+        return JobEvent.POLL_REDRIVEN, "an operator has fal asked again for the paid result"
+    raise PaysAgainError(f"job {job.id} was submitted before: a new submission costs money again")
+
+
+def _reset(event: JobEvent, now: datetime) -> dict[str, object]:
+    """What the restarted job must not remember of its last end."""
+    if event is not JobEvent.SUBMIT_REDRIVEN:
+        return {"redriven_at": now}
+    return {
+        "redriven_at": now,
+        "fal_request_id": None,
+        "result": None,
+        "cancel_requested_at": None,
+    }
