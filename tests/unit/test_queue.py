@@ -1,4 +1,8 @@
-"""How fal's replies to a submission are sorted, and what the client sends and refuses to follow."""
+"""How fal's replies to a submission are sorted, and what the client sends and refuses to follow.
+
+The rows of the tables are those of fal's reference: codes on submit (2.5), model errors (4.1),
+platform errors (4.2) and what its front door answers by itself (4.4).
+"""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-import worker.fal.queue
+import worker.fal.http
 from tests.harness.brokers import find_closed_port, open_black_hole
 from tests.harness.web import (
     Answer,
@@ -22,17 +26,14 @@ from tests.harness.web import (
     send_body,
     send_json,
 )
+from worker.fal.http import MAX_REPLY_BYTES, Reply
 from worker.fal.queue import (
-    ACCOUNT_DELAY,
-    BUSY_DELAY,
-    MAX_REPLY_BYTES,
     MAX_RETRY_AFTER,
-    UNREACHABLE_DELAY,
     Accepted,
     Ambiguous,
     QueueClient,
+    RefusalClass,
     Refused,
-    Reply,
     SubmitReply,
     sort_reply,
     sort_transport_error,
@@ -41,6 +42,8 @@ from worker.fal.queue import (
 BASE = "https://queue.fal.run"
 APP = f"{BASE}/fal-ai/ltx-2.3-22b/requests/r-1"
 DETAIL = {"detail": "fal's own words"}
+NGINX = b"<html><center>nginx</center></html>"
+FROM_FAL = {"x-fal-request-id": "r-1"}
 KEY = "the-secret-key"
 
 
@@ -110,47 +113,175 @@ def test_sort_reply_200_without_request_id_is_ambiguous(body) -> None:
     assert sort(200, body) == Ambiguous(200, "fal answered 200 without a request id")
 
 
-@pytest.mark.parametrize("status", [400, 402, 404, 405, 409, 410, 413, 415, 422])
-def test_sort_reply_client_error_in_fals_shape_is_refused_for_good(status) -> None:
-    assert sort(status, DETAIL) == Refused(status, f"fal_http_{status}", DETAIL["detail"], None)
+# What fal says to a submission, in its own words (2.5): refused for good, for the account, for now.
+REFUSALS: list[tuple[int, object, RefusalClass, str]] = [
+    (401, {"detail": "Cannot access application"}, RefusalClass.ACCOUNT, "fal_http_401"),
+    (403, {"detail": "User is locked. Reason: Exhausted balance."}, RefusalClass.ACCOUNT, ""),
+    (403, {"detail": "User is locked. Reason: Locked by admin."}, RefusalClass.ACCOUNT, ""),
+    (404, {"detail": 'Application "x" not found'}, RefusalClass.INPUT, ""),
+    (429, {"detail": "More than 5 requests are waiting"}, RefusalClass.BUSY, ""),
+    (400, {"detail": "no", "error_type": "bad_request"}, RefusalClass.INPUT, "bad_request"),
+    (
+        429,
+        {"detail": "slow down", "error_type": "concurrent_requests_limit"},
+        RefusalClass.BUSY,
+        "concurrent_requests_limit",
+    ),
+    *((status, DETAIL, RefusalClass.INPUT, "") for status in (400, 402, 405, 409, 410, 413, 415)),
+]
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_sort_reply_about_account_is_refused_for_a_while(status) -> None:
-    body = {"detail": "User is locked. Reason: Exhausted balance."}
-    assert sort(status, body) == Refused(
-        status, f"fal_http_{status}", body["detail"], ACCOUNT_DELAY
+@pytest.mark.parametrize(("status", "body", "why", "code"), REFUSALS)
+def test_sort_reply_client_error_in_fals_words_is_refused_by_class(status, body, why, code) -> None:
+    refused = Refused(why, status, code or f"fal_http_{status}", body["detail"])
+    assert sort(status, body) == refused
+    assert sort(status, body, **FROM_FAL) == refused
+
+
+MODEL_ERRORS = [
+    "content_policy_violation",
+    "no_media_generated",
+    "image_too_small",
+    "image_too_large",
+    "image_load_error",
+    "file_download_error",
+    "face_detection_error",
+    "file_too_large",
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+    "multiple_of",
+    "sequence_too_short",
+    "sequence_too_long",
+    "one_of",
+    "feature_not_supported",
+    "invalid_archive",
+    "archive_file_count_below_minimum",
+    "archive_file_count_exceeds_maximum",
+    "audio_duration_too_long",
+    "audio_duration_too_short",
+    "video_duration_too_long",
+    "video_duration_too_short",
+    "unsupported_audio_format",
+    "unsupported_image_format",
+    "unsupported_video_format",
+    "a_type_of_tomorrow",
+]
+
+
+@pytest.mark.parametrize("error_type", MODEL_ERRORS)
+def test_sort_reply_model_error_is_refused_for_good_by_its_type(error_type) -> None:
+    item = {"loc": ["body", "video_url"], "msg": "no", "type": error_type}
+    assert sort(422, {"detail": [item]}) == Refused(
+        RefusalClass.INPUT, 422, error_type, "video_url: no"
     )
 
 
+def test_sort_reply_downstream_error_as_400_is_refused_for_good() -> None:
+    """Older pages have it as 400, newer ones as 500: the code decides."""
+    body = {"detail": [{"loc": ["body"], "msg": "no", "type": "downstream_service_error"}]}
+    assert sort(400, body) == Refused(RefusalClass.INPUT, 400, "downstream_service_error", "no")
+    assert sort(500, body) == Ambiguous(500, "fal answered 500")
+
+
+# 4.1 and 4.2: whatever fal says with a 5xx, the request may be queued or have run.
+SERVER_ERRORS = [
+    (500, "internal_server_error"),
+    (500, "downstream_service_unavailable"),
+    (504, "generation_timeout"),
+    (504, "request_timeout"),
+    (504, "startup_timeout"),
+    (503, "runner_scheduling_failure"),
+    (503, "runner_connection_timeout"),
+    (503, "runner_disconnected"),
+    (503, "runner_connection_refused"),
+    (503, "runner_connection_error"),
+    (502, "runner_incomplete_response"),
+    (500, "runner_server_error"),
+    (500, "internal_error"),
+]
+
+
+@pytest.mark.parametrize(("status", "error_type"), SERVER_ERRORS)
+@pytest.mark.parametrize("headers", [{}, FROM_FAL])
+def test_sort_reply_server_error_of_fals_own_is_ambiguous(status, error_type, headers) -> None:
+    body = {"detail": "stopped behind nginx", "error_type": error_type}
+    assert sort(status, body, **headers) == Ambiguous(status, f"fal answered {status}")
+    listed = {"detail": [{"loc": ["body"], "msg": "stopped", "type": error_type}]}
+    assert sort(status, listed, **headers) == Ambiguous(status, f"fal answered {status}")
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+@pytest.mark.parametrize("body", [NGINX, b"<hr>NGINX/1.27</hr>", b"nginx"])
+def test_sort_reply_of_front_door_is_refused_as_unavailable(status, body) -> None:
+    message = f"fal's front door answered {status}"
+    assert sort(status, body) == Refused(
+        RefusalClass.UNAVAILABLE, status, "fal_unavailable", message
+    )
+
+
+def test_sort_reply_of_front_door_waits_as_told() -> None:
+    reply = sort(503, NGINX, **{"Retry-After": "9"})
+    assert isinstance(reply, Refused)
+    assert reply.retry_after == timedelta(seconds=9)
+
+
 @pytest.mark.parametrize(
-    ("header", "delay"),
+    ("status", "body", "headers"),
     [
-        (None, BUSY_DELAY),
-        ("", BUSY_DELAY),
-        ("7", timedelta(seconds=7)),
-        ("0", timedelta()),
-        ("3600", timedelta(hours=1)),
-        ("3601", MAX_RETRY_AFTER),
-        ("9" * 5000, MAX_RETRY_AFTER),
-        ("-1", BUSY_DELAY),
-        ("1.5", BUSY_DELAY),
-        ("Wed, 21 Oct 2026 07:28:00 GMT", BUSY_DELAY),
+        (502, NGINX, FROM_FAL),
+        (503, NGINX, {"X-FAL-REQUEST-ID": ""}),
+        (502, b"<html>Bad Gateway</html>", {}),
+        (503, b"", {}),
+        (500, NGINX, {}),
+        (501, NGINX, {}),
+        (520, NGINX, {}),
+        (200, NGINX, {}),
+        (503, {"detail": "nginx said so"}, {}),
+        (503, "nginx", {}),
+        (504, {"request_id": "r-1", "server": "nginx"}, {}),
     ],
 )
-def test_sort_reply_of_full_queue_waits_as_told_within_bounds(header, delay) -> None:
+def test_sort_reply_not_surely_of_front_door_is_ambiguous(status, body, headers) -> None:
+    """A code of its own, its own words and no id: one of the three missing, fal may have it."""
+    assert isinstance(sort(status, body, **headers), Ambiguous)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 0),
+        ("", 0),
+        ("7", 7),
+        ("0", 0),
+        ("0000000007", 7),
+        ("3600", 3600),
+        ("3601", 3600),
+        ("9" * 5000, 3600),
+        ("-1", 0),
+        ("1.5", 0),
+        ("\u0667", 0),
+        ("\u00b2", 0),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", 0),
+    ],
+)
+def test_sort_reply_of_full_queue_waits_as_told_within_bounds(header, seconds) -> None:
     headers = {} if header is None else {"Retry-After": header}
-    assert sort(429, DETAIL, **headers) == Refused(429, "fal_http_429", DETAIL["detail"], delay)
+    raw = json.dumps(DETAIL).encode()
+    assert sort_reply(Reply(429, lowered(headers), raw), BASE) == Refused(
+        RefusalClass.BUSY, 429, "fal_http_429", DETAIL["detail"], timedelta(seconds=seconds)
+    )
+
+
+def lowered(headers: dict[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 @pytest.mark.parametrize(
     ("body", "code", "message"),
     [
-        (
-            {"detail": "stopped", "error_type": "bad_request"},
-            "bad_request",
-            "stopped",
-        ),
+        ({"detail": "stopped", "error_type": "bad_request"}, "bad_request", "stopped"),
         (
             {"detail": [{"loc": ["body", "fps"], "msg": "too big", "type": "less_than_equal"}]},
             "less_than_equal",
@@ -161,17 +292,17 @@ def test_sort_reply_of_full_queue_waits_as_told_within_bounds(header, delay) -> 
     ],
 )
 def test_sort_reply_names_refusal_by_fals_type(body, code, message) -> None:
-    assert sort(422, body) == Refused(422, code, message, None)
+    assert sort(422, body) == Refused(RefusalClass.INPUT, 422, code, message)
 
 
-@pytest.mark.parametrize("status", [201, 202, 204, 301, 302, 307, 308, 500, 502, 503, 504, 529])
-@pytest.mark.parametrize("body", [DETAIL, b"<html>nginx</html>", {"request_id": "r-1"}])
+@pytest.mark.parametrize("status", [201, 202, 204, 301, 302, 307, 308, 500, 501, 502, 503, 504])
+@pytest.mark.parametrize("body", [DETAIL, b"<html>Apache</html>", {"request_id": "r-1"}])
 def test_sort_reply_that_proves_nothing_is_ambiguous(status, body) -> None:
     assert sort(status, body) == Ambiguous(status, f"fal answered {status}")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 429])
-@pytest.mark.parametrize("body", [b"", b"<html>", b"{}", [], {"error": {"type": "not_found"}}])
+@pytest.mark.parametrize("body", [b"", NGINX, b"{}", [], {"error": {"type": "not_found"}}])
 def test_sort_reply_client_error_in_other_shape_is_ambiguous(status, body) -> None:
     """A gateway's page does not prove that fal has refused."""
     assert sort(status, body) == Ambiguous(status, f"fal answered {status}")
@@ -191,10 +322,10 @@ def test_sort_reply_about_dropped_connection_is_ambiguous(status, error_type) ->
     "error",
     [httpx.ConnectError("refused"), httpx.ConnectTimeout("slow"), httpx.PoolTimeout("full")],
 )
-def test_sort_transport_error_before_connection_is_refused_for_a_while(error) -> None:
+def test_sort_transport_error_before_connection_is_refused_as_unreachable(error) -> None:
     message = f"{type(error).__name__}: {error}"
     assert sort_transport_error(error) == Refused(
-        None, "fal_unreachable", message, UNREACHABLE_DELAY
+        RefusalClass.UNREACHABLE, None, "fal_unreachable", message
     )
 
 
@@ -210,6 +341,8 @@ def test_sort_transport_error_before_connection_is_refused_for_a_while(error) ->
         httpx.LocalProtocolError("no HTTP"),
         httpx.ProxyError("proxy"),
         httpx.DecodingError("gzip"),
+        httpx.UnsupportedProtocol("ftp"),
+        httpx.TooManyRedirects("round and round"),
     ],
 )
 def test_sort_transport_error_after_connection_is_ambiguous(error) -> None:
@@ -241,19 +374,31 @@ replies = st.fixed_dictionaries(
 bodies = st.binary(max_size=60) | (json_values | replies).map(lambda one: json.dumps(one).encode())
 
 
-@given(st.sampled_from([200, 403, 422, 429, 500]), bodies, st.text(max_size=9))
-def test_sort_reply_of_anything_is_one_storable_value(status, body, retry_after) -> None:
+pages = st.sampled_from([NGINX, b"nginx", b"<html>"])
+codes = st.sampled_from([200, 202, 302, 403, 408, 422, 429, 499, 500, 502, 503, 504])
+
+
+@given(codes, bodies | pages, st.text(max_size=9), st.booleans())
+def test_sort_reply_of_anything_is_one_storable_value(status, body, retry_after, has_id) -> None:
     """The attempt is paid by now: whatever fal says, its outcome must get into the table."""
-    headers = {"retry-after": retry_after}
+    headers = {"retry-after": retry_after} | (FROM_FAL if has_id else {})
     reply = sort_reply(Reply(status, headers, body), BASE)
     match reply:
         case Accepted():
             assert status == 200
+            assert json.loads(body)["request_id"]
             texts = (reply.fal_request_id, reply.status_url, reply.response_url, reply.cancel_url)
         case Refused():
-            assert 400 <= status < 500
             texts = (reply.code, reply.message, None, None)
-            assert reply.retry_after is None or timedelta() <= reply.retry_after <= MAX_RETRY_AFTER
+            assert timedelta() <= reply.retry_after <= MAX_RETRY_AFTER
+            if reply.why is RefusalClass.UNAVAILABLE:
+                assert status in {502, 503, 504}
+                assert b"nginx" in body
+                assert not has_id
+            else:
+                assert 400 <= status < 500
+                assert status not in {408, 499}
+                assert "detail" in json.loads(body)
         case Ambiguous():
             texts = (reply.message, None, None, None)
     for text in texts:
@@ -348,7 +493,7 @@ def test_submit_takes_no_compressed_reply(fal) -> None:
 
 
 def test_submit_to_silent_fal_gives_up_as_ambiguous(fal, monkeypatch) -> None:
-    monkeypatch.setattr(worker.fal.queue, "TOTAL_TIMEOUT", timedelta(seconds=0.1))
+    monkeypatch.setattr(worker.fal.http, "TOTAL_TIMEOUT", timedelta(seconds=0.1))
     fal.answer = hang
     reply = submit(fal.url)
     assert reply == Ambiguous(None, "no reply within 0.1 s")
@@ -356,7 +501,7 @@ def test_submit_to_silent_fal_gives_up_as_ambiguous(fal, monkeypatch) -> None:
 
 
 def test_submit_over_silent_connection_gives_up_as_ambiguous(monkeypatch) -> None:
-    monkeypatch.setattr(worker.fal.queue, "TIMEOUT", httpx.Timeout(0.1))
+    monkeypatch.setattr(worker.fal.http, "TIMEOUT", httpx.Timeout(0.1))
     with open_black_hole() as hole:
         reply = submit(f"http://127.0.0.1:{hole.port}")
         assert isinstance(reply, Ambiguous)
@@ -364,7 +509,31 @@ def test_submit_over_silent_connection_gives_up_as_ambiguous(monkeypatch) -> Non
         assert len(hole.connections) == 1
 
 
-def test_submit_where_nobody_listens_is_refused_for_a_while() -> None:
+def test_submit_where_nobody_listens_is_refused_as_unreachable() -> None:
     reply = submit(f"http://127.0.0.1:{find_closed_port()}")
     assert isinstance(reply, Refused)
-    assert (reply.code, reply.retry_after) == ("fal_unreachable", UNREACHABLE_DELAY)
+    assert (reply.why, reply.code) == (RefusalClass.UNREACHABLE, "fal_unreachable")
+
+
+def test_submit_to_host_without_tls_is_refused_as_unreachable(fal) -> None:
+    """The connection stands, and yet not a byte of the request has left."""
+    reply = submit(f"https://{fal.place}")
+    assert isinstance(reply, Refused)
+    assert (reply.why, reply.http_status) == (RefusalClass.UNREACHABLE, None)
+    assert fal.asked == []
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_submit_at_closed_front_door_is_refused_as_unavailable(fal, status) -> None:
+    fal.answer = send_body(NGINX, status)
+    reply = submit(fal.url)
+    assert isinstance(reply, Refused)
+    assert (reply.why, reply.http_status) == (RefusalClass.UNAVAILABLE, status)
+    assert len(fal.asked) == 1
+
+
+@pytest.mark.parametrize("length", [70_000, 65_530])
+def test_submit_answered_by_endless_location_is_ambiguous(fal, length) -> None:
+    fal.answer = send_body(b"", 307, Location="/" + "x" * length)
+    assert isinstance(submit(fal.url), Ambiguous)
+    assert len(fal.asked) == 1

@@ -1,11 +1,11 @@
 """One HTTP exchange with fal: bounded in time and size as a whole, never repeated or redirected."""
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import JsonValue, SecretStr
@@ -52,13 +52,14 @@ def exchange(
     client: httpx.Client, request: httpx.Request, *, max_bytes: int = MAX_REPLY_BYTES
 ) -> Reply:
     """Send once. Raises httpx.HTTPError, and TimeoutError once TOTAL_TIMEOUT has passed."""
-    return call_within(TOTAL_TIMEOUT, lambda: _send(client, request, max_bytes))
+    deadline = time.monotonic() + TOTAL_TIMEOUT.total_seconds()
+    return call_within(TOTAL_TIMEOUT, lambda: _send(client, request, max_bytes, deadline))
 
 
-def describe_error(error: httpx.HTTPError | TimeoutError) -> str:
-    if isinstance(error, httpx.HTTPError):
-        return f"{type(error).__name__}: {error}"
-    return f"no reply within {TOTAL_TIMEOUT.total_seconds():g} s"
+def describe_error(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no reply within {TOTAL_TIMEOUT.total_seconds():g} s"
+    return f"{type(error).__name__}: {error}"
 
 
 def accept_url(url: JsonValue, base_url: str) -> str | None:
@@ -66,17 +67,30 @@ def accept_url(url: JsonValue, base_url: str) -> str | None:
     if not isinstance(url, str):
         return None
     try:
-        ours, theirs = urlsplit(base_url), urlsplit(url)
-    except ValueError:
+        ours, theirs = httpx.URL(base_url), httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
         return None
-    return url if (ours.scheme, ours.netloc) == (theirs.scheme, theirs.netloc) else None
+    return url if _name_origin(ours) == _name_origin(theirs) else None
 
 
-def _send(client: httpx.Client, request: httpx.Request, max_bytes: int) -> Reply:
-    with closing(client.send(request, stream=True)) as response:
+def _name_origin(url: httpx.URL) -> tuple[str, bytes, bytes]:
+    """Read by whoever will send there: two parsers could see two hosts in one text."""
+    return url.scheme, url.userinfo, url.netloc
+
+
+def _send(client: httpx.Client, request: httpx.Request, max_bytes: int, deadline: float) -> Reply:
+    try:
+        response = client.send(request, stream=True)
+    except httpx.InvalidURL as error:
+        # A redirect is read even where it is not followed.
+        raise httpx.RemoteProtocolError(f"the redirect leads nowhere: {error}") from error
+    with closing(response):
         body = bytearray()
         for chunk in response.iter_raw():
             body += chunk
             if len(body) > max_bytes:
                 raise httpx.ReadError(f"the reply has more than {max_bytes} bytes")
+            if time.monotonic() > deadline:
+                # Nobody waits any more, and drop by drop this could go on for ever.
+                raise httpx.ReadTimeout("the reply is too slow")
         return Reply(response.status_code, response.headers, bytes(body))

@@ -126,7 +126,7 @@ def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
         return _read_acceptance(body, base_url) or Ambiguous(
             reply.http_status, "fal answered 200 without a request id"
         )
-    if _is_from_ingress(reply):
+    if body is None and _is_from_ingress(reply):
         message = f"fal's front door answered {reply.http_status}"
         return Refused(
             RefusalClass.UNAVAILABLE,
@@ -165,8 +165,10 @@ def _classify_refusal(http_status: int) -> RefusalClass:
 def _read_retry_after(reply: Reply) -> timedelta:
     """Whole seconds, within a bound; the header's other form, a date, is not used by fal."""
     text = reply.headers.get("retry-after", "")
-    seconds = int(text[:6]) if text.isascii() and text.isdecimal() else 0
-    return min(timedelta(seconds=seconds), MAX_RETRY_AFTER)
+    if not text.isascii() or not text.isdecimal():
+        return timedelta()
+    digits = text.lstrip("0")[:6] or "0"
+    return min(timedelta(seconds=int(digits)), MAX_RETRY_AFTER)
 
 
 def _read_acceptance(body: JsonValue, base_url: str) -> Accepted | None:
