@@ -4,6 +4,7 @@ COMPLETED covers success, failure and cancellation alike; `error`, `error_type` 
 result tell them apart (fal-api, section 3). A status call that fails is no conclusion.
 """
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -114,7 +115,7 @@ class RequestClient:
     def _ask(self, method: str, url: str, **bounds: int) -> Reply | Unclear:
         try:
             return exchange(self._http, self._http.build_request(method, url), **bounds)
-        except (httpx.HTTPError, TimeoutError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             return Unclear(describe_error(error))
 
     def _choose_url(
@@ -157,9 +158,7 @@ def read_status(reply: Reply) -> Finished | Pending | Forgotten | Unclear:
     if status != "COMPLETED":
         return Unclear("the status call named no known status")
     error, error_type = _as_text(body.get("error")), _as_text(body.get("error_type"))
-    if error is None and error_type is not None:
-        error = error_type
-    return Finished(error, error_type)
+    return Finished(error or error_type, error_type)
 
 
 def sort_result(reply: Reply, finished: Finished, fal_request_id: str) -> Truth:
@@ -196,4 +195,7 @@ def read_cancel_answer(reply: Reply) -> CancelAnswer:
 
 
 def _as_text(value: JsonValue) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """Text is promised; an error of another shape is still an error."""
+    if isinstance(value, str):
+        return value or None
+    return json.dumps(value, ensure_ascii=False) if value else None
