@@ -43,10 +43,14 @@ class ListedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What was read of it, and why that may not be all; `gap` is None if nothing is missing."""
+    """What was read of it, and why that may not be all; `gap` is None if nothing is missing.
+
+    `lists_all` says that every request is there, if perhaps without its input.
+    """
 
     requests: tuple[ListedRequest, ...]
     gap: str | None
+    lists_all: bool = False
 
 
 class PlatformClient:
@@ -72,43 +76,66 @@ class PlatformClient:
 
     def _list(self, query: dict[str, str]) -> Listing:
         found: list[ListedRequest] = []
+        seen: set[str] = set()
         cursor = ""
-        for _ in range(MAX_PAGES):
+        while len(seen) < MAX_PAGES:
+            seen.add(cursor)
             page = self._read_page(query | ({"cursor": cursor} if cursor else {}))
             if isinstance(page, str):
                 return Listing(tuple(found), page)
-            found += _read_items(page)
-            cursor = str(page.get("next_cursor") or "")
-            if not page.get("has_more") or not cursor:
-                return Listing(tuple(found), _find_gap(found))
+            listed = list(_read_items(page.items))
+            found += listed
+            if len(listed) < len(page.items):
+                return Listing(tuple(found), "it has items without a request id")
+            if page.cursor is None:
+                return Listing(tuple(found), _find_gap(found), lists_all=True)
+            if page.cursor in seen:
+                return Listing(tuple(found), "it does not say where it goes on")
+            cursor = page.cursor
         return Listing(tuple(found), f"it has more than {MAX_PAGES} pages")
 
-    def _read_page(self, query: dict[str, str]) -> dict[str, JsonValue] | str:
+    def _read_page(self, query: dict[str, str]) -> "_Page | str":
         """One page, or why there is none."""
         params = {**query, "expand": "payloads", "limit": str(PAGE)}
         url = f"{self._base_url}/models/requests/by-endpoint"
         try:
             request = self._http.build_request("GET", url, params=params)
             reply: Reply = exchange(self._http, request, max_bytes=MAX_PAGE_BYTES)
-        except (httpx.HTTPError, TimeoutError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             return f"it cannot be read: {describe_error(error)}"
         body = reply.parse_json()
         if reply.http_status != httpx.codes.OK or not isinstance(body, dict):
             return f"it cannot be read: HTTP {reply.http_status}"
-        if not isinstance(body.get("items"), list):
-            return "it cannot be read: no items"
-        return body
+        return _parse_page(body) or "it cannot be read: no items"
 
 
-def _read_items(page: dict[str, JsonValue]) -> Iterator[ListedRequest]:
-    items = page["items"]
-    for item in items if isinstance(items, list) else []:
-        if isinstance(item, dict) and isinstance(item.get("request_id"), str):
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """`cursor` is None on the last one, and empty where there is more, but not said where."""
+
+    items: list[JsonValue]
+    cursor: str | None
+
+
+def _parse_page(body: dict[str, JsonValue]) -> _Page | None:
+    items, cursor, has_more = body.get("items"), body.get("next_cursor"), body.get("has_more")
+    if not isinstance(items, list):
+        return None
+    # In doubt there is more: what was not read must not count as what is not there.
+    is_last = has_more is False or (not has_more and not cursor)
+    known = cursor if isinstance(cursor, str) else ""
+    return _Page(items, None if is_last else known)
+
+
+def _read_items(items: list[JsonValue]) -> Iterator[ListedRequest]:
+    for item in items:
+        fal_request_id = item.get("request_id") if isinstance(item, dict) else None
+        if isinstance(item, dict) and isinstance(fal_request_id, str) and fal_request_id:
             code = item.get("status_code")
             yield ListedRequest(
-                str(item["request_id"]),
+                fal_request_id,
                 item.get("ended_at") is not None,
-                code if isinstance(code, int) else None,
+                code if type(code) is int else None,
                 item.get("json_input"),
                 item.get("json_output"),
             )
