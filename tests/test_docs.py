@@ -22,7 +22,14 @@ DOCUMENTS = sorted(
     if path.name != "LICENSE.md"
 )
 # Codes that stand for a reply, not for an exception of ours.
-OTHER_CODES = {UNNAMED_CODE, "fal_unreachable", "database_unavailable"}
+OTHER_CODES = {
+    UNNAMED_CODE,
+    "fal_unreachable",
+    "fal_unavailable",
+    "result_gone",
+    "submission_exhausted",
+    "database_unavailable",
+}
 
 
 def read_tables(path: str) -> Iterator[list[list[str]]]:
@@ -192,5 +199,6 @@ def test_variables_in_document_exist(path) -> None:
     """A renamed setting is renamed everywhere."""
     text = path.read_text()
     prefixes = "FAL|WEBHOOK|LEASE|SWEEP|POLL|UNKNOWN|START_TIMEOUT|ARCHIVE|BROKER|DATABASE|LOG|MAX"
+    prefixes += "|RETRY|PROBE"
     named = set(re.findall(rf"\b(?:{prefixes})_[A-Z_]+\b", text))
     assert named - {name.upper() for name in Settings.model_fields} == set()

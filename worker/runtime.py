@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TypeVar
 
 import httpx
+import structlog
 from pydantic import SecretStr
 
 from worker.clock import read_clock
@@ -33,6 +34,8 @@ from worker.stages.sweep import BATCH, sweep_jobs
 DOWNLOAD_TIME = timedelta(minutes=20)
 WORKER_NEEDS = ("webhook_base_url", "fal_credentials")
 V = TypeVar("V")
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,12 @@ class Runtime:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""
         require_settings(self.settings, WORKER_NEEDS)
         _ = (self.archive_terms, self.submit_terms, self.store)
+        if self.settings.unknown_seconds < self.settings.start_timeout_seconds:
+            log.warning(
+                "unknown_seconds_too_short",
+                reason="UNKNOWN_SECONDS is below START_TIMEOUT_SECONDS: a request may still start "
+                "at fal after it was given up, and be paid twice",
+            )
 
 
 def _read_setting(name: str, text: str, read: Callable[[str], V]) -> V:
