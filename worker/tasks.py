@@ -6,6 +6,8 @@ acknowledges late: until its row is committed, the message is all there is of th
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -18,7 +20,7 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from worker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
-from worker.db import describe_database_error
+from worker.db import AWAY, describe_database_error
 from worker.errors import (
     IdempotencyConflictError,
     InvalidInputError,
@@ -111,7 +113,17 @@ def read_message(message_id: str, args: tuple[object, ...], fields: dict[str, ob
     return parse_wish(fields)
 
 
+@contextmanager
+def doorbell_may_be_lost() -> Iterator[None]:
+    """While the database is away nothing has happened to the row: the sweep rings again."""
+    try:
+        yield
+    except AWAY as error:
+        log.warning("database_unavailable", reason=describe_database_error(error))
+
+
 @shared_task(name=SUBMIT)
+@doorbell_may_be_lost()
 def submit(job_id: object) -> None:
     runtime = get_runtime()
     known = read_job_id(job_id)
@@ -123,6 +135,7 @@ def submit(job_id: object) -> None:
 
 
 @shared_task(name=RECONCILE)
+@doorbell_may_be_lost()
 def reconcile(job_id: object) -> None:
     runtime = get_runtime()
     known = read_job_id(job_id)
@@ -134,6 +147,7 @@ def reconcile(job_id: object) -> None:
 
 
 @shared_task(name=CANCEL)
+@doorbell_may_be_lost()
 def cancel(job_id: object) -> None:
     runtime = get_runtime()
     known = read_job_id(job_id)
@@ -147,6 +161,7 @@ def cancel(job_id: object) -> None:
 
 
 @shared_task(name=ARCHIVE)
+@doorbell_may_be_lost()
 def archive(job_id: object) -> None:
     runtime = get_runtime()
     known = read_job_id(job_id)
@@ -173,6 +188,7 @@ def read_job_id(value: object) -> UUID | None:
 
 
 @shared_task(name=SWEEP)
+@doorbell_may_be_lost()
 def sweep() -> None:
     """Ring for every overdue job, then clear what killed downloads have left."""
     runtime = get_runtime()

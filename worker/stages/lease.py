@@ -10,10 +10,9 @@ from types import TracebackType
 from typing import Self
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from worker.clock import Clock
-from worker.db import Database, describe_database_error
+from worker.db import AWAY, Database, describe_database_error
 from worker.errors import ClaimLostError
 from worker.jobs import table
 from worker.jobs.values import Job
@@ -64,6 +63,6 @@ class Heartbeat:
                 self.renew()
             except ClaimLostError:
                 return
-            except SQLAlchemyError as error:
+            except AWAY as error:
                 # Not lost: the lease may outlive the outage, and the next write tells.
                 log.warning("heartbeat_missed", reason=describe_database_error(error))

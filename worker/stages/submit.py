@@ -6,6 +6,7 @@ webhook, `complete.py`.
 """
 
 import secrets
+import time
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import assert_never
@@ -17,7 +18,7 @@ from uuid_utils.compat import uuid7
 
 from worker.backoff import Backoff, choose_poll_delay
 from worker.clock import Clock, read_clock
-from worker.db import Database
+from worker.db import AWAY, Database, describe_database_error
 from worker.fal.queue import (
     Accepted,
     Ambiguous,
@@ -26,7 +27,7 @@ from worker.fal.queue import (
     Refused,
     SubmitReply,
 )
-from worker.jobs import attempts, gates, table
+from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import (
     Attempt,
@@ -38,15 +39,18 @@ from worker.jobs.values import (
     Outcome,
     Settlement,
 )
+from worker.stages import pause
 from worker.stages.lease import Heartbeat
 
-# Shut while fal refuses the account: a breaker that all workers share.
-SUBMISSIONS_GATE = "submissions"
 BACKOFFS = {
     RefusalClass.BUSY: Backoff(timedelta(seconds=20), timedelta(minutes=10)),
     RefusalClass.UNREACHABLE: Backoff(timedelta(seconds=2), timedelta(minutes=2)),
     RefusalClass.UNAVAILABLE: Backoff(timedelta(seconds=2), timedelta(minutes=2)),
 }
+
+# How long a reply is held while it cannot be written: within a worker's time to drain.
+RECORD_TIME = timedelta(seconds=25)
+RECORD_PAUSE = timedelta(seconds=1)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -102,12 +106,12 @@ def submit_job(
         return None
     with Heartbeat(submission.job, db=db, lease=terms.lease, clock=clock):
         reply = post_once(submission, queue=queue, terms=terms, clock=clock)
-    if isinstance(reply, Accepted):
-        # Should the database be away now, the paid request is still known from the log.
-        log.info("submission_accepted", job_id=str(job_id), fal_request_id=reply.fal_request_id)
-    moved = record_reply(submission, reply, db=db, terms=terms, clock=clock)
+        if isinstance(reply, Accepted):
+            # Should the database stay away, the paid request is still known from the log.
+            log.info("submission_accepted", job_id=str(job_id), fal_request_id=reply.fal_request_id)
+        moved = keep_reply(submission, reply, db=db, terms=terms, clock=clock)
     if submission.gate is not None:
-        resume_submissions(submission.gate, db=db, clock=clock)
+        pause.hasten_blocked(submission.gate, db=db, clock=clock)
     return moved
 
 
@@ -120,15 +124,15 @@ def begin_submission(
     claim = Claim(terms.worker, now, now + terms.lease)
     with db.transaction() as connection:
         # The gate is locked before any job, here and everywhere, so that two cannot deadlock.
-        gate = gates.find_gate(connection, SUBMISSIONS_GATE, lock=True)
+        gate = pause.find_pause(connection, lock=True)
         if gate is not None and now < gate.opens_at:
-            table.block_queued(connection, [job_id], gate.opens_at, str(gate.reason))
+            pause.block_submissions(connection, [job_id], gate, gate.opens_at)
             return None
         job = table.claim_job(connection, job_id, JobEvent.SUBMISSION_CLAIMED, claim)
         if job is None:
             return None
         if gate is not None:
-            gates.shut_gate(connection, replace(gate, opens_at=now + terms.probe_after))
+            pause.begin_pause(connection, str(gate.reason), now + terms.probe_after)
         new = NewAttempt(uuid7(), attempts.hash_token(token), now)
         attempt = attempts.insert_attempt(connection, job, new)
     return Submission(job, attempt, token, claim.until, gate)
@@ -149,6 +153,21 @@ def post_once(
     )
 
 
+def keep_reply(
+    submission: Submission, reply: SubmitReply, *, db: Database, terms: SubmitTerms, clock: Clock
+) -> Job | None:
+    """Record the reply, also if the database is away for a while: only this process knows it."""
+    deadline = time.monotonic() + RECORD_TIME.total_seconds()
+    while True:
+        try:
+            return record_reply(submission, reply, db=db, terms=terms, clock=clock)
+        except AWAY as error:
+            log.warning("reply_not_recorded", reason=describe_database_error(error))
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RECORD_PAUSE.total_seconds())
+
+
 def record_reply(
     submission: Submission, reply: SubmitReply, *, db: Database, terms: SubmitTerms, clock: Clock
 ) -> Job | None:
@@ -160,9 +179,10 @@ def record_reply(
     now = clock()
     with db.transaction() as connection:
         if isinstance(reply, Refused) and reply.why is RefusalClass.ACCOUNT:
-            pause_submissions(connection, reply, now + terms.probe_after)
+            pause.begin_pause(connection, describe_refusal(reply), now + terms.probe_after)
+            log.error("submissions_paused", reason=describe_refusal(reply))
         elif submission.gate is not None and not isinstance(reply, Ambiguous):
-            gates.remove_gate(connection, SUBMISSIONS_GATE)
+            pause.end_pause(connection)
         job = table.get_job(connection, submission.job.id, lock=True)
         tries = _count_refusals(connection, job) if isinstance(reply, Refused) else 0
         ruling = judge_reply(reply, job, now, terms, tries + 1)
@@ -228,23 +248,6 @@ def choose_delay(reply: Refused, tries: int, terms: SubmitTerms) -> timedelta:
 
 def describe_refusal(reply: Refused) -> str:
     return f"{reply.code}: {reply.message}"
-
-
-def pause_submissions(connection: Connection, reply: Refused, until: datetime) -> None:
-    """Nobody submits before `until`; after it one job is tried."""
-    gates.shut_gate(connection, Gate(SUBMISSIONS_GATE, until, describe_refusal(reply)))
-    log.error("submissions_paused", reason=describe_refusal(reply))
-
-
-def resume_submissions(gate: Gate, *, db: Database, clock: Clock) -> None:
-    """Once fal takes the account again, let the sweep ring for all who waited for that.
-
-    In a transaction of its own: locking many rows after one would invite a deadlock.
-    """
-    with db.transaction() as connection:
-        if gates.find_gate(connection, SUBMISSIONS_GATE) is None:
-            waiting = table.hasten_blocked(connection, str(gate.reason), clock())
-            log.info("submissions_resumed", waiting=waiting)
 
 
 def _count_refusals(connection: Connection, job: Job) -> int:

@@ -12,11 +12,11 @@ from sqlalchemy import Connection
 from worker.backoff import spread
 from worker.clock import Clock, read_clock
 from worker.db import Database
-from worker.jobs import attempts, gates, table
+from worker.jobs import attempts, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Gate, Job, Move, Outcome, Settlement
 from worker.media.store import Store
-from worker.stages.submit import SUBMISSIONS_GATE
+from worker.stages import pause
 
 BATCH = 100
 # A partial file is somebody's for as long as a download may take.
@@ -43,7 +43,7 @@ def sweep_jobs(
     now = clock()
     with db.transaction() as connection:
         overdue = table.find_overdue(connection, now, limit)
-        gate = gates.find_gate(connection, SUBMISSIONS_GATE)
+        gate = pause.find_pause(connection)
         queued = [job for job in overdue if job.state is JobState.QUEUED]
         held_back = _hold_back(connection, queued, gate, now)
         waiting = [job for job in overdue if job.doorbell is not None and job not in held_back]
@@ -69,7 +69,7 @@ def _hold_back(
     held_back = queued[1:] if now >= gate.opens_at else queued
     ids = [job.id for job in held_back]
     wait = spread(max(gate.opens_at - now, timedelta(seconds=1)))
-    table.block_queued(connection, ids, now + wait, str(gate.reason))
+    pause.block_submissions(connection, ids, gate, now + wait)
     return held_back
 
 
