@@ -190,12 +190,14 @@ def block_queued(
     )
 
 
-def hasten_blocked(connection: Connection, reason: str, now: datetime) -> int:
-    """Let the sweep look at once at all queued rows that wait for this reason; how many."""
+def hasten_blocked(connection: Connection, reason_start: str, now: datetime) -> int:
+    """Let the sweep look at once at all queued rows that wait for such a reason; how many."""
     statement = (
         update(JobRow)
         .where(
-            JobRow.due_at > now, JobRow.state == JobState.QUEUED, JobRow.blocked_reason == reason
+            JobRow.due_at > now,
+            JobRow.state == JobState.QUEUED,
+            JobRow.blocked_reason.startswith(reason_start, autoescape=True),
         )
         .values(due_at=now)
     )

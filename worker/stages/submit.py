@@ -111,7 +111,7 @@ def submit_job(
             log.info("submission_accepted", job_id=str(job_id), fal_request_id=reply.fal_request_id)
         moved = keep_reply(submission, reply, db=db, terms=terms, clock=clock)
     if submission.gate is not None:
-        pause.hasten_blocked(submission.gate, db=db, clock=clock)
+        pause.hasten_blocked(db=db, clock=clock)
     return moved
 
 
@@ -247,7 +247,8 @@ def choose_delay(reply: Refused, tries: int, terms: SubmitTerms) -> timedelta:
 
 
 def describe_refusal(reply: Refused) -> str:
-    return f"{reply.code}: {reply.message}"
+    words = f"{reply.code}: {reply.message}"
+    return pause.describe_pause(words) if reply.why is RefusalClass.ACCOUNT else words
 
 
 def _count_refusals(connection: Connection, job: Job) -> int:
