@@ -130,7 +130,7 @@ def cancel(job_id: JobId, as_json: Json = False) -> None:
     if as_json:
         display.print_json(display.job_to_json(cancelled.job))
     elif cancelled.job.state is JobState.CANCELLED:
-        display.out.print("cancelled; nothing was paid")
+        display.out.print("cancelled")
     else:
         display.out.print("fal is asked to cancel it; a result that comes anyway is archived")
 

@@ -80,13 +80,15 @@ def print_story(story: Story) -> None:
     for attempt in story.attempts:
         known = attempt.fal_request_id or attempt.error_message or ""
         outcome = attempt.outcome or "no outcome yet"
-        out.print(
-            f"  {attempt.number}  {show_time(attempt.started_at)}  {outcome}  {escape(known)}"
-        )
+        ending = f"  ended {attempt.ending}" if attempt.ending else ""
+        extra = "  [red]extra charge[/red]" if attempt.extra_charge_at else ""
+        times = f"{attempt.number}  {show_time(attempt.started_at)}"
+        out.print(f"  {times}  {outcome}  {escape(known)}{ending}{extra}")
     _print_section("deliveries")
     for delivery in story.deliveries:
         times = f"{delivery.times_received} times" if delivery.times_received > 1 else "once"
-        out.print(f"  {show_time(delivery.received_at)}  {delivery.status}  received {times}")
+        told = f"{delivery.status}  {delivery.verdict}"
+        out.print(f"  {show_time(delivery.received_at)}  {told}  received {times}")
     _print_section("events")
     for line in show_events(story.events):
         out.print(line)

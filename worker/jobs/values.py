@@ -10,6 +10,10 @@ from uuid import UUID
 from worker.jobs.states import Doorbell, JobState, step_for
 
 
+# How `blocked_reason` begins where a dead submission is left to an operator.
+HELD = "held"
+
+
 class Outcome(StrEnum):
     """How an attempt was settled."""
 
@@ -90,6 +94,11 @@ class Job:
     def tried_since(self) -> datetime:
         """When the present series of attempts began: bounds on retries count from here."""
         return self.redriven_at or self.enqueued_at
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the job's submission is proven dead, and an operator decides what follows."""
+        return (self.blocked_reason or "").startswith(HELD)
 
     @property
     def doorbell(self) -> Doorbell | None:

@@ -49,6 +49,11 @@ def cancel_job(job_id: UUID, *, db: Database, clock: Clock = read_clock) -> Canc
                 return Cancelled(
                     table.apply_permitted(connection, job, JobEvent.JOB_CANCELLED, move), None
                 )
+            case JobState.SUBMISSION_UNKNOWN if job.is_held:
+                columns = {"cancel_requested_at": now}
+                move = Move(now, detail="it was held: no request of it is known", columns=columns)
+                event = JobEvent.JOB_CANCELLED
+                return Cancelled(table.apply_permitted(connection, job, event, move), None)
             case JobState.SUBMITTING | JobState.SUBMISSION_UNKNOWN | JobState.SUBMITTED:
                 return _request_cancel(connection, job, now)
             case _:

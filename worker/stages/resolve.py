@@ -21,7 +21,7 @@ from worker.fal.platform import ListedRequest, Listing, PlatformClient
 from worker.fal.requests import Forgotten, RequestClient, Unclear
 from worker.jobs import attempts, gates, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
-from worker.jobs.values import Attempt, Job, Move, Outcome, Settlement
+from worker.jobs.values import HELD, Attempt, Job, Move, Outcome, Settlement
 from worker.settings import UnknownPolicy
 
 # One search serves every unknown submission; all workers together begin one in this time.
@@ -31,7 +31,6 @@ SEARCHES = Backoff(timedelta(seconds=5), timedelta(minutes=5))
 MOST_UNSETTLED = 5000
 # The two clocks may differ, and fal may have noted the request later than it was sent.
 SKEW = timedelta(minutes=5)
-HELD = "held"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class Resolver:
             if event is not JobEvent.SUBMISSION_HELD:
                 settlement = Settlement(Outcome.DEAD, move.now, error_message=move.detail)
                 attempts.settle_attempt(connection, attempt.id, settlement)
-            if event is JobEvent.SUBMISSION_HELD and is_held(job):
+            if event is JobEvent.SUBMISSION_HELD and job.is_held:
                 # Decided before; it is only looked for again.
                 table.advance_due(connection, job, move.due_at or move.now)
                 return None
@@ -250,10 +249,6 @@ def judge_death(
         blocked = {"blocked_reason": f"{HELD}: {detail}; redrive with --pay-again, or cancel"}
         return JobEvent.SUBMISSION_HELD, Move(now, now + terms.unknown_after, detail, blocked)
     return JobEvent.DEATH_PROVEN, Move(now, now + terms.grace, detail)
-
-
-def is_held(job: Job) -> bool:
-    return (job.blocked_reason or "").startswith(HELD)
 
 
 def _sign(value: JsonValue) -> tuple[str, str]:
