@@ -9,7 +9,6 @@ from uuid import UUID
 
 from worker.jobs.states import Doorbell, JobState, step_for
 
-
 # How `blocked_reason` begins where a dead submission is left to an operator.
 HELD = "held"
 

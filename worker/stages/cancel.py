@@ -45,7 +45,9 @@ def cancel_job(job_id: UUID, *, db: Database, clock: Clock = read_clock) -> Canc
             case JobState.CANCELLED:
                 return Cancelled(job, None)
             case JobState.QUEUED:
-                move = Move(now, detail="nothing was paid", columns={"cancel_requested_at": now})
+                move = Move(
+                    now, detail="no request of it is at fal", columns={"cancel_requested_at": now}
+                )
                 return Cancelled(
                     table.apply_permitted(connection, job, JobEvent.JOB_CANCELLED, move), None
                 )
