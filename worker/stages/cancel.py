@@ -52,10 +52,7 @@ def cancel_job(job_id: UUID, *, db: Database, clock: Clock = read_clock) -> Canc
                     table.apply_permitted(connection, job, JobEvent.JOB_CANCELLED, move), None
                 )
             case JobState.SUBMISSION_UNKNOWN if job.is_held:
-                columns = {"cancel_requested_at": now}
-                move = Move(now, detail="it was held: no request of it is known", columns=columns)
-                event = JobEvent.JOB_CANCELLED
-                return Cancelled(table.apply_permitted(connection, job, event, move), None)
+                return Cancelled(_end(connection, job, "it was held: it is dead at fal", now), None)
             case JobState.SUBMITTING | JobState.SUBMISSION_UNKNOWN | JobState.SUBMITTED:
                 return _request_cancel(connection, job, now)
             case _:
@@ -77,6 +74,11 @@ def cancel_requests(
         answer = requests.cancel(attempt, str(attempt.fal_request_id))
         log.info("cancellation_answered", job_id=str(job_id), answer=answer.value)
         _record_answer(attempt, answer, db=db, give_up_after=give_up_after, now=clock())
+
+
+def _end(connection: Connection, job: Job, detail: str, now: datetime) -> Job:
+    move = Move(now, detail=detail, columns={"cancel_requested_at": now})
+    return table.apply_permitted(connection, job, JobEvent.JOB_CANCELLED, move)
 
 
 def _request_cancel(connection: Connection, job: Job, now: datetime) -> Cancelled:
