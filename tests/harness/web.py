@@ -44,6 +44,9 @@ class ScriptedHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def send_head(self, status: int, /, **headers: object) -> None:
         """Send status and headers; `Content_Length` stands for Content-Length."""
         self.send_response(status)

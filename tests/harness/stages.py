@@ -1,0 +1,253 @@
+"""The stages as a worker calls them, on one job table, one fal and one clock."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+from pydantic import JsonValue, SecretStr
+
+from tests.harness.clock import FakeClock
+from tests.harness.jobs import (
+    LEASE,
+    REQUEST_ID,
+    build_result,
+    insert_job,
+    read_attempts,
+    read_job,
+)
+from worker.db import Database
+from worker.fal.completion import Completion
+from worker.fal.platform import PlatformClient
+from worker.fal.queue import Accepted, QueueClient, SubmitReply
+from worker.fal.requests import RequestClient
+from worker.jobs import gates, table
+from worker.jobs.states import Doorbell, JobState, Step
+from worker.jobs.values import Attempt, Event, Gate, Job
+from worker.settings import UnknownPolicy
+from worker.stages.cancel import Cancelled, cancel_job, cancel_requests
+from worker.stages.complete import Receipt, receive_delivery, receive_hint
+from worker.stages.reconcile import Reconciler
+from worker.stages.redrive import redrive_job
+from worker.stages.resolve import Resolver, ResolveTerms
+from worker.stages.submit import (
+    SUBMISSIONS_GATE,
+    Submission,
+    SubmitTerms,
+    begin_submission,
+    post_once,
+    record_reply,
+    submit_job,
+)
+from worker.stages.sweep import Swept, sweep_jobs
+
+POLL = timedelta(minutes=2)
+UNKNOWN = timedelta(minutes=90)
+RETRY = timedelta(days=1)
+PROBE = timedelta(seconds=60)
+SECOND = timedelta(seconds=1)
+SUBMIT_TERMS = SubmitTerms(
+    worker="tester:1",
+    # A port that nobody listens on: deliveries are made by the tests.
+    webhook_base_url="http://127.0.0.1:9",
+    start_timeout=timedelta(hours=1),
+    store_io=True,
+    lease=LEASE,
+    poll_after=POLL,
+    retry_for=RETRY,
+    probe_after=PROBE,
+)
+RESOLVE_TERMS = ResolveTerms(UNKNOWN, UnknownPolicy.RESUBMIT, 3, LEASE)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Calls one stage at a time, as the tasks do."""
+
+    db: Database
+    clock: FakeClock
+    queue: QueueClient
+    requests: RequestClient
+    platform: PlatformClient
+    submit_terms: SubmitTerms = SUBMIT_TERMS
+    resolve_terms: ResolveTerms = RESOLVE_TERMS
+
+    def resolving(self, **terms: object) -> "Bench":
+        """The same under other terms of resolution."""
+        return replace(self, resolve_terms=replace(self.resolve_terms, **terms))  # type: ignore[arg-type]
+
+    @property
+    def reconciler(self) -> Reconciler:
+        terms = self.resolve_terms
+        resolver = Resolver(self.db, self.requests, self.platform, terms, self.clock)
+        return Reconciler(resolver, POLL)
+
+    def insert(self, **columns: object) -> Job:
+        return insert_job(self.db, now=self.clock(), **columns)
+
+    def read(self, job: Job) -> Job:
+        return read_job(self.db, job.id)
+
+    def attempts(self, job: Job) -> list[Attempt]:
+        return read_attempts(self.db, job.id)
+
+    def events(self, job: Job) -> list[Event]:
+        with self.db.reading() as connection:
+            return table.list_events(connection, job.id)
+
+    def reasons(self, job: Job) -> list[str]:
+        return [event.reason for event in self.events(job)]
+
+    def gate(self, name: str = SUBMISSIONS_GATE) -> Gate | None:
+        with self.db.reading() as connection:
+            return gates.find_gate(connection, name)
+
+    # 2. submit
+
+    def submit(self, job: Job) -> Job | None:
+        return submit_job(
+            job.id, db=self.db, queue=self.queue, terms=self.submit_terms, clock=self.clock
+        )
+
+    def try_begin(self, job: Job) -> Submission | None:
+        return begin_submission(job.id, db=self.db, terms=self.submit_terms, clock=self.clock)
+
+    def begin(self, job: Job) -> Submission:
+        submission = self.try_begin(job)
+        assert submission is not None
+        return submission
+
+    def post(self, submission: Submission) -> SubmitReply:
+        return post_once(submission, queue=self.queue, terms=self.submit_terms, clock=self.clock)
+
+    def reply(self, submission: Submission, reply: SubmitReply) -> Job | None:
+        return record_reply(
+            submission, reply, db=self.db, terms=self.submit_terms, clock=self.clock
+        )
+
+    def accept(self, submission: Submission, request_id: str = REQUEST_ID) -> Job | None:
+        return self.reply(submission, Accepted(request_id, None, None, None))
+
+    def make_submitted(self, request_id: str = REQUEST_ID, **columns: object) -> Job:
+        """A job whose request fal has accepted."""
+        job = self.accept(self.begin(self.insert(**columns)), request_id)
+        assert job is not None
+        return job
+
+    def lose(self, submission: Submission) -> Job:
+        """Its worker falls silent: a sweep makes the job unknown."""
+        self.clock.move(LEASE + SECOND)
+        self.sweep()
+        job = self.read(submission.job)
+        assert job.state is JobState.SUBMISSION_UNKNOWN
+        return job
+
+    # 3. complete
+
+    def deliver(self, submission: Submission, completion: Completion) -> Receipt:
+        """A proven webhook with the attempt's token."""
+        body = encode(completion)
+        return receive_delivery(
+            submission.token, completion, body, db=self.db, grace=LEASE, clock=self.clock
+        )
+
+    def hint(self, submission: Submission, completion: Completion) -> Receipt:
+        body = encode(completion)
+        return receive_hint(submission.token, completion, body, db=self.db, clock=self.clock)
+
+    # beside the path
+
+    def reconcile(self, job: Job) -> list[Doorbell]:
+        return self.reconciler.reconcile_job(job.id)
+
+    def cancel(self, job: Job) -> Cancelled:
+        return cancel_job(job.id, db=self.db, clock=self.clock)
+
+    def cancel_requests(self, job: Job) -> None:
+        cancel_requests(
+            job.id,
+            db=self.db,
+            requests=self.requests,
+            give_up_after=self.resolve_terms.unknown_after,
+            clock=self.clock,
+        )
+
+    def redrive(self, job: Job, *, pay_again: bool = False) -> Job:
+        return redrive_job(job.id, db=self.db, pay_again=pay_again, grace=LEASE, clock=self.clock)
+
+    def sweep(self) -> Swept:
+        return sweep_jobs(db=self.db, lease=LEASE, clock=self.clock)
+
+    def ring(self, doorbell: Doorbell) -> list[Doorbell]:
+        """Do what the doorbell asks for; downloads are not made here."""
+        job = read_job(self.db, doorbell.job_id)
+        match doorbell.step:
+            case Step.SUBMIT:
+                self.submit(job)
+            case Step.RECONCILE:
+                return self.reconcile(job)
+            case Step.CANCEL:
+                self.cancel_requests(job)
+            case Step.ARCHIVE:
+                pass
+        return []
+
+    def turn(self) -> list[Doorbell]:
+        """One round of a deployment: sweep, and answer every doorbell; which ones there were."""
+        rung: list[Doorbell] = []
+        waiting = list(self.sweep().doorbells)
+        while waiting:
+            doorbell = waiting.pop(0)
+            rung.append(doorbell)
+            waiting += self.ring(doorbell)
+        return rung
+
+    def live(self, span: timedelta, step: timedelta = timedelta(minutes=1)) -> None:
+        """Let so much time go by, with a round after each step."""
+        end = self.clock() + span
+        while self.clock() < end:
+            self.clock.move(min(step, end - self.clock()))
+            self.turn()
+
+
+def build_completion(request_id: str = REQUEST_ID, payload: JsonValue = None) -> Completion:
+    """A success, with the usual video if no other is given."""
+    return Completion(request_id, request_id, "OK", payload or build_result(), None)
+
+
+def build_failure(
+    request_id: str = REQUEST_ID, code: str = "bad_video", error: str = "failed"
+) -> Completion:
+    payload: JsonValue = {"detail": error, "error_type": code}
+    return Completion(request_id, request_id, "ERROR", payload, error)
+
+
+def build_empty(request_id: str = REQUEST_ID) -> Completion:
+    """A completion whose result fal could not put into the message."""
+    return Completion(request_id, request_id, "OK", None, None, "the payload is too large")
+
+
+def encode(completion: Completion) -> bytes:
+    fields = (completion.fal_request_id, completion.status, completion.payload, completion.error)
+    return json.dumps(fields).encode()
+
+
+@contextmanager
+def open_bench(db: Database, fal_url: str, *, key: str = "emulator-key") -> Iterator[Bench]:
+    credentials = SecretStr(key)
+    clients = (
+        QueueClient(fal_url, credentials),
+        RequestClient(fal_url, credentials),
+        PlatformClient(f"{fal_url}/v1", credentials),
+    )
+    try:
+        yield Bench(db, FakeClock(), *clients)
+    finally:
+        for client in clients:
+            client.close()
+
+
+def find_attempt(bench: Bench, submission: Submission) -> Attempt:
+    """The attempt as it is now."""
+    return next(one for one in bench.attempts(submission.job) if one.id == submission.attempt.id)
