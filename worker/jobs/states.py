@@ -96,6 +96,8 @@ EDGES: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.SUBMISSION_UNKNOWN, _E.FAILURE_ARRIVED): _S.FAILED,
     # fal's listing, or a delivery without payload, tells which request the lost attempt became.
     (_S.SUBMISSION_UNKNOWN, _E.REQUEST_ADOPTED): _S.SUBMITTED,
+    # Such a delivery may overtake the reply, too; then no refusal may send the job round again.
+    (_S.SUBMITTING, _E.REQUEST_ADOPTED): _S.SUBMITTED,
     # The worker was slow, not dead: its reply comes after the lease.
     (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_ACCEPTED): _S.SUBMITTED,
     (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_POSTPONED): _S.QUEUED,
