@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, case, exists, func, insert, or_, select, update
 from sqlalchemy.orm import aliased
 
 from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
@@ -53,10 +53,13 @@ def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt
 def settle_attempt(connection: Connection, attempt_id: UUID, settlement: Settlement) -> None:
     """Write what became of the POST; a request id that a webhook brought first is kept.
 
-    A certain outcome replaces an uncertain one, however late it comes, and is final itself.
+    A certain outcome replaces an uncertain one, however late it comes, and is final itself. An
+    attempt whose request is known was accepted, whatever became of the reply.
     """
     values = asdict(settlement)
     known = values.pop("fal_request_id")
+    is_known = AttemptRow.fal_request_id.is_not(None)
+    values["outcome"] = case((is_known, Outcome.ACCEPTED.value), else_=settlement.outcome.value)
     open_outcomes = [] if settlement.outcome is Outcome.UNKNOWN else [Outcome.UNKNOWN, Outcome.DEAD]
     outcome = AttemptRow.outcome
     connection.execute(
@@ -96,6 +99,12 @@ def complete_attempt(
     )
 
 
+def is_completed(connection: Connection, attempt_id: UUID) -> bool:
+    """Whether fal has finished the attempt's request, as far as is known by now."""
+    completed = select(AttemptRow.completed_at).where(AttemptRow.id == attempt_id)
+    return connection.execute(completed).scalar_one() is not None
+
+
 def note_extra_charge(connection: Connection, attempt_id: UUID, now: datetime) -> None:
     """Note that this attempt was paid for besides the one whose result the job has."""
     connection.execute(
@@ -128,10 +137,14 @@ def dismiss_rivals(connection: Connection, winner: Attempt, now: datetime) -> No
 
 
 def order_cancel(connection: Connection, attempt_id: UUID, now: datetime) -> None:
-    """Have the attempt's request cancelled at fal; one that has finished is left alone."""
+    """Have the attempt's request cancelled at fal; not without its id, nor once it has finished."""
     connection.execute(
         update(AttemptRow)
-        .where(AttemptRow.id == attempt_id, AttemptRow.completed_at.is_(None))
+        .where(
+            AttemptRow.id == attempt_id,
+            AttemptRow.fal_request_id.is_not(None),
+            AttemptRow.completed_at.is_(None),
+        )
         .values(cancel_due_at=now)
     )
 

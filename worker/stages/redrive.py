@@ -52,13 +52,18 @@ def choose_restart(job: Job, tried: list[Attempt], *, pay_again: bool) -> tuple[
     """From where to restart, and why; pure. Raises PaysAgainError."""
     if job.state is JobState.FAILED and has_video(job):
         return JobEvent.ARCHIVE_REDRIVEN, "an operator has the paid result archived again"
-    if all(attempt.outcome in FREE for attempt in tried):
+    if all(is_free(attempt) for attempt in tried):
         return JobEvent.SUBMIT_REDRIVEN, "an operator has it submitted; nothing was paid so far"
     if pay_again:
         return JobEvent.SUBMIT_REDRIVEN, "an operator agreed to pay again"
     if job.state is JobState.FAILED and job.error_code == RESULT_GONE:
         return JobEvent.POLL_REDRIVEN, "an operator has fal asked again for the paid result"
     raise PaysAgainError(f"job {job.id} was submitted before: a new submission costs money again")
+
+
+def is_free(attempt: Attempt) -> bool:
+    """Whether it surely cost nothing: refused, and no request of it has turned up since."""
+    return attempt.outcome in FREE and attempt.fal_request_id is None
 
 
 def _reset(event: JobEvent, now: datetime) -> dict[str, object]:
