@@ -103,6 +103,11 @@ def expect_result(
 ) -> Doorbell | None:
     """Have the attempt's request polled now: it is finished, but its result was not delivered."""
     if job.fence != attempt.fence or has_video(job):
+        if job.fal_request_id != fal_request_id:
+            attempts.note_extra_charge(connection, attempt.id, now)
+        return None
+    if attempts.is_completed(connection, attempt.id):
+        # A poll was faster, and has read the end of it.
         return None
     if job.state is JobState.SUBMITTED:
         table.advance_due(connection, job, now)

@@ -82,7 +82,12 @@ class Resolver:
         return self.search_listing()
 
     def follow_hints(self, attempt: Attempt) -> Job | None:
-        """Adopt the request that an unproven delivery named, if fal knows it by our own key."""
+        """Adopt the request that an unproven delivery named, if fal knows it by our own key.
+
+        Not one whose end is known: a late or doubled doorbell must not bring an ended job back.
+        """
+        if attempt.completed_at is not None:
+            return None
         if attempt.fal_request_id is not None:
             return self._adopt(attempt, attempt.fal_request_id, "its webhook has named it")
         for fal_request_id in self._list_hints(attempt):
@@ -138,7 +143,7 @@ class Resolver:
         now = self.clock()
         with self.db.transaction() as connection:
             job = table.get_job(connection, attempt.job_id, lock=True)
-            if job.fence != attempt.fence:
+            if job.fence != attempt.fence or attempts.is_completed(connection, attempt.id):
                 return None
             if not attempts.adopt_request(connection, attempt, fal_request_id):
                 return None
