@@ -18,6 +18,7 @@ MAX_RETRY_AFTER = timedelta(hours=1)
 
 # They tell that the connection was lost, not that the request is refused.
 LOST_CONNECTION = frozenset({408, 499})
+ACCOUNT_CODES = frozenset({401, 403})
 # What fal's front door answers without having asked anybody behind it (fal-api, section 4.4).
 INGRESS_CODES = frozenset({502, 503, 504})
 INGRESS_MARK = b"nginx"
@@ -154,7 +155,7 @@ def _is_from_ingress(reply: Reply) -> bool:
 
 def _classify_refusal(http_status: int) -> RefusalClass:
     match http_status:
-        case httpx.codes.UNAUTHORIZED | httpx.codes.FORBIDDEN:
+        case code if code in ACCOUNT_CODES:
             return RefusalClass.ACCOUNT
         case httpx.codes.TOO_MANY_REQUESTS:
             return RefusalClass.BUSY

@@ -7,6 +7,7 @@ webhook, `complete.py`.
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import assert_never
@@ -14,12 +15,14 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 from uuid_utils.compat import uuid7
 
 from worker.backoff import Backoff, choose_poll_delay
 from worker.clock import Clock, read_clock
 from worker.db import AWAY, Database, describe_database_error
 from worker.fal.queue import (
+    ACCOUNT_CODES,
     Accepted,
     Ambiguous,
     QueueClient,
@@ -28,7 +31,7 @@ from worker.fal.queue import (
     SubmitReply,
 )
 from worker.jobs import attempts, table
-from worker.jobs.states import JobEvent
+from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import (
     Attempt,
     Claim,
@@ -47,6 +50,9 @@ BACKOFFS = {
     RefusalClass.UNREACHABLE: Backoff(timedelta(seconds=2), timedelta(minutes=2)),
     RefusalClass.UNAVAILABLE: Backoff(timedelta(seconds=2), timedelta(minutes=2)),
 }
+
+# A refusal tells something of these only: in any other state the request has shown itself.
+NOT_YET_AT_FAL = frozenset({JobState.SUBMITTING, JobState.SUBMISSION_UNKNOWN})
 
 # How long a reply is held while it cannot be written: within a worker's time to drain.
 RECORD_TIME = timedelta(seconds=25)
@@ -90,6 +96,14 @@ class Ruling:
     event: JobEvent
     move: Move
     settlement: Settlement
+
+
+@dataclass(frozen=True, slots=True)
+class Streak:
+    """So many refusals in a row, since then. Trouble with the account breaks it: that may last."""
+
+    tries: int
+    since: datetime
 
 
 def submit_job(
@@ -161,7 +175,8 @@ def keep_reply(
     while True:
         try:
             return record_reply(submission, reply, db=db, terms=terms, clock=clock)
-        except AWAY as error:
+        except (*AWAY, IntegrityError) as error:
+            # Of two that adopt one request at once, the loser sees at the next try that it is.
             log.warning("reply_not_recorded", reason=describe_database_error(error))
             if time.monotonic() > deadline:
                 raise
@@ -184,14 +199,18 @@ def record_reply(
         elif submission.gate is not None and not isinstance(reply, Ambiguous):
             pause.end_pause(connection)
         job = table.get_job(connection, submission.job.id, lock=True)
-        tries = _count_refusals(connection, job) if isinstance(reply, Refused) else 0
-        ruling = judge_reply(reply, job, now, terms, tries + 1)
-        _settle(connection, submission.attempt, ruling.settlement)
-        return _move_job(connection, job, submission.attempt, ruling, now)
+        tried = attempts.list_attempts(connection, job.id)
+        streak = measure_streak(tried, submission.attempt, job.tried_since)
+        ruling = judge_reply(reply, job, now, terms, streak)
+        is_own = _settle(connection, submission.attempt, ruling.settlement)
+        moved = _move_job(connection, job, submission.attempt, ruling)
+        if isinstance(reply, Accepted) and job.fal_request_id != reply.fal_request_id:
+            _order_cancels(connection, moved, submission.attempt, now, is_own=is_own)
+        return moved
 
 
 def judge_reply(
-    reply: SubmitReply, job: Job, now: datetime, terms: SubmitTerms, tries: int
+    reply: SubmitReply, job: Job, now: datetime, terms: SubmitTerms, streak: Streak
 ) -> Ruling:
     """What a reply means for the job and its attempt; pure but for the jitter."""
     match reply:
@@ -203,7 +222,7 @@ def judge_reply(
                 Settlement(Outcome.ACCEPTED, now, **asdict(reply)),
             )
         case Refused():
-            return _judge_refusal(reply, job, now, terms, tries)
+            return _judge_refusal(reply, job, now, terms, streak)
         case Ambiguous(http_status, message):
             blocked = {"blocked_reason": f"fal may or may not have it: {message}"}
             return Ruling(
@@ -217,10 +236,10 @@ def judge_reply(
 
 
 def _judge_refusal(
-    reply: Refused, job: Job, now: datetime, terms: SubmitTerms, tries: int
+    reply: Refused, job: Job, now: datetime, terms: SubmitTerms, streak: Streak
 ) -> Ruling:
     why = {"error_code": reply.code, "error_message": reply.message}
-    if job.cancel_requested_at is not None:
+    if job.cancel_requested_at is not None and job.state in NOT_YET_AT_FAL:
         settlement = Settlement(Outcome.REJECTED, now, reply.http_status, **why)
         return Ruling(JobEvent.JOB_CANCELLED, Move(now, detail=reply.message), settlement)
     if reply.why is RefusalClass.INPUT:
@@ -229,13 +248,13 @@ def _judge_refusal(
         return Ruling(JobEvent.SUBMISSION_REJECTED, move, settlement)
     settlement = Settlement(Outcome.POSTPONED, now, reply.http_status, **why)
     # Trouble with the account is not the job's: it waits as long as it takes.
-    if reply.why is not RefusalClass.ACCOUNT and now - job.tried_since >= terms.retry_for:
+    if reply.why is not RefusalClass.ACCOUNT and now - streak.since >= terms.retry_for:
         message = f"turned away for {terms.retry_for}, at last {describe_refusal(reply)}"
         exhausted = {"error_code": "submission_exhausted", "error_message": message}
         move = Move(now, detail=message, columns=exhausted)
         return Ruling(JobEvent.SUBMISSION_EXHAUSTED, move, settlement)
     blocked = {"blocked_reason": describe_refusal(reply)}
-    move = Move(now, now + choose_delay(reply, tries, terms), reply.message, blocked)
+    move = Move(now, now + choose_delay(reply, streak.tries, terms), reply.message, blocked)
     return Ruling(JobEvent.SUBMISSION_POSTPONED, move, settlement)
 
 
@@ -251,39 +270,51 @@ def describe_refusal(reply: Refused) -> str:
     return pause.describe_pause(words) if reply.why is RefusalClass.ACCOUNT else words
 
 
-def _count_refusals(connection: Connection, job: Job) -> int:
-    return attempts.count_attempts(connection, job.id, [Outcome.POSTPONED], job.tried_since)
+def measure_streak(tried: Sequence[Attempt], attempt: Attempt, since: datetime) -> Streak:
+    """How long the job has been turned away without a break, up to this attempt; pure."""
+    streak = Streak(1, attempt.started_at)
+    for earlier in sorted(tried, key=lambda one: one.number, reverse=True):
+        if earlier.number >= attempt.number:
+            continue
+        if earlier.outcome != Outcome.POSTPONED or earlier.http_status in ACCOUNT_CODES:
+            break
+        if earlier.started_at < since:
+            break
+        streak = Streak(streak.tries + 1, earlier.started_at)
+    return streak
 
 
-def _settle(connection: Connection, attempt: Attempt, settlement: Settlement) -> None:
+def _settle(connection: Connection, attempt: Attempt, settlement: Settlement) -> bool:
+    """Write it; False if the request that was accepted is not, or not to be, the attempt's own."""
     known = settlement.fal_request_id
-    if known is not None and not attempts.adopt_request(connection, attempt, known):
-        # A search has given it to another attempt of the very same input. The ids are not lost.
-        message = f"request {known} is held by another attempt with the same input"
+    is_own = known is None or attempts.adopt_request(connection, attempt, known)
+    if not is_own:
+        # A search has found requests of the very same input, and paired them otherwise.
+        message = f"request {known} was accepted, but the listing's were paired otherwise"
         settlement = replace(settlement, fal_request_id=None, error_message=message)
-        log.error("request_held_by_another", attempt_id=str(attempt.id), fal_request_id=known)
+        log.error("request_paired_otherwise", attempt_id=str(attempt.id), fal_request_id=known)
     attempts.settle_attempt(connection, attempt.id, settlement)
+    return is_own
 
 
-def _move_job(
-    connection: Connection, job: Job, attempt: Attempt, ruling: Ruling, now: datetime
-) -> Job | None:
-    if ruling.event is not JobEvent.SUBMISSION_ACCEPTED:
-        return _apply_ruling(connection, job, attempt, ruling)
-    if job.fal_request_id == ruling.settlement.fal_request_id:
-        # Its webhook or the listing was faster.
-        return None
-    moved = _apply_ruling(connection, job, attempt, ruling)
-    if moved is None:
-        # The job goes on with another attempt, or has been cancelled.
-        attempts.dismiss_attempt(connection, attempt.id, now)
-    elif moved.cancel_requested_at is not None:
-        attempts.order_cancel(connection, attempt.id, now)
-    return moved
-
-
-def _apply_ruling(connection: Connection, job: Job, attempt: Attempt, ruling: Ruling) -> Job | None:
-    """Only for the job's newest attempt."""
-    if job.fence != attempt.fence:
+def _move_job(connection: Connection, job: Job, attempt: Attempt, ruling: Ruling) -> Job | None:
+    """Only for the job's newest attempt, and not if its webhook or the listing was faster."""
+    known = ruling.settlement.fal_request_id
+    if job.fence != attempt.fence or (known is not None and job.fal_request_id == known):
         return None
     return table.apply_event(connection, job, ruling.event, ruling.move)
+
+
+def _order_cancels(
+    connection: Connection, moved: Job | None, attempt: Attempt, now: datetime, *, is_own: bool
+) -> None:
+    """Have what fal has accepted cancelled, if it is not wanted (any more)."""
+    if moved is not None:
+        if moved.cancel_requested_at is not None:
+            attempts.order_cancel(connection, attempt.id, now)
+    elif is_own:
+        # The job goes on with another attempt, or has been cancelled.
+        attempts.dismiss_attempt(connection, attempt.id, now)
+    else:
+        # The attempt has another request, with which the job goes on: that one stays.
+        attempts.note_extra_charge(connection, attempt.id, now)
