@@ -65,6 +65,13 @@ class ScriptedFal:
     def asked(self) -> list[Asked]:
         return self.server.asked
 
+    def reset(self) -> None:
+        """As at the beginning."""
+        fresh = ScriptedFal(self.server)
+        self.submit, self.status, self.result = fresh.submit, fresh.status, fresh.result
+        self.cancel, self.listing = fresh.cancel, fresh.listing
+        self.asked.clear()
+
     def count(self, method: str, ending: str = "") -> int:
         """How many requests of this method, with a path that ends so."""
         return sum(one.method == method and one.path.endswith(ending) for one in self.asked)

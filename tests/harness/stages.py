@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from pydantic import JsonValue, SecretStr
@@ -28,11 +28,11 @@ from worker.jobs.values import Attempt, Event, Gate, Job
 from worker.settings import UnknownPolicy
 from worker.stages.cancel import Cancelled, cancel_job, cancel_requests
 from worker.stages.complete import Receipt, receive_delivery, receive_hint
+from worker.stages.pause import SUBMISSIONS_GATE
 from worker.stages.reconcile import Reconciler
 from worker.stages.redrive import redrive_job
 from worker.stages.resolve import Resolver, ResolveTerms
 from worker.stages.submit import (
-    SUBMISSIONS_GATE,
     Submission,
     SubmitTerms,
     begin_submission,
@@ -47,6 +47,7 @@ UNKNOWN = timedelta(minutes=90)
 RETRY = timedelta(days=1)
 PROBE = timedelta(seconds=60)
 SECOND = timedelta(seconds=1)
+Clients = tuple[QueueClient, RequestClient, PlatformClient]
 SUBMIT_TERMS = SubmitTerms(
     worker="tester:1",
     # A port that nobody listens on: deliveries are made by the tests.
@@ -66,10 +67,10 @@ class Bench:
     """Calls one stage at a time, as the tasks do."""
 
     db: Database
-    clock: FakeClock
     queue: QueueClient
     requests: RequestClient
     platform: PlatformClient
+    clock: FakeClock = field(default_factory=FakeClock)
     submit_terms: SubmitTerms = SUBMIT_TERMS
     resolve_terms: ResolveTerms = RESOLVE_TERMS
 
@@ -234,7 +235,7 @@ def encode(completion: Completion) -> bytes:
 
 
 @contextmanager
-def open_bench(db: Database, fal_url: str, *, key: str = "emulator-key") -> Iterator[Bench]:
+def open_clients(fal_url: str, key: str = "emulator-key") -> Iterator[Clients]:
     credentials = SecretStr(key)
     clients = (
         QueueClient(fal_url, credentials),
@@ -242,7 +243,7 @@ def open_bench(db: Database, fal_url: str, *, key: str = "emulator-key") -> Iter
         PlatformClient(f"{fal_url}/v1", credentials),
     )
     try:
-        yield Bench(db, FakeClock(), *clients)
+        yield clients
     finally:
         for client in clients:
             client.close()

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from tests.harness.jobs import ENDPOINT, LEASE, NOW
 from worker.fal.platform import ListedRequest
 from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import Attempt, Job, Outcome
+from worker.jobs.values import HELD, Attempt, Job, Outcome
 from worker.settings import UnknownPolicy
 from worker.stages.resolve import (
-    HELD,
     Evidence,
     ResolveTerms,
     is_same_input,
