@@ -44,6 +44,7 @@ WAYS: dict[JobState, tuple[JobEvent, ...]] = {
         JobEvent.ARCHIVE_RECORDED,
     ),
     JobState.FAILED: (JobEvent.SUBMISSION_CLAIMED, JobEvent.SUBMISSION_REJECTED),
+    JobState.CANCELLED: (JobEvent.JOB_CANCELLED,),
 }
 
 
