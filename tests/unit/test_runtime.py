@@ -7,7 +7,8 @@ import pytest
 
 from worker.errors import InvalidSettingsError
 from worker.runtime import Runtime
-from worker.settings import load_settings
+from worker.settings import UnknownPolicy, load_settings
+from worker.stages.resolve import ResolveTerms
 
 WHOLE = {"fal_key": "k", "webhook_base_url": "https://hooks.test"}
 
@@ -24,7 +25,7 @@ def test_runtime_makes_each_part_once(tmp_path, sqlite_url) -> None:
     runtime = Runtime(
         load_settings(database_url=sqlite_url, archive_url=f"file:{tmp_path}", **WHOLE)
     )
-    for name in ("worker", "db", "dispatcher", "queue", "media", "store"):
+    for name in ("worker", "db", "dispatcher", "queue", "requests", "reconciler", "media", "store"):
         assert getattr(runtime, name) is getattr(runtime, name)
     runtime.queue.close()
     runtime.media.close()
@@ -36,7 +37,7 @@ def test_worker_name_is_not_shared_with_any_other() -> None:
     assert f":{os.getpid()}:" in first.worker
 
 
-@pytest.mark.parametrize("part", ["queue", "submit_terms"])
+@pytest.mark.parametrize("part", ["queue", "requests", "platform", "reconciler", "submit_terms"])
 def test_part_without_its_setting_is_refused(part) -> None:
     with pytest.raises(InvalidSettingsError, match=r"\(not set\)"):
         getattr(Runtime(load_settings()), part)
@@ -49,14 +50,36 @@ def test_submit_terms_carry_the_settings() -> None:
         start_timeout_seconds=10,
         lease_seconds=20,
         poll_seconds=30,
-        unknown_seconds=40,
+        retry_seconds=400,
+        probe_seconds=50,
     )
     runtime = Runtime(settings)
     terms = runtime.submit_terms
     assert (terms.worker, terms.webhook_base_url) == (runtime.worker, "https://hooks.test")
     assert terms.store_io is False
-    durations = (terms.start_timeout, terms.lease, terms.poll_after, terms.unknown_after)
-    assert durations == tuple(timedelta(seconds=seconds) for seconds in (10, 20, 30, 40))
+    durations = (terms.start_timeout, terms.lease, terms.poll_after)
+    assert durations == tuple(timedelta(seconds=seconds) for seconds in (10, 20, 30))
+    bounds = (terms.retry_for, terms.probe_after)
+    assert bounds == (timedelta(seconds=400), timedelta(seconds=50))
+
+
+def test_resolve_terms_carry_the_settings() -> None:
+    settings = load_settings(
+        **WHOLE,
+        lease_seconds=20,
+        poll_seconds=30,
+        unknown_seconds=4000,
+        unknown_policy="hold",
+        max_attempts=5,
+    )
+    reconciler = Runtime(settings).reconciler
+    assert reconciler.poll_after == timedelta(seconds=30)
+    assert reconciler.resolver.terms == ResolveTerms(
+        unknown_after=timedelta(seconds=4000),
+        policy=UnknownPolicy.HOLD,
+        max_attempts=5,
+        grace=timedelta(seconds=20),
+    )
 
 
 def test_archive_terms_carry_the_settings() -> None:
