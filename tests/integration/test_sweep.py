@@ -5,24 +5,41 @@ from datetime import timedelta
 from os import utime
 
 import pytest
+from sqlalchemy import text
 
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import LEASE, NOW, WAYS, insert_job, lead_job, make_job, move_job, read_job
+from tests.harness.jobs import (
+    LEASE,
+    NOW,
+    WAYS,
+    insert_job,
+    lead_job,
+    make_job,
+    move_job,
+    read_attempts,
+    read_job,
+)
 from tests.harness.together import call_together
 from worker.db import Database
-from worker.jobs import table
+from worker.jobs import attempts, gates, table
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
-from worker.jobs.values import Claim, Move
+from worker.jobs.values import Claim, Gate, Move, Outcome, Settlement
 from worker.media.store import PARTIAL_DIRECTORY, LocalStore
-from worker.stages.sweep import PARTIAL_AGE, SWEPT_STATES, remove_partials, sweep_jobs
+from worker.stages.submit import SUBMISSIONS_GATE
+from worker.stages.sweep import PARTIAL_AGE, Swept, remove_partials, sweep_jobs
 
 TICK = timedelta(microseconds=1)
 DUE = NOW + LEASE
 STEPS = {
     JobState.QUEUED: Step.SUBMIT,
+    JobState.SUBMITTING: Step.RECONCILE,
+    JobState.SUBMISSION_UNKNOWN: Step.RECONCILE,
+    JobState.SUBMITTED: Step.RECONCILE,
     JobState.COMPLETED: Step.ARCHIVE,
     JobState.ARCHIVING: Step.ARCHIVE,
 }
+RESTING = sorted(set(STEPS) - {JobState.SUBMITTING, JobState.ARCHIVING})
+LOCKED = "fal_http_403: User is locked"
 
 
 @pytest.fixture
@@ -32,7 +49,15 @@ def clock():
 
 
 def sweep(db, clock, **options):
-    return sweep_jobs(db=db, lease=LEASE, clock=clock, **options)
+    """Whom to ring for; each was a row of the batch."""
+    swept = sweep_jobs(db=db, lease=LEASE, clock=clock, **options)
+    assert swept.rows >= len(swept.doorbells)
+    return swept.doorbells
+
+
+def shut_gate(db, opens_at):
+    with db.transaction() as connection:
+        gates.shut_gate(connection, Gate(SUBMISSIONS_GATE, opens_at, LOCKED))
 
 
 def list_reasons(db, job):
@@ -48,8 +73,8 @@ def test_sweep_jobs_before_their_time_touches_nothing(db, clock, state):
     assert read_job(db, job.id) == job
 
 
-def test_swept_states_are_those_with_a_step():
-    assert set(SWEPT_STATES) == set(STEPS)
+def test_every_live_state_is_swept():
+    assert set(STEPS) == set(JobState) - ENDED
 
 
 @pytest.mark.parametrize("state", STEPS)
@@ -62,15 +87,15 @@ def test_sweep_jobs_rings_for_what_is_due_and_pushes_it_on(db, clock, state):
     assert sweep(db, clock) == [Doorbell(STEPS[state], job.id)]
 
 
-@pytest.mark.parametrize("state", sorted(set(WAYS) - set(STEPS)))
-def test_sweep_jobs_leaves_other_states_alone(db, clock, state):
+@pytest.mark.parametrize("state", sorted(ENDED))
+def test_sweep_jobs_leaves_ended_jobs_alone(db, clock, state):
     job = make_job(db, state)
     clock.move(timedelta(days=30))
     assert sweep(db, clock) == []
     assert read_job(db, job.id) == job
 
 
-@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.COMPLETED])
+@pytest.mark.parametrize("state", RESTING)
 def test_sweep_jobs_of_a_lost_message_writes_no_history(db, clock, state):
     job = make_job(db, state)
     reasons = list_reasons(db, job)
@@ -79,7 +104,7 @@ def test_sweep_jobs_of_a_lost_message_writes_no_history(db, clock, state):
     assert read_job(db, job.id).fence == job.fence
 
 
-def test_sweep_jobs_gives_an_expired_claim_back(db, clock):
+def test_sweep_jobs_gives_an_expired_download_back(db, clock):
     job = make_job(db, JobState.ARCHIVING)
     sweep(db, clock)
     after = read_job(db, job.id)
@@ -89,6 +114,32 @@ def test_sweep_jobs_gives_an_expired_claim_back(db, clock):
         event = table.list_events(connection, job.id)[-1]
     assert (event.reason, event.at) == ("archive_claim_expired", DUE)
     assert event.detail == f"{job.claimed_by} fell silent"
+
+
+def test_sweep_jobs_gives_an_expired_submission_to_nobody(db, clock):
+    """Its POST may have left: whoever claims it again may pay again."""
+    job = make_job(db, JobState.SUBMITTING)
+    sweep(db, clock)
+    after = read_job(db, job.id)
+    assert (after.state, after.claimed_by) == (JobState.SUBMISSION_UNKNOWN, None)
+    assert (after.fence, after.due_at) == (job.fence, DUE + LEASE)
+    assert f"{job.claimed_by} fell silent" in after.blocked_reason
+    with db.reading() as connection:
+        event = table.list_events(connection, job.id)[-1]
+    assert (event.reason, event.at) == ("submission_claim_expired", DUE)
+    assert event.detail == f"{job.claimed_by} fell silent"
+    (attempt,) = read_attempts(db, job.id)
+    assert (attempt.outcome, attempt.ended_at) == (Outcome.UNKNOWN, DUE)
+    assert lead_job(db, after, JobEvent.SUBMISSION_CLAIMED, now=DUE + 9 * LEASE) is None
+
+
+@pytest.mark.parametrize("state", [JobState.SUBMITTED, JobState.SUBMISSION_UNKNOWN])
+def test_sweep_jobs_of_what_waits_for_fal_keeps_its_reason(db, clock, state):
+    job = make_job(db, state)
+    with db.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET blocked_reason = 'held: by a human'"))
+    assert sweep(db, clock) == [Doorbell(Step.RECONCILE, job.id)]
+    assert read_job(db, job.id).blocked_reason == "held: by a human"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +186,7 @@ def test_sweep_jobs_of_all_states_rings_for_each_once(db, clock):
     jobs = {make_job_of_its_own(db, state).id: state for state in WAYS}
     rung = sweep(db, clock)
     assert sorted(jobs[bell.job_id] for bell in rung) == sorted(STEPS)
+    assert len(rung) == len(set(rung))
     assert all(bell.step is STEPS[jobs[bell.job_id]] for bell in rung)
 
 
@@ -170,7 +222,7 @@ def test_sweep_jobs_passes_over_rows_that_another_sweep_holds(postgres_url, cloc
     with closing(Database(postgres_url)) as db:
         held, free = insert_job(db, priority=1), insert_job(db)
         with db.transaction() as connection:
-            found = table.find_overdue(connection, SWEPT_STATES, clock(), 1)
+            found = table.find_overdue(connection, clock(), 1)
             assert [job.id for job in found] == [held.id]
             assert [bell.job_id for bell in sweep(db, clock)] == [free.id]
         assert [bell.job_id for bell in sweep(db, clock)] == [held.id]
@@ -191,15 +243,82 @@ def test_sweep_jobs_against_a_claim_at_once_leaves_one_holder(db, clock):
 
 
 def test_sweep_jobs_of_an_empty_table_gives_none(db, clock):
-    assert sweep(db, clock) == []
+    assert sweep_jobs(db=db, lease=LEASE, clock=clock) == Swept(0, [])
 
 
-def test_sweep_jobs_never_touches_an_ended_row(db, clock):
-    clock.move(timedelta(days=365))
+# while submissions pause
+
+
+def test_sweep_jobs_while_submissions_pause_keeps_all_queued_jobs_back(db, clock):
+    queued = [insert_job(db) for _ in range(3)]
+    completed = make_job(db, JobState.COMPLETED)
+    shut_gate(db, DUE + LEASE)
+    swept = sweep_jobs(db=db, lease=LEASE, clock=clock)
+    assert swept == Swept(4, [Doorbell(Step.ARCHIVE, completed.id)])
+    for job in queued:
+        after = read_job(db, job.id)
+        assert (after.state, after.blocked_reason) == (JobState.QUEUED, LOCKED)
+        assert DUE + LEASE * 0.8 <= after.due_at <= DUE + LEASE * 1.2
+        assert list_reasons(db, job) == ["enqueued"]
+
+
+def test_sweep_jobs_after_the_pause_lets_one_try_the_account(db, clock):
+    jobs = [insert_job(db) for _ in range(3)]
+    first = insert_job(db, priority=1)
+    shut_gate(db, DUE)
+    assert sweep(db, clock) == [Doorbell(Step.SUBMIT, first.id)]
+    assert read_job(db, first.id).blocked_reason is None
+    for job in jobs:
+        after = read_job(db, job.id)
+        assert after.blocked_reason == LOCKED
+        assert after.due_at > DUE
+
+
+def test_sweep_jobs_without_a_gate_rings_for_all_again(db, clock):
+    jobs = {insert_job(db).id for _ in range(3)}
+    shut_gate(db, DUE + LEASE)
+    sweep(db, clock)
+    with db.transaction() as connection:
+        gates.remove_gate(connection, SUBMISSIONS_GATE)
+    clock.move(2 * LEASE)
+    assert {bell.job_id for bell in sweep(db, clock)} == jobs
+    assert {read_job(db, job_id).blocked_reason for job_id in jobs} == {None}
+
+
+# requests to be cancelled
+
+
+@pytest.fixture
+def paid(db):
+    """An ended job with a request of fal's that is not its own any more."""
     job = make_job(db, JobState.ARCHIVED)
-    assert job.state in ENDED
+    with db.transaction() as connection:
+        (attempt,) = attempts.list_attempts(connection, job.id)
+        known = Settlement(Outcome.ACCEPTED, NOW, 200, "the-request")
+        attempts.settle_attempt(connection, attempt.id, known)
+        attempts.order_cancel(connection, attempt.id, DUE)
+    return job
+
+
+def test_sweep_jobs_rings_for_a_due_cancellation_until_it_is_answered(db, clock, paid):
+    clock.move(-TICK)
     assert sweep(db, clock) == []
-    assert read_job(db, job.id) == job
+    clock.move(TICK)
+    assert sweep_jobs(db=db, lease=LEASE, clock=clock) == Swept(1, [Doorbell(Step.CANCEL, paid.id)])
+    assert sweep(db, clock) == []
+    clock.move(LEASE)
+    assert sweep(db, clock) == [Doorbell(Step.CANCEL, paid.id)]
+    with db.transaction() as connection:
+        (attempt,) = attempts.list_attempts(connection, paid.id)
+        attempts.record_cancel(connection, attempt.id, "accepted", None)
+    clock.move(9 * LEASE)
+    assert sweep(db, clock) == []
+    assert read_job(db, paid.id) == paid
+
+
+def test_sweep_jobs_by_two_at_once_rings_for_a_cancellation_once(db, clock, paid):
+    first, second = call_together(*[lambda: sweep(db, clock)] * 2)
+    assert [*first, *second] == [Doorbell(Step.CANCEL, paid.id)]
 
 
 def test_remove_partials_takes_only_those_older_than_any_download(tmp_path):

@@ -1,5 +1,6 @@
 """SQL on both databases: guards, fences, history, constraints."""
 
+from dataclasses import replace
 from datetime import timedelta
 from itertools import product
 
@@ -146,16 +147,68 @@ def test_entered_at_of_a_state_is_not_moved_by_a_later_visit(db):
     assert later.completed_at == job.completed_at == NOW
 
 
-def test_find_overdue_gives_due_rows_of_the_states_by_priority_then_age(db):
+def test_find_overdue_gives_due_rows_by_priority_then_age(db):
     old = insert_job(db, now=NOW - 3 * LEASE)
     older = insert_job(db, now=NOW - 4 * LEASE)
     important = insert_job(db, now=NOW - 2 * LEASE, priority=5)
     insert_job(db)
-    make_job(db, JobState.SUBMITTED, now=NOW - 4 * LEASE)
     with db.transaction() as connection:
-        found = table.find_overdue(connection, [JobState.QUEUED], NOW, 10)
+        found = table.find_overdue(connection, NOW, 10)
         assert [job.id for job in found] == [important.id, older.id, old.id]
-        assert len(table.find_overdue(connection, [JobState.QUEUED], NOW, 2)) == 2
+        found = table.find_overdue(connection, NOW, 2)
+        assert [job.id for job in found] == [important.id, older.id]
+
+
+@pytest.mark.parametrize("state", WAYS)
+def test_find_overdue_gives_every_live_row_once_it_is_due(db, state):
+    job = make_job(db, state)
+    with db.transaction() as connection:
+        assert table.find_overdue(connection, NOW + LEASE - timedelta(microseconds=1), 9) == []
+        found = table.find_overdue(connection, NOW + LEASE, 9)
+    assert found == ([] if state in ENDED else [job])
+
+
+@pytest.mark.parametrize("state", WAYS)
+def test_block_queued_blocks_only_what_is_queued(db, state):
+    job = make_job(db, state)
+    with db.transaction() as connection:
+        table.block_queued(connection, [job.id], NOW + 9 * LEASE, "the account is locked")
+    blocked = replace(job, due_at=NOW + 9 * LEASE, blocked_reason="the account is locked")
+    assert read_job(db, job.id) == (blocked if state is JobState.QUEUED else job)
+
+
+def test_hasten_blocked_makes_due_only_who_waits_for_this_reason(db):
+    jobs = [insert_job(db) for _ in range(4)]
+    with db.transaction() as connection:
+        for job, reason in zip(jobs, ("locked", "locked", "busy"), strict=False):
+            table.block_queued(connection, [job.id], NOW + 9 * LEASE, reason)
+        assert table.hasten_blocked(connection, "locked", NOW + LEASE) == 2
+    due_at = [read_job(db, job.id).due_at for job in jobs]
+    assert due_at == [NOW + LEASE, NOW + LEASE, NOW + 9 * LEASE, NOW + LEASE]
+
+
+def test_advance_due_of_a_job_that_has_moved_changes_nothing(db):
+    before = make_job(db, JobState.SUBMITTING)
+    after = move_job(db, before, JobEvent.SUBMISSION_ACCEPTED)
+    with db.transaction() as connection:
+        table.advance_due(connection, before, NOW)
+    assert read_job(db, before.id) == after
+    with db.transaction() as connection:
+        table.advance_due(connection, after, NOW)
+    assert read_job(db, before.id) == replace(after, due_at=NOW)
+
+
+def test_apply_event_out_of_a_failure_clears_its_words(db):
+    claimed = make_job(db, JobState.SUBMITTING)
+    why = {"error_code": "x", "error_message": "y"}
+    with db.transaction() as connection:
+        move = Move(NOW, columns=why)
+        failed = table.apply_event(connection, claimed, JobEvent.SUBMISSION_REJECTED, move)
+        assert failed is not None
+    assert (failed.error_code, failed.error_message) == ("x", "y")
+    redriven = move_job(db, failed, JobEvent.SUBMIT_REDRIVEN)
+    assert (redriven.error_code, redriven.error_message) == (None, None)
+    assert redriven.failed_at == NOW
 
 
 def test_list_jobs_filters_and_puts_the_newest_first(db):
