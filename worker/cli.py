@@ -166,6 +166,33 @@ def sweep(as_json: Json = False) -> None:
 
 
 @app.command()
+def doctor(
+    every_file: Annotated[
+        bool, typer.Option("--all", help="Look at every archived file, not at a sample.")
+    ] = False,
+    hours: Annotated[
+        int, typer.Option(min=1, max=2160, help="How far back to compare with fal's list.")
+    ] = 24,
+    as_json: Json = False,
+) -> None:
+    """Look for violations in the live tables, the archive and fal's list; change nothing."""
+    from worker.doctor import DoctorTerms, examine
+
+    runtime = build_runtime()
+    settings = runtime.settings
+    terms = DoctorTerms(settings.fal_endpoint, every_file, timedelta(hours=hours))
+    platform = None if settings.fal_credentials is None else runtime.platform
+    diagnosis = examine(db=runtime.db, platform=platform, terms=terms)
+    if platform is not None:
+        platform.close()
+    if as_json:
+        display.print_json(display.diagnosis_to_json(diagnosis))
+    else:
+        display.print_diagnosis(diagnosis)
+    raise typer.Exit(OK if diagnosis.is_clean else FAILED)
+
+
+@app.command()
 def migrate(as_json: Json = False) -> None:
     """Create the job table, or bring it up to date."""
     from worker.schema import upgrade_schema

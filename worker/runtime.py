@@ -90,6 +90,13 @@ class Runtime:
         return Reconciler(resolver, settings.poll_seconds)
 
     @cached_property
+    def platform(self) -> PlatformClient:
+        require_settings(self.settings, ["fal_credentials"])
+        credentials = self.settings.fal_credentials
+        assert credentials is not None  # noqa: S101 - just required
+        return PlatformClient(self.settings.fal_platform_url, credentials)
+
+    @cached_property
     def media(self) -> httpx.Client:
         return media_client()
 
