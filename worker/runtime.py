@@ -25,9 +25,9 @@ from worker.media.hosts import parse_media_hosts
 from worker.media.store import Store, open_store
 from worker.settings import Settings, mask_url, require_settings
 from worker.stages.archive import ArchiveTerms
+from worker.stages.judge import SubmitTerms
 from worker.stages.reconcile import Reconciler
 from worker.stages.resolve import Resolver, ResolveTerms
-from worker.stages.submit import SubmitTerms
 from worker.stages.sweep import BATCH, sweep_jobs
 
 # Far below the hour for which fal surely keeps a result.
@@ -88,13 +88,6 @@ class Runtime:
         )
         resolver = Resolver(self.db, self.requests, self.platform, terms, read_clock)
         return Reconciler(resolver, settings.poll_seconds)
-
-    @cached_property
-    def platform(self) -> PlatformClient:
-        require_settings(self.settings, ["fal_credentials"])
-        credentials = self.settings.fal_credentials
-        assert credentials is not None  # noqa: S101 - just required
-        return PlatformClient(self.settings.fal_platform_url, credentials)
 
     @cached_property
     def media(self) -> httpx.Client:

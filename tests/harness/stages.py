@@ -28,13 +28,13 @@ from worker.jobs.values import Attempt, Event, Gate, Job
 from worker.settings import UnknownPolicy
 from worker.stages.cancel import Cancelled, cancel_job, cancel_requests
 from worker.stages.complete import Receipt, receive_delivery, receive_hint
+from worker.stages.judge import SubmitTerms
 from worker.stages.pause import SUBMISSIONS_GATE
 from worker.stages.reconcile import Reconciler
 from worker.stages.redrive import redrive_job
 from worker.stages.resolve import Resolver, ResolveTerms
 from worker.stages.submit import (
     Submission,
-    SubmitTerms,
     begin_submission,
     post_once,
     record_reply,

@@ -27,7 +27,8 @@ from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Outcome
 from worker.stages.complete import Verdict, receive_delivery
 from worker.stages.enqueue import enqueue_job, parse_wish
-from worker.stages.submit import SubmitTerms, begin_submission, submit_job
+from worker.stages.judge import SubmitTerms
+from worker.stages.submit import begin_submission, submit_job
 
 KEY = "key-id:key-secret"
 REQUEST_ID = "7f3c1d0e-0000-4000-8000-00000000aaaa"

@@ -25,7 +25,7 @@ from worker.jobs import attempts, gates, table
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Gate, Move, Outcome, Settlement
 from worker.media.store import PARTIAL_DIRECTORY, LocalStore
-from worker.stages.submit import SUBMISSIONS_GATE
+from worker.stages.pause import SUBMISSIONS_GATE
 from worker.stages.sweep import PARTIAL_AGE, Swept, remove_partials, sweep_jobs
 
 TICK = timedelta(microseconds=1)

@@ -22,7 +22,8 @@ from tests.harness.webhooks import build_body, build_delivery
 from tests.receiver.scene import LEASE
 from worker.fal.queue import QueueClient
 from worker.jobs.states import JobEvent, JobState
-from worker.stages.submit import SubmitTerms, submit_job
+from worker.stages.judge import SubmitTerms
+from worker.stages.submit import submit_job
 from worker.stages.sweep import sweep_jobs
 
 
