@@ -7,7 +7,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from worker.db import Database
-from worker.jobs import attempts, table
+from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt, Delivery, Event, Job
 
@@ -30,7 +30,7 @@ def read_story(job_id: UUID, *, db: Database) -> Story:
         return Story(
             table.get_job(connection, job_id),
             attempts.list_attempts(connection, job_id),
-            attempts.list_deliveries(connection, job_id),
+            deliveries.list_deliveries(connection, job_id),
             table.list_events(connection, job_id),
         )
 

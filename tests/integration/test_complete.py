@@ -25,7 +25,7 @@ from tests.harness.together import call_together
 from worker.errors import InvalidDeliveryError, InvalidSignatureError
 from worker.fal.completion import Completion, parse_webhook
 from worker.fal.errors import UNNAMED_CODE
-from worker.jobs import attempts, table
+from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Job, Outcome, Settlement
 from worker.stages.complete import Verdict, receive_delivery
@@ -79,7 +79,7 @@ def make_attempted(db, state) -> Job:
 
 def list_deliveries(db, job):
     with db.reading() as connection:
-        return attempts.list_deliveries(connection, job.id)
+        return deliveries.list_deliveries(connection, job.id)
 
 
 def list_events(db, job):

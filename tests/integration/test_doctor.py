@@ -1,4 +1,4 @@
-"""`extend-video doctor`: each violation is found by its ids, what is sound is not, nothing changes."""
+"""`extend-video doctor`: violations are found by their ids, what is sound is not."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +31,7 @@ from worker.db import Database
 from worker.display import ABOUT_CHECKS
 from worker.doctor import Diagnosis, DoctorTerms, examine
 from worker.fal.platform import PlatformClient
-from worker.jobs import attempts, gates, slices, table
+from worker.jobs import attempts, deliveries, table
 from worker.jobs.doctor import Check, Finding
 from worker.jobs.models import Base
 from worker.jobs.states import JobEvent, JobState
@@ -148,8 +148,8 @@ def deliver(db: Database, attempt: Attempt, verdict: Verdict, **changes: Any) ->
     with db.transaction() as connection:
         received_at = changes.get("received_at", NOW)
         new = NewDelivery(received_at, request_id, None, "OK", verdict, body)
-        attempts.count_delivery(connection, attempt, new)
-        return attempts.list_deliveries(connection, attempt.job_id)[-1].id
+        deliveries.count_delivery(connection, attempt, new)
+        return deliveries.list_deliveries(connection, attempt.job_id)[-1].id
 
 
 def complete(db: Database, attempt: Attempt, ending: Ending = Ending.OK) -> None:

@@ -61,7 +61,8 @@ class Unclear:
     message: str
 
 
-Truth = Completion | Pending | Forgotten | ResultGone | Unclear
+Known = Completion | Pending | ResultGone
+Truth = Known | Forgotten | Unclear
 
 
 class CancelAnswer(StrEnum):

@@ -1,4 +1,4 @@
-"""SQL on `attempts` and `deliveries`, by the same rules as `table.py`."""
+"""SQL on `attempts`, by the same rules as `table.py`."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,19 +10,16 @@ from uuid import UUID
 from sqlalchemy import Connection, case, exists, func, insert, or_, select, update
 from sqlalchemy.orm import aliased
 
-from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
-from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for
+from worker.jobs.models import AttemptRow, JobRow
+from worker.jobs.rows import columns_of, fetch_all, fetch_one
 from worker.jobs.states import JobState
 from worker.jobs.values import (
     Attempt,
-    Delivery,
     Ending,
     Job,
     NewAttempt,
-    NewDelivery,
     Outcome,
     Settlement,
-    Verdict,
 )
 
 
@@ -234,57 +231,9 @@ def list_known_requests(connection: Connection, fal_request_ids: Sequence[str]) 
     return {fal_request_id for fal_request_id in found if fal_request_id is not None}
 
 
-def list_hinted_requests(connection: Connection, attempt_id: UUID) -> list[str]:
-    """Request ids that deliveries have named for the attempt, without proof."""
-    statement = (
-        select(DeliveryRow.fal_request_id)
-        .where(DeliveryRow.attempt_id == attempt_id, DeliveryRow.verdict == Verdict.HINT)
-        .distinct()
-    )
-    return sorted(connection.execute(statement).scalars())
-
-
 def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | None:
     statement = select(*columns_of(AttemptRow)).where(AttemptRow.token_hash == token_hash)
     return fetch_one(connection, Attempt, statement)
-
-
-def count_delivery(
-    connection: Connection, attempt: Attempt, new: NewDelivery
-) -> tuple[int, Verdict]:
-    """Keep the delivery, or count it on its row if this very body came before.
-
-    How often it has come, and what it was worth the first time.
-    """
-    insertion = insert_for(connection, DeliveryRow).values(
-        **asdict(new),
-        job_id=attempt.job_id,
-        attempt_id=attempt.id,
-        last_received_at=new.received_at,
-        times_received=1,
-        body_sha256=hashlib.sha256(new.body).hexdigest(),
-    )
-    statement = insertion.on_conflict_do_update(
-        index_elements=["attempt_id", "body_sha256"],
-        set_={
-            "times_received": DeliveryRow.times_received + 1,
-            "last_received_at": new.received_at,
-        },
-    ).returning(DeliveryRow.times_received, DeliveryRow.verdict)
-    times, verdict = connection.execute(statement).one()
-    return int(times), Verdict(verdict)
-
-
-def judge_delivery(connection: Connection, attempt_id: UUID, body: bytes, verdict: Verdict) -> None:
-    """Write what the delivery with this body turned out to be worth."""
-    connection.execute(
-        update(DeliveryRow)
-        .where(
-            DeliveryRow.attempt_id == attempt_id,
-            DeliveryRow.body_sha256 == hashlib.sha256(body).hexdigest(),
-        )
-        .values(verdict=verdict)
-    )
 
 
 def list_attempts(connection: Connection, job_id: UUID) -> list[Attempt]:
@@ -294,12 +243,3 @@ def list_attempts(connection: Connection, job_id: UUID) -> list[Attempt]:
         .order_by(AttemptRow.number)
     )
     return fetch_all(connection, Attempt, statement)
-
-
-def list_deliveries(connection: Connection, job_id: UUID) -> list[Delivery]:
-    statement = (
-        select(*columns_of(DeliveryRow))
-        .where(DeliveryRow.job_id == job_id)
-        .order_by(DeliveryRow.id)
-    )
-    return fetch_all(connection, Delivery, statement)

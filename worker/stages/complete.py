@@ -17,7 +17,7 @@ from worker.errors import InvalidResultError, InvalidSignatureError
 from worker.fal.completion import Completion
 from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
 from worker.fal.extend_video import parse_output
-from worker.jobs import attempts, table
+from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Ending, Job, Move, NewDelivery, Verdict
 
@@ -53,15 +53,14 @@ def receive_delivery(
         attempt, job = _find_attempt(connection, token, completion)
         if _is_repeated(connection, attempt, _describe(completion, body, Verdict.KEPT, now)):
             return Receipt(Verdict.DUPLICATE, job)
-        if not attempts.adopt_request(connection, attempt, completion.fal_request_id):
-            raise InvalidSignatureError("the attempt is of another fal request")
+        attempt = _adopt(connection, attempt, completion.fal_request_id)
         if needs_fetching(completion):
             doorbell = expect_result(connection, job, attempt, completion.fal_request_id, now)
             return Receipt(Verdict.KEPT, job, doorbell)
         moved = record_completion(connection, job, attempt, completion, now, grace)
         if moved is None:
             return Receipt(Verdict.KEPT, job)
-        attempts.judge_delivery(connection, attempt.id, body, Verdict.RECORDED)
+        deliveries.judge_delivery(connection, attempt.id, body, Verdict.RECORDED)
         return Receipt(Verdict.RECORDED, moved, moved.doorbell)
 
 
@@ -76,7 +75,9 @@ def receive_hint(
     now = clock()
     with db.transaction() as connection:
         attempt, job = _find_attempt(connection, token, completion)
-        attempts.count_delivery(connection, attempt, _describe(completion, body, Verdict.HINT, now))
+        deliveries.count_delivery(
+            connection, attempt, _describe(completion, body, Verdict.HINT, now)
+        )
         if job.state in AWAITING_FAL:
             table.advance_due(connection, job, now)
         doorbell = None if has_video(job) else Doorbell(Step.RECONCILE, job.id)
@@ -208,9 +209,22 @@ def _describe(completion: Completion, body: bytes, verdict: Verdict, now: dateti
     )
 
 
+def _adopt(connection: Connection, attempt: Attempt, fal_request_id: str) -> Attempt:
+    """The attempt that has the request from now on: this one, or one of the job's that had it.
+
+    A search pairs by input, and two attempts of one job have the same.
+    """
+    if attempts.adopt_request(connection, attempt, fal_request_id):
+        return attempt
+    owner = attempts.find_attempt_by_request(connection, fal_request_id)
+    if owner is None or owner.job_id != attempt.job_id:
+        raise InvalidSignatureError("the attempt is of another fal request")
+    return owner
+
+
 def _is_repeated(connection: Connection, attempt: Attempt, new: NewDelivery) -> bool:
     """Keep the delivery; whether it has come and been believed before."""
-    times, verdict = attempts.count_delivery(connection, attempt, new)
+    times, verdict = deliveries.count_delivery(connection, attempt, new)
     return times > 1 and verdict is not Verdict.HINT
 
 

@@ -13,10 +13,10 @@ from worker.backoff import choose_poll_delay
 from worker.clock import Clock
 from worker.fal.completion import Completion
 from worker.fal.platform import ListedRequest
-from worker.fal.requests import Forgotten, Pending, ResultGone, Unclear
-from worker.jobs import attempts, table
+from worker.fal.requests import Forgotten, Known, Pending, ResultGone, Unclear
+from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
-from worker.jobs.values import Attempt, Ending, Job, Move
+from worker.jobs.values import Attempt, Ending, Job, Move, Outcome, Settlement
 from worker.stages.complete import has_video, record_completion
 from worker.stages.resolve import Resolver
 
@@ -41,6 +41,8 @@ class Reconciler:
             attempt = attempts.find_current_attempt(connection, job) if job else None
         if job is None or attempt is None:
             return []
+        if attempt.number > 1 and (rung := self._ring(self._follow_rivals(job))):
+            return rung
         match job.state:
             case JobState.SUBMITTED:
                 return self._ring(self._poll_request(job, attempt))
@@ -53,6 +55,33 @@ class Reconciler:
                 return []
             case _:
                 assert_never(job.state)
+
+    def _follow_rivals(self, job: Job) -> Job | None:
+        """Ask about earlier attempts of which unproven deliveries tell: one may have the result."""
+        with self.resolver.db.reading() as connection:
+            rivals = deliveries.list_hinted_rivals(connection, job)
+        moved = None
+        for rival in rivals:
+            found = self.resolver.find_hinted(rival)
+            if found is not None:
+                moved = self._take_rival(job, rival, *found) or moved
+        return moved
+
+    def _take_rival(
+        self, job: Job, rival: Attempt, fal_request_id: str, truth: Known
+    ) -> Job | None:
+        now = self.clock()
+        with self.resolver.db.transaction() as connection:
+            current = table.get_job(connection, job.id, lock=True)
+            if not attempts.adopt_request(connection, rival, fal_request_id):
+                return None
+            settlement = Settlement(Outcome.ACCEPTED, now, fal_request_id=fal_request_id)
+            attempts.settle_attempt(connection, rival.id, settlement)
+            if isinstance(truth, Completion):
+                grace = self.resolver.terms.grace
+                return record_completion(connection, current, rival, truth, now, grace)
+            attempts.dismiss_attempt(connection, rival.id, now)
+            return None
 
     def _poll_request(self, job: Job, attempt: Attempt) -> Job | None:
         fal_request_id = str(job.fal_request_id or attempt.fal_request_id)

@@ -1,7 +1,7 @@
 """Beside the path. redrive: an operator restarts a job, from the latest step that is still good.
 
-What is paid is used first: a result is archived again, a request is asked about again. Only with
-`pay_again` is money spent a second time, and the order is written into `events`.
+Without `pay_again` what is paid is used: a result is archived again, a request is asked about
+again. With it money is spent a second time, and the order is written into `events`.
 """
 
 from datetime import datetime, timedelta
@@ -50,7 +50,7 @@ def redrive_job(
 
 def choose_restart(job: Job, tried: list[Attempt], *, pay_again: bool) -> tuple[JobEvent, str]:
     """From where to restart, and why; pure. Raises PaysAgainError."""
-    if job.state is JobState.FAILED and has_video(job):
+    if job.state is JobState.FAILED and has_video(job) and not pay_again:
         return JobEvent.ARCHIVE_REDRIVEN, "an operator has the paid result archived again"
     if all(is_free(attempt) for attempt in tried):
         return JobEvent.SUBMIT_REDRIVEN, "an operator has it submitted; nothing was paid so far"

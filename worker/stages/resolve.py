@@ -18,8 +18,8 @@ from worker.backoff import Backoff, spread
 from worker.clock import Clock
 from worker.db import Database
 from worker.fal.platform import ListedRequest, Listing, PlatformClient
-from worker.fal.requests import Forgotten, RequestClient, Unclear
-from worker.jobs import attempts, gates, table
+from worker.fal.requests import Forgotten, Known, RequestClient, Unclear
+from worker.jobs import attempts, deliveries, gates, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Move, Outcome, Settlement
 from worker.settings import UnknownPolicy
@@ -90,11 +90,17 @@ class Resolver:
             return None
         if attempt.fal_request_id is not None:
             return self._adopt(attempt, attempt.fal_request_id, "its webhook has named it")
+        found = self.find_hinted(attempt)
+        if found is None:
+            return None
+        return self._adopt(attempt, found[0], "a delivery named it, and fal knows it")
+
+    def find_hinted(self, attempt: Attempt) -> tuple[str, Known] | None:
+        """The request that a delivery has named for the attempt, and what fal says of it now."""
         for fal_request_id in self._list_hints(attempt):
             truth = self.requests.find_truth(attempt, fal_request_id)
             if not isinstance(truth, Forgotten | Unclear):
-                detail = "a delivery named it, and fal knows it"
-                return self._adopt(attempt, fal_request_id, detail)
+                return fal_request_id, truth
         return None
 
     def search_listing(self) -> list[Doorbell]:
@@ -195,7 +201,7 @@ class Resolver:
 
     def _list_hints(self, attempt: Attempt) -> list[str]:
         with self.db.reading() as connection:
-            return attempts.list_hinted_requests(connection, attempt.id)
+            return deliveries.list_hinted_requests(connection, attempt.id)
 
     def _may_search(self) -> bool:
         now = self.clock()
