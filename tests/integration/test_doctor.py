@@ -31,7 +31,7 @@ from worker.db import Database
 from worker.display import ABOUT_CHECKS
 from worker.doctor import Diagnosis, DoctorTerms, examine
 from worker.fal.platform import PlatformClient
-from worker.jobs import attempts, deliveries, table
+from worker.jobs import attempts, deliveries, gates, slices, table
 from worker.jobs.doctor import Check, Finding
 from worker.jobs.models import Base
 from worker.jobs.states import JobEvent, JobState
