@@ -1,6 +1,7 @@
 """What a webhook tells, recorded once, for a job in any state."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 from itertools import product
 from typing import Any
@@ -27,8 +28,8 @@ from worker.fal.completion import Completion, parse_webhook
 from worker.fal.errors import UNNAMED_CODE
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
-from worker.jobs.values import Job, Outcome, Settlement
-from worker.stages.complete import Verdict, receive_delivery
+from worker.jobs.values import Ending, Job, Outcome, Settlement, Verdict
+from worker.stages.complete import CANCELLED_CODE, receive_delivery, receive_hint
 
 S = JobState
 LATER = NOW + timedelta(seconds=20)
@@ -50,6 +51,7 @@ EMPTY: dict[str, Any] = {
     "payload": None,
     "payload_error": "Response payload is too big",
 }
+SECOND_REQUEST = "the-second-request"
 UNREADABLE: dict[str, Any] = {"status": "OK", "payload": {"video": {"url": "ftp://x/y"}}}
 
 
@@ -66,10 +68,7 @@ def deliver(db, content, *, token=TOKEN, clock=FakeClock(LATER), **changes):  # 
 def make_attempted(db, state) -> Job:
     """A job in `state` for which a POST was begun, whatever became of it."""
     if state is S.CANCELLED:
-        job = make_job(db, S.SUBMITTED)
-        with db.transaction() as connection:
-            ended = "state = 'cancelled', due_at = NULL, cancelled_at = enqueued_at"
-            connection.execute(text(f"UPDATE jobs SET {ended}"))
+        job = move_job(db, make_job(db, S.SUBMITTED), JobEvent.JOB_CANCELLED)
     elif state is S.QUEUED:
         job = move_job(db, make_job(db, S.SUBMITTING), JobEvent.SUBMISSION_POSTPONED)
     else:
@@ -90,18 +89,21 @@ def list_events(db, job):
 # every state of the job, every kind of delivery
 
 WAITING = {S.SUBMITTING, S.SUBMITTED, S.SUBMISSION_UNKNOWN}
+# Given up, or not sent as far as anybody knew: what is paid is taken all the same.
+GIVEN_UP = {S.QUEUED, S.FAILED, S.CANCELLED}
 TARGETS = {
-    "ok": dict.fromkeys({*WAITING, S.QUEUED}, S.COMPLETED),
+    "ok": dict.fromkeys(WAITING | GIVEN_UP, S.COMPLETED),
     "error": dict.fromkeys(WAITING, S.FAILED),
     "unreadable": dict.fromkeys(WAITING, S.FAILED),
-    "empty": {},
 }
+# What has to be fetched is asked for; a submission that is under way has its reply to come.
+FETCHED = {S.SUBMITTED, S.SUBMISSION_UNKNOWN, *GIVEN_UP}
 CONTENTS = {"ok": OK, "error": ERROR, "unreadable": UNREADABLE, "empty": EMPTY}
 PAIRS = sorted(product(S, CONTENTS))
 
 
 @pytest.mark.parametrize(
-    ("state", "kind"), [(state, kind) for state, kind in PAIRS if state in TARGETS[kind]]
+    ("state", "kind"), [(state, kind) for state, kind in PAIRS if state in TARGETS.get(kind, {})]
 )
 def test_receive_delivery_moves_a_job_that_waits_for_it(db, state, kind):
     job = make_attempted(db, state)
@@ -109,9 +111,12 @@ def test_receive_delivery_moves_a_job_that_waits_for_it(db, state, kind):
     target = TARGETS[kind][state]
     assert (receipt.verdict, receipt.job.state) == (Verdict.RECORDED, target)
     assert receipt.job == read_job(db, job.id)
+    assert receipt.doorbell == receipt.job.doorbell
     assert receipt.job.fence == job.fence
     event = list_events(db, job)[-1]
     assert (event.from_state, event.to_state, event.at) == (state, target, LATER)
+    (delivery,) = list_deliveries(db, job)
+    assert delivery.verdict == Verdict.RECORDED
 
 
 @pytest.mark.parametrize(
@@ -119,34 +124,34 @@ def test_receive_delivery_moves_a_job_that_waits_for_it(db, state, kind):
     [
         (state, kind)
         for state, kind in PAIRS
-        # what asks for a look at fal may bring that look forward
-        if state not in TARGETS[kind] and not (kind == "empty" and state in WAITING)
+        if state not in TARGETS.get(kind, {}) and not (kind == "empty" and state in FETCHED)
     ],
 )
 def test_receive_delivery_of_no_use_is_kept_and_changes_nothing(db, state, kind):
     job = make_attempted(db, state)
     events = list_events(db, job)
     receipt = deliver(db, CONTENTS[kind])
-    assert (receipt.verdict, receipt.job) == (Verdict.KEPT, job)
+    assert (receipt.verdict, receipt.job, receipt.doorbell) == (Verdict.KEPT, job, None)
     assert read_job(db, job.id) == job
     assert list_events(db, job) == events
-    assert len(list_deliveries(db, job)) == 1
+    (delivery,) = list_deliveries(db, job)
+    assert delivery.verdict == Verdict.KEPT
 
 
-@pytest.mark.parametrize("state", sorted(WAITING))
-def test_receive_delivery_without_payload_leaves_the_state(db, state):
+@pytest.mark.parametrize("state", sorted(FETCHED))
+def test_receive_delivery_without_payload_has_fal_asked_now(db, state):
     job = make_attempted(db, state)
     receipt = deliver(db, EMPTY)
     after = read_job(db, job.id)
-    assert (receipt.verdict, after.state, after.result) == (Verdict.KEPT, state, None)
+    assert receipt.verdict is Verdict.KEPT
+    assert receipt.doorbell == Doorbell(Step.RECONCILE, job.id)
+    assert (after.state, after.due_at, after.result) == (S.SUBMITTED, LATER, None)
+    assert (after.error_code, after.claimed_by, after.fence) == (None, None, job.fence)
     assert len(list_deliveries(db, job)) == 1
-
-
-@pytest.mark.parametrize("state", [S.SUBMITTED, S.SUBMISSION_UNKNOWN])
-def test_receive_delivery_without_payload_makes_the_job_due_now(db, state):
-    job = make_attempted(db, state)
-    deliver(db, EMPTY)
-    assert read_job(db, job.id).due_at == LATER
+    reason = "submission_accepted" if state is S.SUBMITTED else "request_adopted"
+    assert list_events(db, job)[-1].reason == reason
+    assert (after.fal_request_id == REQUEST_ID) == (state is not S.SUBMITTED)
+    assert read_attempts(db, job.id)[0].fal_request_id == REQUEST_ID
 
 
 # what is written
@@ -260,21 +265,38 @@ def test_receive_delivery_with_the_result_after_one_without_completes(db):
     assert read_job(db, job.id).state is S.COMPLETED
 
 
-@pytest.mark.parametrize(
-    ("second", "verdicts", "rows"),
-    [
-        (OK, [Verdict.DUPLICATE, Verdict.RECORDED], 1),
-        (ERROR, [Verdict.KEPT, Verdict.RECORDED], 2),
-    ],
-)
-def test_receive_delivery_of_two_at_once_records_one(db, second, verdicts, rows):
+def test_receive_delivery_of_two_at_once_records_one(db):
     job = make_job(db, S.SUBMITTED)
-    receipts = call_together(lambda: deliver(db, OK), lambda: deliver(db, second))
-    assert sorted(receipt.verdict for receipt in receipts) == verdicts
+    receipts = call_together(lambda: deliver(db, OK), lambda: deliver(db, OK))
+    verdicts = sorted(receipt.verdict for receipt in receipts)
+    assert verdicts == [Verdict.DUPLICATE, Verdict.RECORDED]
     assert len(list_events(db, job)) == 4
-    deliveries = list_deliveries(db, job)
-    assert len(deliveries) == rows
-    assert sum(delivery.times_received for delivery in deliveries) == 2
+    (delivery,) = list_deliveries(db, job)
+    assert (delivery.times_received, delivery.verdict) == (2, Verdict.RECORDED)
+
+
+def test_receive_delivery_of_result_and_failure_at_once_ends_with_the_result(db):
+    job = make_job(db, S.SUBMITTED)
+    result, failure = call_together(lambda: deliver(db, OK), lambda: deliver(db, ERROR))
+    assert result.verdict is Verdict.RECORDED
+    after = read_job(db, job.id)
+    assert (after.state, after.result, after.error_code) == (S.COMPLETED, OK["payload"], None)
+    # whichever was first: a failure before the result had moved the job
+    failed_first = failure.verdict is Verdict.RECORDED
+    assert len(list_events(db, job)) == 4 + failed_first
+    verdicts = {delivery.status: delivery.verdict for delivery in list_deliveries(db, job)}
+    assert verdicts == {"OK": Verdict.RECORDED, "ERROR": failure.verdict}
+
+
+@pytest.mark.parametrize("first", [OK, ERROR])
+def test_receive_delivery_of_result_and_failure_in_any_order_ends_with_the_result(db, first):
+    job = make_job(db, S.SUBMITTED)
+    deliver(db, first)
+    deliver(db, ERROR if first is OK else OK)
+    after = read_job(db, job.id)
+    assert (after.state, after.result) == (S.COMPLETED, OK["payload"])
+    (attempt,) = read_attempts(db, job.id)
+    assert (attempt.ending, attempt.extra_charge_at) == (Ending.OK, None)
 
 
 # who may speak for which attempt
@@ -306,7 +328,8 @@ def test_receive_delivery_after_an_adoption_refuses_other_requests(db):
     deliver(db, EMPTY)
     with pytest.raises(InvalidSignatureError, match="another fal request"):
         deliver(db, OK, request_id="another-request")
-    assert read_job(db, job.id).state is S.SUBMISSION_UNKNOWN
+    after = read_job(db, job.id)
+    assert (after.state, after.fal_request_id) == (S.SUBMITTED, REQUEST_ID)
 
 
 def test_receive_delivery_of_an_error_without_its_payload_leaves_the_result_to_be_fetched(db):
@@ -321,23 +344,148 @@ def make_second_attempt(db) -> Job:
     """A job whose first POST was postponed, and whose second was accepted."""
     queued = move_job(db, make_job(db, S.SUBMITTING), JobEvent.SUBMISSION_POSTPONED)
     claimed = move_job(db, queued, JobEvent.SUBMISSION_CLAIMED)
-    return move_job(db, claimed, JobEvent.SUBMISSION_ACCEPTED)
+    accepted = move_job(db, claimed, JobEvent.SUBMISSION_ACCEPTED)
+    with db.transaction() as connection:
+        newest = attempts.find_current_attempt(connection, accepted)
+        assert newest is not None
+        known = Settlement(Outcome.ACCEPTED, NOW, 200, SECOND_REQUEST)
+        attempts.settle_attempt(connection, newest.id, known)
+    return accepted
 
 
 def test_receive_delivery_of_an_earlier_attempt_brings_its_result(db):
     job = make_second_attempt(db)
     receipt = deliver(db, OK)
     assert (receipt.verdict, receipt.job.state) == (Verdict.RECORDED, S.COMPLETED)
+    assert receipt.job.fal_request_id == REQUEST_ID
     first, second = read_attempts(db, job.id)
-    assert (first.fal_request_id, second.fal_request_id) == (REQUEST_ID, None)
+    assert (first.fal_request_id, second.fal_request_id) == (REQUEST_ID, SECOND_REQUEST)
+    assert (first.completed_at, first.ending, first.extra_charge_at) == (LATER, Ending.OK, None)
+    # the later one is cancelled at fal, and counted until it is known to have cost nothing
+    assert (second.completed_at, second.cancel_due_at) == (None, LATER)
+    assert second.extra_charge_at == LATER
+
+
+def test_receive_delivery_of_a_second_result_counts_an_extra_charge(db):
+    job = make_second_attempt(db)
+    first = deliver(db, OK)
+    second = deliver(db, OK, token=f"{TOKEN}-2", request_id=SECOND_REQUEST)
+    assert (second.verdict, second.job) == (Verdict.KEPT, first.job)
+    loser = read_attempts(db, job.id)[1]
+    assert (loser.ending, loser.completed_at, loser.cancel_due_at) == (Ending.OK, LATER, None)
+    assert loser.extra_charge_at == LATER
+
+
+def test_receive_delivery_that_the_loser_was_cancelled_takes_the_charge_back(db):
+    job = make_second_attempt(db)
+    deliver(db, OK)
+    gone = {"detail": "Request was cancelled", "error_type": CANCELLED_CODE}
+    deliver(db, ERROR, payload=gone, token=f"{TOKEN}-2", request_id=SECOND_REQUEST)
+    loser = read_attempts(db, job.id)[1]
+    assert (loser.ending, loser.extra_charge_at) == (Ending.CANCELLED, None)
+    assert loser.cancel_due_at is None
+    assert read_job(db, job.id).state is S.COMPLETED
 
 
 def test_receive_delivery_of_an_earlier_attempts_failure_leaves_the_later_one(db):
     job = make_second_attempt(db)
     assert deliver(db, ERROR).verdict is Verdict.KEPT
     assert read_job(db, job.id) == job
-    later = deliver(db, OK, token=f"{TOKEN}-2", request_id="the-second-request")
+    later = deliver(db, OK, token=f"{TOKEN}-2", request_id=SECOND_REQUEST)
     assert (later.verdict, later.job.state) == (Verdict.RECORDED, S.COMPLETED)
+
+
+# a wish to cancel
+
+
+def test_receive_delivery_of_a_cancellation_that_was_wished_cancels_the_job(db):
+    job = move_job(db, make_job(db, S.SUBMITTED), JobEvent.CANCEL_REQUESTED)
+    with db.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET cancel_requested_at = enqueued_at"))
+    gone = {"detail": "Request was cancelled", "error_type": CANCELLED_CODE}
+    receipt = deliver(db, ERROR, payload=gone)
+    assert (receipt.verdict, receipt.job.state) == (Verdict.RECORDED, S.CANCELLED)
+    assert (receipt.job.cancelled_at, receipt.job.due_at) == (LATER, None)
+    assert receipt.job.error_code is None
+    assert read_attempts(db, job.id)[0].ending == Ending.CANCELLED
+
+
+def test_receive_delivery_of_a_cancellation_by_others_fails_the_job(db):
+    make_job(db, S.SUBMITTED)
+    gone = {"detail": "Request was cancelled", "error_type": CANCELLED_CODE}
+    receipt = deliver(db, ERROR, payload=gone)
+    assert (receipt.job.state, receipt.job.error_code) == (S.FAILED, CANCELLED_CODE)
+
+
+def test_receive_delivery_of_a_result_in_spite_of_the_wish_is_taken(db):
+    job = make_job(db, S.SUBMITTED)
+    with db.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET cancel_requested_at = enqueued_at"))
+    receipt = deliver(db, OK)
+    assert (receipt.verdict, receipt.job.state) == (Verdict.RECORDED, S.COMPLETED)
+    assert receipt.job.cancel_requested_at == NOW
+    assert "in spite of the cancellation" in str(list_events(db, job)[-1].detail)
+
+
+# deliveries that prove nothing
+
+
+def hint(db, content, *, token=TOKEN, **changes):
+    body = build_body(content, **changes)
+    return receive_hint(token, parse_webhook(body), body, db=db, clock=FakeClock(LATER))
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+@pytest.mark.parametrize("state", list(S))
+def test_receive_hint_believes_nothing_and_has_fal_asked(db, state, kind):
+    job = make_attempted(db, state)
+    events = list_events(db, job)
+    receipt = hint(db, CONTENTS[kind])
+    waits = state in {S.SUBMITTED, S.SUBMISSION_UNKNOWN}
+    done = state in {S.COMPLETED, S.ARCHIVING, S.ARCHIVED}
+    after = replace(job, due_at=LATER) if waits else job
+    assert read_job(db, job.id) == after
+    assert receipt.verdict is Verdict.HINT
+    assert receipt.doorbell == (None if done else Doorbell(Step.RECONCILE, job.id))
+    assert list_events(db, job) == events
+    assert read_attempts(db, job.id)[0].fal_request_id is None
+    (delivery,) = list_deliveries(db, job)
+    assert (delivery.verdict, delivery.fal_request_id) == (Verdict.HINT, REQUEST_ID)
+
+
+@pytest.mark.parametrize("token", ["", "x", f"{TOKEN}x", attempts.hash_token(TOKEN)])
+def test_receive_hint_with_an_unknown_token_is_refused(db, token):
+    job = make_job(db, S.SUBMITTED)
+    with pytest.raises(InvalidSignatureError, match="token"):
+        hint(db, OK, token=token)
+    assert (read_job(db, job.id), list_deliveries(db, job)) == (job, [])
+
+
+def test_receive_hint_of_another_request_than_the_attempts_is_refused(db):
+    job = make_job(db, S.SUBMISSION_UNKNOWN)
+    deliver(db, EMPTY)
+    with pytest.raises(InvalidSignatureError, match="another fal request"):
+        hint(db, OK, request_id="another-request")
+    assert len(list_deliveries(db, job)) == 1
+
+
+def test_receive_delivery_after_its_own_hint_is_recorded(db):
+    job = make_job(db, S.SUBMISSION_UNKNOWN)
+    hint(db, OK)
+    receipt = deliver(db, OK)
+    assert (receipt.verdict, receipt.job.state) == (Verdict.RECORDED, S.COMPLETED)
+    (delivery,) = list_deliveries(db, job)
+    assert (delivery.times_received, delivery.verdict) == (2, Verdict.RECORDED)
+    assert deliver(db, OK).verdict is Verdict.DUPLICATE
+
+
+def test_receive_hint_after_its_own_proof_takes_nothing_back(db):
+    job = make_job(db, S.SUBMITTED)
+    recorded = deliver(db, OK).job
+    receipt = hint(db, OK)
+    assert (receipt.job, receipt.doorbell) == (recorded, None)
+    (delivery,) = list_deliveries(db, job)
+    assert (delivery.times_received, delivery.verdict) == (2, Verdict.RECORDED)
 
 
 # bodies that are odd but genuine

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from hypothesis import Phase, settings
@@ -23,7 +24,7 @@ from tests.harness.jobs import CLAIMS, LEASE, WAYS, insert_job
 from worker.db import Database
 from worker.jobs import table
 from worker.jobs.models import EventRow
-from worker.jobs.states import EDGES, ENDED, JobEvent, JobState, next_state
+from worker.jobs.states import AWAITING_FAL, EDGES, ENDED, JobEvent, JobState, next_state
 from worker.jobs.values import Claim, Event, Job, Move
 from worker.stages.sweep import sweep_jobs
 
@@ -39,7 +40,18 @@ PROFILE = settings(
 )
 MOST_JOBS = 3
 PLAIN_EVENTS = sorted(set(JobEvent) - CLAIMS - {JobEvent.ENQUEUED})
-BLOCKING = {JobEvent.SUBMISSION_POSTPONED, JobEvent.SUBMISSION_LOST, JobEvent.ARCHIVE_POSTPONED}
+# What waits says why; the sweep says it itself where it takes a submission over.
+BLOCKING = {
+    JobEvent.SUBMISSION_POSTPONED,
+    JobEvent.SUBMISSION_LOST,
+    JobEvent.SUBMISSION_CLAIM_EXPIRED,
+    JobEvent.SUBMISSION_HELD,
+    JobEvent.ARCHIVE_POSTPONED,
+}
+EXPIRED = {
+    JobState.SUBMITTING: JobEvent.SUBMISSION_CLAIM_EXPIRED,
+    JobState.ARCHIVING: JobEvent.ARCHIVE_CLAIM_EXPIRED,
+}
 
 # from a wide range, for a narrow one is drawn from less evenly
 numbers = st.integers(0, 2**32)
@@ -99,12 +111,11 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule(number=numbers, choice=numbers, delay=delays, worker=workers)
     def go_on(self, number: int, choice: int, delay: timedelta, worker: str) -> None:
-        """The holder of a live job's newest value moves it along one of its edges."""
-        live = [job_id for job_id, one in self.jobs.items() if one.ended is None]
-        if live:
-            job_id = live[number % len(live)]
-            state = self.jobs[job_id].state
-            ways = sorted(event for source, event in EDGES if source is state)
+        """The holder of a job's newest value moves it along one of its edges."""
+        movable = [job_id for job_id, one in self.jobs.items() if list_ways(one.state)]
+        if movable:
+            job_id = movable[number % len(movable)]
+            ways = list_ways(self.jobs[job_id].state)
             self.take_edge(job_id, ways[choice % len(ways)], delay, worker)
 
     @rule(number=numbers, age=numbers, event=st.sampled_from(PLAIN_EVENTS), delay=delays)
@@ -129,15 +140,14 @@ class JobMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, MOST_JOBS))
     def sweep(self, limit: int) -> None:
-        swept = (JobState.QUEUED, JobState.COMPLETED, JobState.ARCHIVING)
         overdue = {
             job_id: (-one.priority, one.due_at)
             for job_id, one in self.jobs.items()
-            if one.state in swept and one.due_at is not None and one.due_at <= self.clock()
+            if one.due_at is not None and one.due_at <= self.clock()
         }
-        rung = sweep_jobs(db=self.db, lease=LEASE, limit=limit, clock=self.clock)
-        ids = {doorbell.job_id for doorbell in rung}
-        assert len(rung) == len(ids) == min(limit, len(overdue))
+        swept = sweep_jobs(db=self.db, lease=LEASE, limit=limit, clock=self.clock)
+        ids = {doorbell.job_id for doorbell in swept.doorbells}
+        assert len(swept.doorbells) == len(ids) == swept.rows == min(limit, len(overdue))
         assert sorted(overdue[job_id] for job_id in ids) == sorted(overdue.values())[:limit]
         for job_id in ids:
             self.note_sweep(job_id)
@@ -182,13 +192,19 @@ class JobMachine(RuleBasedStateMachine):
         expected = self.jobs[job.id]
         target = next_state(job.state, event)
         due_at = None if target in ENDED else self.clock() + delay
-        columns = {"blocked_reason": "waits"} if event in BLOCKING else {}
+        columns: dict[str, Any] = {"blocked_reason": "waits"} if event in BLOCKING else {}
+        if event is JobEvent.CANCEL_REQUESTED:
+            # a wish moves nothing: whoever holds the job goes on holding it
+            columns = {"claimed_by": job.claimed_by, "blocked_reason": job.blocked_reason}
         with self.db.transaction() as connection:
             move = Move(self.clock(), due_at, columns=columns)
             moved = table.apply_event(connection, job, event, move)
         assert (moved is not None) == (target is not None and is_current(job, expected))
         if moved is not None:
-            self.note_move(expected, event, moved, due_at, None)
+            blocked = expected.blocked
+            self.note_move(expected, event, moved, due_at, columns.get("claimed_by"))
+            if event is JobEvent.CANCEL_REQUESTED:
+                expected.blocked = blocked
 
     def note_move(
         self,
@@ -211,10 +227,13 @@ class JobMachine(RuleBasedStateMachine):
         due_at = self.clock() + LEASE
         with self.db.reading() as connection:
             after = table.get_job(connection, job_id)
-        if expected.state is JobState.ARCHIVING:
-            self.note_move(expected, JobEvent.ARCHIVE_CLAIM_EXPIRED, after, due_at, None)
-        else:
-            expected.due_at, expected.blocked = due_at, False
+        expired = EXPIRED.get(expected.state)
+        if expired is not None:
+            self.note_move(expected, expired, after, due_at, None)
+            return
+        expected.due_at = due_at
+        if expected.state not in AWAITING_FAL:
+            expected.blocked = False
 
 
 def list_histories(connection: Connection) -> dict[UUID, list[Event]]:
@@ -224,6 +243,10 @@ def list_histories(connection: Connection) -> dict[UUID, list[Event]]:
     for event in (Event(**row) for row in rows.mappings()):
         histories.setdefault(event.job_id, []).append(event)
     return histories
+
+
+def list_ways(state: JobState) -> list[JobEvent]:
+    return sorted(event for source, event in EDGES if source is state)
 
 
 def is_current(job: Job, expected: Expected) -> bool:

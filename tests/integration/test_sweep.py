@@ -123,7 +123,7 @@ def test_sweep_jobs_gives_an_expired_submission_to_nobody(db, clock):
     after = read_job(db, job.id)
     assert (after.state, after.claimed_by) == (JobState.SUBMISSION_UNKNOWN, None)
     assert (after.fence, after.due_at) == (job.fence, DUE + LEASE)
-    assert f"{job.claimed_by} fell silent" in after.blocked_reason
+    assert f"{job.claimed_by} fell silent" in str(after.blocked_reason)
     with db.reading() as connection:
         event = table.list_events(connection, job.id)[-1]
     assert (event.reason, event.at) == ("submission_claim_expired", DUE)
@@ -258,6 +258,7 @@ def test_sweep_jobs_while_submissions_pause_keeps_all_queued_jobs_back(db, clock
     for job in queued:
         after = read_job(db, job.id)
         assert (after.state, after.blocked_reason) == (JobState.QUEUED, LOCKED)
+        assert after.due_at is not None
         assert DUE + LEASE * 0.8 <= after.due_at <= DUE + LEASE * 1.2
         assert list_reasons(db, job) == ["enqueued"]
 
@@ -270,8 +271,8 @@ def test_sweep_jobs_after_the_pause_lets_one_try_the_account(db, clock):
     assert read_job(db, first.id).blocked_reason is None
     for job in jobs:
         after = read_job(db, job.id)
-        assert after.blocked_reason == LOCKED
-        assert after.due_at > DUE
+        assert after.due_at is not None
+        assert (after.blocked_reason, after.due_at > DUE) == (LOCKED, True)
 
 
 def test_sweep_jobs_without_a_gate_rings_for_all_again(db, clock):

@@ -177,14 +177,17 @@ def test_block_queued_blocks_only_what_is_queued(db, state):
     assert read_job(db, job.id) == (blocked if state is JobState.QUEUED else job)
 
 
-def test_hasten_blocked_makes_due_only_who_waits_for_this_reason(db):
-    jobs = [insert_job(db) for _ in range(4)]
+def test_hasten_blocked_makes_due_only_who_waits_for_such_a_reason(db):
+    reasons = ("account: locked", "account: 100%", "busy: account", "100% of the account")
+    jobs = [insert_job(db) for _ in range(5)]
     with db.transaction() as connection:
-        for job, reason in zip(jobs, ("locked", "locked", "busy"), strict=False):
+        for job, reason in zip(jobs, reasons, strict=False):
             table.block_queued(connection, [job.id], NOW + 9 * LEASE, reason)
-        assert table.hasten_blocked(connection, "locked", NOW + LEASE) == 2
+        assert table.hasten_blocked(connection, "account: ", NOW + LEASE) == 2
+        assert table.hasten_blocked(connection, "1%", NOW + LEASE) == 0
     due_at = [read_job(db, job.id).due_at for job in jobs]
-    assert due_at == [NOW + LEASE, NOW + LEASE, NOW + 9 * LEASE, NOW + LEASE]
+    soon, later = NOW + LEASE, NOW + 9 * LEASE
+    assert due_at == [soon, soon, later, later, soon]
 
 
 def test_advance_due_of_a_job_that_has_moved_changes_nothing(db):

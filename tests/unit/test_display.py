@@ -171,7 +171,9 @@ def test_print_jobs_says_why_by_code_before_reason(capsys, monkeypatch) -> None:
 def test_print_story_tells_all_of_it(capsys) -> None:
     twice = replace(DELIVERY, times_received=2)
     accepted = replace(ATTEMPT, number=2, outcome="accepted", fal_request_id=REQUEST_ID)
-    display.print_story(Story(JOB, [ATTEMPT, accepted], [DELIVERY, twice], [EVENT, MOVED]))
+    paid_twice = replace(accepted, number=3, ending="ok", extra_charge_at=NOW)
+    tried = [ATTEMPT, accepted, paid_twice]
+    display.print_story(Story(JOB, tried, [DELIVERY, twice], [EVENT, MOVED]))
 
     out = read_out(capsys)
     lines = out.splitlines()
@@ -180,8 +182,9 @@ def test_print_story_tells_all_of_it(capsys) -> None:
     assert "idempotency_key" not in out, "a column without value is left out"
     assert f"  1  2026-11-23 12:00:00  no outcome yet  {MARKUP}" in lines
     assert f"  2  2026-11-23 12:00:00  accepted  {REQUEST_ID}" in lines
-    assert "  2026-11-23 12:00:00  OK  received once" in lines
-    assert "  2026-11-23 12:00:00  OK  received 2 times" in lines
+    assert f"  3  2026-11-23 12:00:00  accepted  {REQUEST_ID}  ended ok  extra charge" in lines
+    assert "  2026-11-23 12:00:00  OK  recorded  received once" in lines
+    assert "  2026-11-23 12:00:00  OK  recorded  received 2 times" in lines
     assert "  12:00:00.000  +  0.000 s  queued  enqueued" in lines
     moved = f"  12:00:01.500  +  1.500 s  queued → failed  submission_rejected  {MARKUP}"
     assert moved in lines
