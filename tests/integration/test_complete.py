@@ -96,8 +96,8 @@ TARGETS = {
     "error": dict.fromkeys(WAITING, S.FAILED),
     "unreadable": dict.fromkeys(WAITING, S.FAILED),
 }
-# What has to be fetched is asked for; a submission that is under way has its reply to come.
-FETCHED = {S.SUBMITTED, S.SUBMISSION_UNKNOWN, *GIVEN_UP}
+# What fal could not put into its message is asked for.
+FETCHED = WAITING | GIVEN_UP
 CONTENTS = {"ok": OK, "error": ERROR, "unreadable": UNREADABLE, "empty": EMPTY}
 PAIRS = sorted(product(S, CONTENTS))
 
@@ -321,6 +321,22 @@ def test_receive_delivery_of_another_request_is_refused(db):
         deliver(db, OK)
     assert read_job(db, job.id) == job
     assert list_deliveries(db, job) == []
+
+
+def test_receive_delivery_without_payload_of_an_end_that_is_known_asks_nobody(db):
+    job = make_job(db, S.SUBMITTED)
+    failed = deliver(db, ERROR).job
+    receipt = deliver(db, EMPTY)
+    assert (receipt.verdict, receipt.job, receipt.doorbell) == (Verdict.KEPT, failed, None)
+    assert read_job(db, job.id) == failed
+
+
+def test_receive_delivery_without_payload_of_an_earlier_attempt_is_counted(db):
+    """It ran, so it was paid, while the job goes on with another."""
+    job = make_second_attempt(db)
+    receipt = deliver(db, EMPTY)
+    assert (receipt.verdict, receipt.doorbell, read_job(db, job.id)) == (Verdict.KEPT, None, job)
+    assert [one.extra_charge_at for one in read_attempts(db, job.id)] == [LATER, None]
 
 
 def test_receive_delivery_after_an_adoption_refuses_other_requests(db):

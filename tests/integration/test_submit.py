@@ -3,7 +3,7 @@
 import json
 import re
 import socket
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
 from threading import Event
@@ -19,13 +19,13 @@ from tests.harness.clock import FakeClock
 from tests.harness.jobs import ENDPOINT, LEASE, NOW, build_result, read_attempts, read_job
 from tests.harness.together import call_together
 from tests.harness.web import break_off, hang, run_server, send_body, send_json
-from worker.fal import queue as fal_queue
+from worker.fal import http as fal_http
 from worker.fal.completion import Completion
 from worker.fal.queue import QueueClient
 from worker.jobs import table
 from worker.jobs.states import ENDED, JobState
-from worker.jobs.values import Outcome
-from worker.stages.complete import Verdict, receive_delivery
+from worker.jobs.values import Outcome, Verdict
+from worker.stages.complete import receive_delivery
 from worker.stages.enqueue import enqueue_job, parse_wish
 from worker.stages.judge import SubmitTerms
 from worker.stages.submit import begin_submission, submit_job
@@ -40,7 +40,8 @@ TERMS = SubmitTerms(
     store_io=True,
     lease=LEASE,
     poll_after=timedelta(minutes=2),
-    unknown_after=timedelta(minutes=90),
+    retry_for=timedelta(days=1),
+    probe_after=timedelta(minutes=1),
 )
 FIELDS = {"prompt": "on it göes 🎬", "video_url": "https://example.com/a.mp4"}
 
@@ -113,7 +114,7 @@ def test_submit_job_accepted_waits_for_its_webhook(db, fal, job, submit):
     assert moved == read_job(db, job.id)
     assert (moved.state, moved.fence, moved.claimed_by) == (JobState.SUBMITTED, 1, None)
     assert (moved.fal_request_id, moved.submitted_at) == (REQUEST_ID, NOW)
-    assert moved.due_at == NOW + TERMS.poll_after
+    assert NOW + TERMS.poll_after * 0.8 <= moved.due_at <= NOW + TERMS.poll_after * 1.2
     (attempt,) = read_attempts(db, job.id)
     base = f"{fal.url}/fal-ai/ltx-2.3-22b/requests/{REQUEST_ID}"
     assert (attempt.outcome, attempt.fal_request_id) == (Outcome.ACCEPTED, REQUEST_ID)
@@ -204,8 +205,8 @@ class Case:
     outcome: Outcome
     http_status: int | None = None
     code: str | None = None
-    delay: timedelta | None = None
-    headers: dict[str, str] = field(default_factory=dict)
+    least: timedelta | None = None
+    jitter: timedelta = timedelta()
 
 
 def lost(answer, http_status=None):
@@ -214,7 +215,8 @@ def lost(answer, http_status=None):
         JobState.SUBMISSION_UNKNOWN,
         Outcome.UNKNOWN,
         http_status,
-        delay=TERMS.unknown_after,
+        # fal's listing is searched at once
+        least=timedelta(),
     )
 
 
@@ -222,9 +224,10 @@ def rejected(answer, http_status, code):
     return Case(answer, JobState.FAILED, Outcome.REJECTED, http_status, code)
 
 
-def postponed(answer, http_status, code, seconds):
-    delay = timedelta(seconds=seconds)
-    return Case(answer, JobState.QUEUED, Outcome.POSTPONED, http_status, code, delay)
+def postponed(answer, http_status, code, seconds, jitter):
+    """Due after `seconds`, and up to as many more as are drawn."""
+    waits = timedelta(seconds=seconds), timedelta(seconds=jitter)
+    return Case(answer, JobState.QUEUED, Outcome.POSTPONED, http_status, code, *waits)
 
 
 MODEL_ERROR = {
@@ -232,14 +235,19 @@ MODEL_ERROR = {
 }
 LOCKED = {"detail": "User is locked. Reason: Exhausted balance."}
 BUSY = {"detail": "Too many", "error_type": "concurrent_requests_limit"}
-NOT_FAL = send_body(b"<html>nginx</html>", 404)
+INGRESS = b"<html><center>nginx</center></html>"
+NOT_FAL = send_body(INGRESS, 404)
 
 CASES = {
     "500 in fal's shape": lost(
         send_json({"detail": "x", "error_type": "internal_error"}, 500), 500
     ),
     "502 of a proxy": lost(send_body(b"<html>Bad Gateway</html>", 502), 502),
-    "503": lost(send_json({"detail": "x"}, 503, Retry_After="1"), 503),
+    "503 in fal's shape": lost(send_json({"detail": "x"}, 503, Retry_After="1"), 503),
+    "502 from behind fal's front door": lost(
+        send_body(INGRESS, 502, X_Fal_Request_Id=REQUEST_ID), 502
+    ),
+    "500 of fal's front door": lost(send_body(INGRESS, 500), 500),
     "504 of the start timeout": lost(
         send_json({"detail": "x"}, 504, X_Fal_Request_Timeout_Type="user"), 504
     ),
@@ -251,7 +259,7 @@ CASES = {
     "200 with a number for id": lost(send_json({"request_id": 7}), 200),
     "200 with a list": lost(send_json([REQUEST_ID]), 200),
     "200 that is cut short": lost(break_off(b'{"request_id": "' + REQUEST_ID.encode() + b'"}')),
-    "200 without end": lost(send_body(b" " * (fal_queue.MAX_REPLY_BYTES + 1))),
+    "200 without end": lost(send_body(b" " * (fal_http.MAX_REPLY_BYTES + 1))),
     "200 nested without end": lost(send_body(b"[" * 100_000), 200),
     "200 with a number without end": lost(send_body(b'{"request_id": ' + b"9" * 5000 + b"}"), 200),
     "no reply at all": lost(break_off()),
@@ -266,21 +274,25 @@ CASES = {
     "404 in fal's shape": rejected(
         send_json({"detail": "Application not found"}, 404), 404, "fal_http_404"
     ),
-    "401": postponed(send_json({"detail": "No user found"}, 401), 401, "fal_http_401", 60),
-    "403": postponed(send_json(LOCKED, 403), 403, "fal_http_403", 60),
+    "401": postponed(send_json({"detail": "No user found"}, 401), 401, "fal_http_401", 60, 0),
+    "403": postponed(send_json(LOCKED, 403), 403, "fal_http_403", 60, 0),
     "429 with a time": postponed(
-        send_json(BUSY, 429, Retry_After="17"), 429, "concurrent_requests_limit", 17
+        send_json(BUSY, 429, Retry_After="17"), 429, "concurrent_requests_limit", 17, 20
     ),
-    "429 without a time": postponed(send_json(BUSY, 429), 429, "concurrent_requests_limit", 30),
+    "429 without a time": postponed(send_json(BUSY, 429), 429, "concurrent_requests_limit", 0, 20),
     "429 with a date": postponed(
         send_json(BUSY, 429, Retry_After="Mon, 23 Nov 2026 13:00:00 GMT"),
         429,
         "concurrent_requests_limit",
-        30,
+        0,
+        20,
     ),
     "429 with an age": postponed(
-        send_json(BUSY, 429, Retry_After="99999999999"), 429, "concurrent_requests_limit", 3600
+        send_json(BUSY, 429, Retry_After="99999999999"), 429, "concurrent_requests_limit", 3600, 20
     ),
+    "502 of fal's front door": postponed(send_body(INGRESS, 502), 502, "fal_unavailable", 0, 2),
+    "503 of fal's front door": postponed(send_body(INGRESS, 503), 503, "fal_unavailable", 0, 2),
+    "504 of fal's front door": postponed(send_body(INGRESS, 504), 504, "fal_unavailable", 0, 2),
 }
 
 
@@ -299,7 +311,10 @@ def test_submit_job_posts_once_and_rules_by_the_reply(db, fal, job, submit, case
 
 
 def check_moved(moved, case, message):
-    assert moved.due_at == (None if case.delay is None else NOW + case.delay)
+    if case.least is None:
+        assert moved.due_at is None
+    else:
+        assert case.least <= moved.due_at - NOW <= case.least + case.jitter
     assert (moved.submitted_at, moved.claimed_by) == (None, None)
     if case.state in ENDED:
         assert (moved.error_code, moved.error_message) == (case.code, message)
@@ -314,13 +329,14 @@ def test_submit_job_without_a_connection_is_postponed(db, job, submit):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         moved = submit(job, url=f"http://127.0.0.1:{closed.getsockname()[1]}")
-    assert (moved.state, moved.due_at) == (JobState.QUEUED, NOW + timedelta(seconds=10))
+    assert moved.state is JobState.QUEUED
+    assert timedelta() <= moved.due_at - NOW <= timedelta(seconds=2)
     assert moved.blocked_reason.startswith("fal_unreachable: ConnectError")
     assert read_attempts(db, job.id)[0].outcome == Outcome.POSTPONED
 
 
 def test_submit_job_without_a_reply_in_time_is_unknown(monkeypatch, db, fal, job, submit):
-    monkeypatch.setattr(fal_queue, "TIMEOUT", httpx.Timeout(0.2))
+    monkeypatch.setattr(fal_http, "TIMEOUT", httpx.Timeout(0.2))
     fal.answer = hang
     moved = submit(job)
     assert (moved.state, len(fal.asked)) == (JobState.SUBMISSION_UNKNOWN, 1)
@@ -328,7 +344,7 @@ def test_submit_job_without_a_reply_in_time_is_unknown(monkeypatch, db, fal, job
 
 
 def test_submit_job_whose_reply_drips_is_unknown_after_the_total(monkeypatch, db, fal, job, submit):
-    monkeypatch.setattr(fal_queue, "TOTAL_TIMEOUT", timedelta(seconds=0.3))
+    monkeypatch.setattr(fal_http, "TOTAL_TIMEOUT", timedelta(seconds=0.3))
 
     def drip(handler):
         handler.send_head(200, Content_Length=1000)
@@ -374,7 +390,7 @@ def test_submit_job_at_once_from_two_workers_posts_once(fal, job, submit):
 def test_submit_job_again_after_an_unknown_outcome_posts_no_more(
     monkeypatch, fal, job, submit, answer
 ):
-    monkeypatch.setattr(fal_queue, "TIMEOUT", httpx.Timeout(0.2))
+    monkeypatch.setattr(fal_http, "TIMEOUT", httpx.Timeout(0.2))
     fal.answer = answer
     submit(job)
     fal.answer = send_acceptance
@@ -389,7 +405,7 @@ def test_submit_job_of_a_postponed_job_waits_for_its_time(db, fal, job, submit):
     fal.answer = send_acceptance
     clock = FakeClock(NOW + timedelta(seconds=16))
     assert submit(job, clock=clock) is None
-    clock.move(timedelta(seconds=1))
+    clock.move(timedelta(seconds=1 + 20))
     assert submit(job, clock=clock).state is JobState.SUBMITTED
     assert [attempt.number for attempt in read_attempts(db, job.id)] == [1, 2]
     tokens = {read_token(asked) for asked in fal.asked}
@@ -459,7 +475,11 @@ def test_submit_job_whose_webhook_brings_no_result_stays_submitted(db, fal, job,
         send_acceptance(handler)
 
     fal.answer = overtake
-    assert submit(job).state is JobState.SUBMITTED
+    assert submit(job) is None
+    after = read_job(db, job.id)
+    # it is known to have ended, so fal is asked for the result without any wait
+    assert (after.state, after.due_at) == (JobState.SUBMITTED, NOW)
+    assert after.fal_request_id == REQUEST_ID
     assert read_attempts(db, job.id)[0].fal_request_id == REQUEST_ID
 
 

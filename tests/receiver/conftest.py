@@ -11,9 +11,10 @@ from tests.harness.jobs import make_job
 from tests.harness.logs import preserved_logging
 from tests.harness.web import ScriptedServer, run_server, send_json
 from tests.harness.webhooks import KEY, USER_ID, write_jwks
-from tests.receiver.scene import ARCHIVE_QUEUE, LIMIT, Scene, close_receiver, find_receiver
+from tests.receiver.scene import LIMIT, Scene, close_receiver, find_receiver
 from webhook import create_app
 from webhook.routes import Receiver
+from worker.app import QUEUES
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.settings import load_settings
@@ -51,7 +52,8 @@ def open_scene(database_url, db, keys, redis_url) -> Iterator[Callable[..., Scen
         opened.append(find_receiver(app))
         return Scene(app.test_client(), opened[-1], db, keys, settings)
 
-    take_messages(redis_url, ARCHIVE_QUEUE)
+    for queue in QUEUES.values():
+        take_messages(redis_url, queue)
     yield build
     for receiver in opened:
         close_receiver(receiver)

@@ -1,7 +1,7 @@
 """A receiver in this process, with all it works with."""
 
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,10 +11,14 @@ from sqlalchemy import text
 from werkzeug.test import TestResponse
 
 from tests.harness.brokers import take_messages
+from tests.harness.jobs import read_attempts, read_job
 from tests.harness.web import ScriptedServer
 from tests.harness.webhooks import SignedDelivery
 from webhook.routes import Receiver
+from worker.app import QUEUES
 from worker.db import Database
+from worker.jobs import attempts
+from worker.jobs.values import Job
 from worker.settings import Settings
 
 ARCHIVE_QUEUE = "extend_video.archive"
@@ -40,9 +44,11 @@ class Scene:
         )
 
     def take_doorbells(self) -> list[str]:
+        """Which tasks were rung for, on whatever queue."""
         return [
             message["headers"]["task"]
-            for message in take_messages(self.settings.broker_url, ARCHIVE_QUEUE)
+            for queue in QUEUES.values()
+            for message in take_messages(self.settings.broker_url, queue)
         ]
 
     def read_table(self) -> list[tuple[Any, ...]]:
@@ -50,7 +56,13 @@ class Scene:
         with self.db.reading() as connection:
             return [
                 tuple(row)
-                for query in ("jobs ORDER BY id", "attempts", "deliveries ORDER BY id", "events")
+                for query in (
+                    "jobs ORDER BY id",
+                    "attempts",
+                    "deliveries ORDER BY id",
+                    "events",
+                    "gates",
+                )
                 for row in connection.execute(text(f"SELECT * FROM {query}"))
             ]
 
@@ -70,6 +82,27 @@ def close_receiver(receiver: Receiver) -> None:
     receiver.db.close()
     receiver.dispatcher.close()
     receiver.verifier._keys._client.close()  # it has no other owner
+
+
+def take_as_hint(scene: Scene, delivery: SignedDelivery, job: Job, *, due_now: bool) -> None:
+    """The answer is 202; the delivery is kept, fal is asked, and nothing it says is believed."""
+    began = datetime.now(UTC)
+    events = scene.count("events")
+    answer = scene.post(delivery)
+    assert (answer.status_code, answer.get_json()) == (202, {"verdict": "hint"}), answer.get_json()
+    after = read_job(scene.db, job.id)
+    assert after == replace(job, due_at=after.due_at)
+    if due_now:
+        assert after.due_at is not None
+        assert began <= after.due_at <= datetime.now(UTC)
+    else:
+        assert after.due_at == job.due_at
+    assert scene.count("events") == events
+    assert {one.fal_request_id for one in read_attempts(scene.db, job.id)} == {None}
+    with scene.db.reading() as connection:
+        kept = attempts.list_deliveries(connection, job.id)
+    assert [(one.verdict, one.body) for one in kept] == [("hint", delivery.body)]
+    assert scene.take_doorbells() == ["extend_video.reconcile"]
 
 
 def refuse(scene: Scene, delivery: SignedDelivery, status: int, code: str) -> None:

@@ -19,7 +19,7 @@ from tests.harness.servers import Postgres
 from tests.harness.waiting import wait_until
 from tests.harness.web import send_body, send_json
 from tests.harness.webhooks import KEY, OTHER_KEY, build_delivery, write_jwks
-from tests.receiver.scene import LEASE, ON_POSTGRES, ON_SQLITE, Scene, refuse
+from tests.receiver.scene import LEASE, ON_POSTGRES, ON_SQLITE, Scene, refuse, take_as_hint
 from webhook.routes import register_routes
 from worker.fal.signature import KeyCache, WebhookVerifier
 from worker.jobs.states import JobState
@@ -95,17 +95,39 @@ def test_receive_garbage_fetches_no_keys(wound, job) -> None:
     assert wound.keys.asked == []
 
 
+WITHOUT_KEYS = [send_body(b"", 500), send_body(b"<html>"), send_json({"keys": []})]
+
+
 @ON_SQLITE
-@pytest.mark.parametrize(
-    "answer", [send_body(b"", 500), send_body(b"<html>"), send_json({"keys": []})]
-)
-def test_receive_without_keys_answers_503_until_they_are_back(wound, ticker, job, answer) -> None:
+@pytest.mark.parametrize("answer", WITHOUT_KEYS)
+def test_receive_without_keys_takes_hint_until_they_are_back(wound, ticker, job, answer) -> None:
     good, wound.keys.answer = wound.keys.answer, answer
-    refuse(wound, build_delivery(), 503, "keys_unavailable")
+    take_as_hint(wound, build_delivery(), job, due_now=True)
 
     wound.keys.answer = good
     ticker.now += 6
     assert wound.post(build_delivery()).get_json() == {"verdict": "recorded"}
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}"])
+def test_receive_without_keys_answers_503_to_what_cannot_be_read(wound, job, body) -> None:
+    """Genuine or not: fal sends it again, and by then the keys may be back."""
+    wound.keys.answer = send_body(b"", 500)
+    refuse(wound, build_delivery(body), 503, "keys_unavailable")
+
+
+@ON_SQLITE
+def test_receive_without_keys_answers_401_to_unknown_token(wound, job) -> None:
+    wound.keys.answer = send_body(b"", 500)
+    refuse(wound, build_delivery(token="another-token"), 401, "invalid_signature")
+
+
+@ON_SQLITE
+def test_receive_forgery_without_keys_is_believed_nothing(wound, job) -> None:
+    """Nobody can tell it from a genuine one, so fal is asked, and only fal."""
+    wound.keys.answer = send_body(b"", 500)
+    take_as_hint(wound, build_delivery(key=OTHER_KEY), job, due_now=True)
 
 
 @ON_SQLITE
@@ -128,7 +150,7 @@ def test_receive_without_broker_still_answers_in_time_and_sweep_heals(open_scene
     assert (answer.status_code, answer.get_json()) == (200, {"verdict": "recorded"})
     assert elapsed < 1.5
     later = datetime.now(UTC) + 2 * LEASE
-    (doorbell,) = sweep_jobs(db=scene.db, lease=LEASE, clock=lambda: later)
+    (doorbell,) = sweep_jobs(db=scene.db, lease=LEASE, clock=lambda: later).doorbells
     assert (doorbell.step.value, doorbell.job_id) == ("archive", job.id)
 
 

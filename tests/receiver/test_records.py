@@ -21,7 +21,7 @@ from tests.harness.web import ScriptedHandler, run_server, send_json
 from tests.harness.webhooks import build_body, build_delivery
 from tests.receiver.scene import LEASE
 from worker.fal.queue import QueueClient
-from worker.jobs.states import JobEvent, JobState
+from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.stages.judge import SubmitTerms
 from worker.stages.submit import submit_job
 from worker.stages.sweep import sweep_jobs
@@ -102,8 +102,13 @@ def test_receive_other_body_after_end_is_kept(scene, job) -> None:
     assert scene.count("deliveries") == 2
 
 
-@pytest.mark.parametrize("state", [state for state in WAYS if state is not JobState.QUEUED])
-def test_receive_result_without_payload_in_any_state_is_kept(scene, state) -> None:
+HAVE_RESULT = {JobState.COMPLETED, JobState.ARCHIVING, JobState.ARCHIVED}
+# those with an attempt, whose token a webhook can know
+TRIED = [state for state in WAYS if JobEvent.SUBMISSION_CLAIMED in WAYS[state]]
+
+
+@pytest.mark.parametrize("state", TRIED)
+def test_receive_result_without_payload_is_kept_and_asked_for(scene, state) -> None:
     """Fal leaves out a payload it cannot write; the POST is genuine, whatever became of the job."""
     job = make_job(scene.db, state, now=datetime.now(UTC))
     body = build_body(payload=None, payload_error="too large")
@@ -111,8 +116,14 @@ def test_receive_result_without_payload_in_any_state_is_kept(scene, state) -> No
     answer = scene.post(build_delivery(body))
 
     assert (answer.status_code, answer.get_json()) == (200, {"verdict": "kept"})
-    assert read_job(scene.db, job.id).state is state
     assert scene.count("deliveries") == 1
+    after = read_job(scene.db, job.id)
+    if state in HAVE_RESULT:
+        assert (after.state, after.result) == (state, job.result)
+        assert scene.take_doorbells() == []
+    else:
+        assert (after.state, after.result) == (JobState.SUBMITTED, None)
+        assert scene.take_doorbells() == ["extend_video.reconcile"]
 
 
 def test_receive_result_without_payload_after_refusal_buys_no_second_run(scene) -> None:
@@ -125,8 +136,9 @@ def test_receive_result_without_payload_after_refusal_buys_no_second_run(scene) 
 
     assert scene.post(build_delivery(body)).status_code == 200
 
-    doorbells = sweep_jobs(db=scene.db, lease=LEASE, clock=lambda: now + timedelta(seconds=1))
-    assert doorbells == []
+    swept = sweep_jobs(db=scene.db, lease=LEASE, clock=lambda: now + timedelta(minutes=1))
+    assert swept.doorbells == [Doorbell(Step.RECONCILE, job.id)]
+    assert lead_job(scene.db, job, JobEvent.SUBMISSION_CLAIMED, now=now + LEASE) is None
 
 
 def test_receive_result_without_payload_while_archiving_leaves_claim(scene) -> None:
@@ -157,7 +169,7 @@ def test_receive_webhook_during_submission_completes_paid_job(scene) -> None:
 
     with run_server(call_back_first) as fal:
         queue = QueueClient(fal.url, SecretStr("key"))
-        terms = SubmitTerms("w:1", "https://hooks.test", LEASE, True, LEASE, LEASE, LEASE)
+        terms = SubmitTerms("w:1", "https://hooks.test", LEASE, True, LEASE, LEASE, LEASE, LEASE)
         moved = submit_job(job.id, db=scene.db, queue=queue, terms=terms)
         queue.close()
 

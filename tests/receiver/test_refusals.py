@@ -1,4 +1,4 @@
-"""Each delivery that is refused, with its answer; nothing is written then."""
+"""Each delivery that is refused or doubted, with its answer; what is refused writes nothing."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ from tests.harness.webhooks import (
     build_body,
     build_delivery,
 )
-from tests.receiver.scene import LIMIT, ON_SQLITE, refuse
+from tests.receiver.scene import LIMIT, ON_SQLITE, refuse, take_as_hint
 from worker.jobs.states import JobState
 
 
@@ -146,17 +146,71 @@ def clock_at(moment: datetime) -> Iterator[None]:
 
 @ON_SQLITE
 @pytest.mark.parametrize(
-    ("age", "status"), [(-301, 401), (-300, 200), (0, 200), (300, 200), (301, 401), (7200, 401)]
+    ("age", "status"), [(-301, 202), (-300, 200), (0, 200), (300, 200), (301, 202), (7200, 202)]
 )
 def test_receive_at_edge_of_time_window_answers(scene, job, age, status) -> None:
     signed_at = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+    delivery = build_delivery(at=signed_at)
     with clock_at(signed_at + timedelta(seconds=age)):
-        answer = scene.post(build_delivery(at=signed_at))
+        if status == 202:
+            take_as_hint(scene, delivery, job, due_now=True)
+        else:
+            assert scene.post(delivery).status_code == status
 
-    assert answer.status_code == status
-    if status == 401:
-        assert answer.get_json()["error"] == "stale_signature"
-        assert read_job(scene.db, job.id) == job
+
+OLD = datetime.now(UTC) - timedelta(hours=2)
+
+
+@pytest.mark.parametrize("state", [JobState.SUBMITTED, JobState.SUBMISSION_UNKNOWN])
+def test_receive_stale_delivery_has_fal_asked_at_once(scene, state) -> None:
+    job = make_job(scene.db, state, now=datetime.now(UTC))
+    take_as_hint(scene, build_delivery(at=OLD), job, due_now=True)
+
+
+@pytest.mark.parametrize("state", [JobState.SUBMITTING, JobState.FAILED])
+def test_receive_stale_delivery_for_job_that_waits_for_nobody_changes_no_row(scene, state) -> None:
+    job = make_job(scene.db, state, now=datetime.now(UTC))
+    take_as_hint(scene, build_delivery(at=OLD), job, due_now=False)
+
+
+def test_receive_stale_delivery_of_archived_job_rings_for_nobody(scene) -> None:
+    job = make_job(scene.db, JobState.ARCHIVED, now=datetime.now(UTC))
+    answer = scene.post(build_delivery(at=OLD))
+    assert (answer.status_code, answer.get_json()) == (202, {"verdict": "hint"})
+    assert (read_job(scene.db, job.id), scene.take_doorbells()) == (job, [])
+
+
+def test_receive_stale_delivery_then_proven_one_is_recorded(scene, job) -> None:
+    assert scene.post(build_delivery(at=OLD)).status_code == 202
+    assert scene.post(build_delivery()).get_json() == {"verdict": "recorded"}
+    assert scene.count("deliveries") == 1
+
+
+@ON_SQLITE
+def test_receive_stale_delivery_with_unknown_token_answers_401(scene, job) -> None:
+    refuse(scene, build_delivery(at=OLD, token="another-token"), 401, "invalid_signature")
+
+
+@ON_SQLITE
+def test_receive_stale_delivery_of_another_request_answers_401(scene) -> None:
+    make_job(scene.db, JobState.SUBMITTED, now=datetime.now(UTC))
+    scene.post(build_delivery())
+    scene.take_doorbells()
+    body = build_body(request_id="other-request")
+    stale = build_delivery(body, request_id="other-request", at=OLD)
+    refuse(scene, stale, 401, "invalid_signature")
+
+
+@ON_SQLITE
+def test_receive_stale_delivery_whose_header_names_another_request_answers_401(scene, job) -> None:
+    stale = build_delivery(build_body(request_id="other-request"), at=OLD)
+    refuse(scene, stale, 401, "invalid_signature")
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}"])
+def test_receive_stale_body_that_cannot_be_read_answers_401(scene, job, body) -> None:
+    refuse(scene, build_delivery(body, at=OLD), 401, "stale_signature")
 
 
 @ON_SQLITE
