@@ -36,6 +36,7 @@ from worker.stages.resolve import Resolver, ResolveTerms
 from worker.stages.submit import (
     Submission,
     begin_submission,
+    keep_reply,
     post_once,
     record_reply,
     submit_job,
@@ -126,6 +127,10 @@ class Bench:
         return record_reply(
             submission, reply, db=self.db, terms=self.submit_terms, clock=self.clock
         )
+
+    def keep(self, submission: Submission, reply: SubmitReply) -> Job | None:
+        """As `reply`, and again where the database could not."""
+        return keep_reply(submission, reply, db=self.db, terms=self.submit_terms, clock=self.clock)
 
     def accept(self, submission: Submission, request_id: str = REQUEST_ID) -> Job | None:
         return self.reply(submission, Accepted(request_id, None, None, None))

@@ -1,0 +1,304 @@
+"""While fal refuses the account one job at a time is tried, over all workers; the others wait."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import count
+
+import pytest
+
+from tests.harness.fal import LOCKED, accept
+from tests.harness.jobs import LEASE
+from tests.harness.stages import PROBE, RETRY, SECOND, UNKNOWN, Bench
+from tests.harness.together import call_together
+from tests.harness.web import ScriptedHandler, send_json
+from worker.fal.queue import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
+from worker.jobs.states import Doorbell, JobState, Step
+from worker.jobs.values import Job, Outcome
+from worker.stages.submit import Submission
+
+S = JobState
+ACCOUNT = Refused(RefusalClass.ACCOUNT, 403, "fal_http_403", "User is locked.")
+BUSY = Refused(RefusalClass.BUSY, 429, "fal_http_429", "too many")
+INPUT = Refused(RefusalClass.INPUT, 422, "fal_http_422", "no")
+UNAVAILABLE = Refused(RefusalClass.UNAVAILABLE, 503, "fal_unavailable", "away")
+UNREACHABLE = Refused(RefusalClass.UNREACHABLE, None, "fal_unreachable", "refused")
+AMBIGUOUS = Ambiguous(None, "dropped")
+numbers = count(1)
+
+
+def accepted() -> Accepted:
+    return Accepted(f"request-{next(numbers)}", None, None, None)
+
+
+def accept_anew(handler: ScriptedHandler) -> None:
+    answer = accept(f"request-{next(numbers)}")
+    answer(handler)
+
+
+def pause(bench: Bench, words: Refused = ACCOUNT) -> Job:
+    """The first job meets a refusal of the account."""
+    submission = bench.begin(bench.insert())
+    bench.reply(submission, words)
+    return submission.job
+
+
+def begin_probe(bench: Bench) -> Submission:
+    """The pause is over, and this is the job that is tried."""
+    bench.clock.move(PROBE)
+    submission = bench.begin(bench.insert())
+    assert submission.gate is not None
+    return submission
+
+
+def count_attempts(bench: Bench, jobs: list[Job]) -> int:
+    return sum(len(bench.attempts(job)) for job in jobs)
+
+
+# ------------------------------------------------------------------ the pause
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_refusal_of_the_account_pauses_all_submissions(bench, desk, code):
+    desk.submit = send_json(LOCKED, code)
+    first, second = bench.insert(), bench.insert()
+    bench.submit(first)
+    assert bench.submit(second) is None
+    assert desk.count("POST") == 1
+    gate = bench.gate()
+    assert gate is not None
+    assert gate.opens_at == bench.clock() + PROBE
+    for job in (bench.read(first), bench.read(second)):
+        assert job.state is S.QUEUED
+        assert "User is locked" in str(job.blocked_reason)
+        assert job.due_at is not None
+        assert job.due_at > bench.clock()
+    assert [one.outcome for one in bench.attempts(first)] == [Outcome.POSTPONED]
+    assert bench.attempts(second) == []
+
+
+def test_blocked_jobs_wait_without_attempts_and_events(bench):
+    pause(bench)
+    jobs = [bench.insert() for _ in range(4)]
+    for _ in range(3):
+        for job in jobs:
+            assert bench.try_begin(job) is None
+        bench.clock.move(SECOND)
+    assert count_attempts(bench, jobs) == 0
+    assert {tuple(bench.reasons(job)) for job in jobs} == {("enqueued",)}
+
+
+def test_pause_does_not_touch_a_job_that_has_been_submitted(bench):
+    job = bench.make_submitted("request-before")
+    pause(bench)
+    assert bench.try_begin(job) is None
+    assert bench.read(job) == job
+
+
+# ------------------------------------------------------------------ the probe
+
+
+def test_one_job_is_tried_of_many_at_once(bench):
+    pause(bench)
+    for _ in range(3):
+        jobs = [bench.insert() for _ in range(8)]
+        bench.clock.move(PROBE)
+        begun = call_together(*(lambda job=job: bench.try_begin(job) for job in jobs))
+        assert sum(one is not None for one in begun) == 1
+        assert count_attempts(bench, jobs) == 1
+        gate = bench.gate()
+        assert gate is not None
+        assert gate.opens_at == bench.clock() + PROBE
+        blocked = [bench.read(job).blocked_reason for job in jobs]
+        assert sum(one is not None for one in blocked) == 7
+
+
+def test_one_job_is_tried_at_a_time_while_the_account_stays_refused(bench, desk):
+    desk.submit = send_json(LOCKED, 403)
+    jobs = [bench.insert() for _ in range(5)]
+    for job in jobs:
+        bench.submit(job)
+    for rounds in range(1, 5):
+        bench.live(PROBE, PROBE / 4)
+        assert desk.count("POST") <= 1 + rounds
+    assert desk.count("POST") >= 3
+    assert {bench.read(job).state for job in jobs} == {S.QUEUED}
+
+
+ENDS_PAUSE: dict[str, Callable[[], SubmitReply]] = {
+    "accepted": accepted,
+    "429": lambda: BUSY,
+    "422": lambda: INPUT,
+    "503": lambda: UNAVAILABLE,
+    "unreachable": lambda: UNREACHABLE,
+}
+
+
+@pytest.mark.parametrize("kind", ["accepted", "429", "422"])
+def test_certain_reply_to_the_probe_ends_the_pause(bench, kind):
+    pause(bench)
+    bench.reply(begin_probe(bench), ENDS_PAUSE[kind]())
+    assert bench.gate() is None
+    assert bench.begin(bench.insert()).gate is None
+
+
+def test_ambiguous_reply_to_the_probe_leaves_the_pause(bench):
+    pause(bench)
+    probe = begin_probe(bench)
+    bench.reply(probe, AMBIGUOUS)
+    assert bench.gate() is not None
+    assert bench.try_begin(bench.insert()) is None
+    assert bench.read(probe.job).state is S.SUBMISSION_UNKNOWN
+    bench.reply(begin_probe(bench), accepted())
+    assert bench.gate() is None
+
+
+def test_refused_probe_keeps_the_pause_with_its_own_words(bench):
+    pause(bench)
+    probe = begin_probe(bench)
+    words = Refused(RefusalClass.ACCOUNT, 401, "fal_http_401", "No such key.")
+    bench.reply(probe, words)
+    gate = bench.gate()
+    assert gate is not None
+    assert gate.opens_at == bench.clock() + PROBE
+    assert "No such key" in str(gate.reason)
+    assert bench.read(probe.job).state is S.QUEUED
+
+
+def test_probe_whose_worker_dies_is_followed_by_another(bench):
+    pause(bench)
+    probe = begin_probe(bench)
+    bench.lose(probe)
+    assert bench.gate() is not None
+    second = begin_probe(bench)
+    bench.reply(second, accepted())
+    assert bench.gate() is None
+    assert bench.read(probe.job).state is S.SUBMISSION_UNKNOWN
+
+
+def test_reply_to_a_job_that_is_no_probe_does_not_end_the_pause(bench):
+    """It was sent before the account was locked."""
+    earlier = bench.begin(bench.insert())
+    pause(bench)
+    bench.reply(earlier, accepted())
+    assert bench.gate() is not None
+
+
+def test_late_reply_to_a_probe_that_was_given_up_ends_the_pause(bench):
+    pause(bench)
+    probe = begin_probe(bench)
+    bench.lose(probe)
+    bench.reply(probe, accepted())
+    assert bench.gate() is None
+    assert bench.read(probe.job).state is S.SUBMITTED
+
+
+# ------------------------------------------------------------------ the sweep
+
+
+def test_sweep_rings_nobody_before_the_time_and_one_after_it(bench):
+    pause(bench)
+    jobs = [bench.insert() for _ in range(6)]
+    bench.clock.move(PROBE - SECOND)
+    assert bench.sweep().doorbells == []
+    bench.clock.move(SECOND + LEASE)
+    rung = [one for swept in call_together(*[bench.sweep] * 4) for one in swept.doorbells]
+    submits = [one for one in rung if one.step is Step.SUBMIT]
+    assert submits
+    begun = [bench.try_begin(bench.read(job)) for job in jobs]
+    assert sum(one is not None for one in begun) <= 1
+    waiting = [bench.read(job) for job in jobs if bench.read(job).state is S.QUEUED]
+    assert all(job.due_at is not None and job.due_at > bench.clock() for job in waiting)
+
+
+def test_one_sweep_rings_one(bench):
+    pause(bench)
+    for _ in range(6):
+        bench.insert()
+    bench.clock.move(PROBE + LEASE)
+    assert [one.step for one in bench.sweep().doorbells] == [Step.SUBMIT]
+
+
+def test_sweep_goes_on_ringing_for_jobs_that_need_no_submission(bench):
+    job = bench.make_submitted("request-waiting")
+    pause(bench)
+    bench.clock.move(timedelta(minutes=3))
+    assert Doorbell(Step.RECONCILE, job.id) in bench.sweep().doorbells
+
+
+def test_all_who_waited_are_rung_at_once_when_the_pause_ends(bench, desk):
+    desk.submit = send_json(LOCKED, 403)
+    jobs = [bench.insert() for _ in range(6)]
+    for job in jobs:
+        bench.submit(job)
+    bench.clock.move(PROBE)
+    desk.submit = accept_anew
+    assert bench.submit(jobs[3]) is not None
+    due = [bench.read(job).due_at for job in jobs if bench.read(job).state is S.QUEUED]
+    assert due == [bench.clock()] * 5
+    bench.clock.move(SECOND)
+    bench.turn()
+    assert {bench.read(job).state for job in jobs} == {S.SUBMITTED}
+    assert desk.count("POST") == 1 + 6
+
+
+# ------------------------------------------------------------------ waiting costs nothing
+
+
+def test_account_trouble_never_exhausts_and_neither_does_what_follows_it(bench):
+    job = pause(bench)
+    for _ in range(5):
+        bench.clock.move(RETRY)
+        bench.reply(bench.begin(job), ACCOUNT)
+        assert bench.read(job).state is S.QUEUED
+    bench.clock.move(RETRY)
+    bench.reply(bench.begin(job), BUSY)
+    assert bench.read(job).state is S.QUEUED
+    bench.clock.move(RETRY - SECOND)
+    bench.reply(bench.begin(job), BUSY)
+    assert bench.read(job).state is S.QUEUED
+    bench.clock.move(SECOND)
+    bench.reply(bench.begin(job), BUSY)
+    assert (bench.read(job).state, bench.read(job).error_code) == (S.FAILED, "submission_exhausted")
+
+
+def test_job_that_waited_long_for_a_worker_is_not_exhausted_by_its_first_refusal(bench):
+    job = bench.insert()
+    bench.clock.move(RETRY * 3)
+    bench.reply(bench.begin(job), UNAVAILABLE)
+    assert bench.read(job).state is S.QUEUED
+
+
+def test_refusals_spend_none_of_the_bound_on_lost_submissions(bench):
+    job = bench.insert()
+    for reply in (BUSY, UNAVAILABLE, UNREACHABLE) * 2:
+        bench.reply(bench.begin(job), reply)
+        bench.clock.move(timedelta(minutes=10))
+    submission = bench.begin(job)
+    bench.lose(submission)
+    bench.clock.now = submission.attempt.started_at + UNKNOWN
+    bench.reconcile(job)
+    assert bench.read(job).state is S.QUEUED
+
+
+def test_retry_after_is_obeyed_with_jitter_on_top(bench):
+    later = Refused(RefusalClass.BUSY, 429, "busy", "later", timedelta(minutes=7))
+    waits = set()
+    for _ in range(6):
+        moved = bench.reply(bench.begin(bench.insert()), later)
+        assert moved is not None
+        assert moved.due_at is not None
+        waits.add(moved.due_at - bench.clock())
+    assert min(waits) >= timedelta(minutes=7)
+    assert max(waits) <= timedelta(minutes=7, seconds=20)
+    assert len(waits) > 1
+
+
+def test_refused_job_is_not_claimable_before_its_time(bench):
+    later = Refused(RefusalClass.BUSY, 429, "busy", "later", timedelta(minutes=7))
+    job = bench.insert()
+    bench.reply(bench.begin(job), later)
+    bench.clock.move(timedelta(minutes=6))
+    assert bench.try_begin(job) is None
+    assert bench.sweep().doorbells == []
+    bench.clock.move(timedelta(minutes=2))
+    assert bench.sweep().doorbells == [Doorbell(Step.SUBMIT, job.id)]

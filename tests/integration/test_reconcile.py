@@ -1,0 +1,345 @@
+"""Asking fal about a job that waits for its webhook: what is a conclusion, and what is none."""
+
+from datetime import timedelta
+
+import pytest
+
+import worker.fal.http
+from tests.harness.fal import (
+    FAILED,
+    INGRESS,
+    LISTING,
+    NOT_FOUND,
+    ScriptedFal,
+    build_item,
+    list_items,
+    show_status,
+)
+from tests.harness.jobs import LEASE, REQUEST_ID, build_result
+from tests.harness.stages import (
+    POLL,
+    SECOND,
+    UNKNOWN,
+    Bench,
+    build_completion,
+    build_empty,
+    build_failure,
+    find_attempt,
+)
+from tests.harness.web import Answer, break_off, hang, send_body, send_json
+from worker.jobs import table
+from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
+from worker.jobs.values import Claim, Job, Move
+from worker.stages.submit import Submission
+
+S = JobState
+HOUR = timedelta(hours=1)
+
+
+def submit(bench: Bench) -> Submission:
+    submission = bench.begin(bench.insert())
+    bench.accept(submission)
+    return submission
+
+
+COMPLETED = show_status("COMPLETED")
+NO_CONCLUSION: dict[str, tuple[Answer, Answer]] = {
+    "in queue": (show_status("IN_QUEUE"), NOT_FOUND),
+    "in progress": (show_status("IN_PROGRESS"), NOT_FOUND),
+    "unknown status": (show_status("PAUSED"), NOT_FOUND),
+    "status 401": (send_json({"detail": "no"}, 401), NOT_FOUND),
+    "status 404": (NOT_FOUND, NOT_FOUND),
+    "status 500": (send_json({"detail": "oh"}, 500), NOT_FOUND),
+    "status from ingress": (send_body(INGRESS, 502), NOT_FOUND),
+    "status dropped": (break_off(), NOT_FOUND),
+    "status malformed": (send_body(b'{"status": "COMP'), NOT_FOUND),
+    "status hangs": (hang, NOT_FOUND),
+    "result 500": (COMPLETED, send_json({"detail": "oh"}, 500)),
+    "result 404": (COMPLETED, NOT_FOUND),
+    "result from ingress": (COMPLETED, send_body(INGRESS, 503)),
+    "result dropped": (COMPLETED, break_off(b"{")),
+    "result malformed": (COMPLETED, send_body(b"{")),
+    "result 401": (COMPLETED, send_json({"detail": "no"}, 401)),
+}
+
+
+@pytest.mark.parametrize("name", NO_CONCLUSION)
+def test_no_conclusion_leaves_the_job_waiting_and_it_is_asked_again(bench, desk, monkeypatch, name):
+    if name == "status hangs":
+        monkeypatch.setattr(worker.fal.http, "TOTAL_TIMEOUT", timedelta(seconds=0.1))
+    job = submit(bench).job
+    desk.status, desk.result = NO_CONCLUSION[name]
+    for waited in (POLL, HOUR, UNKNOWN * 2 - SECOND):
+        bench.clock.now = bench.attempts(job)[0].started_at + waited
+        assert bench.reconcile(job) == []
+        after = bench.read(job)
+        assert (after.state, after.fal_request_id) == (S.SUBMITTED, REQUEST_ID)
+        assert after.due_at is not None
+        assert POLL * 0.7 < after.due_at - bench.clock() < timedelta(minutes=19)
+    monkeypatch.setattr(worker.fal.http, "TOTAL_TIMEOUT", timedelta(seconds=30))
+    desk.finish()
+    bench.reconcile(job)
+    assert bench.read(job).state is S.COMPLETED
+
+
+def test_running_request_is_never_given_up(bench, desk):
+    job = submit(bench).job
+    bench.clock.move(timedelta(days=3))
+    bench.reconcile(job)
+    assert bench.read(job).state is S.SUBMITTED
+
+
+def test_finished_request_goes_through_the_same_door_as_its_webhook(bench, desk):
+    submission = submit(bench)
+    desk.finish()
+    assert bench.reconcile(submission.job) == [Doorbell(Step.ARCHIVE, submission.job.id)]
+    job, attempt = bench.read(submission.job), find_attempt(bench, submission)
+    assert (job.state, job.result) == (S.COMPLETED, build_result())
+    assert (attempt.ending, attempt.completed_at) == ("ok", bench.clock())
+    bench.deliver(submission, build_completion())
+    assert bench.read(job) == job
+    assert bench.reasons(job).count("result_arrived") == 1
+
+
+def test_lost_webhook_costs_minutes_and_never_the_hour(bench, desk):
+    job = submit(bench).job
+    bench.live(timedelta(minutes=45), timedelta(minutes=3))
+    desk.finish()
+    finished_at = bench.clock()
+    while bench.read(job).state is S.SUBMITTED:
+        bench.clock.move(timedelta(minutes=1))
+        bench.turn()
+        assert bench.clock() - finished_at < HOUR / 2
+    assert bench.read(job).state is S.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "body", "expected"),
+    [
+        ("failed", 422, FAILED, "bad_video"),
+        (None, 422, FAILED, "bad_video"),
+        (
+            "timeout",
+            504,
+            {"detail": "too late", "error_type": "request_timeout"},
+            "request_timeout",
+        ),
+        (
+            "cancelled",
+            499,
+            {"detail": "gone", "error_type": "client_cancelled"},
+            "client_cancelled",
+        ),
+        ("failed", 500, "oh", "bad_video"),
+        ("failed", 200, {"video": None}, "bad_video"),
+        (None, 200, {"video": None}, "result_unusable"),
+    ],
+)
+def test_failure_is_told_apart_by_error_type_and_code(bench, desk, error, code, body, expected):
+    job = submit(bench).job
+    desk.fail(body, code, error)
+    assert bench.reconcile(job) == []
+    failed = bench.read(job)
+    assert (failed.state, failed.due_at) == (S.FAILED, None)
+    if expected != "result_unusable":
+        assert failed.error_code == expected
+    assert failed.error_message
+
+
+# ------------------------------------------------------------------ a result that is gone
+
+
+def gone(desk: ScriptedFal) -> None:
+    desk.status, desk.result = COMPLETED, NOT_FOUND
+
+
+def forgotten(desk: ScriptedFal) -> None:
+    desk.forget()
+
+
+GONE = pytest.mark.parametrize("lost", [gone, forgotten], ids=lambda one: one.__name__)
+
+
+@GONE
+def test_result_that_the_listing_has_kept_is_recovered(bench, desk, lost):
+    job = submit(bench).job
+    lost(desk)
+    desk.listing = list_items(build_item(json_output=build_result()))
+    bench.reconcile(job)
+    assert (bench.read(job).state, bench.read(job).result) == (S.COMPLETED, build_result())
+
+
+@GONE
+def test_failure_that_the_listing_has_kept_is_recorded(bench, desk, lost):
+    job = submit(bench).job
+    lost(desk)
+    desk.listing = list_items(build_item(status_code=422, json_output=FAILED))
+    bench.reconcile(job)
+    assert (bench.read(job).state, bench.read(job).error_code) == (S.FAILED, "bad_video")
+
+
+@GONE
+@pytest.mark.parametrize(
+    ("listing", "times"),
+    [(list_items(build_item()), 1), (list_items(), 2), (send_json({}, 401), 2)],
+    ids=["ended", "empty", "401"],
+)
+def test_result_is_given_up_only_after_its_time(bench, desk, lost, listing, times):
+    submission = submit(bench)
+    job, started_at = submission.job, submission.attempt.started_at
+    lost(desk)
+    desk.listing = listing
+    bench.clock.now = started_at + UNKNOWN * times - SECOND
+    bench.reconcile(job)
+    assert bench.read(job).state is S.SUBMITTED
+    bench.clock.now = started_at + UNKNOWN * times
+    assert bench.reconcile(job) == []
+    ended = bench.read(job)
+    assert (ended.state, ended.error_code) == (S.FAILED, "result_gone")
+    assert REQUEST_ID in str(ended.error_message)
+
+
+def test_result_is_not_given_up_while_the_listing_says_that_it_runs(bench, desk):
+    job = submit(bench).job
+    desk.forget()
+    desk.listing = list_items(build_item(ended_at=None))
+    bench.clock.move(UNKNOWN * 5)
+    bench.reconcile(job)
+    assert bench.read(job).state is S.SUBMITTED
+
+
+def test_result_that_was_given_up_is_taken_when_a_webhook_brings_it(bench, desk):
+    submission = submit(bench)
+    desk.forget()
+    bench.clock.move(UNKNOWN * 2)
+    bench.reconcile(submission.job)
+    assert bench.read(submission.job).state is S.FAILED
+    bench.deliver(submission, build_completion())
+    job = bench.read(submission.job)
+    assert (job.state, job.error_code, job.error_message) == (S.COMPLETED, None, None)
+    assert find_attempt(bench, submission).ending == "ok"
+
+
+# ------------------------------------------------------------------ who asks, and when
+
+
+def test_completion_without_payload_is_fetched_at_once(bench, desk):
+    submission = submit(bench)
+    receipt = bench.deliver(submission, build_empty())
+    assert receipt.doorbell == Doorbell(Step.RECONCILE, submission.job.id)
+    assert bench.read(submission.job).due_at == bench.clock()
+    desk.finish()
+    bench.ring(receipt.doorbell)
+    assert bench.read(submission.job).state is S.COMPLETED
+
+
+def test_hint_has_fal_asked_at_once_and_is_not_believed(bench, desk):
+    submission = submit(bench)
+    receipt = bench.hint(submission, build_failure())
+    assert bench.read(submission.job).due_at == bench.clock()
+    assert receipt.doorbell is not None
+    bench.ring(receipt.doorbell)
+    assert bench.read(submission.job).state is S.SUBMITTED
+    desk.finish()
+    bench.ring(receipt.doorbell)
+    assert bench.read(submission.job).state is S.COMPLETED
+
+
+def test_webhook_that_comes_during_the_poll_wins(bench, desk):
+    submission = submit(bench)
+
+    def deliver_meanwhile(handler):
+        bench.deliver(submission, build_completion())
+        show_status("IN_PROGRESS")(handler)
+
+    desk.status = deliver_meanwhile
+    assert bench.reconcile(submission.job) == []
+    job = bench.read(submission.job)
+    assert (job.state, job.due_at) == (S.COMPLETED, bench.clock() + LEASE)
+
+
+def test_failure_webhook_that_comes_during_the_last_poll_wins(bench, desk):
+    submission = submit(bench)
+    bench.clock.move(UNKNOWN * 2)
+
+    def deliver_meanwhile(handler):
+        bench.deliver(submission, build_failure())
+        NOT_FOUND(handler)
+
+    desk.status, desk.result = deliver_meanwhile, NOT_FOUND
+    bench.reconcile(submission.job)
+    assert bench.read(submission.job).error_code == "bad_video"
+    assert bench.reasons(submission.job).count("failure_arrived") == 1
+
+
+def archive(bench: Bench, job: Job) -> None:
+    claim = Claim("tester:2", bench.clock(), bench.clock() + LEASE)
+    with bench.db.transaction() as connection:
+        claimed = table.claim_job(connection, job.id, JobEvent.ARCHIVE_CLAIMED, claim)
+        assert claimed is not None
+        table.apply_permitted(connection, claimed, JobEvent.ARCHIVE_RECORDED, Move(bench.clock()))
+
+
+def end(bench: Bench, desk: ScriptedFal, name: str) -> Submission:
+    """A job at its end, by what fal has said or not said of its request."""
+    submission = submit(bench)
+    match name:
+        case "failed":
+            bench.deliver(submission, build_failure())
+        case "cancelled":
+            bench.cancel(submission.job)
+            bench.deliver(submission, build_failure(code="client_cancelled"))
+        case "archived":
+            bench.deliver(submission, build_completion())
+            archive(bench, submission.job)
+        case _:
+            desk.forget()
+            bench.clock.move(UNKNOWN * 2)
+            bench.reconcile(submission.job)
+    assert bench.read(submission.job).state in ENDED
+    return submission
+
+
+@pytest.mark.parametrize("name", ["failed", "cancelled", "archived", "gone"])
+def test_late_doorbell_leaves_an_ended_job_alone(bench, desk, name):
+    submission = end(bench, desk, name)
+    before, events = bench.read(submission.job), bench.events(submission.job)
+    desk.asked.clear()
+    for step in Step:
+        if step is not Step.ARCHIVE:
+            assert bench.ring(Doorbell(step, before.id)) == []
+    assert (bench.read(before), bench.events(before)) == (before, events)
+    assert desk.asked == []
+
+
+@pytest.mark.parametrize("name", ["failed", "cancelled", "archived", "gone"])
+@pytest.mark.parametrize("told", ["hint", "empty"])
+def test_stale_redelivery_leaves_a_job_alone_whose_request_is_known_to_have_ended(
+    bench, desk, name, told
+):
+    submission = end(bench, desk, name)
+    before = bench.read(submission.job)
+    receipt = (
+        bench.hint(submission, build_failure())
+        if told == "hint"
+        else bench.deliver(submission, build_empty())
+    )
+    for doorbell in [receipt.doorbell] if receipt.doorbell else []:
+        assert bench.ring(doorbell) == []
+    assert bench.read(before) == before
+
+
+@pytest.mark.parametrize("state", [S.QUEUED, S.SUBMITTING])
+def test_doorbell_for_a_job_that_does_not_wait_for_fal_asks_nothing(bench, desk, state):
+    job = bench.insert()
+    if state is S.SUBMITTING:
+        bench.begin(job)
+    before = bench.read(job)
+    assert bench.reconcile(job) == []
+    assert (bench.read(job), desk.asked) == (before, [])
+
+
+def test_listing_is_not_searched_for_a_request_that_is_known(bench, desk):
+    job = submit(bench).job
+    bench.reconcile(job)
+    assert desk.count("GET", LISTING) == 0
