@@ -83,16 +83,14 @@ def complete_attempt(
 ) -> None:
     """Note that fal has finished the attempt's request; a run that was cancelled costs nothing."""
     values: dict[str, Any] = {"completed_at": now, "ending": ending, "cancel_due_at": None}
+    # A failure may be a mistake of ours (a result given up), a result never is.
+    is_open = or_(AttemptRow.completed_at.is_(None), AttemptRow.ending == Ending.FAILED)
+    if ending is Ending.OK:
+        is_open = or_(is_open, AttemptRow.ending == Ending.CANCELLED)
     if ending is Ending.CANCELLED:
         values["extra_charge_at"] = None
     connection.execute(
-        update(AttemptRow)
-        .where(
-            AttemptRow.id == attempt_id,
-            # A failure may be a mistake of ours (a result given up), a result never is.
-            or_(AttemptRow.completed_at.is_(None), AttemptRow.ending == Ending.FAILED),
-        )
-        .values(**values)
+        update(AttemptRow).where(AttemptRow.id == attempt_id, is_open).values(**values)
     )
 
 
