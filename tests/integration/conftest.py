@@ -21,7 +21,7 @@ def scripted_clients(scripted_fal) -> Iterator[Clients]:
 
 
 @pytest.fixture
-def desk(scripted_fal) -> ScriptedFal:
+def desk(scripted_fal: ScriptedFal) -> ScriptedFal:
     """One that accepts everything, runs it for ever, and lists nothing, until a test orders it."""
     scripted_fal.reset()
     return scripted_fal

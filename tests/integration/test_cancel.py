@@ -97,12 +97,14 @@ def test_refusal_does_not_cancel_a_job_whose_request_has_shown_itself(bench):
     assert bench.read(submission.job).state is S.COMPLETED
 
 
-def test_wish_for_a_request_that_a_webhook_has_named_reaches_fal(bench, desk):
+def test_finished_request_is_fetched_in_spite_of_the_wish_and_not_cancelled(bench, desk):
     submission = bench.begin(bench.insert())
     bench.cancel(submission.job)
     bench.deliver(submission, build_empty())
+    desk.finish()
     bench.turn()
-    assert desk.count("PUT", f"/{REQUEST_ID}/cancel") == 1
+    assert bench.read(submission.job).state is S.COMPLETED
+    assert desk.count("PUT") == 0
 
 
 # ------------------------------------------------------------------ what fal answers

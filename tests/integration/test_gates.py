@@ -256,7 +256,7 @@ def test_account_trouble_never_exhausts_and_neither_does_what_follows_it(bench):
     bench.clock.move(RETRY - SECOND)
     bench.reply(bench.begin(job), BUSY)
     assert bench.read(job).state is S.QUEUED
-    bench.clock.move(SECOND)
+    bench.clock.move(timedelta(minutes=1))
     bench.reply(bench.begin(job), BUSY)
     assert (bench.read(job).state, bench.read(job).error_code) == (S.FAILED, "submission_exhausted")
 

@@ -15,7 +15,7 @@ from worker.stages.pause import hasten_blocked
 from worker.stages.submit import Submission
 
 S = JobState
-ROUNDS = 12
+ROUNDS = 8
 LOCKED = Refused(RefusalClass.ACCOUNT, 403, "locked", "User is locked.")
 
 
