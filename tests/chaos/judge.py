@@ -1,6 +1,7 @@
 """What has become of the jobs: asked of the job table, the archive, the ledger and the logs."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from tests.chaos.site import Site
 from tests.system.rows import Row
 
 SHOWN = 5
+SHOWN_CHARACTERS = 200
+TRACEBACK = "Traceback (most recent call last):"
 ALLOWED_ANSWERS = {None, 200, 401, 503}
 
 
@@ -115,17 +118,21 @@ def check_answers(requests: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def check_logs(site: Site) -> Iterator[str]:
     """No daemon of ours may show a traceback; Celery's own about its broker are told apart."""
     for path in sorted(site.yard.directory.glob("*.log")):
-        for number, block in enumerate(split_tracebacks(path.read_text(errors="replace"))):
-            if number < SHOWN:
-                yield f"{path.stem}: {block}"
+        ends = Counter(list_tracebacks(path.read_text(errors="replace")))
+        for end, times in ends.most_common(SHOWN):
+            yield f"{path.stem} log, {times} times: {end}"
 
 
-def split_tracebacks(log: str) -> Iterator[str]:
-    """The last line of each traceback that is not about the connection to the broker."""
-    for block in log.split("Traceback (most recent call last):")[1:]:
-        last = next((line for line in block.splitlines() if line and line[0] not in " |+"), "")
+def list_tracebacks(log: str) -> Iterator[str]:
+    """The last line of each traceback that is not about the connection to the broker.
+
+    Ours are in one line of JSON each.
+    """
+    for block in log.replace("\\n", "\n").split(TRACEBACK)[1:]:
         if "redis" not in block and "kombu" not in block:
-            yield last[:200]
+            lines = block.splitlines()
+            last = next((line for line in lines if line and line[0] not in " |+"), "")
+            yield last[:SHOWN_CHARACTERS]
 
 
 def ask_doctor(site: Site) -> Iterator[str]:

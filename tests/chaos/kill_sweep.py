@@ -1,40 +1,32 @@
 """Experiment 1: every daemon is killed, again and again, at every point of the path."""
 
-from dataclasses import dataclass
-from time import monotonic
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from tests.chaos.hunting import Pack
-from tests.chaos.judge import judge_site
+from tests.chaos.plan import Plan
 from tests.chaos.report import Finding
-from tests.chaos.site import Site, drain
+from tests.chaos.rounds import Round
+from tests.chaos.site import Site
+from tests.harness.waiting import PAUSE
 
-WISH_EVERY = 2
+WISH_PAUSE = 0.5
+LOST_WEBHOOKS = {"point": "webhook", "kind": "lost", "rate": 0.2}
+"""So that fal is asked for a result, too, and workers can be killed while they ask."""
 
 
-@dataclass(frozen=True)
-class KillSweep:
-    kills: int
-    pace: float
-    seed: int = 7
-    drain_limit: float = 90
-
-    def run(self, site: Site) -> tuple[Finding, Pack]:
-        pack = Pack(site, self.seed, self.kills)
-        site.start_producer(self.pace)
-        pack.hunt()
-        site.end_producers()
-        began = monotonic()
-        drain(site, self.drain_limit)
-        seconds = monotonic() - began
-        judgement = judge_site(site)
-        return Finding(
-            "kill sweep",
-            site.database,
-            judgement.jobs,
-            site.supervisor.kills.total(),
-            len(judgement.lost),
-            len(judgement.paid_twice),
-            seconds,
-            "",
-            judgement.problems,
-        ), pack
+def sweep_kills(site: Site, plan: Plan) -> Iterator[Finding]:
+    """Producers commit jobs at a steady pace; some wishes come by Celery alone."""
+    site.emulator.order(LOST_WEBHOOKS)
+    pack = Pack(site, plan.seed, plan.kills)
+    sweep = Round(site, "kill sweep")
+    with sweep.loaded(plan.pace), ThreadPoolExecutor(1) as thread:
+        hunt = thread.submit(pack.hunt)
+        while not hunt.done():
+            site.send_wish()
+            PAUSE.wait(WISH_PAUSE)
+        hunt.result()
+    finding = sweep.finish()
+    yield finding
+    for moment, times in sorted(pack.tally.items()):
+        print(f"    {times:4} kills of {moment}")

@@ -58,3 +58,7 @@ def render_table(findings: Sequence[Finding]) -> str:
 
 def _render_row(row: Sequence[str], widths: Sequence[int]) -> str:
     return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+
+
+def write_table(findings: Sequence[Finding], arguments: Sequence[str]) -> None:
+    raise NotImplementedError

@@ -69,6 +69,16 @@ class Part:
         self.process.send_signal(number)
         return self.wait()
 
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Stop the process and its children, and let them go on."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """End the process and its children at once, as a power cut would."""
         with suppress(ProcessLookupError):

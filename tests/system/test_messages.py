@@ -1,16 +1,11 @@
 """Messages that come twice, late, never, or with nonsense in them."""
 
 import json
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from uuid import uuid4
 
 import pytest
 import redis
 
-from tests.harness.processes import Part
 from tests.system.producers import PYTHON_PRODUCER, run_python
 from tests.system.scene import Scene
 
@@ -187,7 +182,7 @@ def test_messages_lost_by_the_broker_are_healed_by_two_sweeps(scene):
     second = scene.deployment.start_beat("second beat")
     tenant = f"lost-{uuid4()}"
     wishes = [json.dumps(scene.build_fields(tenant=tenant)) for _ in range(5)]
-    with pausing(worker):
+    with worker.standing_still():
         run_python(scene, PYTHON_PRODUCER, *wishes, **scene.deployment.settings)
         with redis.Redis(unix_socket_path=broker.removeprefix("redis+socket://")) as client:
             # the paused worker has asked for a message already, and gets the first one
@@ -198,15 +193,6 @@ def test_messages_lost_by_the_broker_are_healed_by_two_sweeps(scene):
 
     second.end()
     assert [len(scene.list_submissions(job)) for job in jobs] == [1] * 5
-
-
-@contextmanager
-def pausing(part: Part) -> Iterator[None]:
-    os.killpg(part.process.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.killpg(part.process.pid, signal.SIGCONT)
 
 
 def test_video_that_is_not_there_fails_with_fals_own_reason(scene):

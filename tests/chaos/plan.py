@@ -1,0 +1,43 @@
+"""How long and how hard: the long form for `make chaos`, the short one for CI."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`pace` is jobs a second, `jobs` how many a round has where they come at once."""
+
+    kills: int
+    pace: float
+    jobs: int
+    crowd: int
+    flush_seconds: float
+    pause_seconds: float
+    restarts: int
+    outage_seconds: float
+    lock_seconds: float
+    seed: int = 7
+
+
+LONG = Plan(
+    kills=1000,
+    pace=6,
+    jobs=200,
+    crowd=1000,
+    flush_seconds=30,
+    pause_seconds=30,
+    restarts=5,
+    outage_seconds=15,
+    lock_seconds=25,
+)
+SHORT = Plan(
+    kills=60,
+    pace=6,
+    jobs=20,
+    crowd=100,
+    flush_seconds=3,
+    pause_seconds=3,
+    restarts=1,
+    outage_seconds=2,
+    lock_seconds=11,
+)

@@ -1,0 +1,65 @@
+"""Experiment 6: everything is killed at once with a crowd of jobs in flight; how soon is it back?"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+
+from tests.chaos.plan import Plan
+from tests.chaos.report import Finding
+from tests.chaos.rounds import Round
+from tests.chaos.site import DAEMONS, Site
+from tests.harness.waiting import wait_until
+
+GRACE = timedelta(seconds=10)
+PACE_BEFORE_KILL = 3
+"""The kill comes when one in so many is archived: there are jobs in every state then."""
+
+
+def recover_crowd(site: Site, plan: Plan) -> Iterator[Finding]:
+    """Time counts from the moment that the daemons are started again."""
+    crowd = Round(site, f"everything killed with {plan.crowd:,} jobs in flight")
+    lease = timedelta(seconds=float(site.deployment.settings["LEASE_SECONDS"]))
+    site.supervisor.rest()
+    site.supervisor.kill(*DAEMONS)
+    site.enqueue_all(plan.crowd)
+    site.supervisor.resume()
+    wanted = site.count_archived() + plan.crowd // PACE_BEFORE_KILL
+    wait_until(lambda: site.count_archived() >= wanted, 300)
+    site.supervisor.rest()
+    site.supervisor.kill(*DAEMONS)
+    states = count_states(site)
+    crowd.remarks.append(describe_states(states))
+    restarted, began = datetime.now(UTC), monotonic()
+    site.supervisor.resume()
+    finding_limit = 300
+    wait_until(lambda: not list_unmoved(site, restarted), finding_limit)
+    moving = monotonic() - began
+    crowd.remarks.append(f"all moving after {moving:.1f} s with a lease of {lease.seconds} s")
+    if moving > (lease + GRACE).total_seconds():
+        crowd.problems.append(f"it took {moving:.1f} s until every job moved")
+    yield crowd.finish(finding_limit)
+
+
+def count_states(site: Site) -> dict[str, int]:
+    rows = site.table.select(
+        "SELECT state, count(*) AS n FROM jobs WHERE due_at IS NOT NULL GROUP BY state"
+    )
+    return {row["state"]: int(row["n"]) for row in rows}
+
+
+def describe_states(states: dict[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+
+
+def list_unmoved(site: Site, since: datetime) -> list[object]:
+    """Jobs that have not ended, and to which nothing has happened since."""
+    when = "'" + since.strftime("%Y-%m-%d %H:%M:%S.%f") + "'"
+    if site.postgres is not None:
+        when = f"timestamptz {when[:-1]}+00'"
+    return [
+        row["id"]
+        for row in site.table.select(
+            f"SELECT id FROM jobs WHERE due_at IS NOT NULL AND NOT EXISTS ("
+            f"SELECT 1 FROM events WHERE events.job_id = jobs.id AND events.at >= {when})"
+        )
+    ]
