@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         findings.append(finding)
     print(f"\n{render_table(findings)}")
     if given.write:
-        write_table(findings, sys.argv[1:] if arguments is None else arguments)
+        write_table(findings, describe_command(sys.argv[1:] if arguments is None else arguments))
     return 0 if all(finding.is_clean for finding in findings) else 1
 
 
@@ -53,8 +53,19 @@ def run_experiments(given: argparse.Namespace) -> Iterator[Finding]:
             postgres = stack.enter_context(server) if server else None
             for name in names:
                 experiment = EXPERIMENTS[name]
-                with run_site(root / database / name, postgres, changes=experiment.settings) as site:
+                with run_site(
+                    root / database / name,
+                    postgres,
+                    changes=experiment.settings,
+                    emulator_options=experiment.emulator,
+                ) as site:
                     yield from experiment.run(site, plan)
+
+
+def describe_command(arguments: Sequence[str]) -> str:
+    """As it is typed, without what says nothing about the table."""
+    told = [word for word in arguments if word != "--write"]
+    return f'make chaos ARGS="{" ".join(told)}"' if told else "make chaos"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from random import Random
 from uuid import uuid4
 
+import redis
+
 from tests.chaos.plan import Plan
 from tests.chaos.report import Finding
 from tests.chaos.rounds import Round
@@ -14,6 +16,7 @@ from tests.chaos.site import ARCHIVER, SUBMITTER, Site
 from tests.harness.servers import Broker
 from tests.harness.waiting import PAUSE, wait_until
 
+QUEUES = ("extend_video.submit", "extend_video.reconcile", "extend_video.archive")
 DOWN_SECONDS = 1.0
 UP_SECONDS = 5.0
 
@@ -27,11 +30,23 @@ def harm_broker(site: Site, plan: Plan) -> Iterator[Finding]:
 
 def flush_broker(site: Site, plan: Plan) -> Finding:
     flushed = Round(site, "Redis flushed each second")
-    with flushed.loaded(plan.pace), site.broker.connect() as client:
+    with flushed.loaded(plan.flush_pace), site.broker.connect() as client:
+        lost = 0
         for _ in range(int(plan.flush_seconds)):
-            client.flushall()
             PAUSE.wait(1)
+            lost += forget_messages(client)
+    flushed.remarks.append(f"{lost} messages lost")
     return flushed.finish()
+
+
+def forget_messages(client: redis.Redis) -> int:
+    """FLUSHALL; how many messages were waiting in the queues of the jobs' path."""
+    with client.pipeline() as pipeline:
+        for queue in QUEUES:
+            pipeline.llen(queue)
+        pipeline.flushall()
+        *waiting, _ = pipeline.execute()
+    return sum(waiting)
 
 
 def stall_broker(site: Site, plan: Plan) -> Finding:

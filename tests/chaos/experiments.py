@@ -17,6 +17,7 @@ from tests.chaos.webhooks import disturb_webhooks
 class Experiment:
     run: Callable[[Site, Plan], Iterator[Finding]]
     settings: Mapping[str, str] = field(default_factory=dict)
+    emulator: tuple[str, ...] = ()
 
 
 EXPERIMENTS = {
@@ -24,5 +25,5 @@ EXPERIMENTS = {
     "broker": Experiment(harm_broker),
     "database": Experiment(interrupt_database),
     "webhooks": Experiment(disturb_webhooks),
-    "recovery": Experiment(recover_crowd, {"LEASE_SECONDS": "5"}),
+    "recovery": Experiment(recover_crowd, {"LEASE_SECONDS": "5"}, ("--run-seconds", "3")),
 }

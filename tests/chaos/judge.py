@@ -14,7 +14,8 @@ from tests.system.rows import Row
 SHOWN = 5
 SHOWN_CHARACTERS = 200
 TRACEBACK = "Traceback (most recent call last):"
-ALLOWED_ANSWERS = {None, 200, 401, 503}
+ALLOWED_ANSWERS = {None, 200, 202, 401, 503}
+"""None: nobody answered, for it was killed."""
 
 
 @dataclass(frozen=True)

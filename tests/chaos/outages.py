@@ -33,10 +33,12 @@ def stop_postgres(site: Site, postgres: Postgres, plan: Plan) -> Finding:
     stopped = Round(site, f"PostgreSQL crashed, away {plan.outage_seconds:g} s")
     with stopped.loaded(plan.pace):
         PAUSE.wait(CALM_SECONDS)
+        hold_webhooks(site)
         began = datetime.now(UTC)
         postgres.stop()
-        if ask_ready(site) != UNAVAILABLE:
-            stopped.problems.append(f"/readyz answered {ask_ready(site)} while it was away")
+        let_webhooks_go(site)
+        if (answer := ask_ready(site)) != UNAVAILABLE:
+            stopped.problems.append(f"/readyz answered {answer} while it was away")
         PAUSE.wait(plan.outage_seconds)
         postgres.start()
         finish_outage(stopped, began)
@@ -65,12 +67,24 @@ def lock_sqlite(site: Site, plan: Plan) -> Finding:
         began = datetime.now(UTC)
         path = site.database_url.removeprefix("sqlite:///")
         with sqlite3.connect(path, isolation_level=None) as writer:
+            hold_webhooks(site)
             writer.execute("BEGIN IMMEDIATE")
+            let_webhooks_go(site)
             PAUSE.wait(plan.lock_seconds)
             writer.rollback()
         writer.close()
         finish_outage(locked, began)
     return conclude(locked)
+
+
+def hold_webhooks(site: Site) -> None:
+    """Some stand before the receiver's door when the database goes away."""
+    site.emulator.arm({"point": "webhook_sending"})
+    assert site.emulator.wait_for_held()
+
+
+def let_webhooks_go(site: Site) -> None:
+    site.emulator.client.delete("/_emulator/hooks").raise_for_status()
 
 
 def finish_outage(harmed: Round, began: datetime) -> None:

@@ -12,6 +12,7 @@ class Plan:
     jobs: int
     crowd: int
     flush_seconds: float
+    flush_pace: float
     pause_seconds: float
     restarts: int
     outage_seconds: float
@@ -25,6 +26,7 @@ LONG = Plan(
     jobs=200,
     crowd=1000,
     flush_seconds=30,
+    flush_pace=60,
     pause_seconds=30,
     restarts=5,
     outage_seconds=15,
@@ -36,6 +38,7 @@ SHORT = Plan(
     jobs=20,
     crowd=100,
     flush_seconds=3,
+    flush_pace=60,
     pause_seconds=3,
     restarts=1,
     outage_seconds=2,

@@ -7,37 +7,36 @@ from time import monotonic
 from tests.chaos.plan import Plan
 from tests.chaos.report import Finding
 from tests.chaos.rounds import Round
-from tests.chaos.site import DAEMONS, Site
+from tests.chaos.site import DAEMONS, ENDLESS, Site
 from tests.harness.waiting import wait_until
 
+LIMIT = 300
 GRACE = timedelta(seconds=10)
-PACE_BEFORE_KILL = 3
-"""The kill comes when one in so many is archived: there are jobs in every state then."""
+ARCHIVED_BEFORE_KILL = 0.1
+"""The kill comes when this part of the jobs is archived: the others are in every state then."""
 
 
 def recover_crowd(site: Site, plan: Plan) -> Iterator[Finding]:
     """Time counts from the moment that the daemons are started again."""
     crowd = Round(site, f"everything killed with {plan.crowd:,} jobs in flight")
     lease = timedelta(seconds=float(site.deployment.settings["LEASE_SECONDS"]))
-    site.supervisor.rest()
-    site.supervisor.kill(*DAEMONS)
-    site.enqueue_all(plan.crowd)
-    site.supervisor.resume()
-    wanted = site.count_archived() + plan.crowd // PACE_BEFORE_KILL
-    wait_until(lambda: site.count_archived() >= wanted, 300)
+    site.start_producer(ENDLESS, plan.crowd)
+    wanted = plan.crowd * ARCHIVED_BEFORE_KILL
+    wait_until(
+        lambda: site.count_jobs() == plan.crowd and site.count_archived() >= wanted, LIMIT
+    )
     site.supervisor.rest()
     site.supervisor.kill(*DAEMONS)
     states = count_states(site)
     crowd.remarks.append(describe_states(states))
     restarted, began = datetime.now(UTC), monotonic()
     site.supervisor.resume()
-    finding_limit = 300
-    wait_until(lambda: not list_unmoved(site, restarted), finding_limit)
+    wait_until(lambda: not list_unmoved(site, restarted), LIMIT)
     moving = monotonic() - began
     crowd.remarks.append(f"all moving after {moving:.1f} s with a lease of {lease.seconds} s")
     if moving > (lease + GRACE).total_seconds():
         crowd.problems.append(f"it took {moving:.1f} s until every job moved")
-    yield crowd.finish(finding_limit)
+    yield crowd.finish(LIMIT)
 
 
 def count_states(site: Site) -> dict[str, int]:

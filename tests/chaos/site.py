@@ -42,7 +42,7 @@ SETTINGS = {
     "RETRY_SECONDS": "3600",
     "MAX_ATTEMPTS": "100",
 }
-EMULATOR = ("--render", "fake", "--webhook-retry-seconds", "0.2", "--concurrency", "64")
+EMULATOR = ("--render", "fake", "--webhook-retry-seconds", "0.2", "--concurrency", "1000")
 ENDLESS = 10**9
 PRODUCER = Path(__file__).parent / "producer_script.py"
 JOB_ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f-]{27}$", re.MULTILINE)
