@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint fmt lock clean
+.PHONY: help demo test chaos lint fmt lock clean
 
 ##@ Use
 demo: $(VENV)/.run  ## extend a real video end to end on this machine (ARGS="--video my.mp4 --prompt '...'")
@@ -15,6 +15,9 @@ demo: $(VENV)/.run  ## extend a real video end to end on this machine (ARGS="--v
 ##@ Develop
 test: $(VENV)/.dev  ## run the whole suite, real PostgreSQL and Redis included (ARGS="-k name")
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(VENV)/.dev  ## kill, starve and confuse a deployment for half an hour; one table (ARGS="--short --only kills")
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff, strict types, import contracts, migration drift, version
 	@$(BIN)/ruff format --check .

@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     findings = []
     for finding in run_experiments(given):
         print(render_table([finding]).splitlines()[-1], flush=True)
-        for problem in finding.problems:
-            print(f"    {problem}", flush=True)
+        for line in (*finding.details, *finding.problems):
+            print(f"    {line}", flush=True)
         findings.append(finding)
     print(f"\n{render_table(findings)}")
     if given.write:

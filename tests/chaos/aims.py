@@ -15,6 +15,7 @@ from tests.chaos.site import ARCHIVER, BEAT, RECEIVER, SUBMITTER, Site
 from tests.harness.waiting import PAUSE
 
 LOOK_SECONDS = 0.002
+AT_RANDOM = "at random"
 
 
 class Aim(Protocol):
@@ -84,7 +85,7 @@ class AtFile:
 
 @dataclass(frozen=True)
 class AtRandom:
-    name: str = "at random"
+    name: str = AT_RANDOM
     within: float = 1.5
 
     def strike(self, hunt: Hunt, kill: Callable[[], None]) -> bool:
@@ -134,5 +135,5 @@ AIMS: dict[str, tuple[Aim, ...]] = {
         AtFile("after rename"),
         AtRandom(),
     ),
-    BEAT: (AtRandom(within=4),),
+    BEAT: (AtRandom(within=8),),
 }

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from threading import Event
 
 import httpx
 
-from tests.chaos.aims import AIMS, Aim, Hunt
+from tests.chaos.aims import AIMS, AT_RANDOM, Aim, Hunt
 from tests.chaos.board import HookBoard
 from tests.chaos.site import BEAT, DAEMONS, RECEIVER, Site
 from tests.harness.waiting import PAUSE, wait_until
@@ -53,10 +54,10 @@ class Pack:
             victims = DAEMONS if chance.randrange(ALL_OF) == 0 else (name,)
             if not self._wait_for_ready(name):
                 return
-            met = aim.strike(hunt, lambda victims=victims: self.site.supervisor.kill(*victims))
+            met = aim.strike(hunt, partial(self.site.supervisor.kill, *victims))
             if not met:
                 self.site.supervisor.kill(*victims)
-            self.tally[f"{name} {aim.name if met else 'at random'}"] += 1
+            self.tally[f"{name} {aim.name if met else AT_RANDOM}"] += 1
 
     def _wait_for_ready(self, name: str) -> bool:
         """False if there have been enough kills meanwhile."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+from tests.chaos.aims import AT_RANDOM
 from tests.chaos.hunting import Pack
 from tests.chaos.plan import Plan
 from tests.chaos.report import Finding
@@ -26,7 +28,11 @@ def sweep_kills(site: Site, plan: Plan) -> Iterator[Finding]:
             site.send_wish()
             PAUSE.wait(WISH_PAUSE)
         hunt.result()
-    finding = sweep.finish()
-    yield finding
-    for moment, times in sorted(pack.tally.items()):
-        print(f"    {times:4} kills of {moment}")
+    sweep.remarks.append(f"{sum(met_moments(pack))} of them at {len(met_moments(pack))} moments")
+    details = [f"{times} times {moment}" for moment, times in sorted(pack.tally.items())]
+    yield replace(sweep.finish(), details=details)
+
+
+def met_moments(pack: Pack) -> list[int]:
+    """How often each moment that is not mere chance was met."""
+    return [times for moment, times in pack.tally.items() if not moment.endswith(AT_RANDOM)]

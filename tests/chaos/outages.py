@@ -131,6 +131,4 @@ def ask_ready(site: Site) -> int:
 def read_answers(site: Site, since: datetime) -> list[int | None]:
     """What the receiver has said to every webhook POST."""
     deliveries = [one for request in site.emulator.list_requests() for one in request["deliveries"]]
-    return [
-        one["status_code"] for one in deliveries if datetime.fromisoformat(one["at"]) >= since
-    ]
+    return [one["status_code"] for one in deliveries if datetime.fromisoformat(one["at"]) >= since]

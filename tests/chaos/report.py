@@ -25,7 +25,7 @@ HEADINGS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """A row of the table; `problems` is what else was wrong, a line each."""
+    """A row of the table; `problems` is what else was wrong, `details` what else was seen."""
 
     experiment: str
     database: str
@@ -36,6 +36,7 @@ class Finding:
     drain_seconds: float
     remarks: str = ""
     problems: Sequence[str] = ()
+    details: Sequence[str] = ()
 
     @property
     def is_clean(self) -> bool:
@@ -65,7 +66,9 @@ def render_table(findings: Sequence[Finding]) -> str:
 
 
 def _render_row(row: Sequence[str], widths: Sequence[int]) -> str:
-    return "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+    return (
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+    )
 
 
 def write_table(findings: Sequence[Finding], command: str, document: Path = DOCUMENT) -> None:

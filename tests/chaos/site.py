@@ -1,4 +1,4 @@
-"""Where an experiment takes place: a whole deployment under load, and whatever can be done to it."""
+"""Where an experiment takes place: a whole deployment, and whatever can be done to it."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -73,9 +73,10 @@ class Site:
     def yard(self) -> Yard:
         return self.deployment.yard
 
-    def start_producer(self, pace: float, count: int = ENDLESS) -> Part:
-        """Another service that commits jobs: so many in a second, so many in all."""
-        command = [str(BIN / "python"), "-I", str(PRODUCER), str(pace), str(count)]
+    def start_producer(self, pace: float, count: int = ENDLESS, most_live: int = 0) -> Part:
+        """Another service that commits jobs: so many in a second, in all, and at most under way."""
+        numbers = [str(number) for number in (pace, count, most_live)]
+        command = [str(BIN / "python"), "-I", str(PRODUCER), *numbers]
         name = f"producer {len(self.producers) + 1}"
         self.producers.append(self.yard.start(name, command, self.deployment.settings))
         return self.producers[-1]
@@ -123,6 +124,9 @@ class Site:
 
     def count_archived(self) -> int:
         return self._count("SELECT count(*) AS n FROM jobs WHERE state = 'archived'")
+
+    def count_ended(self) -> int:
+        return self._count("SELECT count(*) AS n FROM jobs WHERE due_at IS NULL")
 
     def count_live(self) -> int:
         return self._count("SELECT count(*) AS n FROM jobs WHERE due_at IS NOT NULL")
@@ -176,9 +180,6 @@ def run_site(
         celery = stack.enter_context(Celery("chaos", broker=broker.url, set_as_current=False))
         supervisor = stack.enter_context(Supervisor(deployment))
         name = "SQLite" if postgres is None else "PostgreSQL"
-        site = Site(
-            name, url, deployment, emulator, table, broker, postgres, supervisor, celery
-        )
+        site = Site(name, url, deployment, emulator, table, broker, postgres, supervisor, celery)
         site.wait_for_ready()
         yield site
-
