@@ -88,8 +88,14 @@ def _consumer_options(settings: Settings) -> dict[str, Any]:
     """Redis gives a message that was not acknowledged to another worker after a lease."""
     if not settings.broker_url.startswith(("redis", "sentinel")):
         return {}
+    lease = settings.lease_seconds.total_seconds()
     return {
-        "visibility_timeout": settings.lease_seconds.total_seconds(),
+        "visibility_timeout": lease,
+        # By itself kombu looks for messages of dead workers on each tenth of its looks, that is
+        # every 100 s, and whoever dies while looking keeps all others from it for 300 s.
+        "unacked_restore_interval": settings.sweep_seconds.total_seconds(),
+        "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": lease,
         "socket_keepalive": True,
         "health_check_interval": 25,
     }

@@ -59,10 +59,14 @@ def find_closed_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def connect_redis(redis_url: str) -> redis.Redis:
+    """A client, closed by its context."""
+    return redis.Redis(unix_socket_path=redis_url.removeprefix("redis+socket://"))
+
+
 def take_messages(redis_url: str, queue: str) -> list[dict[str, Any]]:
     """The raw messages of a queue, the oldest first; the queue is empty after it."""
-    socket_path = redis_url.removeprefix("redis+socket://")
-    with redis.Redis(unix_socket_path=socket_path) as client, client.pipeline() as pipeline:
+    with connect_redis(redis_url) as client, client.pipeline() as pipeline:
         pipeline.lrange(queue, 0, -1)
         pipeline.delete(queue)
         raw, _ = pipeline.execute()

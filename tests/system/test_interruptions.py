@@ -2,14 +2,19 @@
 
 import hashlib
 import signal
-from uuid import UUID
+import sqlite3
+from contextlib import closing
+from uuid import UUID, uuid4
 
 import redis
+from celery import Celery
 
-from tests.harness.processes import END_SECONDS
+from tests.harness.brokers import connect_redis
+from tests.harness.processes import CELERY, END_SECONDS, THREADS
+from tests.harness.servers import run_redis
 from tests.harness.waiting import wait_until
 from tests.system.relay import Point
-from tests.system.rows import Row
+from tests.system.rows import Row, open_table
 from tests.system.scene import Scene
 
 SHUTTING_DOWN = "Warm shutdown"
@@ -150,3 +155,36 @@ def test_connections_lost_by_the_broker_are_made_again(scene):
         client.execute_command("CLIENT", "KILL", "SKIPME", "yes")
 
     assert_archived_once(scene, scene.enqueue())
+
+
+def test_wish_of_a_killed_worker_comes_back_after_a_lease(yard, sqlite_url):
+    """Not after the 100 s that kombu takes by itself."""
+    options = ["worker", *THREADS, "-Q", "extend_video"]
+    job_id, path = uuid4(), sqlite_url.removeprefix("sqlite:///")
+    wish = {"job_id": str(job_id), "prompt": "on", "video_url": "https://example.com/a.mp4"}
+    with (
+        run_redis() as broker_url,
+        connect_redis(broker_url) as broker,
+        Celery("producer", broker=broker_url, set_as_current=False) as producer,
+        closing(sqlite3.connect(path, isolation_level=None)) as writer,
+    ):
+        settings = {
+            "DATABASE_URL": sqlite_url,
+            "BROKER_URL": broker_url,
+            "FAL_KEY": "key",
+            "WEBHOOK_BASE_URL": "http://127.0.0.1:9",
+            "LEASE_SECONDS": "8",
+            "SWEEP_SECONDS": "1",
+        }
+        writer.execute("BEGIN IMMEDIATE")
+        first = yard.start("first", [*CELERY, *options, "-n", "first@%h"], settings)
+        producer.send_task("extend_video.enqueue", kwargs=wish, queue="extend_video")
+        wait_until(lambda: broker.hlen("unacked") == 1)
+        second = yard.start("second", [*CELERY, *options, "-n", "second@%h"], settings)
+        second.wait_for_log(" ready.")
+        first.kill()
+        writer.rollback()
+
+        table = open_table(sqlite_url)
+        wait_until(lambda: table.find_job(job_id) is not None, 30)
+        table.engine.dispose()
