@@ -56,10 +56,10 @@ def run_experiments(given: argparse.Namespace) -> Iterator[Finding]:
                 with run_site(
                     root / database / name,
                     postgres,
-                    changes=experiment.settings,
+                    changes=experiment.choose_settings(plan),
                     emulator_options=experiment.emulator,
                 ) as site:
-                    yield from experiment.run(site, plan)
+                    yield from experiment.conduct(site, plan)
 
 
 def describe_command(arguments: Sequence[str]) -> str:

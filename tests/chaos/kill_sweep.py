@@ -28,7 +28,9 @@ def sweep_kills(site: Site, plan: Plan) -> Iterator[Finding]:
             site.send_wish()
             PAUSE.wait(WISH_PAUSE)
         hunt.result()
-    sweep.remarks.append(f"{sum(met_moments(pack))} of them at {len(met_moments(pack))} moments")
+    sweep.remarks.append(
+        f"{sum(met_moments(pack))} times at one of {len(met_moments(pack))} moments"
+    )
     details = [f"{times} times {moment}" for moment, times in sorted(pack.tally.items())]
     yield replace(sweep.finish(), details=details)
 

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """`pace` is jobs a second, `jobs` how many a round has where they come at once."""
+    """`kills` are of each database; `pace` is jobs a second, `jobs` how many come at once."""
 
     kills: int
     pace: float
     jobs: int
     crowd: int
+    crowd_lease: int
     flush_seconds: float
     flush_pace: float
     pause_seconds: float
@@ -21,10 +22,11 @@ class Plan:
 
 
 LONG = Plan(
-    kills=1000,
+    kills=500,
     pace=6,
     jobs=200,
     crowd=1000,
+    crowd_lease=60,
     flush_seconds=30,
     flush_pace=60,
     pause_seconds=30,
@@ -37,6 +39,7 @@ SHORT = Plan(
     pace=6,
     jobs=20,
     crowd=100,
+    crowd_lease=10,
     flush_seconds=3,
     flush_pace=60,
     pause_seconds=3,

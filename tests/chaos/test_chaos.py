@@ -23,10 +23,10 @@ def test_nothing_is_lost_nor_paid_twice(tmp_path, chaos_postgres, name, database
     with run_site(
         tmp_path,
         chaos_postgres,
-        changes=experiment.settings,
+        changes=experiment.choose_settings(SHORT),
         emulator_options=experiment.emulator,
     ) as site:
-        findings = list(experiment.run(site, SHORT))
+        findings = list(experiment.conduct(site, SHORT))
     problems = [problem for finding in findings for problem in finding.problems]
     assert all(finding.is_clean for finding in findings), "\n".join(
         [render_table(findings), *problems, site.yard.quote_logs()]
