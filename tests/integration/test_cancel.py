@@ -27,6 +27,8 @@ from worker.stages.cancel import RETRY_PAUSE, cancel_job
 from worker.stages.submit import Submission
 
 S = JobState
+# What fal answers is read before any database is: one of them will do.
+ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 BUSY = Refused(RefusalClass.BUSY, 429, "too_many", "later")
 
 
@@ -134,6 +136,7 @@ def ask(bench: Bench) -> Submission:
     return submission
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("name", ANSWERS)
 def test_answer_is_noted_and_the_end_is_asked_for_at_once(bench, desk, name):
     desk.cancel = ANSWERS[name]
@@ -143,6 +146,7 @@ def test_answer_is_noted_and_the_end_is_asked_for_at_once(bench, desk, name):
     assert (job.state, job.due_at) == (S.SUBMITTED, bench.clock())
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("name", ANSWERS)
 def test_request_that_was_cancelled_ends_the_job_and_costs_nothing_extra(bench, desk, name):
     desk.cancel = ANSWERS[name]
@@ -155,6 +159,7 @@ def test_request_that_was_cancelled_ends_the_job_and_costs_nothing_extra(bench, 
     assert (attempt.ending, attempt.extra_charge_at) == ("cancelled", None)
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("name", [*ANSWERS, "500"])
 def test_result_that_comes_anyway_is_archived_and_marked(bench, desk, name):
     desk.cancel = {**ANSWERS, **NO_ANSWERS}[name]
@@ -177,6 +182,7 @@ def test_failure_that_comes_anyway_is_a_failure(bench):
     assert (job.state, job.error_code) == (S.FAILED, "bad_video")
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("name", NO_ANSWERS)
 def test_no_answer_is_asked_for_again_up_to_a_time(bench, desk, monkeypatch, name):
     if name == "hangs":

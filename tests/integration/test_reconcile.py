@@ -33,6 +33,8 @@ from worker.jobs.values import Claim, Job, Move
 from worker.stages.submit import Submission
 
 S = JobState
+# What fal answers is read before any database is: one of them will do.
+ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 HOUR = timedelta(hours=1)
 
 
@@ -63,6 +65,7 @@ NO_CONCLUSION: dict[str, tuple[Answer, Answer]] = {
 }
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("name", NO_CONCLUSION)
 def test_no_conclusion_leaves_the_job_waiting_and_it_is_asked_again(bench, desk, monkeypatch, name):
     if name == "status hangs":
@@ -113,6 +116,7 @@ def test_lost_webhook_costs_minutes_and_never_the_hour(bench, desk):
     assert bench.read(job).state is S.COMPLETED
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize(
     ("error", "code", "body", "expected"),
     [
@@ -178,6 +182,7 @@ def test_failure_that_the_listing_has_kept_is_recorded(bench, desk, lost):
     assert (bench.read(job).state, bench.read(job).error_code) == (S.FAILED, "bad_video")
 
 
+@ONE_DATABASE
 @GONE
 @pytest.mark.parametrize(
     ("listing", "times"),

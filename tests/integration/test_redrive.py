@@ -157,11 +157,15 @@ def test_redrive_pays_again_only_if_it_is_told_to(bench, end):
     assert (submitted.state, submitted.fal_request_id) == (S.SUBMITTED, "second")
 
 
-@pytest.mark.parametrize("pay_again", [False, True])
-def test_result_is_archived_again_rather_than_bought_again(bench, pay_again):
-    redriven = bench.redrive(refuse_archive(bench), pay_again=pay_again)
+def test_result_is_archived_again_rather_than_bought_again(bench):
+    redriven = bench.redrive(refuse_archive(bench))
     assert (redriven.state, redriven.result) == (S.COMPLETED, build_result())
     assert redriven.doorbell == Doorbell(Step.ARCHIVE, redriven.id)
+
+
+def test_result_whose_video_is_gone_can_be_bought_again(bench):
+    redriven = bench.redrive(refuse_archive(bench), pay_again=True)
+    assert (redriven.state, redriven.result) == (S.QUEUED, None)
 
 
 def test_result_that_was_gone_is_asked_for_again_and_taken(bench, desk):

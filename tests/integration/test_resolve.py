@@ -29,6 +29,8 @@ from worker.stages.resolve import SEARCH_PAUSE
 from worker.stages.submit import Submission
 
 S = JobState
+# What fal answers is read before any database is: one of them will do.
+ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 OTHER_ID = "7f3c1d0e-0000-4000-8000-00000000bbbb"
 
 
@@ -165,6 +167,7 @@ SHOWS_NOTHING = {
 }
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("name", SHOWS_NOTHING)
 def test_listing_that_shows_nothing_proves_nothing_before_twice_the_time(
     bench, desk, monkeypatch, name
@@ -264,6 +267,7 @@ def test_hint_is_adopted_if_fal_knows_the_request(bench, desk):
     assert desk.count("GET", LISTING) == 0
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("answer", ["500", "html", "not json", "dropped"])
 def test_hint_that_fal_does_not_deny_is_no_proof_of_death(bench, desk, answer):
     submission = lose(bench)
@@ -363,6 +367,7 @@ def test_executed_submission_without_a_reply_is_found_finished_and_paid_once(rea
     assert [one["request_id"] for one in mine] == [done.fal_request_id]
 
 
+@ONE_DATABASE
 @pytest.mark.parametrize("code", [502, 503, 504])
 def test_ingress_refusal_delays_and_fals_own_is_unknown(real, emulator, code):
     emulator.order({"point": "submit", "kind": "ingress", "code": code, "times": 1})
