@@ -17,7 +17,7 @@ from tests.harness.webhooks import SignedDelivery
 from webhook.routes import Receiver
 from worker.app import QUEUES
 from worker.db import Database
-from worker.jobs import attempts
+from worker.jobs import deliveries
 from worker.jobs.values import Job
 from worker.settings import Settings
 
@@ -100,7 +100,7 @@ def take_as_hint(scene: Scene, delivery: SignedDelivery, job: Job, *, due_now: b
     assert scene.count("events") == events
     assert {one.fal_request_id for one in read_attempts(scene.db, job.id)} == {None}
     with scene.db.reading() as connection:
-        kept = attempts.list_deliveries(connection, job.id)
+        kept = deliveries.list_deliveries(connection, job.id)
     assert [(one.verdict, one.body) for one in kept] == [("hint", delivery.body)]
     assert scene.take_doorbells() == ["extend_video.reconcile"]
 

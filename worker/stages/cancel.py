@@ -108,9 +108,10 @@ def _record_answer(
     now: datetime,
 ) -> None:
     """Note it. fal's last word on the request is its completion, so that is asked for soon."""
-    again = answer is CancelAnswer.UNCLEAR and now - attempt.started_at < give_up_after
     with db.transaction() as connection:
         job = table.get_job(connection, attempt.job_id, lock=True)
+        wished_at = job.cancel_requested_at or attempt.extra_charge_at or attempt.started_at
+        again = answer is CancelAnswer.UNCLEAR and now - wished_at < give_up_after
         due_at = now + RETRY_PAUSE if again else None
         attempts.record_cancel(connection, attempt.id, answer.value, due_at)
         if not again and job.state is JobState.SUBMITTED and job.fence == attempt.fence:

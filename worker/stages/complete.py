@@ -145,6 +145,8 @@ def record_completion(
         "result": _as_object(completion.payload),
     }
     if failure is None:
+        if is_turned_down(job, attempt):
+            return None
         detail = "it came in spite of the cancellation" if job.cancel_requested_at else None
         move = Move(now, now + grace, detail, columns)
         return _take_result(connection, job, attempt, move)
@@ -157,6 +159,13 @@ def record_completion(
     columns |= {"error_code": failure.code, "error_message": failure.message}
     move = Move(now, detail=failure.message, columns=columns)
     return table.apply_event(connection, job, JobEvent.FAILURE_ARRIVED, move)
+
+
+def is_turned_down(job: Job, attempt: Attempt) -> bool:
+    """Whether the job had this attempt's result before an operator had it bought anew; pure."""
+    if attempt.ending != Ending.OK or attempt.completed_at is None or job.redriven_at is None:
+        return False
+    return attempt.completed_at <= job.redriven_at
 
 
 def find_failure(completion: Completion) -> FalFailure | None:

@@ -13,7 +13,7 @@ from worker.backoff import choose_poll_delay
 from worker.clock import Clock
 from worker.fal.completion import Completion
 from worker.fal.platform import ListedRequest
-from worker.fal.requests import Forgotten, Known, Pending, ResultGone, Unclear
+from worker.fal.requests import CancelAnswer, Forgotten, Known, Pending, ResultGone, Unclear
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Attempt, Ending, Job, Move, Outcome, Settlement
@@ -102,7 +102,8 @@ class Reconciler:
         listed = self.resolver.platform.find_request(attempt.endpoint, fal_request_id)
         if listed is not None and listed.completion is not None:
             return self._record(job, attempt, listed.completion)
-        if self._is_gone(attempt, listed, self.clock()):
+        removed = attempt.cancel_status == CancelAnswer.OK and job.cancel_requested_at is not None
+        if removed or self._is_gone(attempt, listed, self.clock()):
             return self._give_up(job, attempt, fal_request_id)
         self._wait(job, attempt)
         return None
@@ -122,12 +123,18 @@ class Reconciler:
             return record_completion(connection, current, attempt, completion, now, grace)
 
     def _give_up(self, job: Job, attempt: Attempt, fal_request_id: str) -> Job | None:
+        """The job is cancelled if fal had promised that, else its result is lost."""
         now = self.clock()
-        message = f"fal has no result of request {fal_request_id} any more, and none was delivered"
-        why = {"error_code": RESULT_GONE, "error_message": message}
+        promised = attempt.cancel_status in (CancelAnswer.OK, CancelAnswer.REQUESTED)
         with self.resolver.db.transaction() as connection:
             table.get_job(connection, job.id, lock=True)
+            if promised and job.cancel_requested_at is not None:
+                attempts.complete_attempt(connection, attempt.id, Ending.CANCELLED, now)
+                move = Move(now, detail=f"fal knows request {fal_request_id} no more")
+                return table.apply_event(connection, job, JobEvent.JOB_CANCELLED, move)
             attempts.complete_attempt(connection, attempt.id, Ending.FAILED, now)
+            message = f"fal has no result of request {fal_request_id} any more: none was delivered"
+            why = {"error_code": RESULT_GONE, "error_message": message}
             move = Move(now, detail=message, columns=why)
             return table.apply_event(connection, job, JobEvent.FAILURE_ARRIVED, move)
 
