@@ -12,7 +12,8 @@ import psycopg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, inspect, text
+from sqlalchemy import CheckConstraint, MetaData, insert, inspect, text
+from uuid_utils.compat import uuid7
 
 from tests.harness.ddl import (
     check_by_alembic,
@@ -22,18 +23,21 @@ from tests.harness.ddl import (
     find_drift,
     read_schema,
 )
-from tests.harness.jobs import insert_job, make_job
+from tests.harness.jobs import NOW, insert_job, make_job
 from tests.harness.waiting import wait_until
 from worker import schema
 from worker.db import Database
 from worker.errors import OutdatedSchemaError
+from worker.jobs import attempts, deliveries
+from worker.jobs import table as jobs_sql
 from worker.jobs.models import Base
 from worker.jobs.states import JobState
+from worker.jobs.values import Outcome, Settlement
 from worker.schema import build_config, check_schema, read_head, read_revision, upgrade_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 ADVISORY_LOCK = 0x6578_7476
-TABLES = {"jobs", "attempts", "deliveries", "events"}
+TABLES = {"jobs", "attempts", "deliveries", "events", "gates"}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -96,6 +100,127 @@ def test_upgrade_schema_again_keeps_the_rows(db, database_url):
     with db.reading() as connection:
         assert connection.execute(text("SELECT count(*) FROM jobs")).scalar_one() == 1
     assert job.state is JobState.QUEUED
+
+
+# rows that release 0.1.0 has written
+
+
+ATTEMPTED = ("submitted", "submission_unknown")
+
+
+def fill_release_0_1_0(db):
+    """Rows with the columns that release 0.1.0 knew; gives the ids of the jobs."""
+    found = MetaData()
+    found.reflect(db.engine)
+    as_stored = str if db.engine.dialect.name == "postgresql" else lambda one: one.hex
+    ids = [uuid7() for _ in ATTEMPTED]
+    with db.transaction() as connection:
+        for number, (job_id, state) in enumerate(zip(ids, ATTEMPTED, strict=True)):
+            for name, row in build_rows(as_stored, job_id, state, number).items():
+                connection.execute(insert(found.tables[name]).values(row))
+    return ids
+
+
+def build_rows(as_stored, job_id, state, number):
+    sent = {"endpoint": "a/b", "input": {"seed": 7}}
+    of_job = {"job_id": as_stored(job_id)}
+    attempt_id = as_stored(uuid7())
+    return {
+        "jobs": {
+            "id": as_stored(job_id), "fence": 1, "priority": 0, "state": state, "due_at": NOW,
+            "tenant": "shop", "labels": {}, "enqueued_at": NOW, **sent,
+        },
+        "attempts": {
+            "id": attempt_id, "number": 1, "fence": 1, "token_hash": f"hash-{number}",
+            "claimed_by": "w:1", "started_at": NOW, "outcome": "unknown", **of_job, **sent,
+        },
+        "deliveries": {
+            "attempt_id": attempt_id, "received_at": NOW, "last_received_at": NOW,
+            "times_received": 3, "fal_request_id": f"r-{number}", "status": "OK", **of_job,
+            "body": b"{}", "body_sha256": "sha",
+        },
+        "events": {"at": NOW, "to_state": "queued", "reason": "enqueued", "fence": 0, **of_job},
+    }
+
+
+def read_rows(db, columns_of_tables):
+    with db.reading() as connection:
+        return {
+            name: sorted(
+                map(
+                    str,
+                    connection.execute(text(f"SELECT {', '.join(sorted(columns))} FROM {name}")),
+                )
+            )
+            for name, columns in columns_of_tables.items()
+        }
+
+
+def list_columns(db):
+    found = inspect(db.engine)
+    return {
+        name: {column["name"] for column in found.get_columns(name)} for name in list_tables(db)
+    }
+
+
+def test_migration_from_release_0_1_0_and_back_keeps_every_row(empty_url):
+    """SQLite alters a table by a copy; dropping the old one must not take what refers to it."""
+    command.upgrade(build_config(empty_url), "0001")
+    with open_database(empty_url) as db:
+        fill_release_0_1_0(db)
+        columns = list_columns(db)
+        before = read_rows(db, columns)
+        assert {name: len(rows) for name, rows in before.items()} == dict.fromkeys(columns, 2)
+        upgrade_schema(empty_url)
+        assert read_rows(db, columns) == before
+        with db.reading() as connection:
+            verdicts = connection.execute(text("SELECT verdict FROM deliveries")).scalars()
+            assert set(verdicts) == {"recorded"}
+            if db.engine.dialect.name == "sqlite":
+                assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+        command.downgrade(build_config(empty_url), "0001")
+        assert read_rows(db, columns) == before
+
+
+def test_rows_of_release_0_1_0_are_read_as_they_are_after_the_migration(empty_url):
+    command.upgrade(build_config(empty_url), "0001")
+    with open_database(empty_url) as db:
+        job_id, _ = fill_release_0_1_0(db)
+        upgrade_schema(empty_url)
+        with db.reading() as connection:
+            job = jobs_sql.get_job(connection, job_id)
+            (attempt,) = attempts.list_attempts(connection, job.id)
+            (delivery,) = deliveries.list_deliveries(connection, job.id)
+        with db.transaction() as connection:
+            connection.execute(text("DELETE FROM jobs"))
+        left = read_rows(db, {"attempts": ["id"], "deliveries": ["id"], "events": ["id"]})
+    assert (job.state, job.input, job.due_at) == (JobState.SUBMITTED, {"seed": 7}, job.enqueued_at)
+    assert (attempt.outcome, attempt.ending, attempt.completed_at) == ("unknown", None, None)
+    assert (delivery.body, delivery.times_received) == (b"{}", 3)
+    assert left == {"attempts": [], "deliveries": [], "events": []}, "deleting a job takes its rows"
+
+
+def test_code_of_release_0_1_0_can_write_to_the_new_schema(empty_url):
+    """Old workers go on while a deployment is under way."""
+    upgrade_schema(empty_url)
+    with open_database(empty_url) as db:
+        fill_release_0_1_0(db)
+        with db.reading() as connection:
+            assert connection.execute(text("SELECT count(*) FROM deliveries")).scalar_one() == 2
+
+
+def test_downgrade_of_a_dead_attempt_makes_it_unknown_again(empty_url):
+    """0001 has no such outcome, and what is unknown is not sent again."""
+    upgrade_schema(empty_url)
+    with open_database(empty_url) as db:
+        job = make_job(db, JobState.SUBMISSION_UNKNOWN)
+        with db.transaction() as connection:
+            (attempt,) = attempts.list_attempts(connection, job.id)
+            dead = Settlement(Outcome.DEAD, attempt.started_at, error_message="nobody knows it")
+            attempts.settle_attempt(connection, attempt.id, dead)
+        command.downgrade(build_config(empty_url), "0001")
+        rows = read_rows(db, {"attempts": ["outcome", "error_message"], "deliveries": ["id"]})
+    assert rows == {"attempts": ["('nobody knows it', 'unknown')"], "deliveries": []}
 
 
 def test_migrations_have_one_head():
@@ -199,7 +324,7 @@ def test_names_of_all_constraints_follow_the_convention(db):
 
 def test_every_foreign_key_is_indexed(db):
     found = inspect(db.engine)
-    for table in TABLES - {"jobs"}:
+    for table in TABLES - {"jobs", "gates"}:
         starts = {one["column_names"][0] for one in found.get_indexes(table)}
         starts |= {one["column_names"][0] for one in found.get_unique_constraints(table)}
         keys = {one["constrained_columns"][0] for one in found.get_foreign_keys(table)}
