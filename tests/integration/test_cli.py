@@ -14,12 +14,13 @@ import pytest
 from sqlalchemy import text
 
 from tests.harness.brokers import find_closed_port, take_messages
-from tests.harness.jobs import lead_job, make_job, read_job
+from tests.harness.jobs import lead_job, make_job, move_job, read_attempts, read_job
 from tests.harness.logs import preserved_logging
 from tests.harness.processes import EXTEND_VIDEO, Yard, run_yard
 from tests.harness.servers import Postgres
 from tests.harness.waiting import wait_until
 from worker import cli
+from worker.app import QUEUES
 from worker.db import Database
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
@@ -32,7 +33,19 @@ PASSWORD = "s3cret"
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 # Each command that reads or writes the table.
-COMMANDS = (ENQUEUE, ("list",), ("show", str(uuid.UUID(int=7))), ("sweep",))
+NOBODY = str(uuid.UUID(int=7))
+COMMANDS = (
+    ENQUEUE,
+    ("list",),
+    ("show", NOBODY),
+    ("cancel", NOBODY),
+    ("redrive", NOBODY),
+    ("sweep",),
+)
+NAMES = (
+    *("enqueue", "list", "show", "cancel", "redrive", "sweep", "migrate", "up", "demo"),
+    *("doctor", "emulator"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,8 @@ def run(monkeypatch, capsys, database_url, redis_url) -> Run:
     """Runs the command in this process, on a migrated table and a real broker."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("BROKER_URL", redis_url)
-    for step in ("submit", "archive"):
-        take_messages(redis_url, f"extend_video.{step}")
+    for queue in QUEUES.values():
+        take_messages(redis_url, queue)
 
     opened: list[Runtime] = []
     build_runtime = cli.build_runtime
@@ -386,6 +399,12 @@ def test_show_unknown_job_fails(run, as_json) -> None:
         ("show", "not-an-id"),
         ("show",),
         ("show", "1", "2"),
+        ("cancel", "not-an-id"),
+        ("cancel",),
+        ("cancel", NOBODY, "--pay-again"),
+        ("redrive", "not-an-id"),
+        ("redrive",),
+        ("redrive", NOBODY, "--pay-again", "yes"),
         ("list", "--state", "lost"),
         ("list", "--limit", "0"),
         ("list", "--limit", "10001"),
@@ -551,12 +570,198 @@ def test_wait_beyond_patience_fails_with_state(run, monkeypatch) -> None:
     assert re.search(r"timeout: job \S+ is still queued", ended.err)
 
 
-# ------------------------------------------------------------------ as a process
+# ------------------------------------------------------------------ cancel, redrive
+
+
+def make_now(db: Database, state: JobState, *events: JobEvent) -> Job:
+    """A job in `state`, or where the events have led it from there."""
+    now = datetime.now(UTC)
+    job = make_job(db, state, now=now)
+    for event in events:
+        job = move_job(db, job, event, now=now)
+    return job
+
+
+def write_columns(db: Database, assignment: str) -> None:
+    with db.transaction() as connection:
+        connection.execute(text(f"UPDATE jobs SET {assignment}"))
+
+
+def take_doorbells(redis_url: str) -> list[tuple[str, str]]:
+    """Which steps were rung for, and for whom."""
+    return [
+        (message["headers"]["task"], message["headers"]["argsrepr"])
+        for queue in QUEUES.values()
+        for message in take_messages(redis_url, queue)
+    ]
+
+
+def bell(step: str, job: Job) -> tuple[str, str]:
+    return f"extend_video.{step}", f"['{job.id}']"
+
+
+def test_cancel_before_submission_cancels_at_once(run, db, redis_url) -> None:
+    job = make_now(db, JobState.QUEUED)
+    ended = run("cancel", str(job.id))
+
+    assert (ended.code, ended.out, ended.err) == (0, "cancelled\n", "")
+    after = read_job(db, job.id)
+    assert (after.state, after.due_at) == (JobState.CANCELLED, None)
+    assert after.cancelled_at is not None
+    assert take_doorbells(redis_url) == []
+
+
+def test_cancel_at_fal_is_a_wish_and_rings(run, db, redis_url) -> None:
+    job = make_now(db, JobState.SUBMITTED)
+    write_columns(db, "fal_request_id = 'r'")
+    with db.transaction() as connection:
+        connection.execute(text("UPDATE attempts SET fal_request_id = 'r'"))
+    ended = run("cancel", str(job.id))
+
+    assert (ended.code, ended.err) == (0, "")
+    told = "fal is asked to cancel it; a result that comes anyway is archived\n"
+    assert ended.out == told
+    after = read_job(db, job.id)
+    assert (after.state, after.cancel_requested_at is None) == (JobState.SUBMITTED, False)
+    assert take_doorbells(redis_url) == [bell("cancel", job)]
+    (attempt,) = read_attempts(db, job.id)
+    assert attempt.cancel_due_at == after.cancel_requested_at
+
+
+@pytest.mark.parametrize("state", [JobState.SUBMITTING, JobState.SUBMISSION_UNKNOWN])
+def test_cancel_of_what_may_be_at_fal_is_noted_and_rings_for_nobody(
+    run, db, redis_url, state
+) -> None:
+    job = make_now(db, state)
+    ended = run("cancel", str(job.id), "--json")
+
+    assert (ended.code, ended.json["state"]) == (0, state.value)
+    assert ended.json["cancel_requested_at"] is not None
+    after = read_job(db, job.id)
+    assert (after.claimed_by, after.due_at, after.fence) == (job.claimed_by, job.due_at, job.fence)
+    assert take_doorbells(redis_url) == []
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.SUBMITTED])
+def test_cancel_twice_is_as_good_as_once(run, db, state) -> None:
+    job = make_now(db, state)
+    first = run("cancel", str(job.id), "--json")
+    again = run("cancel", str(job.id), "--json")
+    assert (first.code, again.code) == (0, 0)
+    assert again.json == first.json
 
 
 @pytest.mark.parametrize(
-    "command", ["enqueue", "list", "show", "sweep", "migrate", "up", "demo", "emulator"]
+    "state", [JobState.COMPLETED, JobState.ARCHIVING, JobState.ARCHIVED, JobState.FAILED]
 )
+@ON_SQLITE
+def test_cancel_too_late_fails_and_changes_nothing(run, db, redis_url, state) -> None:
+    job = make_now(db, state)
+    ended = run("cancel", str(job.id), "--json")
+
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith(f"too_late: job {job.id} is {state.value}")
+    assert read_job(db, job.id) == job
+    assert take_doorbells(redis_url) == []
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("command", ["cancel", "redrive"])
+def test_order_for_unknown_job_fails(run, command) -> None:
+    ended = run(command, NOBODY)
+    assert (ended.code, ended.out, ended.err) == (
+        1,
+        "",
+        f"job_not_found: no job has the id {NOBODY}\n",
+    )
+
+
+@ON_SQLITE
+def test_cancel_without_broker_is_committed_all_the_same(run, db, monkeypatch) -> None:
+    job = make_now(db, JobState.SUBMITTED)
+    monkeypatch.setenv("BROKER_URL", f"redis://127.0.0.1:{find_closed_port()}/0")
+    assert run("cancel", str(job.id)).code == 0
+    assert read_job(db, job.id).cancel_requested_at is not None
+
+
+def test_redrive_of_job_that_cost_nothing_submits_it_again(run, db, redis_url) -> None:
+    job = make_now(db, JobState.CANCELLED)
+    ended = run("redrive", str(job.id))
+
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == f"it is queued again: extend-video show {job.id}\n"
+    after = read_job(db, job.id)
+    assert (after.state, after.cancel_requested_at) == (JobState.QUEUED, None)
+    assert after.redriven_at is not None
+    assert take_doorbells(redis_url) == [bell("submit", job)]
+
+
+def test_redrive_of_paid_result_archives_it_again(run, db, redis_url) -> None:
+    job = make_now(db, JobState.ARCHIVING, JobEvent.ARCHIVE_REFUSED)
+    ended = run("redrive", str(job.id), "--json")
+
+    assert (ended.code, ended.json["state"]) == (0, "completed")
+    after = read_job(db, job.id)
+    assert (after.state, after.result) == (JobState.COMPLETED, job.result)
+    assert take_doorbells(redis_url) == [bell("archive", job)]
+
+
+@ON_SQLITE
+def test_redrive_of_paid_result_buys_another_only_on_demand(run, db, redis_url) -> None:
+    job = make_now(db, JobState.ARCHIVING, JobEvent.ARCHIVE_REFUSED)
+    ended = run("redrive", str(job.id), "--pay-again", "--json")
+
+    assert (ended.code, ended.json["state"], ended.json["result"]) == (0, "queued", None)
+    assert take_doorbells(redis_url) == [bell("submit", job)]
+
+
+def test_redrive_that_pays_again_needs_consent(run, db, redis_url) -> None:
+    job = make_now(db, JobState.SUBMITTED, JobEvent.FAILURE_ARRIVED)
+    refused = run("redrive", str(job.id))
+    assert (refused.code, refused.out) == (1, "")
+    assert refused.err.startswith(f"pays_again: job {job.id} ")
+    assert read_job(db, job.id) == job
+    assert take_doorbells(redis_url) == []
+
+    agreed = run("redrive", str(job.id), "--pay-again")
+    assert (agreed.code, agreed.err) == (0, "")
+    assert read_job(db, job.id).state is JobState.QUEUED
+    assert take_doorbells(redis_url) == [bell("submit", job)]
+    events = run("show", str(job.id), "--json").json["events"]
+    assert events[-1]["reason"] == "submit_redriven"
+    assert "agreed to pay again" in events[-1]["detail"]
+
+
+def test_redrive_of_result_gone_has_fal_asked_again_for_free(run, db, redis_url) -> None:
+    job = make_now(db, JobState.SUBMITTED, JobEvent.FAILURE_ARRIVED)
+    write_columns(db, "error_code = 'result_gone', fal_request_id = 'r'")
+    ended = run("redrive", str(job.id), "--json")
+
+    assert (ended.code, ended.json["state"]) == (0, "submitted")
+    assert ended.json["fal_request_id"] == "r"
+    assert take_doorbells(redis_url) == [bell("reconcile", job)]
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    "state",
+    sorted({*JobState} - {JobState.FAILED, JobState.CANCELLED, JobState.SUBMISSION_UNKNOWN}),
+)
+def test_redrive_of_job_that_has_not_failed_changes_nothing(run, db, redis_url, state) -> None:
+    job = make_now(db, state)
+    ended = run("redrive", str(job.id), "--pay-again")
+
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith(f"too_late: job {job.id} is {state.value}")
+    assert read_job(db, job.id) == job
+    assert take_doorbells(redis_url) == []
+
+
+# ------------------------------------------------------------------ as a process
+
+
+@pytest.mark.parametrize("command", NAMES)
 @ON_SQLITE
 def test_help_of_each_command_says_what_it_does(run, yard, command) -> None:
     if command == "emulator":  # it is another program, which takes this one's place
@@ -572,7 +777,7 @@ def test_help_of_each_command_says_what_it_does(run, yard, command) -> None:
 def test_program_without_arguments_shows_commands(yard) -> None:
     ended = yard.run([EXTEND_VIDEO, "--help"], {})
     assert (ended.returncode, ended.stderr) == (0, "")
-    for command in ("enqueue", "list", "show", "sweep", "migrate", "up", "demo", "emulator"):
+    for command in NAMES:
         assert re.search(rf"^ +{command} ", ended.stdout, re.MULTILINE), command
 
 
