@@ -23,12 +23,7 @@ from worker.daemons import (
     termination_as_interrupt,
     worker_daemons,
 )
-from worker.errors import (
-    DaemonError,
-    ExtendVideoError,
-    InvalidInputError,
-    InvalidSettingsError,
-)
+from worker.errors import DaemonError, ExtendVideoError, InvalidInputError, InvalidSettingsError
 from worker.jobs.states import JobState
 from worker.log import configure_logging
 from worker.runtime import Runtime
@@ -167,28 +162,13 @@ def sweep(as_json: Json = False) -> None:
 
 @app.command()
 def doctor(
-    every_file: Annotated[
-        bool, typer.Option("--all", help="Look at every archived file, not at a sample.")
-    ] = False,
-    hours: Annotated[
-        int, typer.Option(min=1, max=2160, help="How far back to compare with fal's list.")
-    ] = 24,
+    every_file: Annotated[bool, typer.Option("--all", help="Look at every archived file.")] = False,
+    hours: Annotated[int, typer.Option(min=1, max=2160, help="How far back at fal.")] = 24,
     as_json: Json = False,
 ) -> None:
-    """Look for violations in the live tables, the archive and fal's list; change nothing."""
-    from worker.doctor import DoctorTerms, examine
-
-    runtime = build_runtime()
-    settings = runtime.settings
-    terms = DoctorTerms(settings.fal_endpoint, every_file, timedelta(hours=hours))
-    platform = None if settings.fal_credentials is None else runtime.platform
-    diagnosis = examine(db=runtime.db, platform=platform, terms=terms)
-    if platform is not None:
-        platform.close()
-    if as_json:
-        display.print_json(display.diagnosis_to_json(diagnosis))
-    else:
-        display.print_diagnosis(diagnosis)
+    """Look for violations in rows, archive and fal's list of requests; change nothing."""
+    diagnosis = build_runtime().examine(every_file=every_file, hours=hours)
+    display.print_diagnosis(diagnosis, as_json=as_json)
     raise typer.Exit(OK if diagnosis.is_clean else FAILED)
 
 

@@ -182,8 +182,11 @@ def diagnosis_to_json(diagnosis: Diagnosis) -> dict[str, Any]:
     }
 
 
-def print_diagnosis(diagnosis: Diagnosis) -> None:
+def print_diagnosis(diagnosis: Diagnosis, *, as_json: bool) -> None:
     """A sentence for each check that found nothing, a table for each other one, then the notes."""
+    if as_json:
+        print_json(diagnosis_to_json(diagnosis))
+        return
     for check, count in diagnosis.counts.items():
         clean, remedy = ABOUT_CHECKS[check]
         if count == 0:

@@ -205,19 +205,11 @@ def _compare_with_fal(
 def _find_missing(diagnosis: Diagnosis, unlisted: list[PaidRequest], listing: Listing) -> None:
     """Only a whole list proves absence, and it may leave out what still runs."""
     decidable = [one for one in unlisted if listing.lists_all and one.is_completed]
-    for one in decidable:
-        detail = "fal has finished it, and does not list it"
-        diagnosis.add(
-            [
-                Finding(
-                    Check.MISSING_AT_FAL,
-                    one.job_id,
-                    detail,
-                    one.attempt_id,
-                    fal_request_id=one.fal_request_id,
-                )
-            ]
-        )
+    detail = "fal has finished it, and does not list it"
+    diagnosis.add(
+        Finding(Check.MISSING_AT_FAL, one.job_id, detail, one.attempt_id, None, one.fal_request_id)
+        for one in decidable
+    )
     if rest := len(unlisted) - len(decidable):
         why = "they may still run" if listing.lists_all else "the list is not whole"
         diagnosis.notes.append(

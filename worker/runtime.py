@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from worker.clock import read_clock
 from worker.db import Database
 from worker.dispatch import Dispatcher
+from worker.doctor import Diagnosis, DoctorTerms, examine
 from worker.errors import InvalidSettingsError, Violation
 from worker.fal.platform import PlatformClient
 from worker.fal.queue import QueueClient
@@ -138,6 +139,13 @@ class Runtime:
                 rung += 1
             if swept.rows < BATCH:
                 return overdue, rung
+
+    def examine(self, *, every_file: bool, hours: int) -> Diagnosis:
+        """Look for violations; in fal's list only with a key."""
+        settings = self.settings
+        platform = None if settings.fal_credentials is None else self.platform
+        terms = DoctorTerms(settings.fal_endpoint, every_file, timedelta(hours=hours))
+        return examine(db=self.db, platform=platform, terms=terms)
 
     def check_worker(self) -> None:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""

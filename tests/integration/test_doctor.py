@@ -833,6 +833,8 @@ def run(monkeypatch, capsys, database_url) -> Iterator[Callable[..., tuple[int, 
         yield run_in_process
     for runtime in opened:
         runtime.db.close()
+        if "platform" in vars(runtime):
+            runtime.platform.close()
 
 
 def test_command_on_sound_table_says_so_and_ends_with_0(db, run, tmp_path) -> None:
