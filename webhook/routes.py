@@ -18,7 +18,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 
 from worker.clock import read_clock
 from worker.db import Database, describe_database_error
@@ -52,9 +52,7 @@ class Receiver:
 
     def receive(self, token: str) -> Answer:
         """Record fal's delivery. Committed first and published second: the sweep heals the gap."""
-        body = request.get_data(cache=False)
-        if len(body) > self.max_bytes:
-            raise RequestEntityTooLarge
+        body = read_body(self.max_bytes)
         headers = dict(request.headers)
         try:
             self.verifier.verify(headers, body, read_clock())
@@ -96,6 +94,20 @@ class Receiver:
         }, 200 if broker else 503
 
 
+def read_body(max_bytes: int) -> bytes:
+    """The raw body. Raises an HTTPException for one that is too large, or none at all."""
+    try:
+        body = request.get_data(cache=False)
+    except HTTPException:
+        raise
+    except Exception as error:
+        # Each WSGI server has errors of its own for chunks that make no sense.
+        raise BadRequest("the body cannot be read") from error
+    if len(body) > max_bytes:
+        raise RequestEntityTooLarge
+    return body
+
+
 def read_completion(headers: dict[str, str], body: bytes) -> Completion:
     """What the delivery tells. Raises InvalidDeliveryError and InvalidSignatureError."""
     completion = parse_webhook(body)
@@ -117,6 +129,7 @@ def register_routes(app: Flask, receiver: Receiver) -> None:
     away_errors = (OperationalError, InterfaceError, ProgrammingError, IntegrityError)
     for away in (*away_errors, PoolTimeoutError):
         app.register_error_handler(away, _answer_database_away)
+    app.register_error_handler(Exception, _answer_mistake)
 
 
 def show_health() -> Answer:
@@ -141,6 +154,12 @@ def _answer_error(error: ExtendVideoError) -> Answer:
 def _answer_database_away(error: SQLAlchemyError) -> Answer:
     log.error("database_unavailable", reason=describe_database_error(error))
     return {"error": "database_unavailable", "message": "send it again later"}, 503
+
+
+def _answer_mistake(error: Exception) -> Answer:
+    # Flask's own line would name the path, and with it the token.
+    log.error("receiver_broken", exc_info=error)
+    return {"error": "internal_server_error", "message": "send it again later"}, 500
 
 
 def _answer_http_error(error: HTTPException) -> Answer:
