@@ -16,12 +16,19 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, Self
 
+import structlog
+
 from worker.app import ARCHIVE, QUEUES
 from worker.errors import DaemonError, MissingProgramError
 
 LOOK_SECONDS = 0.05
 DRAIN = timedelta(seconds=30)
 LAST_LINES = 15
+FIRST_PAUSE_SECONDS = 0.5
+QUICK_SECONDS = 10.0
+MOST_QUICK_ENDS = 3
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +41,48 @@ class Daemon:
 
 
 @dataclass
+class Life:
+    """A daemon's process, or the pause before its next one: `begins_at` is when that ends.
+
+    Celery ends a worker by itself when Redis is killed while the worker holds messages: starting it
+    again is all there is to do. A daemon that ends as soon as it has begun would end for ever.
+    """
+
+    daemon: Daemon
+    process: subprocess.Popen[bytes]
+    began: float = field(default_factory=time.monotonic)
+    begins_at: float | None = None
+    quick_ends: int = 0
+
+    @property
+    def is_hopeless(self) -> bool:
+        return self.quick_ends >= MOST_QUICK_ENDS
+
+    @property
+    def pause(self) -> float:
+        """Seconds; twice as long after each quick end."""
+        return FIRST_PAUSE_SECONDS * 2.0**self.quick_ends
+
+    def note_end(self) -> None:
+        now = time.monotonic()
+        is_quick = now - self.began < QUICK_SECONDS
+        self.quick_ends = self.quick_ends + 1 if is_quick else 0
+        self.begins_at = now + self.pause
+
+    def begin(self, process: subprocess.Popen[bytes]) -> None:
+        self.process, self.began, self.begins_at = process, time.monotonic(), None
+
+    def describe_end(self) -> str:
+        return f"{self.daemon.name} ended with exit code {self.process.returncode}"
+
+
+@dataclass
 class Crew:
     """Running daemons. Leaving the context ends every one of them, whatever happened inside."""
 
     env: Mapping[str, str]
     log_directory: Path | None = None
-    _running: list[tuple[Daemon, subprocess.Popen[bytes]]] = field(default_factory=list)
+    _lives: list["Life"] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         return self
@@ -49,46 +92,63 @@ class Crew:
 
     def start(self, daemon: Daemon) -> None:
         """Each daemon leads a session of its own: Ctrl-C reaches this process, which ends them."""
-        with self._open_log(daemon.name) as log, _signals_deferred():
-            process = subprocess.Popen(  # noqa: S603 - commands of our own
+        with _signals_deferred():
+            self._lives.append(Life(daemon, self._spawn(daemon)))
+
+    def _spawn(self, daemon: Daemon) -> subprocess.Popen[bytes]:
+        with self._open_log(daemon.name) as output:
+            return subprocess.Popen(  # noqa: S603 - commands of our own
                 daemon.command,
                 env=dict(self.env),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=output,
+                stderr=output,
                 pass_fds=tuple(daemon.pass_fds),
                 start_new_session=True,
             )
-            self._running.append((daemon, process))
 
     def check(self) -> None:
         """Raise DaemonError if a daemon has ended by itself."""
-        for daemon, process in self._running:
-            if process.poll() is not None:
-                raise DaemonError(
-                    f"{daemon.name} ended with exit code {process.returncode}"
-                    f"{self._quote_log(daemon.name)}"
-                )
+        for life in self._lives:
+            if life.process.poll() is not None:
+                raise DaemonError(f"{life.describe_end()}{self._quote_log(life.daemon.name)}")
 
     def watch(self) -> NoReturn:
-        """Wait until a daemon ends by itself, then raise DaemonError."""
+        """Start again whatever ends by itself; raise DaemonError once it does not stay alive."""
         while True:
-            self.check()
+            for life in self._lives:
+                self._attend(life)
             time.sleep(LOOK_SECONDS)
+
+    def _attend(self, life: "Life") -> None:
+        if life.process.poll() is None:
+            return
+        if life.begins_at is None:
+            _signal_group(life.process, signal.SIGKILL)  # children that outlived it
+            life.note_end()
+            name = life.daemon.name
+            if life.is_hopeless:
+                often = f"for the {life.quick_ends}. time soon after its start"
+                raise DaemonError(f"{life.describe_end()} {often}{self._quote_log(name)}")
+            log.warning("daemon_ended", reason=life.describe_end(), again_in=life.pause)
+        elif time.monotonic() >= life.begins_at:
+            with _signals_deferred():
+                life.begin(self._spawn(life.daemon))
 
     def stop(self) -> None:
         """Ask all to drain, then end what is left after a while, children of theirs included."""
         with _signals_ignored():
-            for _, process in self._running:
+            processes = [life.process for life in self._lives]
+            for process in processes:
                 _signal_group(process, signal.SIGTERM)
             deadline = time.monotonic() + DRAIN.total_seconds()
-            for _, process in self._running:
+            for process in processes:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))
-            for _, process in self._running:
+            for process in processes:
                 _signal_group(process, signal.SIGKILL)
                 process.wait()
-            self._running.clear()
+            self._lives.clear()
 
     def read_log(self, name: str) -> str:
         """What the daemon has printed so far; empty where it prints to the terminal."""
@@ -104,8 +164,8 @@ class Crew:
         if path is None:
             yield None
             return
-        with path.open("ab") as log:
-            yield log.fileno()
+        with path.open("ab") as output:
+            yield output.fileno()
 
     def _quote_log(self, name: str) -> str:
         lines = self.read_log(name).splitlines()[-LAST_LINES:]

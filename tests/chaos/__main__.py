@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         findings.append(finding)
     print(f"\n{render_table(findings)}")
     if given.write:
-        write_table(findings, describe_command(sys.argv[1:] if arguments is None else arguments))
+        write_table(findings, describe_command(given))
     return 0 if all(finding.is_clean for finding in findings) else 1
 
 
@@ -62,10 +62,12 @@ def run_experiments(given: argparse.Namespace) -> Iterator[Finding]:
                     yield from experiment.conduct(site, plan)
 
 
-def describe_command(arguments: Sequence[str]) -> str:
-    """As it is typed, without what says nothing about the table."""
-    told = [word for word in arguments if word != "--write"]
-    return f'make chaos ARGS="{" ".join(told)}"' if told else "make chaos"
+def describe_command(given: argparse.Namespace) -> str:
+    """As it is typed; without where it writes."""
+    words = [f"--only {name}" for name in given.only or ()]
+    words += [f"--database {given.database}"] if given.database != "both" else []
+    words += ["--short"] if given.short else []
+    return f'make chaos ARGS="{" ".join(words)}"' if words else "make chaos"
 
 
 if __name__ == "__main__":
