@@ -44,7 +44,7 @@ def spoil_value(rng: Rng, value: str) -> str:
 
 
 def spoil_time(rng: Rng, value: str) -> str:
-    now = int(value) if value.isascii() and value.isdecimal() and len(value) < 13 else 0
+    now = int(value) if value.isascii() and value.isdecimal() and len(value) < 11 else 0
     return rng.choice(
         [
             f"{now}.0",
