@@ -3,7 +3,6 @@
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
 from random import Random
 from uuid import uuid4
 
@@ -12,11 +11,13 @@ import redis
 from tests.chaos.plan import Plan
 from tests.chaos.report import Finding
 from tests.chaos.rounds import Round
-from tests.chaos.site import ARCHIVER, SUBMITTER, Site
+from tests.chaos.site import ARCHIVER, PATIENCE_SECONDS, SUBMITTER, Site
 from tests.harness.servers import Broker
 from tests.harness.waiting import PAUSE, wait_until
 
 QUEUES = ("extend_video.submit", "extend_video.reconcile", "extend_video.archive")
+FLUSHED_LIVE = 400
+"""So many that messages wait, and can be lost."""
 DOWN_SECONDS = 1.0
 UP_SECONDS = 5.0
 
@@ -30,7 +31,7 @@ def harm_broker(site: Site, plan: Plan) -> Iterator[Finding]:
 
 def flush_broker(site: Site, plan: Plan) -> Finding:
     flushed = Round(site, "Redis flushed each second")
-    with flushed.loaded(plan.flush_pace), site.broker.connect() as client:
+    with flushed.loaded(plan.flush_pace, most_live=FLUSHED_LIVE), site.broker.connect() as client:
         lost = 0
         for _ in range(int(plan.flush_seconds)):
             PAUSE.wait(1)
@@ -71,16 +72,17 @@ def restart_broker(site: Site, plan: Plan) -> Finding:
 
 
 def double_doorbells(site: Site, plan: Plan) -> Finding:
-    """Workers stand still until all doorbells wait; then each is there twice, in random order."""
+    """No worker takes any until all wait; then each is there twice, in random order."""
     doubled = Round(site, "every doorbell doubled and shuffled")
     chance = Random(plan.seed)
     completed = site.count_events("completed")
-    with ExitStack() as archiver_still:
-        archiver_still.enter_context(site.yard.parts[ARCHIVER].standing_still())
-        with site.yard.parts[SUBMITTER].standing_still():
+    with site.supervisor.holding_down(ARCHIVER):
+        with site.supervisor.holding_down(SUBMITTER):
             site.enqueue_all(plan.jobs)
             rung = double_messages(site.broker, "extend_video.submit", chance)
-        wait_until(lambda: site.count_events("completed") >= completed + plan.jobs, 60)
+        wait_until(
+            lambda: site.count_events("completed") >= completed + plan.jobs, PATIENCE_SECONDS
+        )
         rung += double_messages(site.broker, "extend_video.archive", chance)
     doubled.remarks.append(f"{rung} doorbells for {2 * plan.jobs} steps")
     return doubled.finish()

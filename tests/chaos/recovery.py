@@ -7,7 +7,7 @@ from time import monotonic
 from tests.chaos.plan import Plan
 from tests.chaos.report import Finding
 from tests.chaos.rounds import Round
-from tests.chaos.site import DAEMONS, ENDLESS, Site
+from tests.chaos.site import SUBMITTER, Site
 from tests.harness.waiting import wait_until
 
 LIMIT = 300
@@ -20,15 +20,13 @@ def recover_crowd(site: Site, plan: Plan) -> Iterator[Finding]:
     """Time counts from the moment that the daemons are started again."""
     crowd = Round(site, f"everything killed with {plan.crowd:,} jobs in flight")
     lease = timedelta(seconds=float(site.deployment.settings["LEASE_SECONDS"]))
-    site.start_producer(ENDLESS, plan.crowd)
+    with site.supervisor.holding_down(SUBMITTER):
+        site.enqueue_all(plan.crowd)
     wanted = plan.crowd * ARCHIVED_BEFORE_KILL
-    wait_until(lambda: site.count_jobs() == plan.crowd and site.count_archived() >= wanted, LIMIT)
-    site.supervisor.rest()
-    site.supervisor.kill(*DAEMONS)
-    states = count_states(site)
-    crowd.remarks.append(describe_states(states))
+    wait_until(lambda: site.count_archived() >= wanted, LIMIT)
+    with site.supervisor.power_cut():
+        crowd.remarks.append(describe_states(count_states(site)))
     restarted, began = datetime.now(UTC), monotonic()
-    site.supervisor.resume()
     wait_until(lambda: not list_unmoved(site, restarted), LIMIT)
     moving = monotonic() - began
     crowd.remarks.append(f"all moving after {moving:.1f} s with a lease of {lease.seconds} s")

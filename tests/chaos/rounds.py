@@ -9,7 +9,7 @@ from uuid import UUID
 
 from tests.chaos.judge import judge_site
 from tests.chaos.report import Finding
-from tests.chaos.site import Site
+from tests.chaos.site import PATIENCE_SECONDS, Site
 from tests.harness.waiting import PAUSE, wait_until
 
 STALL_SECONDS = 90
@@ -36,11 +36,11 @@ class Round:
         self._kills = self.site.supervisor.kills.total()
 
     @contextmanager
-    def loaded(self, pace: float) -> Iterator[None]:
+    def loaded(self, pace: float, most_live: int = MOST_LIVE) -> Iterator[None]:
         """A producer commits so many jobs a second until the block is left."""
-        self.site.start_producer(pace, most_live=MOST_LIVE)
+        self.site.start_producer(pace, most_live=most_live)
         before = self.site.count_archived()
-        wait_until(lambda: self.site.count_archived() > before + pace)
+        wait_until(lambda: self.site.count_archived() > before + pace, PATIENCE_SECONDS)
         yield
         self.site.end_producers()
 

@@ -44,6 +44,8 @@ SETTINGS = {
 }
 EMULATOR = ("--render", "fake", "--webhook-retry-seconds", "0.2", "--concurrency", "1000")
 ENDLESS = 10**9
+PATIENCE_SECONDS = 120
+"""For what takes moments on an idle machine."""
 PRODUCER = Path(__file__).parent / "producer_script.py"
 JOB_ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f-]{27}$", re.MULTILINE)
 
@@ -140,7 +142,7 @@ class Site:
     def wait_for_ready(self) -> None:
         """Until both workers take messages."""
         for name in (SUBMITTER, ARCHIVER):
-            self.yard.parts[name].wait_for_log(" ready.", 60)
+            self.yard.parts[name].wait_for_log(" ready.", PATIENCE_SECONDS)
 
 
 def read_ids(producer: Part) -> list[UUID]:

@@ -1,8 +1,10 @@
 """Starts again what has ended, as the supervisor of a deployment does; and ends what it is told."""
 
+import signal
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -20,7 +22,7 @@ class Supervisor:
     ends: Counter[str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _told_to_end: threading.Event = field(default_factory=threading.Event)
-    _is_resting: bool = False
+    _held_down: set[str] = field(default_factory=set)
     _thread: threading.Thread | None = None
     _failure: BaseException | None = None
 
@@ -45,28 +47,46 @@ class Supervisor:
                     part.kill()
                     self.kills[part.name] += 1
 
-    def rest(self) -> None:
-        """Start nothing again until `resume`."""
-        self._is_resting = True
+    @contextmanager
+    def holding_down(self, *names: str) -> Iterator[None]:
+        """These daemons are told to end, and are not started again before the block is left."""
+        with self._lock:
+            self._held_down.update(names)
+            for name in names:
+                self.deployment.yard.parts[name].process.terminate()
+            for name in names:
+                self.deployment.yard.parts[name].wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held_down.difference_update(names)
+                self.deployment.start_missing(but=self._held_down)
 
-    def resume(self) -> None:
-        self._is_resting = False
+    @contextmanager
+    def power_cut(self) -> Iterator[None]:
+        """All daemons are killed at one moment, and start again when the block is left."""
+        names = ("receiver", "beat", *self.deployment.workers)
+        with self._lock:
+            self._held_down.update(names)
+        self.kill(*names)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held_down.clear()
 
     def _watch(self) -> None:
         try:
             while not self._told_to_end.wait(LOOK_SECONDS):
-                if not self._is_resting:
+                with self._lock:
                     self._start_missing()
         except BaseException as error:  # noqa: BLE001 - told to whoever waits for this thread
             self._failure = error
 
     def _start_missing(self) -> None:
-        with self._lock:
-            self._count_ends(["receiver", "beat", *self.deployment.workers])
-            self.deployment.start_missing()
-
-    def _count_ends(self, names: Sequence[str]) -> None:
-        for name in names:
+        for name in {"receiver", "beat", *self.deployment.workers} - self._held_down:
             part = self.deployment.yard.parts[name]
-            if not part.is_running and part.process.returncode != -9:
+            if not part.is_running and part.process.returncode != -signal.SIGKILL:
                 self.ends[name] += 1
+        self.deployment.start_missing(but=self._held_down)

@@ -7,7 +7,7 @@ from sqlalchemy import DateTime, MetaData, text
 from tests.chaos.plan import Plan
 from tests.chaos.report import Finding
 from tests.chaos.rounds import Round
-from tests.chaos.site import SUBMITTER, Site
+from tests.chaos.site import PATIENCE_SECONDS, SUBMITTER, Site
 from tests.harness.waiting import wait_until
 
 HOURS_LATE = 2
@@ -38,19 +38,21 @@ def disturb_webhooks(site: Site, plan: Plan) -> Iterator[Finding]:
 
 
 def delay_webhooks(site: Site, plan: Plan) -> Finding:
-    """Two hours pass while all of ours but the receiver stand still; fal has forgotten the rest."""
+    """Two hours pass without the worker that asks fal; and the queue API has forgotten all."""
     late = Round(site, f"webhooks {HOURS_LATE} h late, and fal not asked before")
     hold_webhooks(site)
+    site.emulator.order({"point": "status", "kind": "stuck"})
     submitted = site.count_events("submitted")
     site.enqueue_all(plan.jobs)
-    wait_until(lambda: site.count_events("submitted") >= submitted + plan.jobs, 60)
-    with site.yard.parts[SUBMITTER].standing_still():
+    wait_until(lambda: site.count_events("submitted") >= submitted + plan.jobs, PATIENCE_SECONDS)
+    with site.supervisor.holding_down(SUBMITTER):
+        site.emulator.order()
         waiting = site.count_live()
         make_older(site, HOURS_LATE)
         forget_results(site)
         completed = site.count_events("completed")
         let_webhooks_go(site)
-        wait_until(lambda: site.count_events("completed") >= completed + waiting, 60)
+        wait_until(lambda: site.count_events("completed") >= completed + waiting, PATIENCE_SECONDS)
     late.remarks.append(f"{waiting} jobs were waiting for theirs")
     return late.finish()
 
@@ -61,11 +63,11 @@ def delay_webhooks_after_poll(site: Site, plan: Plan) -> Finding:
     hold_webhooks(site)
     archived = site.count_archived()
     site.enqueue_all(plan.jobs)
-    wait_until(lambda: site.count_archived() >= archived + plan.jobs, 60)
+    wait_until(lambda: site.count_archived() >= archived + plan.jobs, PATIENCE_SECONDS)
     make_older(site, HOURS_LATE)
     before = count_deliveries(site)
     let_webhooks_go(site)
-    wait_until(lambda: count_deliveries(site) >= before + plan.jobs, 60)
+    wait_until(lambda: count_deliveries(site) >= before + plan.jobs, PATIENCE_SECONDS)
     return late.finish()
 
 
