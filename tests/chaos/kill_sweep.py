@@ -8,7 +8,7 @@ from tests.chaos.aims import AT_RANDOM
 from tests.chaos.hunting import Pack
 from tests.chaos.plan import Plan
 from tests.chaos.report import Finding
-from tests.chaos.rounds import Round
+from tests.chaos.rounds import MOST_LIVE, Round
 from tests.chaos.site import Site
 from tests.harness.waiting import PAUSE
 
@@ -25,7 +25,8 @@ def sweep_kills(site: Site, plan: Plan) -> Iterator[Finding]:
     with sweep.loaded(plan.pace), ThreadPoolExecutor(1) as thread:
         hunt = thread.submit(pack.hunt)
         while not hunt.done():
-            site.send_wish()
+            if site.count_live() < MOST_LIVE:
+                site.send_wish()
             PAUSE.wait(WISH_PAUSE)
         hunt.result()
     sweep.remarks.append(
