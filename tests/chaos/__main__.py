@@ -12,6 +12,7 @@ from tests.chaos.plan import LONG, SHORT
 from tests.chaos.report import Finding, render_table, write_table
 from tests.chaos.site import run_site
 from tests.harness.servers import run_postgres
+from worker.daemons import termination_as_interrupt
 
 DATABASES = ("sqlite", "postgresql")
 
@@ -71,4 +72,6 @@ def describe_command(given: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Whoever ends it leaves no process behind.
+    with termination_as_interrupt():
+        sys.exit(main())
