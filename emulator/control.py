@@ -7,12 +7,14 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from emulator.access import LEAKS
 from emulator.faults import parse_faults
 from emulator.hooks import parse_hooks
 from emulator.queue_routes import QUEUE
 from emulator.records import FalRequest
 from emulator.signing import KeyRing
 from emulator.spoiling import FAULTS, HOOKS
+from emulator.upload_routes import UPLOADS
 
 KEYS = web.AppKey("keys", KeyRing)
 LONGEST_WAIT = 600.0
@@ -26,6 +28,9 @@ def add_control_routes(app: web.Application) -> None:
     router.add_get("/_emulator/requests/{request_id}", show_request)
     router.add_post("/_emulator/requests/{request_id}/erase", erase)
     router.add_get("/_emulator/ledger", show_ledger)
+    router.add_get("/_emulator/uploads", show_uploads)
+    router.add_get("/_emulator/leaks", show_leaks)
+    router.add_delete("/_emulator/leaks", clear_leaks)
     router.add_post("/_emulator/rotate-keys", rotate_keys)
     router.add_get("/_emulator/faults", show_faults)
     router.add_put("/_emulator/faults", replace_faults)
@@ -90,6 +95,20 @@ def group_by_input(requests: tuple[FalRequest, ...]) -> list[dict[str, object]]:
 
 def describe_charge(request: FalRequest) -> dict[str, object]:
     return {"request_id": request.request_id, "charged": request.is_charged}
+
+
+async def show_uploads(request: web.Request) -> web.Response:
+    return web.json_response(request.app[UPLOADS].to_json())
+
+
+async def show_leaks(request: web.Request) -> web.Response:
+    """Keys and tokens that came to the wrong place."""
+    return web.json_response(request.app[LEAKS].to_json())
+
+
+async def clear_leaks(request: web.Request) -> web.Response:
+    request.app[LEAKS].clear()
+    return await show_leaks(request)
 
 
 async def show_faults(request: web.Request) -> web.Response:
