@@ -87,7 +87,10 @@ def find_name(request: web.Request) -> str:
     Raises NoFileError: there is none.
     """
     url = request.query.get("url", "")
-    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    try:
+        path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    except ValueError as error:
+        raise NoFileError(f"url: no URL: {url!r}") from error
     name = path.removeprefix("/files/")
     if name == path or request.app[STORAGE].find(name) is None:
         raise NoFileError(f"url: no file of this CDN: {url!r}")

@@ -30,11 +30,12 @@ class Acl:
     def from_json(cls, value: object) -> Self:
         """Raises ValueError: naming what is unknown or wrong."""
         given = _read_object(value, "ACL", ("default", "rules"))
-        rules = given.get("rules") or []
+        rules = [] if given.get("rules") is None else given["rules"]
         if not isinstance(rules, list):
             raise ValueError(f"rules must be a list, not {rules!r}")  # noqa: TRY004 - one kind for all
-        default = given.get("default") or Decision.ALLOW
-        return cls(_read_decision(default), dict(map(_read_rule, rules)))
+        return cls(
+            _read_decision(given.get("default", Decision.ALLOW)), dict(map(_read_rule, rules))
+        )
 
     def decide(self, user: str | None) -> Decision:
         return self.rules.get(user, self.default) if user is not None else self.default
