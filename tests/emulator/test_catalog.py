@@ -1,23 +1,25 @@
 """The platform's description of the model, its document and its price."""
 
+from typing import Any
+
 import httpx
 import pytest
 
 from emulator.schema import FIELDS
 from tests.emulator.conftest import lay_out
-from tests.emulator.processes import start_emulator
+from tests.emulator.processes import Emulator, start_emulator
 
 ENDPOINT = "fal-ai/ltx-2.3-22b/extend-video"
 PRICING = "/v1/models/pricing"
 
 
-def fetch_document(quick) -> dict:
+def fetch_document(quick) -> dict[str, Any]:
     query = {"endpoint_id": ENDPOINT, "expand": "openapi-3.0"}
     [model] = httpx.get(f"{quick.url}/v1/models", params=query).json()["models"]
     return dict(model["openapi"])
 
 
-def find_input(document: dict) -> dict:
+def find_input(document: dict[str, Any]) -> dict[str, Any]:
     """The input's schema, by way of the submission's reference."""
     body = document["paths"][f"/{ENDPOINT}"]["post"]["requestBody"]
     reference = body["content"]["application/json"]["schema"]["$ref"]
@@ -155,7 +157,9 @@ def test_price_is_asked_for_with_the_key(quick, method, path):
     assert httpx.request(method, f"{quick.url}{path}").status_code == 401
 
 
-def estimate(emulator, kind: object, entry: object, endpoint: str = ENDPOINT) -> httpx.Response:
+def estimate(
+    emulator: Emulator, kind: object, entry: object, endpoint: str = ENDPOINT
+) -> httpx.Response:
     body = {"estimate_type": kind, "endpoints": {endpoint: entry}}
     return emulator.client.post(f"{PRICING}/estimate", json=body)
 

@@ -3,6 +3,7 @@
 from html.parser import HTMLParser
 
 import httpx
+from typing_extensions import override
 
 from tests.emulator.uploading import find_path, initiate, put, upload
 
@@ -18,14 +19,17 @@ class Reader(HTMLParser):
         self.seen: list[tuple[str, dict[str, str | None]]] = []
         self.text: list[str] = []
 
+    @override
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
+    @override
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
+    @override
     def handle_data(self, data: str) -> None:
         if self.open[-1:] != ["style"]:
             self.text.append(data)

@@ -1,6 +1,6 @@
 """How long a result is known: short, long and stored ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -35,7 +35,7 @@ def wait_until_erased(emulator: Emulator, request_id: str) -> None:
 
 
 def submit(
-    emulator: Emulator, fields: dict[str, object], headers: dict[str, str] | None = None
+    emulator: Emulator, fields: Mapping[str, object], headers: Mapping[str, str] | None = None
 ) -> str:
     """The id of a request that was completed."""
     request_id = str(emulator.post(fields, headers=headers).json()["request_id"])

@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -236,7 +237,7 @@ def test_completing_twice_is_completing_once(quick):
     assert (shown["completed"], shown["multipart"]) == (True, True)
 
 
-def list_uploads(emulator: Emulator) -> list[dict[str, object]]:
+def list_uploads(emulator: Emulator) -> list[dict[str, Any]]:
     return list(emulator.client.get("/_emulator/uploads").json())
 
 
