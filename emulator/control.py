@@ -10,6 +10,7 @@ from aiohttp import web
 from emulator.access import LEAKS
 from emulator.faults import parse_faults
 from emulator.hooks import parse_hooks
+from emulator.ledger import compose_ledger
 from emulator.queue_routes import QUEUE
 from emulator.records import FalRequest
 from emulator.signing import KeyRing
@@ -64,37 +65,7 @@ async def rotate_keys(request: web.Request) -> web.Response:
 
 
 async def show_ledger(request: web.Request) -> web.Response:
-    """What a bill would show: a charge for each run that was started."""
-    requests = request.app[QUEUE].requests
-    cancelled = [one for one in requests if one.is_cancel_requested]
-    ledger = {
-        "submissions": len(requests),
-        "charges": sum(one.is_charged for one in requests),
-        "by_request": {one.request_id: {"charges": int(one.is_charged)} for one in requests},
-        "by_input": group_by_input(requests),
-        "cancelled": [describe_charge(one) for one in cancelled],
-    }
-    return web.json_response(ledger)
-
-
-def group_by_input(requests: tuple[FalRequest, ...]) -> list[dict[str, object]]:
-    """One entry per exact input: who pays a job once has one charge in each."""
-    groups: dict[str, list[FalRequest]] = {}
-    for one in requests:
-        groups.setdefault(json.dumps(one.input, sort_keys=True), []).append(one)
-    return [
-        {
-            "prompt": group[0].prompt,
-            "submissions": len(group),
-            "charges": sum(one.is_charged for one in group),
-            "request_ids": [one.request_id for one in group],
-        }
-        for group in groups.values()
-    ]
-
-
-def describe_charge(request: FalRequest) -> dict[str, object]:
-    return {"request_id": request.request_id, "charged": request.is_charged}
+    return web.json_response(compose_ledger(request.app[QUEUE].requests))
 
 
 async def show_uploads(request: web.Request) -> web.Response:

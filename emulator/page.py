@@ -8,6 +8,7 @@ from html import escape
 from aiohttp import web
 
 from emulator.access import LEAKS
+from emulator.ledger import group_by_input
 from emulator.queue import Queue
 from emulator.queue_routes import ENDPOINT, QUEUE
 from emulator.records import FalRequest, Status
@@ -65,6 +66,7 @@ async def show_page(request: web.Request) -> web.Response:
     parts = [
         compose_totals(queue, len(leaks)),
         compose_requests(queue.requests),
+        compose_ledger(group_by_input(queue.requests)),
         compose_faults(app[FAULTS].to_json()),
         compose_hooks(app[HOOKS].to_json(), app[HOOKS].list_held()),
         compose_uploads(app[UPLOADS].to_json()),
@@ -97,8 +99,13 @@ def compose_totals(queue: Queue, leaks: int) -> str:
         "webhook POSTs": sum(len(one.deliveries) for one in requests),
         "leaks": leaks,
     }
-    boxes = [f"<div><dt>{name}</dt><dd>{count}</dd></div>" for name, count in totals.items()]
+    boxes = [compose_total(name, count) for name, count in totals.items()]
     return f"<dl>{''.join(boxes)}</dl>"
+
+
+def compose_total(name: str, count: int) -> str:
+    color = ' class="bad"' if name == "leaks" and count else ""
+    return f"<div><dt>{name}</dt><dd{color}>{count}</dd></div>"
 
 
 def compose_requests(requests: Sequence[FalRequest]) -> str:
@@ -106,16 +113,16 @@ def compose_requests(requests: Sequence[FalRequest]) -> str:
     rows = [
         (
             (one.submitted_at.strftime("%H:%M:%S"), ""),
-            (Html(f"<code>{escape(one.request_id)}</code>"), ""),
-            (one.prompt, "text"),
             (describe_state(one), choose_color(one)),
-            (f"{one.inference_time.total_seconds():.1f} s" if one.outcome else "", ""),
+            (one.prompt, "text"),
+            (describe_time(one), ""),
             ("yes" if one.is_charged else "no", ""),
             (describe_deliveries(one), ""),
+            (Html(f"<code>{escape(one.request_id)}</code>"), ""),
         )
         for one in newest
     ]
-    heads = ("submitted", "request", "prompt", "status", "ran", "charged", "webhooks")
+    heads = ("submitted", "status", "prompt", "ran", "charged", "webhooks", "request")
     title = f"Requests ({len(requests)}, newest first)"
     return compose_table(title, heads, rows, "Nothing was submitted yet.")
 
@@ -132,6 +139,13 @@ def describe_state(request: FalRequest) -> str:
     return " ".join(filter(None, words))
 
 
+def describe_time(request: FalRequest) -> str:
+    """How long it ran; nothing for one that did not, or has not ended."""
+    if request.outcome is None or not request.is_charged:
+        return ""
+    return f"{request.inference_time.total_seconds():.1f} s"
+
+
 def choose_color(request: FalRequest) -> str:
     if request.outcome is None:
         return "busy" if request.status is Status.IN_PROGRESS else ""
@@ -143,6 +157,17 @@ def describe_deliveries(request: FalRequest) -> str:
         return "none wanted"
     answers = [str(one.status_code or one.error) for one in request.deliveries]
     return ", ".join(answers) or "none yet"
+
+
+def compose_ledger(groups: Sequence[Mapping[str, object]]) -> str:
+    """The inputs that came more than once: here a job that was paid twice would show."""
+    rows = [
+        ((one["prompt"], "text"), (one["submissions"], ""), (one["charges"], "bad"))
+        for one in groups
+        if one["submissions"] != 1
+    ][::-1][:MOST_ROWS]
+    title = "Ledger: inputs that were submitted more than once"
+    return compose_table(title, ("prompt", "submissions", "charges"), rows, "None.")
 
 
 def compose_faults(faults: Sequence[Mapping[str, object]]) -> str:

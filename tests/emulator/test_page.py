@@ -59,6 +59,15 @@ def test_page_shows_requests_faults_hooks_uploads_and_leaks(faulty):
     assert {"submissions", "charges", "waiting", "running", "leaks"} <= set(words)
 
 
+def test_page_shows_inputs_that_were_paid_twice(quick):
+    quick.submit({"prompt": "paid once"})
+    for _ in range(2):
+        quick.submit({"prompt": "paid twice"})
+    words = read_page(quick).text
+    assert words.count("paid once") == 1
+    assert words.count("paid twice") == 3
+
+
 def test_page_shows_who_is_held(faulty):
     faulty.arm({"point": "webhook_sending", "times": 1, "match": {"prompt": "held on the page"}})
     request_id = faulty.submit({"prompt": "held on the page"}, fal_webhook="http://127.0.0.1:1")
