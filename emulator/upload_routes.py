@@ -65,7 +65,7 @@ def at(point: str, answer: Answer, *, is_signed: bool = False) -> Answer:
             return await answer(request)
         except ModelError as error:
             return web.json_response(error.to_json(), status=422)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return refuse_upload(400, str(error))
 
     return guard

@@ -92,9 +92,18 @@ class Uploads:
         """
         if not 1 <= number <= MOST_PARTS:
             raise WrongPartsError(f"a part's number is from 1 to {MOST_PARTS}, not {number}")
-        if upload.is_completed:
-            raise WrongPartsError("the upload is already completed")
-        part = upload.parts[number] = await self._receive(upload, number, chunks)
+        check_open(upload)
+        part = await self._receive(upload, number, chunks)
+        async with upload.turn:
+            try:
+                check_open(upload)
+            except WrongPartsError:
+                part.path.unlink()
+                raise
+            old = upload.parts.get(number)
+            upload.parts[number] = part
+        if old is not None:
+            old.path.unlink()
         return part
 
     async def complete(self, upload: Upload, named: Sequence[tuple[int, str]]) -> None:
@@ -131,6 +140,12 @@ class Uploads:
 
     def _make_path(self, upload: Upload, end: str) -> Path:
         return self._storage.scratch / f"upload-{upload.id}-{end}"
+
+
+def check_open(upload: Upload) -> None:
+    """Raises WrongPartsError: the file is already complete."""
+    if upload.is_completed:
+        raise WrongPartsError("the upload is already completed")
 
 
 def choose_parts(upload: Upload, named: Sequence[tuple[int, str]]) -> list[Part]:

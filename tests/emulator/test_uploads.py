@@ -80,6 +80,7 @@ def test_unknown_storage_type_is_refused(quick, path):
         (b'{"file_name": "a", "content_type": "a/b\\r\\nX: y"}', 422),
         (b"[]", 422),
         (b"{", 400),
+        (b"[" * 100_000, 400),
     ],
 )
 def test_description_that_lacks_something_is_refused(quick, body, code):
@@ -149,7 +150,7 @@ def test_leaks_can_be_cleared(tmp_path):
             assert client.get("/_emulator/leaks").json() == []
 
 
-@pytest.mark.parametrize("signature", ["", "1.abc", "9999999999.00", "é", "x.y"])
+@pytest.mark.parametrize("signature", ["", "1.abc", "9999999999.00", "é", "x.y", "9" * 5000])
 def test_wrong_signature_is_refused(quick, signature):
     url = initiate(quick)["upload_url"].partition("?")[0]
     response = httpx.put(url, params={"signature": signature}, content=b"a", trust_env=False)
@@ -224,6 +225,8 @@ def test_part_sent_again_replaces_the_first(quick):
     url = name_part(given["upload_url"], 1)
     put(url, b"broken")
     told = put(url, b"mended").json()
+    upload_id = find_path(given["upload_url"]).split("/")[2]
+    assert len(list((quick.directory / "scratch").glob(f"upload-{upload_id}-*"))) == 1
     assert complete(given["upload_url"], [told]).status_code == 200
     assert get(given["file_url"]).content == b"mended"
 
