@@ -1,6 +1,7 @@
 """Texts that prove who gave them out and until when: CDN tokens, and the tails of signed URLs."""
 
 import hmac
+import math
 import re
 import secrets
 import time
@@ -16,7 +17,7 @@ class Seal:
 
     def stamp(self, subject: str, life: timedelta) -> str:
         """A text that is good for this subject and no other, for so long."""
-        expires = int(time.time() + life.total_seconds())
+        expires = math.ceil(time.time() + life.total_seconds())
         return f"{expires}.{self._sign(f'{subject}/{expires}')}"
 
     def proves(self, subject: str, text: str) -> bool:

@@ -91,11 +91,11 @@ def test_async_client_subscribes_and_cancels(emulator, busy, point_at):
 
 def test_sync_client_that_times_out_cancels(busy, point_at, client):
     with pytest.raises(fal_client.FalClientTimeoutError) as caught:
-        client.subscribe(APPLICATION, point_at(busy), client_timeout=1.5)
+        client.subscribe(APPLICATION, point_at(busy), client_timeout=3)
     request_id = caught.value.request_id
     assert request_id is not None
     wait_until(lambda: busy.find(request_id)["cancel_requested"])
-    assert busy.find(request_id)["headers"]["x-fal-request-timeout"] == "1.5"
+    assert busy.find(request_id)["headers"]["x-fal-request-timeout"] == "3.0"
 
 
 def test_sync_client_is_refused_without_a_key(quick, point_at):
