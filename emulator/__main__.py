@@ -1,4 +1,7 @@
-"""`python -m emulator`: fal on loopback, until SIGTERM or Ctrl-C."""
+"""`python -m emulator`: fal on loopback, until SIGTERM or Ctrl-C.
+
+`python -m emulator faults URL set|clear|show` speaks to one that runs.
+"""
 
 import argparse
 import asyncio
@@ -11,11 +14,15 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from emulator import fault_command
 from emulator.faults import Fault, parse_faults
 from emulator.server import Options, serve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] == "faults":
+        return fault_command.main(arguments[1:])
     parser = build_parser()
     given = parser.parse_args(arguments)
     if not given.allow_remote and not is_loopback(given.host):
@@ -34,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="emulator", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="emulator",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="loopback address to listen on (%(default)s)")
     add("--port", type=int, default=0, help="0 picks a free one (%(default)s)")
@@ -56,6 +67,18 @@ def build_parser() -> argparse.ArgumentParser:
         type=read_seconds,
         default="3600",
         help="how long status and result are known after completion (%(default)s)",
+    )
+    add(
+        "--large-result-seconds",
+        type=read_seconds,
+        default="360",
+        help="the same for a result of 10 KB or more (%(default)s)",
+    )
+    add(
+        "--keep-alive-seconds",
+        type=read_seconds,
+        default="15",
+        help="longest silence of a status stream (%(default)s)",
     )
     add(
         "--render",
@@ -82,6 +105,8 @@ def read_options(given: argparse.Namespace, directory: Path) -> Options:
         webhook_retry=given.webhook_retry_seconds,
         webhook_concurrency=given.webhook_concurrency,
         result_time=given.result_seconds,
+        large_result_time=given.large_result_seconds,
+        keep_alive=given.keep_alive_seconds,
         in_a_hurry=given.render == "fake",
         faults=given.faults,
         seed=given.seed,

@@ -14,13 +14,13 @@ from typing import BinaryIO
 
 from aiohttp import web
 
+from emulator.access import STORAGE, decide_reading, name_credential, note_leak
 from emulator.faults import Fault
+from emulator.lifecycle import Decision
 from emulator.queue_routes import QUEUE
 from emulator.records import FalRequest
 from emulator.spoiling import FAULTS, HOOKS, refuse
-from emulator.storage import Storage
 
-STORAGE = web.AppKey("storage", Storage)
 CHUNK_BYTES = 256 * 1024
 LARGEST_FILE = 2**63
 DRIP_SECONDS = 0.05
@@ -63,9 +63,15 @@ class UnsatisfiableRangeError(Exception):
 
 
 async def serve_file(request: web.Request) -> web.StreamResponse:
-    path = request.app[STORAGE].find(request.match_info["name"])
-    if path is None:
+    """A key is of no use here, and is noted as a leak; a CDN token makes its bearer the owner."""
+    name = request.match_info["name"]
+    if name_credential(request) == "key":
+        note_leak(request, "cdn")
+    path, decision = request.app[STORAGE].find(name), decide_reading(request, name)
+    if path is None or decision is Decision.HIDE:
         return web.json_response({"detail": "File not found"}, status=404)
+    if decision is Decision.FORBID:
+        return web.json_response({"detail": "Access to the file is forbidden"}, status=403)
     fault = None
     if (fal_request := find_owner(request)) is not None:
         await request.app[HOOKS].reach("cdn_started", fal_request)
@@ -80,11 +86,13 @@ async def serve_version(
 ) -> web.StreamResponse:
     """The file as it is now, or the part of it that was asked for."""
     stat = await asyncio.to_thread(path.stat)
+    known = request.app[STORAGE].find_record(request.match_info["name"]).content_type
+    guessed = mimetypes.guess_type(path.name)[0]
     headers = {
         "Accept-Ranges": "bytes",
         "Access-Control-Allow-Origin": "*",
         "Cache-Control": "public, max-age=5184000, immutable",
-        "Content-Type": mimetypes.guess_type(path.name)[0] or "application/octet-stream",
+        "Content-Type": known or guessed or "application/octet-stream",
         "ETag": f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"',
         "Last-Modified": formatdate(stat.st_mtime, usegmt=True),
     }

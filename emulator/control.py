@@ -7,12 +7,15 @@ from typing import TypeVar
 
 from aiohttp import web
 
+from emulator.access import LEAKS
 from emulator.faults import parse_faults
 from emulator.hooks import parse_hooks
+from emulator.ledger import compose_ledger
 from emulator.queue_routes import QUEUE
 from emulator.records import FalRequest
 from emulator.signing import KeyRing
 from emulator.spoiling import FAULTS, HOOKS
+from emulator.upload_routes import UPLOADS
 
 KEYS = web.AppKey("keys", KeyRing)
 LONGEST_WAIT = 600.0
@@ -26,6 +29,9 @@ def add_control_routes(app: web.Application) -> None:
     router.add_get("/_emulator/requests/{request_id}", show_request)
     router.add_post("/_emulator/requests/{request_id}/erase", erase)
     router.add_get("/_emulator/ledger", show_ledger)
+    router.add_get("/_emulator/uploads", show_uploads)
+    router.add_get("/_emulator/leaks", show_leaks)
+    router.add_delete("/_emulator/leaks", clear_leaks)
     router.add_post("/_emulator/rotate-keys", rotate_keys)
     router.add_get("/_emulator/faults", show_faults)
     router.add_put("/_emulator/faults", replace_faults)
@@ -59,37 +65,21 @@ async def rotate_keys(request: web.Request) -> web.Response:
 
 
 async def show_ledger(request: web.Request) -> web.Response:
-    """What a bill would show: a charge for each run that was started."""
-    requests = request.app[QUEUE].requests
-    cancelled = [one for one in requests if one.is_cancel_requested]
-    ledger = {
-        "submissions": len(requests),
-        "charges": sum(one.is_charged for one in requests),
-        "by_request": {one.request_id: {"charges": int(one.is_charged)} for one in requests},
-        "by_input": group_by_input(requests),
-        "cancelled": [describe_charge(one) for one in cancelled],
-    }
-    return web.json_response(ledger)
+    return web.json_response(compose_ledger(request.app[QUEUE].requests))
 
 
-def group_by_input(requests: tuple[FalRequest, ...]) -> list[dict[str, object]]:
-    """One entry per exact input: who pays a job once has one charge in each."""
-    groups: dict[str, list[FalRequest]] = {}
-    for one in requests:
-        groups.setdefault(json.dumps(one.input, sort_keys=True), []).append(one)
-    return [
-        {
-            "prompt": group[0].prompt,
-            "submissions": len(group),
-            "charges": sum(one.is_charged for one in group),
-            "request_ids": [one.request_id for one in group],
-        }
-        for group in groups.values()
-    ]
+async def show_uploads(request: web.Request) -> web.Response:
+    return web.json_response(request.app[UPLOADS].to_json())
 
 
-def describe_charge(request: FalRequest) -> dict[str, object]:
-    return {"request_id": request.request_id, "charged": request.is_charged}
+async def show_leaks(request: web.Request) -> web.Response:
+    """Keys and tokens that came to the wrong place."""
+    return web.json_response(request.app[LEAKS].to_json())
+
+
+async def clear_leaks(request: web.Request) -> web.Response:
+    request.app[LEAKS].clear()
+    return await show_leaks(request)
 
 
 async def show_faults(request: web.Request) -> web.Response:

@@ -117,6 +117,7 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
     "status": {**REFUSALS, "malformed": MALFORMED, "stuck": {}},
     "result": {**REFUSALS, "malformed": MALFORMED},
     "cancel": REFUSALS,
+    "stream": {**REFUSALS, "cut": {"events": build_count(1)}},
     "jwks": {**REFUSALS, "malformed": MALFORMED},
     "cdn": {
         **REFUSALS,
@@ -132,6 +133,9 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         "omit_payloads": {},
         "empty": {},
     },
+    "upload": REFUSALS,
+    "upload_part": REFUSALS,
+    "upload_complete": REFUSALS,
 }
-MATCHLESS_POINTS = ("jwks", "listing")
+MATCHLESS_POINTS = ("jwks", "listing", "upload", "upload_part", "upload_complete")
 """Nothing there belongs to a single request."""

@@ -26,6 +26,10 @@ POINTS = (
     "cancel_received",
     "jwks_received",
     "listing_received",
+    "stream_received",
+    "upload_received",
+    "upload_part_received",
+    "upload_complete_received",
     "cdn_started",
     "cdn_half",
     "cdn_sent",
@@ -127,6 +131,9 @@ class Hooks:
         except TimeoutError:
             pass
         return list(self._held.values())
+
+    def list_held(self) -> list[dict[str, object]]:
+        return [held.to_json() for held in self._held.values()]
 
     def release(self, held_id: str) -> bool:
         """False: nobody of that id is held."""

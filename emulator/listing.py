@@ -143,7 +143,7 @@ def describe_item(request: FalRequest) -> dict[str, object]:
 
 def describe_payloads(request: FalRequest, *, is_kept: bool) -> dict[str, object]:
     """Null where the caller did not ask fal to keep them."""
-    if not is_kept or request.headers.get("x-fal-store-io") != "1":
+    if not is_kept or not request.is_stored:
         return {"json_input": None, "json_output": None}
     output = dict(request.outcome.body) if request.outcome else None
     return {"json_input": dict(request.input), "json_output": output}

@@ -26,6 +26,9 @@ from emulator.storage import Storage
 from emulator.target import FORMATS, Encoding
 
 LARGEST_SEED = 2**31 - 1
+PROGRESS = (25, 50, 75, 100)
+"""Per cent at which the log tells of a run that has to last."""
+LONGEST_LINE = 500
 
 
 class ExtendVideo:
@@ -47,8 +50,12 @@ class ExtendVideo:
         try:
             outcome = await loop.run_in_executor(self._executor, self._extend, request)
         except ModelError as refusal:
+            request.log(f"Refused: {refusal}"[:LONGEST_LINE], "ERROR")
             outcome = Outcome.from_model_error(refusal)
-        await asyncio.sleep(earliest_end - loop.time())
+        remaining = max(0.0, earliest_end - loop.time())
+        for percent in PROGRESS:
+            await asyncio.sleep(remaining / len(PROGRESS))
+            request.log(f"{percent}% of the run time", "STDERR")
         return outcome
 
     def close(self) -> None:
@@ -58,12 +65,17 @@ class ExtendVideo:
 
     def _extend(self, request: FalRequest) -> Outcome:
         given = read_input(request.input)
+        ignored = sorted(set(request.input) - set(given))
+        if ignored:
+            request.log(f"Ignored unknown fields: {', '.join(ignored)}"[:LONGEST_LINE], "WARN")
         if given["seed"] is None:
             given["seed"] = random.randint(0, LARGEST_SEED)
         with TemporaryDirectory(dir=self._storage.scratch) as scratch:
             clip = self._make_clip(request, given, Path(scratch))
             file_size = clip.path.stat().st_size
-            file = None if given["sync_mode"] else self._storage.publish(clip.path)
+            file = (
+                None if given["sync_mode"] else self._storage.publish(clip.path, request.lifecycle)
+            )
             url = f"{request.origin}/files/{file}" if file else encode_data_uri(clip.path)
         name = file.rpartition("/")[2] if file else clip.path.name
         video = {"url": url, "file_name": name, "file_size": file_size, **describe(clip)}
@@ -73,12 +85,14 @@ class ExtendVideo:
 
     def _make_clip(self, request: FalRequest, given: dict[str, Any], scratch: Path) -> Clip:
         if self._ready_made is not None:
+            request.log("Serving a ready-made clip")
             return copy_ready(self._ready_made, scratch)
         order = place_order(given, scratch)
         request.log(f"Fetching {given['video_url'][:200]}")
         fetch_input("video_url", given["video_url"], order.video)
         if order.end_image is not None:
             fetch_input("end_image_url", given["end_image_url"], order.end_image)
+        request.log(f"Source: {order.video.stat().st_size} bytes", "DEBUG")
         request.log(f"Rendering {order.shot.frames} new frames, seed {order.shot.seed}")
         clip = render(order, self._stopped.is_set)
         request.log(f"Rendered {clip.frames} frames in all")

@@ -7,6 +7,7 @@ Everything happens on the event loop, so a method without `await` is atomic.
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,10 @@ from enum import Enum
 from emulator.records import FalRequest, Outcome, Status
 
 logger = logging.getLogger(__name__)
+
+LARGE_BYTES = 10_000
+"""From this size on a result is known for a shorter time."""
+STORED_TIME = timedelta(days=30)
 
 Run = Callable[[FalRequest], Awaitable[Outcome]]
 
@@ -29,7 +34,8 @@ class CancelAnswer(Enum):
 class Queue:
     """At most `concurrency` runs at once; each waits at least `queue_time` before it starts.
 
-    A result is known for `result_time` after completion, an hour at fal (docs: Queue, result).
+    A result is known for `result_time` after completion, or for `large_result_time` if it is long;
+    for a month if it was to be stored (docs: Queue, result).
     """
 
     def __init__(
@@ -40,12 +46,14 @@ class Queue:
         run: Run,
         on_completed: Callable[[FalRequest], None],
         result_time: timedelta = timedelta(hours=1),
+        large_result_time: timedelta = timedelta(minutes=6),
     ) -> None:
         self._concurrency = concurrency
         self._queue_time = queue_time
         self._run = run
         self._on_completed = on_completed
         self._result_time = result_time
+        self._large_result_time = large_result_time
         self._requests: dict[str, FalRequest] = {}
         self._by_file: dict[str, FalRequest] = {}
         self._waiting: list[FalRequest] = []
@@ -158,7 +166,13 @@ class Queue:
         request.outcome = outcome
         if outcome.file is not None:
             self._by_file[outcome.file] = request
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._result_time.total_seconds(), self.erase, request)
+        known = self._choose_result_time(request, outcome)
+        asyncio.get_running_loop().call_later(known.total_seconds(), self.erase, request)
         logger.info("completed %s %d", request.request_id, outcome.status_code)
         self._on_completed(request)
+
+    def _choose_result_time(self, request: FalRequest, outcome: Outcome) -> timedelta:
+        if request.is_stored:
+            return STORED_TIME
+        is_large = len(json.dumps(outcome.body)) >= LARGE_BYTES
+        return self._large_result_time if is_large else self._result_time

@@ -14,6 +14,7 @@ from datetime import timedelta
 from aiohttp import web
 
 from emulator.faults import Fault
+from emulator.lifecycle import OUTPUT_HEADERS, Lifecycle
 from emulator.problems import ModelError, Problem
 from emulator.queue import CancelAnswer, Queue
 from emulator.records import FalRequest, Outcome, Status
@@ -51,6 +52,7 @@ async def submit(request: web.Request) -> web.StreamResponse:
             webhook_url=request.query.get("fal_webhook") or None,
             is_low_priority=request.headers.get("X-Fal-Queue-Priority", "").lower() == "low",
             start_timeout=parse_start_timeout(request.headers),
+            lifecycle=Lifecycle.from_headers(request.headers, OUTPUT_HEADERS),
         )
     except ModelError as error:
         return web.json_response(error.to_json(), status=422)
@@ -111,11 +113,10 @@ async def spoil_reply(request: web.Request, fault: Fault, reply: web.Response) -
 async def show_status(request: web.Request) -> web.Response:
     """202 until the request is COMPLETED, then 200: fal's own package waits for the code."""
     fal_request = find_request(request)
-    wants_logs = request.query.get("logs", "").lower() in ("1", "true")
     headers = {"x-fal-request-id": fal_request.request_id}
 
     def compose(fault: Fault | None) -> web.Response:
-        reply = describe(fal_request, request.app[QUEUE], with_logs=wants_logs)
+        reply = describe(fal_request, request.app[QUEUE], with_logs=wants_logs(request))
         if fault is not None and fault.kind == "stuck":
             reply = pretend_progress(reply)
         code = 200 if reply["status"] == Status.COMPLETED else 202
@@ -159,6 +160,10 @@ def find_request(request: web.Request) -> FalRequest:
     if fal_request is None or fal_request.is_erased:
         raise web.HTTPNotFound(text='{"status": "NOT_FOUND"}', content_type="application/json")
     return fal_request
+
+
+def wants_logs(request: web.Request) -> bool:
+    return request.query.get("logs", "").lower() in ("1", "true")
 
 
 def describe(request: FalRequest, queue: Queue, *, with_logs: bool = False) -> dict[str, object]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Self
 
+from emulator.lifecycle import Lifecycle
 from emulator.problems import ModelError
 
 
@@ -50,10 +51,12 @@ class Outcome:
 class LogEntry:
     at: datetime
     message: str
+    level: str = "INFO"
 
     def to_json(self) -> dict[str, object]:
         timestamp = self.at.isoformat()
-        return {"message": self.message, "timestamp": timestamp, "level": "INFO", "source": "USER"}
+        named = {"message": self.message, "timestamp": timestamp}
+        return {**named, "level": self.level, "source": "USER"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class FalRequest:
     webhook_url: str | None = None
     is_low_priority: bool = False
     start_timeout: timedelta | None = None
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    """Of the result's file."""
 
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     status: Status = Status.IN_QUEUE
@@ -117,8 +122,13 @@ class FalRequest:
             return timedelta(0)
         return self.completed_at - self.started_at
 
-    def log(self, message: str) -> None:
-        self.log_entries.append(LogEntry(datetime.now(UTC), message))
+    @property
+    def is_stored(self) -> bool:
+        """Whether fal was asked to keep input and output; what it never stores, it cannot keep."""
+        return self.headers.get("x-fal-store-io") == "1" and self.input.get("sync_mode") is not True
+
+    def log(self, message: str, level: str = "INFO") -> None:
+        self.log_entries.append(LogEntry(datetime.now(UTC), message, level))
 
     def to_json(self) -> dict[str, object]:
         """Everything, for `/_emulator/requests`."""

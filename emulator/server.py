@@ -1,7 +1,6 @@
 """The HTTP server: routes, key check, and the parts behind them put together."""
 
 import asyncio
-import hmac
 import logging
 import signal
 from collections.abc import AsyncIterator
@@ -12,24 +11,35 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from emulator.cdn import STORAGE, serve_file
+from emulator.access import KEY, LEAKS, SEAL, STORAGE, USER_ID, has_key
+from emulator.catalog import add_catalog_routes
+from emulator.cdn import serve_file
 from emulator.control import KEYS, add_control_routes
 from emulator.delivery import Courier
 from emulator.faults import Fault, Faults
+from emulator.file_routes import add_file_routes
 from emulator.hooks import Hooks
+from emulator.leaks import Leaks
 from emulator.listing import add_listing_routes
 from emulator.model import ExtendVideo
+from emulator.page import add_page_routes
 from emulator.queue import Queue
 from emulator.queue_routes import QUEUE, add_queue_routes
+from emulator.seal import Seal
 from emulator.signing import KeyRing
 from emulator.spoiling import FAULTS, HOOKS, answer, compose_platform_error
 from emulator.storage import Storage
+from emulator.stream import KEEP_ALIVE, add_stream_routes
+from emulator.upload_routes import UPLOADS, add_upload_routes
+from emulator.uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 128 * 1024 * 1024
 """fal documents no limit; this one is for data URIs."""
-OPEN_PATHS = ("/files/", "/.well-known/", "/_emulator/", "/healthz", "/v1/meta")
+OPEN_PATHS = ("/", "/healthz", "/v1/meta", "/v1/models", "/api/openapi/queue/openapi.json")
+OPEN_PREFIXES = ("/files/", "/upload/", "/.well-known/", "/_emulator/")
+"""No key needed. What lies under the first two wants other proof, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class Options:
     webhook_retry: timedelta
     webhook_concurrency: int
     result_time: timedelta
+    large_result_time: timedelta
+    keep_alive: timedelta
     in_a_hurry: bool
     faults: tuple[Fault, ...]
     seed: int
@@ -53,19 +65,34 @@ class Options:
 OPTIONS = web.AppKey("options", Options)
 
 
+ROUTES = (
+    add_page_routes,
+    add_control_routes,
+    add_listing_routes,
+    add_catalog_routes,
+    add_upload_routes,
+    add_file_routes,
+    add_stream_routes,
+    add_queue_routes,  # last: it takes every POST
+)
+
+
 def build_app(options: Options) -> web.Application:
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[check_key])
     app[OPTIONS] = options
     app[STORAGE] = Storage(options.directory)
+    app[UPLOADS] = Uploads(app[STORAGE])
+    app[SEAL], app[LEAKS] = Seal(), Leaks()
+    app[KEY], app[USER_ID] = options.key, options.user_id
+    app[KEEP_ALIVE] = options.keep_alive
     app[KEYS] = KeyRing(options.directory / "signing-key", options.user_id)
     app[FAULTS] = Faults(options.faults, seed=options.seed)
     app[HOOKS] = Hooks()
     app.router.add_get("/healthz", show_health)
     app.router.add_get("/.well-known/jwks.json", show_keys)
     app.router.add_get("/files/{name:.+}", serve_file)
-    add_control_routes(app)
-    add_listing_routes(app)
-    add_queue_routes(app)
+    for add_routes in ROUTES:
+        add_routes(app)
     app.cleanup_ctx.append(run_queue)
     return app
 
@@ -88,6 +115,7 @@ async def run_queue(app: web.Application) -> AsyncIterator[None]:
         run=model.run,
         on_completed=courier.dispatch,
         result_time=options.result_time,
+        large_result_time=options.large_result_time,
     )
     yield
     await app[HOOKS].close()
@@ -116,9 +144,8 @@ async def serve(options: Options) -> None:
 @web.middleware
 async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
     """`Authorization: Key …`, as fal wants it, on all that is the queue's or the platform's."""
-    expected = f"Key {request.app[OPTIONS].key}".encode()
-    given = request.headers.get("Authorization", "").encode()
-    if request.path.startswith(OPEN_PATHS) or hmac.compare_digest(given, expected):
+    is_open = request.path in OPEN_PATHS or request.path.startswith(OPEN_PREFIXES)
+    if is_open or has_key(request, request.app[KEY]):
         return await handler(request)
     message = "Cannot access application without a key"
     if request.path.startswith("/v1/"):

@@ -67,6 +67,13 @@ async def answer(
     return reply
 
 
+async def stand_in(request: web.Request, point: str) -> web.Response | None:
+    """What comes instead of the genuine reply, where hooks and faults know only refusals."""
+    await request.app[HOOKS].reach(f"{point}_received")
+    fault = request.app[FAULTS].take(point)
+    return None if fault is None else await refuse(request, fault)
+
+
 async def refuse(request: web.Request, fault: Fault) -> web.Response:
     """The reply of a fault that does without the genuine one."""
     kind = fault.kind.removeprefix("execute_then_")

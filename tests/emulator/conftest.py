@@ -1,9 +1,12 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import fal_client
+import httpx
 import pytest
 
 from tests.emulator.clips import make_clip
+from tests.emulator.official import ADDRESSES
 from tests.emulator.processes import Emulator, start_emulator
 from tests.emulator.receiver import Receiver, start_receiver
 
@@ -64,6 +67,37 @@ def faulty(quick) -> Iterator[Emulator]:
 def receiver() -> Iterator[Receiver]:
     with start_receiver() as receiver:
         yield receiver
+
+
+@pytest.fixture
+def point_at(monkeypatch):
+    """Call with an emulator to point fal's Python client at it; returns an input to submit."""
+    monkeypatch.setenv("FAL_KEY", "emulator-key")
+
+    def point_at(emulator: Emulator) -> dict[str, object]:
+        for name, tail in ADDRESSES.items():
+            monkeypatch.setattr(fal_client.client, name, f"{emulator.url}{tail}")
+        fields = {"num_frames": 9, "num_context_frames": 5, "seed": 7}
+        return {"prompt": "p", "video_url": emulator.sample_url, **fields}
+
+    return point_at
+
+
+@pytest.fixture
+def client(point_at, monkeypatch):
+    """Fal's synchronous client; what it leaves open is closed."""
+    opened: list[httpx.Client] = []
+    genuine = fal_client.SyncClient._get_cdn_client
+
+    def get_cdn_client(self: fal_client.SyncClient) -> httpx.Client:
+        opened.append(genuine(self))
+        return opened[-1]
+
+    monkeypatch.setattr(fal_client.SyncClient, "_get_cdn_client", get_cdn_client)
+    client = fal_client.SyncClient()
+    yield client
+    for one in (client._client, *opened):
+        one.close()
 
 
 def lay_out(directory: Path, sample: Path) -> Path:

@@ -7,6 +7,7 @@ import pytest
 from emulator.faults import WrongSettingError
 from emulator.hooks import POINTS, parse_hooks
 from tests.emulator.processes import ENDPOINT, SHORT, Emulator, wait_until
+from tests.emulator.uploading import complete, initiate, name_part, put
 
 
 @pytest.fixture
@@ -29,11 +30,18 @@ def reach(emulator: Emulator, point: str, webhook: str) -> str | None:
         if point == "listing_received":
             client.get(f"/v1/models/requests/by-endpoint?endpoint_id={ENDPOINT[1:]}")
             return None
+        if point.startswith("upload"):
+            url = initiate(emulator, is_multipart=True)["upload_url"]
+            told = put(name_part(url, 1), b"a").json()
+            assert complete(url, [told]).status_code == 200
+            return None
         request_id = str(client.post(ENDPOINT, json=body).json()["request_id"])
         wait_until(lambda: emulator.find(request_id)["status"] == "COMPLETED")
         base = f"{SHORT}/requests/{request_id}"
         if point == "status_received":
             assert client.get(f"{base}/status").status_code == 200
+        elif point == "stream_received":
+            assert client.get(f"{base}/status/stream").status_code == 200
         elif point == "result_received":
             assert client.get(base).status_code == 200
         elif point == "cancel_received":
@@ -46,7 +54,7 @@ def reach(emulator: Emulator, point: str, webhook: str) -> str | None:
 
 @pytest.mark.parametrize("point", POINTS)
 def test_armed_point_holds_who_reaches_it_until_released(faulty, receiver, together, point):
-    is_anybodys = point in ("jwks_received", "listing_received")
+    is_anybodys = point.startswith(("jwks", "listing", "upload"))
     match = {} if is_anybodys else {"prompt": f"on to {point}"}
     faulty.arm({"point": point, "times": 1, "match": match})
     reached = together(reach, faulty, point, receiver.url)

@@ -1,47 +1,13 @@
 """fal's own Python client, unchanged but for its addresses, takes the emulator for fal."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import fal_client
-import fal_client.client
 import pytest
 
-from tests.emulator.processes import Emulator
-
-APPLICATION = "fal-ai/ltx-2.3-22b/extend-video"
-
-
-@pytest.fixture
-def point_at(monkeypatch):
-    """Call with an emulator to point the client at it; returns an input to submit."""
-    monkeypatch.setenv("FAL_KEY", "emulator-key")
-
-    def point_at(emulator: Emulator) -> dict[str, object]:
-        for name in ("QUEUE_URL_FORMAT", "RUN_URL_FORMAT"):
-            monkeypatch.setattr(fal_client.client, name, f"{emulator.url}/")
-        for name in ("REST_URL", "CDN_URL"):
-            monkeypatch.setattr(fal_client.client, name, emulator.url)
-        fields = {"num_frames": 9, "num_context_frames": 5, "seed": 7}
-        return {"prompt": "p", "video_url": emulator.sample_url, **fields}
-
-    return point_at
-
-
-@pytest.fixture
-def client(point_at):
-    client = fal_client.SyncClient()
-    yield client
-    client._client.close()
-
-
-@asynccontextmanager
-async def open_async_client() -> AsyncIterator[fal_client.AsyncClient]:
-    client = fal_client.AsyncClient()
-    yield client
-    await (await client._client).aclose()
+from tests.emulator.official import APPLICATION, open_async_client
+from tests.emulator.processes import wait_until
 
 
 def test_sync_client_submits_follows_and_gets_result(emulator, point_at, client):
@@ -49,7 +15,7 @@ def test_sync_client_submits_follows_and_gets_result(emulator, point_at, client)
     events = list(handle.iter_events(with_logs=True, interval=0.01))
     result = handle.get()
     assert isinstance(events[-1], fal_client.Completed)
-    assert [log["level"] for log in events[-1].logs or ()] == ["INFO"] * 3
+    assert {log["level"] for log in events[-1].logs or ()} == {"INFO", "DEBUG", "STDERR"}
     assert events[-1].metrics["inference_time"] > 0
     assert result["video"]["num_frames"] == 28
     assert client.result(APPLICATION, handle.request_id) == result
@@ -121,3 +87,83 @@ def test_async_client_subscribes_and_cancels(emulator, busy, point_at):
             return dict(await client.subscribe(APPLICATION, point_at(emulator)))
 
     assert asyncio.run(scenario())["seed"] == 7
+
+
+def test_sync_client_that_times_out_cancels(busy, point_at, client):
+    with pytest.raises(fal_client.FalClientTimeoutError) as caught:
+        client.subscribe(APPLICATION, point_at(busy), client_timeout=3)
+    request_id = caught.value.request_id
+    assert request_id is not None
+    wait_until(lambda: busy.find(request_id)["cancel_requested"])
+    assert busy.find(request_id)["headers"]["x-fal-request-timeout"] == "3.0"
+
+
+def test_sync_client_is_refused_without_a_key(quick, point_at):
+    client = fal_client.SyncClient(key="wrong")
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        client.submit(APPLICATION, point_at(quick))
+    client._client.close()
+    assert caught.value.status_code == 401
+
+
+def test_sync_client_submits_again_after_a_lost_reply(faulty, point_at, client):
+    arguments = {**point_at(faulty), "prompt": "paid twice by fal's client"}
+    faulty.order({"point": "submit", "kind": "execute_then_ingress", "times": 1})
+    client.submit(APPLICATION, arguments)
+    ledger = faulty.client.get("/_emulator/ledger").json()["by_input"]
+    [entry] = [one for one in ledger if one["prompt"] == arguments["prompt"]]
+    assert entry["submissions"] == 2
+
+
+def test_sync_client_tells_of_an_error_of_fal(faulty, point_at, client):
+    faulty.order({"point": "submit", "kind": "status", "code": 403})
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        client.submit(APPLICATION, point_at(faulty))
+    assert "User is locked" in str(caught.value)
+
+
+def test_sync_client_takes_a_result_in_sync_mode(quick, point_at, client):
+    result = client.subscribe(APPLICATION, {**point_at(quick), "sync_mode": True})
+    assert result["video"]["url"].startswith("data:video/mp4;base64,")
+
+
+def test_async_client_sees_positions_logs_and_cancels(busy, point_at):
+    async def scenario() -> tuple[fal_client.Status, fal_client.Status]:
+        async with open_async_client() as client:
+            first = await client.submit(APPLICATION, point_at(busy))
+            second = await client.submit(APPLICATION, point_at(busy), priority="low")
+            before = await client.status(APPLICATION, second.request_id, with_logs=True)
+            await client.cancel(APPLICATION, second.request_id)
+            await first.cancel()
+            return before, await client.status(APPLICATION, second.request_id)
+
+    before, after = asyncio.run(scenario())
+    assert isinstance(before, fal_client.Queued)
+    assert before.position == 1
+    assert isinstance(after, fal_client.Completed)
+    assert after.error_type == "client_cancelled"
+
+
+def test_async_client_raises_on_refused_input(quick, point_at):
+    async def scenario() -> None:
+        async with open_async_client() as client:
+            handle = await client.submit(APPLICATION, {**point_at(quick), "num_frames": 1})
+            await client.result(APPLICATION, handle.request_id)
+
+    with pytest.raises(fal_client.FalClientHTTPError) as caught:
+        asyncio.run(scenario())
+    assert caught.value.status_code == 422
+    assert caught.value.response.json()["detail"][0]["type"] == "greater_than_equal"
+
+
+def test_async_client_submits_again_after_a_lost_reply(faulty, point_at):
+    async def scenario() -> None:
+        async with open_async_client() as client:
+            await client.submit(APPLICATION, arguments)
+
+    arguments = {**point_at(faulty), "prompt": "paid twice by fal's async client"}
+    faulty.order({"point": "submit", "kind": "execute_then_drop", "times": 1})
+    asyncio.run(scenario())
+    ledger = faulty.client.get("/_emulator/ledger").json()["by_input"]
+    [entry] = [one for one in ledger if one["prompt"] == arguments["prompt"]]
+    assert entry["submissions"] == 2

@@ -129,8 +129,20 @@ def test_status_with_logs_shows_entries_in_order(emulator, wanted):
     request_id = emulator.submit()
     emulator.wait_for_status(request_id, "COMPLETED")
     logs = emulator.get_status(request_id, logs=wanted)["logs"]
-    assert [entry["message"].split()[0] for entry in logs] == ["Fetching", "Rendering", "Rendered"]
+    shown = [(entry["level"], entry["message"].split()[0]) for entry in logs]
+    rendering = ["Fetching", "Source:", "Rendering", "Rendered"]
+    assert shown[:4] == list(zip(["INFO", "DEBUG", "INFO", "INFO"], rendering, strict=True))
+    assert shown[4:] == [("STDERR", word) for word in ("25%", "50%", "75%", "100%")]
     assert all(set(entry) == {"message", "timestamp", "level", "source"} for entry in logs)
+
+
+def test_logs_tell_of_ignored_fields_and_of_a_refusal(emulator):
+    request_id = emulator.submit({"num_frames": 10, "frames": 3, "video_url": "http://127.0.0.1:1"})
+    emulator.wait_for_status(request_id, "COMPLETED")
+    logs = emulator.get_status(request_id, logs="1")["logs"]
+    shown = [(entry["level"], entry["message"].split(":")[0]) for entry in logs]
+    assert shown[0] == ("WARN", "Ignored unknown fields")
+    assert ("ERROR", "Refused") in shown
 
 
 @pytest.mark.parametrize("wanted", [{}, {"logs": "0"}, {"logs": "false"}])

@@ -1,0 +1,46 @@
+"""docs/emulator.md against the emulator: options, faults, hooks."""
+
+import argparse
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from emulator import fault_table, hooks
+from emulator.__main__ import build_parser
+
+TEXT = (Path(__file__).parents[2] / "docs" / "emulator.md").read_text()
+WORDS = set(re.findall(r"`([a-z_]+)`", TEXT))
+
+
+def test_document_lists_each_option_once():
+    told = re.findall(r"^\| `(--[a-z-]+)", TEXT, re.MULTILINE)
+    actions = build_parser()._actions
+    known = [one.option_strings[-1] for one in actions if one.dest not in ("help", "allow_remote")]
+    assert Counter(told) == Counter(known)
+
+
+@pytest.mark.parametrize("name", ["result_seconds", "large_result_seconds", "keep_alive_seconds"])
+def test_document_tells_default_of_option(name):
+    parser: argparse.ArgumentParser = build_parser()
+    option = "--" + name.replace("_", "-")
+    [told] = re.findall(rf"^\| `{option}` \| (\S+) \|", TEXT, re.MULTILINE)
+    assert parser.get_default(name) == told
+
+
+def test_document_names_each_point_and_kind_of_fault():
+    kinds = {kind for kinds in fault_table.POINTS.values() for kind in kinds}
+    assert kinds | set(fault_table.POINTS) <= WORDS
+
+
+def test_document_names_each_option_of_faults():
+    options = {
+        option for kinds in fault_table.POINTS.values() for one in kinds.values() for option in one
+    }
+    named = set(re.findall(r'[`"]([a-z_]+)[`"]', TEXT))
+    assert options <= named
+
+
+def test_document_names_each_point_of_hooks():
+    assert set(hooks.POINTS) <= WORDS

@@ -1,0 +1,105 @@
+"""`python -m emulator faults …`: faults by shell."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emulator.__main__ import main
+from emulator.fault_command import read_short
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_faults_are_set_shown_and_cleared_by_shell(faulty, capsys):
+    fault = "submit/status:code=503:times=2:match.prompt=fox"
+    assert main(["faults", faulty.url, "set", fault, "jwks/drop"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == faulty.client.get("/_emulator/faults").json()
+    assert [(one["point"], one["kind"], one["times"]) for one in told] == [
+        ("submit", "status", 2),
+        ("jwks", "drop", None),
+    ]
+    assert (told[0]["code"], told[0]["match"]) == (503, {"prompt": "fox"})
+    assert main(["faults", f"{faulty.url}/", "show"]) == 0
+    assert json.loads(capsys.readouterr().out) == told
+    assert main(["faults", faulty.url, "clear"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize("text", ['{"point": "status", "kind": "stuck"}', "status/stuck"])
+def test_fault_may_be_json_or_short(faulty, capsys, text):
+    assert main(["faults", faulty.url, "set", text]) == 0
+    [told] = json.loads(capsys.readouterr().out)
+    assert (told["point"], told["kind"]) == ("status", "stuck")
+
+
+def test_list_may_be_one_argument(faulty, capsys):
+    faults = [{"point": "jwks", "kind": "drop"}, {"point": "cancel", "kind": "drop"}]
+    assert main(["faults", faulty.url, "set", json.dumps(faults)]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+def test_faults_are_a_command_of_the_module(faulty):
+    command = [sys.executable, "-m", "emulator", "faults", faulty.url, "set", "status/stuck"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout) == faulty.client.get("/_emulator/faults").json()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cdn/truncate:bytes=100", {"point": "cdn", "kind": "truncate", "bytes": 100}),
+        (
+            "submit/foreign_urls:base=https://queue.fal.invalid:times=1",
+            {
+                "point": "submit",
+                "kind": "foreign_urls",
+                "base": "https://queue.fal.invalid",
+                "times": 1,
+            },
+        ),
+        (
+            "webhook/stale:also=true:rate=0.5",
+            {"point": "webhook", "kind": "stale", "also": True, "rate": 0.5},
+        ),
+        (
+            "webhook/payload_null:status=ERROR",
+            {"point": "webhook", "kind": "payload_null", "status": "ERROR"},
+        ),
+    ],
+)
+def test_short_form_means_what_its_json_would(text, expected):
+    assert read_short(text) == expected
+
+
+def test_refusal_of_the_emulator_is_told(faulty, capsys):
+    assert main(["faults", faulty.url, "set", "door/drop"]) == 1
+    assert "unknown point: 'door'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nowhere", "http://[", "gopher://a"])
+def test_silence_of_the_emulator_is_told(capsys, url):
+    assert main(["faults", url, "show"]) == 1
+    assert url in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show"],
+        ["URL", "mend"],
+        ["URL", "set"],
+        ["URL", "clear", "status/stuck"],
+        ["URL", "set", "status"],
+        ["URL", "set", "status/code:503"],
+        ["URL", "set", "[{"],
+    ],
+)
+def test_wrong_usage_is_refused(capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(["faults", *arguments])
+    assert caught.value.code == 2
+    assert "emulator faults: error" in capsys.readouterr().err
