@@ -43,6 +43,7 @@ def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt
             fence=job.fence,
             endpoint=job.endpoint,
             input=job.input,
+            options=job.options,
             claimed_by=job.claimed_by,
         )
         .returning(*columns_of(AttemptRow))
