@@ -27,6 +27,7 @@ from tests.harness.web import (
     send_json,
 )
 from worker.fal.http import MAX_REPLY_BYTES, Reply
+from worker.fal.options import RequestOptions
 from worker.fal.queue import (
     MAX_RETRY_AFTER,
     Accepted,
@@ -426,8 +427,7 @@ def fal() -> Iterator[ScriptedServer]:
 def submit(base_url: str, **options: Any) -> SubmitReply:
     terms: dict[str, Any] = {
         "webhook_url": "https://hooks.test/webhooks/fal/a-token?x=1&y=ü",
-        "start_timeout": timedelta(seconds=90),
-        "store_io": True,
+        "options": RequestOptions(start_timeout=timedelta(seconds=90), store_io=True),
     }
     client = QueueClient(base_url, SecretStr(KEY))
     try:
@@ -451,7 +451,8 @@ def test_submit_posts_bare_input_with_webhook_and_headers(fal) -> None:
 
 
 def test_submit_without_storing_says_so(fal) -> None:
-    submit(fal.url, store_io=False, start_timeout=timedelta(days=7))
+    options = RequestOptions(store_io=False, start_timeout=timedelta(days=7))
+    submit(fal.url, options=options)
     headers = fal.asked[0].headers
     assert (headers["X-Fal-Store-IO"], headers["X-Fal-Request-Timeout"]) == ("0", "604800")
 

@@ -13,6 +13,7 @@ from pydantic import JsonValue, SecretStr
 
 from worker.fal.errors import UNNAMED_CODE, parse_failure
 from worker.fal.http import Reply, accept_url, build_client, describe_error, exchange
+from worker.fal.options import RequestOptions
 
 MAX_RETRY_AFTER = timedelta(hours=1)
 
@@ -84,23 +85,16 @@ class QueueClient:
         endpoint: str,
         arguments: Mapping[str, JsonValue],
         *,
-        webhook_url: str,
-        start_timeout: timedelta,
-        store_io: bool,
+        webhook_url: str | None,
+        options: RequestOptions,
     ) -> SubmitReply:
         """POST once. Every outcome is a value; no exception tells of the network."""
-        seconds = f"{start_timeout.total_seconds():g}"
         request = self._http.build_request(
             "POST",
             f"{self._base_url}/{endpoint}",
-            params={"fal_webhook": webhook_url},
+            params={} if webhook_url is None else {"fal_webhook": webhook_url},
             json=dict(arguments),
-            headers={
-                # The second name is the older one; fal lets the first win.
-                "X-Fal-Request-Start-Timeout": seconds,
-                "X-Fal-Request-Timeout": seconds,
-                "X-Fal-Store-IO": "1" if store_io else "0",
-            },
+            headers=options.to_headers(),
         )
         try:
             reply = exchange(self._http, request)

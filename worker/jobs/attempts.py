@@ -32,7 +32,7 @@ def hash_token(token: str) -> str:
 
 
 def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt:
-    """The intent to pay once for `job`, with the very input that will be sent."""
+    """The intent to pay once for `job`, with the very input and options that will be sent."""
     number = select(func.count()).where(AttemptRow.job_id == job.id).scalar_subquery() + 1
     statement = (
         insert(AttemptRow)
@@ -43,7 +43,6 @@ def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt
             fence=job.fence,
             endpoint=job.endpoint,
             input=job.input,
-            options=job.options,
             claimed_by=job.claimed_by,
         )
         .returning(*columns_of(AttemptRow))

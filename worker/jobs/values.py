@@ -127,6 +127,7 @@ class NewAttempt:
     id: UUID
     token_hash: str
     started_at: datetime
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

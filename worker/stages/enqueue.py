@@ -17,6 +17,7 @@ from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import IdempotencyConflictError, InvalidInputError, Violation
 from worker.fal.extend_video import complete_input
+from worker.fal.options import RequestOptions
 from worker.jobs import table
 from worker.jobs.values import Job, NewJob
 from worker.violations import validate_fields
@@ -58,6 +59,7 @@ class JobOptions(BaseModel):
             max_length=32,
         ),
     ] = {}
+    fal_options: RequestOptions = RequestOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ def enqueue_job(
     """Write the row, or find the one that this wish has made before.
 
     `grace` is how long the doorbell may take before the sweep rings again. Raises
-    IdempotencyConflictError if the id or the key belongs to a wish with another input.
+    IdempotencyConflictError if the id or the key belongs to a wish with another input or options.
     """
     new = _build_job(wish, endpoint, clock(), grace)
     with db.transaction() as connection:
@@ -126,6 +128,7 @@ def _build_job(wish: Wish, endpoint: str, now: datetime, grace: timedelta) -> Ne
         idempotency_key=options.idempotency_key,
         priority=options.priority,
         labels=dict(options.labels),
+        options=options.fal_options.to_json(),
         enqueued_at=now,
         due_at=now + grace,
     )
@@ -141,7 +144,8 @@ def _find_earlier(connection: Connection, new: NewJob, wish: Wish) -> Job:
     if earlier is None or not _is_same_wish(earlier, new, wish):
         taken = new.idempotency_key if earlier and earlier.id != new.id else new.id
         raise IdempotencyConflictError(
-            f"{taken} belongs to a job with another input, key or tenant; choose another key or id"
+            f"{taken} belongs to a job with another input, fal_options, key or tenant; "
+            "choose another key or id"
         )
     return earlier
 
@@ -153,6 +157,7 @@ def _is_same_wish(earlier: Job, new: NewJob, wish: Wish) -> bool:
         expected["seed"] = earlier.input.get("seed")
     return (
         earlier.input == expected
+        and earlier.options == new.options
         and earlier.endpoint == new.endpoint
         and earlier.tenant == new.tenant
         and wish.options.job_id in {None, earlier.id}

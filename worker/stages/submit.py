@@ -19,6 +19,7 @@ from uuid_utils.compat import uuid7
 from worker.backoff import Backoff, choose_poll_delay
 from worker.clock import Clock, read_clock
 from worker.db import AWAY, Database, describe_database_error
+from worker.fal.options import RequestOptions
 from worker.fal.queue import (
     Accepted,
     Ambiguous,
@@ -61,8 +62,7 @@ class SubmitTerms:
 
     worker: str
     webhook_base_url: str
-    start_timeout: timedelta
-    store_io: bool
+    options: RequestOptions
     lease: timedelta
     poll_after: timedelta
     retry_for: timedelta
@@ -133,7 +133,8 @@ def begin_submission(
             return None
         if gate is not None:
             pause.begin_pause(connection, str(gate.reason), now + terms.probe_after)
-        new = NewAttempt(uuid7(), attempts.hash_token(token), now)
+        options = RequestOptions.model_validate(job.options).fill_in(terms.options)
+        new = NewAttempt(uuid7(), attempts.hash_token(token), now, options.to_json())
         attempt = attempts.insert_attempt(connection, job, new)
     return Submission(job, attempt, token, claim.until, gate)
 
@@ -148,8 +149,7 @@ def post_once(
         submission.job.endpoint,
         submission.attempt.input,
         webhook_url=f"{terms.webhook_base_url}/webhooks/fal/{submission.token}",
-        start_timeout=terms.start_timeout,
-        store_io=terms.store_io,
+        options=RequestOptions.model_validate(submission.attempt.options),
     )
 
 
