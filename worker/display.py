@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from worker.errors import ViolationsError
+from worker.explain import describe_explanation, explain_failure
 from worker.jobs.states import JobState
 from worker.jobs.values import Event, Job
 from worker.story import Story
@@ -47,8 +48,10 @@ def job_to_json(job: Job) -> dict[str, Any]:
 
 def story_to_json(story: Story) -> dict[str, Any]:
     """The job's columns, with its attempts, deliveries and events beside them."""
+    explanation = explain_failure(story.job, story.attempts)
     return {
         **job_to_json(story.job),
+        "explanation": asdict(explanation) if explanation else None,
         "attempts": [asdict(attempt) for attempt in story.attempts],
         "deliveries": [
             {name: value for name, value in asdict(delivery).items() if name != "body"}
@@ -76,6 +79,10 @@ def print_jobs(jobs: list[Job]) -> None:
 
 def print_story(story: Story) -> None:
     print_fields(list_facts(story.job))
+    explanation = explain_failure(story.job, story.attempts)
+    if explanation is not None:
+        _print_section("failure")
+        print_fields(describe_explanation(explanation, story.job))
     _print_section("attempts")
     for attempt in story.attempts:
         known = attempt.fal_request_id or attempt.error_message or ""
@@ -134,7 +141,7 @@ def show_time(at: datetime | None) -> str:
 def list_facts(job: Job) -> dict[str, object]:
     """The columns that have a value, the long ones as JSON."""
     return {
-        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
         for name, value in json.loads(json.dumps(asdict(job), default=_encode)).items()
         if value not in (None, {})
     }

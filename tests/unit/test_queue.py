@@ -175,14 +175,17 @@ MODEL_ERRORS = [
 def test_sort_reply_model_error_is_refused_for_good_by_its_type(error_type) -> None:
     item = {"loc": ["body", "video_url"], "msg": "no", "type": error_type}
     assert sort(422, {"detail": [item]}) == Refused(
-        RefusalClass.INPUT, 422, error_type, "video_url: no"
+        RefusalClass.INPUT, 422, error_type, "video_url: no", details=(item,)
     )
 
 
 def test_sort_reply_downstream_error_as_400_is_refused_for_good() -> None:
     """Older pages have it as 400, newer ones as 500: the code decides."""
-    body = {"detail": [{"loc": ["body"], "msg": "no", "type": "downstream_service_error"}]}
-    assert sort(400, body) == Refused(RefusalClass.INPUT, 400, "downstream_service_error", "no")
+    item = {"loc": ["body"], "msg": "no", "type": "downstream_service_error"}
+    body = {"detail": [item]}
+    assert sort(400, body) == Refused(
+        RefusalClass.INPUT, 400, "downstream_service_error", "no", details=(item,)
+    )
     assert sort(500, body) == Ambiguous(500, "fal answered 500")
 
 
@@ -293,7 +296,19 @@ def lowered(headers: dict[str, str]) -> dict[str, str]:
     ],
 )
 def test_sort_reply_names_refusal_by_fals_type(body, code, message) -> None:
-    assert sort(422, body) == Refused(RefusalClass.INPUT, 422, code, message)
+    reply = sort(422, body)
+    assert isinstance(reply, Refused)
+    assert (reply.why, reply.http_status) == (RefusalClass.INPUT, 422)
+    assert (reply.code, reply.message) == (code, message)
+
+
+def test_sort_reply_takes_type_from_header_where_body_names_none() -> None:
+    header = {"X-Fal-Error-Type": "bad_request"}
+    named = sort(400, {"detail": "no", "error_type": "from_the_body"}, **lowered(header))
+    unnamed = sort(400, {"detail": "no"}, **lowered(header))
+    assert isinstance(named, Refused)
+    assert isinstance(unnamed, Refused)
+    assert (named.code, unnamed.code) == ("from_the_body", "bad_request")
 
 
 @pytest.mark.parametrize("status", [201, 202, 204, 301, 302, 307, 308, 500, 501, 502, 503, 504])

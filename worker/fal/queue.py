@@ -11,7 +11,7 @@ from enum import StrEnum
 import httpx
 from pydantic import JsonValue, SecretStr
 
-from worker.fal.errors import UNNAMED_CODE, parse_failure
+from worker.fal.errors import UNNAMED_CODE, Detail, parse_failure
 from worker.fal.http import Reply, accept_url, build_client, describe_error, exchange
 from worker.fal.options import RequestOptions
 
@@ -51,13 +51,17 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The request is surely not queued; `retry_after` is what fal asks for, if it does."""
+    """The request is surely not queued; `retry_after` is what fal asks for, if it does.
+
+    `details` has an item for each wrong field, if fal named any.
+    """
 
     why: RefusalClass
     http_status: int | None
     code: str
     message: str
     retry_after: timedelta = timedelta()
+    details: tuple[Detail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +133,15 @@ def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
             message,
             _read_retry_after(reply),
         )
-    failure = parse_failure(body, f"HTTP {reply.http_status}")
+    error_type = reply.headers.get("x-fal-error-type", "")
+    failure = parse_failure(body, f"HTTP {reply.http_status}", error_type)
     refused = httpx.codes.is_client_error(reply.http_status)
     if failure is None or not refused or reply.http_status in LOST_CONNECTION:
         return Ambiguous(reply.http_status, f"fal answered {reply.http_status}")
     code = failure.code if failure.code != UNNAMED_CODE else f"fal_http_{reply.http_status}"
     why = _classify_refusal(reply.http_status)
-    return Refused(why, reply.http_status, code, failure.message, _read_retry_after(reply))
+    wait, details = _read_retry_after(reply), failure.details
+    return Refused(why, reply.http_status, code, failure.message, wait, details)
 
 
 def _is_from_ingress(reply: Reply) -> bool:

@@ -225,7 +225,11 @@ def _judge_refusal(
         return Ruling(JobEvent.JOB_CANCELLED, Move(now, detail=reply.message), settlement)
     if reply.why is RefusalClass.INPUT:
         settlement = Settlement(Outcome.REJECTED, now, reply.http_status, **why)
-        move = Move(now, detail=reply.message, columns=why)
+        move = Move(
+            now,
+            detail=reply.message,
+            columns={**why, "error_details": list(reply.details) or None},
+        )
         return Ruling(JobEvent.SUBMISSION_REJECTED, move, settlement)
     settlement = Settlement(Outcome.POSTPONED, now, reply.http_status, **why)
     # Trouble with the account is not the job's: it waits as long as it takes.
