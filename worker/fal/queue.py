@@ -78,8 +78,11 @@ SubmitReply = Accepted | Refused | Ambiguous
 class QueueClient:
     """Submits to fal's queue. The key goes to `base_url` and nowhere else."""
 
-    def __init__(self, base_url: str, credentials: SecretStr) -> None:
+    def __init__(
+        self, base_url: str, credentials: SecretStr, *, limit: timedelta | None = None
+    ) -> None:
         self._base_url = base_url
+        self._limit = limit
         # Each POST has a connection of its own: a kept one may have died unnoticed, and then
         # nobody could say whether the request was read.
         self._http = build_client(credentials, keep_connections=False)
@@ -101,7 +104,7 @@ class QueueClient:
             headers=options.to_headers(),
         )
         try:
-            reply = exchange(self._http, request)
+            reply = exchange(self._http, request, limit=self._limit)
         except (httpx.HTTPError, TimeoutError) as error:
             return sort_transport_error(error)
         return sort_reply(reply, self._base_url)

@@ -114,10 +114,10 @@ class RequestClient:
         status = read_status(reply)
         match status:
             case Finished():
-                return self._read_result(ref, fal_request_id, status)
+                return self.read_result(ref, fal_request_id, status)
             case Forgotten():
                 # The status may be gone, or away, while the result can still be read.
-                truth = self._read_result(ref, fal_request_id, Finished(None, None))
+                truth = self.read_result(ref, fal_request_id, Finished(None, None))
                 return truth if isinstance(truth, Completion) else status
             case _:
                 return status
@@ -137,6 +137,13 @@ class RequestClient:
         url = self._choose_url(ref.response_url, ref, fal_request_id, "")
         return self._ask("GET", url, max_bytes=MAX_RESULT_BYTES)
 
+    def read_result(self, ref: RequestRef, fal_request_id: str, finished: "Finished") -> Truth:
+        """What the request came to, now that its status says that it has. Never raises."""
+        reply = self.fetch_result(ref, fal_request_id)
+        if not isinstance(reply, Reply):
+            return reply if finished.error is None else finished.fail(fal_request_id, None)
+        return sort_result(reply, finished, fal_request_id)
+
     @contextmanager
     def stream_status(
         self, ref: RequestRef, fal_request_id: str, *, with_logs: bool, silence: timedelta
@@ -151,18 +158,12 @@ class RequestClient:
             "GET",
             _ask_for_logs(url) if with_logs else url,
             headers={"Accept": "text/event-stream"},
-            timeout=httpx.Timeout(TIMEOUT, read=silence.total_seconds()),
+            timeout=httpx.Timeout(TIMEOUT.connect, read=silence.total_seconds()),
         ) as response:
             yield response
 
     def close(self) -> None:
         self._http.close()
-
-    def _read_result(self, ref: RequestRef, fal_request_id: str, finished: "Finished") -> Truth:
-        reply = self.fetch_result(ref, fal_request_id)
-        if not isinstance(reply, Reply):
-            return reply if finished.error is None else finished.fail(fal_request_id, None)
-        return sort_result(reply, finished, fal_request_id)
 
     def _ask(
         self,
