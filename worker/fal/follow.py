@@ -19,11 +19,13 @@ from worker.fal.status import MAX_LOGS, Completed, LogEntry, RequestStatus, pars
 STREAM_SILENCE = timedelta(seconds=45)
 # How long asking goes on while nothing is learnt.
 PATIENCE = timedelta(minutes=1)
+# A stream that breaks, or says what nobody understands, is no reason to stop.
+STREAM_ERRORS = (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
 class Follower:
-    """Follows one request. `ask` gets its status; `deadline` is of `time.monotonic`, or infinite."""
+    """Follows one request. `ask` gets its status; `deadline` is of `time.monotonic`."""
 
     requests: RequestClient
     handle: Handle
@@ -45,7 +47,7 @@ class Follower:
                 told = status
 
     def _watch_all(self) -> Iterator[RequestStatus]:
-        with suppress(httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError):
+        with suppress(*STREAM_ERRORS):
             for status in self._stream():
                 yield status
                 if isinstance(status, Completed):
