@@ -141,7 +141,7 @@ def test_subscribe_posts_once_whatever_happens_on_its_way(happening) -> None:
     turns = cycle(happening)
 
     def respond(_: httpx.Request) -> httpx.Response:
-        turn = next(turns)
+        turn: Exception | httpx.Response = next(turns)
         if isinstance(turn, Exception):
             raise turn
         return turn

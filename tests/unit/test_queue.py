@@ -13,7 +13,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
+from pydantic import JsonValue, SecretStr
 
 import worker.fal.http
 from tests.harness.brokers import find_closed_port, open_black_hole
@@ -181,7 +181,11 @@ def test_sort_reply_model_error_is_refused_for_good_by_its_type(error_type) -> N
 
 def test_sort_reply_downstream_error_as_400_is_refused_for_good() -> None:
     """Older pages have it as 400, newer ones as 500: the code decides."""
-    item = {"loc": ["body"], "msg": "no", "type": "downstream_service_error"}
+    item: dict[str, JsonValue] = {
+        "loc": ["body"],
+        "msg": "no",
+        "type": "downstream_service_error",
+    }
     body = {"detail": [item]}
     assert sort(400, body) == Refused(
         RefusalClass.INPUT, 400, "downstream_service_error", "no", details=(item,)
