@@ -38,7 +38,6 @@ OPTION_SETTINGS = {
     "priority": "fal_priority",
     "start_timeout": "start_timeout_seconds",
     "object_expiration": "fal_object_expiration_seconds",
-    "initial_acl": "fal_object_acl",
     "tags": "fal_tags",
     "no_retry": "fal_no_retry",
     "disable_fallback": "fal_disable_fallback",
@@ -171,8 +170,6 @@ def read_request_options(settings: Settings) -> RequestOptions:
     given = {option: value for option, value in fields.items() if value is not None}
     if settings.fal_tags is not None:
         given["tags"] = _read_setting("fal_tags", settings.fal_tags, split_tags)
-    if settings.fal_object_acl is not None:
-        given["initial_acl"] = {"default": settings.fal_object_acl}
     try:
         return parse_options(given)
     except InvalidInputError as error:

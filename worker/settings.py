@@ -149,9 +149,6 @@ class Settings(BaseSettings):
     fal_object_expiration_seconds: int | None = Field(
         None, ge=3600, le=315_360_000, description="when fal deletes the files of a result"
     )
-    fal_object_acl: Literal["allow", "forbid", "hide"] | None = Field(
-        None, description="what strangers get who ask fal for the files of a result"
-    )
     fal_tags: str | None = Field(
         None, description="tags of each request, shown in fal's dashboard: name=value,name=value"
     )
