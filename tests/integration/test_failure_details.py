@@ -100,7 +100,9 @@ def test_failed_job_that_goes_on_keeps_no_details(db) -> None:
     [(None, False), (True, "trying again can help"), (False, "trying again changes nothing")],
 )
 def test_event_says_what_fals_header_says_of_another_try(db, retryable, told) -> None:
-    body = {"detail": [{"loc": ["body"], "msg": "broke", "type": "internal_server_error"}]}
+    body: JsonValue = {
+        "detail": [{"loc": ["body"], "msg": "broke", "type": "internal_server_error"}]
+    }
     job = fail(db, body, retryable=retryable)
     detail = str(read_story(job.id, db=db).events[-1].detail)
     assert detail.startswith("broke")
