@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import worker.fal.client_errors
 import worker.fal.signature
 from worker.errors import ExtendVideoError
+from worker.fal.error_types import ERROR_TYPES
 from worker.fal.errors import UNNAMED_CODE
+from worker.fal.options import RequestOptions
 from worker.jobs.states import EDGES, JobState
 from worker.settings import Settings
 
@@ -128,6 +131,7 @@ def test_architecture_tells_where_the_state_leads(state) -> None:
 def list_codes() -> set[str]:
     """The code of every error, whichever module defines it."""
     assert worker.fal.signature.StaleSignatureError.code
+    assert worker.fal.client_errors.RequestFailedError.code
     kinds, found = [ExtendVideoError], set()
     while kinds:
         kind = kinds.pop()
@@ -149,6 +153,26 @@ def test_operations_lists_each_code_once_and_nothing_else() -> None:
 
 def test_operations_says_what_each_code_means() -> None:
     assert all(row[1] for row in find_table("docs/operations.md", "code"))
+
+
+def test_operations_tells_each_type_of_fals_as_it_is() -> None:
+    rows = find_table("docs/operations.md", "type")
+    assert [tuple(row) for row in rows] == [
+        (
+            f"`{one.name}`",
+            ", ".join(map(str, one.http_statuses)),
+            one.retryable.value,
+            one.charge.value,
+            one.sentence,
+        )
+        for one in ERROR_TYPES.values()
+    ]
+
+
+def test_readme_lists_each_request_option_with_a_meaning() -> None:
+    rows = find_table("README.md", "option")
+    assert [row[0] for row in rows] == [f"`{name}`" for name in RequestOptions.model_fields]
+    assert all(row[1] and row[2] for row in rows)
 
 
 def test_glossary_has_each_word_once() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from worker.errors import InvalidInputError, Violation
 from worker.fal.extend_video import parse_field
+from worker.fal.options import parse_option
 from worker.stages.enqueue import Wish, parse_wish
 
 
@@ -31,6 +32,18 @@ def read_fields(pairs: Sequence[str]) -> tuple[dict[str, object], list[Violation
             continue
         try:
             values[name] = parse_field(name, text)
+        except InvalidInputError:
+            values[name] = text
+    return values, wrong
+
+
+def read_options(pairs: Sequence[str]) -> tuple[dict[str, object], list[Violation]]:
+    """As `read_fields`, for what fal is told besides the input."""
+    texts, wrong = split_pairs("--fal-option", pairs)
+    values: dict[str, object] = {}
+    for name, text in texts.items():
+        try:
+            values[name] = parse_option(name, text)
         except InvalidInputError:
             values[name] = text
     return values, wrong

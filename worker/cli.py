@@ -14,7 +14,7 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from worker import display
-from worker.arguments import parse_or_list, read_fields, split_pairs
+from worker.arguments import parse_or_list, read_fields, read_options, split_pairs
 from worker.daemons import (
     Crew,
     bind_listener,
@@ -48,6 +48,9 @@ Prompt = Annotated[str, typer.Option(help="What the new part should show.")]
 SetFields = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the model's input.")
 ]
+FalOptions = Annotated[
+    list[str], typer.Option(metavar="NAME=VALUE", help="What fal is told besides the input.")
+]
 
 
 @app.command()
@@ -60,21 +63,25 @@ def enqueue(
     tenant: Annotated[str, typer.Option(help="Whose job it is.")] = DEFAULT_TENANT,
     priority: Annotated[int, typer.Option(help="-100 to 100; higher is swept first.")] = 0,
     label: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = [],
+    fal_option: FalOptions = [],
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
     as_json: Json = False,
 ) -> None:
     """Enqueue one video and print the job's id."""
     fields, wrong = read_fields(set_fields)
     labels, wrong_labels = split_pairs("--label", label)
+    fal_options, wrong_options = read_options(fal_option)
     options = {
         "job_id": job_id,
         "idempotency_key": idempotency_key,
         "tenant": tenant,
         "priority": priority,
         "labels": labels,
+        "fal_options": fal_options,
     }
     wish = parse_or_list(
-        {**fields, "prompt": prompt, "video_url": video, **options}, [*wrong, *wrong_labels]
+        {**fields, "prompt": prompt, "video_url": video, **options},
+        [*wrong, *wrong_labels, *wrong_options],
     )
     runtime = build_runtime()
     enqueued = enqueue_job(

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from worker.doctor import Diagnosis
 from worker.errors import ViolationsError
+from worker.explain import describe_explanation, explain_failure
 from worker.jobs.doctor import Check, Finding
 from worker.jobs.states import JobState
 from worker.jobs.values import Event, Job
@@ -49,8 +50,10 @@ def job_to_json(job: Job) -> dict[str, Any]:
 
 def story_to_json(story: Story) -> dict[str, Any]:
     """The job's columns, with its attempts, deliveries and events beside them."""
+    explanation = explain_failure(story.job, story.attempts)
     return {
         **job_to_json(story.job),
+        "explanation": asdict(explanation) if explanation else None,
         "attempts": [asdict(attempt) for attempt in story.attempts],
         "deliveries": [
             {name: value for name, value in asdict(delivery).items() if name != "body"}
@@ -78,6 +81,10 @@ def print_jobs(jobs: list[Job]) -> None:
 
 def print_story(story: Story) -> None:
     print_fields(list_facts(story.job))
+    explanation = explain_failure(story.job, story.attempts)
+    if explanation is not None:
+        _print_section("failure")
+        print_fields(describe_explanation(explanation, story.job))
     _print_section("attempts")
     for attempt in story.attempts:
         known = attempt.fal_request_id or attempt.error_message or ""
@@ -223,7 +230,7 @@ def show_time(at: datetime | None) -> str:
 def list_facts(job: Job) -> dict[str, object]:
     """The columns that have a value, the long ones as JSON."""
     return {
-        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
         for name, value in json.loads(json.dumps(asdict(job), default=_encode)).items()
         if value not in (None, {})
     }

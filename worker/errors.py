@@ -4,7 +4,11 @@
     ├── RetryableError                  the same step may be tried again later
     │   ├── KeysUnavailableError        keys_unavailable      fal's signing keys cannot be read
     │   ├── MediaUnavailableError       media_unavailable     a video cannot be downloaded now
-    │   └── StoreUnavailableError       store_unavailable     the archive cannot be written now
+    │   ├── StoreUnavailableError       store_unavailable     the archive cannot be written now
+    │   ├── SubmissionPostponedError    submission_postponed  (these and those marked with a star
+    │   ├── RequestPendingError         request_pending       are of `FalClient`, and in
+    │   └── RequestUnclearError         request_unclear       fal/client_errors.py)
+    ├── SubmissionUnknownError *        submission_unknown    it may be paid: neither of the two
     └── PermanentError                  trying again changes nothing
         ├── InvalidSettingsError        invalid_settings
         ├── InvalidInputError           invalid_input
@@ -20,6 +24,10 @@
         ├── MediaRefusedError           media_refused         a URL we may not download from
         ├── OutdatedSchemaError         outdated_schema
         ├── MissingProgramError         missing_program
+        ├── SubmissionRefusedError *    submission_refused
+        ├── AccountRefusedError *       account_refused
+        ├── RequestNotFoundError *      request_not_found
+        ├── RequestFailedError *        request_failed
         └── DaemonError                 daemon_failed
 
 Each class has a stable `code`, which is what lands in `jobs.error_code`, in logs and in answers.

@@ -1,8 +1,10 @@
 """The Python surface for other services: `from worker.producer import enqueue, cancel`."""
 
+from collections.abc import Mapping
 from functools import cache
 from uuid import UUID
 
+from worker.fal.options import RequestOptions
 from worker.jobs.values import Job
 from worker.log import join_host_logging
 from worker.runtime import Runtime
@@ -35,13 +37,16 @@ def enqueue(
     tenant: str = DEFAULT_TENANT,
     priority: int = 0,
     labels: dict[str, str] | None = None,
+    fal_options: Mapping[str, object] | RequestOptions | None = None,
     **fields: object,
 ) -> Job:
     """Commit a job for one extended video and ring for its submission; returns the row.
 
-    `fields` are the model's input (`prompt` and `video_url` at least). The same `job_id`, or the
+    `fields` are the model's input (`prompt` and `video_url` at least), `fal_options` what fal is
+    told besides, such as `{"priority": "low"}`. The same `job_id`, or the
     same `idempotency_key` within a tenant, gives the same job. Raises InvalidInputError with every
-    wrong field at once, and IdempotencyConflictError if the key belongs to another input.
+    wrong field at once, and IdempotencyConflictError if the key belongs to another
+    input or other options.
     """
     runtime = get_runtime()
     wish = parse_wish(
@@ -51,6 +56,7 @@ def enqueue(
             "tenant": tenant,
             "priority": priority,
             "labels": labels or {},
+            "fal_options": fal_options or {},
             **fields,
         }
     )

@@ -17,7 +17,8 @@ from worker.clock import read_clock
 from worker.db import Database
 from worker.dispatch import Dispatcher
 from worker.doctor import Diagnosis, DoctorTerms, examine
-from worker.errors import InvalidSettingsError, Violation
+from worker.errors import InvalidInputError, InvalidSettingsError, Violation
+from worker.fal.options import RequestOptions, parse_options, split_tags
 from worker.fal.platform import PlatformClient
 from worker.fal.queue import QueueClient
 from worker.fal.requests import RequestClient
@@ -34,6 +35,16 @@ from worker.stages.sweep import BATCH, sweep_jobs
 # Far below the hour for which fal surely keeps a result.
 DOWNLOAD_TIME = timedelta(minutes=20)
 WORKER_NEEDS = ("webhook_base_url", "fal_credentials")
+OPTION_SETTINGS = {
+    "priority": "fal_priority",
+    "start_timeout": "start_timeout_seconds",
+    "object_expiration": "fal_object_expiration_seconds",
+    "tags": "fal_tags",
+    "no_retry": "fal_no_retry",
+    "disable_fallback": "fal_disable_fallback",
+    "store_io": "fal_store_io",
+    "runner_hint": "fal_runner_hint",
+}
 V = TypeVar("V")
 
 log = structlog.stdlib.get_logger(__name__)
@@ -106,8 +117,7 @@ class Runtime:
         return SubmitTerms(
             worker=self.worker,
             webhook_base_url=str(settings.webhook_base_url),
-            start_timeout=settings.start_timeout_seconds,
-            store_io=settings.fal_store_io,
+            options=read_request_options(settings),
             lease=settings.lease_seconds,
             poll_after=settings.poll_seconds,
             retry_for=settings.retry_seconds,
@@ -157,6 +167,25 @@ class Runtime:
                 reason="UNKNOWN_SECONDS is below START_TIMEOUT_SECONDS: a request may still start "
                 "at fal after it was given up, and be paid twice",
             )
+
+
+def read_request_options(settings: Settings) -> RequestOptions:
+    """What fal is told about each request, unless its job says otherwise.
+
+    Raises InvalidSettingsError.
+    """
+    fields = {option: getattr(settings, name) for option, name in OPTION_SETTINGS.items()}
+    given = {option: value for option, value in fields.items() if value is not None}
+    if settings.fal_tags is not None:
+        given["tags"] = _read_setting("fal_tags", settings.fal_tags, split_tags)
+    try:
+        return parse_options(given)
+    except InvalidInputError as error:
+        wrong = (
+            Violation(OPTION_SETTINGS[one.field].upper(), one.value, one.allowed)
+            for one in error.violations
+        )
+        raise InvalidSettingsError(tuple(wrong)) from None
 
 
 def _read_setting(name: str, text: str, read: Callable[[str], V]) -> V:

@@ -137,6 +137,24 @@ class Settings(BaseSettings):
     fal_store_io: bool = Field(
         default=True, description="ask fal to keep input and output JSON for 30 days"
     )
+    fal_priority: Literal["normal", "low"] = Field(
+        "normal", description="queue priority; low lets all normal requests go first"
+    )
+    fal_no_retry: bool = Field(
+        default=False, description="have fal not start a request again on another runner"
+    )
+    fal_disable_fallback: bool = Field(
+        default=False, description="have fal not turn to an equivalent model"
+    )
+    fal_object_expiration_seconds: int | None = Field(
+        None, ge=3600, le=315_360_000, description="when fal deletes the files of a result"
+    )
+    fal_tags: str | None = Field(
+        None, description="tags of each request, shown in fal's dashboard: name=value,name=value"
+    )
+    fal_runner_hint: str | None = Field(
+        None, description="requests with the same hint go to the same runner, if fal can"
+    )
     webhook_base_url: HttpUrl | None = Field(
         None, description="public URL of the receiver; required by the worker"
     )

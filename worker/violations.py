@@ -113,13 +113,19 @@ def _build_violation(model: type[BaseModel], detail: ErrorDetails) -> Violation:
 def _trim_path(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[object, ...]:
     """Leave out the tag that pydantic puts behind the name of a field of several types.
 
-    Of a field with free names inside, its own words say what is allowed in it.
+    Of a field with free names or a list inside, its own words say what is allowed in it.
     """
-    field = _find_schema(model, path[:1]) or {}
-    if field.get("type") == "object" and "properties" not in field:
-        return path[:1]
-    tagged = len(path) > 1 and "oneOf" in field
+    for end in range(1, len(path)):
+        field = _find_schema(model, path[:end]) or {}
+        if any(_has_free_inside(branch) for branch in _list_branches(model, field)):
+            return path[:end]
+    tagged = len(path) > 1 and "oneOf" in (_find_schema(model, path[:1]) or {})
     return (path[0], *path[2:]) if tagged else path
+
+
+def _has_free_inside(schema: Schema) -> bool:
+    kind = schema.get("type")
+    return kind == "array" or (kind == "object" and "properties" not in schema)
 
 
 def describe_allowed(model: type[BaseModel], *path: object) -> str:

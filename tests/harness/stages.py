@@ -19,6 +19,7 @@ from tests.harness.jobs import (
 )
 from worker.db import Database
 from worker.fal.completion import Completion
+from worker.fal.options import RequestOptions
 from worker.fal.platform import PlatformClient
 from worker.fal.queue import Accepted, QueueClient, SubmitReply
 from worker.fal.requests import RequestClient
@@ -53,8 +54,7 @@ SUBMIT_TERMS = SubmitTerms(
     worker="tester:1",
     # A port that nobody listens on: deliveries are made by the tests.
     webhook_base_url="http://127.0.0.1:9",
-    start_timeout=timedelta(hours=1),
-    store_io=True,
+    options=RequestOptions(start_timeout=timedelta(hours=1), store_io=True),
     lease=LEASE,
     poll_after=POLL,
     retry_for=RETRY,

@@ -12,6 +12,7 @@ from tests.emulator.processes import Emulator, start_emulator
 from tests.harness.brokers import find_closed_port, open_black_hole
 from tests.harness.jobs import ENDPOINT
 from worker.fal.completion import Completion
+from worker.fal.options import RequestOptions
 from worker.fal.platform import PAGE, PlatformClient
 from worker.fal.queue import Accepted, Ambiguous, QueueClient, RefusalClass, Refused, SubmitReply
 from worker.fal.requests import (
@@ -87,8 +88,7 @@ def post(fal) -> Iterator[Callable[..., SubmitReply]]:
             ENDPOINT,
             {"prompt": prompt, "video_url": url, **fields},
             webhook_url=f"http://127.0.0.1:{find_closed_port()}/webhooks/fal/x",
-            start_timeout=timedelta(minutes=1),
-            store_io=store_io,
+            options=RequestOptions(start_timeout=timedelta(minutes=1), store_io=store_io),
         )
 
     yield submit

@@ -21,6 +21,7 @@ from tests.harness.together import call_together
 from tests.harness.web import break_off, hang, run_server, send_body, send_json
 from worker.fal import http as fal_http
 from worker.fal.completion import Completion
+from worker.fal.options import RequestOptions
 from worker.fal.queue import QueueClient
 from worker.jobs import table
 from worker.jobs.states import ENDED, JobState
@@ -36,8 +37,7 @@ WEBHOOK_BASE = "https://hooks.example.com/fal"
 TERMS = SubmitTerms(
     worker="tester:1",
     webhook_base_url=WEBHOOK_BASE,
-    start_timeout=timedelta(hours=1),
-    store_io=True,
+    options=RequestOptions(start_timeout=timedelta(hours=1), store_io=True),
     lease=LEASE,
     poll_after=timedelta(minutes=2),
     retry_for=timedelta(days=1),
@@ -137,7 +137,7 @@ def test_submit_job_sends_exactly_the_input_that_was_stored(db, fal, job, submit
 
 
 def test_submit_job_sends_the_headers_fal_knows(fal, job, submit):
-    submit(job, start_timeout=timedelta(seconds=90))
+    submit(job, options=RequestOptions(start_timeout=timedelta(seconds=90)))
     headers = fal.asked[0].headers
     assert headers["Authorization"] == f"Key {KEY}"
     assert headers["Content-Type"] == "application/json"
@@ -146,7 +146,7 @@ def test_submit_job_sends_the_headers_fal_knows(fal, job, submit):
 
 
 def test_submit_job_without_store_io_says_so(fal, job, submit):
-    submit(job, store_io=False)
+    submit(job, options=RequestOptions(store_io=False))
     assert fal.asked[0].headers["X-Fal-Store-IO"] == "0"
 
 

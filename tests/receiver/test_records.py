@@ -20,6 +20,7 @@ from tests.harness.together import call_together
 from tests.harness.web import ScriptedHandler, run_server, send_json
 from tests.harness.webhooks import build_body, build_delivery
 from tests.receiver.scene import LEASE
+from worker.fal.options import RequestOptions
 from worker.fal.queue import QueueClient
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.stages.judge import SubmitTerms
@@ -169,7 +170,7 @@ def test_receive_webhook_during_submission_completes_paid_job(scene) -> None:
 
     with run_server(call_back_first) as fal:
         queue = QueueClient(fal.url, SecretStr("key"))
-        terms = SubmitTerms("w:1", "https://hooks.test", LEASE, True, LEASE, LEASE, LEASE, LEASE)
+        terms = SubmitTerms("w:1", "https://hooks.test", RequestOptions(), *[LEASE] * 4)
         moved = submit_job(job.id, db=scene.db, queue=queue, terms=terms)
         queue.close()
 

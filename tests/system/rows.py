@@ -80,7 +80,7 @@ def read_value(name: str, value: Any) -> Any:
     """What SQLite has as text, as PostgreSQL gives it."""
     if not isinstance(value, str):
         return value
-    if name in {"input", "result", "labels"}:
+    if name in {"input", "result", "labels", "options", "error_details", "logs"}:
         return json.loads(value)
     if name == "at" or name.endswith("_at"):
         return datetime.fromisoformat(value).replace(tzinfo=UTC)

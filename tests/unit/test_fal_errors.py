@@ -3,42 +3,137 @@
 import json
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from worker.fal.errors import MAX_MESSAGE, UNNAMED_CODE, FalFailure, parse_failure
+from worker.fal.error_types import (
+    ERROR_TYPES,
+    GENERIC_SENTENCE,
+    Charge,
+    Retryable,
+    find_error_type,
+)
+from worker.fal.errors import (
+    MAX_DETAIL_PLACE,
+    MAX_DETAIL_TEXT,
+    MAX_DETAILS,
+    MAX_ECHO,
+    MAX_MESSAGE,
+    UNNAMED_CODE,
+    FalFailure,
+    name_field,
+    parse_failure,
+    read_retry_header,
+)
 
-MODEL_TYPES = [
-    "internal_server_error",
-    "generation_timeout",
-    "downstream_service_error",
-    "content_policy_violation",
-    "no_media_generated",
-    "image_load_error",
-    "file_download_error",
-    "file_too_large",
-    "video_duration_too_long",
-    "unsupported_video_format",
-    "a_type_that_fal_has_not_thought_of_yet",
+YES, NO, MAYBE = Retryable.YES, Retryable.NO, Retryable.MAYBE
+FREE, PAID = Charge.NO, Charge.POSSIBLE
+# The rows of fal's pages, by hand: type, HTTP codes, retryable, charged.
+ROWS: list[tuple[str, tuple[int, ...], Retryable, Charge]] = [
+    ("internal_server_error", (500,), MAYBE, FREE),
+    ("generation_timeout", (504,), MAYBE, FREE),
+    ("downstream_service_error", (400, 500), MAYBE, PAID),
+    ("downstream_service_unavailable", (500,), MAYBE, FREE),
+    *(
+        (name, (422,), NO, PAID)
+        for name in (
+            "content_policy_violation",
+            "no_media_generated",
+            "image_too_small",
+            "image_too_large",
+            "image_load_error",
+            "file_download_error",
+            "face_detection_error",
+            "file_too_large",
+            "greater_than",
+            "greater_than_equal",
+            "less_than",
+            "less_than_equal",
+            "multiple_of",
+            "sequence_too_short",
+            "sequence_too_long",
+            "one_of",
+            "feature_not_supported",
+            "invalid_archive",
+            "archive_file_count_below_minimum",
+            "archive_file_count_exceeds_maximum",
+            "audio_duration_too_long",
+            "audio_duration_too_short",
+            "video_duration_too_long",
+            "video_duration_too_short",
+            "unsupported_audio_format",
+            "unsupported_image_format",
+            "unsupported_video_format",
+        )
+    ),
+    ("request_timeout", (504,), YES, FREE),
+    ("startup_timeout", (504,), YES, FREE),
+    ("runner_scheduling_failure", (503,), YES, FREE),
+    ("runner_connection_timeout", (503,), YES, FREE),
+    ("runner_disconnected", (503,), YES, FREE),
+    ("runner_connection_refused", (503,), YES, FREE),
+    ("runner_connection_error", (503,), YES, FREE),
+    ("runner_incomplete_response", (502,), YES, FREE),
+    ("runner_server_error", (500,), YES, FREE),
+    ("internal_error", (500,), YES, FREE),
+    ("client_disconnected", (499,), NO, PAID),
+    ("client_cancelled", (499,), NO, PAID),
+    ("bad_request", (400,), NO, PAID),
+    ("concurrent_requests_limit", (429,), YES, PAID),
 ]
-PLATFORM_TYPES = [
-    "request_timeout",
-    "startup_timeout",
-    "runner_scheduling_failure",
-    "runner_incomplete_response",
-    "internal_error",
-    "client_disconnected",
-    "client_cancelled",
-    "bad_request",
-]
+UNKNOWN = "a_type_that_fal_has_not_thought_of_yet"
+
+
+@pytest.mark.parametrize(("name", "statuses", "retryable", "charge"), ROWS)
+def test_error_type_is_as_fals_pages_have_it(name, statuses, retryable, charge) -> None:
+    known = find_error_type(name)
+    assert (known.http_statuses, known.retryable, known.charge) == (statuses, retryable, charge)
+    assert known.sentence.endswith(".")
+    assert known.sentence != GENERIC_SENTENCE
+
+
+def test_error_types_are_those_of_fals_pages_and_no_others() -> None:
+    assert sorted(ERROR_TYPES) == sorted(row[0] for row in ROWS)
+    assert all(name == one.name for name, one in ERROR_TYPES.items())
+
+
+def test_unknown_error_type_keeps_its_name_and_promises_nothing() -> None:
+    unknown = find_error_type(UNKNOWN)
+    assert (unknown.name, unknown.http_statuses) == (UNKNOWN, ())
+    assert (unknown.retryable, unknown.charge) == (MAYBE, PAID)
+    assert unknown.sentence == GENERIC_SENTENCE
+
+
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ({}, None),
+        ({"X-Fal-Needs-Retry": "1"}, True),
+        ({"X-Fal-Needs-Retry": "0"}, False),
+        ({"X-Fal-Retryable": "true"}, True),
+        ({"X-Fal-Retryable": "False"}, False),
+        ({"X-Fal-Retryable": " yes "}, True),
+        ({"X-Fal-Retryable": "maybe"}, None),
+        ({"X-Fal-Retryable": ""}, None),
+        ({"X-Fal-Needs-Retry": "0", "X-Fal-Retryable": "true"}, False),
+        ({"X-Fal-Needs-Retry": "?", "X-Fal-Retryable": "true"}, True),
+    ],
+)
+def test_retry_header_of_either_name_is_read_and_the_newer_wins(headers, said) -> None:
+    assert read_retry_header(httpx.Headers(headers)) is said
+
+
+MODEL_TYPES = [row[0] for row in ROWS[:31]] + [UNKNOWN]
+PLATFORM_TYPES = [row[0] for row in ROWS[31:]] + [UNKNOWN]
 
 
 @pytest.mark.parametrize("name", MODEL_TYPES)
 def test_parse_model_error_names_its_type(name) -> None:
     item = {"loc": ["body", "video_url"], "msg": "told", "type": name, "url": "u", "ctx": {"a": 1}}
-    assert parse_failure({"detail": [item]}, "x") == FalFailure(name, "video_url: told")
+    assert parse_failure({"detail": [item]}, "x") == FalFailure(name, "video_url: told", (item,))
 
 
 @pytest.mark.parametrize("name", PLATFORM_TYPES)
@@ -69,7 +164,9 @@ def test_parse_platform_error_names_its_type(name) -> None:
     ],
 )
 def test_parse_error_of_either_shape_says_what_is_known(body, failure) -> None:
-    assert parse_failure(body, "fallback") == failure
+    found = parse_failure(body, "fallback")
+    assert found is not None
+    assert FalFailure(found.code, found.message) == failure
 
 
 @pytest.mark.parametrize(
@@ -103,6 +200,72 @@ def test_parse_long_error_is_shortened() -> None:
         assert len(failure.message) == MAX_MESSAGE
 
 
+def bound(*items: JsonValue) -> tuple[dict[str, JsonValue], ...]:
+    failure = parse_failure({"detail": [{"msg": "first"}, *items]}, "fallback")
+    assert failure is not None
+    return failure.details[1:]
+
+
+def test_details_of_many_fields_are_counted_out() -> None:
+    many: list[JsonValue] = [{"msg": "m"} for _ in range(50)]
+    assert len(bound(*many)) == MAX_DETAILS - 1
+
+
+def test_details_of_other_shapes_are_left_out() -> None:
+    assert bound("text", 7, None, ["list"]) == ()
+
+
+def test_detail_is_cut_to_what_a_row_may_hold() -> None:
+    [detail] = bound(
+        {
+            "loc": ["body", "x" * 999, 3, *"abcdefghijkl"],
+            "msg": "m" * 999,
+            "type": "t" * 999,
+            "ctx": {"long": "c" * 1001},
+            "input": "i" * 199,
+            "more": "dropped",
+        }
+    )
+    assert detail["loc"] == ["body", "x" * MAX_ECHO, 3, *"abcdefg"]
+    assert len(detail["loc"]) == MAX_DETAIL_PLACE
+    assert detail["msg"] == "m" * MAX_DETAIL_TEXT
+    assert detail["type"] == "t" * MAX_DETAIL_TEXT
+    assert set(detail) == {"loc", "msg", "type"}
+
+
+@pytest.mark.parametrize(("characters", "kept"), [(198, True), (199, False)])
+def test_detail_echoes_input_of_200_characters_and_no_longer(characters, kept) -> None:
+    """As JSON, so with its quotes."""
+    [detail] = bound({"msg": "m", "input": "i" * characters})
+    assert ("input" in detail) is kept
+
+
+def test_detail_keeps_context_and_value_as_they_are() -> None:
+    item: dict[str, JsonValue] = {
+        "loc": ["body", "num_frames"],
+        "msg": "too many",
+        "type": "less_than_equal",
+        "url": "https://docs.fal.ai/errors/#less_than_equal",
+        "ctx": {"le": 481},
+        "input": 500,
+    }
+    assert bound(item) == (item,)
+
+
+@pytest.mark.parametrize(
+    ("place", "field"),
+    [
+        (["body", "num_frames"], "num_frames"),
+        (["body", "video_size", "width"], "video_size.width"),
+        (["body"], ""),
+        ([], ""),
+        (None, ""),
+    ],
+)
+def test_field_of_detail_is_its_place_within_the_body(place, field) -> None:
+    assert name_field({"loc": place}) == field
+
+
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: (
@@ -120,6 +283,7 @@ def test_parse_anything_gives_bounded_failure_or_none(body) -> None:
         assert failure.code
         assert len(failure.message) <= MAX_MESSAGE
         json.dumps([failure.code, failure.message]).encode()
+        assert len(json.dumps(failure.details)) <= 100_000
 
 
 @given(st.text(min_size=1))

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import SecretStr
+from pydantic import JsonValue, SecretStr
 
 import worker.fal.http
 from tests.harness.brokers import find_closed_port, open_black_hole
@@ -27,6 +27,7 @@ from tests.harness.web import (
     send_json,
 )
 from worker.fal.http import MAX_REPLY_BYTES, Reply
+from worker.fal.options import RequestOptions
 from worker.fal.queue import (
     MAX_RETRY_AFTER,
     Accepted,
@@ -174,14 +175,21 @@ MODEL_ERRORS = [
 def test_sort_reply_model_error_is_refused_for_good_by_its_type(error_type) -> None:
     item = {"loc": ["body", "video_url"], "msg": "no", "type": error_type}
     assert sort(422, {"detail": [item]}) == Refused(
-        RefusalClass.INPUT, 422, error_type, "video_url: no"
+        RefusalClass.INPUT, 422, error_type, "video_url: no", details=(item,)
     )
 
 
 def test_sort_reply_downstream_error_as_400_is_refused_for_good() -> None:
     """Older pages have it as 400, newer ones as 500: the code decides."""
-    body = {"detail": [{"loc": ["body"], "msg": "no", "type": "downstream_service_error"}]}
-    assert sort(400, body) == Refused(RefusalClass.INPUT, 400, "downstream_service_error", "no")
+    item: dict[str, JsonValue] = {
+        "loc": ["body"],
+        "msg": "no",
+        "type": "downstream_service_error",
+    }
+    body = {"detail": [item]}
+    assert sort(400, body) == Refused(
+        RefusalClass.INPUT, 400, "downstream_service_error", "no", details=(item,)
+    )
     assert sort(500, body) == Ambiguous(500, "fal answered 500")
 
 
@@ -292,7 +300,19 @@ def lowered(headers: dict[str, str]) -> dict[str, str]:
     ],
 )
 def test_sort_reply_names_refusal_by_fals_type(body, code, message) -> None:
-    assert sort(422, body) == Refused(RefusalClass.INPUT, 422, code, message)
+    reply = sort(422, body)
+    assert isinstance(reply, Refused)
+    assert (reply.why, reply.http_status) == (RefusalClass.INPUT, 422)
+    assert (reply.code, reply.message) == (code, message)
+
+
+def test_sort_reply_takes_type_from_header_where_body_names_none() -> None:
+    header = {"X-Fal-Error-Type": "bad_request"}
+    named = sort(400, {"detail": "no", "error_type": "from_the_body"}, **lowered(header))
+    unnamed = sort(400, {"detail": "no"}, **lowered(header))
+    assert isinstance(named, Refused)
+    assert isinstance(unnamed, Refused)
+    assert (named.code, unnamed.code) == ("from_the_body", "bad_request")
 
 
 @pytest.mark.parametrize("status", [201, 202, 204, 301, 302, 307, 308, 500, 501, 502, 503, 504])
@@ -426,8 +446,7 @@ def fal() -> Iterator[ScriptedServer]:
 def submit(base_url: str, **options: Any) -> SubmitReply:
     terms: dict[str, Any] = {
         "webhook_url": "https://hooks.test/webhooks/fal/a-token?x=1&y=ü",
-        "start_timeout": timedelta(seconds=90),
-        "store_io": True,
+        "options": RequestOptions(start_timeout=timedelta(seconds=90), store_io=True),
     }
     client = QueueClient(base_url, SecretStr(KEY))
     try:
@@ -451,7 +470,8 @@ def test_submit_posts_bare_input_with_webhook_and_headers(fal) -> None:
 
 
 def test_submit_without_storing_says_so(fal) -> None:
-    submit(fal.url, store_io=False, start_timeout=timedelta(days=7))
+    options = RequestOptions(store_io=False, start_timeout=timedelta(days=7))
+    submit(fal.url, options=options)
     headers = fal.asked[0].headers
     assert (headers["X-Fal-Store-IO"], headers["X-Fal-Request-Timeout"]) == ("0", "604800")
 

@@ -56,8 +56,8 @@ def test_submit_terms_carry_the_settings() -> None:
     runtime = Runtime(settings)
     terms = runtime.submit_terms
     assert (terms.worker, terms.webhook_base_url) == (runtime.worker, "https://hooks.test")
-    assert terms.store_io is False
-    durations = (terms.start_timeout, terms.lease, terms.poll_after)
+    assert terms.options.store_io is False
+    durations = (terms.options.start_timeout, terms.lease, terms.poll_after)
     assert durations == tuple(timedelta(seconds=seconds) for seconds in (10, 20, 30))
     bounds = (terms.retry_for, terms.probe_after)
     assert bounds == (timedelta(seconds=400), timedelta(seconds=50))

@@ -21,6 +21,8 @@ class Completion:
     error: str | None
     # Why there is no payload; the result then has to be fetched, whatever the status says.
     payload_error: str | None = None
+    # What fal's header says of trying a failed run again; only a poll sees headers.
+    retryable: bool | None = None
 
 
 class _WebhookBody(BaseModel):

@@ -1,5 +1,10 @@
-"""One HTTP exchange with fal: bounded in time and size as a whole, never repeated or redirected."""
+"""One HTTP exchange with fal: bounded in time and size as a whole, never redirected.
 
+`exchange` sends once. `exchange_again` may send a second time, to fal's documented backup host, and
+only where nothing was sent the first time: for asking and cancelling, never for a paid POST.
+"""
+
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -16,6 +21,9 @@ from worker.fal.completion import make_storable
 TIMEOUT = httpx.Timeout(connect=5, write=10, read=20, pool=5)
 TOTAL_TIMEOUT = timedelta(seconds=30)
 MAX_REPLY_BYTES = 1024 * 1024
+# fal's documented backups (fal-api, section 1.1): the key may go there too.
+BACKUP_URLS = {"https://queue.fal.run": "https://queue.falrun.com"}
+REPEATABLE = frozenset({"GET", "PUT"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +57,58 @@ def build_client(credentials: SecretStr, *, keep_connections: bool) -> httpx.Cli
 
 
 def exchange(
-    client: httpx.Client, request: httpx.Request, *, max_bytes: int = MAX_REPLY_BYTES
+    client: httpx.Client,
+    request: httpx.Request,
+    *,
+    max_bytes: int = MAX_REPLY_BYTES,
+    limit: timedelta | None = None,
 ) -> Reply:
-    """Send once. Raises httpx.HTTPError, and TimeoutError once TOTAL_TIMEOUT has passed."""
-    deadline = time.monotonic() + TOTAL_TIMEOUT.total_seconds()
-    return call_within(TOTAL_TIMEOUT, lambda: _send(client, request, max_bytes, deadline))
+    """Send once. Raises httpx.HTTPError, and TimeoutError once `limit` has passed.
+
+    Without `limit` it is TOTAL_TIMEOUT.
+    """
+    limit = limit or TOTAL_TIMEOUT
+    deadline = time.monotonic() + limit.total_seconds()
+    try:
+        return call_within(limit, lambda: _send(client, request, max_bytes, deadline))
+    except TimeoutError:
+        raise TimeoutError(f"no reply within {limit.total_seconds():g} s") from None
+
+
+def exchange_again(
+    client: httpx.Client,
+    request: httpx.Request,
+    *,
+    backup_url: str | None,
+    max_bytes: int = MAX_REPLY_BYTES,
+    limit: timedelta | None = None,
+) -> Reply:
+    """As `exchange`, and once more at the backup host if there was no connection at all.
+
+    Raises ValueError for a method that is not safe to repeat, and the first error if both fail.
+    """
+    if request.method not in REPEATABLE:
+        raise ValueError(f"{request.method} is never sent twice")
+    try:
+        return exchange(client, request, max_bytes=max_bytes, limit=limit)
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        if backup_url is None:
+            raise
+        second = client.build_request(request.method, move_url(request.url, backup_url))
+        with contextlib.suppress(httpx.HTTPError, TimeoutError):
+            return exchange(client, second, max_bytes=max_bytes, limit=limit)
+        raise
+
+
+def move_url(url: httpx.URL, base_url: str) -> httpx.URL:
+    """The same path and query at another place."""
+    base = httpx.URL(base_url)
+    return url.copy_with(scheme=base.scheme, netloc=base.netloc)
 
 
 def describe_error(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> str:
     if isinstance(error, TimeoutError):
-        return f"no reply within {TOTAL_TIMEOUT.total_seconds():g} s"
+        return str(error)
     return f"{type(error).__name__}: {error}"
 
 

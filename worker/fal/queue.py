@@ -11,8 +11,9 @@ from enum import StrEnum
 import httpx
 from pydantic import JsonValue, SecretStr
 
-from worker.fal.errors import UNNAMED_CODE, parse_failure
+from worker.fal.errors import UNNAMED_CODE, Detail, parse_failure
 from worker.fal.http import Reply, accept_url, build_client, describe_error, exchange
+from worker.fal.options import RequestOptions
 
 MAX_RETRY_AFTER = timedelta(hours=1)
 
@@ -51,13 +52,17 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The request is surely not queued; `retry_after` is what fal asks for, if it does."""
+    """The request is surely not queued; `retry_after` is what fal asks for, if it does.
+
+    `details` has an item for each wrong field, if fal named any.
+    """
 
     why: RefusalClass
     http_status: int | None
     code: str
     message: str
     retry_after: timedelta = timedelta()
+    details: tuple[Detail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,11 @@ SubmitReply = Accepted | Refused | Ambiguous
 class QueueClient:
     """Submits to fal's queue. The key goes to `base_url` and nowhere else."""
 
-    def __init__(self, base_url: str, credentials: SecretStr) -> None:
+    def __init__(
+        self, base_url: str, credentials: SecretStr, *, limit: timedelta | None = None
+    ) -> None:
         self._base_url = base_url
+        self._limit = limit
         # Each POST has a connection of its own: a kept one may have died unnoticed, and then
         # nobody could say whether the request was read.
         self._http = build_client(credentials, keep_connections=False)
@@ -85,26 +93,19 @@ class QueueClient:
         endpoint: str,
         arguments: Mapping[str, JsonValue],
         *,
-        webhook_url: str,
-        start_timeout: timedelta,
-        store_io: bool,
+        webhook_url: str | None,
+        options: RequestOptions,
     ) -> SubmitReply:
         """POST once. Every outcome is a value; no exception tells of the network."""
-        seconds = f"{start_timeout.total_seconds():g}"
         request = self._http.build_request(
             "POST",
             f"{self._base_url}/{endpoint}",
-            params={"fal_webhook": webhook_url},
+            params={} if webhook_url is None else {"fal_webhook": webhook_url},
             json=dict(arguments),
-            headers={
-                # The second name is the older one; fal lets the first win.
-                "X-Fal-Request-Start-Timeout": seconds,
-                "X-Fal-Request-Timeout": seconds,
-                "X-Fal-Store-IO": "1" if store_io else "0",
-            },
+            headers=options.to_headers(),
         )
         try:
-            reply = exchange(self._http, request)
+            reply = exchange(self._http, request, limit=self._limit)
         except (httpx.HTTPError, TimeoutError) as error:
             return sort_transport_error(error)
         return sort_reply(reply, self._base_url)
@@ -136,13 +137,15 @@ def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
             message,
             _read_retry_after(reply),
         )
-    failure = parse_failure(body, f"HTTP {reply.http_status}")
+    error_type = reply.headers.get("x-fal-error-type", "")
+    failure = parse_failure(body, f"HTTP {reply.http_status}", error_type)
     refused = httpx.codes.is_client_error(reply.http_status)
     if failure is None or not refused or reply.http_status in LOST_CONNECTION:
         return Ambiguous(reply.http_status, f"fal answered {reply.http_status}")
     code = failure.code if failure.code != UNNAMED_CODE else f"fal_http_{reply.http_status}"
     why = _classify_refusal(reply.http_status)
-    return Refused(why, reply.http_status, code, failure.message, _read_retry_after(reply))
+    wait, details = _read_retry_after(reply), failure.details
+    return Refused(why, reply.http_status, code, failure.message, wait, details)
 
 
 def _is_from_ingress(reply: Reply) -> bool:

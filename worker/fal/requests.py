@@ -4,8 +4,10 @@ COMPLETED covers success, failure and cancellation alike; `error`, `error_type` 
 result tell them apart (fal-api, section 3). A status call that fails is no conclusion.
 """
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Protocol
 from urllib.parse import quote
@@ -14,8 +16,18 @@ import httpx
 from pydantic import JsonValue, SecretStr
 
 from worker.fal.completion import Completion
-from worker.fal.errors import parse_failure
-from worker.fal.http import Reply, accept_url, build_client, describe_error, exchange
+from worker.fal.errors import parse_failure, read_retry_header
+from worker.fal.http import (
+    BACKUP_URLS,
+    MAX_REPLY_BYTES,
+    TIMEOUT,
+    Reply,
+    accept_url,
+    build_client,
+    describe_error,
+    exchange_again,
+)
+from worker.fal.status import Completed, InProgress, Queued, parse_status
 
 # A result that travels as a data URI is as large as its video.
 MAX_RESULT_BYTES = 256 * 1024 * 1024
@@ -76,24 +88,37 @@ class CancelAnswer(StrEnum):
 
 
 class RequestClient:
-    """Asks about requests. The key goes to `base_url` and nowhere else."""
+    """Asks about requests. The key goes to `base_url`, to its backup, and nowhere else.
 
-    def __init__(self, base_url: str, credentials: SecretStr) -> None:
+    The backup is asked only where there was no connection; for fal's own queue it is known. `limit`
+    bounds each call as a whole.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        credentials: SecretStr,
+        *,
+        backup_url: str | None = None,
+        limit: timedelta | None = None,
+    ) -> None:
         self._base_url = base_url
+        self._backup_url = backup_url or BACKUP_URLS.get(base_url)
+        self._limit = limit
         self._http = build_client(credentials, keep_connections=True)
 
     def find_truth(self, ref: RequestRef, fal_request_id: str) -> Truth:
         """Where the request is by fal's own words, its result included. Never raises."""
-        reply = self._ask("GET", self._choose_url(ref.status_url, ref, fal_request_id, "/status"))
+        reply = self.fetch_status(ref, fal_request_id)
         if not isinstance(reply, Reply):
             return reply
         status = read_status(reply)
         match status:
             case Finished():
-                return self._read_result(ref, fal_request_id, status)
+                return self.read_result(ref, fal_request_id, status)
             case Forgotten():
                 # The status may be gone, or away, while the result can still be read.
-                truth = self._read_result(ref, fal_request_id, Finished(None, None))
+                truth = self.read_result(ref, fal_request_id, Finished(None, None))
                 return truth if isinstance(truth, Completion) else status
             case _:
                 return status
@@ -103,19 +128,61 @@ class RequestClient:
         reply = self._ask("PUT", self._choose_url(ref.cancel_url, ref, fal_request_id, "/cancel"))
         return read_cancel_answer(reply) if isinstance(reply, Reply) else CancelAnswer.UNCLEAR
 
-    def close(self) -> None:
-        self._http.close()
+    def fetch_status(
+        self, ref: RequestRef, fal_request_id: str, *, with_logs: bool = False
+    ) -> Reply | Unclear:
+        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status")
+        return self._ask("GET", url, with_logs=with_logs)
 
-    def _read_result(self, ref: RequestRef, fal_request_id: str, finished: "Finished") -> Truth:
+    def fetch_result(self, ref: RequestRef, fal_request_id: str) -> Reply | Unclear:
         url = self._choose_url(ref.response_url, ref, fal_request_id, "")
-        reply = self._ask("GET", url, max_bytes=MAX_RESULT_BYTES)
+        return self._ask("GET", url, max_bytes=MAX_RESULT_BYTES)
+
+    def read_result(self, ref: RequestRef, fal_request_id: str, finished: "Finished") -> Truth:
+        """What the request came to, now that its status says that it has. Never raises."""
+        reply = self.fetch_result(ref, fal_request_id)
         if not isinstance(reply, Reply):
             return reply if finished.error is None else finished.fail(fal_request_id, None)
         return sort_result(reply, finished, fal_request_id)
 
-    def _ask(self, method: str, url: str, **bounds: int) -> Reply | Unclear:
+    @contextmanager
+    def stream_status(
+        self, ref: RequestRef, fal_request_id: str, *, with_logs: bool, silence: timedelta
+    ) -> Iterator[httpx.Response]:
+        """Open the stream of status objects, which says something at least every 15 s.
+
+        Raises httpx.HTTPError and httpx.InvalidURL, also while it is read: the latest once nothing
+        has come for as long as `silence`.
+        """
+        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status") + "/stream"
+        with self._http.stream(
+            "GET",
+            _ask_for_logs(url) if with_logs else url,
+            headers={"Accept": "text/event-stream"},
+            timeout=httpx.Timeout(TIMEOUT.connect, read=silence.total_seconds()),
+        ) as response:
+            yield response
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        max_bytes: int = MAX_REPLY_BYTES,
+        with_logs: bool = False,
+    ) -> Reply | Unclear:
         try:
-            return exchange(self._http, self._http.build_request(method, url), **bounds)
+            request = self._http.build_request(method, _ask_for_logs(url) if with_logs else url)
+            return exchange_again(
+                self._http,
+                request,
+                backup_url=self._backup_url,
+                max_bytes=max_bytes,
+                limit=self._limit,
+            )
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             return Unclear(describe_error(error))
 
@@ -131,6 +198,10 @@ class RequestClient:
         return f"{self._base_url}/{app}/requests/{quote(fal_request_id, safe='')}{suffix}"
 
 
+def _ask_for_logs(url: str) -> str:
+    return str(httpx.URL(url).copy_merge_params({"logs": "1"}))
+
+
 @dataclass(frozen=True, slots=True)
 class Finished:
     """COMPLETED; with `error` if it failed or was cancelled."""
@@ -138,12 +209,14 @@ class Finished:
     error: str | None
     error_type: str | None
 
-    def fail(self, fal_request_id: str, body: JsonValue) -> Completion:
+    def fail(
+        self, fal_request_id: str, body: JsonValue, *, retryable: bool | None = None
+    ) -> Completion:
         """The failure as a webhook would tell it: the model's own words, or the platform's."""
         known = parse_failure(body, "") is not None
         platform: JsonValue = {"detail": self.error, "error_type": self.error_type}
         payload = body if known else platform
-        return Completion(fal_request_id, None, "ERROR", payload, self.error)
+        return Completion(fal_request_id, None, "ERROR", payload, self.error, retryable=retryable)
 
 
 def read_status(reply: Reply) -> Finished | Pending | Forgotten | Unclear:
@@ -151,15 +224,18 @@ def read_status(reply: Reply) -> Finished | Pending | Forgotten | Unclear:
     if reply.http_status in NOT_FOUND:
         return Forgotten()
     body = reply.parse_json()
-    status = body.get("status") if isinstance(body, dict) else None
     if not httpx.codes.is_success(reply.http_status) or not isinstance(body, dict):
         return Unclear(f"the status call answered {reply.http_status}")
-    if status in ("IN_QUEUE", "IN_PROGRESS"):
-        return Pending(str(status))
-    if status != "COMPLETED":
-        return Unclear("the status call named no known status")
-    error, error_type = _as_text(body.get("error")), _as_text(body.get("error_type"))
-    return Finished(error or error_type, error_type)
+    status = parse_status(body)
+    match status:
+        case Queued():
+            return Pending("IN_QUEUE")
+        case InProgress():
+            return Pending("IN_PROGRESS")
+        case Completed():
+            return Finished(status.error, status.error_type)
+        case None:
+            return Unclear("the status call named no known status")
 
 
 def sort_result(reply: Reply, finished: Finished, fal_request_id: str) -> Truth:
@@ -169,15 +245,17 @@ def sort_result(reply: Reply, finished: Finished, fal_request_id: str) -> Truth:
     passes by (section 3.3), and a 404 in no model's words means that the result is gone.
     """
     body = reply.parse_json()
+    retryable = read_retry_header(reply.headers)
     if finished.error is not None:
-        return finished.fail(fal_request_id, body)
+        return finished.fail(fal_request_id, body, retryable=retryable)
     if httpx.codes.is_success(reply.http_status):
         if body is None:
             return Unclear("the result is not JSON")
         return Completion(fal_request_id, None, "OK", body, None)
     is_models_own = isinstance(body, dict) and isinstance(body.get("detail"), list)
     if httpx.codes.is_client_error(reply.http_status) and is_models_own:
-        return Completion(fal_request_id, None, "ERROR", body, f"HTTP {reply.http_status}")
+        error = f"HTTP {reply.http_status}"
+        return Completion(fal_request_id, None, "ERROR", body, error, retryable=retryable)
     if reply.http_status in NOT_FOUND:
         return ResultGone()
     return Unclear(f"the result call answered {reply.http_status}")
@@ -193,10 +271,3 @@ def read_cancel_answer(reply: Reply) -> CancelAnswer:
     if httpx.codes.is_success(reply.http_status):
         return CancelAnswer.REQUESTED
     return CancelAnswer.NOT_FOUND if reply.http_status in NOT_FOUND else CancelAnswer.UNCLEAR
-
-
-def _as_text(value: JsonValue) -> str | None:
-    """Text is promised; an error of another shape is still an error."""
-    if isinstance(value, str):
-        return value or None
-    return json.dumps(value, ensure_ascii=False) if value else None

@@ -29,7 +29,7 @@ def hash_token(token: str) -> str:
 
 
 def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt:
-    """The intent to pay once for `job`, with the very input that will be sent."""
+    """The intent to pay once for `job`, with the very input and options that will be sent."""
     number = select(func.count()).where(AttemptRow.job_id == job.id).scalar_subquery() + 1
     statement = (
         insert(AttemptRow)

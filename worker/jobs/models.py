@@ -15,6 +15,7 @@ from sqlalchemy import (
     CheckConstraint,
     DateTime,
     Dialect,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -87,6 +88,7 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime(),
         UUID: Uuid(),
         dict[str, Any]: Json,
+        list[Any]: Json,
         JobState: StateText(),
         str: Text(),
     }
@@ -125,6 +127,7 @@ class JobRow(Base):
     labels: Mapped[dict[str, Any]]
     endpoint: Mapped[str]
     input: Mapped[dict[str, Any]]
+    options: Mapped[dict[str, Any]] = mapped_column(Json, server_default=text("'{}'"))
     claimed_by: Mapped[str | None]
     blocked_reason: Mapped[str | None]
     cancel_requested_at: Mapped[datetime | None]
@@ -133,6 +136,7 @@ class JobRow(Base):
     result: Mapped[dict[str, Any] | None]
     error_code: Mapped[str | None]
     error_message: Mapped[str | None]
+    error_details: Mapped[list[Any] | None]
     archive_uri: Mapped[str | None]
     archive_sha256: Mapped[str | None] = mapped_column(String(64))
     archive_bytes: Mapped[int | None] = mapped_column(BigInteger)
@@ -178,6 +182,7 @@ class AttemptRow(Base):
     token_hash: Mapped[str] = mapped_column(String(64))
     endpoint: Mapped[str]
     input: Mapped[dict[str, Any]]
+    options: Mapped[dict[str, Any]] = mapped_column(Json, server_default=text("'{}'"))
     claimed_by: Mapped[str]
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
@@ -194,6 +199,10 @@ class AttemptRow(Base):
     cancel_due_at: Mapped[datetime | None]
     cancel_status: Mapped[str | None]
     extra_charge_at: Mapped[datetime | None]
+    fal_status: Mapped[str | None]
+    queue_position: Mapped[int | None] = mapped_column(Integer)
+    inference_seconds: Mapped[float | None] = mapped_column(Float)
+    logs: Mapped[list[Any] | None]
 
 
 class DeliveryRow(Base):
@@ -232,6 +241,18 @@ class EventRow(Base):
     reason: Mapped[str]
     detail: Mapped[str | None]
     fence: Mapped[int] = mapped_column(Integer)
+
+
+class UploadRow(Base):
+    """A file at fal, by its content: the same bytes are not uploaded again while fal keeps them."""
+
+    __tablename__ = "uploads"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    content_type: Mapped[str]
+    url: Mapped[str]
+    uploaded_at: Mapped[datetime]
 
 
 class GateRow(Base):

@@ -32,6 +32,7 @@ _AT_REST: dict[str, None] = {
     "blocked_reason": None,
     "error_code": None,
     "error_message": None,
+    "error_details": None,
 }
 
 

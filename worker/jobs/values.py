@@ -55,6 +55,7 @@ class NewJob:
     labels: dict[str, str]
     enqueued_at: datetime
     due_at: datetime
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Job:
     labels: dict[str, str]
     endpoint: str
     input: dict[str, Any]
+    options: dict[str, Any]
     claimed_by: str | None
     blocked_reason: str | None
     cancel_requested_at: datetime | None
@@ -79,6 +81,7 @@ class Job:
     result: dict[str, Any] | None
     error_code: str | None
     error_message: str | None
+    error_details: list[Any] | None
     archive_uri: str | None
     archive_sha256: str | None
     archive_bytes: int | None
@@ -132,6 +135,7 @@ class NewAttempt:
     id: UUID
     token_hash: str
     started_at: datetime
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +164,7 @@ class Attempt:
     token_hash: str
     endpoint: str
     input: dict[str, Any]
+    options: dict[str, Any]
     claimed_by: str
     started_at: datetime
     ended_at: datetime | None
@@ -176,6 +181,10 @@ class Attempt:
     cancel_due_at: datetime | None
     cancel_status: str | None
     extra_charge_at: datetime | None
+    fal_status: str | None
+    queue_position: int | None
+    inference_seconds: float | None
+    logs: list[Any] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,12 @@ from worker.jobs.values import Attempt, Ending, Job, Move, NewDelivery, Verdict
 
 # fal's own type for a request that was cancelled, by us or by anybody with the key.
 CANCELLED_CODE = "client_cancelled"
+# For an operator: nothing is sent again by itself, for it may cost again.
+RETRY_WORDS = {
+    None: "",
+    True: " (fal says that trying again can help)",
+    False: " (fal says that trying again changes nothing)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +159,16 @@ def record_completion(
     if attempt.fence != job.fence:
         # A later attempt is under way: it is not up to the earlier one to fail the job.
         return None
+    detail = failure.message + RETRY_WORDS[completion.retryable]
     if failure.code == CANCELLED_CODE and job.cancel_requested_at is not None:
         move = Move(now, detail=failure.message, columns=columns)
         return table.apply_event(connection, job, JobEvent.JOB_CANCELLED, move)
-    columns |= {"error_code": failure.code, "error_message": failure.message}
-    move = Move(now, detail=failure.message, columns=columns)
+    columns |= {
+        "error_code": failure.code,
+        "error_message": failure.message,
+        "error_details": list(failure.details) or None,
+    }
+    move = Move(now, detail=detail, columns=columns)
     return table.apply_event(connection, job, JobEvent.FAILURE_ARRIVED, move)
 
 

@@ -17,6 +17,7 @@ from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import IdempotencyConflictError, InvalidInputError, Violation
 from worker.fal.extend_video import complete_input
+from worker.fal.options import Decision, RequestOptions
 from worker.jobs import table
 from worker.jobs.values import Job, NewJob
 from worker.violations import validate_fields
@@ -26,6 +27,8 @@ DEFAULT_TENANT = "default"
 NO_SYNC_MODE = Violation(
     "sync_mode", "true", "false: results inside a message are not archived yet"
 )
+# The archive reads a result as anybody does, so it has to be one that anybody may read.
+NO_PRIVATE_RESULT = "allow: the archive could not read the result; rules may still forbid users"
 V = TypeVar("V")
 
 
@@ -58,6 +61,7 @@ class JobOptions(BaseModel):
             max_length=32,
         ),
     ] = {}
+    fal_options: RequestOptions = RequestOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,9 @@ def parse_wish(fields: Mapping[str, object]) -> Wish:
     completed, wrong_input = _try_parse(lambda: complete_input(wished))
     if completed is not None and completed.sync_mode:
         wrong_input = (NO_SYNC_MODE,)
-    if options is None or completed is None or wrong_input:
+    if options is not None:
+        wrong_options = _list_unarchivable(options.fal_options)
+    if options is None or completed is None or wrong_input or wrong_options:
         raise InvalidInputError((*wrong_input, *wrong_options))
     return Wish(completed.to_json(), options, seed_drawn=wished.get("seed") is None)
 
@@ -99,7 +105,7 @@ def enqueue_job(
     """Write the row, or find the one that this wish has made before.
 
     `grace` is how long the doorbell may take before the sweep rings again. Raises
-    IdempotencyConflictError if the id or the key belongs to a wish with another input.
+    IdempotencyConflictError if the id or the key belongs to a wish with another input or options.
     """
     new = _build_job(wish, endpoint, clock(), grace)
     with db.transaction() as connection:
@@ -116,6 +122,14 @@ def _try_parse(parse: Callable[[], V]) -> tuple[V | None, tuple[Violation, ...]]
         return None, error.violations
 
 
+def _list_unarchivable(options: RequestOptions) -> tuple[Violation, ...]:
+    acl = options.initial_acl
+    if acl is None or acl.default is Decision.ALLOW:
+        return ()
+    field = "fal_options.initial_acl.default"
+    return (Violation(field, f'"{acl.default.value}"', NO_PRIVATE_RESULT),)
+
+
 def _build_job(wish: Wish, endpoint: str, now: datetime, grace: timedelta) -> NewJob:
     options = wish.options
     return NewJob(
@@ -126,6 +140,7 @@ def _build_job(wish: Wish, endpoint: str, now: datetime, grace: timedelta) -> Ne
         idempotency_key=options.idempotency_key,
         priority=options.priority,
         labels=dict(options.labels),
+        options=options.fal_options.to_json(),
         enqueued_at=now,
         due_at=now + grace,
     )
@@ -141,7 +156,8 @@ def _find_earlier(connection: Connection, new: NewJob, wish: Wish) -> Job:
     if earlier is None or not _is_same_wish(earlier, new, wish):
         taken = new.idempotency_key if earlier and earlier.id != new.id else new.id
         raise IdempotencyConflictError(
-            f"{taken} belongs to a job with another input, key or tenant; choose another key or id"
+            f"{taken} belongs to a job with another input, fal_options, key or tenant; "
+            "choose another key or id"
         )
     return earlier
 
@@ -153,6 +169,7 @@ def _is_same_wish(earlier: Job, new: NewJob, wish: Wish) -> bool:
         expected["seed"] = earlier.input.get("seed")
     return (
         earlier.input == expected
+        and earlier.options == new.options
         and earlier.endpoint == new.endpoint
         and earlier.tenant == new.tenant
         and wish.options.job_id in {None, earlier.id}

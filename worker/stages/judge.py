@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from worker.backoff import Backoff, choose_poll_delay
+from worker.fal.options import RequestOptions
 from worker.fal.queue import (
     ACCOUNT_CODES,
     Accepted,
@@ -38,8 +39,7 @@ class SubmitTerms:
 
     worker: str
     webhook_base_url: str
-    start_timeout: timedelta
-    store_io: bool
+    options: RequestOptions
     lease: timedelta
     poll_after: timedelta
     retry_for: timedelta
@@ -98,7 +98,8 @@ def _judge_refusal(
         return Ruling(JobEvent.JOB_CANCELLED, Move(now, detail=reply.message), settlement)
     if reply.why is RefusalClass.INPUT:
         settlement = Settlement(Outcome.REJECTED, now, reply.http_status, **why)
-        move = Move(now, detail=reply.message, columns=why)
+        details = {"error_details": list(reply.details) or None}
+        move = Move(now, detail=reply.message, columns={**why, **details})
         return Ruling(JobEvent.SUBMISSION_REJECTED, move, settlement)
     settlement = Settlement(Outcome.POSTPONED, now, reply.http_status, **why)
     # Trouble with the account is not the job's: it waits as long as it takes.

@@ -18,6 +18,7 @@ from uuid_utils.compat import uuid7
 
 from worker.clock import Clock, read_clock
 from worker.db import AWAY, Database, describe_database_error
+from worker.fal.options import RequestOptions
 from worker.fal.queue import Accepted, Ambiguous, QueueClient, RefusalClass, Refused, SubmitReply
 from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent
@@ -94,7 +95,8 @@ def begin_submission(
             return None
         if gate is not None:
             pause.begin_pause(connection, str(gate.reason), now + terms.probe_after)
-        new = NewAttempt(uuid7(), attempts.hash_token(token), now)
+        options = RequestOptions.model_validate(job.options).fill_in(terms.options)
+        new = NewAttempt(uuid7(), attempts.hash_token(token), now, options.to_json())
         attempt = attempts.insert_attempt(connection, job, new)
     return Submission(job, attempt, token, claim.until, gate)
 
@@ -109,8 +111,7 @@ def post_once(
         submission.job.endpoint,
         submission.attempt.input,
         webhook_url=f"{terms.webhook_base_url}/webhooks/fal/{submission.token}",
-        start_timeout=terms.start_timeout,
-        store_io=terms.store_io,
+        options=RequestOptions.model_validate(submission.attempt.options),
     )
 
 

@@ -1,0 +1,260 @@
+"""Each of the model's fields, and each option, through every door of ours to fal's."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from celery import Celery
+from pydantic import SecretStr
+
+from tests.emulator.processes import Emulator, start_emulator
+from tests.harness.brokers import take_messages
+from tests.harness.jobs import LEASE, read_attempts
+from tests.harness.logs import preserved_logging
+from worker import cli, producer, tasks
+from worker.db import Database
+from worker.fal.extend_video import ExtendVideoInput
+from worker.fal.queue import QueueClient
+from worker.jobs import table
+from worker.jobs.values import Job
+from worker.runtime import Runtime, read_request_options
+from worker.settings import load_settings
+from worker.stages.judge import SubmitTerms
+from worker.stages.submit import submit_job
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+# No field but `sync_mode` has its default here.
+CHOSEN: dict[str, Any] = {
+    "end_image_url": "https://example.com/end.png",
+    "num_frames": 17,
+    "video_size": {"width": 64, "height": 48},
+    "generate_audio": False,
+    "use_multiscale": False,
+    "match_input_fps": False,
+    "fps": 30.0,
+    "num_inference_steps": 8,
+    "video_cfg_scale": 4.5,
+    "video_stg_scale": 2.0,
+    "video_rescaling_scale": 0.25,
+    "video_modality_scale": 1.0,
+    "audio_cfg_scale": 6.5,
+    "audio_stg_scale": 1.0,
+    "audio_rescaling_scale": 1.0,
+    "audio_modality_scale": 2.5,
+    "gradient_estimation_gamma": 2.0,
+    "use_restart_sampling": False,
+    "scheduler": "linear_quadratic",
+    "acceleration": "full",
+    "camera_lora": "jib_up",
+    "camera_lora_scale": 0.5,
+    "negative_prompt": "",
+    "seed": -(2**63),
+    "enable_prompt_expansion": False,
+    "enable_safety_checker": False,
+    "video_output_type": "VP9 (.webm)",
+    "video_quality": "low",
+    "video_write_mode": "small",
+    "sync_mode": False,
+    "distill_lora_first_pass_scale": 0.0,
+    "distill_lora_second_pass_scale": 1.0,
+    "extend_direction": "backward",
+    "num_context_frames": 9,
+    "video_strength": 0.75,
+    "audio_strength": 0.0,
+    "end_image_strength": 0.125,
+}
+OPTIONS: dict[str, Any] = {
+    "priority": "low",
+    "start_timeout": 90,
+    "object_expiration": 7200,
+    "tags": {"team": "video", "order": "47 11"},
+    "no_retry": True,
+    "disable_fallback": True,
+    "store_io": True,
+    "runner_hint": "sticky",
+}
+HEADERS = {
+    "x-fal-queue-priority": "low",
+    "x-fal-request-start-timeout": "90",
+    "x-fal-request-timeout": "90",
+    "x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 7200}',
+    "x-fal-tags": "team=video,order=47 11",
+    "x-fal-no-retry": "1",
+    "x-app-fal-disable-fallback": "true",
+    "x-fal-disable-fallbacks": "true",
+    "x-fal-store-io": "1",
+    "x-fal-runner-hint": "sticky",
+}
+Send = Callable[[Mapping[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def fal(tmp_path_factory) -> Iterator[Emulator]:
+    with start_emulator(tmp_path_factory.mktemp("fal"), "--render", "fake") as emulator:
+        yield emulator
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, database_url, redis_url) -> Iterator[None]:
+    """What a producer has: a table and a broker. All that was opened is closed again."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("BROKER_URL", redis_url)
+    runtime = Runtime(load_settings())
+    for module in (producer, tasks):
+        monkeypatch.setattr(module, "get_runtime", lambda: runtime)
+    monkeypatch.setattr(cli, "build_runtime", lambda: runtime)
+    with preserved_logging():
+        yield
+    runtime.db.close()
+    runtime.dispatcher.close()
+
+
+@pytest.fixture(params=["celery", "python", "shell"])
+def send(request, monkeypatch, redis_url) -> Send:
+    """Enqueues a wish through each door in turn."""
+
+    def send_by_celery(wish: Mapping[str, Any]) -> None:
+        """Published by nothing but Celery, and read from the broker as a worker reads it."""
+        take_messages(redis_url, "extend_video")
+        with Celery("producer", broker=redis_url, set_as_current=False) as app:
+            app.send_task("extend_video.enqueue", kwargs=dict(wish), queue="extend_video")
+        [message] = take_messages(redis_url, "extend_video")
+        args, fields, _ = json.loads(base64.b64decode(message["body"]))
+        tasks.enqueue.apply(args=args, kwargs=fields, task_id=str(uuid4()), throw=True)
+
+    def send_by_python(wish: Mapping[str, Any]) -> None:
+        producer.enqueue(**wish)
+
+    def send_by_shell(wish: Mapping[str, Any]) -> None:
+        monkeypatch.setattr("sys.argv", ["extend-video", "enqueue", *write_arguments(wish)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+
+    doors = {"celery": send_by_celery, "python": send_by_python, "shell": send_by_shell}
+    return doors[request.param]
+
+
+def write_arguments(wish: Mapping[str, Any]) -> list[str]:
+    """As somebody types them."""
+    fields = dict(wish)
+    options = fields.pop("fal_options", {})
+    known = ["--prompt", fields.pop("prompt"), "--video", fields.pop("video_url")]
+    texts = [part for pair in fields.items() for part in ("--set", write_pair(*pair))]
+    return [*known, *texts] + [
+        part for pair in options.items() for part in ("--fal-option", write_pair(*pair))
+    ]
+
+
+def write_pair(name: str, value: object) -> str:
+    match value:
+        case {"width": width, "height": height}:
+            return f"{name}={width}x{height}"
+        case dict():
+            return f"{name}={','.join(f'{key}={text}' for key, text in value.items())}"
+        case str():
+            return f"{name}={value}"
+        case _:
+            return f"{name}={json.dumps(value)}"
+
+
+@pytest.fixture
+def submit(db, fal, send) -> Callable[[Mapping[str, Any]], tuple[Job, dict[str, Any]]]:
+    """Sends a wish and submits its job; the job, and the one request that reached fal."""
+
+    def submit(wish: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
+        send(wish)
+        job = submit_only_job(db, fal)
+        requests = fal.list_requests()
+        [request] = [one for one in requests if one["input"]["prompt"] == wish["prompt"]]
+        return job, request
+
+    return submit
+
+
+def submit_only_job(db: Database, fal: Emulator) -> Job:
+    with db.reading() as connection:
+        [job] = table.list_jobs(connection, state=None, tenant=None, limit=2)
+    terms = SubmitTerms(
+        worker="w:1",
+        webhook_base_url="http://127.0.0.1:9",
+        options=read_request_options(load_settings()),
+        lease=LEASE,
+        poll_after=LEASE,
+        retry_for=timedelta(days=1),
+        probe_after=LEASE,
+    )
+    queue = QueueClient(fal.url, SecretStr("emulator-key"))
+    moved = submit_job(job.id, db=db, queue=queue, terms=terms)
+    queue.close()
+    assert moved is not None
+    return moved
+
+
+def build_wish(fal: Emulator, **fields: object) -> dict[str, Any]:
+    url = f"{fal.url}/files/ready.mp4"
+    return {"prompt": f"on it goes {uuid4()}", "video_url": url, **fields}
+
+
+def describe_types(value: object) -> object:
+    """Equal only with the very types of JSON: 24 is not 24.0, and true is not 1."""
+    if isinstance(value, Mapping):
+        return {name: describe_types(inner) for name, inner in value.items()}
+    return (type(value).__name__, value)
+
+
+def test_each_field_arrives_with_its_very_type(fal, submit) -> None:
+    wish = build_wish(fal, **CHOSEN)
+    assert list(wish) == list(ExtendVideoInput.model_fields)
+
+    _, request = submit(wish)
+
+    for name, value in wish.items():
+        assert describe_types(request["input"][name]) == describe_types(value), name
+    assert len(request["input"]) == len(wish) == 39
+
+
+def test_each_option_arrives_as_its_header_and_is_on_record(db, fal, submit) -> None:
+    job, request = submit(build_wish(fal, fal_options=OPTIONS))
+
+    assert {name: request["headers"].get(name) for name in HEADERS} == HEADERS
+    assert job.options == OPTIONS
+    [attempt] = read_attempts(db, job.id)
+    assert attempt.options == OPTIONS
+
+
+def test_fields_left_out_arrive_with_their_defaults(fal, submit) -> None:
+    wish = build_wish(fal)
+    defaults = {
+        name: field.get_default()
+        for name, field in ExtendVideoInput.model_fields.items()
+        if not field.is_required() and name != "seed"
+    }
+
+    _, request = submit(wish)
+
+    arrived = dict(request["input"])
+    assert isinstance(arrived.pop("seed"), int)
+    assert describe_types(arrived) == describe_types(json.loads(json.dumps(defaults)) | wish)
+
+
+def test_numbers_given_as_integers_arrive_as_numbers(fal, submit) -> None:
+    """JSON has one kind of number, and a shell has none."""
+    whole = {"fps": 30, "video_cfg_scale": 20, "video_strength": 1, "audio_stg_scale": 0}
+    _, request = submit(build_wish(fal, **whole))
+    kinds = {name: describe_types(request["input"][name]) for name in whole}
+    assert kinds == {name: ("float", float(value)) for name, value in whole.items()}
+
+
+NULLABLE = {"end_image_url", "seed"}
+
+
+def test_nothing_is_null_but_what_may_be(fal, submit) -> None:
+    _, request = submit(build_wish(fal))
+    nulls = {name for name, value in request["input"].items() if value is None}
+    assert nulls == {"end_image_url"} < NULLABLE

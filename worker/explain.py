@@ -1,0 +1,73 @@
+"""What a failed job's code means to whoever enqueued it, and to an operator."""
+
+from dataclasses import dataclass
+
+from worker.fal.error_types import ERROR_TYPES, Charge, Retryable, find_error_type
+from worker.fal.errors import UNNAMED_CODE, name_field
+from worker.jobs.states import JobState
+from worker.jobs.values import Attempt, Ending, Job
+
+# Codes of ours for runs that fal finished.
+OWN_CODES = frozenset({"invalid_result", "result_gone", UNNAMED_CODE})
+AGAIN = {
+    Retryable.YES: "may end otherwise: extend-video redrive {id} --pay-again",
+    Retryable.MAYBE: "may end otherwise, if its last event does not say that it will not: "
+    "extend-video redrive {id} --pay-again",
+    Retryable.NO: "ends the same way: enqueue another input",
+}
+CHARGES = {Charge.NO: "not charged by fal", Charge.POSSIBLE: "possibly charged by fal"}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What fal says about one input field; the field is empty if it is about the whole."""
+
+    field: str
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A failure in plain words."""
+
+    sentence: str
+    retryable: Retryable
+    charge: Charge
+    fields: tuple[FieldError, ...]
+
+
+def explain_failure(job: Job, attempts: list[Attempt]) -> Explanation | None:
+    """What became of a job that fal itself has failed; None of any other."""
+    code = job.error_code
+    if job.state is not JobState.FAILED or code is None or not _is_fals(job, code, attempts):
+        return None
+    known = find_error_type(code)
+    return Explanation(known.sentence, known.retryable, known.charge, list_field_errors(job))
+
+
+def list_field_errors(job: Job) -> tuple[FieldError, ...]:
+    details = [one for one in job.error_details or [] if isinstance(one, dict)]
+    return tuple(
+        FieldError(name_field(one), str(one.get("type", "")), str(one.get("msg", "")))
+        for one in details
+    )
+
+
+def describe_explanation(explanation: Explanation, job: Job) -> dict[str, str]:
+    """By name, one line each."""
+    lines = {
+        "means": explanation.sentence,
+        "again": AGAIN[explanation.retryable].format(id=job.id),
+        "charge": CHARGES[explanation.charge],
+    }
+    for number, one in enumerate(explanation.fields, start=1):
+        lines[f"field {number}"] = f"{one.field or 'input'}: {one.message} ({one.error_type})"
+    return lines
+
+
+def _is_fals(job: Job, code: str, attempts: list[Attempt]) -> bool:
+    """Fal's own types are kept verbatim, so a code that is none of ours is fal's."""
+    if code in ERROR_TYPES or job.error_details:
+        return True
+    return code not in OWN_CODES and bool(attempts) and attempts[-1].ending == Ending.FAILED
