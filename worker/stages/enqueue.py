@@ -22,10 +22,6 @@ from worker.jobs.values import Job, NewJob
 from worker.violations import validate_fields
 
 DEFAULT_TENANT = "default"
-# Its result would come inside the message, and be paid for without being archived.
-NO_SYNC_MODE = Violation(
-    "sync_mode", "true", "false: results inside a message are not archived yet"
-)
 V = TypeVar("V")
 
 
@@ -86,9 +82,7 @@ def parse_wish(fields: Mapping[str, object]) -> Wish:
     wished = {name: value for name, value in fields.items() if name not in own}
     options, wrong_options = _try_parse(lambda: validate_fields(JobOptions, own))
     completed, wrong_input = _try_parse(lambda: complete_input(wished))
-    if completed is not None and completed.sync_mode:
-        wrong_input = (NO_SYNC_MODE,)
-    if options is None or completed is None or wrong_input:
+    if options is None or completed is None:
         raise InvalidInputError((*wrong_input, *wrong_options))
     return Wish(completed.to_json(), options, seed_drawn=wished.get("seed") is None)
 
