@@ -138,7 +138,12 @@ def test_marker_is_short_and_inline_and_tells_what_was_there() -> None:
 
 @pytest.mark.parametrize(
     ("url", "expected"),
-    [("data:video/mp4;base64,AA==", True), ("DATA:x,", True), ("https://a/data:", False), ("", False)],
+    [
+        ("data:video/mp4;base64,AA==", True),
+        ("DATA:x,", True),
+        ("https://a/data:", False),
+        ("", False),
+    ],
 )
 def test_is_inline_goes_by_the_scheme(url, expected) -> None:
     assert is_inline(url) is expected

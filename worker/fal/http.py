@@ -18,6 +18,10 @@ TOTAL_TIMEOUT = timedelta(seconds=30)
 MAX_REPLY_BYTES = 1024 * 1024
 
 
+class ReplyTooLargeError(httpx.ReadError):
+    """The reply has more bytes than its bound."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """An HTTP reply, read whole within its bounds."""
@@ -49,11 +53,16 @@ def build_client(credentials: SecretStr, *, keep_connections: bool) -> httpx.Cli
 
 
 def exchange(
-    client: httpx.Client, request: httpx.Request, *, max_bytes: int = MAX_REPLY_BYTES
+    client: httpx.Client,
+    request: httpx.Request,
+    *,
+    max_bytes: int = MAX_REPLY_BYTES,
+    within: timedelta | None = None,
 ) -> Reply:
-    """Send once. Raises httpx.HTTPError, and TimeoutError once TOTAL_TIMEOUT has passed."""
-    deadline = time.monotonic() + TOTAL_TIMEOUT.total_seconds()
-    return call_within(TOTAL_TIMEOUT, lambda: _send(client, request, max_bytes, deadline))
+    """Send once. Raises httpx.HTTPError, and TimeoutError after `within` (TOTAL_TIMEOUT)."""
+    limit = TOTAL_TIMEOUT if within is None else within
+    deadline = time.monotonic() + limit.total_seconds()
+    return call_within(limit, lambda: _send(client, request, max_bytes, deadline))
 
 
 def describe_error(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> str:
@@ -89,7 +98,7 @@ def _send(client: httpx.Client, request: httpx.Request, max_bytes: int, deadline
         for chunk in response.iter_raw():
             body += chunk
             if len(body) > max_bytes:
-                raise httpx.ReadError(f"the reply has more than {max_bytes} bytes")
+                raise ReplyTooLargeError(f"the reply has more than {max_bytes} bytes")
             if time.monotonic() > deadline:
                 # Nobody waits any more, and drop by drop this could go on for ever.
                 raise httpx.ReadTimeout("the reply is too slow")

@@ -6,6 +6,7 @@ result tell them apart (fal-api, section 3). A status call that fails is no conc
 
 import json
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Protocol
 from urllib.parse import quote
@@ -15,10 +16,22 @@ from pydantic import JsonValue, SecretStr
 
 from worker.fal.completion import Completion
 from worker.fal.errors import parse_failure
-from worker.fal.http import Reply, accept_url, build_client, describe_error, exchange
+from worker.fal.http import (
+    MAX_REPLY_BYTES,
+    Reply,
+    ReplyTooLargeError,
+    accept_url,
+    build_client,
+    describe_error,
+    exchange,
+)
+from worker.fal.progress import Progress, read_progress
 
-# A result that travels as a data URI is as large as its video.
+# A result that travels as a data URI is as large as its video, and takes its time.
 MAX_RESULT_BYTES = 256 * 1024 * 1024
+RESULT_TIME = timedelta(minutes=3)
+# With all log entries.
+MAX_STATUS_BYTES = 8 * 1024 * 1024
 NOT_FOUND = frozenset({404, 410})
 # These path heads keep one segment more than owner and app in their follow-up URLs.
 NAMESPACES = frozenset({"workflows", "comfy"})
@@ -64,6 +77,14 @@ class Unclear:
 Truth = Completion | Pending | Forgotten | ResultGone | Unclear
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Where a request is, and how far; `progress` is None if no status reply told it."""
+
+    truth: Truth
+    progress: Progress | None = None
+
+
 class CancelAnswer(StrEnum):
     """fal's answer to a cancellation; UNCLEAR if there was none."""
 
@@ -81,21 +102,38 @@ class RequestClient:
         self._base_url = base_url
         self._http = build_client(credentials, keep_connections=True)
 
-    def find_truth(self, ref: RequestRef, fal_request_id: str) -> Truth:
-        """Where the request is by fal's own words, its result included. Never raises."""
-        reply = self._ask("GET", self._choose_url(ref.status_url, ref, fal_request_id, "/status"))
+    def look(self, ref: RequestRef, fal_request_id: str) -> Look:
+        """Where the request is by fal's own words, its result and logs included. Never raises."""
+        reply = self._ask_status(ref, fal_request_id)
         if not isinstance(reply, Reply):
-            return reply
+            return Look(reply)
         status = read_status(reply)
         match status:
             case Finished():
-                return self._read_result(ref, fal_request_id, status)
+                truth = self._read_result(ref, fal_request_id, status)
+                return Look(truth, read_progress(reply.parse_json()))
             case Forgotten():
                 # The status may be gone, or away, while the result can still be read.
                 truth = self._read_result(ref, fal_request_id, Finished(None, None))
-                return truth if isinstance(truth, Completion) else status
+                return Look(truth if isinstance(truth, Completion) else status)
+            case Pending():
+                return Look(status, read_progress(reply.parse_json()))
             case _:
-                return status
+                return Look(status)
+
+    def find_truth(self, ref: RequestRef, fal_request_id: str) -> Truth:
+        """As `look`, without how far it is."""
+        return self.look(ref, fal_request_id).truth
+
+    def find_progress(
+        self, ref: RequestRef, fal_request_id: str, within: timedelta
+    ) -> Progress | None:
+        """How far the request is, if fal tells it in time. Never raises."""
+        reply = self._ask_status(ref, fal_request_id, within)
+        if not isinstance(reply, Reply):
+            return None
+        known = isinstance(read_status(reply), Finished | Pending)
+        return read_progress(reply.parse_json()) if known else None
 
     def cancel(self, ref: RequestRef, fal_request_id: str) -> CancelAnswer:
         """Ask fal to remove the request from its queue, or to stop it."""
@@ -107,14 +145,36 @@ class RequestClient:
 
     def _read_result(self, ref: RequestRef, fal_request_id: str, finished: "Finished") -> Truth:
         url = self._choose_url(ref.response_url, ref, fal_request_id, "")
-        reply = self._ask("GET", url, max_bytes=MAX_RESULT_BYTES)
+        reply = self._ask("GET", url, max_bytes=MAX_RESULT_BYTES, within=RESULT_TIME)
         if not isinstance(reply, Reply):
             return reply if finished.error is None else finished.fail(fal_request_id, None)
         return sort_result(reply, finished, fal_request_id)
 
-    def _ask(self, method: str, url: str, **bounds: int) -> Reply | Unclear:
+    def _ask_status(
+        self, ref: RequestRef, fal_request_id: str, within: timedelta | None = None
+    ) -> Reply | Unclear:
+        """With logs, but for too many of them no request is left in the dark."""
+        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status")
         try:
-            return exchange(self._http, self._http.build_request(method, url), **bounds)
+            with_logs = httpx.URL(url).copy_merge_params({"logs": "1"})
+            request = self._http.build_request("GET", with_logs)
+            return exchange(self._http, request, max_bytes=MAX_STATUS_BYTES, within=within)
+        except ReplyTooLargeError:
+            return self._ask("GET", url, within=within)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            return Unclear(describe_error(error))
+
+    def _ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        max_bytes: int = MAX_REPLY_BYTES,
+        within: timedelta | None = None,
+    ) -> Reply | Unclear:
+        try:
+            request = self._http.build_request(method, url)
+            return exchange(self._http, request, max_bytes=max_bytes, within=within)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             return Unclear(describe_error(error))
 

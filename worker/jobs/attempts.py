@@ -84,6 +84,7 @@ def complete_attempt(
 ) -> None:
     """Note that fal has finished the attempt's request; a run that was cancelled costs nothing."""
     values: dict[str, Any] = {"completed_at": now, "ending": ending, "cancel_due_at": None}
+    values |= {"fal_status": "COMPLETED", "queue_position": None}
     if ending is Ending.CANCELLED:
         values["extra_charge_at"] = None
     connection.execute(
