@@ -62,12 +62,15 @@ def exchange(
     """Send once. Raises httpx.HTTPError, and TimeoutError after `within` (TOTAL_TIMEOUT)."""
     limit = TOTAL_TIMEOUT if within is None else within
     deadline = time.monotonic() + limit.total_seconds()
-    return call_within(limit, lambda: _send(client, request, max_bytes, deadline))
+    try:
+        return call_within(limit, lambda: _send(client, request, max_bytes, deadline))
+    except TimeoutError:
+        raise TimeoutError(f"no reply within {limit.total_seconds():g} s") from None
 
 
 def describe_error(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> str:
     if isinstance(error, TimeoutError):
-        return f"no reply within {TOTAL_TIMEOUT.total_seconds():g} s"
+        return str(error)
     return f"{type(error).__name__}: {error}"
 
 
