@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from worker import display
 from worker.arguments import parse_or_list, read_fields, split_pairs
+from worker.contract import schema
 from worker.daemons import (
     Crew,
     bind_listener,
@@ -189,6 +190,9 @@ def migrate(as_json: Json = False) -> None:
         display.print_json({"revision": revision})
     else:
         display.out.print(f"the job table is at revision {revision}")
+
+
+app.command()(schema)
 
 
 @app.command()

@@ -38,14 +38,15 @@ class Reply:
             return None
 
 
-def build_client(credentials: SecretStr, *, keep_connections: bool) -> httpx.Client:
-    """Build a client that carries the key: for requests to fal's own hosts only."""
+def build_client(credentials: SecretStr | None, *, keep_connections: bool) -> httpx.Client:
+    """Build a client that carries the key, if any: for requests to fal's own hosts only."""
+    key = {} if credentials is None else {"Authorization": f"Key {credentials.get_secret_value()}"}
     return httpx.Client(
         timeout=TIMEOUT,
         follow_redirects=False,
         limits=httpx.Limits(max_keepalive_connections=8 if keep_connections else 0),
         headers={
-            "Authorization": f"Key {credentials.get_secret_value()}",
+            **key,
             # What is measured against the bound is then what is held in memory.
             "Accept-Encoding": "identity",
         },
