@@ -366,7 +366,8 @@ def test_follower_does_not_wait_long_for_a_silent_fal(db, ask_scripted, monkeypa
 
 
 def test_follower_keeps_the_last_logs_where_a_later_reply_has_none(db, ask_scripted) -> None:
-    replies = [STATUS, {**STATUS, "logs": None}, {"status": "COMPLETED", "logs": []}]
+    ended = {"status": "COMPLETED", "logs": [], "metrics": {"inference_time": 1.5}}
+    replies = [STATUS, {**STATUS, "logs": None}, ended]
 
     def answer(handler) -> None:
         send_json(replies.pop(0))(handler)
@@ -374,6 +375,7 @@ def test_follower_keeps_the_last_logs_where_a_later_reply_has_none(db, ask_scrip
     ask_scripted(answer, times=4)
     (attempt,) = read_attempts(db, UUID(int=1))
     assert (attempt.fal_status, attempt.logs) == ("COMPLETED", STATUS["logs"])
+    assert attempt.inference_seconds == 1.5
     assert replies == [], "its last word is written, and is not asked for again"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, literal, true, update
+from sqlalchemy import Connection, true, update
 
 from worker.jobs.models import AttemptRow
 
@@ -27,13 +27,9 @@ def note_progress(
     values: dict[str, Any] = {"fal_status": fal_status, "queue_position": queue_position}
     if inference_seconds is not None:
         values["inference_seconds"] = inference_seconds
-    is_last_word = fal_status == COMPLETED
     if logs:
         values["logs"] = list(logs)
-    elif is_last_word:
-        # None will come any more.
-        known = AttemptRow.logs
-        values["logs"] = func.coalesce(known, literal([], known.type))
+    is_last_word = fal_status == COMPLETED
     in_time = true() if is_last_word else AttemptRow.completed_at.is_(None)
     connection.execute(
         update(AttemptRow).where(AttemptRow.id == attempt_id, in_time).values(**values)

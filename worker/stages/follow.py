@@ -109,8 +109,8 @@ def find_request(connection: Connection, job: Job) -> Attempt | None:
 
 
 def is_told(attempt: Attempt) -> bool:
-    """Whether fal's last word is written: it does not change any more."""
-    return attempt.fal_status == COMPLETED and attempt.logs is not None
+    """Whether fal's last word is written; a webhook alone tells neither time nor logs."""
+    return attempt.fal_status == COMPLETED and attempt.inference_seconds is not None
 
 
 def name_gate(job_id: UUID) -> str:
