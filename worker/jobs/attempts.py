@@ -276,14 +276,6 @@ def judge_delivery(connection: Connection, attempt_id: UUID, body: bytes, verdic
     )
 
 
-def replace_bodies(connection: Connection, job_id: UUID, marker: bytes, longest: int) -> None:
-    """Keep the marker in place of the job's long bodies; their sha256 still knows a repetition."""
-    too_long = func.length(DeliveryRow.body) > longest
-    connection.execute(
-        update(DeliveryRow).where(DeliveryRow.job_id == job_id, too_long).values(body=marker)
-    )
-
-
 def list_attempts(connection: Connection, job_id: UUID) -> list[Attempt]:
     statement = (
         select(*columns_of(AttemptRow))

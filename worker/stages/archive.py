@@ -14,7 +14,7 @@ from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import ClaimLostError, PermanentError, RetryableError
 from worker.fal.extend_video import parse_output
-from worker.jobs import attempts, table
+from worker.jobs import inline, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
 from worker.media.download import Download, DownloadLimits, Sink, download_video
@@ -121,7 +121,7 @@ def record_archive(job: Job, stored: StoredObject, *, db: Database, clock: Clock
         moved = table.apply_event(connection, job, JobEvent.ARCHIVE_RECORDED, move)
         if moved is not None and marker is not None:
             # Base64 is a third longer than its content: a shorter body does not hold the video.
-            attempts.replace_bodies(connection, job.id, marker.encode(), stored.bytes)
+            inline.replace_bodies(connection, job.id, marker.encode(), stored.bytes)
     return moved
 
 
