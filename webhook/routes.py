@@ -33,7 +33,7 @@ from worker.errors import (
 from worker.fal.completion import Completion, parse_webhook
 from worker.fal.signature import StaleSignatureError, WebhookVerifier, read_headers
 from worker.schema import check_schema
-from worker.stages.complete import Receipt, receive_delivery, receive_hint
+from worker.stages.complete import Receipt, expect_poll, receive_delivery, receive_hint
 
 Answer: TypeAlias = tuple[dict[str, str], int]
 
@@ -52,7 +52,12 @@ class Receiver:
 
     def receive(self, token: str) -> Answer:
         """Record fal's delivery. Committed first and published second: the sweep heals the gap."""
-        body = read_body(self.max_bytes)
+        try:
+            body = read_body(self.max_bytes)
+        except RequestEntityTooLarge:
+            # fal may send it again and again: it is asked instead, for the result may not last.
+            self.dispatcher.ring(expect_poll(token, db=self.db))
+            raise
         headers = dict(request.headers)
         try:
             self.verifier.verify(headers, body, read_clock())
@@ -61,6 +66,12 @@ class Receiver:
         completion = read_completion(headers, body)
         receipt = receive_delivery(token, completion, body, db=self.db, grace=self.grace)
         return self._answer(receipt, 200)
+
+    def _read_body(self) -> bytes:
+        body = request.get_data(cache=False)
+        if len(body) > self.max_bytes:
+            raise RequestEntityTooLarge
+        return body
 
     def _take_hint(
         self, token: str, headers: dict[str, str], body: bytes, doubt: ExtendVideoError

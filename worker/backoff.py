@@ -30,12 +30,23 @@ def spread(wait: timedelta, draw: Draw = random.random) -> timedelta:
     return wait * (0.8 + 0.4 * draw())
 
 
-# fal surely keeps a result for an hour, so whoever waits for one looks several times within it.
+# fal surely keeps a usual result so long: whoever waits for one looks several times within it.
+RETENTION = timedelta(hours=1)
 LONGEST_POLL = timedelta(minutes=15)
+# Of a result that is kept for less: a look may fail, or the network be away for a moment.
+SHORT_LOOKS = 8
 
 
 def choose_poll_delay(
-    poll_after: timedelta, waited: timedelta = timedelta(), draw: Draw = random.random
+    poll_after: timedelta,
+    waited: timedelta = timedelta(),
+    draw: Draw = random.random,
+    *,
+    retention: timedelta = RETENTION,
 ) -> timedelta:
-    """How long to leave a request of fal's alone: longer the longer it has been waited for."""
-    return spread(min(max(poll_after, waited / 4), LONGEST_POLL), draw)
+    """How long to leave a request of fal's alone: longer the longer it has been waited for.
+
+    `retention` is how long its result will be kept; one kept for minutes is looked for each minute.
+    """
+    longest = LONGEST_POLL if retention >= RETENTION else retention / SHORT_LOOKS
+    return spread(min(max(poll_after, waited / 4), longest), draw)

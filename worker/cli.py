@@ -6,7 +6,6 @@ Exit codes: 0 ok, 1 the thing asked about failed, 2 wrong usage.
 import contextlib
 import os
 import sys
-from datetime import timedelta
 from typing import Annotated, NoReturn
 from uuid import UUID
 
@@ -15,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from worker import display
 from worker.arguments import parse_or_list, read_fields, read_options, split_pairs
+from worker.contract import schema
 from worker.daemons import (
     Crew,
     bind_listener,
@@ -31,7 +31,8 @@ from worker.settings import load_settings
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
 from worker.stages.redrive import redrive_job
-from worker.story import follow_events, list_jobs, read_story
+from worker.story import list_jobs, read_story
+from worker.watch import refresh_logs, watch_job
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -92,10 +93,10 @@ def enqueue(
     )
     if enqueued.created:
         runtime.dispatcher.ring(enqueued.job.doorbell)
-    if not wait:
+    if not (wait and as_json):
         print_job_id(enqueued.job.id, as_json=as_json)
-        return
-    follow_job(runtime, enqueued.job.id, as_json=as_json)
+    if wait:
+        follow_job(runtime, enqueued.job.id, as_json=as_json)
 
 
 @app.command("list")
@@ -114,13 +115,27 @@ def list_(
 
 
 @app.command()
-def show(job_id: JobId, as_json: Json = False) -> None:
+def show(
+    job_id: JobId,
+    logs: Annotated[bool, typer.Option("--logs", help="What fal has logged, too.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", "--follow", help="Follow the job to its end.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show a job with its attempts, deliveries and events."""
-    story = read_story(job_id, db=build_runtime().db)
+    runtime = build_runtime()
+    if wait:
+        follow_job(runtime, job_id, as_json=as_json)
+    if logs:
+        refresh_logs(runtime, job_id)
+    story = read_story(job_id, db=runtime.db)
     if as_json:
         display.print_json(display.story_to_json(story))
-    else:
-        display.print_story(story)
+        return
+    display.print_story(story)
+    if logs:
+        display.print_logs(story)
 
 
 @app.command()
@@ -191,6 +206,9 @@ def migrate(as_json: Json = False) -> None:
         display.out.print(f"the job table is at revision {revision}")
 
 
+app.command()(schema)
+
+
 @app.command()
 def up(
     host: Annotated[str, typer.Option(help="Where the receiver listens.")] = "127.0.0.1",
@@ -256,26 +274,13 @@ def build_runtime() -> Runtime:
 
 
 def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:
-    """Print each event as it comes, then end with the job's own exit code."""
-    before = None
-    if not as_json:
-        print_job_id(job_id, as_json=False)
+    """Show the job until its end, then end with its own exit code."""
     try:
-        for event in follow_events(job_id, db=runtime.db, patience=timedelta(days=1)):
-            if not as_json:
-                display.out.print(display.show_event(event, before))
-            before = event
+        archived = watch_job(runtime, job_id, as_json=as_json)
     except KeyboardInterrupt:
         display.err.print(f"the job goes on: extend-video show {job_id}")
         raise typer.Exit(INTERRUPTED) from None
-    story = read_story(job_id, db=runtime.db)
-    if as_json:
-        display.print_json(display.story_to_json(story))
-    elif story.job.state is JobState.ARCHIVED:
-        display.out.print(f"archived at {story.job.archive_uri}")
-    else:
-        display.err.print(f"{story.job.error_code}: {story.job.error_message}", markup=False)
-    raise typer.Exit(OK if story.job.state is JobState.ARCHIVED else FAILED)
+    raise typer.Exit(OK if archived else FAILED)
 
 
 def print_job_id(job_id: UUID, *, as_json: bool) -> None:

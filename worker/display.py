@@ -16,14 +16,16 @@ from rich.table import Column, Table
 from worker.doctor import Diagnosis
 from worker.errors import ViolationsError
 from worker.explain import describe_explanation, explain_failure
+from worker.fal.progress import list_new
 from worker.jobs.doctor import Check, Finding
 from worker.jobs.states import JobState
-from worker.jobs.values import Event, Job
+from worker.jobs.values import Attempt, Event, Job
 from worker.story import Story
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+_INLINE = re.compile(r"(data:[^,\"]{0,100},[A-Za-z0-9+/]{16})[A-Za-z0-9+/=]{1000,}")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -92,7 +94,9 @@ def print_story(story: Story) -> None:
         ending = f"  ended {attempt.ending}" if attempt.ending else ""
         extra = "  [red]extra charge[/red]" if attempt.extra_charge_at else ""
         times = f"{attempt.number}  {show_time(attempt.started_at)}"
-        out.print(f"  {times}  {outcome}  {escape(known)}{ending}{extra}")
+        told = escape(describe_progress(attempt))
+        progress = f"  {told}" if told else ""
+        out.print(f"  {times}  {outcome}  {escape(known)}{ending}{extra}{progress}")
     _print_section("deliveries")
     for delivery in story.deliveries:
         times = f"{delivery.times_received} times" if delivery.times_received > 1 else "once"
@@ -101,6 +105,38 @@ def print_story(story: Story) -> None:
     _print_section("events")
     for line in show_events(story.events):
         out.print(line)
+
+
+def print_logs(story: Story) -> None:
+    """What fal has logged, as far as it was stored."""
+    _print_section("logs")
+    for attempt in story.attempts:
+        for entry in attempt.logs or []:
+            out.print(show_log_entry(entry))
+
+
+def show_progress(attempt: Attempt, before: Attempt | None) -> Iterator[str]:
+    """A line if fal's status has changed since then, and one for each new log entry."""
+    if attempt.fal_status and describe_progress(attempt) != (before and describe_progress(before)):
+        yield f"  [dim]fal:[/dim] {escape(describe_progress(attempt))}"
+    known = (before and before.logs) or []
+    for entry in list_new(attempt.logs or [], known):
+        yield show_log_entry(entry)
+
+
+def describe_progress(attempt: Attempt) -> str:
+    """The request's status at fal, its place in the queue, and how long the run took."""
+    words = [attempt.fal_status or ""]
+    if attempt.queue_position is not None:
+        words.append(f"{attempt.queue_position} ahead")
+    if attempt.inference_seconds is not None:
+        words.append(f"inference {attempt.inference_seconds:g} s")
+    return ", ".join(words)
+
+
+def show_log_entry(entry: Mapping[str, str]) -> str:
+    words = " ".join(entry.get(name, "") for name in ("timestamp", "level", "message"))
+    return f"  [dim]fal |[/dim] {escape(words.strip())}"
 
 
 def show_events(events: list[Event]) -> Iterator[str]:
@@ -230,10 +266,17 @@ def show_time(at: datetime | None) -> str:
 def list_facts(job: Job) -> dict[str, object]:
     """The columns that have a value, the long ones as JSON."""
     return {
-        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+        name: _shorten(json.dumps(value, ensure_ascii=False))
+        if isinstance(value, dict | list)
+        else value
         for name, value in json.loads(json.dumps(asdict(job), default=_encode)).items()
         if value not in (None, {})
     }
+
+
+def _shorten(text: str) -> str:
+    """A video that is still inside its result is not for people."""
+    return _INLINE.sub(lambda found: f"{found[1]}... ({len(found[0])} characters)", text)
 
 
 def _print_section(title: str) -> None:

@@ -22,6 +22,7 @@
         ├── ClaimLostError              claim_lost            another worker has taken the job over
         ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
         ├── MediaRefusedError           media_refused         a URL we may not download from
+        ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
         ├── OutdatedSchemaError         outdated_schema
         ├── MissingProgramError         missing_program
         ├── SubmissionRefusedError *    submission_refused
@@ -128,6 +129,10 @@ class InvalidResultError(PermanentError):
 
 class MediaRefusedError(PermanentError):
     code = "media_refused"
+
+
+class SchemaUnreadableError(PermanentError):
+    code = "schema_unreadable"
 
 
 class OutdatedSchemaError(PermanentError):

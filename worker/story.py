@@ -35,6 +35,13 @@ def read_story(job_id: UUID, *, db: Database) -> Story:
         )
 
 
+def find_newest_attempt(job_id: UUID, *, db: Database) -> Attempt | None:
+    """How far the job's request is; much less to read than the whole story."""
+    with db.reading() as connection:
+        known = attempts.list_attempts(connection, job_id)
+    return known[-1] if known else None
+
+
 def list_jobs(*, db: Database, state: JobState | None, tenant: str | None, limit: int) -> list[Job]:
     """The newest jobs first."""
     with db.reading() as connection:
@@ -46,7 +53,7 @@ def follow_events(
     *,
     db: Database,
     patience: timedelta | None = None,
-    on_look: Callable[[], None] | None = None,
+    on_look: Callable[[], object] | None = None,
 ) -> Iterator[Event]:
     """Each event of the job as it comes, up to its end. Raises TimeoutError after `patience`.
 
@@ -67,4 +74,9 @@ def follow_events(
             raise TimeoutError(f"job {job_id} is still {events[-1].to_state.value}")
         if on_look is not None:
             on_look()
-        time.sleep(LOOK_SECONDS)
+        wait_a_look()
+
+
+def wait_a_look() -> None:
+    """How long a follower leaves the table alone."""
+    time.sleep(LOOK_SECONDS)

@@ -244,7 +244,7 @@ def test_archive_job_of_a_refused_video_fails(db, root, cdn, job, archive, refus
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:1/v.mp4", "https://evil.example/v", "data:video/mp4;base64,AAAA"]
+    "url", ["http://127.0.0.1:1/v.mp4", "https://evil.example/v", "data:video/mp4,AAAA"]
 )
 def test_archive_job_of_a_strange_url_fails_without_asking(db, cdn, archive, url):
     moved = archive(make_completed(db, url))

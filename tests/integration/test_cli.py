@@ -19,7 +19,7 @@ from tests.harness.logs import preserved_logging
 from tests.harness.processes import EXTEND_VIDEO, Yard, run_yard
 from tests.harness.servers import Postgres
 from tests.harness.waiting import wait_until
-from worker import cli
+from worker import cli, watch
 from worker.app import QUEUES
 from worker.db import Database
 from worker.jobs.states import JobEvent, JobState
@@ -564,7 +564,7 @@ def test_interrupt_ends_with_130(run, monkeypatch) -> None:
 
 @ON_SQLITE
 def test_wait_beyond_patience_fails_with_state(run, monkeypatch) -> None:
-    monkeypatch.setattr(cli, "timedelta", lambda **_: timedelta(seconds=0.05))
+    monkeypatch.setattr(watch, "PATIENCE", timedelta(seconds=0.05))
     ended = run(*ENQUEUE, "--wait")
     assert ended.code == 1
     assert re.search(r"timeout: job \S+ is still queued", ended.err)

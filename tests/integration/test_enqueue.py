@@ -275,9 +275,7 @@ def test_parse_wish_takes_the_widest_options_that_databases_hold(db):
     assert {name: getattr(again, name) for name in options} == options
 
 
-def test_parse_wish_with_sync_mode_is_refused():
-    """Its result would be paid for, and come where nobody archives it."""
+@pytest.mark.parametrize("sync_mode", [True, False])
+def test_parse_wish_takes_sync_mode_as_it_is(sync_mode):
     wish = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
-    with pytest.raises(InvalidInputError, match="sync_mode=true: false"):
-        parse_wish({**wish, "sync_mode": True})
-    assert parse_wish({**wish, "sync_mode": False}).input["sync_mode"] is False
+    assert parse_wish({**wish, "sync_mode": sync_mode}).input["sync_mode"] is sync_mode

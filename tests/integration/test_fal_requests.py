@@ -8,6 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 import worker.fal.http
+import worker.fal.requests
 from tests.emulator.processes import Emulator, start_emulator
 from tests.harness.brokers import find_closed_port, open_black_hole
 from tests.harness.jobs import ENDPOINT
@@ -206,6 +207,7 @@ def test_truth_of_silent_fal_is_unclear_within_the_bound(
     request_id = finish(fal, accepted)
     fal.order({"point": point, "kind": "hang", "seconds": 60})
     monkeypatch.setattr(worker.fal.http, "TOTAL_TIMEOUT", timedelta(seconds=0.5))
+    monkeypatch.setattr(worker.fal.requests, "RESULT_TIME", timedelta(seconds=0.5))
     truth = ask.find_truth(refer(accepted), request_id)
     assert truth == Unclear("no reply within 0.5 s")
 

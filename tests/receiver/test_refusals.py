@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.harness.brokers import take_messages
 from tests.harness.jobs import REQUEST_ID, TOKEN, make_job, read_attempts, read_job
 from tests.harness.webhooks import (
     OTHER_KEY,
@@ -228,12 +229,37 @@ def test_receive_body_at_limit_is_read(scene, job) -> None:
     assert scene.post(delivery).status_code == 200
 
 
-@ON_SQLITE
-def test_receive_body_above_limit_answers_413(scene, job) -> None:
+def build_too_large(token: str = TOKEN) -> SignedDelivery:
     filling = LIMIT - len(json.dumps(build_body(filling=""))) + 1
-    refuse(
-        scene, build_delivery(build_body(filling="x" * filling)), 413, "request_entity_too_large"
-    )
+    return build_delivery(build_body(filling="x" * filling), token=token)
+
+
+def test_receive_body_above_limit_answers_413_and_has_fal_asked(scene, job, redis_url) -> None:
+    """The result may not last until fal has given up sending it."""
+    queue = "extend_video.reconcile"
+    take_messages(redis_url, queue)
+
+    answer = scene.post(build_too_large())
+
+    assert (answer.status_code, answer.get_json()["error"]) == (413, "request_entity_too_large")
+    assert [message["headers"]["task"] for message in take_messages(redis_url, queue)] == [queue]
+    asked = read_job(scene.db, job.id)
+    assert asked.due_at is not None
+    assert asked.due_at <= datetime.now(UTC)
+    assert (asked.state, asked.fence, asked.result) == (JobState.SUBMITTED, job.fence, None)
+    assert scene.count("deliveries") == 0
+
+
+@ON_SQLITE
+def test_receive_body_above_limit_of_unknown_token_writes_nothing(scene, job) -> None:
+    refuse(scene, build_too_large("another-token"), 413, "request_entity_too_large")
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.COMPLETED, JobState.ARCHIVED])
+def test_receive_body_above_limit_of_job_elsewhere_writes_nothing(scene, state) -> None:
+    make_job(scene.db, state, now=datetime.now(UTC))
+    refuse(scene, build_too_large(), 413, "request_entity_too_large")
 
 
 @ON_SQLITE

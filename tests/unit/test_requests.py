@@ -295,7 +295,7 @@ def list_asked(ref: Ref, fal_request_id: str) -> list[str]:
 def test_request_without_urls_is_asked_by_owner_and_app(endpoint, app) -> None:
     place = f"{BASE}/{app}/requests/r%2F1%3Fx"
     assert list_asked(Ref(endpoint), "r/1?x") == [
-        f"GET {place}/status",
+        f"GET {place}/status?logs=1",
         f"GET {place}",
         f"PUT {place}/cancel",
     ]
@@ -304,7 +304,7 @@ def test_request_without_urls_is_asked_by_owner_and_app(endpoint, app) -> None:
 def test_request_is_asked_by_the_urls_that_fal_returned() -> None:
     urls = [f"{BASE}/elsewhere/{name}?a=1" for name in ("status", "response", "cancel")]
     assert list_asked(Ref("fal-ai/app", *urls), "r-1") == [
-        f"GET {urls[0]}",
+        f"GET {urls[0]}&logs=1",
         f"GET {urls[1]}",
         f"PUT {urls[2]}",
     ]

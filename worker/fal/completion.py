@@ -59,6 +59,9 @@ def parse_webhook(body: bytes) -> Completion:
 def make_storable(value: JsonValue) -> JsonValue:
     """The value without what a JSON column cannot hold: NUL, lone surrogates, NaN, infinity."""
     match value:
+        case str() if value.isascii() and "\0" not in value:
+            # A video inside a result is such a text, and is not to be copied.
+            return value
         case str():
             return (
                 value.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

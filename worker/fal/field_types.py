@@ -105,7 +105,7 @@ def _check_url(url: str) -> str:
 
 
 def _check_result_url(url: str) -> str:
-    return url if url.startswith("data:") else _check_url(url)
+    return url if url[:5].lower() == "data:" else _check_url(url)
 
 
 def _take_integral(value: object) -> object:

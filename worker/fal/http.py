@@ -26,6 +26,10 @@ BACKUP_URLS = {"https://queue.fal.run": "https://queue.falrun.com"}
 REPEATABLE = frozenset({"GET", "PUT"})
 
 
+class ReplyTooLargeError(httpx.ReadError):
+    """The reply has more bytes than its bound."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """An HTTP reply, read whole within its bounds."""
@@ -42,14 +46,15 @@ class Reply:
             return None
 
 
-def build_client(credentials: SecretStr, *, keep_connections: bool) -> httpx.Client:
-    """Build a client that carries the key: for requests to fal's own hosts only."""
+def build_client(credentials: SecretStr | None, *, keep_connections: bool) -> httpx.Client:
+    """Build a client that carries the key, if any: for requests to fal's own hosts only."""
+    key = {} if credentials is None else {"Authorization": f"Key {credentials.get_secret_value()}"}
     return httpx.Client(
         timeout=TIMEOUT,
         follow_redirects=False,
         limits=httpx.Limits(max_keepalive_connections=8 if keep_connections else 0),
         headers={
-            "Authorization": f"Key {credentials.get_secret_value()}",
+            **key,
             # What is measured against the bound is then what is held in memory.
             "Accept-Encoding": "identity",
         },
@@ -139,7 +144,7 @@ def _send(client: httpx.Client, request: httpx.Request, max_bytes: int, deadline
         for chunk in response.iter_raw():
             body += chunk
             if len(body) > max_bytes:
-                raise httpx.ReadError(f"the reply has more than {max_bytes} bytes")
+                raise ReplyTooLargeError(f"the reply has more than {max_bytes} bytes")
             if time.monotonic() > deadline:
                 # Nobody waits any more, and drop by drop this could go on for ever.
                 raise httpx.ReadTimeout("the reply is too slow")

@@ -22,15 +22,20 @@ from worker.fal.http import (
     MAX_REPLY_BYTES,
     TIMEOUT,
     Reply,
+    ReplyTooLargeError,
     accept_url,
     build_client,
     describe_error,
     exchange_again,
 )
+from worker.fal.progress import Progress, read_progress
 from worker.fal.status import Completed, InProgress, Queued, parse_status
 
-# A result that travels as a data URI is as large as its video.
+# A result that travels as a data URI is as large as its video, and takes its time.
 MAX_RESULT_BYTES = 256 * 1024 * 1024
+RESULT_TIME = timedelta(minutes=3)
+# With all log entries.
+MAX_STATUS_BYTES = 8 * 1024 * 1024
 NOT_FOUND = frozenset({404, 410})
 # These path heads keep one segment more than owner and app in their follow-up URLs.
 NAMESPACES = frozenset({"workflows", "comfy"})
@@ -77,6 +82,14 @@ Known = Completion | Pending | ResultGone
 Truth = Known | Forgotten | Unclear
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Where a request is, and how far; `progress` is None if no status reply told it."""
+
+    truth: Truth
+    progress: Progress | None = None
+
+
 class CancelAnswer(StrEnum):
     """fal's answer to a cancellation; UNCLEAR if there was none."""
 
@@ -107,21 +120,38 @@ class RequestClient:
         self._limit = limit
         self._http = build_client(credentials, keep_connections=True)
 
-    def find_truth(self, ref: RequestRef, fal_request_id: str) -> Truth:
-        """Where the request is by fal's own words, its result included. Never raises."""
-        reply = self.fetch_status(ref, fal_request_id)
+    def look(self, ref: RequestRef, fal_request_id: str) -> Look:
+        """Where the request is by fal's own words, its result and logs included. Never raises."""
+        reply = self._ask_status(ref, fal_request_id)
         if not isinstance(reply, Reply):
-            return reply
+            return Look(reply)
         status = read_status(reply)
         match status:
             case Finished():
-                return self.read_result(ref, fal_request_id, status)
+                truth = self.read_result(ref, fal_request_id, status)
+                return Look(truth, read_progress(reply.parse_json()))
             case Forgotten():
                 # The status may be gone, or away, while the result can still be read.
                 truth = self.read_result(ref, fal_request_id, Finished(None, None))
-                return truth if isinstance(truth, Completion) else status
+                return Look(truth if isinstance(truth, Completion) else status)
+            case Pending():
+                return Look(status, read_progress(reply.parse_json()))
             case _:
-                return status
+                return Look(status)
+
+    def find_truth(self, ref: RequestRef, fal_request_id: str) -> Truth:
+        """As `look`, without how far it is."""
+        return self.look(ref, fal_request_id).truth
+
+    def find_progress(
+        self, ref: RequestRef, fal_request_id: str, limit: timedelta
+    ) -> Progress | None:
+        """How far the request is, if fal tells it in time. Never raises."""
+        reply = self._ask_status(ref, fal_request_id, limit)
+        if not isinstance(reply, Reply):
+            return None
+        known = isinstance(read_status(reply), Finished | Pending)
+        return read_progress(reply.parse_json()) if known else None
 
     def cancel(self, ref: RequestRef, fal_request_id: str) -> CancelAnswer:
         """Ask fal to remove the request from its queue, or to stop it."""
@@ -136,7 +166,7 @@ class RequestClient:
 
     def fetch_result(self, ref: RequestRef, fal_request_id: str) -> Reply | Unclear:
         url = self._choose_url(ref.response_url, ref, fal_request_id, "")
-        return self._ask("GET", url, max_bytes=MAX_RESULT_BYTES)
+        return self._ask("GET", url, max_bytes=MAX_RESULT_BYTES, limit=RESULT_TIME)
 
     def read_result(self, ref: RequestRef, fal_request_id: str, finished: "Finished") -> Truth:
         """What the request came to, now that its status says that it has. Never raises."""
@@ -166,6 +196,19 @@ class RequestClient:
     def close(self) -> None:
         self._http.close()
 
+    def _ask_status(
+        self, ref: RequestRef, fal_request_id: str, limit: timedelta | None = None
+    ) -> Reply | Unclear:
+        """With logs, but for too many of them no request is left in the dark."""
+        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status")
+        try:
+            with_logs = _ask_for_logs(url)
+            return self._exchange("GET", with_logs, max_bytes=MAX_STATUS_BYTES, limit=limit)
+        except ReplyTooLargeError:
+            return self._ask("GET", url, limit=limit)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            return Unclear(describe_error(error))
+
     def _ask(
         self,
         method: str,
@@ -173,18 +216,22 @@ class RequestClient:
         *,
         max_bytes: int = MAX_REPLY_BYTES,
         with_logs: bool = False,
+        limit: timedelta | None = None,
     ) -> Reply | Unclear:
         try:
-            request = self._http.build_request(method, _ask_for_logs(url) if with_logs else url)
-            return exchange_again(
-                self._http,
-                request,
-                backup_url=self._backup_url,
-                max_bytes=max_bytes,
-                limit=self._limit,
-            )
+            address = _ask_for_logs(url) if with_logs else url
+            return self._exchange(method, address, max_bytes=max_bytes, limit=limit)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             return Unclear(describe_error(error))
+
+    def _exchange(self, method: str, url: str, *, max_bytes: int, limit: timedelta | None) -> Reply:
+        return exchange_again(
+            self._http,
+            self._http.build_request(method, url),
+            backup_url=self._backup_url,
+            max_bytes=max_bytes,
+            limit=limit or self._limit,
+        )
 
     def _choose_url(
         self, returned: str | None, ref: RequestRef, fal_request_id: str, suffix: str

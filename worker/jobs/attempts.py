@@ -83,6 +83,7 @@ def complete_attempt(
 ) -> None:
     """Note that fal has finished the attempt's request; a run that was cancelled costs nothing."""
     values: dict[str, Any] = {"completed_at": now, "ending": ending, "cancel_due_at": None}
+    values |= {"fal_status": "COMPLETED", "queue_position": None}
     # A failure may be a mistake of ours (a result given up), a result never is.
     is_open = or_(AttemptRow.completed_at.is_(None), AttemptRow.ending == Ending.FAILED)
     if ending is Ending.OK:

@@ -43,3 +43,12 @@ def pass_gate(connection: Connection, name: str, now: datetime, opens_at: dateti
 def remove_gate(connection: Connection, name: str) -> None:
     """Let everybody pass."""
     connection.execute(delete(GateRow).where(GateRow.name == name))
+
+
+def remove_stale(connection: Connection, start: str, before: datetime) -> None:
+    """Remove the gates whose names begin so, and that have been open since then."""
+    connection.execute(
+        delete(GateRow).where(
+            GateRow.name.startswith(start, autoescape=True), GateRow.opens_at < before
+        )
+    )

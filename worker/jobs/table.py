@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Connection, insert, or_, select, update
+from sqlalchemy import Connection, insert, null, or_, select, update
 
 from worker.errors import JobNotFoundError
 from worker.jobs.models import EventRow, JobRow
@@ -157,9 +157,13 @@ def apply_permitted(connection: Connection, job: Job, event: JobEvent, move: Mov
 
 
 def find_overdue(connection: Connection, now: datetime, limit: int) -> list[Job]:
-    """Live rows whose time has come, locked; rows that another sweep holds are passed over."""
+    """Live rows whose time has come, locked; rows that another sweep holds are passed over.
+
+    Without their results, which can be as large as videos.
+    """
+    columns = [null().label("result") if one.key == "result" else one for one in columns_of(JobRow)]
     statement = (
-        select(*columns_of(JobRow))
+        select(*columns)
         .where(JobRow.due_at <= now)
         .order_by(JobRow.priority.desc(), JobRow.due_at)
         .limit(limit)

@@ -50,6 +50,32 @@ class Download:
     head: Chunk
 
 
+class Intake:
+    """Passes chunks on to the sink, and checks and counts what goes through."""
+
+    def __init__(
+        self, sink: Sink, max_bytes: int, on_progress: Callable[[int], None] | None
+    ) -> None:
+        self.received = 0
+        self._sink = sink
+        self._max_bytes = max_bytes
+        self._on_progress = on_progress
+        self._digest = hashlib.sha256()
+        self._head = b""
+
+    def take(self, chunk: Chunk) -> None:
+        self.received += len(chunk)
+        _check_size(self.received, self._max_bytes)
+        self._digest.update(chunk)
+        self._head += chunk[: HEAD_BYTES - len(self._head)]
+        self._sink(chunk)
+        if self._on_progress is not None:
+            self._on_progress(self.received)
+
+    def finish(self, content_type: str | None) -> Download:
+        return Download(self.received, self._digest.hexdigest(), content_type, self._head)
+
+
 def media_client() -> httpx.Client:
     """Build the client for downloads: bounded waits, no proxies or netrc, no own redirects."""
     timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
@@ -77,19 +103,12 @@ def download_video(
     deadline = time.monotonic() + limits.total.total_seconds()
     with _open_video(url, client, hosts, deadline) as response:
         expected = _read_length(response, limits.max_bytes)
-        received, digest, head = 0, hashlib.sha256(), b""
+        intake = Intake(sink, limits.max_bytes, on_progress)
         for chunk in _read_chunks(response):
             _remaining_seconds(deadline)
-            received += len(chunk)
-            _check_size(received, limits.max_bytes)
-            digest.update(chunk)
-            head += chunk[: HEAD_BYTES - len(head)]
-            sink(chunk)
-            if on_progress is not None:
-                on_progress(received)
-        _check_length(received, expected)
-        content_type = response.headers.get("content-type") or None
-    return Download(received, digest.hexdigest(), content_type, head)
+            intake.take(chunk)
+        _check_length(intake.received, expected)
+        return intake.finish(response.headers.get("content-type") or None)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ The last stage of the path; `sweep.py` looks after jobs that stand still.
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -13,13 +14,14 @@ from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import ClaimLostError, PermanentError, RetryableError
 from worker.fal.extend_video import parse_output
-from worker.jobs import table
+from worker.jobs import inline, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
-from worker.media.download import DownloadLimits, download_video
+from worker.media.download import Download, DownloadLimits, Sink, download_video
 from worker.media.hosts import MediaHosts
 from worker.media.probe import choose_extension
 from worker.media.store import Store, StoredObject
+from worker.media.unpack import is_inline, make_marker, unpack_video
 from worker.stages.lease import Heartbeat
 
 FIRST_DELAY = timedelta(seconds=5)
@@ -75,13 +77,8 @@ def fetch_video(
     """Stream the video to its final name. Raises RetryableError or PermanentError."""
     video = parse_output(job.result).video
     with store.create(str(job.id)) as writer:
-        download = download_video(
-            video.url,
-            writer.write,
-            client=client,
-            hosts=terms.hosts,
-            limits=terms.limits,
-            on_progress=heartbeat.check,
+        download = take_video(
+            video.url, writer.write, client=client, terms=terms, heartbeat=heartbeat
         )
         extension = choose_extension(
             video.content_type or download.content_type, video.file_name, download.head
@@ -91,15 +88,41 @@ def fetch_video(
         return writer.commit(f"{job.id}.{extension}")
 
 
+def take_video(
+    url: str, sink: Sink, *, client: httpx.Client, terms: ArchiveTerms, heartbeat: Heartbeat
+) -> Download:
+    """From its host, or out of the result itself."""
+    if is_inline(url):
+        return unpack_video(url, sink, limits=terms.limits, on_progress=heartbeat.check)
+    return download_video(
+        url,
+        sink,
+        client=client,
+        hosts=terms.hosts,
+        limits=terms.limits,
+        on_progress=heartbeat.check,
+    )
+
+
 def record_archive(job: Job, stored: StoredObject, *, db: Database, clock: Clock) -> Job | None:
-    where = {
+    """Write where the video is; one that came inside its result is then not kept there too."""
+    columns: dict[str, Any] = {
         "archive_uri": stored.uri,
         "archive_sha256": stored.sha256,
         "archive_bytes": stored.bytes,
     }
+    result = job.result or {}
+    url = parse_output(result).video.url
+    marker = make_marker(url, stored.sha256, stored.bytes) if is_inline(url) else None
+    if marker is not None:
+        columns["result"] = {**result, "video": {**result["video"], "url": marker}}
     with db.transaction() as connection:
-        move = Move(clock(), columns=where)
-        return table.apply_event(connection, job, JobEvent.ARCHIVE_RECORDED, move)
+        move = Move(clock(), columns=columns)
+        moved = table.apply_event(connection, job, JobEvent.ARCHIVE_RECORDED, move)
+        if moved is not None and marker is not None:
+            # Base64 is a third longer than its content: a shorter body does not hold the video.
+            inline.replace_bodies(connection, job.id, marker.encode(), stored.bytes)
+    return moved
 
 
 def postpone_archive(job: Job, error: RetryableError, *, db: Database, clock: Clock) -> Job | None:

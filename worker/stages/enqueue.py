@@ -23,10 +23,6 @@ from worker.jobs.values import Job, NewJob
 from worker.violations import validate_fields
 
 DEFAULT_TENANT = "default"
-# Its result would come inside the message, and be paid for without being archived.
-NO_SYNC_MODE = Violation(
-    "sync_mode", "true", "false: results inside a message are not archived yet"
-)
 # The archive reads a result as anybody does, so it has to be one that anybody may read.
 NO_PRIVATE_RESULT = "allow: the archive could not read the result; rules may still forbid users"
 V = TypeVar("V")
@@ -90,11 +86,9 @@ def parse_wish(fields: Mapping[str, object]) -> Wish:
     wished = {name: value for name, value in fields.items() if name not in own}
     options, wrong_options = _try_parse(lambda: validate_fields(JobOptions, own))
     completed, wrong_input = _try_parse(lambda: complete_input(wished))
-    if completed is not None and completed.sync_mode:
-        wrong_input = (NO_SYNC_MODE,)
     if options is not None:
         wrong_options = _list_unarchivable(options.fal_options)
-    if options is None or completed is None or wrong_input or wrong_options:
+    if options is None or completed is None or wrong_options:
         raise InvalidInputError((*wrong_input, *wrong_options))
     return Wish(completed.to_json(), options, seed_drawn=wished.get("seed") is None)
 

@@ -19,6 +19,7 @@ from worker.fal.queue import (
     Refused,
     SubmitReply,
 )
+from worker.fal.retention import find_retention
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, Outcome, Settlement
 from worker.stages.pause import describe_pause
@@ -70,9 +71,10 @@ def judge_reply(
     match reply:
         case Accepted():
             known = {"fal_request_id": reply.fal_request_id}
+            delay = choose_poll_delay(terms.poll_after, retention=find_retention(job.input))
             return Ruling(
                 JobEvent.SUBMISSION_ACCEPTED,
-                Move(now, now + choose_poll_delay(terms.poll_after), columns=known),
+                Move(now, now + delay, columns=known),
                 Settlement(Outcome.ACCEPTED, now, **asdict(reply)),
             )
         case Refused():

@@ -13,11 +13,14 @@ from worker.backoff import choose_poll_delay
 from worker.clock import Clock
 from worker.fal.completion import Completion
 from worker.fal.platform import ListedRequest
+from worker.fal.progress import Progress
 from worker.fal.requests import CancelAnswer, Forgotten, Known, Pending, ResultGone, Unclear
+from worker.fal.retention import find_retention
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Attempt, Ending, Job, Move, Outcome, Settlement
 from worker.stages.complete import has_video, record_completion
+from worker.stages.follow import record_progress
 from worker.stages.resolve import Resolver
 
 RESULT_GONE = "result_gone"
@@ -85,17 +88,17 @@ class Reconciler:
 
     def _poll_request(self, job: Job, attempt: Attempt) -> Job | None:
         fal_request_id = str(job.fal_request_id or attempt.fal_request_id)
-        truth = self.resolver.requests.find_truth(attempt, fal_request_id)
-        match truth:
+        look = self.resolver.requests.look(attempt, fal_request_id)
+        match look.truth:
             case Completion():
-                return self._record(job, attempt, truth)
+                return self._record(job, attempt, look.truth, look.progress)
             case Pending() | Unclear():
-                self._wait(job, attempt)
+                self._wait(job, attempt, look.progress)
                 return None
             case Forgotten() | ResultGone():
                 return self._ask_listing(job, attempt, fal_request_id)
             case _:
-                assert_never(truth)
+                assert_never(look.truth)
 
     def _ask_listing(self, job: Job, attempt: Attempt, fal_request_id: str) -> Job | None:
         """The queue has no result (any more): the platform's listing may have kept it."""
@@ -115,10 +118,18 @@ class Reconciler:
             return now - attempt.started_at >= 2 * unknown_after
         return listed.ended and now - attempt.started_at >= unknown_after
 
-    def _record(self, job: Job, attempt: Attempt, completion: Completion) -> Job | None:
+    def _record(
+        self,
+        job: Job,
+        attempt: Attempt,
+        completion: Completion,
+        progress: Progress | None = None,
+    ) -> Job | None:
         now = self.clock()
         with self.resolver.db.transaction() as connection:
             current = table.get_job(connection, job.id, lock=True)
+            if progress is not None:
+                record_progress(connection, attempt, progress)
             grace = self.resolver.terms.grace
             return record_completion(connection, current, attempt, completion, now, grace)
 
@@ -138,11 +149,14 @@ class Reconciler:
             move = Move(now, detail=message, columns=why)
             return table.apply_event(connection, job, JobEvent.FAILURE_ARRIVED, move)
 
-    def _wait(self, job: Job, attempt: Attempt) -> None:
+    def _wait(self, job: Job, attempt: Attempt, progress: Progress | None = None) -> None:
         now = self.clock()
-        delay = choose_poll_delay(self.poll_after, now - attempt.started_at)
+        kept_for = find_retention(attempt.input)
+        delay = choose_poll_delay(self.poll_after, now - attempt.started_at, retention=kept_for)
         with self.resolver.db.transaction() as connection:
             table.advance_due(connection, job, now + delay)
+            if progress is not None:
+                record_progress(connection, attempt, progress)
 
     def _ring(self, job: Job | None) -> list[Doorbell]:
         return [job.doorbell] if job is not None and job.doorbell is not None else []

@@ -1,0 +1,53 @@
+"""No result is erased between two looks for it."""
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.backoff import LONGEST_POLL, RETENTION, choose_poll_delay
+from worker.fal.retention import LARGE_PROMPT, LARGE_RETENTION, find_retention
+
+MINUTE = timedelta(minutes=1)
+SPANS = st.timedeltas(timedelta(seconds=1), timedelta(days=7))
+DRAWS = st.floats(0, 1, exclude_max=True)
+
+
+@pytest.mark.parametrize(
+    ("given_input", "expected"),
+    [
+        ({"sync_mode": False, "prompt": "on"}, RETENTION),
+        ({"prompt": "on"}, RETENTION),
+        ({"sync_mode": True, "prompt": "on"}, LARGE_RETENTION),
+        ({"prompt": "x" * (LARGE_PROMPT - 1)}, RETENTION),
+        ({"prompt": "x" * LARGE_PROMPT}, LARGE_RETENTION),
+        ({"prompt": "ü" * (LARGE_PROMPT // 2)}, LARGE_RETENTION),
+        ({"prompt": None}, RETENTION),
+    ],
+)
+def test_find_retention_goes_by_the_size_of_the_result(given_input, expected) -> None:
+    assert find_retention(given_input) == expected
+
+
+@given(SPANS, SPANS, DRAWS)
+def test_result_kept_for_minutes_is_looked_for_each_minute(poll_after, waited, drawn) -> None:
+    delay = choose_poll_delay(poll_after, waited, lambda: drawn, retention=LARGE_RETENTION)
+    assert timedelta() < delay <= MINUTE
+
+
+@given(SPANS, SPANS, DRAWS)
+def test_usual_result_is_looked_for_several_times_while_it_is_kept(
+    poll_after, waited, drawn
+) -> None:
+    delay = choose_poll_delay(poll_after, waited, lambda: drawn)
+    assert delay <= LONGEST_POLL * 1.2 < RETENTION / 3
+
+
+def test_short_retention_does_not_hasten_who_polls_more_often_anyway() -> None:
+    often = timedelta(seconds=5)
+    delays = [
+        choose_poll_delay(often, draw=lambda: 0.5, retention=kept)
+        for kept in (RETENTION, LARGE_RETENTION)
+    ]
+    assert delays == [often, often]
