@@ -21,6 +21,8 @@ from worker.story import Story
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
+FOLDED_CHARACTERS = 64
+
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -134,10 +136,23 @@ def show_time(at: datetime | None) -> str:
 def list_facts(job: Job) -> dict[str, object]:
     """The columns that have a value, the long ones as JSON."""
     return {
-        name: json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+        name: json.dumps(fold_files(value), ensure_ascii=False)
+        if isinstance(value, dict)
+        else value
         for name, value in json.loads(json.dumps(asdict(job), default=_encode)).items()
         if value not in (None, {})
     }
+
+
+def fold_files(value: object) -> object:
+    """The same, with data URIs shortened: nobody reads base64."""
+    match value:
+        case dict():
+            return {name: fold_files(inner) for name, inner in value.items()}
+        case str() if value.startswith("data:") and len(value) > FOLDED_CHARACTERS:
+            return f"{value[:FOLDED_CHARACTERS]}… ({len(value)} characters)"
+        case _:
+            return value
 
 
 def _print_section(title: str) -> None:

@@ -4,7 +4,8 @@
     ├── RetryableError                  the same step may be tried again later
     │   ├── KeysUnavailableError        keys_unavailable      fal's signing keys cannot be read
     │   ├── MediaUnavailableError       media_unavailable     a video cannot be downloaded now
-    │   └── StoreUnavailableError       store_unavailable     the archive cannot be written now
+    │   ├── StoreUnavailableError       store_unavailable     the archive cannot be written now
+    │   └── UploadUnavailableError      upload_unavailable    a file cannot be uploaded now
     └── PermanentError                  trying again changes nothing
         ├── InvalidSettingsError        invalid_settings
         ├── InvalidInputError           invalid_input
@@ -18,6 +19,7 @@
         ├── ClaimLostError              claim_lost            another worker has taken the job over
         ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
         ├── MediaRefusedError           media_refused         a URL we may not download from
+        ├── UploadRefusedError          upload_refused        fal does not take a file
         ├── OutdatedSchemaError         outdated_schema
         ├── MissingProgramError         missing_program
         └── DaemonError                 daemon_failed
@@ -78,6 +80,10 @@ class StoreUnavailableError(RetryableError):
     code = "store_unavailable"
 
 
+class UploadUnavailableError(RetryableError):
+    code = "upload_unavailable"
+
+
 class InvalidSettingsError(ViolationsError):
     code = "invalid_settings"
 
@@ -120,6 +126,10 @@ class InvalidResultError(PermanentError):
 
 class MediaRefusedError(PermanentError):
     code = "media_refused"
+
+
+class UploadRefusedError(PermanentError):
+    code = "upload_refused"
 
 
 class OutdatedSchemaError(PermanentError):

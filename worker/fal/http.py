@@ -49,11 +49,15 @@ def build_client(credentials: SecretStr, *, keep_connections: bool) -> httpx.Cli
 
 
 def exchange(
-    client: httpx.Client, request: httpx.Request, *, max_bytes: int = MAX_REPLY_BYTES
+    client: httpx.Client,
+    request: httpx.Request,
+    *,
+    max_bytes: int = MAX_REPLY_BYTES,
+    within: timedelta = TOTAL_TIMEOUT,
 ) -> Reply:
-    """Send once. Raises httpx.HTTPError, and TimeoutError once TOTAL_TIMEOUT has passed."""
-    deadline = time.monotonic() + TOTAL_TIMEOUT.total_seconds()
-    return call_within(TOTAL_TIMEOUT, lambda: _send(client, request, max_bytes, deadline))
+    """Send once. Raises httpx.HTTPError, and TimeoutError once `within` has passed."""
+    deadline = time.monotonic() + within.total_seconds()
+    return call_within(within, lambda: _send(client, request, max_bytes, deadline))
 
 
 def describe_error(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> str:
@@ -70,10 +74,10 @@ def accept_url(url: JsonValue, base_url: str) -> str | None:
         ours, theirs = httpx.URL(base_url), httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
         return None
-    return url if _name_origin(ours) == _name_origin(theirs) else None
+    return url if name_origin(ours) == name_origin(theirs) else None
 
 
-def _name_origin(url: httpx.URL) -> tuple[str, bytes, bytes]:
+def name_origin(url: httpx.URL) -> tuple[str, bytes, bytes]:
     """Read by whoever will send there: two parsers could see two hosts in one text."""
     return url.scheme, url.userinfo, url.netloc
 

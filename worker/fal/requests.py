@@ -15,7 +15,14 @@ from pydantic import JsonValue, SecretStr
 
 from worker.fal.completion import Completion
 from worker.fal.errors import parse_failure
-from worker.fal.http import Reply, accept_url, build_client, describe_error, exchange
+from worker.fal.http import (
+    MAX_REPLY_BYTES,
+    Reply,
+    accept_url,
+    build_client,
+    describe_error,
+    exchange,
+)
 
 # A result that travels as a data URI is as large as its video.
 MAX_RESULT_BYTES = 256 * 1024 * 1024
@@ -112,9 +119,9 @@ class RequestClient:
             return reply if finished.error is None else finished.fail(fal_request_id, None)
         return sort_result(reply, finished, fal_request_id)
 
-    def _ask(self, method: str, url: str, **bounds: int) -> Reply | Unclear:
+    def _ask(self, method: str, url: str, *, max_bytes: int = MAX_REPLY_BYTES) -> Reply | Unclear:
         try:
-            return exchange(self._http, self._http.build_request(method, url), **bounds)
+            return exchange(self._http, self._http.build_request(method, url), max_bytes=max_bytes)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             return Unclear(describe_error(error))
 
