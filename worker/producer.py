@@ -3,12 +3,13 @@
 from functools import cache
 from uuid import UUID
 
+from worker.fal.transfer import OnProgress
 from worker.jobs.values import Job
 from worker.log import join_host_logging
 from worker.runtime import Runtime
 from worker.settings import load_settings
 from worker.stages.cancel import cancel_job
-from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job, parse_wish
+from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
 
 
 @cache
@@ -35,16 +36,22 @@ def enqueue(
     tenant: str = DEFAULT_TENANT,
     priority: int = 0,
     labels: dict[str, str] | None = None,
+    on_progress: OnProgress | None = None,
     **fields: object,
 ) -> Job:
     """Commit a job for one extended video and ring for its submission; returns the row.
 
-    `fields` are the model's input (`prompt` and `video_url` at least). The same `job_id`, or the
-    same `idempotency_key` within a tenant, gives the same job. Raises InvalidInputError with every
-    wrong field at once, and IdempotencyConflictError if the key belongs to another input.
+    `fields` are the model's input (`prompt` and `video_url` at least). `video_url` and
+    `end_image_url` take a URL, a data URI, or what is uploaded first, with FAL_KEY: a pathlib.Path,
+    bytes, or a file open for reading; `on_progress` gets the bytes sent and their total. The same
+    `job_id`, or the same `idempotency_key` within a tenant, gives the same job.
+
+    Raises InvalidInputError with every wrong field at once, IdempotencyConflictError if the key
+    belongs to another input, and where a file cannot be uploaded UploadUnavailableError,
+    UploadRefusedError or, without a key, InvalidSettingsError.
     """
     runtime = get_runtime()
-    wish = parse_wish(
+    wish = runtime.make_wish(
         {
             "job_id": job_id,
             "idempotency_key": idempotency_key,
@@ -52,7 +59,8 @@ def enqueue(
             "priority": priority,
             "labels": labels or {},
             **fields,
-        }
+        },
+        on_progress=on_progress,
     )
     enqueued = enqueue_job(
         wish,
