@@ -1,22 +1,24 @@
 """What a shell gives as text, as values of the fields' own types."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from worker.errors import InvalidInputError, Violation
+from worker.fal.data_uri import is_data_uri
 from worker.fal.extend_video import parse_field
 from worker.fal.options import parse_option
-from worker.stages.enqueue import Wish, parse_wish
 
 
-def parse_or_list(fields: dict[str, object], wrong: Sequence[Violation]) -> Wish:
-    """The wish. Raises InvalidInputError with what is `wrong` already and with all else."""
-    try:
-        wish = parse_wish(fields)
-    except InvalidInputError as error:
-        raise InvalidInputError((*error.violations, *wrong)) from None
-    if wrong:
-        raise InvalidInputError(tuple(wrong))
-    return wish
+def read_file(text: str) -> str | Path:
+    """A URL or a data URI as it is; whatever else, and a `file:` URL, as a path."""
+    if text.lower().startswith("file:"):
+        parts = urlsplit(text)
+        is_local = parts.netloc in {"", "localhost"} and not parts.query and not parts.fragment
+        # Of another machine: the field's own type says what it takes.
+        return Path(os.fsdecode(unquote_to_bytes(parts.path))) if is_local else text
+    return text if "://" in text or is_data_uri(text) or not text else Path(text)
 
 
 def read_fields(pairs: Sequence[str]) -> tuple[dict[str, object], list[Violation]]:

@@ -13,7 +13,7 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from worker import display
-from worker.arguments import parse_or_list, read_fields, read_options, split_pairs
+from worker.arguments import read_fields, read_file, read_options, split_pairs
 from worker.contract import schema
 from worker.daemons import (
     Crew,
@@ -26,6 +26,7 @@ from worker.daemons import (
 from worker.errors import DaemonError, ExtendVideoError, InvalidInputError, InvalidSettingsError
 from worker.jobs.states import JobState
 from worker.log import configure_logging
+from worker.progress import show_progress
 from worker.runtime import Runtime
 from worker.settings import load_settings
 from worker.stages.cancel import cancel_job
@@ -46,6 +47,10 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 JobId = Annotated[UUID, typer.Argument(metavar="ID", help="The job's id.")]
 Prompt = Annotated[str, typer.Option(help="What the new part should show.")]
+FileOrUrl = Annotated[str, typer.Option(metavar="FILE_OR_URL", help="The video to extend.")]
+EndImage = Annotated[
+    str | None, typer.Option(metavar="FILE_OR_URL", help="A picture on which the new part ends.")
+]
 SetFields = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the model's input.")
 ]
@@ -57,7 +62,8 @@ FalOptions = Annotated[
 @app.command()
 def enqueue(
     prompt: Prompt,
-    video: Annotated[str, typer.Option(metavar="URL", help="The video to extend.")],
+    video: FileOrUrl,
+    end_image: EndImage = None,
     set_fields: SetFields = [],
     job_id: Annotated[str | None, typer.Option(help="A UUID of your choice.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="Same key, same job.")] = None,
@@ -80,11 +86,14 @@ def enqueue(
         "labels": labels,
         "fal_options": fal_options,
     }
-    wish = parse_or_list(
-        {**fields, "prompt": prompt, "video_url": video, **options},
-        [*wrong, *wrong_labels, *wrong_options],
-    )
+    if end_image is not None:
+        fields["end_image_url"] = read_file(end_image)
+    wished = {**fields, "prompt": prompt, "video_url": read_file(video), **options}
     runtime = build_runtime()
+    with show_progress(display.err, quiet=as_json) as on_progress:
+        wish = runtime.make_wish(
+            wished, [*wrong, *wrong_labels, *wrong_options], on_progress=on_progress
+        )
     enqueued = enqueue_job(
         wish,
         db=runtime.db,
@@ -246,8 +255,9 @@ def demo(
     if wrong:
         raise InvalidInputError(tuple(wrong))
     fields |= {} if prompt is None else {"prompt": prompt}
+    source = None if video is None else read_file(video)
     try:
-        job = run_demo(DemoPlan(video, fields, name_directory()))
+        job = run_demo(DemoPlan(source, fields, name_directory()))
     except KeyboardInterrupt:
         display.err.print("interrupted: every process has ended")
         raise typer.Exit(INTERRUPTED) from None

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import sys
 import tempfile
@@ -11,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from urllib.parse import quote
 
 from worker import display
 from worker.daemons import (
@@ -24,12 +22,15 @@ from worker.daemons import (
     worker_daemons,
 )
 from worker.db import name_sqlite
-from worker.errors import DaemonError, InvalidInputError, Violation
+from worker.errors import DaemonError, InvalidInputError, MediaRefusedError, Violation
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
+from worker.media.inspect import inspect_video
+from worker.media.local_file import take_file
 from worker.media.probe import probe_video
 from worker.media.sample import make_sample
 from worker.media.store import local_path
+from worker.progress import show_progress
 from worker.runtime import Runtime
 from worker.schema import upgrade_schema
 from worker.settings import Settings, load_settings
@@ -51,7 +52,7 @@ LOOK_SECONDS = 0.05
 class DemoPlan:
     """What to extend, how, and where the run keeps its files."""
 
-    video: str | None
+    video: str | Path | None
     fields: Mapping[str, object]
     directory: Path
 
@@ -65,7 +66,7 @@ def run_demo(plan: DemoPlan) -> Job:
     settings = load_settings()
     fal: dict[str, str] = {}
     real = settings.fal_credentials is not None and settings.webhook_base_url is not None
-    check_plan(plan, real=real)
+    check_plan(plan, settings, real=real)
     for name in ("logs", "archive"):
         (plan.directory / name).mkdir(parents=True)
     with (
@@ -80,27 +81,26 @@ def run_demo(plan: DemoPlan) -> Job:
             "BROKER_URL": f"redis+socket://{scratch}/redis.sock",
             "ARCHIVE_URL": (plan.directory / "archive").as_uri(),
         }
-        if real:
-            video_url = plan.video or SAMPLE_URL
-        else:
-            video_url, fal = _start_emulator(crew, plan, listener)
+        source = _choose_source(plan, real=real)
+        if not real:
+            fal = _start_emulator(crew, plan, listener)
         chosen = {**private, **fal}
         crew.env = {**_clean_env(), **chosen}
         settings = load_settings(**{name.lower(): value for name, value in chosen.items()})
-        return _extend_video(crew, plan, video_url, settings, listener)
+        return _extend_video(crew, plan, source, settings, listener)
 
 
-def check_plan(plan: DemoPlan, *, real: bool) -> None:
+def check_plan(plan: DemoPlan, settings: Settings, *, real: bool) -> None:
     """Refuse what cannot work before anything is started. Raises InvalidInputError."""
-    video = plan.video
-    is_url = video is None or "://" in video
-    if real and not is_url:
-        raise _refuse_video(video, "a public https URL: fal cannot reach a file of this machine")
-    if not is_url:
-        _check_file(Path(str(video)))
+    if isinstance(plan.video, Path):
+        try:
+            take_file(plan.video, inspect_video, settings.max_upload_bytes)
+        except MediaRefusedError as error:
+            wrong = Violation("--video", str(plan.video), str(error))
+            raise InvalidInputError((wrong,)) from None
     if not real:
         require_emulator()
-    url = video if is_url and video is not None else SAMPLE_URL
+    url = plan.video if isinstance(plan.video, str) else SAMPLE_URL
     parse_wish({"prompt": PROMPT, **plan.fields, "video_url": url})
 
 
@@ -114,63 +114,54 @@ def describe_run(plan: DemoPlan, settings: Settings, *, real: bool) -> str:
     return f"{worker}\nstarting all on this machine; logs in {plan.directory / 'logs'}"
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise _refuse_video(str(path), "an existing file, or a URL")
-    probe_video(path)
+def _choose_source(plan: DemoPlan, *, real: bool) -> str | Path:
+    """What is extended: fal has a sample of its own, the emulator gets one of ours."""
+    if plan.video is not None or real:
+        return plan.video or SAMPLE_URL
+    sample = _name_sample(plan)
+    make_sample(sample)
+    return sample
 
 
-def _refuse_video(video: str | None, allowed: str) -> InvalidInputError:
-    return InvalidInputError((Violation("--video", str(video), allowed),))
+def _name_sample(plan: DemoPlan) -> Path:
+    return plan.directory / "sample.mp4"
 
 
 def _extend_video(
-    crew: Crew, plan: DemoPlan, video_url: str, settings: Settings, listener: socket.socket
+    crew: Crew, plan: DemoPlan, source: str | Path, settings: Settings, listener: socket.socket
 ) -> Job:
     upgrade_schema(settings.database_url)
-    wish = parse_wish({"prompt": PROMPT, **plan.fields, "video_url": video_url})
+    runtime = Runtime(settings)
+    with show_progress(display.err) as on_progress:
+        fields = {"prompt": PROMPT, **plan.fields, "video_url": source}
+        wish = runtime.make_wish(fields, on_progress=on_progress)
     crew.start(receiver_daemon(listener))
     for daemon in worker_daemons():
         crew.start(daemon)
-    job = _follow_job(crew, settings, wish)
+    job = _follow_job(crew, runtime, wish)
     _print_result(job, plan)
     return job
 
 
-def _start_emulator(
-    crew: Crew, plan: DemoPlan, listener: socket.socket
-) -> tuple[str, dict[str, str]]:
-    """The input's URL, and the settings that put the emulator in fal's place."""
-    files = plan.directory / "emulator" / "files"
-    files.mkdir(parents=True)
-    source = _prepare_source(plan, files)
-    command = [sys.executable, "-m", "emulator", "--directory", str(files.parent)]
+def _start_emulator(crew: Crew, plan: DemoPlan, listener: socket.socket) -> dict[str, str]:
+    """The settings that put the emulator in fal's place."""
+    directory = plan.directory / "emulator"
+    command = [sys.executable, "-m", "emulator", "--directory", str(directory)]
     command += ["--queue-seconds", "0.5", "--run-seconds", "1", "--user-id", EMULATOR_USER]
     crew.start(Daemon("emulator", command))
     base_url = _await_emulator(crew)
     host, port = listener.getsockname()
-    fal = {
+    return {
         "FAL_KEY": "emulator-key",
         "FAL_USER_ID": EMULATOR_USER,
         "FAL_ENDPOINT": ENDPOINT,
         "FAL_QUEUE_URL": base_url,
+        "FAL_REST_URL": base_url,
+        "FAL_CDN_URL": base_url,
         "FAL_JWKS_URL": f"{base_url}/.well-known/jwks.json",
         "FAL_MEDIA_HOSTS": base_url.removeprefix("http://"),
         "WEBHOOK_BASE_URL": f"http://{host}:{port}",
     }
-    return (source if "://" in source else f"{base_url}/files/{quote(source)}"), fal
-
-
-def _prepare_source(plan: DemoPlan, files: Path) -> str:
-    """Put the input where the emulator serves it: its name there, or the URL it has already."""
-    if plan.video is None:
-        make_sample(files / "sample.mp4")
-        return "sample.mp4"
-    if "://" in plan.video:
-        return plan.video
-    path = Path(plan.video)
-    shutil.copyfile(path, files / path.name)
-    return path.name
 
 
 def _await_emulator(crew: Crew) -> str:
@@ -184,9 +175,9 @@ def _await_emulator(crew: Crew) -> str:
     raise DaemonError("the emulator did not start in time")
 
 
-def _follow_job(crew: Crew, settings: Settings, wish: Wish) -> Job:
+def _follow_job(crew: Crew, runtime: Runtime, wish: Wish) -> Job:
     """Enqueue, print each state as it comes, and look after the daemons meanwhile."""
-    runtime = Runtime(settings)
+    settings = runtime.settings
     patience = EMULATOR_PATIENCE if settings.fal_queue_url.startswith("http:") else FAL_PATIENCE
     enqueued = enqueue_job(
         wish,
@@ -222,8 +213,10 @@ def _print_result(job: Job, plan: DemoPlan) -> None:
 
 
 def _find_source(plan: DemoPlan) -> Path | None:
-    served = plan.directory / "emulator" / "files"
-    return next((path for path in served.glob("*.*") if path.is_file()), None)
+    """The file that was extended, if it is on this machine."""
+    if isinstance(plan.video, Path):
+        return plan.video
+    return _name_sample(plan) if _name_sample(plan).is_file() else None
 
 
 def _describe_length(path: Path) -> str:

@@ -25,7 +25,7 @@ from worker.story import Story
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-_INLINE = re.compile(r"(data:[^,\"]{0,100},[A-Za-z0-9+/]{16})[A-Za-z0-9+/=]{1000,}")
+FOLDED_CHARACTERS = 64
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -266,7 +266,7 @@ def show_time(at: datetime | None) -> str:
 def list_facts(job: Job) -> dict[str, object]:
     """The columns that have a value, the long ones as JSON."""
     return {
-        name: _shorten(json.dumps(value, ensure_ascii=False))
+        name: json.dumps(fold_files(value), ensure_ascii=False)
         if isinstance(value, dict | list)
         else value
         for name, value in json.loads(json.dumps(asdict(job), default=_encode)).items()
@@ -274,9 +274,17 @@ def list_facts(job: Job) -> dict[str, object]:
     }
 
 
-def _shorten(text: str) -> str:
-    """A video that is still inside its result is not for people."""
-    return _INLINE.sub(lambda found: f"{found[1]}... ({len(found[0])} characters)", text)
+def fold_files(value: object) -> object:
+    """The same, with data URIs shortened: nobody reads base64."""
+    match value:
+        case dict():
+            return {name: fold_files(inner) for name, inner in value.items()}
+        case list():
+            return [fold_files(inner) for inner in value]
+        case str() if value.startswith("data:") and len(value) > FOLDED_CHARACTERS:
+            return f"{value[:FOLDED_CHARACTERS]}… ({len(value)} characters)"
+        case _:
+            return value
 
 
 def _print_section(title: str) -> None:

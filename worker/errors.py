@@ -9,6 +9,7 @@
     │   ├── RequestPendingError         request_pending       are of `FalClient`, and in
     │   └── RequestUnclearError         request_unclear       fal/client_errors.py)
     ├── SubmissionUnknownError *        submission_unknown    it may be paid: neither of the two
+    │   └── UploadUnavailableError      upload_unavailable    a file cannot be uploaded now
     └── PermanentError                  trying again changes nothing
         ├── InvalidSettingsError        invalid_settings
         ├── InvalidInputError           invalid_input
@@ -23,6 +24,7 @@
         ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
         ├── MediaRefusedError           media_refused         a URL we may not download from
         ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
+        ├── UploadRefusedError          upload_refused        fal does not take a file
         ├── OutdatedSchemaError         outdated_schema
         ├── MissingProgramError         missing_program
         ├── SubmissionRefusedError *    submission_refused
@@ -87,6 +89,10 @@ class StoreUnavailableError(RetryableError):
     code = "store_unavailable"
 
 
+class UploadUnavailableError(RetryableError):
+    code = "upload_unavailable"
+
+
 class InvalidSettingsError(ViolationsError):
     code = "invalid_settings"
 
@@ -133,6 +139,10 @@ class MediaRefusedError(PermanentError):
 
 class SchemaUnreadableError(PermanentError):
     code = "schema_unreadable"
+
+
+class UploadRefusedError(PermanentError):
+    code = "upload_refused"
 
 
 class OutdatedSchemaError(PermanentError):

@@ -5,12 +5,13 @@ from functools import cache
 from uuid import UUID
 
 from worker.fal.options import RequestOptions
+from worker.fal.transfer import OnProgress
 from worker.jobs.values import Job
 from worker.log import join_host_logging
 from worker.runtime import Runtime
 from worker.settings import load_settings
 from worker.stages.cancel import cancel_job
-from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job, parse_wish
+from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
 
 
 @cache
@@ -30,7 +31,7 @@ def cancel(job_id: UUID | str) -> Job:
     return cancelled.job
 
 
-def enqueue(
+def enqueue(  # noqa: PLR0913 - one parameter per option
     *,
     job_id: UUID | str | None = None,
     idempotency_key: str | None = None,
@@ -38,18 +39,23 @@ def enqueue(
     priority: int = 0,
     labels: dict[str, str] | None = None,
     fal_options: Mapping[str, object] | RequestOptions | None = None,
+    on_progress: OnProgress | None = None,
     **fields: object,
 ) -> Job:
     """Commit a job for one extended video and ring for its submission; returns the row.
 
     `fields` are the model's input (`prompt` and `video_url` at least), `fal_options` what fal is
-    told besides, such as `{"priority": "low"}`. The same `job_id`, or the
-    same `idempotency_key` within a tenant, gives the same job. Raises InvalidInputError with every
-    wrong field at once, and IdempotencyConflictError if the key belongs to another
-    input or other options.
+    told besides, such as `{"priority": "low"}`. `video_url` and
+    `end_image_url` take a URL, a data URI, or what is uploaded first, with FAL_KEY: a pathlib.Path,
+    bytes, or a file open for reading; `on_progress` gets the bytes sent and their total. The same
+    `job_id`, or the same `idempotency_key` within a tenant, gives the same job.
+
+    Raises InvalidInputError with every wrong field at once, IdempotencyConflictError if the key
+    belongs to another input or other options, and where a file cannot be uploaded
+    UploadUnavailableError, UploadRefusedError or, without a key, InvalidSettingsError.
     """
     runtime = get_runtime()
-    wish = parse_wish(
+    wish = runtime.make_wish(
         {
             "job_id": job_id,
             "idempotency_key": idempotency_key,
@@ -58,7 +64,8 @@ def enqueue(
             "labels": labels or {},
             "fal_options": fal_options or {},
             **fields,
-        }
+        },
+        on_progress=on_progress,
     )
     enqueued = enqueue_job(
         wish,

@@ -3,7 +3,8 @@
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -22,15 +23,19 @@ from worker.fal.options import RequestOptions, parse_options, split_tags
 from worker.fal.platform import PlatformClient
 from worker.fal.queue import QueueClient
 from worker.fal.requests import RequestClient
+from worker.fal.storage import StorageClient
+from worker.fal.transfer import OnProgress
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
 from worker.media.store import Store, open_store
 from worker.settings import Settings, mask_url, require_settings
 from worker.stages.archive import ArchiveTerms
+from worker.stages.enqueue import Wish
 from worker.stages.judge import SubmitTerms
 from worker.stages.reconcile import Reconciler
 from worker.stages.resolve import Resolver, ResolveTerms
 from worker.stages.sweep import BATCH, sweep_jobs
+from worker.stages.upload import FileTerms, make_wish
 
 # Far below the hour for which fal surely keeps a result.
 DOWNLOAD_TIME = timedelta(minutes=20)
@@ -84,6 +89,30 @@ class Runtime:
     @cached_property
     def requests(self) -> RequestClient:
         return RequestClient(self.settings.fal_queue_url, self.credentials)
+
+    def open_storage(self) -> AbstractContextManager[StorageClient]:
+        """A client for one wish: uploads are rare, and their connections many."""
+        settings = self.settings
+        client = StorageClient(settings.fal_rest_url, settings.fal_cdn_url, self.credentials)
+        return closing(client)
+
+    def make_wish(
+        self,
+        fields: Mapping[str, object],
+        wrong: Sequence[Violation] = (),
+        *,
+        on_progress: OnProgress | None = None,
+    ) -> Wish:
+        """Check the fields, and upload their files; only that needs a key."""
+        settings = self.settings
+        return make_wish(
+            fields,
+            wrong,
+            db=self.db,
+            open_storage=self.open_storage,
+            terms=FileTerms(settings.data_uri_max_bytes, settings.max_upload_bytes),
+            on_progress=on_progress,
+        )
 
     @cached_property
     def platform(self) -> PlatformClient:

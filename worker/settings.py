@@ -27,6 +27,10 @@ from worker.errors import InvalidSettingsError, Violation
 
 MAX_SECONDS = 7 * 24 * 3600
 MAX_WEBHOOK_BYTES = 256 * 1024 * 1024
+# 10 000 parts of 10 MiB.
+MOST_UPLOAD_BYTES = 100_000 * 1024 * 1024
+# What a field of the model's input takes at most.
+MOST_INLINE_BYTES = 8 * 1024 * 1024
 
 
 class UnknownPolicy(StrEnum):
@@ -167,6 +171,18 @@ class Settings(BaseSettings):
     archive_url: str = Field("file:./archive", description="where videos go")
     max_video_bytes: int = Field(
         8 * 1024**3, ge=1, description="largest video that is downloaded, in bytes"
+    )
+    max_upload_bytes: int = Field(
+        8 * 1024**3,
+        ge=1,
+        le=MOST_UPLOAD_BYTES,
+        description="largest file that is uploaded as input, in bytes",
+    )
+    data_uri_max_bytes: int = Field(
+        256 * 1024,
+        ge=0,
+        le=MOST_INLINE_BYTES,
+        description="a data URI that holds more is uploaded instead of sent inline, in bytes",
     )
     lease_seconds: Seconds = Field(
         timedelta(seconds=60),

@@ -26,6 +26,8 @@ from worker.errors import (
     InvalidInputError,
     PermanentError,
     StoreUnavailableError,
+    UploadRefusedError,
+    UploadUnavailableError,
     Violation,
 )
 from worker.runtime import Runtime
@@ -33,12 +35,14 @@ from worker.schema import check_schema
 from worker.settings import load_settings
 from worker.stages.archive import archive_job
 from worker.stages.cancel import cancel_requests
-from worker.stages.enqueue import Wish, enqueue_job, parse_wish
+from worker.stages.enqueue import enqueue_job
 from worker.stages.submit import submit_job
 from worker.stages.sweep import remove_partials
 
 # How long an enqueue message rests before it is given back while the database is away.
 DATABASE_PAUSE_SECONDS = 1.0
+# The same while fal takes no uploads, which every try asks it for.
+UPLOAD_PAUSE_SECONDS = 10.0
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -76,16 +80,20 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
     runtime = get_runtime()
     try:
         enqueued = enqueue_job(
-            read_message(str(self.request.id), args, fields),
+            runtime.make_wish(read_message(str(self.request.id), args, fields)),
             db=runtime.db,
             endpoint=runtime.settings.fal_endpoint,
             grace=runtime.settings.lease_seconds,
         )
-    except (InvalidInputError, IdempotencyConflictError) as error:
+    except (InvalidInputError, IdempotencyConflictError, UploadRefusedError) as error:
         log.warning(
             "enqueue_refused", message_id=self.request.id, code=error.code, reason=str(error)
         )
         raise Reject(str(error), requeue=False) from error
+    except UploadUnavailableError as error:
+        log.warning("upload_unavailable", message_id=self.request.id, reason=str(error))
+        time.sleep(UPLOAD_PAUSE_SECONDS)
+        raise Reject("upload_unavailable", requeue=True) from error
     except DataError as error:
         # No waiting makes the database take it; the reason quotes nothing of the wish.
         log.exception("enqueue_impossible", message_id=self.request.id)
@@ -99,8 +107,10 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
         runtime.dispatcher.ring(enqueued.job.doorbell)
 
 
-def read_message(message_id: str, args: tuple[object, ...], fields: dict[str, object]) -> Wish:
-    """The wish in a message. Raises InvalidInputError.
+def read_message(
+    message_id: str, args: tuple[object, ...], fields: dict[str, object]
+) -> dict[str, object]:
+    """The fields in a message. Raises InvalidInputError.
 
     A message that comes twice must not make two jobs: where its producer chose neither an id nor a
     key, the message's own id is the key.
@@ -110,7 +120,7 @@ def read_message(message_id: str, args: tuple[object, ...], fields: dict[str, ob
         raise InvalidInputError((wrong,))
     if fields.get("job_id") is None and fields.get("idempotency_key") is None:
         fields = {**fields, "idempotency_key": f"celery:{message_id}"}
-    return parse_wish(fields)
+    return fields
 
 
 @contextmanager

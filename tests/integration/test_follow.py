@@ -20,6 +20,7 @@ from tests.harness.waiting import wait_until
 from tests.harness.web import hang, run_server, send_json
 from worker.clock import read_clock
 from worker.db import Database
+from worker.fal.options import RequestOptions
 from worker.fal.platform import PlatformClient
 from worker.fal.progress import MAX_ENTRIES, Progress
 from worker.fal.queue import QueueClient
@@ -67,8 +68,7 @@ class Shop:
         terms = SubmitTerms(
             worker="tester:1",
             webhook_base_url=f"http://127.0.0.1:{find_closed_port()}",
-            start_timeout=timedelta(hours=2),
-            store_io=True,
+            options=RequestOptions(start_timeout=timedelta(hours=2), store_io=True),
             lease=LEASE,
             poll_after=POLL,
             retry_for=timedelta(days=1),

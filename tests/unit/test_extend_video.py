@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import json
 import math
@@ -20,6 +21,7 @@ from worker.fal.extend_video import (
     parse_field,
     parse_output,
 )
+from worker.fal.field_types import INLINE_BYTES
 from worker.violations import show_value
 
 REQUIRED = {"prompt": "The boat sails on.", "video_url": "https://media.test/boat.mp4"}
@@ -352,7 +354,9 @@ def test_complete_input_with_absolute_url_keeps_it_verbatim(name, url):
         "/srv/boat.mp4",
         "file:///srv/boat.mp4",
         "ftp://media.test/boat.mp4",
-        "data:video/mp4;base64,AAAA",
+        "data:audio/mp4;base64,AAAA",
+        "data:video/mp4,AAAA",
+        "data:",
         "//media.test/boat.mp4",
         "https:///boat.mp4",
         "https://:443/boat.mp4",
@@ -376,7 +380,27 @@ def test_complete_input_with_other_url_is_refused(name, url):
     violation = refuse_one(name, url)
     assert violation.value == json.dumps(url, ensure_ascii=False)
     assert violation.allowed.startswith("an absolute http or https URL with a host")
-    assert "data URIs and local files are not taken yet" in violation.allowed
+    assert "or a data URI in base64" in violation.allowed
+    assert "a file of this machine only as pathlib.Path" in violation.allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "uri", "wrong"),
+    [
+        ("video_url", "data:video/mp4;base64,AAAA", "data:image/png;base64,AAAA"),
+        ("end_image_url", "data:image/png;base64,AAA=", "data:video/mp4;base64,AAA="),
+    ],
+)
+def test_complete_input_with_data_uri_keeps_it_if_its_kind_fits(name, uri, wrong):
+    assert complete(**{name: uri}).to_json()[name] == uri
+    assert "or a data URI in base64" in refuse_one(name, wrong).allowed
+
+
+def test_complete_input_bounds_what_a_data_uri_holds():
+    head = "data:video/mp4;base64,"
+    largest = head + base64.b64encode(bytes(INLINE_BYTES)).decode()
+    assert complete(video_url=largest).to_json()["video_url"] == largest
+    assert len(refuse_one("video_url", largest + "AAAA").value) == 80
 
 
 def test_complete_input_with_many_errors_lists_all_at_once():

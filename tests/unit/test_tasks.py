@@ -8,6 +8,7 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from worker import tasks
+from worker.runtime import Runtime
 from worker.settings import load_settings
 
 WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
@@ -23,7 +24,8 @@ def fail_with(monkeypatch):
 
         monkeypatch.setattr(tasks, "enqueue_job", refuse)
         monkeypatch.setattr(tasks, "DATABASE_PAUSE_SECONDS", 0)
-        runtime = SimpleNamespace(db=None, settings=load_settings())
+        settings = load_settings()
+        runtime = SimpleNamespace(db=None, settings=settings, make_wish=Runtime(settings).make_wish)
         monkeypatch.setattr(tasks, "get_runtime", lambda: runtime)
 
     return prepare

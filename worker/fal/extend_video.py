@@ -22,6 +22,7 @@ from worker.fal.field_types import (
     Flag,
     FrameCount,
     FrameRate,
+    ImageUrl,
     Measure,
     ModalityScale,
     Prompt,
@@ -33,10 +34,10 @@ from worker.fal.field_types import (
     StgScale,
     Strength,
     Text,
-    Url,
     VideoOutputType,
     VideoQuality,
     VideoSize,
+    VideoUrl,
     VideoWriteMode,
 )
 
@@ -52,9 +53,9 @@ class ExtendVideoInput(BaseModel):
 
     prompt: Prompt
     """What happens in the new part of the video."""
-    video_url: Url
+    video_url: VideoUrl
     """Where fal fetches the video to extend."""
-    end_image_url: Url | None = None
+    end_image_url: ImageUrl | None = None
     """Where fal fetches a picture on which the new part ends; null: none."""
     num_frames: FrameCount = 121
     """Frames to generate, context included."""

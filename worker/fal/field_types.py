@@ -5,6 +5,7 @@ Input is strict: "true" is no boolean and "121" no integer. Enums go by their va
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -18,9 +19,13 @@ from pydantic import (
     Tag,
 )
 
+from worker.fal.data_uri import count_characters, is_data_uri, parse_data_uri
+
 # fal names no limits. Ours keep a job's row and its log lines small; no text encoder reads as much.
 TEXT_CHARACTERS = 65_536
 URL_CHARACTERS = 8_192
+# The most that a data URI may hold and still travel inside the request; the setting is below it.
+INLINE_BYTES = 8 * 1024 * 1024
 
 
 class VideoSize(StrEnum):
@@ -104,6 +109,15 @@ def _check_url(url: str) -> str:
     return url
 
 
+def _check_input_url(kind: str, url: str) -> str:
+    if is_data_uri(url):
+        parse_data_uri(url, kind=kind, max_bytes=INLINE_BYTES)
+        return url
+    if len(url) > URL_CHARACTERS:
+        raise ValueError(url)
+    return _check_url(url)
+
+
 def _check_result_url(url: str) -> str:
     return url if url[:5].lower() == "data:" else _check_url(url)
 
@@ -119,9 +133,11 @@ def _tag_size(value: object) -> str:
 
 _URL_WORDS = (
     "an absolute http or https URL with a host, without user name, password and spaces, "
-    f"of at most {URL_CHARACTERS} characters (data URIs and local files are not taken yet)"
+    f"of at most {URL_CHARACTERS} characters, or a data URI in base64; a file of this machine only "
+    "as pathlib.Path in Python and as FILE in the shell, never as text and never in a message"
 )
 _TEXT_WORDS = f"text of at most {TEXT_CHARACTERS} characters, without NUL and lone surrogates"
+_INPUT_CHARACTERS = URL_CHARACTERS + count_characters(INLINE_BYTES)
 _INTEGRAL = BeforeValidator(_take_integral)
 _FINITE = Field(strict=True, allow_inf_nan=False)
 
@@ -136,10 +152,15 @@ Prompt = Annotated[
     Field(json_schema_extra={"allowed": f"{_TEXT_WORDS}, not blank"}),
     AfterValidator(_check_prompt),
 ]
-Url = Annotated[
+VideoUrl = Annotated[
     str,
-    Field(strict=True, max_length=URL_CHARACTERS, json_schema_extra={"allowed": _URL_WORDS}),
-    AfterValidator(_check_url),
+    Field(strict=True, max_length=_INPUT_CHARACTERS, json_schema_extra={"allowed": _URL_WORDS}),
+    AfterValidator(partial(_check_input_url, "video")),
+]
+ImageUrl = Annotated[
+    str,
+    Field(strict=True, max_length=_INPUT_CHARACTERS, json_schema_extra={"allowed": _URL_WORDS}),
+    AfterValidator(partial(_check_input_url, "image")),
 ]
 ResultUrl = Annotated[
     str,

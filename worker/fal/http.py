@@ -125,10 +125,10 @@ def accept_url(url: JsonValue, base_url: str) -> str | None:
         ours, theirs = httpx.URL(base_url), httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
         return None
-    return url if _name_origin(ours) == _name_origin(theirs) else None
+    return url if name_origin(ours) == name_origin(theirs) else None
 
 
-def _name_origin(url: httpx.URL) -> tuple[str, bytes, bytes]:
+def name_origin(url: httpx.URL) -> tuple[str, bytes, bytes]:
     """Read by whoever will send there: two parsers could see two hosts in one text."""
     return url.scheme, url.userinfo, url.netloc
 

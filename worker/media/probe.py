@@ -20,6 +20,8 @@ EXTENSIONS_BY_TYPE = {
     "video/x-matroska": "mkv",
     "video/x-msvideo": "avi",
 }
+VIDEO_TYPES = {extension: media_type for media_type, extension in EXTENSIONS_BY_TYPE.items()}
+HEAD_BYTES = 256
 # playlists and scripts that name other files or URLs are not among them, whatever the file's name
 READ_OPTIONS = {"format_whitelist": "mov,matroska,gif,avi", "protocol_whitelist": "file"}
 

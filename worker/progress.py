@@ -1,0 +1,63 @@
+"""Progress of an upload: a bar on a terminal, a line for each tenth elsewhere."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from worker.fal.transfer import OnProgress
+
+LINES = 10
+MIB = 1024 * 1024
+
+
+@contextmanager
+def show_progress(console: Console, *, quiet: bool = False) -> Iterator[OnProgress | None]:
+    """What an upload is to call; None where nothing is to be shown."""
+    if quiet:
+        yield None
+    elif console.is_terminal:
+        with _run_bar(console) as on_progress:
+            yield on_progress
+    else:
+        yield print_lines(console)
+
+
+def print_lines(console: Console) -> OnProgress:
+    told = 0
+
+    def on_progress(sent: int, total: int) -> None:
+        nonlocal told
+        tenth = sent * LINES // total
+        if tenth > told:
+            told = tenth
+            console.print(f"uploaded {sent / MIB:.1f} of {total / MIB:.1f} MiB")
+
+    return on_progress
+
+
+@contextmanager
+def _run_bar(console: Console) -> Iterator[OnProgress]:
+    """It appears with the first bytes, and goes when all is done."""
+    columns = (
+        TextColumn("uploading"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None, visible=False)
+
+        def on_progress(sent: int, total: int) -> None:
+            progress.update(task, completed=sent, total=total, visible=True)
+
+        yield on_progress

@@ -1,0 +1,276 @@
+"""0. upload: bring a wish's files to fal, so that its input holds URLs. Nothing is bought here.
+
+A step of its own, before the row is written: whatever is tried again later, the job's submission
+or a redrive, finds the URL in the job's input. Next: `enqueue.py`.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from sqlalchemy import Connection
+
+from worker.clock import Clock, read_clock
+from worker.db import Database
+from worker.errors import InvalidInputError, MediaRefusedError, Violation
+from worker.fal.data_uri import is_data_uri, parse_data_uri
+from worker.fal.extend_video import complete_input
+from worker.fal.storage_api import UploadFile
+from worker.fal.transfer import OnProgress
+from worker.jobs import table
+from worker.jobs.uploads import Uploaded, find_upload, record_upload
+from worker.media.inspect import Inspect, inspect_image, inspect_video
+from worker.media.local_file import LocalFile, Readable, keep_stream, take_file
+from worker.stages.enqueue import JobOptions, Wish, parse_wish
+from worker.violations import show_value
+
+# fal keeps files for seven days at least; a job may wait for some of them.
+FRESH_FOR = timedelta(days=6)
+# Stands where a URL will be, while all other fields are checked.
+STAND_IN = "https://upload.invalid/file"
+
+
+class Storage(Protocol):
+    """What this stage needs of fal's storage."""
+
+    def upload(self, file: UploadFile, on_progress: OnProgress | None = None) -> str:
+        """The file's URL. Raises UploadUnavailableError and UploadRefusedError."""
+
+    def has_lost(self, url: str) -> bool:
+        """Whether a file that was there is surely there no more."""
+
+
+OpenStorage: TypeAlias = Callable[[], AbstractContextManager[Storage]]
+
+
+@dataclass(frozen=True, slots=True)
+class FileTerms:
+    """How large a data URI may be to go inline, and any file to be uploaded at all."""
+
+    inline_bytes: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _FileField:
+    name: str
+    kind: str
+    inspect: Inspect
+
+
+_FILE_FIELDS = (
+    _FileField("video_url", "video", inspect_video),
+    _FileField("end_image_url", "image", inspect_image),
+)
+
+
+def make_wish(  # noqa: PLR0913 - as its callers have them
+    fields: Mapping[str, object],
+    wrong: Sequence[Violation],
+    *,
+    db: Database,
+    open_storage: OpenStorage,
+    terms: FileTerms,
+    on_progress: OnProgress | None = None,
+    clock: Clock = read_clock,
+) -> Wish:
+    """The checked wish; what it gives as path, bytes, open file or large data URI is uploaded.
+
+    Text is a URL or a data URI and never names a file of this machine. The same bytes are not
+    uploaded again for FRESH_FOR. Raises InvalidInputError with what is `wrong` already and with
+    all else, before anything is uploaded; UploadUnavailableError and UploadRefusedError.
+    """
+    with _scratch() as make_scratch:
+        wish, files = _check(fields, wrong, terms, make_scratch)
+        if not files:
+            return wish
+        placing = _Placing(db, open_storage, clock, wish)
+        urls = placing.place_all(files, on_progress)
+    completed = complete_input({**wish.input, **urls})
+    return Wish(completed.to_json(), wish.options, wish.seed_drawn)
+
+
+def _check(
+    fields: Mapping[str, object],
+    wrong: Sequence[Violation],
+    terms: FileTerms,
+    make_scratch: Callable[[], Path],
+) -> tuple[Wish, dict[str, LocalFile]]:
+    """Everything that can be wrong is found here, all at once."""
+    files: dict[str, LocalFile] = {}
+    stand_ins: dict[str, str] = {}
+    refused: list[Violation] = []
+    for field in _FILE_FIELDS:
+        value = fields.get(field.name)
+        try:
+            file = _take(field, value, terms, make_scratch)
+        except (MediaRefusedError, ValueError) as error:
+            refused.append(Violation(field.name, _show(value), str(error)))
+            stand_ins[field.name] = STAND_IN
+            continue
+        if file is not None:
+            files[field.name] = file
+            stand_ins[field.name] = STAND_IN
+    try:
+        wish = parse_wish({**fields, **stand_ins})
+    except InvalidInputError as error:
+        raise InvalidInputError((*refused, *error.violations, *wrong)) from None
+    if refused or wrong:
+        raise InvalidInputError((*refused, *wrong))
+    return wish, files
+
+
+def _take(
+    field: _FileField, value: object, terms: FileTerms, make_scratch: Callable[[], Path]
+) -> LocalFile | None:
+    """The file to upload; None for what is sent as it is, or judged by the field's type.
+
+    Raises MediaRefusedError and ValueError with the reason.
+    """
+    if isinstance(value, str) and is_data_uri(value):
+        content = parse_data_uri(value, kind=field.kind, max_bytes=terms.max_bytes).content
+        file = _take_bytes(field, content, terms, make_scratch)
+        return None if file.size <= terms.inline_bytes else file
+    if isinstance(value, bytes | bytearray | memoryview):
+        return _take_bytes(field, value, terms, make_scratch)
+    if isinstance(value, Path):
+        return take_file(value, field.inspect, terms.max_bytes)
+    if isinstance(value, Readable):
+        target = make_scratch()
+        keep_stream(value, target, terms.max_bytes)
+        return take_file(target, field.inspect, terms.max_bytes)
+    return None
+
+
+def _take_bytes(
+    field: _FileField,
+    content: bytes | bytearray | memoryview,
+    terms: FileTerms,
+    make_scratch: Callable[[], Path],
+) -> LocalFile:
+    target = make_scratch()
+    target.write_bytes(content)
+    return take_file(target, field.inspect, terms.max_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Placing:
+    """Brings the files of one wish to fal."""
+
+    db: Database
+    open_storage: OpenStorage
+    clock: Clock
+    wish: Wish
+
+    def place_all(
+        self, files: Mapping[str, LocalFile], on_progress: OnProgress | None
+    ) -> dict[str, str]:
+        with self.db.reading() as connection:
+            known = {name: find_upload(connection, file.sha256) for name, file in files.items()}
+            inputs = list(_find_inputs(connection, self.wish.options))
+        urls = {
+            name: uploaded.url
+            for name, uploaded in known.items()
+            # The very job that is wished again: nothing will be done with its files.
+            if uploaded and any(one.get(name) == uploaded.url for one in inputs)
+        }
+        if len(urls) < len(files):
+            with self.open_storage() as storage:
+                rest = {name: file for name, file in files.items() if name not in urls}
+                urls |= self._bring(storage, rest, known, on_progress)
+        return urls
+
+    def _bring(
+        self,
+        storage: Storage,
+        files: Mapping[str, LocalFile],
+        known: Mapping[str, Uploaded | None],
+        on_progress: OnProgress | None,
+    ) -> dict[str, str]:
+        """The URLs of what is at fal still, and of what is uploaded now."""
+        urls = {
+            name: uploaded.url
+            for name in files
+            if (uploaded := known[name]) and self._is_good(storage, uploaded)
+        }
+        missing = {name: file for name, file in files.items() if name not in urls}
+        total, before = sum(file.size for file in missing.values()), 0
+        for name, file in missing.items():
+            url = self._upload(storage, name, file, _share(on_progress, before, total))
+            urls[name] = self._record(file, url, known[name])
+            before += file.size
+        return urls
+
+    def _is_good(self, storage: Storage, uploaded: Uploaded) -> bool:
+        return uploaded.uploaded_at >= self._fresh_since() and not storage.has_lost(uploaded.url)
+
+    def _upload(
+        self, storage: Storage, name: str, file: LocalFile, on_progress: OnProgress | None
+    ) -> str:
+        # Named by its content: what it is called here is nobody else's business.
+        file_name = f"{file.sha256[:32]}.{file.kind.extension}"
+        source = UploadFile(file.path, file.size, file.kind.content_type, file_name)
+        url = storage.upload(source, on_progress)
+        if not file.is_unchanged():
+            changed = Violation(name, str(file.path), "it was changed while it was uploaded")
+            raise InvalidInputError((changed,))
+        return url
+
+    def _record(self, file: LocalFile, url: str, lost: Uploaded | None) -> str:
+        """The URL that counts: of two who upload the same at once, both take the first."""
+        new = Uploaded(file.sha256, file.size, file.kind.content_type, url, self.clock())
+        lost_url = None if lost is None else lost.url
+        with self.db.transaction() as connection:
+            kept = record_upload(connection, new, self._fresh_since(), lost_url=lost_url)
+        return kept.url
+
+    def _fresh_since(self) -> datetime:
+        return self.clock() - FRESH_FOR
+
+
+def _find_inputs(connection: Connection, options: JobOptions) -> Iterator[Mapping[str, object]]:
+    """The inputs of the jobs that have this wish's key or id."""
+    key, job_id = options.idempotency_key, options.job_id
+    if key is not None and (job := table.find_job_by_key(connection, options.tenant, key)):
+        yield job.input
+    if job_id is not None and (job := table.find_job(connection, job_id)):
+        yield job.input
+
+
+def _share(on_progress: OnProgress | None, before: int, total: int) -> OnProgress | None:
+    """Progress of one file as progress of all of them."""
+    if on_progress is None:
+        return None
+    return lambda sent, _: on_progress(before + sent, total)
+
+
+def _show(value: object) -> str:
+    match value:
+        case Path():
+            return str(value)
+        case bytes() | bytearray() | memoryview():
+            return f"<{len(value)} bytes>"
+        case str():
+            return show_value(value)
+        case _:
+            return f"<{type(value).__name__}>"
+
+
+@contextmanager
+def _scratch() -> Iterator[Callable[[], Path]]:
+    """Names for files that are gone afterwards; without a call, nothing is made."""
+    made: list[tempfile.TemporaryDirectory[str]] = []
+
+    def make() -> Path:
+        made.append(tempfile.TemporaryDirectory(prefix="extend-video-"))
+        return Path(made[-1].name) / "file"
+
+    try:
+        yield make
+    finally:
+        for directory in made:
+            directory.cleanup()
