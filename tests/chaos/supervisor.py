@@ -75,6 +75,7 @@ class Supervisor:
         finally:
             with self._lock:
                 self._held_down.clear()
+                self.deployment.start_missing()
 
     def _watch(self) -> None:
         try:

@@ -257,6 +257,13 @@ class Deployment:
                 command = [*CELERY, "worker", "-n", f"{name}@%h", *options]
                 self.yard.start(name, command, self.settings)
 
+    def start_other_worker(self, name: str) -> Part:
+        """One more, for every queue, that no test finds running but the one which starts it."""
+        command = [*CELERY, "worker", "-n", f"{name}@%h", *THREADS]
+        part = self.yard.start(name, command, self.settings)
+        part.wait_for_log(" ready.")
+        return part
+
     def start_beat(self, name: str = "beat") -> Part:
         return self.yard.start(name, [*CELERY, "beat"], self.settings)
 

@@ -41,8 +41,9 @@ def run_postgres(*, survives_kill: bool = False) -> Iterator["Postgres"]:
         postgres.execute("SELECT pg_reload_conf()")
         yield postgres
     finally:
-        # the wheel knows only the process that it has started itself
+        # the wheel would look for the process that it has started itself
         Postgres(server.get_uri(), Path(server.bin_path), Path(directory)).stop()
+        server._postmaster_info = None
         server.cleanup()
         shutil.rmtree(directory, ignore_errors=True)
 

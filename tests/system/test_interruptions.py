@@ -1,9 +1,12 @@
 """Parts that end at the worst moment: nothing is paid twice, nothing is lost."""
 
 import hashlib
+import os
 import signal
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import redis
@@ -18,6 +21,7 @@ from tests.system.rows import Row, open_table
 from tests.system.scene import Scene
 
 SHUTTING_DOWN = "Warm shutdown"
+LEASE = "LEASE_SECONDS"
 
 
 def assert_archived_once(scene: Scene, job_id: UUID) -> Row:
@@ -32,6 +36,19 @@ def assert_archived_once(scene: Scene, job_id: UUID) -> Row:
 
 def list_reasons(scene: Scene, job_id: UUID) -> list[str]:
     return [str(event["reason"]) for event in scene.table.list_events(job_id)]
+
+
+@contextmanager
+def holder_standing_still(scene: Scene, job_id: UUID) -> Iterator[None]:
+    """Stop the process that has claimed the job, just after a heartbeat: it holds no lock then."""
+    claimed = scene.table.read_job(job_id)
+    _, pid, _ = claimed["claimed_by"].split(":")
+    wait_until(lambda: scene.table.read_job(job_id)["due_at"] > claimed["due_at"])
+    os.kill(int(pid), signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(int(pid), signal.SIGCONT)
 
 
 def test_worker_told_to_end_finishes_its_submission_first(scene):
@@ -85,20 +102,40 @@ def test_download_of_a_killed_worker_is_taken_over(scene):
     assert reasons.count("archive_claim_expired") == 1
 
 
-def test_silent_download_is_taken_over_and_writes_nothing_when_it_wakes(scene):
+def test_silent_download_of_a_living_worker_stays_its_own(scene):
+    """The media host is slow, not the worker: its lease is renewed for as long as it waits."""
     with scene.relay.holding(Point.MID_DOWNLOAD) as hold:
         job_id = scene.enqueue()
         hold.wait_until_reached()
-        before = scene.table.wait_for_end(job_id)
-        [archived] = scene.list_archived(job_id)
-        written_at = archived.stat().st_mtime_ns
-        assert len(scene.list_partials()) == 1
+        claimed = scene.table.read_job(job_id)
+        # a lease has passed by when it ends later than two of them after the claim
+        end = claimed["due_at"] + timedelta(seconds=float(scene.deployment.settings[LEASE]))
+        wait_until(lambda: scene.table.read_job(job_id)["due_at"] > end)
+        assert scene.table.read_job(job_id)["claimed_by"] == claimed["claimed_by"]
+
+    assert_archived_once(scene, job_id)
+    assert list_reasons(scene, job_id).count("archive_claimed") == 1
+
+
+def test_download_of_a_stopped_worker_is_taken_over_and_writes_nothing_when_it_wakes(scene):
+    with scene.relay.holding(Point.MID_DOWNLOAD) as hold:
+        job_id = scene.enqueue()
+        hold.wait_until_reached()
+        wait_until(lambda: any(path.stat().st_size for path in scene.list_partials()))
+        with holder_standing_still(scene, job_id):
+            other = scene.deployment.start_other_worker("other")
+            before = scene.table.wait_for_end(job_id)
+            [archived] = scene.list_archived(job_id)
+            written_at = archived.stat().st_mtime_ns
+            assert len(scene.list_partials()) == 1
+            assert other.end() == 0
     wait_until(lambda: scene.list_partials() == [])
 
     assert_archived_once(scene, job_id)
     assert scene.table.read_job(job_id) == before
     assert archived.stat().st_mtime_ns == written_at
-    assert list_reasons(scene, job_id)[-1] == "archive_recorded"
+    reasons = list_reasons(scene, job_id)
+    assert (reasons.count("archive_claim_expired"), reasons[-1]) == (1, "archive_recorded")
 
 
 def test_submission_whose_worker_was_killed_is_adopted_by_its_webhook(scene):

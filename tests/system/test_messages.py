@@ -11,6 +11,8 @@ from tests.system.scene import Scene
 
 GARBAGE = [("not-a-uuid",), (None,), (17,), ({"id": 1},), (), ("a", "b"), ("é" * 5000,)]
 
+STEPS = ("submit", "reconcile", "archive", "cancel")
+
 
 def count_jobs(scene: Scene) -> int:
     [row] = scene.table.select("SELECT count(*) AS n FROM jobs")
@@ -71,8 +73,8 @@ def test_doorbells_doubled_by_hand_pay_once(scene):
     job_ids = [scene.enqueue() for _ in range(3)]
     for _ in range(5):
         for job_id in job_ids:
-            scene.send("submit", str(job_id))
-            scene.send("archive", str(job_id))
+            for task in STEPS:
+                scene.send(task, str(job_id))
 
     for job_id in job_ids:
         job = scene.table.wait_for_end(job_id)
@@ -83,7 +85,7 @@ def test_doorbells_doubled_by_hand_pay_once(scene):
 def test_doorbells_after_the_end_change_nothing(scene):
     job_id = scene.enqueue()
     before = scene.table.wait_for_end(job_id)
-    for task in ("submit", "archive"):
+    for task in STEPS:
         scene.send(task, str(job_id))
     assert_worker_is_well(scene)
 
@@ -91,7 +93,7 @@ def test_doorbells_after_the_end_change_nothing(scene):
     assert len(scene.list_submissions(before)) == 1
 
 
-@pytest.mark.parametrize("task", ["submit", "archive"])
+@pytest.mark.parametrize("task", STEPS)
 def test_doorbells_for_nobody_change_nothing(scene, task):
     before, submissions = count_jobs(scene), len(scene.emulator.list_requests())
     scene.send(task, str(uuid4()))
