@@ -1,14 +1,23 @@
-"""What a shell gives as text, as values of the fields' own types."""
+"""What a shell gives as text, as values of the fields' own types; and how commands end."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import unquote_to_bytes, urlsplit
+
+import typer
 
 from worker.errors import InvalidInputError, Violation
 from worker.fal.data_uri import is_data_uri
 from worker.fal.extend_video import parse_field
 from worker.fal.options import parse_option
+
+OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+SetFields = Annotated[
+    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the model's input.")
+]
 
 
 def read_file(text: str) -> str | Path:

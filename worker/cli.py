@@ -13,17 +13,27 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from worker import display
-from worker.arguments import read_fields, read_file, read_options, split_pairs
+from worker.arguments import (
+    FAILED,
+    INTERRUPTED,
+    OK,
+    WRONG_USAGE,
+    SetFields,
+    read_fields,
+    read_file,
+    read_options,
+    split_pairs,
+)
 from worker.contract import schema
 from worker.daemons import (
     Crew,
     bind_listener,
     receiver_daemon,
-    require_emulator,
     termination_as_interrupt,
     worker_daemons,
 )
 from worker.errors import DaemonError, ExtendVideoError, InvalidInputError, InvalidSettingsError
+from worker.findings import print_diagnosis
 from worker.jobs.states import JobState
 from worker.log import configure_logging
 from worker.progress import show_progress
@@ -33,9 +43,8 @@ from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
 from worker.stages.redrive import redrive_job
 from worker.story import list_jobs, read_story
+from worker.trial import demo, emulator
 from worker.watch import refresh_logs, watch_job
-
-OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     help="Extend videos on fal: pay once, lose nothing.",
@@ -50,9 +59,6 @@ Prompt = Annotated[str, typer.Option(help="What the new part should show.")]
 FileOrUrl = Annotated[str, typer.Option(metavar="FILE_OR_URL", help="The video to extend.")]
 EndImage = Annotated[
     str | None, typer.Option(metavar="FILE_OR_URL", help="A picture on which the new part ends.")
-]
-SetFields = Annotated[
-    list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the model's input.")
 ]
 FalOptions = Annotated[
     list[str], typer.Option(metavar="NAME=VALUE", help="What fal is told besides the input.")
@@ -199,7 +205,7 @@ def doctor(
 ) -> None:
     """Look for violations in rows, archive and fal's list of requests; change nothing."""
     diagnosis = build_runtime().examine(every_file=every_file, hours=hours)
-    display.print_diagnosis(diagnosis, as_json=as_json)
+    print_diagnosis(diagnosis, as_json=as_json)
     raise typer.Exit(OK if diagnosis.is_clean else FAILED)
 
 
@@ -240,39 +246,11 @@ def up(
             crew.watch()
 
 
-@app.command()
-def demo(
-    video: Annotated[
-        str | None, typer.Option(metavar="FILE_OR_URL", help="What to extend.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="What the new part should show.")] = None,
-    set_fields: SetFields = [],
-) -> None:
-    """Extend a real video: on the emulator, or on fal with FAL_KEY and WEBHOOK_BASE_URL."""
-    from worker.demo import DemoPlan, name_directory, run_demo
-
-    fields, wrong = read_fields(set_fields)
-    if wrong:
-        raise InvalidInputError(tuple(wrong))
-    fields |= {} if prompt is None else {"prompt": prompt}
-    source = None if video is None else read_file(video)
-    try:
-        job = run_demo(DemoPlan(source, fields, name_directory()))
-    except KeyboardInterrupt:
-        display.err.print("interrupted: every process has ended")
-        raise typer.Exit(INTERRUPTED) from None
-    raise typer.Exit(OK if job.state is JobState.ARCHIVED else FAILED)
-
-
-@app.command(
+app.command()(demo)
+app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
-)
-def emulator(context: typer.Context) -> NoReturn:
-    """Run the emulator of fal on loopback; --help shows its options."""
-    require_emulator()
-    command = [sys.executable, "-m", "emulator", *context.args]
-    os.execv(sys.executable, command)  # noqa: S606 - it takes this process's place
+)(emulator)
 
 
 def build_runtime() -> Runtime:

@@ -6,13 +6,10 @@ The names are fixed by the contract with operators; the README's table is tested
 import re
 from collections.abc import Sequence
 from datetime import timedelta
-from enum import StrEnum
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
@@ -20,79 +17,20 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from worker.errors import InvalidSettingsError, Violation
-
-MAX_SECONDS = 7 * 24 * 3600
-MAX_WEBHOOK_BYTES = 256 * 1024 * 1024
-# 10 000 parts of 10 MiB.
-MOST_UPLOAD_BYTES = 100_000 * 1024 * 1024
-# What a field of the model's input takes at most.
-MOST_INLINE_BYTES = 8 * 1024 * 1024
-
-
-class UnknownPolicy(StrEnum):
-    """What follows once an unknown submission is proven dead."""
-
-    RESUBMIT = "resubmit"
-    HOLD = "hold"
-
-
-def _read_seconds(value: object) -> timedelta:
-    """Seconds as text or number; nothing else, so that `1h` is refused instead of guessed."""
-    try:
-        seconds = value.total_seconds() if isinstance(value, timedelta) else float(str(value))
-    except ValueError:
-        seconds = float("nan")
-    if not 1 <= seconds <= MAX_SECONDS:
-        raise ValueError(f"a number of seconds from 1 to {MAX_SECONDS}")
-    return timedelta(seconds=seconds)
-
-
-def _check_http_url(value: str) -> str:
-    allowed = "an http:// or https:// URL without user, query and fragment"
-    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
-        raise ValueError(allowed)
-    try:
-        _ = urlsplit(value).port
-    except ValueError:
-        raise ValueError(allowed) from None
-    return value.rstrip("/")
-
-
-def _check_key(value: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
-        raise ValueError("visible ASCII characters without spaces and line ends")
-    return value
-
-
-def _check_database_url(value: str) -> str:
-    try:
-        driver = make_url(value).drivername
-    except (ArgumentError, ValueError):
-        driver = ""
-    if driver not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
-        raise ValueError("sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
-    return value
-
-
-def _check_broker_url(value: str) -> str:
-    if not re.match(r"(rediss?|amqps?|sentinel)://|redis\+socket://", value):
-        raise ValueError("a redis://, rediss://, sentinel:// or amqp:// URL")
-    return value
-
-
-def _check_endpoint(value: str) -> str:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", value):
-        raise ValueError("a model endpoint such as owner/app/path")
-    return value
-
-
-Seconds = Annotated[timedelta, BeforeValidator(_read_seconds)]
-Key = Annotated[SecretStr, AfterValidator(_check_key)]
-HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
+from worker.setting_types import (
+    MAX_WEBHOOK_BYTES,
+    MOST_INLINE_BYTES,
+    MOST_UPLOAD_BYTES,
+    HttpUrl,
+    Key,
+    Seconds,
+    UnknownPolicy,
+    check_broker_url,
+    check_database_url,
+    check_endpoint,
+)
 
 
 class Settings(BaseSettings):
@@ -106,12 +44,12 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    database_url: Annotated[str, AfterValidator(_check_database_url)] = Field(
+    database_url: Annotated[str, AfterValidator(check_database_url)] = Field(
         "sqlite:///extend-video.db",
         description="SQLAlchemy URL of the job table; PostgreSQL in production",
         repr=False,
     )
-    broker_url: Annotated[str, AfterValidator(_check_broker_url)] = Field(
+    broker_url: Annotated[str, AfterValidator(check_broker_url)] = Field(
         "redis://127.0.0.1:6379/0",
         description="Celery broker: Redis, Valkey or RabbitMQ",
         repr=False,
@@ -121,7 +59,7 @@ class Settings(BaseSettings):
     )
     fal_key_id: Key | None = Field(None, description="first half of the fal key")
     fal_key_secret: Key | None = Field(None, description="second half of the fal key")
-    fal_endpoint: Annotated[str, AfterValidator(_check_endpoint)] = Field(
+    fal_endpoint: Annotated[str, AfterValidator(check_endpoint)] = Field(
         "fal-ai/ltx-2.3-22b/extend-video", description="model endpoint"
     )
     fal_queue_url: HttpUrl = Field("https://queue.fal.run", description="queue API base")

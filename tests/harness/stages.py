@@ -26,7 +26,7 @@ from worker.fal.requests import RequestClient
 from worker.jobs import gates, table
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Attempt, Event, Gate, Job
-from worker.settings import UnknownPolicy
+from worker.setting_types import UnknownPolicy
 from worker.stages.cancel import Cancelled, cancel_job, cancel_requests
 from worker.stages.complete import Receipt, receive_delivery, receive_hint
 from worker.stages.judge import SubmitTerms

@@ -28,9 +28,9 @@ from tests.harness.logs import preserved_logging
 from tests.harness.webhooks import build_body
 from worker import cli, doctor
 from worker.db import Database
-from worker.display import ABOUT_CHECKS
 from worker.doctor import Diagnosis, DoctorTerms, examine
 from worker.fal.platform import PlatformClient
+from worker.findings import ABOUT_CHECKS
 from worker.jobs import attempts, deliveries, gates, slices, table
 from worker.jobs.doctor import Check, Finding
 from worker.jobs.models import Base

@@ -26,8 +26,8 @@ from worker.fal.client_errors import (
     SubmissionUnknownError,
 )
 from worker.fal.options import RequestOptions
-from worker.fal.requests import CancelAnswer
 from worker.fal.status import Completed, InProgress, Queued, RequestStatus
+from worker.fal.truth import CancelAnswer
 
 KEY = SecretStr("emulator-key")
 NOBODY = Handle(ENDPOINT, "7f3c1d0e-0000-4000-8000-00000000ffff")

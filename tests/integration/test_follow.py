@@ -32,7 +32,7 @@ from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttem
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
 from worker.media.store import LocalStore
-from worker.settings import UnknownPolicy
+from worker.setting_types import UnknownPolicy
 from worker.stages import follow
 from worker.stages.archive import ArchiveTerms, archive_job
 from worker.stages.enqueue import enqueue_job, parse_wish

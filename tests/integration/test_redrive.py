@@ -20,7 +20,7 @@ from worker.fal.queue import RefusalClass, Refused
 from worker.jobs import table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move
-from worker.settings import UnknownPolicy
+from worker.setting_types import UnknownPolicy
 from worker.stages.redrive import redrive_job
 
 S = JobState

@@ -24,7 +24,7 @@ from tests.harness.together import call_together
 from tests.harness.web import break_off, hang, send_body, send_json
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Job, Outcome
-from worker.settings import UnknownPolicy
+from worker.setting_types import UnknownPolicy
 from worker.stages.resolve import SEARCH_PAUSE
 from worker.stages.submit import Submission
 

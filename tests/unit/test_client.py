@@ -27,8 +27,8 @@ from worker.fal.client_errors import (
     SubmissionUnknownError,
 )
 from worker.fal.http import exchange_again, move_url
-from worker.fal.requests import CancelAnswer
 from worker.fal.status import Completed, InProgress, LogEntry, Queued, RequestStatus
+from worker.fal.truth import CancelAnswer
 
 KEY = SecretStr("the-secret-key")
 ENDPOINT = "fal-ai/app/path"

@@ -289,4 +289,4 @@ def test_list_over_broken_connection_has_gap(fal, client) -> None:
 def test_list_larger_than_bound_has_gap(fal, client, monkeypatch) -> None:
     monkeypatch.setattr(platform, "MAX_PAGE_BYTES", 10)
     listing = client.list_requests(ENDPOINT, START, END)
-    assert listing.gap == "it cannot be read: ReadError: the reply has more than 10 bytes"
+    assert listing.gap == "it cannot be read: ReplyTooLargeError: the reply has more than 10 bytes"

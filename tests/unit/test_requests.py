@@ -13,12 +13,12 @@ from pydantic import SecretStr
 from worker.fal import requests
 from worker.fal.completion import Completion
 from worker.fal.http import Reply, accept_url
-from worker.fal.requests import (
+from worker.fal.requests import RequestClient
+from worker.fal.truth import (
     CancelAnswer,
     Finished,
     Forgotten,
     Pending,
-    RequestClient,
     ResultGone,
     Truth,
     Unclear,

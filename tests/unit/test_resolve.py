@@ -15,7 +15,7 @@ from tests.harness.jobs import ENDPOINT, LEASE, NOW
 from worker.fal.platform import ListedRequest
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Outcome
-from worker.settings import UnknownPolicy
+from worker.setting_types import UnknownPolicy
 from worker.stages.resolve import (
     Evidence,
     ResolveTerms,

@@ -7,7 +7,8 @@ import pytest
 
 from worker.errors import InvalidSettingsError
 from worker.runtime import Runtime
-from worker.settings import UnknownPolicy, load_settings
+from worker.setting_types import UnknownPolicy
+from worker.settings import load_settings
 from worker.stages.resolve import ResolveTerms
 
 WHOLE = {"fal_key": "k", "webhook_base_url": "https://hooks.test"}

@@ -13,7 +13,8 @@ from pydantic import SecretStr, ValidationError
 from tests.harness.processes import BIN, EXTEND_VIDEO, Yard, run_yard
 from worker.errors import InvalidSettingsError, Violation
 from worker.runtime import Runtime
-from worker.settings import Settings, UnknownPolicy, load_settings, require_settings
+from worker.setting_types import UnknownPolicy
+from worker.settings import Settings, load_settings, require_settings
 
 ROOT = Path(__file__).parents[2]
 KEY = "the-secret-key"

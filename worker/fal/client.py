@@ -30,8 +30,9 @@ from worker.fal.client_errors import (
 from worker.fal.follow import Follower
 from worker.fal.options import RequestOptions
 from worker.fal.queue import Ambiguous, QueueClient, Refused
-from worker.fal.requests import CancelAnswer, Finished, RequestClient
+from worker.fal.requests import RequestClient
 from worker.fal.status import Completed, RequestStatus
+from worker.fal.truth import CancelAnswer, Finished
 
 __all__ = ["FalClient", "Handle"]
 

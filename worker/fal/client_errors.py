@@ -12,8 +12,8 @@ from worker.fal.completion import Completion
 from worker.fal.errors import UNNAMED_CODE, Detail, FalFailure, parse_failure
 from worker.fal.http import Reply
 from worker.fal.queue import RefusalClass, Refused
-from worker.fal.requests import NOT_FOUND, Forgotten, Pending, ResultGone, Truth, Unclear
 from worker.fal.status import RequestStatus, parse_status
+from worker.fal.truth import NOT_FOUND, Forgotten, Pending, ResultGone, Truth, Unclear
 
 REFUSED_ACCOUNT = frozenset({401, 403})
 

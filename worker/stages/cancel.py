@@ -15,7 +15,8 @@ from sqlalchemy import Connection
 from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import TooLateError
-from worker.fal.requests import CancelAnswer, RequestClient
+from worker.fal.requests import RequestClient
+from worker.fal.truth import CancelAnswer
 from worker.jobs import attempts, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Job, Move

@@ -14,8 +14,8 @@ from worker.clock import Clock
 from worker.fal.completion import Completion
 from worker.fal.platform import ListedRequest
 from worker.fal.progress import Progress
-from worker.fal.requests import CancelAnswer, Forgotten, Known, Pending, ResultGone, Unclear
 from worker.fal.retention import find_retention
+from worker.fal.truth import CancelAnswer, Forgotten, Known, Pending, ResultGone, Unclear
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Attempt, Ending, Job, Move, Outcome, Settlement

@@ -18,11 +18,12 @@ from worker.backoff import Backoff, spread
 from worker.clock import Clock
 from worker.db import Database
 from worker.fal.platform import ListedRequest, Listing, PlatformClient
-from worker.fal.requests import Forgotten, Known, RequestClient, Unclear
+from worker.fal.requests import RequestClient
+from worker.fal.truth import Forgotten, Known, Unclear
 from worker.jobs import attempts, deliveries, gates, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Move, Outcome, Settlement
-from worker.settings import UnknownPolicy
+from worker.setting_types import UnknownPolicy
 
 # One search serves every unknown submission; all workers together begin one in this time.
 LISTING_GATE = "listing"

@@ -1,0 +1,80 @@
+"""What a setting may be: its checks, and the types made of them."""
+
+import re
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+MAX_SECONDS = 7 * 24 * 3600
+MAX_WEBHOOK_BYTES = 256 * 1024 * 1024
+# 10 000 parts of 10 MiB.
+MOST_UPLOAD_BYTES = 100_000 * 1024 * 1024
+# What a field of the model's input takes at most.
+MOST_INLINE_BYTES = 8 * 1024 * 1024
+
+
+class UnknownPolicy(StrEnum):
+    """What follows once an unknown submission is proven dead."""
+
+    RESUBMIT = "resubmit"
+    HOLD = "hold"
+
+
+def read_seconds(value: object) -> timedelta:
+    """Seconds as text or number; nothing else, so that `1h` is refused instead of guessed."""
+    try:
+        seconds = value.total_seconds() if isinstance(value, timedelta) else float(str(value))
+    except ValueError:
+        seconds = float("nan")
+    if not 1 <= seconds <= MAX_SECONDS:
+        raise ValueError(f"a number of seconds from 1 to {MAX_SECONDS}")
+    return timedelta(seconds=seconds)
+
+
+def check_http_url(value: str) -> str:
+    allowed = "an http:// or https:// URL without user, query and fragment"
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
+        raise ValueError(allowed)
+    try:
+        _ = urlsplit(value).port
+    except ValueError:
+        raise ValueError(allowed) from None
+    return value.rstrip("/")
+
+
+def check_key(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+        raise ValueError("visible ASCII characters without spaces and line ends")
+    return value
+
+
+def check_database_url(value: str) -> str:
+    try:
+        driver = make_url(value).drivername
+    except (ArgumentError, ValueError):
+        driver = ""
+    if driver not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
+        raise ValueError("sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+    return value
+
+
+def check_broker_url(value: str) -> str:
+    if not re.match(r"(rediss?|amqps?|sentinel)://|redis\+socket://", value):
+        raise ValueError("a redis://, rediss://, sentinel:// or amqp:// URL")
+    return value
+
+
+def check_endpoint(value: str) -> str:
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", value):
+        raise ValueError("a model endpoint such as owner/app/path")
+    return value
+
+
+Seconds = Annotated[timedelta, BeforeValidator(read_seconds)]
+Key = Annotated[SecretStr, AfterValidator(check_key)]
+HttpUrl = Annotated[str, AfterValidator(check_http_url)]
