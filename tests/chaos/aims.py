@@ -135,5 +135,5 @@ AIMS: dict[str, tuple[Aim, ...]] = {
         AtFile("after rename"),
         AtRandom(),
     ),
-    BEAT: (AtRandom(within=8),),
+    BEAT: (AtRandom(within=20),),
 }

@@ -27,7 +27,7 @@ class Pack:
     site: Site
     seed: int
     wanted: int
-    patience: float = 6
+    patience: float = 15
     tally: Counter[str] = field(default_factory=Counter)
     enough: Event = field(default_factory=Event)
 

@@ -29,9 +29,8 @@ def sweep_kills(site: Site, plan: Plan) -> Iterator[Finding]:
                 site.send_wish()
             PAUSE.wait(WISH_PAUSE)
         hunt.result()
-    sweep.remarks.append(
-        f"{sum(met_moments(pack))} times at one of {len(met_moments(pack))} moments"
-    )
+    strikes = met_moments(pack)
+    sweep.remarks.append(f"{sum(strikes)} strikes at {len(strikes)} moments, the others at random")
     details = [f"{times} times {moment}" for moment, times in sorted(pack.tally.items())]
     yield replace(sweep.finish(), details=details)
 

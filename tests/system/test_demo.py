@@ -103,7 +103,7 @@ def test_demo_ended_in_the_middle_leaves_nothing(yard, settings, nothing_left, n
     if moment == "start":
         wait_until(lambda: len(find_marked(yard.mark)) > 1)
     else:
-        part.wait_for_log(" submitted ")
+        part.wait_for_log(" submitted ", MOST_SECONDS)
 
     part.process.send_signal(number)
 

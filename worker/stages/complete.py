@@ -261,7 +261,11 @@ def _adopt(connection: Connection, attempt: Attempt, fal_request_id: str) -> Att
 def _is_repeated(connection: Connection, attempt: Attempt, new: NewDelivery) -> bool:
     """Keep the delivery; whether it has come and been believed before."""
     times, verdict = deliveries.count_delivery(connection, attempt, new)
-    return times > 1 and verdict is not Verdict.HINT
+    if verdict is Verdict.HINT:
+        # It came before without proof, and is proven now.
+        deliveries.judge_delivery(connection, attempt.id, new.body, new.verdict)
+        return False
+    return times > 1
 
 
 def _as_object(payload: JsonValue) -> dict[str, Any] | None:
