@@ -137,7 +137,7 @@ def test_submit_job_sends_exactly_the_input_that_was_stored(db, fal, job, submit
 
 
 def test_submit_job_sends_the_headers_fal_knows(fal, job, submit):
-    submit(job, options=RequestOptions(start_timeout=timedelta(seconds=90)))
+    submit(job, options=RequestOptions(start_timeout=timedelta(seconds=90), store_io=True))
     headers = fal.asked[0].headers
     assert headers["Authorization"] == f"Key {KEY}"
     assert headers["Content-Type"] == "application/json"

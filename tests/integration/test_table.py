@@ -165,7 +165,8 @@ def test_find_overdue_gives_every_live_row_once_it_is_due(db, state):
     with db.transaction() as connection:
         assert table.find_overdue(connection, NOW + LEASE - timedelta(microseconds=1), 9) == []
         found = table.find_overdue(connection, NOW + LEASE, 9)
-    assert found == ([] if state in ENDED else [job])
+    # A result may be a whole video, and no sweep looks at it.
+    assert found == ([] if state in ENDED else [replace(job, result=None)])
 
 
 @pytest.mark.parametrize("state", WAYS)

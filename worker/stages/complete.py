@@ -90,20 +90,18 @@ def receive_hint(
         return Receipt(Verdict.HINT, job, doorbell)
 
 
-def expect_poll(token: str, *, db: Database, clock: Clock = read_clock) -> Doorbell | None:
+def expect_poll(token: str, *, db: Database) -> Doorbell | None:
     """Have fal asked at once about the attempt of this token: its delivery cannot be read here.
 
-    None if no attempt has the token, or if its job does not wait for fal.
+    None if no attempt has the token, or if its job does not wait for fal. Nothing is written for
+    what nobody has verified: should the doorbell be lost, the job is polled in its own time.
     """
-    with db.transaction() as connection:
+    with db.reading() as connection:
         attempt = attempts.find_attempt_by_token(connection, attempts.hash_token(token))
-        if attempt is None:
-            return None
-        job = table.get_job(connection, attempt.job_id, lock=True)
-        if job.state not in AWAITING_FAL:
-            return None
-        table.advance_due(connection, job, clock())
-        return Doorbell(Step.RECONCILE, job.id)
+        job = None if attempt is None else table.find_job(connection, attempt.job_id)
+    if job is None or job.state not in AWAITING_FAL:
+        return None
+    return Doorbell(Step.RECONCILE, job.id)
 
 
 def has_video(job: Job) -> bool:
