@@ -113,7 +113,7 @@ def test_receive_spoilt_deliveries_changes_nothing(scene, two_jobs, confessions,
     rung = scene.take_doorbells()
     # What is too large to be read, under a known token, has fal asked; nothing else does.
     assert set(rung) <= {"extend_video.reconcile"}
-    assert len(rung) < answers[413]
+    assert len(rung) <= answers[413]
     assert set(answers) >= {400, 401, 404, 405, 413}, answers
     check_genuine_is_recorded(scene)
 
