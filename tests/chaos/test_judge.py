@@ -7,9 +7,11 @@ from uuid import uuid4
 import pytest
 
 from tests.chaos.judge import (
+    CALLER_GONE,
     check_answers,
     check_archive,
     check_charges,
+    check_logs,
     describe_strays,
     find_lost,
     list_tracebacks,
@@ -82,6 +84,16 @@ def test_traceback_about_the_broker_is_celerys_own() -> None:
         'Traceback (most recent call last):\n  File "redis/connection.py"\nConnectionError: gone\n'
     )
     assert not list(list_tracebacks(log))
+
+
+def test_caller_that_was_killed_is_no_fault_of_the_emulator_but_of_anybody_else(tmp_path) -> None:
+    lines = ["Traceback (most recent call last):", '  File "web.py"']
+    (tmp_path / "emulator.log").write_text("\n".join([*lines, CALLER_GONE]))
+    assert not list(check_logs(tmp_path))
+    (tmp_path / "receiver.log").write_text("\n".join([*lines, CALLER_GONE]))
+    assert list(check_logs(tmp_path)) == [f"receiver log, 1 times: {CALLER_GONE}"]
+    (tmp_path / "emulator.log").write_text("\n".join([*lines, "KeyError: 'a'"]))
+    assert len(list(check_logs(tmp_path))) == 2
 
 
 def test_recovery_is_measured_from_the_end_of_the_outage() -> None:
