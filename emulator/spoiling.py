@@ -21,7 +21,6 @@ Compose = Callable[[Fault | None], web.Response]
 REFUSALS = ("status", "ingress", "hang", "drop")
 NOT_FOUND = 404
 UNPROCESSABLE = 422
-TOO_MANY = 429
 SERVER_ERROR = 500
 DETAILS = {
     400: "Bad request",

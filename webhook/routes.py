@@ -67,12 +67,6 @@ class Receiver:
         receipt = receive_delivery(token, completion, body, db=self.db, grace=self.grace)
         return self._answer(receipt, 200)
 
-    def _read_body(self) -> bytes:
-        body = request.get_data(cache=False)
-        if len(body) > self.max_bytes:
-            raise RequestEntityTooLarge
-        return body
-
     def _take_hint(
         self, token: str, headers: dict[str, str], body: bytes, doubt: ExtendVideoError
     ) -> Answer:

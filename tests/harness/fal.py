@@ -15,6 +15,37 @@ FAILED = {"detail": [{"loc": ["body", "video_url"], "msg": "no video", "type": "
 INGRESS = b"<html><center>nginx</center></html>"
 LOCKED = {"detail": "User is locked. Reason: Exhausted balance."}
 
+# fal's pages, by hand: every type that a model refuses an input with (422).
+UNPROCESSABLE_TYPES = (
+    "content_policy_violation",
+    "no_media_generated",
+    "image_too_small",
+    "image_too_large",
+    "image_load_error",
+    "file_download_error",
+    "face_detection_error",
+    "file_too_large",
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+    "multiple_of",
+    "sequence_too_short",
+    "sequence_too_long",
+    "one_of",
+    "feature_not_supported",
+    "invalid_archive",
+    "archive_file_count_below_minimum",
+    "archive_file_count_exceeds_maximum",
+    "audio_duration_too_long",
+    "audio_duration_too_short",
+    "video_duration_too_long",
+    "video_duration_too_short",
+    "unsupported_audio_format",
+    "unsupported_image_format",
+    "unsupported_video_format",
+)
+
 
 def accept(request_id: str = REQUEST_ID) -> Answer:
     return send_json({"status": "IN_QUEUE", "request_id": request_id})

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
+from tests.harness.fal import UNPROCESSABLE_TYPES
 from worker.fal.error_types import (
     ERROR_TYPES,
     GENERIC_SENTENCE,
@@ -37,38 +38,7 @@ ROWS: list[tuple[str, tuple[int, ...], Retryable, Charge]] = [
     ("generation_timeout", (504,), MAYBE, FREE),
     ("downstream_service_error", (400, 500), MAYBE, PAID),
     ("downstream_service_unavailable", (500,), MAYBE, FREE),
-    *(
-        (name, (422,), NO, PAID)
-        for name in (
-            "content_policy_violation",
-            "no_media_generated",
-            "image_too_small",
-            "image_too_large",
-            "image_load_error",
-            "file_download_error",
-            "face_detection_error",
-            "file_too_large",
-            "greater_than",
-            "greater_than_equal",
-            "less_than",
-            "less_than_equal",
-            "multiple_of",
-            "sequence_too_short",
-            "sequence_too_long",
-            "one_of",
-            "feature_not_supported",
-            "invalid_archive",
-            "archive_file_count_below_minimum",
-            "archive_file_count_exceeds_maximum",
-            "audio_duration_too_long",
-            "audio_duration_too_short",
-            "video_duration_too_long",
-            "video_duration_too_short",
-            "unsupported_audio_format",
-            "unsupported_image_format",
-            "unsupported_video_format",
-        )
-    ),
+    *((name, (422,), NO, PAID) for name in UNPROCESSABLE_TYPES),
     ("request_timeout", (504,), YES, FREE),
     ("startup_timeout", (504,), YES, FREE),
     ("runner_scheduling_failure", (503,), YES, FREE),

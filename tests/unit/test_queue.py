@@ -17,6 +17,7 @@ from pydantic import JsonValue, SecretStr
 
 import worker.fal.http
 from tests.harness.brokers import find_closed_port, open_black_hole
+from tests.harness.fal import UNPROCESSABLE_TYPES
 from tests.harness.web import (
     Answer,
     ScriptedServer,
@@ -139,36 +140,7 @@ def test_sort_reply_client_error_in_fals_words_is_refused_by_class(status, body,
     assert sort(status, body, **FROM_FAL) == refused
 
 
-MODEL_ERRORS = [
-    "content_policy_violation",
-    "no_media_generated",
-    "image_too_small",
-    "image_too_large",
-    "image_load_error",
-    "file_download_error",
-    "face_detection_error",
-    "file_too_large",
-    "greater_than",
-    "greater_than_equal",
-    "less_than",
-    "less_than_equal",
-    "multiple_of",
-    "sequence_too_short",
-    "sequence_too_long",
-    "one_of",
-    "feature_not_supported",
-    "invalid_archive",
-    "archive_file_count_below_minimum",
-    "archive_file_count_exceeds_maximum",
-    "audio_duration_too_long",
-    "audio_duration_too_short",
-    "video_duration_too_long",
-    "video_duration_too_short",
-    "unsupported_audio_format",
-    "unsupported_image_format",
-    "unsupported_video_format",
-    "a_type_of_tomorrow",
-]
+MODEL_ERRORS = [*UNPROCESSABLE_TYPES, "a_type_of_tomorrow"]
 
 
 @pytest.mark.parametrize("error_type", MODEL_ERRORS)

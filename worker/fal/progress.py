@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 from pydantic import JsonValue
 
+from worker.fal.status import Completed, Queued, parse_status
+
 MAX_ENTRIES = 200
 MAX_LOG_BYTES = 32 * 1024
 MAX_MESSAGE = 2_000
@@ -27,15 +29,17 @@ class Progress:
 
 
 def read_progress(body: JsonValue) -> Progress | None:
-    """What a status reply tells; None if it names no status."""
-    if not isinstance(body, dict) or not isinstance(body.get("status"), str):
+    """What a status reply tells; None if it names no status that we know."""
+    status = parse_status(body)
+    if status is None or not isinstance(body, dict):
         return None
-    position, metrics, logs = (body.get(name) for name in ("queue_position", "metrics", "logs"))
-    seconds = metrics.get("inference_time") if isinstance(metrics, dict) else None
+    position = status.position if isinstance(status, Queued) else None
+    took = status.inference_time if isinstance(status, Completed) else None
+    logs = body.get("logs")
     return Progress(
-        str(body["status"])[:MAX_WORD],
-        position if _is_count(position) and isinstance(position, int) else None,
-        float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < HIGHEST else None,
+        str(body["status"]),
+        position if position is not None and position < HIGHEST else None,
+        None if took is None else took.total_seconds(),
         bound_logs(logs) if isinstance(logs, list) else None,
     )
 
@@ -67,7 +71,3 @@ def _read_entry(entry: JsonValue) -> LogEntry:
     message = given.get("message")
     text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
     return {**known, "message": text[:MAX_MESSAGE]}
-
-
-def _is_count(value: JsonValue) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < HIGHEST

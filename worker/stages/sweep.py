@@ -6,6 +6,7 @@ Many sweeps at once do no harm: each takes rows that no other holds, and pushes 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy import Connection
 
@@ -13,7 +14,7 @@ from worker.backoff import spread
 from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.jobs import attempts, table
-from worker.jobs.states import Doorbell, JobEvent, JobState, Step
+from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Gate, Job, Move, Outcome, Settlement
 from worker.media.store import Store
 from worker.stages import pause
@@ -46,7 +47,7 @@ def sweep_jobs(
         gate = pause.find_pause(connection)
         queued = [job for job in overdue if job.state is JobState.QUEUED]
         held_back = _hold_back(connection, queued, gate, now)
-        waiting = [job for job in overdue if job.doorbell is not None and job not in held_back]
+        waiting = [job for job in overdue if job.doorbell is not None and job.id not in held_back]
         _push_on(connection, waiting, now + lease)
         returned = [_take_over(connection, job, now, lease) for job in overdue if job.claimed_by]
         cancels = attempts.claim_due_cancels(connection, now, now + lease, limit)
@@ -62,22 +63,22 @@ def remove_partials(store: Store) -> int:
 
 def _hold_back(
     connection: Connection, queued: list[Job], gate: Gate | None, now: datetime
-) -> list[Job]:
+) -> set[UUID]:
     """While submissions pause, keep all back but one, which tries the account when it is time."""
     if gate is None:
-        return []
-    held_back = queued[1:] if now >= gate.opens_at else queued
-    ids = [job.id for job in held_back]
+        return set()
+    held_back = [job.id for job in (queued[1:] if now >= gate.opens_at else queued)]
     wait = spread(max(gate.opens_at - now, timedelta(seconds=1)))
-    pause.block_submissions(connection, ids, gate, now + wait)
-    return held_back
+    pause.block_submissions(connection, held_back, gate, now + wait)
+    return set(held_back)
 
 
 def _push_on(connection: Connection, waiting: list[Job], due_at: datetime) -> None:
     """Work of ours may be claimed again; what waits for fal goes on waiting."""
-    ours = [job.id for job in waiting if job.state in (JobState.QUEUED, JobState.COMPLETED)]
+    at_fal = [job.id for job in waiting if job.state in AWAITING_FAL]
+    ours = [job.id for job in waiting if job.state not in AWAITING_FAL]
     table.release_waiting(connection, ours, due_at)
-    table.push_due(connection, [job.id for job in waiting if job.id not in ours], due_at)
+    table.push_due(connection, at_fal, due_at)
 
 
 def _take_over(connection: Connection, job: Job, now: datetime, lease: timedelta) -> Job | None:
