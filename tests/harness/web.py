@@ -52,6 +52,8 @@ class ScriptedHandler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
+        # Said, so that no client sends its next request into a connection about to close.
+        self.send_header("Connection", "close")
         self.end_headers()
 
     def _answer(self) -> None:
