@@ -4,7 +4,6 @@ An object gets its name by a rename, or by a link if the name has to be free, of
 disk by then. So a name never shows a part of an object, whenever the process or machine dies.
 """
 
-import errno
 import io
 import os
 import stat
@@ -128,14 +127,14 @@ class LocalStore:
 
     def _try_to_enter(self, file: SpoolFile, final: Path, give_name: GiveName) -> bool:
         """A deletion may tidy the directory away before anything is in it: then once more."""
-        for _ in range(MOST_ATTEMPTS):
+        for rest in reversed(range(MOST_ATTEMPTS)):
             try:
                 make_directory(final.parent)
                 return give_name(file.path, final)
-            except FileNotFoundError:
-                if not file.path.exists():
+            except (FileNotFoundError, FileExistsError):
+                if not rest or not file.path.exists():
                     raise
-        raise OSError(errno.EAGAIN, "its directory is removed again and again")
+        raise AssertionError
 
     def _list_directories(self, lowest: Path) -> Iterator[Path]:
         """From the lowest one up to the root."""
