@@ -61,9 +61,9 @@ class VideoFacts:
     """What decoding has shown.
 
     `container` is FFmpeg's name, such as `mov,mp4,m4a,3gp,3g2,mj2`; `media_type` is told by the
-    first bytes. `fps` is the average rate, `frames` were really decoded, and `duration` is `frames /
-    fps`. A GIF counts in hundredths of a second, so its `fps` is made of the other two. `rotation`
-    is in degrees, as the picture is to be turned when shown.
+    first bytes. `fps` is the average rate, `frames` were really decoded, and `duration` is
+    `frames / fps`. A GIF counts in hundredths of a second, so its `fps` is made of the other two.
+    `rotation` says by how many degrees, 0 to 359, the picture is turned clockwise when it is shown.
 
     If not `is_whole`, the file was too large to be decoded from end to end: `frames` is then what
     the container counts, or reckons.
@@ -132,13 +132,13 @@ def is_short(found: float, told: float) -> bool:
 
 def _examine(container: InputContainer, path: Path, bounds: tuple[int, int]) -> Examined:
     picture = _choose_picture(container)
-    is_whole = path.stat().st_size <= bounds[0] and _count_pixels(picture) <= bounds[1]
+    length = (container.duration or 0) / av.time_base
+    is_whole = path.stat().st_size <= bounds[0] and _count_pixels(picture, length) <= bounds[1]
     decoded = decode_whole(container) if is_whole else decode_samples(container)
     shown = next(one for one in decoded.readings if one.stream is picture)
     rates = [*filter(None, (picture.average_rate, picture.guessed_rate, picture.base_rate))]
     if not shown.frames or not rates:
         raise MediaRefusedError("not a readable video: it has no frames")
-    length = (container.duration or 0) / av.time_base
     frames = shown.frames if is_whole else picture.frames or round(length * float(rates[0]))
     is_gif = container.format.name == "gif"
     fps = frames / length if is_gif and length else float(rates[0])
@@ -167,16 +167,14 @@ def _choose_picture(container: InputContainer) -> av.VideoStream:
     return next((one for one in pictures if one is best), pictures[0])
 
 
-def _count_pixels(picture: av.VideoStream) -> int:
+def _count_pixels(picture: av.VideoStream, seconds: float) -> int:
     """How much there is to decode; 0 if the container does not tell its length."""
-    seconds = (picture.container.duration or 0) / av.time_base
     frames = picture.frames or seconds * (picture.average_rate or 0)
     return int(frames) * picture.codec_context.width * picture.codec_context.height
 
 
 def _name_stream(stream: Stream) -> StreamFacts:
-    codec = stream.codec_context
-    return StreamFacts(stream.type, None if codec is None else codec.name)
+    return StreamFacts(stream.type, getattr(stream.codec_context, "name", None))
 
 
 def _list_failures(decoded: Decoded) -> Iterator[Mismatch]:

@@ -8,8 +8,8 @@ What is compared, and within which tolerance:
   and encoders may put a first or last frame twice.
 - frames per second: within 1 %, by any of the ways to read a rate. 23.976 for 24 is 0.1 %, and a
   short file's average depends on how long its last frame stands.
-- seconds: within 0.25 s or 2 %, whichever is more, of the picture's or the whole file's length: sound
-  codecs work in blocks (1024 samples, and 2112 of priming), and rates are stated rounded.
+- seconds: within 0.25 s or 2 %, whichever is more, of the length of the picture or of the file:
+  sound codecs work in blocks (1024 samples, 2112 of priming), and rates are stated rounded.
 - a GIF's delays are whole hundredths of a second, and a writer may keep a standing picture once for
   longer. So its rate is not compared, its length may differ by one hundredth for each frame more,
   and fewer frames are none too few if its length is right.
@@ -18,9 +18,9 @@ What is compared, and within which tolerance:
 Beside what fal stated, a file has to agree with itself (`probe.py`, `extent.py`): every packet
 decodes, as much as the container tells of, and up to where it says it ends.
 
-What is not found, although all is decoded: damage that a codec cannot tell from content. VP9 and GIF
-have no check sums, so bytes overwritten inside a frame often are another picture; so is a single
-changed bit of ProRes, and any sample of PCM sound. Only a changed length or structure shows there.
+What is not found, although all is decoded: damage that a codec cannot tell from content. VP9 and
+GIF have no check sums, so bytes overwritten inside a frame often are another picture; so is a
+single changed bit of ProRes, and any sample of PCM sound. Only a changed length or structure shows.
 Of a file decoded in samples, damage between two of them is not found either.
 """
 
@@ -154,7 +154,7 @@ def _fits_length(told: float | None, lengths: tuple[float, ...], slack: float) -
 
 
 def _compare_size(stated: Stated, facts: VideoFacts) -> Iterator[Mismatch]:
-    is_turned = facts.rotation % 360 in QUARTER_TURNS
+    is_turned = facts.rotation in QUARTER_TURNS
     sizes = [(facts.width, facts.height)]
     if is_turned:
         sizes.append((facts.height, facts.width))
