@@ -4,6 +4,7 @@
     ├── RetryableError                  the same step may be tried again later
     │   ├── KeysUnavailableError        keys_unavailable      fal's signing keys cannot be read
     │   ├── MediaUnavailableError       media_unavailable     a video cannot be downloaded now
+    │   ├── MediaMismatchError          media_mismatch        what came is not the video fal stated
     │   ├── StoreUnavailableError       store_unavailable     the archive cannot be written now
     │   ├── SubmissionPostponedError    submission_postponed  (these and those marked with a star
     │   ├── RequestPendingError         request_pending       are of `FalClient`, and in
@@ -23,6 +24,8 @@
         ├── ClaimLostError              claim_lost            another worker has taken the job over
         ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
         ├── MediaRefusedError           media_refused         a URL we may not download from
+        ├── UnarchivableError           unarchivable          fetched again, and still no such video
+        ├── InvalidRecipeError          invalid_recipe        a sidecar that cannot be replayed
         ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
         ├── StoreObjectMissingError     object_missing        the archive has no such object
         ├── UploadRefusedError          upload_refused        fal does not take a file
@@ -56,6 +59,19 @@ class Violation:
         return f"{self.field}={self.value}: {self.allowed}"
 
 
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One thing in which a file is not what was stated: by fal, by its host, or by itself."""
+
+    field: str
+    stated: str
+    found: str
+
+    @override
+    def __str__(self) -> str:
+        return f"{self.field}: stated {self.stated}, found {self.found}"
+
+
 class ExtendVideoError(Exception):
     """Root of the tree; never raised itself."""
 
@@ -84,6 +100,16 @@ class KeysUnavailableError(RetryableError):
 
 class MediaUnavailableError(RetryableError):
     code = "media_unavailable"
+
+
+class MediaMismatchError(RetryableError):
+    """A downloaded file that is not the stated video, with all that shows it."""
+
+    code = "media_mismatch"
+
+    def __init__(self, evidence: tuple[Mismatch, ...]) -> None:
+        super().__init__("; ".join(map(str, evidence)))
+        self.evidence = evidence
 
 
 class StoreUnavailableError(RetryableError):
@@ -136,6 +162,20 @@ class InvalidResultError(PermanentError):
 
 class MediaRefusedError(PermanentError):
     code = "media_refused"
+
+
+class UnarchivableError(PermanentError):
+    """Fetched again and still not the stated video; `evidence` as the last file gave it."""
+
+    code = "unarchivable"
+
+    def __init__(self, evidence: tuple[Mismatch, ...]) -> None:
+        super().__init__("; ".join(map(str, evidence)))
+        self.evidence = evidence
+
+
+class InvalidRecipeError(ViolationsError):
+    code = "invalid_recipe"
 
 
 class SchemaUnreadableError(PermanentError):

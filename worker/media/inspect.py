@@ -13,10 +13,8 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from worker.errors import MediaRefusedError
-from worker.media.probe import HEAD_BYTES, READ_OPTIONS, VIDEO_TYPES, choose_extension
-
-# FFmpeg's own bound on width times height while decoding: a few bytes can announce gigabytes.
-MAX_PIXELS = 16_384 * 16_384
+from worker.media.decode import MAX_PIXELS, open_video
+from worker.media.probe import HEAD_BYTES, VIDEO_TYPES, choose_extension
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +48,7 @@ _PICTURES = (
 def inspect_video(path: Path) -> FileKind:
     """Raises MediaRefusedError with the reason."""
     try:
-        with av.open(path.absolute(), container_options=READ_OPTIONS) as container:
+        with open_video(path) as container:
             _see_frame(container)
     except (av.FFmpegError, OSError) as error:
         raise MediaRefusedError(f"not a readable video: {error.strerror}") from error

@@ -1,0 +1,192 @@
+"""Decode every video and audio stream of a file, whole or in samples, and note what fails.
+
+FFmpeg is told to give up on what it would otherwise conceal, and reads the very file alone:
+playlists and other files' names are not followed.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias, TypeGuard
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition, Stream
+
+# playlists and scripts that name other files or URLs are not among them, whatever the file's name
+READ_OPTIONS = {"format_whitelist": "mov,matroska,gif,avi", "protocol_whitelist": "file"}
+# FFmpeg's own bound on width times height while decoding: a few bytes can announce gigabytes.
+MAX_PIXELS = 16_384 * 16_384
+STRICT = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
+# Evenly between the head and the tail of a file that is not decoded whole.
+SAMPLES = 24
+SAMPLE_FRAMES = 8
+TAIL_FRAMES = 300
+SAMPLE_PACKETS = 2_000
+
+Media: TypeAlias = av.VideoStream | av.AudioStream
+Packet: TypeAlias = "av.Packet[Any]"
+
+
+@dataclass(slots=True)
+class Reading:
+    """What decoding one stream has shown. `seconds` is how long its decoded frames last."""
+
+    stream: Media
+    packets: int = 0
+    discarded: int = 0
+    frames: int = 0
+    samples: int = 0
+    failures: int = 0
+    first_failure: str = ""
+    rotation: int = 0
+    _begin: float | None = None
+    _end: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        rate = getattr(self.stream.codec_context, "sample_rate", 0)
+        return self.samples / rate if rate else self._end - (self._begin or 0.0)
+
+    def take(self, packet: Packet) -> None:
+        """Decode it. What is wrong with it is counted, never raised."""
+        self.packets += bool(packet.size)
+        self.discarded += packet.is_discard
+        at = packet.pts * packet.time_base if packet.pts is not None else None
+        if packet.is_corrupt:
+            self._fail("the file ends within a packet", at)
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            self._fail(str(error.strerror), at)
+            return
+        for frame in frames:
+            if isinstance(frame, av.VideoFrame | av.AudioFrame):
+                self._take_frame(frame)
+
+    def _take_frame(self, frame: av.VideoFrame | av.AudioFrame) -> None:
+        self.frames += 1
+        if isinstance(frame, av.AudioFrame):
+            self.samples += frame.samples
+            return
+        self.rotation = self.rotation or -frame.rotation % 360
+        if frame.is_corrupt:
+            self._fail("a frame is damaged", frame.time)
+        if frame.time is not None:
+            lasts = (frame.duration or 0) * (frame.time_base or 0) or _find_step(self.stream)
+            begins = frame.time
+            self._begin = begins if self._begin is None else min(begins, self._begin)
+            self._end = max(self._end, begins + float(lasts))
+
+    def _fail(self, reason: str, at: Fraction | float | None) -> None:
+        self.failures += 1
+        if not self.first_failure:
+            self.first_failure = reason if at is None else f"{reason} at {float(at):.2f} s"
+
+
+@dataclass(slots=True)
+class Decoded:
+    """Every stream's reading, and why the container could not be read to its end, if so."""
+
+    readings: list[Reading]
+    is_whole: bool
+    failure: str | None = None
+    _by_index: dict[int, Reading] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._by_index = {one.stream.index: one for one in self.readings}
+
+    def take(self, packets: Iterable[Packet]) -> None:
+        try:
+            for packet in packets:
+                self._by_index[packet.stream.index].take(packet)
+        except av.FFmpegError as error:
+            self.failure = self.failure or str(error.strerror)
+
+
+def open_video(path: Path) -> InputContainer:
+    """Raises av.FFmpegError or OSError."""
+    return av.open(path.absolute(), container_options=READ_OPTIONS)
+
+
+def list_media(container: InputContainer) -> list[Media]:
+    """The streams that are decoded: pictures and sound, without cover pictures."""
+    return [one for one in container.streams if _is_media(one)]
+
+
+def decode_whole(container: InputContainer) -> Decoded:
+    decoded = _prepare(container, is_whole=True)
+    decoded.take(container.demux([one.stream for one in decoded.readings]))
+    return decoded
+
+
+def decode_samples(container: InputContainer) -> Decoded:
+    """Head, tail and places spread between: about a second or two, however long the file is.
+
+    What is damaged between two samples is not seen.
+    """
+    decoded = _prepare(container, is_whole=False)
+    pictures = next(one for one in decoded.readings if isinstance(one.stream, av.VideoStream))
+    decoded.take(_limit(container, decoded, pictures, SAMPLE_FRAMES))
+    length = container.duration or 0
+    for part in range(1, SAMPLES + 1):
+        most = TAIL_FRAMES if part == SAMPLES else SAMPLE_FRAMES
+        # Some containers cannot be searched: their head has been seen.
+        with suppress(av.FFmpegError):
+            container.seek((container.start_time or 0) + length * part // SAMPLES)
+            decoded.take(_start_at_key(_limit(container, decoded, pictures, most)))
+    return decoded
+
+
+def _prepare(container: InputContainer, *, is_whole: bool) -> Decoded:
+    readings = [Reading(one) for one in list_media(container)]
+    for one in readings:
+        one.stream.codec_context.options = STRICT
+        # With several threads H.264 now and then loses what it has noticed of a damaged frame.
+        one.stream.codec_context.thread_type = "NONE"
+        one.stream.codec_context.thread_count = 1
+    return Decoded(readings, is_whole)
+
+
+def _is_media(stream: Stream) -> TypeGuard[Media]:
+    """One that FFmpeg has no decoder for has no codec context either."""
+    is_kind = isinstance(stream, av.VideoStream | av.AudioStream)
+    is_cover = bool(stream.disposition & Disposition.attached_pic)
+    return is_kind and not is_cover and stream.codec_context is not None
+
+
+def _find_step(stream: Media) -> Fraction:
+    rate = stream.average_rate if isinstance(stream, av.VideoStream) else None
+    return 1 / rate if rate else Fraction(0)
+
+
+def _limit(
+    container: InputContainer, decoded: Decoded, pictures: Reading, most: int
+) -> Iterator[Packet]:
+    """Packets from here on until so many pictures have been seen."""
+    enough = pictures.frames + most
+    packets = container.demux([one.stream for one in decoded.readings])
+    for number, packet in enumerate(packets):
+        if pictures.frames >= enough or number >= SAMPLE_PACKETS:
+            return
+        yield packet
+
+
+def _start_at_key(packets: Iterator[Packet]) -> Iterator[Packet]:
+    """Leave out pictures before the first whole one: what they build on was not decoded."""
+    for packet in packets:
+        if isinstance(packet.stream, av.VideoStream) and packet.is_keyframe:
+            first = packet.pts
+            for following in chain([packet], packets):
+                is_leading = (
+                    following.stream is packet.stream
+                    and following.pts is not None
+                    and first is not None
+                    and following.pts < first
+                )
+                if not is_leading:
+                    yield following
+            return
