@@ -170,7 +170,11 @@ class Runtime:
         """
         overdue = rung = 0
         while True:
-            swept = sweep_jobs(db=self.db, lease=self.settings.lease_seconds)
+            swept = sweep_jobs(
+                db=self.db,
+                lease=self.settings.lease_seconds,
+                archive_deadline=self.settings.archive_deadline_seconds,
+            )
             overdue += len(swept.doorbells)
             for doorbell in swept.doorbells:
                 if not self.dispatcher.ring(doorbell):
