@@ -51,6 +51,7 @@ def postpone(db, job, due_at=NOW + LEASE):
 def list_late(db, now):
     with db.reading() as connection:
         part = next_slice(connection, None)
+        assert part is not None
         found = check_slice(connection, part, now)
         return [one for one in found if one.check is Check.LATE_ARCHIVE]
 
