@@ -24,6 +24,7 @@
         ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
         ├── MediaRefusedError           media_refused         a URL we may not download from
         ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
+        ├── StoreObjectMissingError     object_missing        the archive has no such object
         ├── UploadRefusedError          upload_refused        fal does not take a file
         ├── OutdatedSchemaError         outdated_schema
         ├── MissingProgramError         missing_program
@@ -139,6 +140,10 @@ class MediaRefusedError(PermanentError):
 
 class SchemaUnreadableError(PermanentError):
     code = "schema_unreadable"
+
+
+class StoreObjectMissingError(PermanentError):
+    code = "object_missing"
 
 
 class UploadRefusedError(PermanentError):

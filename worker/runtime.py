@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -136,8 +137,10 @@ class Runtime:
 
     @cached_property
     def store(self) -> Store:
-        url = self.settings.archive_url
-        return _read_setting("archive_url", url, open_store)
+        def read(url: str) -> Store:
+            return open_store(url, Path(self.settings.spool_dir))
+
+        return _read_setting("archive_url", self.settings.archive_url, read)
 
     @cached_property
     def submit_terms(self) -> SubmitTerms:

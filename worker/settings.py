@@ -166,6 +166,11 @@ class Settings(BaseSettings):
         "auto", description="json for programs, text for people; auto picks by terminal"
     )
 
+    spool_dir: str = Field(
+        "./spool",
+        description="where files wait on their way into an archive that is not on this machine",
+    )
+
     @field_serializer("database_url", "broker_url", "archive_url")
     def _mask(self, value: str) -> str:
         return mask_url(value)

@@ -19,13 +19,14 @@ from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
 from worker.media.download import Download, DownloadLimits, Sink, download_video
 from worker.media.hosts import MediaHosts
-from worker.media.probe import choose_extension
+from worker.media.probe import VIDEO_TYPES, choose_extension
 from worker.media.store import Store, StoredObject
 from worker.media.unpack import is_inline, make_marker, unpack_video
 from worker.stages.lease import Heartbeat, Holder
 
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=5)
+UNKNOWN_TYPE = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +77,17 @@ def fetch_video(
 ) -> StoredObject:
     """Stream the video to its final name. Raises RetryableError or PermanentError."""
     video = parse_output(job.result).video
-    with store.create(str(job.id)) as writer:
+    with store.spool.begin(str(job.id)) as file:
         download = take_video(
-            video.url, writer.write, client=client, terms=terms, heartbeat=heartbeat
+            video.url, file.write, client=client, terms=terms, heartbeat=heartbeat
         )
         extension = choose_extension(
             video.content_type or download.content_type, video.file_name, download.head
         )
         # A holder that has lost its claim leaves the file to the next one.
         heartbeat.renew()
-        return writer.commit(f"{job.id}.{extension}")
+        content_type = VIDEO_TYPES.get(extension, UNKNOWN_TYPE)
+        return store.publish(file, f"{job.id}.{extension}", content_type)
 
 
 def take_video(

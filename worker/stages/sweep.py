@@ -20,8 +20,6 @@ from worker.media.store import Store
 from worker.stages import alarm, pause
 
 BATCH = 100
-# A partial file is somebody's for as long as a download may take.
-PARTIAL_AGE = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +63,8 @@ def sweep_jobs(
 
 
 def remove_partials(store: Store) -> int:
-    """Remove what killed downloads have left; returns how many files."""
-    return store.remove_partials(PARTIAL_AGE)
+    """Remove what killed downloads have left on this machine; returns how many files."""
+    return store.spool.remove_partials()
 
 
 def _hold_back(
