@@ -440,7 +440,10 @@ def test_archive_that_verify_found_damaged_is_found_until_it_is_pruned(db, tmp_p
     job, _ = archive_one(db, tmp_path)
     change(db, "UPDATE jobs SET archive_error = 'missing: there is no such object'")
     (found,) = find_all(db, Check.DAMAGED_ARCHIVE)
-    assert (found.job_id, job.archive_uri in found.detail) == (job.id, True)
+    assert (found.job_id, found.detail) == (
+        job.id,
+        f"{job.archive_uri}: missing: there is no such object",
+    )
     change(db, "UPDATE jobs SET archive_pruned_at = :now", now=NOW)
     assert run_doctor(db).is_clean
 

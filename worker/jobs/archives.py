@@ -9,8 +9,6 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Row,
-    Select,
     and_,
     func,
     or_,
@@ -19,6 +17,7 @@ from sqlalchemy import (
 )
 
 from worker.jobs.models import AttemptRow, JobRow
+from worker.jobs.rows import fetch_all
 from worker.jobs.slices import Slice
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
@@ -81,45 +80,43 @@ _IS_COPY = and_(
     JobRow.archive_pruned_at.is_(None),
 )
 _COPY_COLUMNS = (
-    JobRow.id,
+    JobRow.id.label("job_id"),
     JobRow.fence,
-    JobRow.archive_uri,
-    JobRow.archive_sha256,
-    JobRow.archive_bytes,
-    JobRow.archive_poster_uri,
-    JobRow.archive_sidecar_uri,
-    JobRow.archive_verified_at,
-    JobRow.archive_error,
+    JobRow.archive_uri.label("uri"),
+    JobRow.archive_sha256.label("sha256"),
+    JobRow.archive_bytes.label("bytes"),
+    JobRow.archive_poster_uri.label("poster_uri"),
+    JobRow.archive_sidecar_uri.label("sidecar_uri"),
+    JobRow.archive_verified_at.label("verified_at"),
+    JobRow.archive_error.label("error"),
 )
 
 
 def list_copies(connection: Connection, scope: Scope, part: Slice) -> list[Copy]:
     """The slice's copies that are to be read, or were found damaged since the scope's time."""
-    condition = or_(scope.covers(part), scope.covers_damage(part))
-    return _fetch_copies(connection, select(*_COPY_COLUMNS).where(condition).order_by(JobRow.id))
+    return _fetch_copies(connection, or_(scope.covers(part), scope.covers_damage(part)))
 
 
 def list_copy_ids(connection: Connection, scope: Scope, part: Slice) -> Sequence[UUID]:
-    """Which of the slice's copies are to be read; little more than their ids is touched."""
+    """Which of the slice's copies are to be read."""
     return connection.execute(select(JobRow.id).where(scope.covers(part))).scalars().all()
 
 
 def list_damaged(connection: Connection, scope: Scope, part: Slice) -> list[Copy]:
     """The slice's copies that were found damaged since the scope's time."""
-    return _fetch_copies(connection, select(*_COPY_COLUMNS).where(scope.covers_damage(part)))
+    return _fetch_copies(connection, scope.covers_damage(part))
 
 
 def find_copies(connection: Connection, job_ids: Iterable[UUID]) -> list[Copy]:
     """The copies of these jobs, as far as they have one."""
-    condition = and_(JobRow.id.in_(list(job_ids)), _IS_COPY)
-    return _fetch_copies(connection, select(*_COPY_COLUMNS).where(condition))
+    return _fetch_copies(connection, and_(JobRow.id.in_(list(job_ids)), _IS_COPY))
 
 
 def measure_copies(connection: Connection, scope: Scope, part: Slice) -> tuple[int, int]:
     """How many of the slice's copies are to be read, and their bytes together."""
-    total = func.coalesce(func.sum(JobRow.archive_bytes), 0)
-    row = connection.execute(select(func.count(), total).where(scope.covers(part))).one()
-    return int(row[0]), int(row[1])
+    measured = select(func.count(), func.sum(JobRow.archive_bytes)).where(scope.covers(part))
+    row = connection.execute(measured).one()
+    return int(row[0]), int(row[1] or 0)
 
 
 def record_check(connection: Connection, copy: Copy, error: str | None, now: datetime) -> bool:
@@ -156,12 +153,9 @@ def hold_archived(connection: Connection, job: Job) -> int | None:
     return connection.execute(statement).scalar_one_or_none()
 
 
-def _fetch_copies(connection: Connection, statement: Select[Any]) -> list[Copy]:
-    return [_read_copy(row) for row in connection.execute(statement)]
-
-
-def _read_copy(row: Row[Any]) -> Copy:
-    return Copy(*row)
+def _fetch_copies(connection: Connection, condition: ColumnElement[bool]) -> list[Copy]:
+    statement = select(*_COPY_COLUMNS).where(condition).order_by(JobRow.id)
+    return fetch_all(connection, Copy, statement)
 
 
 # ------------------------------------------------------------------ what rows name

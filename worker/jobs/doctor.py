@@ -6,11 +6,8 @@ PostgreSQL would not see it, and read the whole table for each slice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import (
     Connection,
@@ -27,10 +24,18 @@ from sqlalchemy import (
     type_coerce,
 )
 
+from worker.jobs.archive_checks import (
+    find_damaged_archives,
+    find_incomplete_archived_rows,
+    find_late_archives,
+)
+from worker.jobs.findings import Check, Finding
 from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow
 from worker.jobs.slices import Slice
 from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
 from worker.jobs.values import Ending, Outcome, Verdict
+
+__all__ = ["Check", "Finding", "check_slice"]
 
 HINT_PATIENCE = timedelta(days=1)
 
@@ -38,35 +43,6 @@ HINT_PATIENCE = timedelta(days=1)
 _FINISHED_AT_FAL = (JobState.COMPLETED, JobState.ARCHIVING, JobState.ARCHIVED, JobState.FAILED)
 _UNSETTLED = or_(AttemptRow.outcome.is_(None), AttemptRow.outcome == Outcome.UNKNOWN)
 _EDGES = sorted(f"{source} {event} {target}" for (source, event), target in EDGES.items())
-
-
-class Check(StrEnum):
-    """What is looked for, by the name that is printed and documented."""
-
-    DUE_TIME = "due_time"
-    UNTRACKED_PAYMENT = "untracked_payment"
-    TWO_CHARGES = "two_charges"
-    ENDED_ROW_CHANGED = "ended_row_changed"
-    BROKEN_HISTORY = "broken_history"
-    INCOMPLETE_ARCHIVED_ROW = "incomplete_archived_row"
-    DAMAGED_ARCHIVE = "damaged_archive"
-    LATE_ARCHIVE = "late_archive"
-    UNMATCHED_DELIVERY = "unmatched_delivery"
-    ARCHIVED_FILE = "archived_file"
-    ORPHAN_AT_FAL = "orphan_at_fal"
-    MISSING_AT_FAL = "missing_at_fal"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One violation, with the ids to look it up by; a request that nobody owns has no job."""
-
-    check: Check
-    job_id: UUID | None
-    detail: str
-    attempt_id: UUID | None = None
-    delivery_id: int | None = None
-    fal_request_id: str | None = None
 
 
 def check_slice(connection: Connection, part: Slice, now: datetime) -> Iterator[Finding]:
@@ -203,49 +179,6 @@ def _describe_event(row: Row[Any]) -> str:
     if row.before != row.from_state:
         return f"{event} follows an event into {row.before}"
     return f"{event} is no edge of the state machine"
-
-
-def find_incomplete_archived_rows(
-    connection: Connection, part: Slice, _now: datetime
-) -> Iterator[Finding]:
-    """An archived row promises a result and a file with its checksum, until the file is pruned."""
-    promised = ("result", "archive_uri", "archive_sha256", "archive_bytes", "archived_at")
-    lacking = [getattr(JobRow, name).is_(None) for name in promised]
-    lacking[1] = and_(lacking[1], JobRow.archive_pruned_at.is_(None))
-    statement = select(JobRow.id, *lacking).where(
-        part.covers(JobRow.id), JobRow.state == JobState.ARCHIVED, or_(*lacking)
-    )
-    for job_id, *lacks in connection.execute(statement):
-        names = ", ".join(
-            name for name, is_lacking in zip(promised, lacks, strict=True) if is_lacking
-        )
-        yield Finding(Check.INCOMPLETE_ARCHIVED_ROW, job_id, f"archived without {names}")
-
-
-def find_damaged_archives(connection: Connection, part: Slice, _now: datetime) -> Iterator[Finding]:
-    """What `verify` has found, and nobody has mended since."""
-    statement = select(JobRow.id, JobRow.archive_uri, JobRow.archive_error).where(
-        part.covers(JobRow.id),
-        JobRow.archive_error.is_not(None),
-        JobRow.archive_pruned_at.is_(None),
-    )
-    for job_id, uri, error in connection.execute(statement):
-        yield Finding(Check.DAMAGED_ARCHIVE, job_id, f"{uri}: {error}")
-
-
-def find_late_archives(connection: Connection, part: Slice, now: datetime) -> Iterator[Finding]:
-    """A paid video that is still only at fal, and was told of."""
-    columns = (JobRow.id, JobRow.state, JobRow.completed_at, JobRow.blocked_reason)
-    statement = select(*columns).where(
-        part.covers(JobRow.id),
-        JobRow.due_at.is_not(None),
-        JobRow.state.in_((JobState.COMPLETED, JobState.ARCHIVING)),
-        JobRow.archive_alarmed_at.is_not(None),
-    )
-    for job_id, state, completed_at, reason in connection.execute(statement):
-        age = now - (completed_at or now)
-        detail = f"{state.value} for {age.total_seconds():.0f} s: {reason or 'nothing holds it up'}"
-        yield Finding(Check.LATE_ARCHIVE, job_id, detail)
 
 
 def find_unmatched_deliveries(

@@ -180,7 +180,7 @@ def _is_old(retention: Retention) -> ColumnElement[bool]:
     conditions = [
         JobRow.due_at.is_(None),
         JobRow.state.in_(sorted(retention.states & ENDED)),
-        _ENDED_AT < retention.before,
+        retention.before > _ENDED_AT,
         *(JobRow.labels[name].as_string() == value for name, value in retention.labels.items()),
         ~has_moved,
         ~is_cancelling,
