@@ -1,7 +1,9 @@
 """What a shell gives as text, as values of the fields' own types; and how commands end."""
 
 import os
+import re
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -58,6 +60,39 @@ def read_options(pairs: Sequence[str]) -> tuple[dict[str, object], list[Violatio
         except InvalidInputError:
             values[name] = text
     return values, wrong
+
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+MOST_DAYS = 36_500
+
+
+def read_duration(text: str) -> timedelta:
+    """A whole number and a unit; nothing is guessed. Raises typer.BadParameter."""
+    found = re.fullmatch(r"([1-9][0-9]{0,9})([smhd])", text)
+    if found is not None:
+        try:
+            duration = timedelta(**{UNITS[found[2]]: int(found[1])})
+        except OverflowError:
+            duration = timedelta.max
+        if duration <= timedelta(days=MOST_DAYS):
+            return duration
+    raise typer.BadParameter(
+        f"{text!r} is no duration: a whole number and a unit, as 90d, 12h, 30m or 45s, "
+        f"of at most {MOST_DAYS} days"
+    )
+
+
+def read_time(text: str) -> datetime:
+    """An ISO 8601 time with its offset from UTC. Raises typer.BadParameter."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise typer.BadParameter(
+            f"{text!r} is no time with an offset, as 2026-11-23T12:00:00+00:00 or ...Z"
+        )
+    return at.astimezone(UTC)
 
 
 OWN_OPTIONS = {"prompt": "--prompt", "video_url": "--video"}

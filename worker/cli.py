@@ -24,6 +24,7 @@ from worker.arguments import (
     read_options,
     split_pairs,
 )
+from worker.care import rearchive, verify
 from worker.contract import schema
 from worker.daemons import (
     Crew,
@@ -35,16 +36,17 @@ from worker.daemons import (
 from worker.errors import DaemonError, ExtendVideoError, InvalidInputError, InvalidSettingsError
 from worker.findings import print_diagnosis
 from worker.jobs.states import JobState
-from worker.log import configure_logging
 from worker.progress import show_progress
-from worker.runtime import Runtime
-from worker.settings import load_settings
+from worker.pruning import prune
+from worker.runtime import Runtime, build_runtime
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
 from worker.stages.redrive import redrive_job
 from worker.story import list_jobs, read_story
 from worker.trial import demo, emulator
 from worker.watch import refresh_logs, watch_job
+
+__all__ = ["app", "build_runtime", "main"]
 
 app = typer.Typer(
     help="Extend videos on fal: pay once, lose nothing.",
@@ -222,6 +224,8 @@ def migrate(as_json: Json = False) -> None:
 
 
 app.command()(schema)
+for command in (verify, rearchive, prune):
+    app.command()(command)
 
 
 @app.command()
@@ -251,14 +255,6 @@ app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
 )(emulator)
-
-
-def build_runtime() -> Runtime:
-    """What a command works with; the log is quiet unless it is asked for."""
-    settings = load_settings()
-    level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
-    configure_logging(level, settings.log_format)
-    return Runtime(settings)
 
 
 def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:

@@ -155,6 +155,10 @@ class Settings(BaseSettings):
         timedelta(seconds=60),
         description="how long submissions pause after fal refused the account, then one is tried",
     )
+    archive_deadline_seconds: Seconds = Field(
+        timedelta(hours=1),
+        description="how long after its completion a job may be unarchived before it is alarmed",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe level that is logged"
     )

@@ -22,7 +22,7 @@ from worker.media.hosts import MediaHosts
 from worker.media.probe import VIDEO_TYPES, choose_extension
 from worker.media.store import Store, StoredObject
 from worker.media.unpack import is_inline, make_marker, unpack_video
-from worker.stages.lease import Heartbeat
+from worker.stages.lease import Heartbeat, Holder
 
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=5)
@@ -73,7 +73,7 @@ def fetch_video(
     client: httpx.Client,
     store: Store,
     terms: ArchiveTerms,
-    heartbeat: Heartbeat,
+    heartbeat: Holder,
 ) -> StoredObject:
     """Stream the video to its final name. Raises RetryableError or PermanentError."""
     video = parse_output(job.result).video
@@ -91,7 +91,7 @@ def fetch_video(
 
 
 def take_video(
-    url: str, sink: Sink, *, client: httpx.Client, terms: ArchiveTerms, heartbeat: Heartbeat
+    url: str, sink: Sink, *, client: httpx.Client, terms: ArchiveTerms, heartbeat: Holder
 ) -> Download:
     """From its host, or out of the result itself."""
     if is_inline(url):
@@ -106,13 +106,18 @@ def take_video(
     )
 
 
-def record_archive(job: Job, stored: StoredObject, *, db: Database, clock: Clock) -> Job | None:
-    """Write where the video is; one that came inside its result is then not kept there too."""
-    columns: dict[str, Any] = {
+def describe_copy(stored: StoredObject) -> dict[str, Any]:
+    """Our copy, as columns of its row."""
+    return {
         "archive_uri": stored.uri,
         "archive_sha256": stored.sha256,
         "archive_bytes": stored.bytes,
     }
+
+
+def record_archive(job: Job, stored: StoredObject, *, db: Database, clock: Clock) -> Job | None:
+    """Write where the video is; one that came inside its result is then not kept there too."""
+    columns = describe_copy(stored)
     result = job.result or {}
     url = parse_output(result).video.url
     marker = make_marker(url, stored.sha256, stored.bytes) if is_inline(url) else None
