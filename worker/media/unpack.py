@@ -48,6 +48,11 @@ def make_marker(url: str, sha256: str, size: int) -> str:
     return f"{SCHEME}{content_type};archived;sha256={sha256};bytes={size},"
 
 
+def is_unpacked(url: str) -> bool:
+    """Whether it is a marker that stands in place of a data URI."""
+    return is_inline(url) and ";archived;" in url[:MAX_HEADER]
+
+
 def _read_header(url: str) -> tuple[str, int]:
     """The content type, and where the content begins."""
     comma = url.find(",", 0, MAX_HEADER)

@@ -1,0 +1,147 @@
+"""The sidecar beside each video: what it was made of, and enough to make it again.
+
+JSON in UTF-8 with sorted keys and two spaces of indent, so that the same recipe is the same bytes.
+`recipe` is the version; whoever adds a field keeps it, and an older reader passes it over.
+
+URLs stand as they were sent, with their query: a signed link is part of the input, and without it
+the input cannot be made again. So whoever may read a sidecar may fetch what its links allow, for as
+long as they hold. Of our own there is no secret in it, neither a key nor a webhook's token. Instead
+of a data URI stands a marker with the hash and length of its content.
+"""
+
+import json
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Annotated, Any, Literal, NoReturn
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+)
+
+from worker.errors import InvalidRecipeError, Violation
+from worker.media.probe import VideoFacts
+from worker.violations import list_violations, show_value
+
+VERSION = 1
+VERSION_WORDS = f"{VERSION}, the version that this software reads"
+
+
+def _say(allowed: str) -> Any:  # noqa: ANN401 - pydantic's own type of a field
+    return Field(json_schema_extra={"allowed": allowed})
+
+
+def _move_to_utc(time: datetime) -> datetime:
+    return time.astimezone(UTC)
+
+
+Time = Annotated[
+    AwareDatetime,
+    AfterValidator(_move_to_utc),
+    _say("a time with its offset, such as 2026-01-31T12:00:00Z"),
+]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z"), _say("64 hexadecimal digits")]
+Bytes = Annotated[int, Field(ge=0), _say("a number of bytes")]
+JsonObject = Annotated[dict[str, JsonValue], _say("a JSON object")]
+Texts = Annotated[dict[str, str], _say("an object of texts")]
+Id = Annotated[UUID, _say("a UUID")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, ser_json_timedelta="float"
+    )
+
+
+class FileRecord(_Part):
+    """A file of the archive: its name there, its length, its hash."""
+
+    name: str
+    bytes: Bytes
+    sha256: Sha256
+
+
+class VideoRecord(FileRecord):
+    media: VideoFacts
+
+
+class AttemptRecord(_Part):
+    """One paid submission, or one that may have been paid."""
+
+    number: int
+    started_at: Time
+    ended_at: Time | None = None
+    outcome: str | None = None
+    ending: str | None = None
+    request_id: str | None = None
+    extra_charge_at: Time | None = None
+
+
+class Times(_Part):
+    """The job's way up to its result. When it was archived stands in the job table."""
+
+    enqueued_at: Time
+    submitted_at: Time | None = None
+    completed_at: Time | None = None
+
+
+class Recipe(_Part):
+    """How a video came about. `input` and `options` are those of the request that made it."""
+
+    recipe: Annotated[Literal[1], _say(VERSION_WORDS)]
+    software: str
+    job_id: Id
+    tenant: str
+    labels: Texts
+    endpoint: str
+    request_id: str | None
+    input: JsonObject
+    options: JsonObject
+    result: JsonObject
+    seed: int
+    attempts: Annotated[tuple[AttemptRecord, ...], _say("a list of attempts, each with its number")]
+    times: Times
+    video: VideoRecord
+    poster: FileRecord | None = None
+    sheet: FileRecord | None = None
+
+    def to_bytes(self) -> bytes:
+        """The sidecar's content; `parse_recipe` gives the same recipe again."""
+        fields = self.model_dump(mode="json")
+        text = json.dumps(fields, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False)
+        return f"{text}\n".encode()
+
+
+def describe_file(name: str, content: bytes) -> FileRecord:
+    return FileRecord(name=name, bytes=len(content), sha256=sha256(content).hexdigest())
+
+
+def parse_recipe(content: bytes) -> Recipe:
+    """Read a sidecar. Raises InvalidRecipeError, which names each wrong field and its reason."""
+    try:
+        fields = json.loads(content, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        _refuse("sidecar", content[:64].decode("utf-8", "replace"), "JSON in UTF-8")
+    if not isinstance(fields, dict):
+        _refuse("sidecar", fields, "a JSON object")
+    if fields.get("recipe") != VERSION:
+        # Of another version every other field may be wrong as well.
+        _refuse("recipe", fields.get("recipe"), VERSION_WORDS)
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidRecipeError(list_violations(Recipe, error)) from None
+
+
+def _refuse(field: str, value: object, allowed: str) -> NoReturn:
+    raise InvalidRecipeError((Violation(field, show_value(value), allowed),)) from None
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(text)

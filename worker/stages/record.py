@@ -1,0 +1,120 @@
+"""Beneath the archive stage: what a job's rows say of its video, in media's own plain values.
+
+What fal has stated of it, to be verified; and its recipe, to be kept beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import JsonValue
+
+from worker.fal.data_uri import is_data_uri, parse_data_uri
+from worker.fal.extend_video import VideoFile, parse_output
+from worker.fal.field_types import INLINE_BYTES
+from worker.jobs.values import Attempt, Job
+from worker.media.probe import VideoFacts
+from worker.media.recipe import VERSION, AttemptRecord, FileRecord, Recipe, Times, VideoRecord
+from worker.media.unpack import is_unpacked, make_marker
+from worker.media.verify import Stated
+
+SOFTWARE = "extend-video"
+INLINE_FIELDS = {"video_url": "video", "end_image_url": "image"}
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedFiles:
+    """What lies, or is about to lie, in the archive for one job."""
+
+    video: FileRecord
+    poster: FileRecord | None = None
+    sheet: FileRecord | None = None
+
+
+def read_stated(video: VideoFile, content_length: int | None) -> Stated:
+    """What fal says in the result, and its CDN in the header; a data URI has no header."""
+    return Stated(
+        bytes=video.file_size,
+        content_length=content_length,
+        media_type=video.content_type,
+        width=video.width,
+        height=video.height,
+        fps=video.fps,
+        frames=video.num_frames,
+        duration=video.duration,
+    )
+
+
+def build_recipe(
+    job: Job, attempts: Sequence[Attempt], facts: VideoFacts, files: ArchivedFiles
+) -> Recipe:
+    """The recipe of a job with a result. Raises InvalidResultError if it has none."""
+    made = _find_maker(job, attempts)
+    video = files.video
+    return Recipe(
+        recipe=VERSION,
+        software=f"{SOFTWARE} {version(SOFTWARE)}",
+        job_id=job.id,
+        tenant=job.tenant,
+        labels=job.labels,
+        endpoint=job.endpoint,
+        request_id=job.fal_request_id,
+        input=mark_input(job.input if made is None else made.input),
+        options=job.options if made is None else made.options,
+        result=mark_result(job.result or {}, video),
+        seed=parse_output(job.result).seed,
+        attempts=tuple(map(_record_attempt, attempts)),
+        times=Times(
+            enqueued_at=job.enqueued_at,
+            submitted_at=job.submitted_at,
+            completed_at=job.completed_at,
+        ),
+        video=VideoRecord(name=video.name, bytes=video.bytes, sha256=video.sha256, media=facts),
+        poster=files.poster,
+        sheet=files.sheet,
+    )
+
+
+def mark_input(fields: dict[str, Any]) -> dict[str, JsonValue]:
+    """The same input, with a marker in place of each data URI."""
+    urls = {name: fields.get(name) for name in INLINE_FIELDS}
+    marked = {
+        name: mark_data_uri(url, INLINE_FIELDS[name])
+        for name, url in urls.items()
+        if isinstance(url, str) and is_data_uri(url) and not is_unpacked(url)
+    }
+    return {**fields, **marked}
+
+
+def mark_data_uri(url: str, kind: str) -> str:
+    content = parse_data_uri(url, kind=kind, max_bytes=INLINE_BYTES).content
+    return make_marker(url, sha256(content).hexdigest(), len(content))
+
+
+def mark_result(result: dict[str, Any], video: FileRecord) -> dict[str, JsonValue]:
+    """The same result, with the marker that the job's row gets once it is archived."""
+    url = parse_output(result).video.url
+    if not is_data_uri(url) or is_unpacked(url):
+        return result
+    marker = make_marker(url, video.sha256, video.bytes)
+    return {**result, "video": {**result["video"], "url": marker}}
+
+
+def _find_maker(job: Job, attempts: Sequence[Attempt]) -> Attempt | None:
+    """The attempt whose request made the result."""
+    made = (one for one in attempts if one.fal_request_id == job.fal_request_id is not None)
+    return next(made, None)
+
+
+def _record_attempt(attempt: Attempt) -> AttemptRecord:
+    return AttemptRecord(
+        number=attempt.number,
+        started_at=attempt.started_at,
+        ended_at=attempt.ended_at,
+        outcome=attempt.outcome,
+        ending=attempt.ending,
+        request_id=attempt.fal_request_id,
+        extra_charge_at=attempt.extra_charge_at,
+    )
