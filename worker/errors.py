@@ -22,6 +22,7 @@
         ├── PaysAgainError              pays_again            it costs money nobody agreed to
         ├── ClaimLostError              claim_lost            another worker has taken the job over
         ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
+        ├── MediaGoneError              media_gone            its host has the video no more
         ├── MediaRefusedError           media_refused         a URL we may not download from
         ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
         ├── UploadRefusedError          upload_refused        fal does not take a file
@@ -135,6 +136,10 @@ class InvalidResultError(PermanentError):
 
 class MediaRefusedError(PermanentError):
     code = "media_refused"
+
+
+class MediaGoneError(PermanentError):
+    code = "media_gone"
 
 
 class SchemaUnreadableError(PermanentError):

@@ -10,7 +10,6 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TypeVar
 
-import httpx
 import structlog
 from pydantic import SecretStr
 
@@ -25,9 +24,10 @@ from worker.fal.queue import QueueClient
 from worker.fal.requests import RequestClient
 from worker.fal.storage import StorageClient
 from worker.fal.transfer import OnProgress
-from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
+from worker.media.intake import DownloadLimits
 from worker.media.store import Store, open_store
+from worker.media.wire import MediaClient
 from worker.settings import Settings, mask_url, require_settings
 from worker.stages.archive import ArchiveTerms
 from worker.stages.enqueue import Wish
@@ -131,8 +131,8 @@ class Runtime:
         return Reconciler(resolver, settings.poll_seconds)
 
     @cached_property
-    def media(self) -> httpx.Client:
-        return media_client()
+    def media(self) -> MediaClient:
+        return MediaClient()
 
     @cached_property
     def store(self) -> Store:

@@ -41,6 +41,12 @@ class StoreWriter(Protocol):
 
     def write(self, chunk: bytes, /) -> None: ...
 
+    def restart(self) -> None:
+        """Forget all that was written."""
+
+    def sha256(self) -> str:
+        """Hex, of all that was written."""
+
     def commit(self, name: str) -> StoredObject:
         """Publish what was written under its final name, replacing an older file of that name.
 
@@ -78,6 +84,16 @@ class LocalWriter:
                 rest = rest[self._file.write(rest) :]
         self._digest.update(chunk)
         self._written += len(chunk)
+
+    def restart(self) -> None:
+        with _naming_reason():
+            self._file.seek(0)
+            self._file.truncate()
+        self._digest = hashlib.sha256()
+        self._written = 0
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
     def commit(self, name: str) -> StoredObject:
         final = self._root / _check_name(name)

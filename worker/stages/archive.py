@@ -8,8 +8,6 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-import httpx
-
 from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import ClaimLostError, PermanentError, RetryableError
@@ -17,11 +15,13 @@ from worker.fal.extend_video import parse_output
 from worker.jobs import inline, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
-from worker.media.download import Download, DownloadLimits, Sink, download_video
+from worker.media.download import download_video
 from worker.media.hosts import MediaHosts
+from worker.media.intake import Download, DownloadLimits, Sink
 from worker.media.probe import choose_extension
 from worker.media.store import Store, StoredObject
 from worker.media.unpack import is_inline, make_marker, unpack_video
+from worker.media.wire import MediaClient
 from worker.stages.lease import Heartbeat
 
 FIRST_DELAY = timedelta(seconds=5)
@@ -42,7 +42,7 @@ def archive_job(
     job_id: UUID,
     *,
     db: Database,
-    client: httpx.Client,
+    client: MediaClient,
     store: Store,
     terms: ArchiveTerms,
     clock: Clock = read_clock,
@@ -69,7 +69,7 @@ def archive_job(
 def fetch_video(
     job: Job,
     *,
-    client: httpx.Client,
+    client: MediaClient,
     store: Store,
     terms: ArchiveTerms,
     heartbeat: Heartbeat,
@@ -77,9 +77,7 @@ def fetch_video(
     """Stream the video to its final name. Raises RetryableError or PermanentError."""
     video = parse_output(job.result).video
     with store.create(str(job.id)) as writer:
-        download = take_video(
-            video.url, writer.write, client=client, terms=terms, heartbeat=heartbeat
-        )
+        download = take_video(video.url, writer, client=client, terms=terms, heartbeat=heartbeat)
         extension = choose_extension(
             video.content_type or download.content_type, video.file_name, download.head
         )
@@ -89,7 +87,7 @@ def fetch_video(
 
 
 def take_video(
-    url: str, sink: Sink, *, client: httpx.Client, terms: ArchiveTerms, heartbeat: Heartbeat
+    url: str, sink: Sink, *, client: MediaClient, terms: ArchiveTerms, heartbeat: Heartbeat
 ) -> Download:
     """From its host, or out of the result itself."""
     if is_inline(url):
