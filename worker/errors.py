@@ -23,8 +23,10 @@
         ├── PaysAgainError              pays_again            it costs money nobody agreed to
         ├── ClaimLostError              claim_lost            another worker has taken the job over
         ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
+        ├── MediaGoneError              media_gone            its host has the video no more
         ├── MediaRefusedError           media_refused         a URL we may not download from
         ├── UnarchivableError           unarchivable          fetched again, and still no such video
+        ├── NameTakenError              name_taken            its name in the archive is another's
         ├── InvalidRecipeError          invalid_recipe        a sidecar that cannot be replayed
         ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
         ├── StoreObjectMissingError     object_missing        the archive has no such object
@@ -164,14 +166,24 @@ class MediaRefusedError(PermanentError):
     code = "media_refused"
 
 
+class MediaGoneError(PermanentError):
+    code = "media_gone"
+
+
 class UnarchivableError(PermanentError):
     """Fetched again and still not the stated video; `evidence` as the last file gave it."""
 
     code = "unarchivable"
 
-    def __init__(self, evidence: tuple[Mismatch, ...]) -> None:
-        super().__init__("; ".join(map(str, evidence)))
+    def __init__(self, evidence: tuple[Mismatch, ...], quarantine_uri: str) -> None:
+        told = "; ".join(map(str, evidence))
+        super().__init__(f"not the video that fal stated: {told}; its bytes are {quarantine_uri}")
         self.evidence = evidence
+        self.quarantine_uri = quarantine_uri
+
+
+class NameTakenError(PermanentError):
+    code = "name_taken"
 
 
 class InvalidRecipeError(ViolationsError):

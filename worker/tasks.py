@@ -177,13 +177,7 @@ def archive(job_id: object) -> None:
     known = read_job_id(job_id)
     if known is None:
         return
-    job = archive_job(
-        known,
-        db=runtime.db,
-        client=runtime.media,
-        store=runtime.store,
-        terms=runtime.archive_terms,
-    )
+    job = archive_job(known, keeper=runtime.keeper, terms=runtime.archive_terms)
     if job is not None:
         log.info("archive_settled", job_id=str(known), state=job.state.value)
 

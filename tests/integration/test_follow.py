@@ -29,9 +29,10 @@ from worker.fal.retention import LARGE_RETENTION
 from worker.jobs import attempts, gates, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
-from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
 from worker.media.local_store import LocalStore
+from worker.media.intake import DownloadLimits
+from worker.media.wire import MediaClient
 from worker.setting_types import UnknownPolicy
 from worker.stages import follow
 from worker.stages.archive import ArchiveTerms, archive_job
@@ -163,10 +164,9 @@ def archive(shop: Shop, job_id: UUID, root: Path) -> Job:
     terms = ArchiveTerms(
         "tester:1", LEASE, parse_media_hosts("*.fal.media"), DownloadLimits(MINUTE, 2**30)
     )
-    with media_client() as client:
-        archived = archive_job(
-            job_id, db=shop.db, client=client, store=LocalStore(root), terms=terms
-        )
+    archived = archive_job(
+        job_id, db=shop.db, client=MediaClient(), store=LocalStore(root), terms=terms
+    )
     assert archived is not None
     return archived
 
@@ -212,15 +212,14 @@ def test_spoiled_result_inside_fails_and_is_kept(db, tmp_path) -> None:
     result = {"video": {"url": "data:video/mp4;base64,AA!A"}, "seed": 1, "prompt": "on"}
     job = make_job(db, JobState.COMPLETED, result=result)
     terms = ArchiveTerms("tester:1", LEASE, parse_media_hosts("x"), DownloadLimits(MINUTE, 2**30))
-    with media_client() as client:
-        failed = archive_job(
-            job.id,
-            db=db,
-            client=client,
-            store=LocalStore(tmp_path / "archive"),
-            terms=terms,
-            clock=FakeClock(),
-        )
+    failed = archive_job(
+        job.id,
+        db=db,
+        client=MediaClient(),
+        store=LocalStore(tmp_path / "archive"),
+        terms=terms,
+        clock=FakeClock(),
+    )
     assert failed is not None
     assert (failed.state, failed.error_code) == (JobState.FAILED, "media_refused")
     assert failed.result == result, "it is paid for"

@@ -29,7 +29,6 @@ def test_runtime_makes_each_part_once(tmp_path, sqlite_url) -> None:
     for name in ("worker", "db", "dispatcher", "queue", "requests", "reconciler", "media", "store"):
         assert getattr(runtime, name) is getattr(runtime, name)
     runtime.queue.close()
-    runtime.media.close()
 
 
 def test_worker_name_is_not_shared_with_any_other() -> None:

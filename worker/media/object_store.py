@@ -139,6 +139,9 @@ class RemoteStore:
                 return False
         return True
 
+    def find_uri(self, name: str) -> str:
+        return f"{self.base}{check_name(name)}"
+
     def find_name(self, uri: str) -> str | None:
         name = uri.removeprefix(self.base)
         return name if name != uri and is_name(name) else None

@@ -59,6 +59,9 @@ class Store(Protocol):
     def delete(self, name: str) -> bool:
         """Remove the object; False if there was none."""
 
+    def find_uri(self, name: str) -> str:
+        """The URI of the object with this name, there or not."""
+
     def find_name(self, uri: str) -> str | None:
         """The name of the object with this URI, there or not; None if it is not of this archive."""
 
