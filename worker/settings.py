@@ -171,6 +171,10 @@ class Settings(BaseSettings):
         description="where files wait on their way into an archive that is not on this machine",
     )
 
+    archive_sheet: bool = Field(
+        default=False, description="keep a contact sheet of twelve frames beside each video"
+    )
+
     @field_serializer("database_url", "broker_url", "archive_url")
     def _mask(self, value: str) -> str:
         return mask_url(value)

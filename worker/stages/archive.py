@@ -93,7 +93,9 @@ def describe_copy(kept: Kept) -> dict[str, Any]:
     return {**kept.columns, "result": result}
 
 
-def postpone_archive(job: Job, error: ExtendVideoError, *, db: Database, clock: Clock) -> Job | None:
+def postpone_archive(
+    job: Job, error: ExtendVideoError, *, db: Database, clock: Clock
+) -> Job | None:
     """Give the row back until later; the paid result is as safe as before."""
     now = clock()
     blocked = {"blocked_reason": f"{error.code}: {error}"}

@@ -32,7 +32,7 @@ from worker.media.probe import HEAD_BYTES, VideoFacts, choose_extension
 from worker.media.recipe import FileRecord, Recipe, describe_file, parse_recipe
 from worker.media.spool import SpoolFile
 from worker.media.store import Store, StoredObject
-from worker.stages.fetch import Fetcher, Fetched
+from worker.stages.fetch import Fetched, Fetcher
 from worker.stages.lease import Holder
 from worker.stages.record import ArchivedFiles, build_recipe
 
@@ -143,7 +143,8 @@ class Keeper:
     ) -> UnarchivableError:
         """Keep the bytes and the evidence against them, for whoever looks into it."""
         video = parse_output(job.result).video
-        head = file.path.open("rb").read(HEAD_BYTES)
+        with file.path.open("rb") as content:
+            head = content.read(HEAD_BYTES)
         names = name_quarantine(job.id, choose_extension(None, video.file_name, head))
         evidence = {
             "job_id": str(job.id),

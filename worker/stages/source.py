@@ -41,8 +41,9 @@ class Source:
         return self.open_signer().sign_file(url, life)
 
     def renew_result(self, job: Job, refusal: MediaGoneError) -> Job:
-        """The job with the result that fal has now. Raises the refusal, with what fal says, if that
-        is the same, or none any more.
+        """The job with the result that fal has now.
+
+        Raises the refusal, with what fal says, if that is the same, or none any more.
         """
         attempt = self._find_attempt(job)
         if attempt is None:
