@@ -8,9 +8,11 @@
     │   ├── StoreUnavailableError       store_unavailable     the archive cannot be written now
     │   ├── SubmissionPostponedError    submission_postponed  (these and those marked with a star
     │   ├── RequestPendingError         request_pending       are of `FalClient`, and in
-    │   └── RequestUnclearError         request_unclear       fal/client_errors.py)
-    ├── SubmissionUnknownError *        submission_unknown    it may be paid: neither of the two
+    │   ├── RequestUnclearError         request_unclear       fal/client_errors.py)
+    │   ├── RunFailedError *            run_failed            also a RequestFailedError
     │   └── UploadUnavailableError      upload_unavailable    a file cannot be uploaded now
+    ├── SubmissionUnknownError *        submission_unknown    it may be paid: neither of the two
+    ├── RequestFailedError *            request_failed        never raised itself
     └── PermanentError                  trying again changes nothing
         ├── InvalidSettingsError        invalid_settings
         ├── InvalidInputError           invalid_input
@@ -36,7 +38,8 @@
         ├── SubmissionRefusedError *    submission_refused
         ├── AccountRefusedError *       account_refused
         ├── RequestNotFoundError *      request_not_found
-        ├── RequestFailedError *        request_failed
+        ├── InputRefusedError *         input_refused         also a RequestFailedError
+        ├── RequestCancelledError *     request_cancelled     also a RequestFailedError
         └── DaemonError                 daemon_failed
 
 Each class has a stable `code`, which is what lands in `jobs.error_code`, in logs and in answers.

@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     fal_object_expiration_seconds: int | None = Field(
         None, ge=3600, le=315_360_000, description="when fal deletes the files of a result"
     )
+    fal_initial_acl: str | None = Field(
+        None, description="who may read the files of a result: allow, forbid, hide, or JSON"
+    )
     fal_tags: str | None = Field(
         None, description="tags of each request, shown in fal's dashboard: name=value,name=value"
     )
@@ -215,12 +218,21 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's v
 def require_settings(settings: Settings, names: Sequence[str]) -> None:
     """Raise InvalidSettingsError naming each of `names` that has no value."""
     missing = tuple(
-        Violation(*_MISSING.get(name, (name.upper(), "(not set)", "must be set")))
-        for name in names
-        if getattr(settings, name) is None
+        _describe_missing(settings, name) for name in names if getattr(settings, name) is None
     )
     if missing:
         raise InvalidSettingsError(missing)
+
+
+def _describe_missing(settings: Settings, name: str) -> Violation:
+    halves = {
+        "FAL_KEY_ID": settings.fal_key_id is None,
+        "FAL_KEY_SECRET": settings.fal_key_secret is None,
+    }
+    if name == "fal_credentials" and sum(halves.values()) == 1:
+        [half] = (half for half, is_missing in halves.items() if is_missing)
+        return Violation(half, "(not set)", "must be set, as its other half is; or FAL_KEY instead")
+    return Violation(*_MISSING.get(name, (name.upper(), "(not set)", "must be set")))
 
 
 _MISSING = {
