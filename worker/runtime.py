@@ -26,6 +26,7 @@ from worker.fal.storage import StorageClient
 from worker.fal.transfer import OnProgress
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import DownloadLimits
+from worker.media.pacing import Pace
 from worker.media.store import Store, open_store
 from worker.media.wire import MediaClient
 from worker.settings import Settings, mask_url, require_settings
@@ -132,7 +133,8 @@ class Runtime:
 
     @cached_property
     def media(self) -> MediaClient:
-        return MediaClient()
+        rate = self.settings.archive_bytes_per_second
+        return MediaClient(pace=None if rate is None else Pace(rate))
 
     @cached_property
     def store(self) -> Store:
@@ -161,6 +163,7 @@ class Runtime:
             lease=settings.lease_seconds,
             hosts=_read_setting("fal_media_hosts", settings.fal_media_hosts, parse_media_hosts),
             limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),
+            max_downloads=settings.archive_max_downloads,
         )
 
     def ring_overdue(self) -> tuple[int, int]:

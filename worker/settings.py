@@ -162,6 +162,16 @@ class Settings(BaseSettings):
         "auto", description="json for programs, text for people; auto picks by terminal"
     )
 
+    archive_max_downloads: int = Field(
+        32, ge=1, le=10_000, description="how many videos are downloaded at once, over all workers"
+    )
+    archive_bytes_per_second: int | None = Field(
+        None,
+        ge=1024,
+        le=1024**4,
+        description="most bytes that a worker process downloads in a second, all videos together",
+    )
+
     @field_serializer("database_url", "broker_url", "archive_url")
     def _mask(self, value: str) -> str:
         return mask_url(value)

@@ -3,16 +3,18 @@
 The last stage of the path; `sweep.py` looks after jobs that stand still.
 """
 
+import random
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from worker.backoff import Draw, spread
 from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import ClaimLostError, PermanentError, RetryableError
 from worker.fal.extend_video import parse_output
-from worker.jobs import inline, table
+from worker.jobs import downloads, inline, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
 from worker.media.download import download_video
@@ -24,6 +26,9 @@ from worker.media.unpack import is_inline, make_marker, unpack_video
 from worker.media.wire import MediaClient
 from worker.stages.lease import Heartbeat
 
+# How long a job waits that found too many downloads running: short, but many wait together.
+FIRST_TURN = timedelta(seconds=2)
+LONGEST_TURN = timedelta(minutes=1)
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=5)
 
@@ -36,6 +41,8 @@ class ArchiveTerms:
     lease: timedelta
     hosts: MediaHosts
     limits: DownloadLimits
+    max_downloads: int = 32
+    """How many may run at once, over all workers."""
 
 
 def archive_job(
@@ -51,7 +58,13 @@ def archive_job(
     now = clock()
     claim = Claim(terms.worker, now, now + terms.lease)
     with db.transaction() as connection:
-        job = table.claim_job(connection, job_id, JobEvent.ARCHIVE_CLAIMED, claim)
+        job = downloads.claim_download(
+            connection,
+            job_id,
+            claim,
+            most=terms.max_downloads,
+            defer=lambda since: now + choose_turn_delay(now - since),
+        )
     if job is None:
         return None
     try:
@@ -143,3 +156,8 @@ def refuse_archive(job: Job, error: PermanentError, *, db: Database, clock: Cloc
 def choose_delay(tried_for: timedelta) -> timedelta:
     """As long again as it has been tried so far, within bounds: so each pause is twice the last."""
     return min(max(tried_for, FIRST_DELAY), LONGEST_DELAY)
+
+
+def choose_turn_delay(waited_for: timedelta, draw: Draw = random.random) -> timedelta:
+    """The longer it has waited the longer it waits: the many of a jam do not ask all the time."""
+    return spread(min(max(waited_for, FIRST_TURN), LONGEST_TURN), draw)
