@@ -31,6 +31,7 @@ from worker.log import configure_logging
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
+from worker.media.pacing import Pace
 from worker.media.store import Store, open_store
 from worker.media.wire import MediaClient
 from worker.settings import Settings, load_settings, mask_url, require_settings
@@ -143,7 +144,8 @@ class Runtime:
 
     @cached_property
     def media(self) -> MediaClient:
-        return MediaClient()
+        rate = self.settings.archive_bytes_per_second
+        return MediaClient(pace=None if rate is None else Pace(rate))
 
     @cached_property
     def store(self) -> Store:
@@ -168,7 +170,8 @@ class Runtime:
 
     @property
     def archive_terms(self) -> ArchiveTerms:
-        return ArchiveTerms(self.worker, self.settings.lease_seconds)
+        settings = self.settings
+        return ArchiveTerms(self.worker, settings.lease_seconds, settings.archive_max_downloads)
 
     @cached_property
     def keeper(self) -> Keeper:

@@ -177,6 +177,15 @@ class Settings(BaseSettings):
     archive_sheet: bool = Field(
         default=False, description="keep a contact sheet of twelve frames beside each video"
     )
+    archive_max_downloads: int = Field(
+        32, ge=1, le=10_000, description="how many videos are downloaded at once, over all workers"
+    )
+    archive_bytes_per_second: int | None = Field(
+        None,
+        ge=1024,
+        le=1024**4,
+        description="most bytes that a worker process downloads in a second, all videos together",
+    )
 
     @field_serializer("database_url", "broker_url", "archive_url")
     def _mask(self, value: str) -> str:

@@ -12,6 +12,7 @@ from worker.errors import MediaGoneError, MediaRefusedError, MediaUnavailableErr
 from worker.media.download import download_video
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import HEAD_BYTES, Download, DownloadLimits
+from worker.media.pacing import Pace
 from worker.media.patience import REPETITIONS, RESUMPTIONS
 from worker.media.wire import MediaClient
 
@@ -469,3 +470,17 @@ def test_download_video_of_64_mib_needs_little_memory(server, download):
 
     assert result.bytes == len(block) * blocks
     assert peak < 8 * 1024 * 1024
+
+
+def test_download_video_at_a_pace_reads_small_chunks_and_waits_for_each(server, download):
+    waits: list[float] = []
+    pace = Pace(64 * 1024, clock=lambda: sum(waits), sleep=waits.append)
+    sizes: list[int] = []
+
+    paced = MediaClient(pace=pace)
+    download(
+        server.serve("/v", send_video), CallSink(lambda one: sizes.append(len(one))), client=paced
+    )
+
+    assert sum(waits) == pytest.approx(len(VIDEO) / (64 * 1024))
+    assert max(sizes) <= pace.chunk_bytes

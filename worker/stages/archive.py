@@ -4,11 +4,13 @@ The last stage of the path. Beneath it: `source.py`, where the video can be read
 local disk and verified; `keep.py`, into the archive. `sweep.py` looks after jobs that stand still.
 """
 
+import random
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from worker.backoff import Draw, spread
 from worker.clock import Clock
 from worker.db import Database
 from worker.errors import (
@@ -20,7 +22,7 @@ from worker.errors import (
     UnarchivableError,
 )
 from worker.fal.extend_video import parse_output
-from worker.jobs import inline, table
+from worker.jobs import downloads, inline, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
 from worker.media.unpack import is_inline
@@ -28,6 +30,9 @@ from worker.stages.keep import Keeper, Kept
 from worker.stages.lease import Heartbeat
 from worker.stages.record import mark_result
 
+# How long a job waits that found too many downloads running: short, but many wait together.
+FIRST_TURN = timedelta(seconds=2)
+LONGEST_TURN = timedelta(minutes=1)
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=5)
 # A host that has the video no more may not have it yet: so long after the result it is believed.
@@ -40,6 +45,8 @@ class ArchiveTerms:
 
     worker: str
     lease: timedelta
+    max_downloads: int = 32
+    """How many may run at once, over all workers."""
 
 
 def archive_job(job_id: UUID, *, keeper: Keeper, terms: ArchiveTerms) -> Job | None:
@@ -48,7 +55,13 @@ def archive_job(job_id: UUID, *, keeper: Keeper, terms: ArchiveTerms) -> Job | N
     now = clock()
     claim = Claim(terms.worker, now, now + terms.lease)
     with db.transaction() as connection:
-        job = table.claim_job(connection, job_id, JobEvent.ARCHIVE_CLAIMED, claim)
+        job = downloads.claim_download(
+            connection,
+            job_id,
+            claim,
+            most=terms.max_downloads,
+            defer=lambda since: now + choose_turn_delay(now - since),
+        )
     if job is None:
         return None
     try:
@@ -117,3 +130,8 @@ def refuse_archive(job: Job, error: PermanentError, *, db: Database, clock: Cloc
 def choose_delay(tried_for: timedelta) -> timedelta:
     """As long again as it has been tried so far, within bounds: so each pause is twice the last."""
     return min(max(tried_for, FIRST_DELAY), LONGEST_DELAY)
+
+
+def choose_turn_delay(waited_for: timedelta, draw: Draw = random.random) -> timedelta:
+    """The longer it has waited the longer it waits: the many of a jam do not ask all the time."""
+    return spread(min(max(waited_for, FIRST_TURN), LONGEST_TURN), draw)
