@@ -30,8 +30,8 @@ from worker.jobs import attempts, gates, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
 from worker.media.hosts import parse_media_hosts
-from worker.media.local_store import LocalStore
 from worker.media.intake import DownloadLimits
+from worker.media.local_store import LocalStore
 from worker.media.wire import MediaClient
 from worker.setting_types import UnknownPolicy
 from worker.stages import follow
