@@ -222,7 +222,7 @@ class Runtime:
         settings = self.settings
         platform = None if settings.fal_credentials is None else self.platform
         terms = DoctorTerms(settings.fal_endpoint, every_file, timedelta(hours=hours))
-        return examine(db=self.db, platform=platform, terms=terms)
+        return examine(db=self.db, store=self.store, platform=platform, terms=terms)
 
     def check_worker(self) -> None:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""
