@@ -1,6 +1,6 @@
 """Ended jobs with their objects in a real archive, made fast and in numbers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
@@ -34,10 +34,17 @@ def insert_ended(
     **columns: Any,
 ) -> UUID:
     """A row at its end, with its first and its last event."""
-    job_id = columns.pop("id", None) or uuid7()
+    job = {"id": uuid7(), **columns}
+    insert_all_ended(db, [job], state, ended_at)
+    return job["id"]
+
+
+def insert_all_ended(
+    db: Database, jobs: Sequence[Mapping[str, Any]], state: JobState, ended_at: datetime
+) -> None:
+    """As `insert_ended`, in one transaction; each of the jobs gives its id."""
     column, reason, source = ENDS[state]
-    values = {
-        "id": job_id,
+    usual = {
         "state": state,
         "tenant": "default",
         "labels": {},
@@ -46,17 +53,23 @@ def insert_ended(
         "enqueued_at": ended_at,
         column: ended_at,
         **({"result": build_result()} if state is JobState.ARCHIVED else {}),
-        **columns,
     }
-    event = {"job_id": job_id, "at": ended_at, "fence": 0}
+    moves = [(None, JobState.QUEUED, "enqueued"), (source, state, reason)]
     events = [
-        {**event, "from_state": None, "to_state": JobState.QUEUED, "reason": "enqueued"},
-        {**event, "from_state": source, "to_state": state, "reason": reason},
+        {
+            "job_id": job["id"],
+            "at": ended_at,
+            "fence": 0,
+            "from_state": before,
+            "to_state": after,
+            "reason": why,
+        }
+        for job in jobs
+        for before, after, why in moves
     ]
     with db.transaction() as connection:
-        connection.execute(insert(JobRow), [values])
+        connection.execute(insert(JobRow), [{**usual, **job} for job in jobs])
         connection.execute(insert(EventRow), events)
-    return job_id
 
 
 def archive_ended(
