@@ -35,7 +35,7 @@ fmt: $(VENV)/.dev  ## format the code and mend what ruff can
 lock: $(VENV)/.dev  ## renew the hash-locked requirements from pyproject.toml
 	@$(PIP) uv
 	@$(BIN)/uv pip compile $(LOCK) --extra demo --group build -o requirements/run.txt
-	@$(BIN)/uv pip compile $(LOCK) --extra demo --group build --group dev -c requirements/run.txt -o requirements/dev.txt
+	@$(BIN)/uv pip compile $(LOCK) --extra demo --extra otel --group build --group dev -c requirements/run.txt -o requirements/dev.txt
 
 clean:  ## remove the virtual environment and caches
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* *.egg-info

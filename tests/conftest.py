@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from worker.schema import upgrade_schema
 
 OUR_VARIABLES = ("FAL_", "DATABASE_URL", "BROKER_URL", "WEBHOOK_", "ARCHIVE_URL", "LOG_")
 OUR_SUFFIXES = ("_SECONDS", "_POLICY")
+
+
+def pytest_configure() -> None:
+    """A shell that starts the suite in the background has it, and all it starts, ignore SIGINT."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -32,6 +32,7 @@ OTHER_CODES = {
     "result_gone",
     "submission_exhausted",
     "database_unavailable",
+    "archive_deadline_near",
 }
 
 

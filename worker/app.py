@@ -1,11 +1,13 @@
 """The Celery application: queues and schedule, no tasks. It is the doorbell; SQL is the truth."""
 
+import signal
 import sys
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Celery
-from celery.signals import setup_logging
+from celery.beat import Service
+from celery.signals import beat_init, setup_logging
 from kombu import Queue
 
 from worker.errors import InvalidSettingsError
@@ -82,6 +84,22 @@ def get_app() -> Celery:
         lambda **_: configure_logging(settings.log_level, settings.log_format), weak=False
     )
     return create_app(settings)
+
+
+@beat_init.connect
+def end_beat_when_told(sender: Service, **_: object) -> None:
+    """Let SIGTERM and SIGINT end the scheduler wherever they find it.
+
+    Celery's own handler only raises SystemExit; where that strikes inside redis-py, an error of its
+    clearing up takes its place, which beat logs and goes on.
+    """
+
+    def end(*_: object) -> NoReturn:
+        sender.stop()
+        raise SystemExit
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
 
 
 def _consumer_options(settings: Settings) -> dict[str, Any]:

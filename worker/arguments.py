@@ -1,7 +1,9 @@
 """What a shell gives as text, as values of the fields' own types; and how commands end."""
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote_to_bytes, urlsplit
@@ -20,6 +22,9 @@ SetFields = Annotated[
 ]
 
 
+OWN_OPTIONS = {"prompt": "--prompt", "video_url": "--video"}
+
+
 def read_file(text: str) -> str | Path:
     """A URL or a data URI as it is; whatever else, and a `file:` URL, as a path."""
     if text.lower().startswith("file:"):
@@ -30,16 +35,19 @@ def read_file(text: str) -> str | Path:
     return text if "://" in text or is_data_uri(text) or not text else Path(text)
 
 
-def read_fields(pairs: Sequence[str]) -> tuple[dict[str, object], list[Violation]]:
+def read_fields(
+    pairs: Sequence[str], own_options: Mapping[str, str] = OWN_OPTIONS
+) -> tuple[dict[str, object], list[Violation]]:
     """`field=value` texts as values of the fields' own types, and those that are none.
 
+    `own_options` are fields that the command takes by an option of their own.
     Text of the wrong type is kept as it is: `parse_wish` says what the field allows.
     """
     texts, wrong = split_pairs("--set", pairs)
     values: dict[str, object] = {}
     for name, text in texts.items():
-        if name in OWN_OPTIONS:
-            wrong.append(Violation(f"--set {name}", text, f"give it as {OWN_OPTIONS[name]}"))
+        if name in own_options:
+            wrong.append(Violation(f"--set {name}", text, f"give it as {own_options[name]}"))
             continue
         try:
             values[name] = parse_field(name, text)
@@ -60,7 +68,37 @@ def read_options(pairs: Sequence[str]) -> tuple[dict[str, object], list[Violatio
     return values, wrong
 
 
-OWN_OPTIONS = {"prompt": "--prompt", "video_url": "--video"}
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+MOST_DAYS = 36_500
+
+
+def read_duration(text: str) -> timedelta:
+    """A whole number and a unit; nothing is guessed. Raises typer.BadParameter."""
+    found = re.fullmatch(r"([1-9][0-9]{0,9})([smhd])", text)
+    if found is not None:
+        try:
+            duration = timedelta(**{UNITS[found[2]]: int(found[1])})
+        except OverflowError:
+            duration = timedelta.max
+        if duration <= timedelta(days=MOST_DAYS):
+            return duration
+    raise typer.BadParameter(
+        f"{text!r} is no duration: a whole number and a unit, as 90d, 12h, 30m or 45s, "
+        f"of at most {MOST_DAYS} days"
+    )
+
+
+def read_time(text: str) -> datetime:
+    """An ISO 8601 time with its offset from UTC. Raises typer.BadParameter."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise typer.BadParameter(
+            f"{text!r} is no time with an offset, as 2026-11-23T12:00:00+00:00 or ...Z"
+        )
+    return at.astimezone(UTC)
 
 
 def split_pairs(option: str, pairs: Sequence[str]) -> tuple[dict[str, str], list[Violation]]:

@@ -15,7 +15,6 @@ from sqlalchemy.exc import DBAPIError
 from worker import display
 from worker.arguments import (
     FAILED,
-    INTERRUPTED,
     OK,
     WRONG_USAGE,
     SetFields,
@@ -24,6 +23,7 @@ from worker.arguments import (
     read_options,
     split_pairs,
 )
+from worker.care import rearchive, verify
 from worker.contract import schema
 from worker.daemons import (
     Crew,
@@ -32,19 +32,22 @@ from worker.daemons import (
     termination_as_interrupt,
     worker_daemons,
 )
-from worker.errors import DaemonError, ExtendVideoError, InvalidInputError, InvalidSettingsError
+from worker.errors import DaemonError, ExtendVideoError, ViolationsError
 from worker.findings import print_diagnosis
 from worker.jobs.states import JobState
-from worker.log import configure_logging
+from worker.order import follow_job, place_wish
 from worker.progress import show_progress
-from worker.runtime import Runtime
-from worker.settings import load_settings
+from worker.pruning import prune
+from worker.replay import replay
+from worker.runtime import build_runtime
 from worker.stages.cancel import cancel_job
-from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
+from worker.stages.enqueue import DEFAULT_TENANT
 from worker.stages.redrive import redrive_job
 from worker.story import list_jobs, read_story
 from worker.trial import demo, emulator
-from worker.watch import refresh_logs, watch_job
+from worker.watch import refresh_logs
+
+__all__ = ["app", "build_runtime", "main"]
 
 app = typer.Typer(
     help="Extend videos on fal: pay once, lose nothing.",
@@ -100,18 +103,7 @@ def enqueue(
         wish = runtime.make_wish(
             wished, [*wrong, *wrong_labels, *wrong_options], on_progress=on_progress
         )
-    enqueued = enqueue_job(
-        wish,
-        db=runtime.db,
-        endpoint=runtime.settings.fal_endpoint,
-        grace=runtime.settings.lease_seconds,
-    )
-    if enqueued.created:
-        runtime.dispatcher.ring(enqueued.job.doorbell)
-    if not (wait and as_json):
-        print_job_id(enqueued.job.id, as_json=as_json)
-    if wait:
-        follow_job(runtime, enqueued.job.id, as_json=as_json)
+    place_wish(runtime, wish, wait=wait, as_json=as_json)
 
 
 @app.command("list")
@@ -222,6 +214,8 @@ def migrate(as_json: Json = False) -> None:
 
 
 app.command()(schema)
+for command in (verify, rearchive, prune, replay):
+    app.command()(command)
 
 
 @app.command()
@@ -253,37 +247,12 @@ app.command(
 )(emulator)
 
 
-def build_runtime() -> Runtime:
-    """What a command works with; the log is quiet unless it is asked for."""
-    settings = load_settings()
-    level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
-    configure_logging(level, settings.log_format)
-    return Runtime(settings)
-
-
-def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:
-    """Show the job until its end, then end with its own exit code."""
-    try:
-        archived = watch_job(runtime, job_id, as_json=as_json)
-    except KeyboardInterrupt:
-        display.err.print(f"the job goes on: extend-video show {job_id}")
-        raise typer.Exit(INTERRUPTED) from None
-    raise typer.Exit(OK if archived else FAILED)
-
-
-def print_job_id(job_id: UUID, *, as_json: bool) -> None:
-    if as_json:
-        display.print_json({"id": job_id})
-    else:
-        display.out.print(str(job_id))
-
-
 def main() -> NoReturn:
     """Run a command. Whatever goes wrong is told in a line or two, never as a traceback."""
     try:
         with termination_as_interrupt():
             app()
-    except (InvalidInputError, InvalidSettingsError) as error:
+    except ViolationsError as error:
         display.print_violations(error)
         sys.exit(WRONG_USAGE)
     except ExtendVideoError as error:

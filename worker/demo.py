@@ -27,9 +27,9 @@ from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.media.inspect import inspect_video
 from worker.media.local_file import take_file
+from worker.media.local_store import local_path
 from worker.media.probe import probe_video
 from worker.media.sample import make_sample
-from worker.media.store import local_path
 from worker.progress import show_progress
 from worker.runtime import Runtime
 from worker.schema import upgrade_schema

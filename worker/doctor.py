@@ -21,7 +21,7 @@ from worker.jobs import slices
 from worker.jobs.attempts import list_known_requests
 from worker.jobs.doctor import Check, Finding, check_slice
 from worker.jobs.slices import ArchivedFile, IdlessAttempt, PaidRequest, Slice
-from worker.media.store import local_path
+from worker.media.local_store import local_path
 
 SAMPLE = 200
 # Of each check so many are told one by one; the others are counted.

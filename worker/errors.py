@@ -27,6 +27,7 @@
         ├── UnarchivableError           unarchivable          fetched again, and still no such video
         ├── InvalidRecipeError          invalid_recipe        a sidecar that cannot be replayed
         ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
+        ├── StoreObjectMissingError     object_missing        the archive has no such object
         ├── UploadRefusedError          upload_refused        fal does not take a file
         ├── OutdatedSchemaError         outdated_schema
         ├── MissingProgramError         missing_program
@@ -179,6 +180,10 @@ class InvalidRecipeError(ViolationsError):
 
 class SchemaUnreadableError(PermanentError):
     code = "schema_unreadable"
+
+
+class StoreObjectMissingError(PermanentError):
+    code = "object_missing"
 
 
 class UploadRefusedError(PermanentError):

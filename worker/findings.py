@@ -36,6 +36,14 @@ ABOUT_CHECKS: dict[Check, tuple[str, str]] = {
         "every archived row has its result, file, checksum and size",
         "the file is named after the job: fill the columns in from it",
     ),
+    Check.DAMAGED_ARCHIVE: (
+        "verify has found no archived file missing or changed",
+        "extend-video rearchive, while fal still has the video; else restore the file",
+    ),
+    Check.LATE_ARCHIVE: (
+        "no completed job waits for its download beyond the deadline",
+        "mend what holds it up before fal deletes the video: disk, network, FAL_MEDIA_HOSTS",
+    ),
     Check.UNMATCHED_DELIVERY: (
         "every webhook that was taken has had its effect on its attempt",
         "ask fal for the request's status; the body is kept in deliveries",

@@ -1,4 +1,4 @@
-"""Progress of an upload: a bar on a terminal, a line for each tenth elsewhere."""
+"""Progress of bytes, such as an upload's: a bar on a terminal, a line for each tenth elsewhere."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,18 +20,20 @@ MIB = 1024 * 1024
 
 
 @contextmanager
-def show_progress(console: Console, *, quiet: bool = False) -> Iterator[OnProgress | None]:
-    """What an upload is to call; None where nothing is to be shown."""
+def show_progress(
+    console: Console, *, quiet: bool = False, doing: str = "uploading", done: str = "uploaded"
+) -> Iterator[OnProgress | None]:
+    """What is to be called with bytes and their total; None where nothing is to be shown."""
     if quiet:
         yield None
     elif console.is_terminal:
-        with _run_bar(console) as on_progress:
+        with _run_bar(console, doing) as on_progress:
             yield on_progress
     else:
-        yield print_lines(console)
+        yield print_lines(console, done)
 
 
-def print_lines(console: Console) -> OnProgress:
+def print_lines(console: Console, done: str = "uploaded") -> OnProgress:
     told = 0
 
     def on_progress(sent: int, total: int) -> None:
@@ -39,16 +41,16 @@ def print_lines(console: Console) -> OnProgress:
         tenth = sent * LINES // total
         if tenth > told:
             told = tenth
-            console.print(f"uploaded {sent / MIB:.1f} of {total / MIB:.1f} MiB")
+            console.print(f"{done} {sent / MIB:.1f} of {total / MIB:.1f} MiB")
 
     return on_progress
 
 
 @contextmanager
-def _run_bar(console: Console) -> Iterator[OnProgress]:
+def _run_bar(console: Console, doing: str) -> Iterator[OnProgress]:
     """It appears with the first bytes, and goes when all is done."""
     columns = (
-        TextColumn("uploading"),
+        TextColumn(doing),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -25,13 +26,17 @@ from worker.fal.queue import QueueClient
 from worker.fal.requests import RequestClient
 from worker.fal.storage import StorageClient
 from worker.fal.transfer import OnProgress
+from worker.jobs.values import Job
+from worker.log import configure_logging
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
 from worker.media.store import Store, open_store
-from worker.settings import Settings, mask_url, require_settings
-from worker.stages.archive import ArchiveTerms
+from worker.settings import Settings, load_settings, mask_url, require_settings
+from worker.stages.archive import ArchiveTerms, describe_copy, fetch_video
 from worker.stages.enqueue import Wish
 from worker.stages.judge import SubmitTerms
+from worker.stages.lease import Holder
+from worker.stages.rearchive import Rearchiver
 from worker.stages.reconcile import Reconciler
 from worker.stages.resolve import Resolver, ResolveTerms
 from worker.stages.sweep import BATCH, sweep_jobs
@@ -136,8 +141,10 @@ class Runtime:
 
     @cached_property
     def store(self) -> Store:
-        url = self.settings.archive_url
-        return _read_setting("archive_url", url, open_store)
+        def read(url: str) -> Store:
+            return open_store(url, Path(self.settings.spool_dir))
+
+        return _read_setting("archive_url", self.settings.archive_url, read)
 
     @cached_property
     def submit_terms(self) -> SubmitTerms:
@@ -163,6 +170,17 @@ class Runtime:
             limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),
         )
 
+    @property
+    def rearchiver(self) -> Rearchiver:
+        return Rearchiver(self.db, self.store, self.fetch_copy, lambda: self.requests)
+
+    def fetch_copy(self, job: Job, holder: Holder) -> Mapping[str, object]:
+        """Fetch and publish the video of the job's result; our copy as columns of its row."""
+        terms = self.archive_terms
+        return describe_copy(
+            fetch_video(job, client=self.media, store=self.store, terms=terms, heartbeat=holder)
+        )
+
     def ring_overdue(self) -> tuple[int, int]:
         """Sweep batch by batch until nothing is overdue or the broker is away.
 
@@ -170,7 +188,11 @@ class Runtime:
         """
         overdue = rung = 0
         while True:
-            swept = sweep_jobs(db=self.db, lease=self.settings.lease_seconds)
+            swept = sweep_jobs(
+                db=self.db,
+                lease=self.settings.lease_seconds,
+                archive_deadline=self.settings.archive_deadline_seconds,
+            )
             overdue += len(swept.doorbells)
             for doorbell in swept.doorbells:
                 if not self.dispatcher.ring(doorbell):
@@ -196,6 +218,14 @@ class Runtime:
                 reason="UNKNOWN_SECONDS is below START_TIMEOUT_SECONDS: a request may still start "
                 "at fal after it was given up, and be paid twice",
             )
+
+
+def build_runtime() -> Runtime:
+    """What a command works with; the log is quiet unless it is asked for."""
+    settings = load_settings()
+    level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
+    configure_logging(level, settings.log_format)
+    return Runtime(settings)
 
 
 def read_request_options(settings: Settings) -> RequestOptions:

@@ -155,11 +155,20 @@ class Settings(BaseSettings):
         timedelta(seconds=60),
         description="how long submissions pause after fal refused the account, then one is tried",
     )
+    archive_deadline_seconds: Seconds = Field(
+        timedelta(hours=1),
+        description="how long after its completion a job may be unarchived before it is alarmed",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least severe level that is logged"
     )
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="json for programs, text for people; auto picks by terminal"
+    )
+
+    spool_dir: str = Field(
+        "./spool",
+        description="where files wait on their way into an archive that is not on this machine",
     )
 
     @field_serializer("database_url", "broker_url", "archive_url")

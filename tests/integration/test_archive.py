@@ -16,7 +16,7 @@ from worker.jobs import table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
-from worker.media.store import PARTIAL_DIRECTORY, LocalStore
+from worker.media.local_store import PARTIAL_DIRECTORY, LocalStore
 from worker.stages.archive import (
     FIRST_DELAY,
     LONGEST_DELAY,

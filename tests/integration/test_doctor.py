@@ -430,6 +430,33 @@ def test_legal_way_out_of_an_end_is_sound(db, event, columns) -> None:
     assert run_doctor(db).is_clean
 
 
+def test_replaced_copy_of_an_archived_job_is_sound(db, tmp_path) -> None:
+    job, _ = archive_one(db, tmp_path)
+    assert move_job(db, job, JobEvent.ARCHIVE_REPLACED).archived_at == job.archived_at
+    assert run_doctor(db).is_clean
+
+
+def test_archive_that_verify_found_damaged_is_found_until_it_is_pruned(db, tmp_path) -> None:
+    job, _ = archive_one(db, tmp_path)
+    change(db, "UPDATE jobs SET archive_error = 'missing: there is no such object'")
+    (found,) = find_all(db, Check.DAMAGED_ARCHIVE)
+    assert (found.job_id, found.detail) == (
+        job.id,
+        f"{job.archive_uri}: missing: there is no such object",
+    )
+    change(db, "UPDATE jobs SET archive_pruned_at = :now", now=NOW)
+    assert run_doctor(db).is_clean
+
+
+def test_archived_row_whose_files_are_pruned_is_sound(db, tmp_path) -> None:
+    job, _ = archive_one(db, tmp_path)
+    Path(str(job.archive_uri).removeprefix("file://")).unlink()
+    change(db, "UPDATE jobs SET archive_pruned_at = :now", now=NOW)
+    assert run_doctor(db, DoctorTerms(ENDPOINT, every_file=True)).is_clean
+    change(db, "UPDATE jobs SET archive_uri = NULL")
+    assert run_doctor(db, DoctorTerms(ENDPOINT, every_file=True)).is_clean
+
+
 def test_ended_row_that_has_changed_without_event_is_found(db, tmp_path) -> None:
     job, _ = archive_one(db, tmp_path)
     change(db, "UPDATE jobs SET state = 'cancelled', cancelled_at = :now", now=NOW)

@@ -31,7 +31,7 @@ from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
-from worker.media.store import LocalStore
+from worker.media.local_store import LocalStore
 from worker.setting_types import UnknownPolicy
 from worker.stages import follow
 from worker.stages.archive import ArchiveTerms, archive_job

@@ -7,7 +7,7 @@ from sqlalchemy import event, insert, inspect
 from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import ENDPOINT, LEASE, NOW, insert_job, make_job
-from worker.jobs import attempts, table
+from worker.jobs import archives, attempts, table
 from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.states import JobState
 
@@ -140,3 +140,10 @@ def test_list_jobs_walks_the_index_of_times(explain):
     assert "ix_jobs_enqueued_at" in plan, plan
     assert "TEMP B-TREE" not in plan
     assert "Sort" not in plan
+
+
+def test_list_options_of_late_jobs_searches_by_their_ids(full, explain):
+    with full.reading() as connection:
+        ids = [job.id for job in table.list_jobs(connection, state=None, tenant=None, limit=3)]
+    plan = explain(lambda connection: archives.list_options(connection, ids))
+    check_plan(plan, "attempts_")

@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from datetime import timedelta
-from os import utime
 
 import pytest
 from sqlalchemy import text
@@ -24,9 +23,9 @@ from worker.db import Database
 from worker.jobs import attempts, gates, table
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Gate, Move, Outcome, Settlement
-from worker.media.store import PARTIAL_DIRECTORY, LocalStore
+from worker.media.local_store import PARTIAL_DIRECTORY, LocalStore
 from worker.stages.pause import SUBMISSIONS_GATE
-from worker.stages.sweep import PARTIAL_AGE, Swept, remove_partials, sweep_jobs
+from worker.stages.sweep import Swept, remove_partials, sweep_jobs
 
 TICK = timedelta(microseconds=1)
 DUE = NOW + LEASE
@@ -322,12 +321,9 @@ def test_sweep_jobs_by_two_at_once_rings_for_a_cancellation_once(db, clock, paid
     assert [*first, *second] == [Doorbell(Step.CANCEL, paid.id)]
 
 
-def test_remove_partials_takes_only_those_older_than_any_download(tmp_path):
-    partials = tmp_path / PARTIAL_DIRECTORY
-    partials.mkdir()
-    for name in ("old.part", "new.part"):
-        (partials / name).touch()
-    long_ago = (partials / "new.part").stat().st_mtime - PARTIAL_AGE.total_seconds() - 60
-    utime(partials / "old.part", (long_ago, long_ago))
-    assert remove_partials(LocalStore(tmp_path)) == 1
-    assert [path.name for path in partials.iterdir()] == ["new.part"]
+def test_remove_partials_takes_only_those_that_nobody_writes(tmp_path):
+    store = LocalStore(tmp_path)
+    with store.spool.begin("living") as file:
+        (tmp_path / PARTIAL_DIRECTORY / "left.part").touch()
+        assert remove_partials(store) == 1
+        assert list((tmp_path / PARTIAL_DIRECTORY).iterdir()) == [file.path]

@@ -57,7 +57,7 @@ PERMITTED = {
         E.ARCHIVE_REFUSED: S.FAILED,
         E.ARCHIVE_CLAIM_EXPIRED: S.COMPLETED,
     },
-    S.ARCHIVED: {},
+    S.ARCHIVED: {E.ARCHIVE_REPLACED: S.ARCHIVED},
     S.FAILED: {
         E.SUBMISSION_ACCEPTED: S.SUBMITTED,
         E.REQUEST_ADOPTED: S.SUBMITTED,
@@ -77,6 +77,8 @@ LATE_FINDS = {E.SUBMISSION_ACCEPTED, E.REQUEST_ADOPTED, E.RESULT_ARRIVED}
 REDRIVES = {E.SUBMIT_REDRIVEN, E.POLL_REDRIVEN, E.ARCHIVE_REDRIVEN}
 # What is noted of a job that stays where it is.
 NOTES = {E.CANCEL_REQUESTED, E.SUBMISSION_HELD}
+# What renews the good end without leaving it.
+RENEWALS = {E.ARCHIVE_REPLACED}
 PAIRS = sorted(product(JobState, JobEvent))
 
 
@@ -94,12 +96,13 @@ def test_next_state_of_a_permitted_pair_is_its_target(state, event):
     assert next_state(state, event) is PERMITTED[state][event]
 
 
-def test_archived_is_final():
-    assert not [event for state, event in EDGES if state is S.ARCHIVED]
+def test_archived_is_left_for_nowhere():
+    assert {target for (state, _), target in EDGES.items() if state is S.ARCHIVED} == {S.ARCHIVED}
 
 
 def test_ended_states_are_left_only_for_a_paid_find_or_by_an_operator():
-    assert {event for state, event in EDGES if state in ENDED} == LATE_FINDS | REDRIVES
+    left = {event for state, event in EDGES if state in ENDED} - RENEWALS
+    assert left == LATE_FINDS | REDRIVES
 
 
 def test_every_late_find_or_redrive_leads_to_a_live_state():
@@ -116,9 +119,9 @@ def test_every_event_leads_to_one_state_or_to_none():
         assert len({target for (_, edge), target in EDGES.items() if edge is event}) == 1
 
 
-def test_only_notes_leave_a_job_where_it_is():
+def test_only_notes_and_renewals_leave_a_job_where_it_is():
     stays = {pair for pair, target in EDGES.items() if target is pair[0]}
-    assert stays == {pair for pair in EDGES if pair[1] in NOTES}
+    assert stays == {pair for pair in EDGES if pair[1] in NOTES | RENEWALS}
 
 
 def test_submission_is_claimed_from_queued_only():

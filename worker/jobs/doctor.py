@@ -6,11 +6,8 @@ PostgreSQL would not see it, and read the whole table for each slice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import (
     Connection,
@@ -27,10 +24,18 @@ from sqlalchemy import (
     type_coerce,
 )
 
+from worker.jobs.archive_checks import (
+    find_damaged_archives,
+    find_incomplete_archived_rows,
+    find_late_archives,
+)
+from worker.jobs.findings import Check, Finding
 from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow
 from worker.jobs.slices import Slice
 from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
 from worker.jobs.values import Ending, Outcome, Verdict
+
+__all__ = ["Check", "Finding", "check_slice"]
 
 HINT_PATIENCE = timedelta(days=1)
 
@@ -38,33 +43,6 @@ HINT_PATIENCE = timedelta(days=1)
 _FINISHED_AT_FAL = (JobState.COMPLETED, JobState.ARCHIVING, JobState.ARCHIVED, JobState.FAILED)
 _UNSETTLED = or_(AttemptRow.outcome.is_(None), AttemptRow.outcome == Outcome.UNKNOWN)
 _EDGES = sorted(f"{source} {event} {target}" for (source, event), target in EDGES.items())
-
-
-class Check(StrEnum):
-    """What is looked for, by the name that is printed and documented."""
-
-    DUE_TIME = "due_time"
-    UNTRACKED_PAYMENT = "untracked_payment"
-    TWO_CHARGES = "two_charges"
-    ENDED_ROW_CHANGED = "ended_row_changed"
-    BROKEN_HISTORY = "broken_history"
-    INCOMPLETE_ARCHIVED_ROW = "incomplete_archived_row"
-    UNMATCHED_DELIVERY = "unmatched_delivery"
-    ARCHIVED_FILE = "archived_file"
-    ORPHAN_AT_FAL = "orphan_at_fal"
-    MISSING_AT_FAL = "missing_at_fal"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One violation, with the ids to look it up by; a request that nobody owns has no job."""
-
-    check: Check
-    job_id: UUID | None
-    detail: str
-    attempt_id: UUID | None = None
-    delivery_id: int | None = None
-    fal_request_id: str | None = None
 
 
 def check_slice(connection: Connection, part: Slice, now: datetime) -> Iterator[Finding]:
@@ -203,22 +181,6 @@ def _describe_event(row: Row[Any]) -> str:
     return f"{event} is no edge of the state machine"
 
 
-def find_incomplete_archived_rows(
-    connection: Connection, part: Slice, _now: datetime
-) -> Iterator[Finding]:
-    """An archived row promises a result and a file with its checksum."""
-    promised = ("result", "archive_uri", "archive_sha256", "archive_bytes", "archived_at")
-    lacking = [getattr(JobRow, name).is_(None) for name in promised]
-    statement = select(JobRow.id, *lacking).where(
-        part.covers(JobRow.id), JobRow.state == JobState.ARCHIVED, or_(*lacking)
-    )
-    for job_id, *lacks in connection.execute(statement):
-        names = ", ".join(
-            name for name, is_lacking in zip(promised, lacks, strict=True) if is_lacking
-        )
-        yield Finding(Check.INCOMPLETE_ARCHIVED_ROW, job_id, f"archived without {names}")
-
-
 def find_unmatched_deliveries(
     connection: Connection, part: Slice, now: datetime
 ) -> Iterator[Finding]:
@@ -274,5 +236,7 @@ _FINDERS: Sequence[Callable[[Connection, Slice, datetime], Iterator[Finding]]] =
     find_second_charges,
     find_broken_histories,
     find_incomplete_archived_rows,
+    find_damaged_archives,
+    find_late_archives,
     find_unmatched_deliveries,
 )

@@ -140,6 +140,14 @@ class JobRow(Base):
     archive_uri: Mapped[str | None]
     archive_sha256: Mapped[str | None] = mapped_column(String(64))
     archive_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    archive_media: Mapped[dict[str, Any] | None]
+    archive_poster_uri: Mapped[str | None]
+    archive_sidecar_uri: Mapped[str | None]
+    archive_verified_at: Mapped[datetime | None]
+    archive_error: Mapped[str | None]
+    archive_alarmed_at: Mapped[datetime | None]
+    archive_pruned_at: Mapped[datetime | None]
+    quarantine_uri: Mapped[str | None]
     enqueued_at: Mapped[datetime]
     submitted_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]

@@ -83,12 +83,16 @@ def count_jobs(connection: Connection, part: Slice) -> int:
 
 
 def list_archived_files(connection: Connection, part: Slice) -> list[ArchivedFile]:
-    """What the slice's archived rows say of their files; a row that says nothing is left out."""
+    """What the slice's archived rows say of their files; a row that says nothing is left out.
+
+    So is one whose files are pruned.
+    """
     statement = select(JobRow.id, JobRow.archive_uri, JobRow.archive_bytes).where(
         part.covers(JobRow.id),
         JobRow.state == JobState.ARCHIVED,
         JobRow.archive_uri.is_not(None),
         JobRow.archive_bytes.is_not(None),
+        JobRow.archive_pruned_at.is_(None),
     )
     return [
         ArchivedFile(row[0], str(row[1]), int(row[2] or 0)) for row in connection.execute(statement)

@@ -45,6 +45,7 @@ class JobEvent(StrEnum):
     ARCHIVE_CLAIM_EXPIRED = "archive_claim_expired"
     ARCHIVE_RECORDED = "archive_recorded"
     ARCHIVE_REFUSED = "archive_refused"
+    ARCHIVE_REPLACED = "archive_replaced"
     CANCEL_REQUESTED = "cancel_requested"
     JOB_CANCELLED = "job_cancelled"
     SUBMIT_REDRIVEN = "submit_redriven"
@@ -84,6 +85,8 @@ EDGES: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.ARCHIVING, _E.ARCHIVE_RECORDED): _S.ARCHIVED,
     (_S.ARCHIVING, _E.ARCHIVE_POSTPONED): _S.COMPLETED,
     (_S.ARCHIVING, _E.ARCHIVE_REFUSED): _S.FAILED,
+    # An operator had the video fetched again, in place of a copy that was damaged or lost.
+    (_S.ARCHIVED, _E.ARCHIVE_REPLACED): _S.ARCHIVED,
     # Its worker fell silent for a whole lease. A download may be taken over by anybody; a paid
     # submission by nobody, for its POST may have left.
     (_S.ARCHIVING, _E.ARCHIVE_CLAIM_EXPIRED): _S.COMPLETED,

@@ -26,13 +26,14 @@ _ENTERED_AT = {
     JobState.CANCELLED: "cancelled_at",
 }
 
-# A row that no worker holds, nothing holds up, and that has not failed.
+# A row that no worker holds, nothing holds up, that has not failed, and whose files nobody deletes.
 _AT_REST: dict[str, None] = {
     "claimed_by": None,
     "blocked_reason": None,
     "error_code": None,
     "error_message": None,
     "error_details": None,
+    "archive_pruned_at": None,
 }
 
 

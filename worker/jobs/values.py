@@ -85,6 +85,14 @@ class Job:
     archive_uri: str | None
     archive_sha256: str | None
     archive_bytes: int | None
+    archive_media: dict[str, Any] | None
+    archive_poster_uri: str | None
+    archive_sidecar_uri: str | None
+    archive_verified_at: datetime | None
+    archive_error: str | None
+    archive_alarmed_at: datetime | None
+    archive_pruned_at: datetime | None
+    quarantine_uri: str | None
     enqueued_at: datetime
     submitted_at: datetime | None
     completed_at: datetime | None

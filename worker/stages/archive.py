@@ -19,13 +19,14 @@ from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
 from worker.media.download import Download, DownloadLimits, Sink, download_video
 from worker.media.hosts import MediaHosts
-from worker.media.probe import choose_extension
+from worker.media.probe import VIDEO_TYPES, choose_extension
 from worker.media.store import Store, StoredObject
 from worker.media.unpack import is_inline, make_marker, unpack_video
-from worker.stages.lease import Heartbeat
+from worker.stages.lease import Heartbeat, Holder
 
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=5)
+UNKNOWN_TYPE = "application/octet-stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +73,25 @@ def fetch_video(
     client: httpx.Client,
     store: Store,
     terms: ArchiveTerms,
-    heartbeat: Heartbeat,
+    heartbeat: Holder,
 ) -> StoredObject:
     """Stream the video to its final name. Raises RetryableError or PermanentError."""
     video = parse_output(job.result).video
-    with store.create(str(job.id)) as writer:
+    with store.spool.begin(str(job.id)) as file:
         download = take_video(
-            video.url, writer.write, client=client, terms=terms, heartbeat=heartbeat
+            video.url, file.write, client=client, terms=terms, heartbeat=heartbeat
         )
         extension = choose_extension(
             video.content_type or download.content_type, video.file_name, download.head
         )
         # A holder that has lost its claim leaves the file to the next one.
         heartbeat.renew()
-        return writer.commit(f"{job.id}.{extension}")
+        content_type = VIDEO_TYPES.get(extension, UNKNOWN_TYPE)
+        return store.publish(file, f"{job.id}.{extension}", content_type)
 
 
 def take_video(
-    url: str, sink: Sink, *, client: httpx.Client, terms: ArchiveTerms, heartbeat: Heartbeat
+    url: str, sink: Sink, *, client: httpx.Client, terms: ArchiveTerms, heartbeat: Holder
 ) -> Download:
     """From its host, or out of the result itself."""
     if is_inline(url):
@@ -104,13 +106,18 @@ def take_video(
     )
 
 
-def record_archive(job: Job, stored: StoredObject, *, db: Database, clock: Clock) -> Job | None:
-    """Write where the video is; one that came inside its result is then not kept there too."""
-    columns: dict[str, Any] = {
+def describe_copy(stored: StoredObject) -> dict[str, Any]:
+    """Our copy, as columns of its row."""
+    return {
         "archive_uri": stored.uri,
         "archive_sha256": stored.sha256,
         "archive_bytes": stored.bytes,
     }
+
+
+def record_archive(job: Job, stored: StoredObject, *, db: Database, clock: Clock) -> Job | None:
+    """Write where the video is; one that came inside its result is then not kept there too."""
+    columns = describe_copy(stored)
     result = job.result or {}
     url = parse_output(result).video.url
     marker = make_marker(url, stored.sha256, stored.bytes) if is_inline(url) else None

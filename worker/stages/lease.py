@@ -7,7 +7,7 @@ process that is killed or stopped takes its thread along.
 from datetime import timedelta
 from threading import Event, Thread
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import structlog
 
@@ -18,6 +18,16 @@ from worker.jobs import table
 from worker.jobs.values import Job
 
 log = structlog.stdlib.get_logger(__name__)
+
+
+class Holder(Protocol):
+    """What a long step asks whether its job is still its own. Both raise ClaimLostError."""
+
+    def check(self, *_: object) -> None:
+        """Cheap: what is known already."""
+
+    def renew(self) -> None:
+        """Ask the table, right before something is published."""
 
 
 class Heartbeat:

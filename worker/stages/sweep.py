@@ -17,11 +17,9 @@ from worker.jobs import attempts, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Gate, Job, Move, Outcome, Settlement
 from worker.media.store import Store
-from worker.stages import pause
+from worker.stages import alarm, pause
 
 BATCH = 100
-# A partial file is somebody's for as long as a download may take.
-PARTIAL_AGE = timedelta(hours=24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +31,24 @@ class Swept:
 
 
 def sweep_jobs(
-    *, db: Database, lease: timedelta, limit: int = BATCH, clock: Clock = read_clock
+    *,
+    db: Database,
+    lease: timedelta,
+    archive_deadline: timedelta = alarm.ARCHIVE_DEADLINE,
+    limit: int = BATCH,
+    clock: Clock = read_clock,
 ) -> Swept:
     """Take one batch of overdue rows.
 
     A waiting row lost its message or has waited long enough: it is looked at again after `lease`
     unless it moves. A claimed row whose lease has run out is taken from its worker: a download goes
-    back to be claimed by anybody, a submission becomes unknown.
+    back to be claimed by anybody, a submission becomes unknown. A job that is not archived
+    `archive_deadline` after its completion is told of, once.
     """
     now = clock()
     with db.transaction() as connection:
         overdue = table.find_overdue(connection, now, limit)
+        late = alarm.raise_alarms(connection, overdue, archive_deadline, now)
         gate = pause.find_pause(connection)
         queued = [job for job in overdue if job.state is JobState.QUEUED]
         held_back = _hold_back(connection, queued, gate, now)
@@ -51,14 +56,15 @@ def sweep_jobs(
         _push_on(connection, waiting, now + lease)
         returned = [_take_over(connection, job, now, lease) for job in overdue if job.claimed_by]
         cancels = attempts.claim_due_cancels(connection, now, now + lease, limit)
+    alarm.log_alarms(late)
     doorbells = [*_list_doorbells([*waiting, *returned])]
     doorbells += [Doorbell(Step.CANCEL, job_id) for job_id in cancels]
     return Swept(max(len(overdue), len(cancels)), doorbells)
 
 
 def remove_partials(store: Store) -> int:
-    """Remove what killed downloads have left; returns how many files."""
-    return store.remove_partials(PARTIAL_AGE)
+    """Remove what killed downloads have left on this machine; returns how many files."""
+    return store.spool.remove_partials()
 
 
 def _hold_back(

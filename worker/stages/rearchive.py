@@ -1,0 +1,200 @@
+"""Beside the path. rearchive: an operator has an archived job's video fetched again from fal.
+
+The copy is replaced only by one that was fetched whole; whatever fails before that changes nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from worker.clock import Clock, read_clock
+from worker.db import Database
+from worker.errors import (
+    ClaimLostError,
+    ExtendVideoError,
+    InvalidResultError,
+    PermanentError,
+    TooLateError,
+)
+from worker.fal.completion import Completion
+from worker.fal.extend_video import parse_output
+from worker.fal.requests import RequestClient
+from worker.fal.truth import Forgotten, Pending, ResultGone, Truth, Unclear
+from worker.jobs import archives, attempts, table
+from worker.jobs.archives import Copy
+from worker.jobs.states import JobEvent, JobState
+from worker.jobs.values import Job, Move
+from worker.media.store import Store
+from worker.stages.damage import find_damage, is_elsewhere
+from worker.stages.lease import Holder
+
+# How the media host refuses a URL: it may have expired, while fal still has the result.
+REFUSED = frozenset({"media_refused", "media_gone"})
+COPY_COLUMNS = ("archive_uri", "archive_poster_uri", "archive_sidecar_uri")
+LEAVE_IT = "--force fetches it all the same"
+
+Fetch: TypeAlias = Callable[[Job, Holder], Mapping[str, Any]]
+"""Fetches, verifies and publishes the video of a job's result: its columns. Asks the holder right
+before it publishes. Raises RetryableError or PermanentError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rearchived:
+    """The job as committed, and whether its copy was replaced: an intact one is left alone."""
+
+    job: Job
+    is_replaced: bool
+
+
+class Hold:
+    """Keeps a second order for the same job from ending: whoever publishes raises the fence.
+
+    It is not raised before that, so that an order that fails earlier leaves no trace.
+    """
+
+    def __init__(self, job: Job, db: Database) -> None:
+        self.job = job
+        self._db = db
+
+    def check(self, *_: object) -> None:
+        """Nothing is known between two questions to the table."""
+
+    def renew(self) -> None:
+        """Raises ClaimLostError if somebody else has replaced or pruned the copy."""
+        with self._db.transaction() as connection:
+            fence = archives.hold_archived(connection, self.job)
+        if fence is None:
+            raise ClaimLostError(f"job {self.job.id} was replaced or pruned by somebody else")
+        self.job = replace(self.job, fence=fence)
+
+
+@dataclass(frozen=True, slots=True)
+class Rearchiver:
+    """Fetches one job's video at a time; fal is asked about its request only if it has to be."""
+
+    db: Database
+    store: Store
+    fetch: Fetch
+    open_requests: Callable[[], RequestClient]
+    clock: Clock = read_clock
+
+    def rearchive_job(self, job_id: UUID, *, force: bool = False) -> Rearchived:
+        """Replace the job's copy unless it is intact; with `force`, in any case.
+
+        Raises JobNotFoundError, TooLateError where there is no copy to be replaced, and whatever
+        the fetch raises.
+        """
+        with self.db.reading() as connection:
+            job = table.get_job(connection, job_id)
+            copies = archives.find_copies(connection, [job_id])
+        require_archived(job)
+        damage = None if force else self._find_reason(job, copies)
+        if damage is None and not force:
+            return Rearchived(job, is_replaced=False)
+        hold = Hold(job, self.db)
+        columns = self._fetch_again(job, hold)
+        replaced = self._record(hold.job, columns, damage or "an operator had it fetched again")
+        self._delete_former(job, replaced)
+        return Rearchived(replaced, is_replaced=True)
+
+    def _find_reason(self, job: Job, copies: list[Copy]) -> str | None:
+        """What is wrong with the copy; None if it is intact."""
+        if job.archive_pruned_at is not None:
+            raise TooLateError(f"the files of job {job.id} were pruned: {LEAVE_IT}")
+        if not copies:
+            return "the row says nothing of its copy"
+        (copy,) = copies
+        if is_elsewhere(copy, self.store):
+            raise TooLateError(f"{copy.uri} is in another archive: {LEAVE_IT}")
+        damage = find_damage(copy, self.store)
+        with self.db.transaction() as connection:
+            archives.record_check(connection, copy, damage, self.clock())
+        return damage
+
+    def _fetch_again(self, job: Job, hold: Hold) -> Mapping[str, Any]:
+        try:
+            return self.fetch(job, hold)
+        except PermanentError as error:
+            if error.code not in REFUSED:
+                raise
+            result = self._ask_again(job, error)
+        return self.fetch(replace(job, result=result), hold)
+
+    def _ask_again(self, job: Job, refusal: PermanentError) -> dict[str, Any]:
+        """The result with its present URL. Raises the refusal if fal has none any more."""
+        fal_request_id = job.fal_request_id or ""
+        with self.db.reading() as connection:
+            attempt = attempts.find_attempt_by_request(connection, fal_request_id)
+        if attempt is None:
+            raise refusal
+        truth = self.open_requests().find_truth(attempt, fal_request_id)
+        result = read_result(truth)
+        if result is None:
+            raise _tell_more(refusal, f"fal was asked again: {describe_truth(truth)}")
+        return result
+
+    def _record(self, job: Job, columns: Mapping[str, Any], detail: str) -> Job:
+        now = self.clock()
+        fresh = {
+            **dict.fromkeys(COPY_COLUMNS),
+            "archive_media": None,
+            "archive_verified_at": now,
+            "archive_error": None,
+            **columns,
+        }
+        with self.db.transaction() as connection:
+            move = Move(now, detail=detail, columns=fresh)
+            moved = table.apply_event(connection, job, JobEvent.ARCHIVE_REPLACED, move)
+        if moved is None:
+            raise ClaimLostError(f"job {job.id} was replaced or pruned by somebody else")
+        return moved
+
+    def _delete_former(self, before: Job, after: Job) -> None:
+        """What the row named, and names no more: another layout, or another kind of video."""
+        kept = {getattr(after, name) for name in COPY_COLUMNS}
+        for uri in (getattr(before, name) for name in COPY_COLUMNS):
+            if uri is not None and uri not in kept and (name := self.store.find_name(uri)):
+                self.store.delete(name)
+
+
+def require_archived(job: Job) -> None:
+    """Raises TooLateError that says which command leads on."""
+    match job.state:
+        case JobState.ARCHIVED:
+            return
+        case JobState.FAILED | JobState.CANCELLED:
+            raise TooLateError(
+                f"job {job.id} is {job.state.value}: `extend-video redrive {job.id}` leads it on, "
+                "to the archive if it has a result"
+            )
+        case _:
+            raise TooLateError(f"job {job.id} is {job.state.value}: it is archived in its own time")
+
+
+def read_result(truth: Truth) -> dict[str, Any] | None:
+    """The result, if that is what fal says; pure."""
+    if not isinstance(truth, Completion) or truth.status != "OK":
+        return None
+    try:
+        parse_output(truth.payload)
+    except InvalidResultError:
+        return None
+    return truth.payload if isinstance(truth.payload, dict) else None
+
+
+def describe_truth(truth: Truth) -> str:
+    """Why that is no result; pure."""
+    match truth:
+        case Unclear():
+            return f"nothing was learnt ({truth.message})"
+        case Completion():
+            return "its result has no video"
+        case Forgotten() | ResultGone():
+            return "it has the result no longer"
+        case Pending():
+            return f"the request is {truth.status}"
+
+
+def _tell_more(error: ExtendVideoError, words: str) -> ExtendVideoError:
+    return type(error)(f"{error}; {words}")
