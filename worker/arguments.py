@@ -20,6 +20,8 @@ OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 SetFields = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the model's input.")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Tenant = Annotated[str | None, typer.Option(help="Only jobs of this tenant.")]
 
 
 OWN_OPTIONS = {"prompt": "--prompt", "video_url": "--video"}

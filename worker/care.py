@@ -15,6 +15,8 @@ from worker.arguments import (
     FAILED,
     INTERRUPTED,
     OK,
+    Json,
+    Tenant,
     read_time,
 )
 from worker.db import AWAY
@@ -33,9 +35,6 @@ from worker.stages.verify import (
     measure_copies,
     start_scope,
 )
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-Tenant = Annotated[str | None, typer.Option(help="Only jobs of this tenant.")]
 
 # ------------------------------------------------------------------ verify
 

@@ -17,6 +17,7 @@ from worker.arguments import (
     FAILED,
     OK,
     WRONG_USAGE,
+    Json,
     SetFields,
     read_fields,
     read_file,
@@ -56,7 +57,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 JobId = Annotated[UUID, typer.Argument(metavar="ID", help="The job's id.")]
 Prompt = Annotated[str, typer.Option(help="What the new part should show.")]
 FileOrUrl = Annotated[str, typer.Option(metavar="FILE_OR_URL", help="The video to extend.")]

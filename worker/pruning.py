@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from worker import display
-from worker.arguments import FAILED, INTERRUPTED, OK, read_duration, split_pairs
+from worker.arguments import FAILED, INTERRUPTED, OK, Json, Tenant, read_duration, split_pairs
 from worker.clock import read_clock
 from worker.errors import InvalidInputError
 from worker.jobs.retention import Retention

@@ -1,4 +1,4 @@
-"""The doctor's checks of what rows say about the archive; as `doctor.py`, in SQL that only reads."""
+"""The doctor's checks of what rows say about the archive, in SQL that only reads."""
 
 from collections.abc import Iterator
 from datetime import datetime
