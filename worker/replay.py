@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from worker import display
-from worker.arguments import SetFields, read_fields
+from worker.arguments import Json, SetFields, read_fields
 from worker.errors import InvalidInputError, InvalidRecipeError, JobNotFoundError, Violation
 from worker.media.recipe import Recipe, parse_recipe
 from worker.order import place_wish
@@ -36,7 +36,7 @@ def replay(
         bool, typer.Option("--dry-run", help="Only print what would be enqueued, as JSON.")
     ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Enqueue a new job with an archived video's input and seed. It costs money again."""
     recipe = parse_recipe(read_sidecar(sidecar))

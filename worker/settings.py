@@ -166,6 +166,10 @@ class Settings(BaseSettings):
         "auto", description="json for programs, text for people; auto picks by terminal"
     )
 
+    archive_sheet: bool = Field(
+        False,
+        description="keep a contact sheet beside each video, besides its poster",
+    )
     spool_dir: str = Field(
         "./spool",
         description="where files wait on their way into an archive that is not on this machine",
