@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Tenant = Annotated[str | None, typer.Option(help="Only jobs of this tenant.")]
 
 
+OWN_OPTIONS = {"prompt": "--prompt", "video_url": "--video"}
+
+
 def read_file(text: str) -> str | Path:
     """A URL or a data URI as it is; whatever else, and a `file:` URL, as a path."""
     if text.lower().startswith("file:"):
@@ -34,16 +37,19 @@ def read_file(text: str) -> str | Path:
     return text if "://" in text or is_data_uri(text) or not text else Path(text)
 
 
-def read_fields(pairs: Sequence[str]) -> tuple[dict[str, object], list[Violation]]:
+def read_fields(
+    pairs: Sequence[str], own_options: Mapping[str, str] = OWN_OPTIONS
+) -> tuple[dict[str, object], list[Violation]]:
     """`field=value` texts as values of the fields' own types, and those that are none.
 
+    `own_options` are fields that the command takes by an option of their own.
     Text of the wrong type is kept as it is: `parse_wish` says what the field allows.
     """
     texts, wrong = split_pairs("--set", pairs)
     values: dict[str, object] = {}
     for name, text in texts.items():
-        if name in OWN_OPTIONS:
-            wrong.append(Violation(f"--set {name}", text, f"give it as {OWN_OPTIONS[name]}"))
+        if name in own_options:
+            wrong.append(Violation(f"--set {name}", text, f"give it as {own_options[name]}"))
             continue
         try:
             values[name] = parse_field(name, text)
@@ -95,9 +101,6 @@ def read_time(text: str) -> datetime:
             f"{text!r} is no time with an offset, as 2026-11-23T12:00:00+00:00 or ...Z"
         )
     return at.astimezone(UTC)
-
-
-OWN_OPTIONS = {"prompt": "--prompt", "video_url": "--video"}
 
 
 def split_pairs(option: str, pairs: Sequence[str]) -> tuple[dict[str, str], list[Violation]]:

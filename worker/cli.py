@@ -15,7 +15,6 @@ from sqlalchemy.exc import DBAPIError
 from worker import display
 from worker.arguments import (
     FAILED,
-    INTERRUPTED,
     OK,
     WRONG_USAGE,
     Json,
@@ -34,18 +33,20 @@ from worker.daemons import (
     termination_as_interrupt,
     worker_daemons,
 )
-from worker.errors import DaemonError, ExtendVideoError, InvalidInputError, InvalidSettingsError
+from worker.errors import DaemonError, ExtendVideoError, ViolationsError
 from worker.findings import print_diagnosis
 from worker.jobs.states import JobState
+from worker.order import follow_job, place_wish
 from worker.progress import show_progress
 from worker.pruning import prune
-from worker.runtime import Runtime, build_runtime
+from worker.replay import replay
+from worker.runtime import build_runtime
 from worker.stages.cancel import cancel_job
-from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
+from worker.stages.enqueue import DEFAULT_TENANT
 from worker.stages.redrive import redrive_job
 from worker.story import list_jobs, read_story
 from worker.trial import demo, emulator
-from worker.watch import refresh_logs, watch_job
+from worker.watch import refresh_logs
 
 __all__ = ["app", "build_runtime", "main"]
 
@@ -102,18 +103,7 @@ def enqueue(
         wish = runtime.make_wish(
             wished, [*wrong, *wrong_labels, *wrong_options], on_progress=on_progress
         )
-    enqueued = enqueue_job(
-        wish,
-        db=runtime.db,
-        endpoint=runtime.settings.fal_endpoint,
-        grace=runtime.settings.lease_seconds,
-    )
-    if enqueued.created:
-        runtime.dispatcher.ring(enqueued.job.doorbell)
-    if not (wait and as_json):
-        print_job_id(enqueued.job.id, as_json=as_json)
-    if wait:
-        follow_job(runtime, enqueued.job.id, as_json=as_json)
+    place_wish(runtime, wish, wait=wait, as_json=as_json)
 
 
 @app.command("list")
@@ -224,7 +214,7 @@ def migrate(as_json: Json = False) -> None:
 
 
 app.command()(schema)
-for command in (verify, rearchive, prune):
+for command in (verify, rearchive, prune, replay):
     app.command()(command)
 
 
@@ -257,29 +247,12 @@ app.command(
 )(emulator)
 
 
-def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:
-    """Show the job until its end, then end with its own exit code."""
-    try:
-        archived = watch_job(runtime, job_id, as_json=as_json)
-    except KeyboardInterrupt:
-        display.err.print(f"the job goes on: extend-video show {job_id}")
-        raise typer.Exit(INTERRUPTED) from None
-    raise typer.Exit(OK if archived else FAILED)
-
-
-def print_job_id(job_id: UUID, *, as_json: bool) -> None:
-    if as_json:
-        display.print_json({"id": job_id})
-    else:
-        display.out.print(str(job_id))
-
-
 def main() -> NoReturn:
     """Run a command. Whatever goes wrong is told in a line or two, never as a traceback."""
     try:
         with termination_as_interrupt():
             app()
-    except (InvalidInputError, InvalidSettingsError) as error:
+    except ViolationsError as error:
         display.print_violations(error)
         sys.exit(WRONG_USAGE)
     except ExtendVideoError as error:

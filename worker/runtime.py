@@ -35,7 +35,7 @@ from worker.media.pacing import Pace
 from worker.media.store import Store, open_store
 from worker.media.wire import MediaClient
 from worker.settings import Settings, load_settings, mask_url, require_settings
-from worker.stages.archive import ArchiveTerms, describe_copy
+from worker.stages.archive import ArchiveTerms
 from worker.stages.enqueue import Wish
 from worker.stages.fetch import Fetcher
 from worker.stages.judge import SubmitTerms
@@ -195,7 +195,7 @@ class Runtime:
 
     def fetch_copy(self, job: Job, holder: Holder) -> Mapping[str, object]:
         """Fetch and publish the video of the job's result; our copy as columns of its row."""
-        return describe_copy(self.keeper.keep_video(job, holder))
+        return self.keeper.keep_video(job, holder).columns
 
     def ring_overdue(self) -> tuple[int, int]:
         """Sweep batch by batch until nothing is overdue or the broker is away.

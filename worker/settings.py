@@ -173,6 +173,10 @@ class Settings(BaseSettings):
         "auto", description="json for programs, text for people; auto picks by terminal"
     )
 
+    archive_sheet: bool = Field(
+        False,
+        description="keep a contact sheet beside each video, besides its poster",
+    )
     spool_dir: str = Field(
         "./spool",
         description="where files wait on their way into an archive that is not on this machine",
@@ -182,9 +186,6 @@ class Settings(BaseSettings):
         description="names in the archive: a template of yyyy, mm, dd, hh, tenant, job_id and ext",
     )
 
-    archive_sheet: bool = Field(
-        default=False, description="keep a contact sheet of twelve frames beside each video"
-    )
     archive_max_downloads: int = Field(
         32, ge=1, le=10_000, description="how many videos are downloaded at once, over all workers"
     )

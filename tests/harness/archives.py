@@ -34,9 +34,9 @@ def insert_ended(
     **columns: Any,
 ) -> UUID:
     """A row at its end, with its first and its last event."""
-    job = {"id": uuid7(), **columns}
-    insert_all_ended(db, [job], state, ended_at)
-    return job["id"]
+    job_id = uuid7()
+    insert_all_ended(db, [{"id": job_id, **columns}], state, ended_at)
+    return job_id
 
 
 def insert_all_ended(
@@ -151,6 +151,9 @@ class WatchedStore:
 
     def stat(self, name: str) -> ListedObject | None:
         return self.inner.stat(name)
+
+    def find_uri(self, name: str) -> str:
+        return self.inner.find_uri(name)
 
     def list(self, prefix: str = "") -> Iterator[ListedObject]:
         return self.inner.list(prefix)

@@ -33,11 +33,11 @@ IMPATIENT = MediaClient(sleep=lambda _: None)
 
 
 @cache
-def make_video(ending: str = "mp4") -> bytes:
-    """A small real video, as many bytes each time."""
+def make_video(ending: str = "mp4", *, has_audio: bool = True) -> bytes:
+    """A small real video, the same bytes each time."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / f"clip.{ending}"
-        make_clip(path, frames=FRAMES, size=(WIDTH, HEIGHT), rate=RATE)
+        make_clip(path, frames=FRAMES, size=(WIDTH, HEIGHT), rate=RATE, has_audio=has_audio)
         return path.read_bytes()
 
 
@@ -70,6 +70,7 @@ class Archiver:
     open_requests: Callable[[], RequestClient] = never
     open_signer: Callable[[], FileSigner] = never
     has_sheet: bool = False
+    max_downloads: int = 32
 
     def with_(self, **changes: Any) -> "Archiver":
         return replace(self, **changes)
@@ -95,7 +96,7 @@ class Archiver:
         worker: str = "tester:1",
         lease: timedelta = LEASE,
     ) -> Job | None:
-        terms = ArchiveTerms(worker, lease)
+        terms = ArchiveTerms(worker, lease, self.max_downloads)
         return archive_job(job.id, keeper=self.build_keeper(clock), terms=terms)
 
 

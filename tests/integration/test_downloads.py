@@ -7,11 +7,11 @@ from functools import partial
 import pytest
 from sqlalchemy import event
 
+from tests.harness.archiving import archive_locally, make_video, state_video
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import (
     LEASE,
     NOW,
-    build_result,
     insert_job,
     lead_job,
     make_job,
@@ -23,22 +23,16 @@ from tests.harness.web import run_server, send_body
 from worker.jobs import downloads, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move
-from worker.media.hosts import parse_media_hosts
-from worker.media.intake import DownloadLimits
-from worker.media.store import LocalStore
-from worker.media.wire import MediaClient
 from worker.stages.archive import (
     FIRST_TURN,
     LONGEST_TURN,
-    ArchiveTerms,
-    archive_job,
     choose_turn_delay,
 )
 from worker.stages.sweep import sweep_jobs
 
 SECOND = timedelta(seconds=1)
 LATER = NOW + 7 * SECOND
-VIDEO = b"\0\0\0\x20ftypisom" + bytes(1000)
+VIDEO = make_video()
 
 
 def claim(db, job, most, *, now=NOW, worker="tester:1") -> Job | None:
@@ -176,20 +170,11 @@ def test_archive_jobs_beyond_the_bound_are_turned_away_and_archived_by_a_later_s
     clock = FakeClock()
 
     def archive(job: Job, host: str) -> Job | None:
-        limits = DownloadLimits(timedelta(seconds=30), 10_000)
-        hosts = parse_media_hosts(host)
-        terms = ArchiveTerms("tester:1", LEASE, hosts, limits, max_downloads=1)
-        return archive_job(
-            job.id,
-            db=db,
-            client=MediaClient(),
-            store=LocalStore(tmp_path),
-            terms=terms,
-            clock=clock,
-        )
+        archiver = archive_locally(db, tmp_path, host).with_(max_downloads=1)
+        return archiver(job, clock=clock)
 
     with run_server(send_body(VIDEO)) as cdn:
-        result = build_result(f"{cdn.url}/v.mp4")
+        result = state_video(f"{cdn.url}/v.mp4")
         first, second = make_waiting(db, 2, result)
         turned_away: list[Job | None] = []
 

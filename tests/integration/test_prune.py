@@ -332,7 +332,7 @@ def test_row_without_files_is_sound_to_doctor_and_verify_and_pruned_in_the_end(d
     with db.transaction() as connection:
         connection.execute(text("UPDATE attempts SET outcome = 'accepted', ending = 'ok'"))
     run(db, store, Retention(BEFORE, files_only=True))
-    diagnosis = examine(db=db, platform=None, terms=DoctorTerms("x", every_file=True))
+    diagnosis = examine(db=db, store=store, platform=None, terms=DoctorTerms("x", every_file=True))
     assert diagnosis.findings == []
     verification = Verification()
     Verifier(db, store).verify(Scope(TODAY), verification)

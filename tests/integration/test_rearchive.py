@@ -2,7 +2,6 @@
 
 import base64
 from dataclasses import replace
-from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
@@ -10,35 +9,32 @@ from uuid import uuid4
 import pytest
 
 from tests.harness.archives import (
-    VIDEO,
     WatchedStore,
     hash_object,
     list_names,
     name_of,
     set_columns,
 )
+from tests.harness.archiving import Archiver, make_video, state_video
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import LEASE, REQUEST_ID, build_result, make_job, move_job, read_job
+from tests.harness.jobs import REQUEST_ID, make_job, move_job, read_job
 from tests.harness.stages import build_completion
 from tests.harness.web import run_server, send_body
 from worker.doctor import DoctorTerms, examine
 from worker.errors import (
     ClaimLostError,
     JobNotFoundError,
-    MediaRefusedError,
+    MediaGoneError,
     MediaUnavailableError,
     TooLateError,
 )
 from worker.jobs import table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move
-from worker.media.download import DownloadLimits, media_client
-from worker.media.hosts import parse_media_hosts
 from worker.media.local_store import LocalStore
-from worker.stages.archive import ArchiveTerms, describe_copy, fetch_video
 from worker.stages.rearchive import Rearchived, Rearchiver
 
-OTHER = VIDEO + b"another one"
+VIDEO, OTHER = make_video(), make_video(has_audio=False)
 
 
 @pytest.fixture
@@ -53,22 +49,15 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def fetch(cdn, store):
-    limits = DownloadLimits(timedelta(seconds=30), 10 * len(VIDEO))
-    terms = ArchiveTerms("tester:1", LEASE, parse_media_hosts(cdn.place), limits)
-    with media_client() as client:
-
-        def run(job, holder):
-            return describe_copy(
-                fetch_video(job, client=client, store=store, terms=terms, heartbeat=holder)
-            )
-
-        yield run
+def fetch(bench, cdn, store):
+    archiver = Archiver(bench.db, store, cdn.place, open_requests=lambda: bench.requests)
+    keeper = archiver.build_keeper()
+    return lambda job, holder: keeper.keep_video(job, holder).columns
 
 
 @pytest.fixture
 def rearchiver(bench, store, fetch):
-    return Rearchiver(bench.db, store, fetch, lambda: bench.requests, FakeClock())
+    return Rearchiver(bench.db, store, fetch, FakeClock())
 
 
 @pytest.fixture
@@ -76,12 +65,17 @@ def job(bench, cdn, store):
     """Archived as the stages do it, its file in a place of its layout."""
     submitted = bench.make_submitted()
     (attempt,) = bench.attempts(submitted)
-    result = build_result(f"{cdn.url}/files/clip.mp4")
+    result = state_video(f"{cdn.url}/files/clip.mp4", file_size=None)
     bench.reconciler._record(submitted, attempt, build_completion(REQUEST_ID, result))
     claimed = move_job(bench.db, bench.read(submitted), JobEvent.ARCHIVE_CLAIMED)
     stored = store.put(f"2026/11/23/{claimed.id}.mp4", VIDEO, "video/mp4")
     with bench.db.transaction() as connection:
-        move = Move(bench.clock(), columns=describe_copy(stored))
+        columns = {
+            "archive_uri": stored.uri,
+            "archive_sha256": stored.sha256,
+            "archive_bytes": stored.bytes,
+        }
+        move = Move(bench.clock(), columns=columns)
         return table.apply_permitted(connection, claimed, JobEvent.ARCHIVE_RECORDED, move)
 
 
@@ -107,7 +101,7 @@ def test_damaged_copy_is_replaced_by_the_video_at_fal(bench, cdn, store, rearchi
     assert str(event.detail).startswith("different: it has 6 bytes")
     assert len(cdn.asked) == 1
     terms = DoctorTerms("x", every_file=True)
-    assert examine(db=bench.db, platform=None, terms=terms).findings == []
+    assert examine(db=bench.db, store=store, platform=None, terms=terms).findings == []
 
 
 def test_former_object_under_another_name_is_deleted_after_the_record(store, rearchiver, job):
@@ -117,7 +111,7 @@ def test_former_object_under_another_name_is_deleted_after_the_record(store, rea
     seen = []
     store.before_delete = lambda _: seen.append(read_job(rearchiver.db, job.id).archive_uri)
     after = rearchiver.rearchive_job(job.id).job
-    assert list_names(store) == [f"{job.id}.mp4"]
+    assert list_names(store) == [f"{job.id}.jpg", f"{job.id}.json", f"{job.id}.mp4"]
     assert (store.deletes, seen) == ([former], [after.archive_uri])
 
 
@@ -149,7 +143,7 @@ def serve_only(path):
 def test_refused_url_is_asked_for_again_at_fal(desk, cdn, store, rearchiver, job):
     harm(store, job)
     cdn.answer = serve_only("/files/new.mp4")
-    desk.finish(build_result(f"{cdn.url}/files/new.mp4"))
+    desk.finish(state_video(f"{cdn.url}/files/new.mp4", file_size=None))
     after = rearchiver.rearchive_job(job.id).job
     assert after.archive_sha256 == sha256(VIDEO).hexdigest()
     assert [one.path for one in cdn.asked] == ["/files/clip.mp4", "/files/new.mp4"]
@@ -159,9 +153,11 @@ def test_refused_url_is_asked_for_again_at_fal(desk, cdn, store, rearchiver, job
 
 def test_inline_video_is_asked_for_again_at_fal(bench, desk, store, rearchiver, job):
     marker = "data:video/mp4;archived;sha256=00;bytes=3,"
-    set_columns(bench.db, job.id, result=build_result(marker))
+    set_columns(bench.db, job.id, result=state_video(marker, file_size=None))
     harm(store, job)
-    desk.finish(build_result("data:video/mp4;base64," + base64.b64encode(VIDEO).decode()))
+    desk.finish(
+        state_video("data:video/mp4;base64," + base64.b64encode(VIDEO).decode(), file_size=None)
+    )
     after = rearchiver.rearchive_job(job.id).job
     assert after.archive_sha256 == sha256(VIDEO).hexdigest()
     assert after.result["video"]["url"] == marker
@@ -184,7 +180,7 @@ def test_video_that_fal_has_no_more_changes_nothing_and_says_why(
     cdn.answer = send_body(b"", 404)
     order(desk)
     names = list_names(store)
-    with pytest.raises(MediaRefusedError, match="HTTP 404") as caught:
+    with pytest.raises(MediaGoneError, match="HTTP 404") as caught:
         rearchiver.rearchive_job(job.id)
     assert told in str(caught.value)
     check_unchanged(rearchiver, job, names)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import MediaRefusedError
-from worker.media.probe import VideoFacts, choose_extension, probe_video
+from worker.media.probe import StreamFacts, VideoFacts, choose_extension, probe_video
 
 CODECS = {
     "mp4": ("libx264", "yuv420p"),
@@ -73,7 +73,10 @@ def test_probe_video_mp4_with_audio_gives_all_facts(tmp_path):
         fps=24.0,
         frames=12,
         duration=timedelta(seconds=0.5),
-        has_audio=True,
+        media_type="video/mp4",
+        rotation=0,
+        streams=(StreamFacts("video", "h264"), StreamFacts("audio", "aac")),
+        is_whole=True,
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
@@ -22,7 +21,7 @@ READ_OPTIONS = {"format_whitelist": "mov,matroska,gif,avi", "protocol_whitelist"
 MAX_PIXELS = 16_384 * 16_384
 STRICT = {"err_detect": "explode", "max_pixels": str(MAX_PIXELS)}
 # Evenly between the head and the tail of a file that is not decoded whole.
-SAMPLES = 24
+SAMPLES = 16
 SAMPLE_FRAMES = 8
 TAIL_FRAMES = 300
 SAMPLE_PACKETS = 2_000
@@ -33,7 +32,10 @@ Packet: TypeAlias = "av.Packet[Any]"
 
 @dataclass(slots=True)
 class Reading:
-    """What decoding one stream has shown. `seconds` is how long its decoded frames last."""
+    """What decoding one stream has shown.
+
+    `seconds` is how long its decoded frames last, and `end` is when the last one does.
+    """
 
     stream: Media
     packets: int = 0
@@ -50,6 +52,10 @@ class Reading:
     def seconds(self) -> float:
         rate = getattr(self.stream.codec_context, "sample_rate", 0)
         return self.samples / rate if rate else self._end - (self._begin or 0.0)
+
+    @property
+    def end(self) -> float:
+        return (self._begin or 0.0) + self.seconds
 
     def take(self, packet: Packet) -> None:
         """Decode it. What is wrong with it is counted, never raised."""
@@ -69,6 +75,8 @@ class Reading:
 
     def _take_frame(self, frame: av.VideoFrame | av.AudioFrame) -> None:
         self.frames += 1
+        if frame.time is not None:
+            self._begin = frame.time if self._begin is None else min(frame.time, self._begin)
         if isinstance(frame, av.AudioFrame):
             self.samples += frame.samples
             return
@@ -77,9 +85,7 @@ class Reading:
             self._fail("a frame is damaged", frame.time)
         if frame.time is not None:
             lasts = (frame.duration or 0) * (frame.time_base or 0) or _find_step(self.stream)
-            begins = frame.time
-            self._begin = begins if self._begin is None else min(begins, self._begin)
-            self._end = max(self._end, begins + float(lasts))
+            self._end = max(self._end, frame.time + float(lasts))
 
     def _fail(self, reason: str, at: Fraction | float | None) -> None:
         self.failures += 1
@@ -98,6 +104,10 @@ class Decoded:
 
     def __post_init__(self) -> None:
         self._by_index = {one.stream.index: one for one in self.readings}
+
+    @property
+    def has_failures(self) -> bool:
+        return self.failure is not None or any(one.failures for one in self.readings)
 
     def take(self, packets: Iterable[Packet]) -> None:
         try:
@@ -126,7 +136,8 @@ def decode_whole(container: InputContainer) -> Decoded:
 def decode_samples(container: InputContainer) -> Decoded:
     """Head, tail and places spread between: about a second or two, however long the file is.
 
-    What is damaged between two samples is not seen.
+    What is damaged between two samples is not seen. What fails may only lack a picture before it
+    (in an open group of pictures): whoever wants to know has to decode the whole.
     """
     decoded = _prepare(container, is_whole=False)
     pictures = next(one for one in decoded.readings if isinstance(one.stream, av.VideoStream))
@@ -137,7 +148,7 @@ def decode_samples(container: InputContainer) -> Decoded:
         # Some containers cannot be searched: their head has been seen.
         with suppress(av.FFmpegError):
             container.seek((container.start_time or 0) + length * part // SAMPLES)
-            decoded.take(_start_at_key(_limit(container, decoded, pictures, most)))
+            decoded.take(_limit(container, decoded, pictures, most))
     return decoded
 
 
@@ -173,20 +184,3 @@ def _limit(
         if pictures.frames >= enough or number >= SAMPLE_PACKETS:
             return
         yield packet
-
-
-def _start_at_key(packets: Iterator[Packet]) -> Iterator[Packet]:
-    """Leave out pictures before the first whole one: what they build on was not decoded."""
-    for packet in packets:
-        if isinstance(packet.stream, av.VideoStream) and packet.is_keyframe:
-            first = packet.pts
-            for following in chain([packet], packets):
-                is_leading = (
-                    following.stream is packet.stream
-                    and following.pts is not None
-                    and first is not None
-                    and following.pts < first
-                )
-                if not is_leading:
-                    yield following
-            return

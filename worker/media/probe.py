@@ -90,11 +90,13 @@ class VideoFacts:
 class Examined:
     """A video's facts, what is wrong with it in itself, and what else may be called its rate.
 
-    `rates` are the ways in which FFmpeg reads a frame rate; `lengths` of picture, and of the file.
+    Its frames are counted, or reckoned from its length. `rates` are the ways in which a frame rate
+    can be read, and `lengths` those of the picture and of the file.
     """
 
     facts: VideoFacts
     flaws: tuple[Mismatch, ...]
+    is_counted: bool
     rates: tuple[float, ...]
     lengths: tuple[float, ...]
 
@@ -109,8 +111,7 @@ def examine_video(
 ) -> Examined:
     """Decode the file, whole if it is within both bounds. Raises MediaRefusedError."""
     try:
-        with open_video(path) as container:
-            examined = _examine(container, path, (whole_bytes, whole_pixels))
+        examined = _examine(path, (whole_bytes, whole_pixels))
         cut = find_cut(path, EXTENSIONS_BY_TYPE.get(examined.facts.media_type, ""))
     except (av.FFmpegError, OSError) as error:
         raise MediaRefusedError(f"not a readable video: {error.strerror}") from error
@@ -130,18 +131,30 @@ def is_short(found: float, told: float) -> bool:
     return told - found > max(LEAST_SECONDS, LENGTH_PART * told)
 
 
-def _examine(container: InputContainer, path: Path, bounds: tuple[int, int]) -> Examined:
+def _examine(path: Path, bounds: tuple[int, int]) -> Examined:
+    """What fails in samples is decoded whole, to be sure of it."""
+    with open_video(path) as container:
+        picture = _choose_picture(container)
+        pixels = _count_pixels(picture, _read_span(container)[1])
+        if path.stat().st_size > bounds[0] or pixels > bounds[1]:
+            decoded = decode_samples(container)
+            if not decoded.has_failures:
+                return _describe(container, path, decoded)
+    with open_video(path) as container:
+        return _describe(container, path, decode_whole(container))
+
+
+def _describe(container: InputContainer, path: Path, decoded: Decoded) -> Examined:
     picture = _choose_picture(container)
-    length = (container.duration or 0) / av.time_base
-    is_whole = path.stat().st_size <= bounds[0] and _count_pixels(picture, length) <= bounds[1]
-    decoded = decode_whole(container) if is_whole else decode_samples(container)
     shown = next(one for one in decoded.readings if one.stream is picture)
     rates = [*filter(None, (picture.average_rate, picture.guessed_rate, picture.base_rate))]
     if not shown.frames or not rates:
         raise MediaRefusedError("not a readable video: it has no frames")
+    begin, length = _read_span(container)
+    is_whole = decoded.is_whole
     frames = shown.frames if is_whole else picture.frames or round(length * float(rates[0]))
-    is_gif = container.format.name == "gif"
-    fps = frames / length if is_gif and length else float(rates[0])
+    is_gif = container.format.name == "gif" and length > 0
+    fps = frames / length if is_gif else float(rates[0])
     facts = VideoFacts(
         container=container.format.name,
         media_type=_read_type(path),
@@ -151,12 +164,19 @@ def _examine(container: InputContainer, path: Path, bounds: tuple[int, int]) -> 
         rotation=shown.rotation,
         fps=fps,
         frames=frames,
-        duration=timedelta(seconds=length if is_gif and length else frames / fps),
+        duration=timedelta(seconds=length if is_gif else frames / fps),
         streams=tuple(_name_stream(stream) for stream in container.streams),
         is_whole=is_whole,
     )
-    flaws = tuple(chain(_list_failures(decoded), _list_losses(decoded, length)))
-    return Examined(facts, flaws, tuple(map(float, rates)), (frames / fps, length))
+    flaws = tuple(chain(_list_failures(decoded), _list_losses(decoded, begin, length)))
+    ways = (*map(float, rates), *((frames / length,) if length else ()))
+    is_counted = is_whole or bool(picture.frames)
+    return Examined(facts, flaws, is_counted, ways, (frames / fps, length))
+
+
+def _read_span(container: InputContainer) -> tuple[float, float]:
+    """When the container says that it begins, and how long it lasts; in seconds."""
+    return (container.start_time or 0) / av.time_base, (container.duration or 0) / av.time_base
 
 
 def _choose_picture(container: InputContainer) -> av.VideoStream:
@@ -188,7 +208,7 @@ def _list_failures(decoded: Decoded) -> Iterator[Mismatch]:
             yield Mismatch(_name_reading(one), "decodes", "no frame of it")
 
 
-def _list_losses(decoded: Decoded, length: float) -> Iterator[Mismatch]:
+def _list_losses(decoded: Decoded, begin: float, length: float) -> Iterator[Mismatch]:
     """What the container tells of, and decoding has not shown. Samples cannot show it."""
     if not decoded.is_whole:
         return
@@ -199,9 +219,9 @@ def _list_losses(decoded: Decoded, length: float) -> Iterator[Mismatch]:
         counted = one.stream.frames - one.discarded
         if isinstance(one.stream, av.VideoStream) and counted - one.frames > max(1, counted // 100):
             yield Mismatch(f"{_name_reading(one)}: frames", str(counted), str(one.frames))
-    longest = max(one.seconds for one in decoded.readings)
-    if is_short(longest, length):
-        yield Mismatch("container: seconds", f"{length:.3f}", f"{longest:.3f}")
+    last = max(one.end for one in decoded.readings) - begin
+    if is_short(last, length):
+        yield Mismatch("container: seconds", f"{length:.3f}", f"{last:.3f}")
 
 
 def _name_reading(one: Reading) -> str:

@@ -94,7 +94,7 @@ def compare_facts(stated: Stated, examined: Examined) -> Iterator[Mismatch]:
     slack = GIF_STEP * facts.frames if is_gif else 0.0
     length_fits = _fits_length(stated.duration, examined.lengths, slack)
     is_merged = is_gif and length_fits and facts.frames < (stated.frames or 0)
-    if not is_merged and not fits_frames(stated.frames, facts.frames):
+    if examined.is_counted and not is_merged and not fits_frames(stated.frames, facts.frames):
         yield Mismatch("num_frames", str(stated.frames), str(facts.frames))
     if not is_gif and not any(fits_rate(stated.fps, rate) for rate in examined.rates):
         yield Mismatch("fps", f"{stated.fps:g}", f"{facts.fps:g}")

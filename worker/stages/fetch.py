@@ -15,7 +15,7 @@ from worker.media.hosts import MediaHosts
 from worker.media.intake import Download, DownloadLimits
 from worker.media.probe import VideoFacts, choose_extension
 from worker.media.spool import SpoolFile
-from worker.media.unpack import is_inline, unpack_video
+from worker.media.unpack import is_inline, is_unpacked, unpack_video
 from worker.media.verify import verify_video
 from worker.media.wire import MediaClient
 from worker.stages.lease import Holder
@@ -77,6 +77,8 @@ class Fetcher:
     def _take(self, job: Job, file: SpoolFile, holder: Holder) -> Download:
         """From its host, or out of the result itself."""
         url = parse_output(job.result).video.url
+        if is_unpacked(url):
+            raise MediaGoneError("the video came inside its result, and was taken out of it")
         if is_inline(url):
             return unpack_video(url, file, limits=self.limits, on_progress=holder.check)
         return download_video(

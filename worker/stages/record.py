@@ -3,7 +3,7 @@
 What fal has stated of it, to be verified; and its recipe, to be kept beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -77,7 +77,7 @@ def build_recipe(
     )
 
 
-def mark_input(fields: dict[str, Any]) -> dict[str, JsonValue]:
+def mark_input(fields: Mapping[str, Any]) -> dict[str, JsonValue]:
     """The same input, with a marker in place of each data URI."""
     urls = {name: fields.get(name) for name in INLINE_FIELDS}
     marked = {
@@ -86,6 +86,21 @@ def mark_input(fields: dict[str, Any]) -> dict[str, JsonValue]:
         if isinstance(url, str) and is_data_uri(url) and not is_unpacked(url)
     }
     return {**fields, **marked}
+
+
+def list_markers(fields: Mapping[str, Any], beside: Container[str]) -> list[str]:
+    """The fields, but for those given elsewhere, of which there is only a marker."""
+    inline = (name for name in INLINE_FIELDS if name not in beside)
+    return [name for name in inline if is_unpacked(str(fields.get(name)))]
+
+
+def restore_input(marked: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The marked input, with each data URI of the stored one that has the marker's very content."""
+    genuine = mark_input(stored)
+    same = {
+        name: stored[name] for name in list_markers(marked, ()) if genuine.get(name) == marked[name]
+    }
+    return {**marked, **same}
 
 
 def mark_data_uri(url: str, kind: str) -> str:

@@ -1,0 +1,44 @@
+"""What the emulator makes of a small clip, with what it states of the file, as Python values."""
+
+import shutil
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from emulator.model import describe, place_order
+from emulator.render import render
+from emulator.schema import read_input
+from tests.emulator.clips import make_clip
+from worker.fal.extend_video import VideoFile
+from worker.media.verify import Stated
+from worker.stages.record import read_stated
+
+FORMS = {
+    "mp4": "X264 (.mp4)",
+    "webm": "VP9 (.webm)",
+    "mov": "PRORES4444 (.mov)",
+    "gif": "GIF (.gif)",
+}
+FEW = {"num_frames": 17, "num_context_frames": 5, "seed": 1, "end_image_url": None}
+
+
+@dataclass(frozen=True)
+class Output:
+    path: Path
+    stated: Stated
+
+
+def render_output(
+    directory: Path, form: str, *, rate: Fraction | int = 12, **fields: object
+) -> Output:
+    """24 frames of source at that rate and 12 new ones, unless the fields say otherwise."""
+    named = {"prompt": "p", "video_url": "v", "video_output_type": FORMS[form]}
+    directory.mkdir(parents=True, exist_ok=True)
+    order = place_order(read_input({**named, **FEW, **fields}), directory)
+    clip = make_clip(directory / "clip.mp4", rate=rate)
+    shutil.move(clip, order.video)
+    rendered = render(order, lambda: False)
+    size = rendered.path.stat().st_size
+    told = VideoFile.model_validate({"url": "https://v3.fal.media/v", **describe(rendered)})
+    file = told.model_copy(update={"file_size": size})
+    return Output(rendered.path, read_stated(file, size))
