@@ -34,7 +34,7 @@ def insert_ended(
     **columns: Any,
 ) -> UUID:
     """A row at its end, with its first and its last event."""
-    job_id = uuid7()
+    job_id: UUID = columns.pop("id", None) or uuid7()
     insert_all_ended(db, [{"id": job_id, **columns}], state, ended_at)
     return job_id
 
