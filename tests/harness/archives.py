@@ -34,9 +34,9 @@ def insert_ended(
     **columns: Any,
 ) -> UUID:
     """A row at its end, with its first and its last event."""
-    job = {"id": uuid7(), **columns}
-    insert_all_ended(db, [job], state, ended_at)
-    return job["id"]
+    job_id: UUID = columns.pop("id", None) or uuid7()
+    insert_all_ended(db, [{"id": job_id, **columns}], state, ended_at)
+    return job_id
 
 
 def insert_all_ended(
