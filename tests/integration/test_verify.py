@@ -5,12 +5,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from uuid_utils.compat import uuid7
 
 from tests.harness.archives import (
     VIDEO,
     WatchedStore,
     archive_ended,
     fail_with_quarantine,
+    insert_all_ended,
     insert_ended,
     name_of,
     set_columns,
@@ -18,10 +20,11 @@ from tests.harness.archives import (
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import NOW, insert_job, move_job, read_job
 from worker.errors import StoreUnavailableError
-from worker.jobs import slices
+from worker.jobs import sampling, slices
 from worker.jobs.archives import Scope
-from worker.jobs.states import JobEvent
+from worker.jobs.states import JobEvent, JobState
 from worker.media.local_store import LocalStore
+from worker.stages import verify as verify_stage
 from worker.stages.verify import (
     DamagedCopy,
     Verification,
@@ -231,9 +234,13 @@ def test_sample_reads_so_many_different_copies(db, store):
     assert verify(db, store, sample=100, now=LATER + HOUR).checked == 8
 
 
-def test_sample_takes_each_copy_as_often_as_any_other(db, store, monkeypatch):
+@pytest.mark.parametrize("fewest_hits", [0, 1000])
+def test_sample_takes_each_copy_as_often_as_any_other(db, store, monkeypatch, fewest_hits):
+    """Drawn by address as well as by a walk."""
     monkeypatch.setattr(slices, "SLICE", 3)
+    monkeypatch.setattr(verify_stage, "FEWEST_HITS", fewest_hits)
     ids = [archive_ended(db, store).id for _ in range(8)]
+    insert_job(db)
     drawn = Counter(one for _ in range(200) for one in draw_sample(db, Scope(LATER), 2))
     # 50 are expected of each; five standard deviations are 31
     assert set(drawn) == set(ids)
@@ -243,9 +250,29 @@ def test_sample_takes_each_copy_as_often_as_any_other(db, store, monkeypatch):
 def test_sample_that_goes_on_repeats_what_was_found_and_reads_others(db, store):
     for _ in range(6):
         remove_video(store, archive_ended(db, store))
-    scope = Scope(LATER)
-    assert verify(db, store, scope, sample=2).damages == 2
+    assert verify(db, store, start_scope(None, LATER), sample=2).damages == 2
+    scope = start_scope(None, LATER)
+    assert scope == Scope(LATER, is_resumed=True)
     verification = verify(db, store, scope, sample=3, now=LATER + HOUR)
     assert (verification.checked, verification.damages) == (3, 5)
     assert len(set(store.reads)) == 5
     assert len({one.job_id for one in verification.damaged}) == 5
+
+
+def test_sample_of_many_rows_is_drawn_by_address_and_only_of_its_scope(db):
+    known = {"archive_uri": "file:///a", "archive_sha256": "0" * 64, "archive_bytes": 1}
+    jobs = [
+        {"id": uuid7(), **known, "tenant": f"t{number % 2}", "archive_verified_at": None}
+        for number in range(3000)
+    ]
+    jobs += [{**job, "id": uuid7(), "archive_verified_at": LATER} for job in jobs[:1000]]
+    insert_all_ended(db, jobs, JobState.ARCHIVED, NOW)
+    scope = Scope(LATER, "t1")
+    with db.reading() as connection:
+        assert len(sampling.probe_copies(connection, scope)) >= verify_stage.FEWEST_HITS
+    wanted = {job["id"] for job in jobs[:3000] if job["tenant"] == "t1"}
+    drawn = draw_sample(db, scope, 50)
+    assert len(set(drawn)) == 50
+    assert drawn == sorted(drawn)
+    assert set(drawn) <= wanted
+    assert set(draw_sample(db, scope, 2000)) == wanted, "more than there are: all of them"
