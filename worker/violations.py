@@ -18,6 +18,7 @@ from worker.errors import InvalidInputError, Violation
 
 SHOWN_CHARACTERS = 80
 NOTHING = "nothing"
+PLAIN_KINDS = {"array": "a list", "boolean": "true or false", "null": "null", "string": "text"}
 
 Schema: TypeAlias = dict[str, Any]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -156,7 +157,7 @@ def _describe_branch(model: type[BaseModel], schema: Schema) -> str:
         case "integer" | "number" as kind:
             return _describe_range("an integer" if kind == "integer" else "a number", schema)
         case kind:
-            return {"boolean": "true or false", "string": "text", "null": "null"}[str(kind)]
+            return PLAIN_KINDS[str(kind)]
 
 
 def _describe_object(model: type[BaseModel], schema: Schema) -> str:

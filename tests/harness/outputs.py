@@ -1,14 +1,17 @@
 """What the emulator makes of a small clip, with what it states of the file, as Python values."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import av
+
 from emulator.model import describe, place_order
 from emulator.render import render
 from emulator.schema import read_input
-from tests.emulator.clips import make_clip
+from tests.emulator.clips import draw_pattern, make_clip, play_tone
 from worker.fal.extend_video import VideoFile
 from worker.media.verify import Stated
 from worker.stages.record import read_stated
@@ -42,3 +45,30 @@ def render_output(
     told = VideoFile.model_validate({"url": "https://v3.fal.media/v", **describe(rendered)})
     file = told.model_copy(update={"file_size": size})
     return Output(rendered.path, read_stated(file, size))
+
+
+def mux_odd(
+    path: Path,
+    *,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    muxing: dict[str, str] | None = None,
+    sound_seconds: float = 2.0,
+    place: Callable[[int], int] = int,
+) -> Path:
+    """Two seconds at 24 per second, but for what a test wants to be unusual."""
+    rate, size = 24, (128, 96)
+    sound_codec = {".webm": "libopus", ".avi": "mp2"}.get(path.suffix, "aac")
+    with av.open(path, "w", options=muxing or {}) as container:
+        video = container.add_stream(codec, rate, options or {})
+        assert isinstance(video, av.VideoStream)
+        video.width, video.height, video.pix_fmt = *size, "yuv420p"
+        audio = container.add_stream(sound_codec, 48_000, layout="stereo")
+        assert isinstance(audio, av.AudioStream)
+        for number, frame in enumerate(draw_pattern(48, size)):
+            frame.pts, frame.time_base = place(number), Fraction(1, rate)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+        for sound in [*play_tone(sound_seconds), None]:
+            container.mux(audio.encode(sound))
+    return path

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.emulator.clips import make_clip, make_sound, turn_clip
-from tests.harness.outputs import FORMS, Output, render_output
+from tests.harness.outputs import FORMS, Output, mux_odd, render_output
 from worker.errors import MediaMismatchError
 from worker.media.probe import StreamFacts, examine_video
 from worker.media.verify import (
@@ -120,6 +120,30 @@ def test_turned_video_may_be_stated_either_way(tmp_path) -> None:
 
 def test_upright_video_may_not_be_stated_turned(outputs) -> None:
     assert list_fields(outputs["mp4"].path, Stated(width=96, height=128)) == ["size"]
+
+
+ODD: dict[str, tuple[str, dict[str, Any]]] = {
+    "matroska": ("a.mkv", {}),
+    "avi": ("a.avi", {"codec": "mpeg4"}),
+    "in fragments": ("a.mp4", {"muxing": {"movflags": "frag_keyframe+empty_moov"}}),
+    "open groups": ("a.mp4", {"options": {"x264-params": "open-gop=1:keyint=12:scenecut=0"}}),
+    "many b-frames": ("a.mp4", {"options": {"x264-params": "bframes=8:keyint=24:slices=4"}}),
+    "longer sound": ("a.mp4", {"sound_seconds": 3.5}),
+    "shorter sound": ("a.mp4", {"sound_seconds": 0.5}),
+    "varying rate": ("a.mp4", {"place": lambda number: number + number // 10 * 7}),
+    "late picture": ("a.mp4", {"place": lambda number: number + 24}),
+    "hidden frames": ("a.webm", {"codec": "libvpx-vp9", "options": {"lag-in-frames": "25"}}),
+}
+
+
+@pytest.mark.parametrize("whole_bytes", [10**9, 0])
+@pytest.mark.parametrize("kind", ODD)
+def test_unusual_but_sound_video_passes(tmp_path, kind, whole_bytes) -> None:
+    name, how = ODD[kind]
+
+    examined = examine_video(mux_odd(tmp_path / name, **how), whole_bytes=whole_bytes)
+
+    assert [*examined.flaws, *compare_facts(Stated(frames=48), examined)] == []
 
 
 def test_box_of_provenance_does_no_harm(outputs, tmp_path) -> None:

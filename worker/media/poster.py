@@ -112,8 +112,7 @@ def _read_frame(
         container.seek(round((begin + seconds) * av.time_base))
         for frame in container.decode(stream):
             latest = frame
-            lasts = float((frame.duration or 0) * (frame.time_base or 0))
-            if frame.pts is None or frame.time + lasts > begin + seconds:
+            if frame.pts is None or _find_end(frame) > begin + seconds:
                 break
     return latest
 
@@ -128,14 +127,19 @@ def _read_each(
 def _read_in_order(
     container: InputContainer, stream: av.VideoStream, places: list[float]
 ) -> Iterator[av.VideoFrame]:
-    """In one pass: for each place the first frame at or after it, once, as far as it decodes."""
+    """In one pass: each frame that is shown at one of the places, as far as it decodes."""
     begin = (container.start_time or 0) / av.time_base
     waiting = [begin + place for place in places]
     with suppress(av.FFmpegError):
         for frame in container.decode(stream):
-            if waiting and (frame.time or 0.0) >= waiting[0]:
-                waiting = [place for place in waiting if place > (frame.time or 0.0)]
+            end = _find_end(frame)
+            if waiting and end > waiting[0]:
+                waiting = [place for place in waiting if place >= end]
                 yield frame
+
+
+def _find_end(frame: av.VideoFrame) -> float:
+    return (frame.time or 0.0) + float((frame.duration or 0) * (frame.time_base or 0))
 
 
 def _draw(

@@ -68,7 +68,7 @@ class FileRecord(_Part):
 
 
 class VideoRecord(FileRecord):
-    media: VideoFacts
+    media: Annotated[VideoFacts, _say("what decoding has shown of the video")]
 
 
 class AttemptRecord(_Part):
@@ -107,7 +107,7 @@ class Recipe(_Part):
     seed: int
     attempts: Annotated[tuple[AttemptRecord, ...], _say("a list of attempts, each with its number")]
     times: Times
-    video: VideoRecord
+    video: Annotated[VideoRecord, _say("the video's name, bytes, sha256 and media")]
     poster: FileRecord | None = None
     sheet: FileRecord | None = None
 
