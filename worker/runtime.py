@@ -19,7 +19,7 @@ from worker.db import Database
 from worker.dispatch import Dispatcher
 from worker.doctor import Diagnosis, DoctorTerms, examine
 from worker.errors import InvalidInputError, InvalidSettingsError, Violation
-from worker.fal.options import RequestOptions, parse_options, split_tags
+from worker.fal.options import RequestOptions, parse_option, parse_options, split_tags
 from worker.fal.platform import PlatformClient
 from worker.fal.queue import QueueClient
 from worker.fal.requests import RequestClient
@@ -44,6 +44,7 @@ OPTION_SETTINGS = {
     "priority": "fal_priority",
     "start_timeout": "start_timeout_seconds",
     "object_expiration": "fal_object_expiration_seconds",
+    "initial_acl": "fal_initial_acl",
     "tags": "fal_tags",
     "no_retry": "fal_no_retry",
     "disable_fallback": "fal_disable_fallback",
@@ -208,10 +209,12 @@ def read_request_options(settings: Settings) -> RequestOptions:
     if settings.fal_tags is not None:
         given["tags"] = _read_setting("fal_tags", settings.fal_tags, split_tags)
     try:
+        if settings.fal_initial_acl is not None:
+            given["initial_acl"] = parse_option("initial_acl", settings.fal_initial_acl)
         return parse_options(given)
     except InvalidInputError as error:
         wrong = (
-            Violation(OPTION_SETTINGS[one.field].upper(), one.value, one.allowed)
+            Violation(OPTION_SETTINGS[one.field.split(".")[0]].upper(), one.value, one.allowed)
             for one in error.violations
         )
         raise InvalidSettingsError(tuple(wrong)) from None

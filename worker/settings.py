@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     fal_object_expiration_seconds: int | None = Field(
         None, ge=3600, le=315_360_000, description="when fal deletes the files of a result"
     )
+    fal_initial_acl: str | None = Field(
+        None, description="who may read the files of a result: allow, forbid, hide, or JSON"
+    )
     fal_tags: str | None = Field(
         None, description="tags of each request, shown in fal's dashboard: name=value,name=value"
     )
