@@ -6,12 +6,17 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.harness.s3 import S3, run_s3
 from tests.harness.servers import Postgres, SharedDatabase, run_postgres, run_redis
 from worker.db import Database
 from worker.schema import upgrade_schema
+
+# How long an example takes says more of the machine's load than of the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 OUR_VARIABLES = (
     *("FAL_", "DATABASE_URL", "BROKER_URL", "WEBHOOK_", "ARCHIVE_", "SPOOL_DIR", "LOG_"),
