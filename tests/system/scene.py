@@ -55,9 +55,12 @@ class Scene:
         return [request for request in requests if request["input"].get("prompt") == prompt]
 
     def list_archived(self, job_id: UUID) -> list[Path]:
-        """The job's files under final names, wherever the layout puts them."""
-        found = self.deployment.archive.rglob(f"{job_id}*")
-        return sorted(path for path in found if path.parent.name != ".partial")
+        """The job's videos under final names, wherever the layout puts them."""
+        found = sorted(self.deployment.archive.rglob(f"{job_id}*"))
+        named = [path for path in found if path.parent.name != ".partial"]
+        videos = [path for path in named if path.suffix not in {".json", ".jpg"}]
+        assert all(path.with_suffix(".json") in named for path in videos), "each has its recipe"
+        return videos
 
     def list_partials(self) -> list[Path]:
         return list((self.deployment.archive / ".partial").glob("*"))
