@@ -1,0 +1,376 @@
+"""`extend-video replay`: from the sidecar of an archived video to the same request at fal."""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.emulator.clips import make_clip
+from tests.emulator.processes import Emulator, start_emulator
+from tests.harness.brokers import take_messages
+from tests.harness.jobs import make_job, read_attempts, read_job
+from tests.harness.logs import preserved_logging
+from tests.harness.stages import Bench, open_clients
+from worker import cli
+from worker.app import QUEUES
+from worker.fal.extend_video import complete_input, parse_output
+from worker.jobs import table
+from worker.jobs.states import JobState
+from worker.jobs.values import Job
+from worker.media.probe import VideoFacts, probe_video
+from worker.media.recipe import Recipe, describe_file
+from worker.media.verify import verify_video
+from worker.runtime import Runtime, build_runtime
+from worker.stages.record import ArchivedFiles, build_recipe, read_stated
+
+ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+WISH = {"prompt": "Ein Schwenk über \N{WATER WAVE}", "video_url": "https://example.com/a.mp4?s=1"}
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory) -> Iterator[Emulator]:
+    with start_emulator(tmp_path_factory.mktemp("fal"), "--render", "fake") as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory) -> VideoFacts:
+    return probe_video(make_clip(tmp_path_factory.mktemp("clip") / "a.mp4"))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, database_url, redis_url) -> Iterator[Run]:
+    """Runs `extend-video replay` in this process."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("BROKER_URL", redis_url)
+    for queue in QUEUES.values():
+        take_messages(redis_url, queue)
+    opened: list[Runtime] = []
+
+    def build_and_keep() -> Runtime:
+        opened.append(build_runtime())
+        return opened[-1]
+
+    monkeypatch.setattr("worker.replay.build_runtime", build_and_keep)
+
+    def run_in_process(*arguments: str) -> Ended:
+        monkeypatch.setattr("sys.argv", ["extend-video", "replay", *arguments])
+        capsys.readouterr()  # what stages have logged that the test called itself
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        code = caught.value.code
+        assert isinstance(code, int | None)
+        return Ended(code or 0, captured.out, captured.err)
+
+    with preserved_logging():
+        yield run_in_process
+    for runtime in opened:
+        if "db" in vars(runtime):
+            runtime.db.close()
+        if "dispatcher" in vars(runtime):
+            runtime.dispatcher.close()
+
+
+@pytest.fixture
+def archived(db) -> Job:
+    """A job whose input is complete, and whose result tells another seed than the input."""
+    fields = complete_input({**WISH, "seed": 3}).to_json()
+    return make_job(db, JobState.ARCHIVED, input=fields, tenant="acme", labels={"order": "17"})
+
+
+@pytest.fixture
+def recipe(db, archived, facts) -> Recipe:
+    files = ArchivedFiles(describe_file("a.mp4", b"video"))
+    return build_recipe(archived, read_attempts(db, archived.id), facts, files)
+
+
+@pytest.fixture
+def sidecar(tmp_path, recipe) -> Path:
+    return write(tmp_path, recipe)
+
+
+def write(directory: Path, recipe: Recipe, **changes: object) -> Path:
+    path = directory / "video.json"
+    path.write_bytes(recipe.model_copy(update=changes).to_bytes())
+    return path
+
+
+def list_jobs(db) -> list[Job]:
+    with db.reading() as connection:
+        return table.list_jobs(connection, state=None, tenant=None, limit=100)
+
+
+def find_replayed(db, ended: Ended) -> Job:
+    assert ended.code == 0, ended.err
+    return read_job(db, UUID(ended.json["id"]))
+
+
+# ------------------------------------------------------------------ to fal
+
+
+def make_archived(bench: Bench, emulator: Emulator, directory: Path) -> tuple[Job, Path]:
+    """A job that the emulator has made a video for, and the sidecar beside the video."""
+    fields = complete_input({**WISH, "fps": 30, "seed": None}).to_json()
+    job = bench.submit(bench.insert(input=fields, options={"priority": "low", "tags": {"a": "b"}}))
+    assert job is not None
+    emulator.get_result(str(job.fal_request_id))
+    bench.reconcile(job)
+    job = bench.read(job)
+    video = parse_output(job.result).video
+    reply = emulator.client.get(video.url)
+    path = directory / "video.mp4"
+    path.write_bytes(reply.content)
+    stated = read_stated(video, int(reply.headers["Content-Length"]))
+    files = ArchivedFiles(describe_file(path.name, reply.content))
+    recipe = build_recipe(job, bench.attempts(job), verify_video(path, stated), files)
+    sidecar = directory / "video.json"
+    sidecar.write_bytes(recipe.to_bytes())
+    return job, sidecar
+
+
+def test_replayed_job_sends_fal_the_same_input_and_options(db, run, emulator, tmp_path) -> None:
+    with open_clients(emulator.url) as clients:
+        bench = Bench(db, *clients)
+        job, sidecar = make_archived(bench, emulator, tmp_path)
+
+        again = bench.submit(find_replayed(db, run(str(sidecar), "--json")))
+
+    assert again is not None
+    assert again.id != job.id
+    sent = [emulator.find(str(one.fal_request_id)) for one in (job, again)]
+    assert json.dumps(sent[0]["input"]) == json.dumps(sent[1]["input"])
+    assert sent[0]["input"]["seed"] == job.input["seed"]
+    ledger = emulator.client.get("/_emulator/ledger").json()
+    (entry,) = [one for one in ledger["by_input"] if again.fal_request_id in one["request_ids"]]
+    assert set(entry["request_ids"]) == {job.fal_request_id, again.fal_request_id}
+    assert entry["submissions"] == 2
+    first, second = (bench.attempts(one)[0] for one in (job, again))
+    assert first.options == second.options
+
+
+# ------------------------------------------------------------------ the new job
+
+
+def test_new_job_has_input_seed_and_tenant_of_the_old_one(db, run, archived, sidecar) -> None:
+    job = find_replayed(db, run(str(sidecar), "--json"))
+
+    assert job.input == {**archived.input, "seed": 7}
+    assert (job.tenant, job.labels) == ("acme", {"replay_of": str(archived.id)})
+    assert (job.state, job.endpoint) == (JobState.QUEUED, archived.endpoint)
+
+
+@ON_SQLITE
+def test_new_job_is_rung_for_and_its_id_is_printed(db, run, archived, sidecar, redis_url) -> None:
+    ended = run(str(sidecar))
+
+    (new,) = [job for job in list_jobs(db) if job.id != archived.id]
+    assert ended.out == f"{new.id}\n"
+    (message,) = take_messages(redis_url, "extend_video.submit")
+    assert str(new.id) in str(message)
+
+
+@ON_SQLITE
+def test_it_is_said_beforehand_that_it_costs_money(run, archived, sidecar) -> None:
+    ended = run(str(sidecar), "--set", "num_frames=241")
+
+    assert f"replaying job {archived.id} by a new paid run of {archived.endpoint}" in ended.err
+    assert "seed 7, for tenant acme, with other num_frames" in ended.err
+
+
+@ON_SQLITE
+def test_fields_may_be_changed_prompt_and_video_too(db, run, archived, sidecar) -> None:
+    changes = ["prompt=It lands", "video_url=https://example.com/b.mp4", "seed=5", "fps=30"]
+    options = [part for change in changes for part in ("--set", change)]
+
+    job = find_replayed(db, run(str(sidecar), *options, "--tenant", "other", "--json"))
+
+    changed = {"prompt": "It lands", "video_url": "https://example.com/b.mp4", "seed": 5}
+    assert job.input == {**archived.input, **changed, "fps": 30.0}
+    assert job.tenant == "other"
+
+
+@ON_SQLITE
+def test_seed_of_null_is_drawn_anew(db, run, sidecar) -> None:
+    ended = run(str(sidecar), "--set", "seed=null", "--json")
+
+    assert find_replayed(db, ended).input["seed"] not in {None, 7, 3}
+    assert "a new seed" in ended.err
+    assert run(str(sidecar), "--set", "seed=null", "--dry-run").json["input"]["seed"] is None
+
+
+@ON_SQLITE
+def test_same_key_gives_the_same_job(db, run, sidecar) -> None:
+    first, second = (run(str(sidecar), "--idempotency-key", "k", "--json") for _ in range(2))
+
+    assert find_replayed(db, first).id == find_replayed(db, second).id
+    assert len(list_jobs(db)) == 2
+
+
+@ON_SQLITE
+def test_sidecar_may_come_by_standard_input(db, run, sidecar, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(sidecar.read_bytes())))
+
+    assert find_replayed(db, run("-", "--json")).input["seed"] == 7
+
+
+# ------------------------------------------------------------------ dry run
+
+
+@ON_SQLITE
+def test_dry_run_prints_the_wish_and_writes_nothing(db, run, archived, sidecar, redis_url) -> None:
+    ended = run(str(sidecar), "--dry-run", "--idempotency-key", "k", "--set", "num_frames=241")
+
+    assert ended.code == 0
+    assert ended.json == {
+        "endpoint": archived.endpoint,
+        "tenant": "acme",
+        "idempotency_key": "k",
+        "labels": {"replay_of": str(archived.id)},
+        "fal_options": {},
+        "input": {**archived.input, "seed": 7, "num_frames": 241},
+    }
+    assert [job.id for job in list_jobs(db)] == [archived.id]
+    assert take_messages(redis_url, "extend_video.submit") == []
+
+
+@ON_SQLITE
+def test_dry_run_needs_no_database(run, sidecar, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'none' / 'jobs.db'}")
+
+    assert run(str(sidecar), "--dry-run").code == 0
+
+
+# ------------------------------------------------------------------ files inside the input
+
+
+@pytest.fixture
+def inline(db, tmp_path, facts) -> tuple[Job, Path]:
+    clip = make_clip(tmp_path / "clip.mp4", frames=3, has_audio=False).read_bytes()
+    url = f"data:video/mp4;base64,{base64.b64encode(clip).decode()}"
+    fields = complete_input({**WISH, "video_url": url}).to_json()
+    job = make_job(db, JobState.ARCHIVED, input=fields)
+    files = ArchivedFiles(describe_file("a.mp4", b"video"))
+    recipe = build_recipe(job, read_attempts(db, job.id), facts, files)
+    return job, write(tmp_path, recipe)
+
+
+def test_file_inside_the_input_is_taken_from_the_old_jobs_row(db, run, inline) -> None:
+    job, sidecar = inline
+    assert job.input["video_url"].encode() not in sidecar.read_bytes()
+
+    assert find_replayed(db, run(str(sidecar), "--json")).input == {**job.input, "seed": 7}
+
+
+@ON_SQLITE
+def test_file_inside_the_input_is_asked_for_where_the_row_is_gone(
+    db, run, inline, sqlite_template, monkeypatch, tmp_path
+) -> None:
+    _, sidecar = inline
+    empty = tmp_path / "empty.db"
+    empty.write_bytes(sqlite_template.read_bytes())
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{empty}")
+
+    ended = run(str(sidecar), "--dry-run")
+
+    assert ended.code == 2
+    assert "invalid_recipe" in ended.err
+    assert "input.video_url" in ended.err
+    assert "give it by --set" in ended.err
+    changed = run(str(sidecar), "--dry-run", "--set", "video_url=https://example.com/b.mp4")
+    assert changed.json["input"]["video_url"] == "https://example.com/b.mp4"
+
+
+# ------------------------------------------------------------------ what is refused
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"<html>", ["sidecar", "JSON in UTF-8"]),
+        (b"{}", ["recipe", "the version that this software reads"]),
+        (b'{"recipe": 2}', ["recipe=2"]),
+        (b'{"recipe": 1, "job_id": "x"}', ["job_id", "a UUID", "input", "required"]),
+    ],
+)
+def test_faulty_sidecar_is_refused_as_wrong_usage(db, run, tmp_path, content, words) -> None:
+    path = tmp_path / "faulty.json"
+    path.write_bytes(content)
+
+    ended = run(str(path))
+
+    assert (ended.code, ended.out) == (2, "")
+    assert "invalid_recipe" in ended.err
+    assert [word for word in words if word not in ended.err] == []
+    assert list_jobs(db) == []
+
+
+@ON_SQLITE
+def test_missing_sidecar_is_refused_with_the_reason(run) -> None:
+    ended = run("nowhere.json")
+
+    assert ended.code == 2
+    assert "a file that can be read: No such file or directory" in ended.err
+
+
+@ON_SQLITE
+def test_sidecar_of_another_model_is_refused(db, run, tmp_path, recipe, archived) -> None:
+    ended = run(str(write(tmp_path, recipe, endpoint="fal-ai/another/model")))
+
+    assert ended.code == 2
+    assert "endpoint=fal-ai/another/model" in ended.err
+    assert [job.id for job in list_jobs(db)] == [archived.id]
+
+
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("num_frames=1000", "an integer from 9 to 481"),
+        ("num_framez=9", "did you mean num_frames?"),
+        ("prompt", "NAME=VALUE"),
+        ("video_url=clip.mp4", "an absolute http or https URL"),
+    ],
+)
+def test_wrong_change_is_refused_before_anything_is_written(
+    db, run, sidecar, archived, change, words
+) -> None:
+    for options in ([], ["--dry-run"]):
+        ended = run(str(sidecar), "--set", change, *options)
+
+        assert (ended.code, ended.out) == (2, "")
+        assert "invalid_input" in ended.err
+        assert words in ended.err
+    assert [job.id for job in list_jobs(db)] == [archived.id]
+
+
+@ON_SQLITE
+def test_input_that_the_model_no_longer_takes_is_refused(run, tmp_path, recipe) -> None:
+    path = write(tmp_path, recipe, input={**recipe.input, "weather": "fine"})
+
+    ended = run(str(path), "--dry-run")
+
+    assert ended.code == 2
+    assert "weather" in ended.err
+    assert "no such field" in ended.err
