@@ -30,6 +30,7 @@ from worker.jobs.values import Job
 from worker.log import configure_logging
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
+from worker.media.layout import parse_layout
 from worker.media.store import Store, open_store
 from worker.settings import Settings, load_settings, mask_url, require_settings
 from worker.stages.archive import ArchiveTerms, describe_copy, fetch_video
@@ -168,6 +169,7 @@ class Runtime:
             lease=settings.lease_seconds,
             hosts=_read_setting("fal_media_hosts", settings.fal_media_hosts, parse_media_hosts),
             limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),
+            layout=_read_setting("archive_layout", settings.archive_layout, parse_layout),
         )
 
     @property
@@ -206,7 +208,7 @@ class Runtime:
         settings = self.settings
         platform = None if settings.fal_credentials is None else self.platform
         terms = DoctorTerms(settings.fal_endpoint, every_file, timedelta(hours=hours))
-        return examine(db=self.db, platform=platform, terms=terms)
+        return examine(db=self.db, store=self.store, platform=platform, terms=terms)
 
     def check_worker(self) -> None:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""

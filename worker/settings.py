@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import InvalidSettingsError, Violation
 from worker.setting_types import (
+    DEFAULT_LAYOUT,
     MAX_WEBHOOK_BYTES,
     MOST_INLINE_BYTES,
     MOST_UPLOAD_BYTES,
@@ -106,7 +107,10 @@ class Settings(BaseSettings):
         le=MAX_WEBHOOK_BYTES,
         description="largest webhook body that the receiver reads, in bytes",
     )
-    archive_url: str = Field("file:./archive", description="where videos go")
+    archive_url: str = Field(
+        "file:./archive",
+        description="where videos go: file:, s3://bucket/prefix, gs://, az://",
+    )
     max_video_bytes: int = Field(
         8 * 1024**3, ge=1, description="largest video that is downloaded, in bytes"
     )
@@ -169,6 +173,10 @@ class Settings(BaseSettings):
     spool_dir: str = Field(
         "./spool",
         description="where files wait on their way into an archive that is not on this machine",
+    )
+    archive_layout: str = Field(
+        DEFAULT_LAYOUT,
+        description="names in the archive: a template of yyyy, mm, dd, hh, tenant, job_id and ext",
     )
 
     @field_serializer("database_url", "broker_url", "archive_url")

@@ -60,6 +60,7 @@ def check_worker(**_: object) -> None:
     try:
         runtime.check_worker()
         check_schema(runtime.db)
+        clear_spool(runtime)
     except PermanentError as error:
         sys.exit(f"{error.code}: {error}")
     except DBAPIError as error:
@@ -70,8 +71,12 @@ def check_worker(**_: object) -> None:
 
 @worker_process_init.connect
 def forget_runtime(**_: object) -> None:
-    """A forked process must not share connections, nor the worker's name, with its parent."""
+    """A forked process must not share connections, nor the worker's name, with its parent.
+
+    It may stand in for one that was killed, and has left a file in the spool.
+    """
     get_runtime.cache_clear()
+    clear_spool(get_runtime())
 
 
 @shared_task(name=ENQUEUE, bind=True, acks_late=True, reject_on_worker_lost=True)
@@ -203,6 +208,11 @@ def sweep() -> None:
     """Ring for every overdue job, then clear what killed downloads have left."""
     runtime = get_runtime()
     runtime.ring_overdue()
+    clear_spool(runtime)
+
+
+def clear_spool(runtime: Runtime) -> None:
+    """At each start too: the sweep may run on another machine, whose spool is not this one."""
     try:
         remove_partials(runtime.store)
     except StoreUnavailableError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness.clock import FakeClock
+from tests.harness.disk import list_files
 from tests.harness.jobs import LEASE, NOW, build_result, make_job, move_job, read_job
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
@@ -16,7 +17,10 @@ from worker.jobs import table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
+from worker.media.layout import parse_layout
 from worker.media.local_store import PARTIAL_DIRECTORY, LocalStore
+from worker.media.store import open_store
+from worker.setting_types import DEFAULT_LAYOUT
 from worker.stages.archive import (
     FIRST_DELAY,
     LONGEST_DELAY,
@@ -46,7 +50,8 @@ def root(tmp_path) -> Path:
 @pytest.fixture
 def terms(cdn):
     limits = DownloadLimits(timedelta(seconds=30), 10 * len(VIDEO))
-    return ArchiveTerms("tester:1", LEASE, parse_media_hosts(cdn.place), limits)
+    hosts = parse_media_hosts(cdn.place)
+    return ArchiveTerms("tester:1", LEASE, hosts, limits, parse_layout(DEFAULT_LAYOUT))
 
 
 @pytest.fixture
@@ -78,8 +83,9 @@ def job(db, cdn):
     return make_completed(db, f"{cdn.url}/files/b/0a/clip.mp4?sig=%20x")
 
 
-def list_files(root):
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+def name_final(job, extension="mp4"):
+    """Where the default layout puts the job's video."""
+    return f"{job.enqueued_at:%Y/%m/%d}/{job.id}.{extension}"
 
 
 def list_events(db, job):
@@ -97,12 +103,12 @@ def sweep(db, clock):
 def test_archive_job_keeps_the_very_bytes_under_the_jobs_id(db, root, cdn, job, archive):
     moved = archive(job)
     assert moved == read_job(db, job.id)
-    final = root / f"{job.id}.mp4"
+    final = root / name_final(job)
     assert (moved.state, moved.archived_at) == (JobState.ARCHIVED, NOW)
     assert (moved.archive_uri, moved.archive_bytes) == (final.as_uri(), len(VIDEO))
     assert moved.archive_sha256 == sha256(VIDEO).hexdigest()
     assert final.read_bytes() == VIDEO
-    assert list_files(root) == [final.name]
+    assert list_files(root) == [name_final(job)]
     assert (moved.due_at, moved.claimed_by, moved.doorbell) == (None, None, None)
     assert cdn.asked[0].target == "/files/b/0a/clip.mp4?sig=%20x"
     reasons = [event.reason for event in list_events(db, job)]
@@ -125,7 +131,7 @@ def test_archive_job_names_the_file_by_what_it_is(db, root, cdn, archive, case):
     cdn.answer = send_body(head)
     job = make_completed(db, f"{cdn.url}/v", **video)
     archive(job)
-    assert list_files(root) == [f"{job.id}.{extension}"]
+    assert list_files(root) == [name_final(job, extension)]
 
 
 def test_archive_job_claims_before_it_downloads(db, cdn, job, archive):
@@ -187,6 +193,35 @@ def test_archive_job_that_cannot_write_is_postponed(db, root, job, archive):
     assert moved.blocked_reason.startswith("store_unavailable: ")
 
 
+def test_archive_job_waits_with_the_reason_until_its_bucket_is_there(
+    db, cdn, job, terms, s3, tmp_path
+):
+    store = open_store("s3://made-too-late/videos", tmp_path / "spool")
+    clock = FakeClock()
+
+    def run():
+        with media_client() as client:
+            return archive_job(job.id, db=db, client=client, store=store, terms=terms, clock=clock)
+
+    moved = run()
+    assert (moved.state, moved.error_code) == (JobState.COMPLETED, None)
+    reason = "the archive cannot be written: there is no such bucket (NoSuchBucket)"
+    assert moved.blocked_reason == f"store_unavailable: {reason}"
+    assert list_files(tmp_path / "spool") == []
+
+    s3.client.put("/made-too-late").raise_for_status()
+    clock.now = moved.due_at
+    moved = run()
+    name = name_final(job)
+    assert (moved.state, moved.archive_uri) == (
+        JobState.ARCHIVED,
+        f"s3://made-too-late/videos/{name}",
+    )
+    assert s3.get("made-too-late", f"videos/{name}").content == VIDEO
+    store.delete(name)
+    s3.client.delete("/made-too-late").raise_for_status()
+
+
 def test_archive_job_postponed_waits_longer_each_time(db, cdn, job, archive):
     cdn.answer = send_body(b"", 503)
     clock, delays = FakeClock(), []
@@ -211,7 +246,7 @@ def test_archive_job_postponed_is_claimable_again_by_the_sweep_at_its_time(
     clock.now = due_at
     assert sweep(db, clock) == [Doorbell(Step.ARCHIVE, job.id)]
     assert archive(job, clock=clock).state is JobState.ARCHIVED
-    assert (len(cdn.asked), list_files(root)) == (2, [f"{job.id}.mp4"])
+    assert (len(cdn.asked), list_files(root)) == (2, [name_final(job)])
 
 
 def test_choose_delay_never_leaves_its_bounds():
@@ -280,7 +315,7 @@ def test_archive_job_renews_its_lease_during_a_silent_download(db, root, cdn, jo
     cdn.answer = fall_silent
     assert archive(job, clock=clock, lease=BEAT).state is JobState.ARCHIVED
     assert (swept, clock()) == ([], NOW + BEAT)
-    assert list_files(root) == [f"{job.id}.mp4"]
+    assert list_files(root) == [name_final(job)]
 
 
 def take_over(db, job, clock):
@@ -320,8 +355,8 @@ def test_archive_job_taken_over_and_ended_leaves_the_others_file(db, root, cdn, 
     assert archive(job, clock=clock) is None
     assert [read_job(db, job.id)] == archived
     assert archived[0].state is JobState.ARCHIVED
-    assert (root / f"{job.id}.mp4").read_bytes() == VIDEO
-    assert list_files(root) == [f"{job.id}.mp4"]
+    assert (root / name_final(job)).read_bytes() == VIDEO
+    assert list_files(root) == [name_final(job)]
 
 
 def test_archive_job_after_a_crash_before_the_record_ends_with_one_file(
@@ -336,14 +371,14 @@ def test_archive_job_after_a_crash_before_the_record_ends_with_one_file(
     clock = FakeClock(NOW + LEASE)
     assert sweep(db, clock) == [Doorbell(Step.ARCHIVE, job.id)]
     assert archive(job, clock=clock).state is JobState.ARCHIVED
-    assert list_files(root) == [f"{job.id}.mp4"]
+    assert list_files(root) == [name_final(job)]
 
 
 def test_archive_job_twice_downloads_once(db, root, cdn, job, archive):
     first = archive(job)
     assert archive(job) is None
     assert (read_job(db, job.id), len(cdn.asked)) == (first, 1)
-    assert list_files(root) == [f"{job.id}.mp4"]
+    assert list_files(root) == [name_final(job)]
 
 
 def test_archive_job_at_once_by_two_doorbells_downloads_once(cdn, job, archive):

@@ -31,6 +31,7 @@ from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
+from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
 from worker.setting_types import UnknownPolicy
 from worker.stages import follow
@@ -159,10 +160,15 @@ def test_poll_of_finished_request_writes_its_time_and_logs(shop) -> None:
 # ------------------------------------------------------------------ a result inside the message
 
 
-def archive(shop: Shop, job_id: UUID, root: Path) -> Job:
-    terms = ArchiveTerms(
-        "tester:1", LEASE, parse_media_hosts("*.fal.media"), DownloadLimits(MINUTE, 2**30)
+def build_terms(hosts: str) -> ArchiveTerms:
+    limits = DownloadLimits(MINUTE, 2**30)
+    return ArchiveTerms(
+        "tester:1", LEASE, parse_media_hosts(hosts), limits, parse_layout("{job_id}.{ext}")
     )
+
+
+def archive(shop: Shop, job_id: UUID, root: Path) -> Job:
+    terms = build_terms("*.fal.media")
     with media_client() as client:
         archived = archive_job(
             job_id, db=shop.db, client=client, store=LocalStore(root), terms=terms
@@ -211,7 +217,7 @@ def test_unfinished_request_with_result_inside_is_polled_again_in_time(busy_shop
 def test_spoiled_result_inside_fails_and_is_kept(db, tmp_path) -> None:
     result = {"video": {"url": "data:video/mp4;base64,AA!A"}, "seed": 1, "prompt": "on"}
     job = make_job(db, JobState.COMPLETED, result=result)
-    terms = ArchiveTerms("tester:1", LEASE, parse_media_hosts("x"), DownloadLimits(MINUTE, 2**30))
+    terms = build_terms("x")
     with media_client() as client:
         failed = archive_job(
             job.id,

@@ -1,5 +1,6 @@
 """What an enqueue message comes to: until its row is there, it is all there is of a wish."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from worker import tasks
 from worker.runtime import Runtime
 from worker.settings import load_settings
 
+WHOLE = {"FAL_KEY": "k", "WEBHOOK_BASE_URL": "https://hooks.test"}
 WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
 
 
@@ -61,3 +63,33 @@ def test_enqueue_of_a_bad_wish_drops_the_message_naming_the_field(fail_with) -> 
     with pytest.raises(Reject, match="num_frames") as caught:
         tasks.enqueue(**WISH, num_frames=1)
     assert not is_given_back(caught.value)
+
+
+@pytest.fixture
+def left(monkeypatch, tmp_path: Path, sqlite_url) -> Path:
+    """A partial that a killed process has left in the spool of an archive elsewhere."""
+    variables = {"DATABASE_URL": sqlite_url, "ARCHIVE_URL": "s3://bucket", **WHOLE}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    path = tmp_path / "spool" / "left.part"
+    path.parent.mkdir()
+    path.touch()
+    return path
+
+
+def test_worker_that_starts_clears_its_spool(left) -> None:
+    tasks.check_worker()
+    assert not left.exists()
+
+
+def test_process_that_stands_in_for_a_killed_one_clears_the_spool(left) -> None:
+    tasks.forget_runtime()
+    tasks.get_runtime.cache_clear()
+    assert not left.exists()
+
+
+def test_spool_that_cannot_be_cleared_ends_no_worker(left) -> None:
+    left.unlink()
+    left.mkdir()
+    tasks.check_worker()
+    assert left.exists()

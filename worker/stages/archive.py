@@ -19,6 +19,7 @@ from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
 from worker.media.download import Download, DownloadLimits, Sink, download_video
 from worker.media.hosts import MediaHosts
+from worker.media.layout import Layout
 from worker.media.probe import VIDEO_TYPES, choose_extension
 from worker.media.store import Store, StoredObject
 from worker.media.unpack import is_inline, make_marker, unpack_video
@@ -37,6 +38,7 @@ class ArchiveTerms:
     lease: timedelta
     hosts: MediaHosts
     limits: DownloadLimits
+    layout: Layout
 
 
 def archive_job(
@@ -86,8 +88,8 @@ def fetch_video(
         )
         # A holder that has lost its claim leaves the file to the next one.
         heartbeat.renew()
-        content_type = VIDEO_TYPES.get(extension, UNKNOWN_TYPE)
-        return store.publish(file, f"{job.id}.{extension}", content_type)
+        names = terms.layout.name(job.id, job.tenant, job.enqueued_at, extension)
+        return store.publish(file, names.video, VIDEO_TYPES.get(extension, UNKNOWN_TYPE))
 
 
 def take_video(
