@@ -9,6 +9,7 @@ import pytest
 from tests.harness.archiving import (
     FRAMES,
     LIMITS,
+    RATE,
     Archiver,
     archive_locally,
     list_files,
@@ -79,7 +80,8 @@ def test_archive_job_keeps_the_very_bytes_under_the_jobs_id(db, root, cdn, job, 
     assert moved.archive_poster_uri == final.with_suffix(".jpg").as_uri()
     assert moved.archive_sidecar_uri == final.with_suffix(".json").as_uri()
     assert (moved.archive_verified_at, moved.archive_error) == (NOW, None)
-    assert moved.archive_media["frames"] == FRAMES
+    facts = (moved.archive_media["frames"], moved.archive_media["duration"])
+    assert facts == (FRAMES, FRAMES / RATE)
     assert moved.archive_sha256 == sha256(VIDEO).hexdigest()
     assert final.read_bytes() == VIDEO
     assert list_files(root) == list_names(job)

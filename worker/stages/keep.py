@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
 
-from pydantic import TypeAdapter
-
 from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import (
@@ -39,7 +37,6 @@ from worker.stages.record import ArchivedFiles, build_recipe
 JSON, JPEG, BYTES = "application/json", "image/jpeg", "application/octet-stream"
 # A data URI is quoted by its beginning.
 MOST_URL_CHARACTERS = 500
-_FACTS = TypeAdapter(VideoFacts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +100,7 @@ class Keeper:
             "archive_uri": stored.uri,
             "archive_sha256": stored.sha256,
             "archive_bytes": stored.bytes,
-            "archive_media": _FACTS.dump_python(facts, mode="json"),
+            "archive_media": recipe.video.model_dump(mode="json")["media"],
             "archive_poster_uri": poster,
             "archive_sidecar_uri": self.store.find_uri(names.sidecar),
             "archive_verified_at": self.clock(),
