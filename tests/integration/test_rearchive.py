@@ -34,7 +34,9 @@ from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
+from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
+from worker.setting_types import DEFAULT_LAYOUT
 from worker.stages.archive import ArchiveTerms, describe_copy, fetch_video
 from worker.stages.rearchive import Rearchived, Rearchiver
 
@@ -55,7 +57,8 @@ def store(tmp_path):
 @pytest.fixture
 def fetch(cdn, store):
     limits = DownloadLimits(timedelta(seconds=30), 10 * len(VIDEO))
-    terms = ArchiveTerms("tester:1", LEASE, parse_media_hosts(cdn.place), limits)
+    hosts, layout = parse_media_hosts(cdn.place), parse_layout(DEFAULT_LAYOUT)
+    terms = ArchiveTerms("tester:1", LEASE, hosts, limits, layout)
     with media_client() as client:
 
         def run(job, holder):
@@ -73,13 +76,13 @@ def rearchiver(bench, store, fetch):
 
 @pytest.fixture
 def job(bench, cdn, store):
-    """Archived as the stages do it, its file in a place of its layout."""
+    """Archived as the stages do it, its file where release 0.2.0 has put it."""
     submitted = bench.make_submitted()
     (attempt,) = bench.attempts(submitted)
     result = build_result(f"{cdn.url}/files/clip.mp4")
     bench.reconciler._record(submitted, attempt, build_completion(REQUEST_ID, result))
     claimed = move_job(bench.db, bench.read(submitted), JobEvent.ARCHIVE_CLAIMED)
-    stored = store.put(f"2026/11/23/{claimed.id}.mp4", VIDEO, "video/mp4")
+    stored = store.put(f"{claimed.id}.mp4", VIDEO, "video/mp4")
     with bench.db.transaction() as connection:
         move = Move(bench.clock(), columns=describe_copy(stored))
         return table.apply_permitted(connection, claimed, JobEvent.ARCHIVE_RECORDED, move)
@@ -107,7 +110,7 @@ def test_damaged_copy_is_replaced_by_the_video_at_fal(bench, cdn, store, rearchi
     assert str(event.detail).startswith("different: it has 6 bytes")
     assert len(cdn.asked) == 1
     terms = DoctorTerms("x", every_file=True)
-    assert examine(db=bench.db, platform=None, terms=terms).findings == []
+    assert examine(db=bench.db, store=store, platform=None, terms=terms).findings == []
 
 
 def test_former_object_under_another_name_is_deleted_after_the_record(store, rearchiver, job):
@@ -117,7 +120,7 @@ def test_former_object_under_another_name_is_deleted_after_the_record(store, rea
     seen = []
     store.before_delete = lambda _: seen.append(read_job(rearchiver.db, job.id).archive_uri)
     after = rearchiver.rearchive_job(job.id).job
-    assert list_names(store) == [f"{job.id}.mp4"]
+    assert list_names(store) == [f"2026/11/23/{job.id}.mp4"]
     assert (store.deletes, seen) == ([former], [after.archive_uri])
 
 
