@@ -4,6 +4,7 @@ The copy is replaced only by one that was fetched whole; whatever fails before t
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -15,6 +16,7 @@ from worker.errors import (
     ExtendVideoError,
     InvalidResultError,
     PermanentError,
+    StoreUnavailableError,
     TooLateError,
 )
 from worker.fal.completion import Completion
@@ -28,6 +30,7 @@ from worker.jobs.values import Job, Move
 from worker.media.store import Store
 from worker.stages.damage import find_damage, is_elsewhere
 from worker.stages.lease import Holder
+from worker.stages.orphans import list_companions
 
 # How the media host refuses a URL: it may have expired, while fal still has the result.
 REFUSED = frozenset({"media_refused", "media_gone"})
@@ -151,11 +154,19 @@ class Rearchiver:
         return moved
 
     def _delete_former(self, before: Job, after: Job) -> None:
-        """What the row named, and names no more: another layout, or another kind of video."""
-        kept = {getattr(after, name) for name in COPY_COLUMNS}
-        for uri in (getattr(before, name) for name in COPY_COLUMNS):
-            if uri is not None and uri not in kept and (name := self.store.find_name(uri)):
+        """What the row named, and names no more: another layout, or another kind of video.
+
+        What cannot be deleted now is an orphan, and listed as one.
+        """
+        with suppress(StoreUnavailableError):
+            for name in self._list_names(before) - self._list_names(after):
                 self.store.delete(name)
+
+    def _list_names(self, job: Job) -> set[str]:
+        uris = (getattr(job, column) for column in COPY_COLUMNS)
+        names = {name for uri in uris if uri and (name := self.store.find_name(uri))}
+        video = job.archive_uri and self.store.find_name(job.archive_uri)
+        return names | set(list_companions(video) if video else ())
 
 
 def require_archived(job: Job) -> None:
