@@ -27,7 +27,9 @@ from worker.jobs.retention import Retention
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.values import Move, Outcome, Settlement
 from worker.media.local_store import LocalStore
+from worker.media.store import open_store
 from worker.stages import prune
+from worker.stages.orphans import Inventory, find_orphans
 from worker.stages.prune import Pruning, prune_jobs, survey_jobs
 from worker.stages.rearchive import Hold
 from worker.stages.verify import Verification, Verifier
@@ -301,6 +303,22 @@ def test_copy_whose_replacement_has_begun_to_publish_is_pruned_all_the_same(db, 
     assert run(db, store).jobs == 1
     with db.transaction() as connection:
         assert table.apply_event(connection, hold.job, JobEvent.ARCHIVE_REPLACED, Move(NOW)) is None
+
+
+def test_objects_of_a_store_that_is_no_directory_are_cared_for_as_well(db, tmp_path):
+    store = WatchedStore(open_store("memory:", tmp_path / "spool"))
+    jobs = [archive_ended(db, store) for _ in range(3)]
+    store.delete(name_of(store, jobs[0].archive_uri))
+    store.put(name_of(store, jobs[1].archive_uri), VIDEO[:-1], "video/mp4")
+    store.put("2026/01/01/stranger.mp4", VIDEO, "video/mp4")
+    verification = Verification()
+    Verifier(db, store).verify(Scope(TODAY), verification)
+    kinds = {one.job_id: one.reason.partition(":")[0] for one in verification.damaged}
+    assert kinds == {jobs[0].id: "missing", jobs[1].id: "different"}
+    found = find_orphans(Inventory(), db=db, store=store, age=-DAY)
+    assert [one.name for one in found] == ["2026/01/01/stranger.mp4"]
+    assert run(db, store).jobs == 3
+    assert list_names(store) == ["2026/01/01/stranger.mp4"]
 
 
 # files only

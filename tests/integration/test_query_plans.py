@@ -1,13 +1,14 @@
 """The hot queries stay on their indices when ended rows pile up."""
 
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from sqlalchemy import event, insert, inspect
 from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import ENDPOINT, LEASE, NOW, insert_job, make_job
-from worker.jobs import archives, attempts, table
+from worker.jobs import archives, attempts, retention, table
 from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.states import JobState
 
@@ -147,3 +148,12 @@ def test_list_options_of_late_jobs_searches_by_their_ids(full, explain):
         ids = [job.id for job in table.list_jobs(connection, state=None, tenant=None, limit=3)]
     plan = explain(lambda connection: archives.list_options(connection, ids))
     check_plan(plan, "attempts_")
+
+
+def test_next_page_of_old_jobs_walks_the_index_of_times(full, explain):
+    found = []
+    after = (NOW - timedelta(minutes=ENDED_ROWS - 2), UUID(int=0))
+    plan = explain(lambda c: found.append(retention.next_page(c, NOW, after, 100)))
+    assert "ix_jobs_enqueued_at" in plan, plan
+    assert "Seq Scan" not in plan, plan
+    assert found[0] is not None

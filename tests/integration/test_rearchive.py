@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import replace
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
@@ -26,12 +27,15 @@ from worker.errors import (
     JobNotFoundError,
     MediaGoneError,
     MediaUnavailableError,
+    StoreUnavailableError,
     TooLateError,
 )
 from worker.jobs import table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move
 from worker.media.local_store import LocalStore
+from worker.setting_types import DEFAULT_LAYOUT
+from worker.stages.orphans import Inventory, find_orphans
 from worker.stages.rearchive import Rearchived, Rearchiver
 
 VIDEO, OTHER = make_video(), make_video(has_audio=False)
@@ -50,7 +54,9 @@ def store(tmp_path):
 
 @pytest.fixture
 def fetch(bench, cdn, store):
-    archiver = Archiver(bench.db, store, cdn.place, open_requests=lambda: bench.requests)
+    archiver = Archiver(
+        bench.db, store, cdn.place, layout=DEFAULT_LAYOUT, open_requests=lambda: bench.requests
+    )
     keeper = archiver.build_keeper()
     return lambda job, holder: keeper.keep_video(job, holder).columns
 
@@ -62,13 +68,13 @@ def rearchiver(bench, store, fetch):
 
 @pytest.fixture
 def job(bench, cdn, store):
-    """Archived as the stages do it, its file in a place of its layout."""
+    """Archived as the stages do it, its file where release 0.2.0 has put it."""
     submitted = bench.make_submitted()
     (attempt,) = bench.attempts(submitted)
     result = state_video(f"{cdn.url}/files/clip.mp4", file_size=None)
     bench.reconciler._record(submitted, attempt, build_completion(REQUEST_ID, result))
     claimed = move_job(bench.db, bench.read(submitted), JobEvent.ARCHIVE_CLAIMED)
-    stored = store.put(f"2026/11/23/{claimed.id}.mp4", VIDEO, "video/mp4")
+    stored = store.put(f"{claimed.id}.mp4", VIDEO, "video/mp4")
     with bench.db.transaction() as connection:
         columns = {
             "archive_uri": stored.uri,
@@ -107,12 +113,28 @@ def test_damaged_copy_is_replaced_by_the_video_at_fal(bench, cdn, store, rearchi
 def test_former_object_under_another_name_is_deleted_after_the_record(store, rearchiver, job):
     """The layout, or the kind of the video, is another one by now."""
     harm(store, job)
-    former = name_of(store, job.archive_uri)
+    store.put(f"{job.id}.sheet.jpg", b"a sheet", "image/jpeg")
     seen = []
     store.before_delete = lambda _: seen.append(read_job(rearchiver.db, job.id).archive_uri)
     after = rearchiver.rearchive_job(job.id).job
-    assert list_names(store) == [f"{job.id}.jpg", f"{job.id}.json", f"{job.id}.mp4"]
-    assert (store.deletes, seen) == ([former], [after.archive_uri])
+    stem = f"2026/11/23/{job.id}"
+    assert list_names(store) == [f"{stem}.jpg", f"{stem}.json", f"{stem}.mp4"]
+    assert set(seen) == {after.archive_uri}
+
+
+def test_former_object_that_cannot_be_deleted_is_left_to_the_list_of_orphans(
+    store, rearchiver, job
+):
+    harm(store, job)
+
+    def refuse(_name):
+        raise StoreUnavailableError("the archive cannot be written: Read-only file system")
+
+    store.before_delete = refuse
+    assert rearchiver.rearchive_job(job.id).is_replaced
+    assert len(list_names(store)) == 4
+    found = find_orphans(Inventory(), db=rearchiver.db, store=store, age=-timedelta(days=1))
+    assert [one.name for one in found] == [f"{job.id}.mp4"]
 
 
 def test_intact_copy_is_left_alone_and_marked_as_verified(bench, cdn, rearchiver, job):

@@ -15,14 +15,14 @@ from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.jobs import archives
 from worker.jobs.archives import Naming
+from worker.media.layout import POSTER, QUARANTINE, SHEET, SIDECAR
 from worker.media.store import ListedObject, Store
 
 # Far more than it takes from an object's first byte to the row that names it.
 ORPHAN_AGE = timedelta(days=1)
 BATCH = 500
-QUARANTINE = "quarantine/"
 # What lies beside a video of the same stem.
-COMPANIONS = (".json", ".jpg", ".sheet.jpg")
+COMPANIONS = (SIDECAR, POSTER, SHEET)
 _ID = re.compile(r"(?=([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}))")
 
 
@@ -78,7 +78,7 @@ def _find_unnamed(db: Database, store: Store, listed: Sequence[ListedObject]) ->
 
 def names_object(naming: Naming, name: str, store: Store) -> bool:
     """Whether the object belongs to this job: by name, beside its video, or still on its way."""
-    if naming.is_live or name.startswith(QUARANTINE):
+    if naming.is_live or name.startswith(f"{QUARANTINE}/"):
         return True
     known = {found for uri in naming.uris if (found := store.find_name(uri)) is not None}
     return name in known or any(name in list_companions(one) for one in known)

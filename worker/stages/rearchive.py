@@ -4,13 +4,14 @@ The copy is replaced only by one that was fetched whole; whatever fails before t
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from uuid import UUID
 
 from worker.clock import Clock, read_clock
 from worker.db import Database
-from worker.errors import ClaimLostError, TooLateError
+from worker.errors import ClaimLostError, StoreUnavailableError, TooLateError
 from worker.jobs import archives, table
 from worker.jobs.archives import Copy
 from worker.jobs.states import JobEvent, JobState
@@ -18,6 +19,7 @@ from worker.jobs.values import Job, Move
 from worker.media.store import Store
 from worker.stages.damage import find_damage, is_elsewhere
 from worker.stages.lease import Holder
+from worker.stages.orphans import list_companions
 
 COPY_COLUMNS = ("archive_uri", "archive_poster_uri", "archive_sidecar_uri")
 LEAVE_IT = "--force fetches it all the same"
@@ -116,11 +118,19 @@ class Rearchiver:
         return moved
 
     def _delete_former(self, before: Job, after: Job) -> None:
-        """What the row named, and names no more: another layout, or another kind of video."""
-        kept = {getattr(after, name) for name in COPY_COLUMNS}
-        for uri in (getattr(before, name) for name in COPY_COLUMNS):
-            if uri is not None and uri not in kept and (name := self.store.find_name(uri)):
+        """What the row named, and names no more: another layout, or another kind of video.
+
+        What cannot be deleted now is an orphan, and listed as one.
+        """
+        with suppress(StoreUnavailableError):
+            for name in self._list_names(before) - self._list_names(after):
                 self.store.delete(name)
+
+    def _list_names(self, job: Job) -> set[str]:
+        uris = (getattr(job, column) for column in COPY_COLUMNS)
+        names = {name for uri in uris if uri and (name := self.store.find_name(uri))}
+        video = job.archive_uri and self.store.find_name(job.archive_uri)
+        return names | set(list_companions(video) if video else ())
 
 
 def require_archived(job: Job) -> None:
