@@ -18,6 +18,8 @@ from emulator import fault_command
 from emulator.faults import Fault, parse_faults
 from emulator.server import Options, serve
 
+LAST_PORT = 65_535
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -31,13 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        run_server(given)
+    except OSError as error:
+        # A port that is taken, a directory that cannot be made.
+        print(f"emulator: {error.strerror or error}", file=sys.stderr)  # noqa: T201 - why it ends
+        return 1
+    return 0
+
+
+def run_server(given: argparse.Namespace) -> None:
+    """Serve until told to end. Raises OSError."""
     if given.directory is not None:
         given.directory.mkdir(parents=True, exist_ok=True)
         asyncio.run(serve(read_options(given, given.directory)))
-        return 0
+        return
     with tempfile.TemporaryDirectory(prefix="emulator-") as directory:
         asyncio.run(serve(read_options(given, Path(directory))))
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="loopback address to listen on (%(default)s)")
-    add("--port", type=int, default=0, help="0 picks a free one (%(default)s)")
+    add("--port", type=read_port, default="0", help="0 picks a free one (%(default)s)")
     add("--directory", type=Path, help="keeps files and signing key (default: a temporary one)")
     add("--key", default="emulator-key", help="the only API key accepted")
     add("--user-id", default="emulator-user", help="account named in webhooks (%(default)s)")
@@ -132,6 +144,13 @@ def read_count(text: str) -> int:
     """Type for argparse: a whole number of at least one."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"not a whole number from 1: {text!r}")
+    return int(text)
+
+
+def read_port(text: str) -> int:
+    """Type for argparse: a port, or 0 for any free one."""
+    if not 0 <= int(text) <= LAST_PORT:
+        raise argparse.ArgumentTypeError(f"not a port from 0 to {LAST_PORT}: {text!r}")
     return int(text)
 
 

@@ -15,11 +15,12 @@ from typing import BinaryIO
 from aiohttp import web
 
 from emulator.access import STORAGE, decide_reading, name_credential, note_leak
+from emulator.cdn_faults import answer_instead, refuse_expired, spoil_headers
 from emulator.faults import Fault
 from emulator.lifecycle import Decision
 from emulator.queue_routes import QUEUE
 from emulator.records import FalRequest
-from emulator.spoiling import FAULTS, HOOKS, refuse
+from emulator.spoiling import FAULTS, HOOKS
 
 CHUNK_BYTES = 256 * 1024
 LARGEST_FILE = 2**63
@@ -67,18 +68,20 @@ async def serve_file(request: web.Request) -> web.StreamResponse:
     name = request.match_info["name"]
     if name_credential(request) == "key":
         note_leak(request, "cdn")
+    if (code := request.app[STORAGE].expired.get(name)) is not None:
+        return refuse_expired(code)
     path, decision = request.app[STORAGE].find(name), decide_reading(request, name)
     if path is None or decision is Decision.HIDE:
         return web.json_response({"detail": "File not found"}, status=404)
     if decision is Decision.FORBID:
         return web.json_response({"detail": "Access to the file is forbidden"}, status=403)
-    fault = None
-    if (fal_request := find_owner(request)) is not None:
-        await request.app[HOOKS].reach("cdn_started", fal_request)
-        fault = request.app[FAULTS].take("cdn", fal_request)
-    if fault is not None and fault.kind in ("status", "ingress", "drop"):
-        return await refuse(request, fault)
-    return await serve_version(request, path, fault)
+    fal_request = find_owner(request)
+    if fal_request is None:
+        return await serve_version(request, path, None)
+    await request.app[HOOKS].reach("cdn_started", fal_request)
+    fault = request.app[FAULTS].take("cdn", fal_request)
+    instead = None if fault is None else await answer_instead(request, fault, fal_request)
+    return await serve_version(request, path, fault) if instead is None else instead
 
 
 async def serve_version(
@@ -96,22 +99,23 @@ async def serve_version(
         "ETag": f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"',
         "Last-Modified": formatdate(stat.st_mtime, usegmt=True),
     }
-    if fault is not None and fault.kind == "wrong_type":
-        headers["Content-Type"] = fault.options["content_type"]
+    if fault is not None:
+        spoil_headers(fault, headers)
     try:
         span = choose_span(request, headers, stat.st_size)
     except UnsatisfiableRangeError:
         headers["Content-Range"] = f"bytes */{stat.st_size}"
         return web.Response(status=416, headers=headers)
     response = web.StreamResponse(status=206 if span else 200, headers=headers)
-    response.content_length = span.length if span else stat.st_size
+    length = span.length if span else stat.st_size
+    response.content_length = max(0, length + choose_surplus(fault))
     if span:
         response.headers["Content-Range"] = f"bytes {span.first}-{span.last}/{stat.st_size}"
     with contextlib.suppress(ConnectionError):  # whoever asked may go
         await response.prepare(request)
         if request.method != "HEAD":
             start = span.first if span else 0
-            await send_body(request, response, Part(path, start, response.content_length), fault)
+            await send_body(request, response, Part(path, start, length), fault)
         await response.write_eof()
     return response
 
@@ -121,6 +125,8 @@ def choose_span(request: web.BaseRequest, headers: dict[str, str], size: int) ->
 
     An `If-Range` that names another version of the file makes the range void (RFC 9110, 13.1.5).
     """
+    if headers["Accept-Ranges"] == "none":
+        return None
     condition = request.headers.get("If-Range")
     if condition is not None and condition not in (headers["ETag"], headers["Last-Modified"]):
         return None
@@ -155,7 +161,7 @@ async def send_body(
     """Send the part, or as much of it as the fault lets through."""
     fal_request = find_owner(request)
     flow = choose_flow(fault)
-    sent = min(part.length, flow.limit)
+    sent = min(part.length, flow.limit, response.content_length or 0)
     half = min(sent, part.length // 2)
     with await asyncio.to_thread(part.path.open, "rb") as file:
         file.seek(part.start)
@@ -163,7 +169,7 @@ async def send_body(
         if fal_request is not None:
             await request.app[HOOKS].reach("cdn_half", fal_request)
         await _copy(file, response, sent - half, flow.pace)
-    if sent < part.length:
+    if sent < (response.content_length or 0):
         await asyncio.sleep(flow.silence)
         response.force_close()
     elif fal_request is not None:
@@ -173,6 +179,12 @@ async def send_body(
 def find_owner(request: web.Request) -> FalRequest | None:
     """The request whose result is asked for; None for an input."""
     return request.app[QUEUE].find_by_file(request.match_info["name"])
+
+
+def choose_surplus(fault: Fault | None) -> int:
+    """How many bytes more than there are, or fewer, Content-Length announces."""
+    surplus = 0 if fault is None else fault.options.get("surplus", 0)
+    return int(surplus)
 
 
 def choose_flow(fault: Fault | None) -> Flow:

@@ -75,6 +75,11 @@ DETAIL = Option(None, lambda value: isinstance(value, str | list | None), "a str
 ERROR_TYPE = Option(None, lambda value: isinstance(value, str | None), "a string")
 BYTES = Option(0, lambda value: value == 0 or is_count(value), "a whole number from 0")
 PACE = Option(1000, lambda value: is_number(value) and float(str(value)) > 0, "a number above 0")
+SURPLUS = Option(
+    1000,
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value != 0,
+    "a whole number but 0",
+)
 INGRESS_CODE = build_choice(502, 503, 504)
 MALFORMED: Options = {"form": build_choice("not_json", "truncated", "empty", "no_request_id")}
 STATUS: Options = {
@@ -124,7 +129,18 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         "hang": {"bytes": BYTES, **HANG},
         "truncate": {"bytes": BYTES},
         "drip": {"bytes_per_second": PACE},
+        "drip_headers": {"bytes_per_second": PACE, "seconds": build_seconds(60)},
         "wrong_type": {"content_type": build_text("text/html")},
+        "wrong_length": {"surplus": SURPLUS},
+        "html": {},
+        "no_ranges": {},
+        "new_version": {},
+        "redirect": {
+            "url": build_text(""),
+            "hops": build_count(1),
+            "code": build_choice(302, 301, 303, 307, 308),
+        },
+        "expire": {"code": build_choice(403, 404, 410)},
     },
     "listing": {
         **REFUSALS,

@@ -9,7 +9,8 @@ Everything happens on the event loop, so a method without `await` is atomic.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 
@@ -75,6 +76,16 @@ class Queue:
     def find_by_file(self, name: str) -> FalRequest | None:
         """The request whose result the CDN serves under this name."""
         return self._by_file.get(name)
+
+    def renew_file(self, request: FalRequest, name: str) -> None:
+        """Let the result name its video by another URL."""
+        outcome = request.outcome
+        if outcome is None or not isinstance(video := outcome.body.get("video"), Mapping):
+            return
+        url = f"{request.origin}/files/{name}"
+        body = {**outcome.body, "video": {**video, "url": url}}
+        request.outcome = replace(outcome, body=body, file=name)
+        self._by_file[name] = request
 
     def count_ahead(self, request: FalRequest) -> int:
         """How many waiting requests will be started before this one."""

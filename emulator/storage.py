@@ -36,6 +36,8 @@ UNKNOWN = FileRecord()
 class Storage:
     directory: Path
     records: dict[str, FileRecord] = field(default_factory=dict)
+    expired: dict[str, int] = field(default_factory=dict)
+    """Names that lead nowhere any more, and the code that says so."""
 
     def __post_init__(self) -> None:
         for folder in (self.files, self.scratch):
@@ -70,9 +72,19 @@ class Storage:
 
     def publish(self, path: Path, lifecycle: Lifecycle | None = None) -> str:
         """Move a finished result to where files live; returns the name it is served by."""
-        name = f"b/{secrets.token_hex(4)}/{secrets.token_urlsafe(16)}{path.suffix}"
+        name = self._invent_name(path.suffix)
         self.place(path, name, lifecycle or Lifecycle())
         return name
+
+    def rename(self, name: str, code: int) -> str:
+        """Serve a file under a fresh name only; the old one is answered with `code` from now on."""
+        fresh = self._invent_name(Path(name).suffix)
+        target = self.files / fresh
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (self.files / name).replace(target)
+        self.records[fresh] = self.find_record(name)
+        self.expired[name] = code
+        return fresh
 
     def choose_name(self, file_name: str) -> str:
         """The name under which a file to be uploaded will be served."""
@@ -89,6 +101,10 @@ class Storage:
         end = None if life is None else datetime.now(UTC) + life
         self.records[name] = FileRecord(content_type, lifecycle.acl, end)
         path.replace(target)
+
+    @staticmethod
+    def _invent_name(suffix: str) -> str:
+        return f"b/{secrets.token_hex(4)}/{secrets.token_urlsafe(16)}{suffix}"
 
     def _resolve(self, name: str) -> Path | None:
         root = self.files.resolve()

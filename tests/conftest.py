@@ -6,13 +6,22 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+from tests.harness.s3 import S3, run_s3
 from tests.harness.servers import Postgres, SharedDatabase, run_postgres, run_redis
 from worker.db import Database
 from worker.schema import upgrade_schema
 
-OUR_VARIABLES = ("FAL_", "DATABASE_URL", "BROKER_URL", "WEBHOOK_", "ARCHIVE_URL", "LOG_")
+# How long an example takes says more of the machine's load than of the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
+
+OUR_VARIABLES = (
+    *("FAL_", "DATABASE_URL", "BROKER_URL", "WEBHOOK_", "ARCHIVE_", "SPOOL_DIR", "LOG_"),
+    *("AWS_", "GOOGLE_", "AZURE_"),
+)
 OUR_SUFFIXES = ("_SECONDS", "_POLICY")
 
 
@@ -90,3 +99,17 @@ def db(database_url) -> Iterator[Database]:
 def redis_url() -> Iterator[str]:
     with run_redis() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3]:
+    with run_s3() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch) -> S3:
+    """A real S3 API, and the environment that leads to it."""
+    for name, value in s3_server.variables.items():
+        monkeypatch.setenv(name, value)
+    return s3_server

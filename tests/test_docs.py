@@ -161,6 +161,7 @@ def test_operations_tells_each_type_of_fals_as_it_is() -> None:
     assert [tuple(row) for row in rows] == [
         (
             f"`{one.name}`",
+            one.error_class.value,
             ", ".join(map(str, one.http_statuses)),
             one.retryable.value,
             one.charge.value,

@@ -21,7 +21,8 @@ from worker.jobs import slices
 from worker.jobs.attempts import list_known_requests
 from worker.jobs.doctor import Check, Finding, check_slice
 from worker.jobs.slices import ArchivedFile, IdlessAttempt, PaidRequest, Slice
-from worker.media.local_store import local_path
+from worker.media.look import ArchiveLook
+from worker.media.store import Store
 
 SAMPLE = 200
 # Of each check so many are told one by one; the others are counted.
@@ -50,6 +51,7 @@ class Diagnosis:
     jobs: int = 0
     archived: int = 0
     files: int = 0
+    unseen: int = 0
     listed: int | None = None
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -68,6 +70,7 @@ class Diagnosis:
 def examine(
     *,
     db: Database,
+    store: Store,
     platform: PlatformClient | None,
     terms: DoctorTerms,
     clock: Clock = read_clock,
@@ -76,7 +79,7 @@ def examine(
     now = clock()
     made = [check for check in Check if platform is not None or check not in CHECKS_WITH_KEY]
     diagnosis = Diagnosis(Counter(dict.fromkeys(made, 0)))
-    paid = _examine_tables(diagnosis, db, terms, now)
+    paid = _examine_tables(diagnosis, db, ArchiveLook(store), terms, now)
     with db.reading() as connection:
         diagnosis.notes += _note_gates(connection)
     if platform is not None:
@@ -100,7 +103,7 @@ class _Seen:
 
 
 def _examine_tables(
-    diagnosis: Diagnosis, db: Database, terms: DoctorTerms, now: datetime
+    diagnosis: Diagnosis, db: Database, look: ArchiveLook, terms: DoctorTerms, now: datetime
 ) -> list[PaidRequest]:
     """Check every slice, and its files; the requests that fal's list should have."""
 
@@ -118,14 +121,15 @@ def _examine_tables(
         diagnosis.add(seen.findings)
         paid += seen.paid
         if terms.every_file:
-            _check_files(diagnosis, seen.files)
+            _check_files(diagnosis, look, seen.files)
         for file in seen.files:
             diagnosis.archived += 1
             _offer(sample, file, diagnosis.archived)
     if not terms.every_file:
-        _check_files(diagnosis, sample)
-    if elsewhere := diagnosis.archived - diagnosis.files if terms.every_file else 0:
-        diagnosis.notes.append(f"{elsewhere} archived files are not on this machine")
+        _check_files(diagnosis, look, sample)
+    if diagnosis.unseen:
+        what = f"{diagnosis.unseen} more archived files were not looked at"
+        diagnosis.notes.append(f"{what}: the archive cannot be read")
     return paid
 
 
@@ -152,27 +156,15 @@ def _offer(sample: list[ArchivedFile], file: ArchivedFile, offered: int) -> None
         sample[place] = file
 
 
-def _check_files(diagnosis: Diagnosis, files: Sequence[ArchivedFile]) -> None:
+def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[ArchivedFile]) -> None:
     for file in files:
-        fault, is_here = _find_fault(file)
-        diagnosis.files += is_here
-        if fault is not None:
+        if look.is_over:
+            diagnosis.unseen += 1
+            continue
+        diagnosis.files += 1
+        if fault := look.find_fault(file.uri, file.bytes):
             detail = f"{file.uri}: {fault}"
             diagnosis.add([Finding(Check.ARCHIVED_FILE, file.job_id, detail)])
-
-
-def _find_fault(file: ArchivedFile) -> tuple[str | None, bool]:
-    """What is wrong with the file, and whether it could be looked at here."""
-    try:
-        path = local_path(file.uri)
-        if path is None:
-            return None, False
-        size = path.stat().st_size if path.is_file() else None
-    except (OSError, ValueError) as error:
-        return f"it cannot be looked at: {error}", True
-    if size is None:
-        return "there is no such file", True
-    return None if size == file.bytes else f"it has {size} bytes, the row says {file.bytes}", True
 
 
 def _note_gates(connection: Connection) -> Iterator[str]:

@@ -8,9 +8,11 @@
     │   ├── StoreUnavailableError       store_unavailable     the archive cannot be written now
     │   ├── SubmissionPostponedError    submission_postponed  (these and those marked with a star
     │   ├── RequestPendingError         request_pending       are of `FalClient`, and in
-    │   └── RequestUnclearError         request_unclear       fal/client_errors.py)
-    ├── SubmissionUnknownError *        submission_unknown    it may be paid: neither of the two
+    │   ├── RequestUnclearError         request_unclear       fal/client_errors.py)
+    │   ├── RunFailedError *            run_failed            also a RequestFailedError
     │   └── UploadUnavailableError      upload_unavailable    a file cannot be uploaded now
+    ├── SubmissionUnknownError *        submission_unknown    it may be paid: neither of the two
+    ├── RequestFailedError *            request_failed        never raised itself
     └── PermanentError                  trying again changes nothing
         ├── InvalidSettingsError        invalid_settings
         ├── InvalidInputError           invalid_input
@@ -23,8 +25,10 @@
         ├── PaysAgainError              pays_again            it costs money nobody agreed to
         ├── ClaimLostError              claim_lost            another worker has taken the job over
         ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
+        ├── MediaGoneError              media_gone            its host has the video no more
         ├── MediaRefusedError           media_refused         a URL we may not download from
         ├── UnarchivableError           unarchivable          fetched again, and still no such video
+        ├── NameTakenError              name_taken            its name in the archive is another's
         ├── InvalidRecipeError          invalid_recipe        a sidecar that cannot be replayed
         ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
         ├── StoreObjectMissingError     object_missing        the archive has no such object
@@ -34,7 +38,8 @@
         ├── SubmissionRefusedError *    submission_refused
         ├── AccountRefusedError *       account_refused
         ├── RequestNotFoundError *      request_not_found
-        ├── RequestFailedError *        request_failed
+        ├── InputRefusedError *         input_refused         also a RequestFailedError
+        ├── RequestCancelledError *     request_cancelled     also a RequestFailedError
         └── DaemonError                 daemon_failed
 
 Each class has a stable `code`, which is what lands in `jobs.error_code`, in logs and in answers.
@@ -164,14 +169,24 @@ class MediaRefusedError(PermanentError):
     code = "media_refused"
 
 
+class MediaGoneError(PermanentError):
+    code = "media_gone"
+
+
 class UnarchivableError(PermanentError):
     """Fetched again and still not the stated video; `evidence` as the last file gave it."""
 
     code = "unarchivable"
 
-    def __init__(self, evidence: tuple[Mismatch, ...]) -> None:
-        super().__init__("; ".join(map(str, evidence)))
+    def __init__(self, evidence: tuple[Mismatch, ...], quarantine_uri: str) -> None:
+        told = "; ".join(map(str, evidence))
+        super().__init__(f"not the video that fal stated: {told}; its bytes are {quarantine_uri}")
         self.evidence = evidence
+        self.quarantine_uri = quarantine_uri
+
+
+class NameTakenError(PermanentError):
+    code = "name_taken"
 
 
 class InvalidRecipeError(ViolationsError):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from worker.fal.error_types import ERROR_TYPES, Charge, Retryable, find_error_type
+from worker.fal.error_types import ERROR_TYPES, Charge, ErrorClass, Retryable, find_error_type
 from worker.fal.errors import UNNAMED_CODE, name_field
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Ending, Job
@@ -31,6 +31,7 @@ class FieldError:
 class Explanation:
     """A failure in plain words."""
 
+    error_class: ErrorClass
     sentence: str
     retryable: Retryable
     charge: Charge
@@ -42,8 +43,9 @@ def explain_failure(job: Job, attempts: list[Attempt]) -> Explanation | None:
     code = job.error_code
     if job.state is not JobState.FAILED or code is None or not _is_fals(job, code, attempts):
         return None
-    known = find_error_type(code)
-    return Explanation(known.sentence, known.retryable, known.charge, list_field_errors(job))
+    fields = list_field_errors(job)
+    known = find_error_type(code, names_fields=bool(fields))
+    return Explanation(known.error_class, known.sentence, known.retryable, known.charge, fields)
 
 
 def list_field_errors(job: Job) -> tuple[FieldError, ...]:
@@ -57,6 +59,7 @@ def list_field_errors(job: Job) -> tuple[FieldError, ...]:
 def describe_explanation(explanation: Explanation, job: Job) -> dict[str, str]:
     """By name, one line each."""
     lines = {
+        "class": explanation.error_class.value,
         "means": explanation.sentence,
         "again": AGAIN[explanation.retryable].format(id=job.id),
         "charge": CHARGES[explanation.charge],

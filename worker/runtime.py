@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-import httpx
 import structlog
 from pydantic import SecretStr
 
@@ -20,7 +19,8 @@ from worker.db import Database
 from worker.dispatch import Dispatcher
 from worker.doctor import Diagnosis, DoctorTerms, examine
 from worker.errors import InvalidInputError, InvalidSettingsError, Violation
-from worker.fal.options import RequestOptions, parse_options, split_tags
+from worker.fal.file_access import FileSigner
+from worker.fal.options import RequestOptions, parse_option, parse_options, split_tags
 from worker.fal.platform import PlatformClient
 from worker.fal.queue import QueueClient
 from worker.fal.requests import RequestClient
@@ -28,17 +28,23 @@ from worker.fal.storage import StorageClient
 from worker.fal.transfer import OnProgress
 from worker.jobs.values import Job
 from worker.log import configure_logging
-from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
+from worker.media.intake import DownloadLimits
+from worker.media.layout import parse_layout
+from worker.media.pacing import Pace
 from worker.media.store import Store, open_store
+from worker.media.wire import MediaClient
 from worker.settings import Settings, load_settings, mask_url, require_settings
-from worker.stages.archive import ArchiveTerms, describe_copy, fetch_video
+from worker.stages.archive import ArchiveTerms
 from worker.stages.enqueue import Wish
+from worker.stages.fetch import Fetcher
 from worker.stages.judge import SubmitTerms
+from worker.stages.keep import Keeper
 from worker.stages.lease import Holder
 from worker.stages.rearchive import Rearchiver
 from worker.stages.reconcile import Reconciler
 from worker.stages.resolve import Resolver, ResolveTerms
+from worker.stages.source import Source
 from worker.stages.sweep import BATCH, sweep_jobs
 from worker.stages.upload import FileTerms, make_wish
 
@@ -49,6 +55,7 @@ OPTION_SETTINGS = {
     "priority": "fal_priority",
     "start_timeout": "start_timeout_seconds",
     "object_expiration": "fal_object_expiration_seconds",
+    "initial_acl": "fal_initial_acl",
     "tags": "fal_tags",
     "no_retry": "fal_no_retry",
     "disable_fallback": "fal_disable_fallback",
@@ -136,8 +143,9 @@ class Runtime:
         return Reconciler(resolver, settings.poll_seconds)
 
     @cached_property
-    def media(self) -> httpx.Client:
-        return media_client()
+    def media(self) -> MediaClient:
+        rate = self.settings.archive_bytes_per_second
+        return MediaClient(pace=None if rate is None else Pace(rate))
 
     @cached_property
     def store(self) -> Store:
@@ -160,26 +168,34 @@ class Runtime:
             probe_after=settings.probe_seconds,
         )
 
-    @cached_property
+    @property
     def archive_terms(self) -> ArchiveTerms:
         settings = self.settings
-        return ArchiveTerms(
-            worker=self.worker,
-            lease=settings.lease_seconds,
+        return ArchiveTerms(self.worker, settings.lease_seconds, settings.archive_max_downloads)
+
+    @cached_property
+    def keeper(self) -> Keeper:
+        settings = self.settings
+        fetcher = Fetcher(
+            Source(self.db, lambda: self.requests, lambda: self.signer),
+            self.media,
             hosts=_read_setting("fal_media_hosts", settings.fal_media_hosts, parse_media_hosts),
             limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),
         )
+        layout = _read_setting("archive_layout", settings.archive_layout, parse_layout)
+        return Keeper(self.db, self.store, fetcher, layout, has_sheet=settings.archive_sheet)
+
+    @cached_property
+    def signer(self) -> FileSigner:
+        return FileSigner(self.settings.fal_platform_url, self.credentials)
 
     @property
     def rearchiver(self) -> Rearchiver:
-        return Rearchiver(self.db, self.store, self.fetch_copy, lambda: self.requests)
+        return Rearchiver(self.db, self.store, self.fetch_copy)
 
     def fetch_copy(self, job: Job, holder: Holder) -> Mapping[str, object]:
         """Fetch and publish the video of the job's result; our copy as columns of its row."""
-        terms = self.archive_terms
-        return describe_copy(
-            fetch_video(job, client=self.media, store=self.store, terms=terms, heartbeat=holder)
-        )
+        return self.keeper.keep_video(job, holder).columns
 
     def ring_overdue(self) -> tuple[int, int]:
         """Sweep batch by batch until nothing is overdue or the broker is away.
@@ -206,12 +222,12 @@ class Runtime:
         settings = self.settings
         platform = None if settings.fal_credentials is None else self.platform
         terms = DoctorTerms(settings.fal_endpoint, every_file, timedelta(hours=hours))
-        return examine(db=self.db, platform=platform, terms=terms)
+        return examine(db=self.db, store=self.store, platform=platform, terms=terms)
 
     def check_worker(self) -> None:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""
         require_settings(self.settings, WORKER_NEEDS)
-        _ = (self.archive_terms, self.submit_terms, self.store)
+        _ = (self.keeper, self.submit_terms)
         if self.settings.unknown_seconds < self.settings.start_timeout_seconds:
             log.warning(
                 "unknown_seconds_too_short",
@@ -238,10 +254,12 @@ def read_request_options(settings: Settings) -> RequestOptions:
     if settings.fal_tags is not None:
         given["tags"] = _read_setting("fal_tags", settings.fal_tags, split_tags)
     try:
+        if settings.fal_initial_acl is not None:
+            given["initial_acl"] = parse_option("initial_acl", settings.fal_initial_acl)
         return parse_options(given)
     except InvalidInputError as error:
         wrong = (
-            Violation(OPTION_SETTINGS[one.field].upper(), one.value, one.allowed)
+            Violation(OPTION_SETTINGS[one.field.split(".")[0]].upper(), one.value, one.allowed)
             for one in error.violations
         )
         raise InvalidSettingsError(tuple(wrong)) from None

@@ -18,6 +18,9 @@ MOST_UPLOAD_BYTES = 100_000 * 1024 * 1024
 MOST_INLINE_BYTES = 8 * 1024 * 1024
 
 
+DEFAULT_LAYOUT = "{yyyy}/{mm}/{dd}/{job_id}.{ext}"
+
+
 class UnknownPolicy(StrEnum):
     """What follows once an unknown submission is proven dead."""
 

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from worker.errors import InvalidSettingsError, Violation
 from worker.setting_types import (
+    DEFAULT_LAYOUT,
     MAX_WEBHOOK_BYTES,
     MOST_INLINE_BYTES,
     MOST_UPLOAD_BYTES,
@@ -91,6 +92,9 @@ class Settings(BaseSettings):
     fal_object_expiration_seconds: int | None = Field(
         None, ge=3600, le=315_360_000, description="when fal deletes the files of a result"
     )
+    fal_initial_acl: str | None = Field(
+        None, description="who may read the files of a result: allow, forbid, hide, or JSON"
+    )
     fal_tags: str | None = Field(
         None, description="tags of each request, shown in fal's dashboard: name=value,name=value"
     )
@@ -106,7 +110,10 @@ class Settings(BaseSettings):
         le=MAX_WEBHOOK_BYTES,
         description="largest webhook body that the receiver reads, in bytes",
     )
-    archive_url: str = Field("file:./archive", description="where videos go")
+    archive_url: str = Field(
+        "file:./archive",
+        description="where videos go: file:, s3://bucket/prefix, gs://, az://",
+    )
     max_video_bytes: int = Field(
         8 * 1024**3, ge=1, description="largest video that is downloaded, in bytes"
     )
@@ -174,6 +181,20 @@ class Settings(BaseSettings):
         "./spool",
         description="where files wait on their way into an archive that is not on this machine",
     )
+    archive_layout: str = Field(
+        DEFAULT_LAYOUT,
+        description="names in the archive: a template of yyyy, mm, dd, hh, tenant, job_id and ext",
+    )
+
+    archive_max_downloads: int = Field(
+        32, ge=1, le=10_000, description="how many videos are downloaded at once, over all workers"
+    )
+    archive_bytes_per_second: int | None = Field(
+        None,
+        ge=1024,
+        le=1024**4,
+        description="most bytes that a worker process downloads in a second, all videos together",
+    )
 
     @field_serializer("database_url", "broker_url", "archive_url")
     def _mask(self, value: str) -> str:
@@ -215,12 +236,21 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's v
 def require_settings(settings: Settings, names: Sequence[str]) -> None:
     """Raise InvalidSettingsError naming each of `names` that has no value."""
     missing = tuple(
-        Violation(*_MISSING.get(name, (name.upper(), "(not set)", "must be set")))
-        for name in names
-        if getattr(settings, name) is None
+        _describe_missing(settings, name) for name in names if getattr(settings, name) is None
     )
     if missing:
         raise InvalidSettingsError(missing)
+
+
+def _describe_missing(settings: Settings, name: str) -> Violation:
+    halves = {
+        "FAL_KEY_ID": settings.fal_key_id is None,
+        "FAL_KEY_SECRET": settings.fal_key_secret is None,
+    }
+    if name == "fal_credentials" and sum(halves.values()) == 1:
+        [half] = (half for half, is_missing in halves.items() if is_missing)
+        return Violation(half, "(not set)", "must be set, as its other half is; or FAL_KEY instead")
+    return Violation(*_MISSING.get(name, (name.upper(), "(not set)", "must be set")))
 
 
 _MISSING = {

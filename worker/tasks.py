@@ -60,6 +60,7 @@ def check_worker(**_: object) -> None:
     try:
         runtime.check_worker()
         check_schema(runtime.db)
+        clear_spool(runtime)
     except PermanentError as error:
         sys.exit(f"{error.code}: {error}")
     except DBAPIError as error:
@@ -177,13 +178,7 @@ def archive(job_id: object) -> None:
     known = read_job_id(job_id)
     if known is None:
         return
-    job = archive_job(
-        known,
-        db=runtime.db,
-        client=runtime.media,
-        store=runtime.store,
-        terms=runtime.archive_terms,
-    )
+    job = archive_job(known, keeper=runtime.keeper, terms=runtime.archive_terms)
     if job is not None:
         log.info("archive_settled", job_id=str(known), state=job.state.value)
 
@@ -203,6 +198,11 @@ def sweep() -> None:
     """Ring for every overdue job, then clear what killed downloads have left."""
     runtime = get_runtime()
     runtime.ring_overdue()
+    clear_spool(runtime)
+
+
+def clear_spool(runtime: Runtime) -> None:
+    """At the start too: the sweep may run on another machine, whose spool is not this one."""
     try:
         remove_partials(runtime.store)
     except StoreUnavailableError as error:

@@ -6,6 +6,7 @@ a row that has just come to a state, a directory that has just changed; or left 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from random import Random
 from time import monotonic
 from typing import Protocol
@@ -70,13 +71,16 @@ class AtState:
 
 @dataclass(frozen=True)
 class AtFile:
-    """As soon as the archive's directory, or one below it, has another entry, or one less."""
+    """As soon as a directory of the archive has another entry, or one less.
+
+    `below` is a template of the present time, as the archive's layout is.
+    """
 
     name: str
-    below: str = ""
+    below: str
 
     def strike(self, hunt: Hunt, kill: Callable[[], None]) -> bool:
-        directory = hunt.site.deployment.archive / self.below
+        directory = hunt.site.deployment.archive / datetime.now(UTC).strftime(self.below)
         if not directory.exists():
             return False
         before = directory.stat().st_mtime_ns
@@ -132,7 +136,7 @@ AIMS: dict[str, tuple[Aim, ...]] = {
         AtHook("after download", "cdn_sent"),
         AtHook("between download and commit", "cdn_sent", after=0.05),
         AtFile("before rename", ".partial"),
-        AtFile("after rename"),
+        AtFile("after rename", "%Y/%m/%d"),
         AtRandom(),
     ),
     BEAT: (AtRandom(within=20),),

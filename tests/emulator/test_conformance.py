@@ -14,7 +14,17 @@ TEXT = (TESTS.parents[1] / "docs" / "conformance.md").read_text()
 FILES = ["test_official_client.py", "test_official_uploads.py", "test_official_js.py"]
 CLIENTS = {"test_sync_client": "Python", "test_async_client": "Python, async"}
 CLIENTS["test_js_client"] = "JavaScript"
-ROWS = [line.strip("| ").split(" | ") for line in TEXT.splitlines() if line.startswith("| ")][2:]
+THEIRS, OURS = TEXT.split("\n## ")
+
+
+def read_rows(text: str) -> list[list[str]]:
+    """Of its one table, without the head."""
+    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][
+        2:
+    ]
+
+
+ROWS = read_rows(THEIRS)
 
 
 def list_tests() -> list[str]:
@@ -36,6 +46,14 @@ def test_row_tells_the_client_and_what_it_does(row):
     assert CLIENTS[re.sub(r"(_client)_.*", r"\1", test.strip("`"))] == client
     assert call
     assert len(said) > 5
+
+
+@pytest.mark.parametrize("row", read_rows(OURS), ids=lambda row: row[0])
+def test_row_of_our_own_client_names_a_test(row):
+    scenario, place = row
+    path, name = place.strip("`").split("::")
+    assert scenario
+    assert f"def {name}(" in (TESTS.parent / path).read_text()
 
 
 def test_versions_told_are_those_that_ran():

@@ -1,5 +1,6 @@
 import json
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,9 @@ def test_ipv6_loopback_is_named_in_brackets():
     [
         (["--host", "0.0.0.0"], "--allow-remote"),
         (["--host", "example.org"], "--allow-remote"),
+        (["--port", "65536"], "not a port from 0 to 65535"),
+        (["--port", "-1"], "not a port from 0 to 65535"),
+        (["--port", "http"], "invalid read_port value"),
         (["--run-seconds", "-1"], "not a number of seconds"),
         (["--run-seconds", "nan"], "not a number of seconds"),
         (["--queue-seconds", "soon"], "invalid"),
@@ -72,6 +76,18 @@ def test_wrong_usage_is_refused_with_a_reason(capsys, arguments, complaint):
         main(arguments)
     assert caught.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_taken_port_is_told_in_a_line(capfd):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["--port", str(taken.getsockname()[1])]) == 1
+    assert "address already in use" in capfd.readouterr().err
+
+
+def test_directory_that_cannot_be_made_is_told_in_a_line(tmp_path, capfd):
+    (tmp_path / "file").touch()
+    assert main(["--directory", str(tmp_path / "file" / "new")]) == 1
+    assert capfd.readouterr().err == "emulator: Not a directory\n"
 
 
 def test_allow_remote_listens_everywhere(tmp_path):

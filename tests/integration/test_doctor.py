@@ -48,6 +48,8 @@ from worker.jobs.values import (
     Settlement,
     Verdict,
 )
+from worker.media import object_store
+from worker.media.store import Store, open_store
 from worker.runtime import Runtime
 
 NOW = datetime.now(UTC)
@@ -58,7 +60,13 @@ TERMS = DoctorTerms(ENDPOINT)
 VIDEO = b"a video of sorts"
 
 
+def open_here() -> Store:
+    """The archive in the test's own directory, where it stands."""
+    return open_store("file:.", Path("spool"))
+
+
 def run_doctor(db: Database, terms: DoctorTerms = TERMS, **options: Any) -> Diagnosis:
+    options = {"store": open_here(), **options}
     return examine(db=db, platform=None, terms=terms, **options)
 
 
@@ -592,21 +600,48 @@ def test_archived_row_without_its_file_is_found(db, tmp_path, damage, every_file
     assert (diagnosis.archived, diagnosis.files) == (1, 1)
 
 
-@pytest.mark.parametrize("uri", ["file://elsewhere/a.mp4", "file:", "file:///a%00b"])
-def test_archived_row_with_a_uri_of_no_file_is_found(db, tmp_path, uri) -> None:
+@pytest.mark.parametrize(
+    "uri",
+    ["file://elsewhere/a.mp4", "file:", "file:///a%00b", "file:///a.mp4", "s3://bucket/a.mp4"],
+)
+def test_archived_row_with_a_uri_of_another_archive_is_found(db, tmp_path, uri) -> None:
     archive_one(db, tmp_path)
     change(db, "UPDATE jobs SET archive_uri = :uri", uri=uri)
     (found,) = find_all(db, Check.ARCHIVED_FILE)
-    assert "it cannot be looked at: a file: URL" in found.detail
+    assert found.detail == f"{uri}: it is not of the archive that ARCHIVE_URL names"
 
 
-def test_file_in_another_store_is_not_looked_at_and_told(db, tmp_path) -> None:
+@ON_SQLITE
+@pytest.mark.parametrize("damage", [None, "removed", "shortened"])
+def test_file_in_an_object_store_is_looked_at_there(db, tmp_path, s3, damage) -> None:
+    store = open_store(f"s3://{s3.make_bucket()}/videos", tmp_path / "spool")
     archive_one(db, tmp_path)
-    change(db, "UPDATE jobs SET archive_uri = 's3://bucket/a.mp4'")
-    diagnosis = run_doctor(db, DoctorTerms(ENDPOINT, every_file=True))
-    assert diagnosis.is_clean
-    assert (diagnosis.archived, diagnosis.files) == (1, 0)
-    assert diagnosis.notes == ["1 archived files are not on this machine"]
+    stored = store.put("2026/a.mp4", VIDEO, "video/mp4")
+    change(db, "UPDATE jobs SET archive_uri = :uri", uri=stored.uri)
+    if damage == "removed":
+        store.delete("2026/a.mp4")
+    if damage == "shortened":
+        store.put("2026/a.mp4", VIDEO[:-1], "video/mp4")
+    diagnosis = run_doctor(db, store=store)
+    assert (diagnosis.archived, diagnosis.files) == (1, 1)
+    assert count_faults(diagnosis) == len(diagnosis.findings) == (damage is not None)
+
+
+@ON_SQLITE
+def test_archive_that_does_not_answer_is_left_alone_after_a_few_files(
+    db, tmp_path, s3, monkeypatch
+) -> None:
+    monkeypatch.setattr(object_store, "MOST_RETRIES", 0)
+    store = open_store("s3://never-made/videos", tmp_path / "spool")
+    for number in range(5):
+        archive_one(db, tmp_path)
+        uri = f"s3://never-made/videos/{number}.mp4"
+        change(db, "UPDATE jobs SET archive_uri = :uri WHERE archive_uri LIKE 'file:%'", uri=uri)
+    diagnosis = run_doctor(db, store=store)
+    assert count_faults(diagnosis) == diagnosis.files == 3
+    assert "there is no such bucket" in diagnosis.findings[0].detail
+    told = "2 more archived files were not looked at: the archive cannot be read"
+    assert told in diagnosis.notes
 
 
 @ON_SQLITE
@@ -689,7 +724,7 @@ def compare(db, fal, began, monkeypatch) -> Iterator[Callable[[], Diagnosis]]:
     def run() -> Diagnosis:
         now = datetime.now(UTC)
         terms = DoctorTerms(ENDPOINT, window=now - began)
-        return examine(db=db, platform=platform, terms=terms, clock=lambda: now)
+        return examine(db=db, store=open_here(), platform=platform, terms=terms, clock=lambda: now)
 
     yield run
     platform.close()
@@ -837,6 +872,7 @@ def test_attempts_before_the_window_and_of_other_endpoints_are_left_out(db, comp
 def run(monkeypatch, capsys, database_url) -> Iterator[Callable[..., tuple[int, str]]]:
     """Runs the command in this process; its exit code and what it printed."""
     monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.setenv("ARCHIVE_URL", "file:.")
     opened: list[Runtime] = []
     build_runtime = cli.build_runtime
 

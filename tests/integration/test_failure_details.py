@@ -118,6 +118,7 @@ def test_failure_of_each_type_is_told_in_words(db, name) -> None:
         payload = {"detail": [{"loc": ["body", "prompt"], "msg": "no", "type": name}]}
     told = explain(db, fail(db, payload))
     assert told is not None
+    assert told["class"] == ERROR_TYPES[name].error_class
     assert told["means"] == ERROR_TYPES[name].sentence
     assert ("redrive" in told["again"]) is (ERROR_TYPES[name].retryable is not Retryable.NO)
     assert told["charge"].startswith("not") is (ERROR_TYPES[name].charge is Charge.NO)
@@ -129,6 +130,13 @@ def test_failure_of_unknown_type_keeps_the_name_and_says_so(db) -> None:
     assert job.error_code == "a_type_of_tomorrow"
     assert told is not None
     assert "new to this version" in told["means"]
+    assert (told["class"], "redrive" in told["again"]) == ("platform", True)
+
+
+def test_failure_of_unknown_type_about_a_field_is_the_inputs(db) -> None:
+    told = explain(db, fail(db, {"detail": [TOO_MANY | {"type": "a_type_of_tomorrow"}]}))
+    assert told is not None
+    assert (told["class"], "redrive" in told["again"]) == ("input", False)
 
 
 @pytest.mark.parametrize("payload", [None, {"detail": "no"}, {"video": {}}])
@@ -157,6 +165,7 @@ def test_show_as_json_has_each_field(db, capsys) -> None:
     shown = json.loads(capsys.readouterr().out)
     assert shown["error_details"] == [TOO_MANY, TOO_WIDE]
     assert shown["explanation"] == {
+        "error_class": "input",
         "sentence": "A value is above what is allowed.",
         "retryable": "no",
         "charge": "possible",

@@ -156,6 +156,17 @@ def test_client_subscribes_and_tells_each_status_once(fal, client) -> None:
     assert all(one != other for one, other in pairwise(updates))
 
 
+def test_client_subscribes_by_asking_where_there_is_no_stream(fal, client) -> None:
+    fal.order({"point": "stream", "kind": "status", "code": 404})
+    told: list[RequestStatus] = []
+    arguments = build_arguments(fal)
+    output = client.subscribe(ENDPOINT, arguments, on_queue_update=told.append, interval=QUICKLY)
+    assert isinstance(told[-1], Completed)
+    assert isinstance(output["video"], dict)
+    assert fal.count_fired() == [1]
+    assert count_submissions(fal, arguments) == 1
+
+
 def test_client_sends_webhook_and_every_option(fal, client) -> None:
     options = RequestOptions.model_validate(
         {

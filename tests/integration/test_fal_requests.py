@@ -392,4 +392,5 @@ def test_listing_with_wrong_key_has_gap(fal) -> None:
     client = PlatformClient(f"{fal.url}/v1", SecretStr("another-key"))
     listing = client.list_requests(ENDPOINT, datetime.now(UTC) - RESULT_TIME, datetime.now(UTC))
     client.close()
-    assert listing.gap == "it cannot be read: HTTP 401"
+    assert listing.gap is not None
+    assert listing.gap.startswith("it cannot be read: HTTP 401, authorization_error: ")

@@ -72,6 +72,7 @@ OPTIONS: dict[str, Any] = {
     "priority": "low",
     "start_timeout": 90,
     "object_expiration": 7200,
+    "initial_acl": {"default": "hide", "rules": [{"user": "u-1", "decision": "allow"}]},
     "tags": {"team": "video", "order": "47 11"},
     "no_retry": True,
     "disable_fallback": True,
@@ -82,7 +83,8 @@ HEADERS = {
     "x-fal-queue-priority": "low",
     "x-fal-request-start-timeout": "90",
     "x-fal-request-timeout": "90",
-    "x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 7200}',
+    "x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 7200, '
+    '"initial_acl": {"default": "hide", "rules": [{"user": "u-1", "decision": "allow"}]}}',
     "x-fal-tags": "team=video,order=47 11",
     "x-fal-no-retry": "1",
     "x-app-fal-disable-fallback": "true",
@@ -155,6 +157,8 @@ def write_pair(name: str, value: object) -> str:
     match value:
         case {"width": width, "height": height}:
             return f"{name}={width}x{height}"
+        case {"default": _}:
+            return f"{name}={json.dumps(value)}"
         case dict():
             return f"{name}={','.join(f'{key}={text}' for key, text in value.items())}"
         case str():

@@ -12,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.emulator.processes import Emulator, start_emulator
+from tests.harness.archiving import archive_locally
 from tests.harness.brokers import find_closed_port
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, NOW, make_job, read_attempts, read_job
@@ -29,12 +30,8 @@ from worker.fal.retention import LARGE_RETENTION
 from worker.jobs import attempts, gates, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
-from worker.media.download import DownloadLimits, media_client
-from worker.media.hosts import parse_media_hosts
-from worker.media.local_store import LocalStore
 from worker.setting_types import UnknownPolicy
 from worker.stages import follow
-from worker.stages.archive import ArchiveTerms, archive_job
 from worker.stages.enqueue import enqueue_job, parse_wish
 from worker.stages.follow import ALL_PAUSE, FOLLOW_GATE, JOB_PAUSE, Follower
 from worker.stages.judge import SubmitTerms
@@ -160,13 +157,7 @@ def test_poll_of_finished_request_writes_its_time_and_logs(shop) -> None:
 
 
 def archive(shop: Shop, job_id: UUID, root: Path) -> Job:
-    terms = ArchiveTerms(
-        "tester:1", LEASE, parse_media_hosts("*.fal.media"), DownloadLimits(MINUTE, 2**30)
-    )
-    with media_client() as client:
-        archived = archive_job(
-            job_id, db=shop.db, client=client, store=LocalStore(root), terms=terms
-        )
+    archived = archive_locally(shop.db, root, "*.fal.media")(read_job(shop.db, job_id))
     assert archived is not None
     return archived
 
@@ -211,16 +202,7 @@ def test_unfinished_request_with_result_inside_is_polled_again_in_time(busy_shop
 def test_spoiled_result_inside_fails_and_is_kept(db, tmp_path) -> None:
     result = {"video": {"url": "data:video/mp4;base64,AA!A"}, "seed": 1, "prompt": "on"}
     job = make_job(db, JobState.COMPLETED, result=result)
-    terms = ArchiveTerms("tester:1", LEASE, parse_media_hosts("x"), DownloadLimits(MINUTE, 2**30))
-    with media_client() as client:
-        failed = archive_job(
-            job.id,
-            db=db,
-            client=client,
-            store=LocalStore(tmp_path / "archive"),
-            terms=terms,
-            clock=FakeClock(),
-        )
+    failed = archive_locally(db, tmp_path / "archive", "x")(job)
     assert failed is not None
     assert (failed.state, failed.error_code) == (JobState.FAILED, "media_refused")
     assert failed.result == result, "it is paid for"

@@ -98,20 +98,10 @@ def test_options_of_other_type_are_refused(options) -> None:
     assert [violation.field for violation in refused.value.violations] == ["fal_options"]
 
 
-@pytest.mark.parametrize("default", ["forbid", "hide"])
-def test_options_that_hide_the_result_from_the_archive_are_refused(default) -> None:
-    """It would be paid for, and nobody could download it."""
+@pytest.mark.parametrize("default", ["allow", "forbid", "hide"])
+def test_options_that_hide_the_result_are_taken(db, default) -> None:
+    """The archive reads it by a signed URL."""
     acl = {"default": default, "rules": [{"user": "u", "decision": "allow"}]}
-    with pytest.raises(InvalidInputError) as refused:
-        parse_wish({**FIELDS, "fal_options": {"initial_acl": acl}})
-    [violation] = refused.value.violations
-    assert violation.field == "fal_options.initial_acl.default"
-    assert violation.value == f'"{default}"'
-    assert violation.allowed.startswith("allow: the archive could not read")
-
-
-def test_options_that_hide_the_result_from_some_are_taken(db) -> None:
-    acl = {"default": "allow", "rules": [{"user": "u", "decision": "hide"}]}
     assert enqueue(db, fal_options={"initial_acl": acl}).job.options == {"initial_acl": acl}
 
 

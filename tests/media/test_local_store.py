@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ TYPE = "video/mp4"
 
 CREATE_FOREVER = """
 import sys
+import tempfile
 from pathlib import Path
 from worker.media.local_store import LocalStore
 store = LocalStore(Path(sys.argv[1]))
@@ -34,6 +36,27 @@ print("begins", flush=True)
 for number in range(1_000_000):
     store.create(f"{number % 10}/{number}.json", b"{" + b"x" * 100_000 + b"}", "application/json")
     store.put("again.json", b"{" + b"x" * 100_000 + b"}", "application/json")
+"""
+
+WRITE_WITHOUT_RIGHTS = """
+import os, sys
+from pathlib import Path
+from worker.errors import StoreUnavailableError
+from worker.media.local_store import LocalStore
+store = LocalStore(Path(sys.argv[1]))
+if os.geteuid() == 0:
+    os.setegid(65534)
+    os.seteuid(65534)
+name = sys.argv[2]
+def publish():
+    with store.spool.begin("job") as file:
+        file.write(b"x")
+        store.publish(file, name, "video/mp4")
+for call in (publish, store.create, store.put):
+    try:
+        call() if call is publish else call(name, b"x", "application/json")
+    except StoreUnavailableError as error:
+        print(error)
 """
 
 
@@ -187,6 +210,34 @@ def test_small_object_beyond_the_space_left_leaves_nothing(store):
 
     assert list_files(store.root) == []
     assert store.create("one.json", b"{}", "application/json")
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("archive", "2027/a.mp4"), ("archive/.partial", "2026/a.mp4"), ("archive/2026", "2026/a.mp4")],
+)
+def test_directory_that_may_not_be_written_is_told_and_stays_as_it_was(place, name):
+    """For root no permission holds: the process gives its rights up before it writes."""
+    with (
+        tempfile.TemporaryDirectory() as directory
+    ):  # others may look into it, as not into pytest's
+        root = Path(directory) / "archive"
+        for part in (root / ".partial", root / "2026"):
+            part.mkdir(parents=True)
+        for part in (Path(directory), root, root / ".partial", root / "2026"):
+            part.chmod(0o777)
+        (Path(directory) / place).chmod(0o555)
+        ended = subprocess.run(
+            [sys.executable, "-c", WRITE_WITHOUT_RIGHTS, str(root), name],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        what = "spool" if place.endswith(".partial") else "archive"
+        assert ended.stdout.splitlines() == [f"the {what} cannot be written: Permission denied"] * 3
+        assert list_files(root) == []
 
 
 @pytest.mark.parametrize("name", ["2026", "2026/03/01"])

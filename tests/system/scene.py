@@ -55,7 +55,9 @@ class Scene:
         return [request for request in requests if request["input"].get("prompt") == prompt]
 
     def list_archived(self, job_id: UUID) -> list[Path]:
-        return sorted(self.deployment.archive.glob(f"{job_id}*"))
+        """The job's files under final names, wherever the layout puts them."""
+        found = self.deployment.archive.rglob(f"{job_id}*")
+        return sorted(path for path in found if path.parent.name != ".partial")
 
     def list_partials(self) -> list[Path]:
         return list((self.deployment.archive / ".partial").glob("*"))
@@ -63,8 +65,13 @@ class Scene:
 
 @contextmanager
 def run_scene(
-    directory: Path, database_url: str, sample: Path, workers: WorkerPlan
+    directory: Path,
+    database_url: str,
+    sample: Path,
+    workers: WorkerPlan,
+    changes: Mapping[str, str] | None = None,
 ) -> Iterator[Scene]:
+    """`changes` are settings that differ from a test's usual ones."""
     with run_redis() as broker_url, run_yard(directory) as yard:
         files = directory / "emulator" / "files"
         files.mkdir(parents=True)
@@ -79,6 +86,7 @@ def run_scene(
                 database_url=database_url,
                 broker_url=broker_url,
                 workers=workers,
+                changes=changes,
             ) as deployment,
         ):
             table = open_table(database_url)

@@ -13,19 +13,30 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from tests.harness.brokers import find_closed_port
-from tests.harness.web import ScriptedHandler, ScriptedServer, run_server, send_body, send_json
-from worker.errors import ExtendVideoError
+from tests.harness.web import (
+    ScriptedHandler,
+    ScriptedServer,
+    break_off,
+    run_server,
+    send_body,
+    send_json,
+)
+from worker.errors import ExtendVideoError, PermanentError, RetryableError
 from worker.fal import follow, http, queue, requests
 from worker.fal.client import FalClient, Handle
 from worker.fal.client_errors import (
+    FAILURES,
     AccountRefusedError,
+    InputRefusedError,
     RequestFailedError,
     RequestPendingError,
     RequestUnclearError,
+    RunFailedError,
     SubmissionPostponedError,
     SubmissionRefusedError,
     SubmissionUnknownError,
 )
+from worker.fal.error_types import ERROR_TYPES
 from worker.fal.http import exchange_again, move_url
 from worker.fal.status import Completed, InProgress, LogEntry, Queued, RequestStatus
 from worker.fal.truth import CancelAnswer
@@ -433,6 +444,66 @@ def test_result_of_failed_run_has_fields_and_what_fal_says_of_another_try(fal, c
         client.result(HANDLE)
     assert (caught.value.error_type, caught.value.retryable) == ("greater_than_equal", False)
     assert caught.value.details == (DETAIL,)
+
+
+def test_result_of_failed_run_is_asked_for_again_where_the_connection_breaks_off(
+    fal, client
+) -> None:
+    answers = [break_off(), send_json({"detail": [DETAIL]}, 422, X_Fal_Needs_Retry="0")]
+
+    def respond(handler: ScriptedHandler) -> None:
+        if handler.asked.path.endswith("/status"):
+            send_json(build_status("COMPLETED", error="invalid", error_type="x"))(handler)
+        else:
+            answers.pop(0)(handler)
+
+    fal.answer = respond
+    with pytest.raises(InputRefusedError) as caught:
+        client.result(HANDLE)
+    assert (caught.value.error_type, caught.value.retryable) == ("greater_than_equal", False)
+    assert caught.value.details == (DETAIL,)
+
+
+def test_result_of_failed_run_that_cannot_be_read_is_what_its_status_says(fal, client) -> None:
+    def respond(handler: ScriptedHandler) -> None:
+        if handler.asked.path.endswith("/status"):
+            send_json(build_status("COMPLETED", error="it broke", error_type="x"))(handler)
+
+    fal.answer = respond
+    with pytest.raises(RunFailedError, match="it broke") as caught:
+        client.result(HANDLE)
+    assert (caught.value.error_type, caught.value.details) == ("x", ())
+    assert [one.path.rpartition("/")[2] for one in fal.asked] == ["status", "r-1", "r-1"]
+
+
+def build_end(name: str, *, is_models: bool) -> Respond:
+    """A run that failed so: in the model's words, or in the platform's."""
+    detail: object = [DETAIL | {"type": name}] if is_models else "words"
+    body = {"detail": detail, "error_type": name}
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/status"):
+            return httpx.Response(200, json=build_status("COMPLETED", error="no"))
+        return httpx.Response(422, json=body)
+
+    return respond
+
+
+@pytest.mark.parametrize(
+    ("name", "is_models", "error"),
+    [
+        *((one.name, False, FAILURES[one.error_class]) for one in ERROR_TYPES.values()),
+        ("type_of_tomorrow", True, InputRefusedError),
+        ("type_of_tomorrow", False, RunFailedError),
+    ],
+)
+def test_result_of_failed_run_raises_by_the_class_of_its_type(name, is_models, error) -> None:
+    network = Network(build_end(name, is_models=is_models))
+    with open_client(network) as client, pytest.raises(RequestFailedError) as caught:
+        client.result(HANDLE)
+    assert type(caught.value) is error
+    assert caught.value.error_type == name
+    assert isinstance(caught.value, RetryableError) is not isinstance(caught.value, PermanentError)
 
 
 def test_result_that_is_no_object_is_unclear(fal, client) -> None:

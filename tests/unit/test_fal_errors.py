@@ -14,6 +14,7 @@ from worker.fal.error_types import (
     ERROR_TYPES,
     GENERIC_SENTENCE,
     Charge,
+    ErrorClass,
     Retryable,
     find_error_type,
 )
@@ -25,6 +26,7 @@ from worker.fal.errors import (
     MAX_MESSAGE,
     UNNAMED_CODE,
     FalFailure,
+    describe_platform_error,
     name_field,
     parse_failure,
     read_retry_header,
@@ -32,34 +34,45 @@ from worker.fal.errors import (
 
 YES, NO, MAYBE = Retryable.YES, Retryable.NO, Retryable.MAYBE
 FREE, PAID = Charge.NO, Charge.POSSIBLE
-# The rows of fal's pages, by hand: type, HTTP codes, retryable, charged.
-ROWS: list[tuple[str, tuple[int, ...], Retryable, Charge]] = [
-    ("internal_server_error", (500,), MAYBE, FREE),
-    ("generation_timeout", (504,), MAYBE, FREE),
-    ("downstream_service_error", (400, 500), MAYBE, PAID),
-    ("downstream_service_unavailable", (500,), MAYBE, FREE),
-    *((name, (422,), NO, PAID) for name in UNPROCESSABLE_TYPES),
-    ("request_timeout", (504,), YES, FREE),
-    ("startup_timeout", (504,), YES, FREE),
-    ("runner_scheduling_failure", (503,), YES, FREE),
-    ("runner_connection_timeout", (503,), YES, FREE),
-    ("runner_disconnected", (503,), YES, FREE),
-    ("runner_connection_refused", (503,), YES, FREE),
-    ("runner_connection_error", (503,), YES, FREE),
-    ("runner_incomplete_response", (502,), YES, FREE),
-    ("runner_server_error", (500,), YES, FREE),
-    ("internal_error", (500,), YES, FREE),
-    ("client_disconnected", (499,), NO, PAID),
-    ("client_cancelled", (499,), NO, PAID),
-    ("bad_request", (400,), NO, PAID),
-    ("concurrent_requests_limit", (429,), YES, PAID),
+INPUT, MODEL, PLATFORM = ErrorClass.INPUT, ErrorClass.MODEL, ErrorClass.PLATFORM
+CALLER, API = ErrorClass.CALLER, ErrorClass.API
+# The rows of fal's pages, by hand: type, class, HTTP codes, retryable, charged.
+ROWS: list[tuple[str, ErrorClass, tuple[int, ...], Retryable, Charge]] = [
+    ("internal_server_error", MODEL, (500,), MAYBE, FREE),
+    ("generation_timeout", MODEL, (504,), MAYBE, FREE),
+    ("downstream_service_error", MODEL, (400, 500), MAYBE, PAID),
+    ("downstream_service_unavailable", MODEL, (500,), MAYBE, FREE),
+    *((name, INPUT, (422,), NO, PAID) for name in UNPROCESSABLE_TYPES),
+    ("request_timeout", PLATFORM, (504,), YES, FREE),
+    ("startup_timeout", PLATFORM, (504,), YES, FREE),
+    ("runner_scheduling_failure", PLATFORM, (503,), YES, FREE),
+    ("runner_connection_timeout", PLATFORM, (503,), YES, FREE),
+    ("runner_disconnected", PLATFORM, (503,), YES, FREE),
+    ("runner_connection_refused", PLATFORM, (503,), YES, FREE),
+    ("runner_connection_error", PLATFORM, (503,), YES, FREE),
+    ("runner_incomplete_response", PLATFORM, (502,), YES, FREE),
+    ("runner_server_error", PLATFORM, (500,), YES, FREE),
+    ("internal_error", PLATFORM, (500,), YES, FREE),
+    ("client_disconnected", CALLER, (499,), NO, PAID),
+    ("client_cancelled", CALLER, (499,), NO, PAID),
+    ("bad_request", INPUT, (400,), NO, PAID),
+    ("concurrent_requests_limit", PLATFORM, (429,), YES, PAID),
+    ("validation_error", API, (400,), NO, FREE),
+    ("authorization_error", API, (401, 403), NO, FREE),
+    ("not_found", API, (404,), NO, FREE),
+    ("rate_limited", API, (429,), YES, FREE),
+    ("server_error", API, (500,), YES, FREE),
+    ("not_implemented", API, (501,), NO, FREE),
 ]
 UNKNOWN = "a_type_that_fal_has_not_thought_of_yet"
 
 
-@pytest.mark.parametrize(("name", "statuses", "retryable", "charge"), ROWS)
-def test_error_type_is_as_fals_pages_have_it(name, statuses, retryable, charge) -> None:
+@pytest.mark.parametrize(("name", "error_class", "statuses", "retryable", "charge"), ROWS)
+def test_error_type_is_as_fals_pages_have_it(
+    name, error_class, statuses, retryable, charge
+) -> None:
     known = find_error_type(name)
+    assert known.error_class is error_class
     assert (known.http_statuses, known.retryable, known.charge) == (statuses, retryable, charge)
     assert known.sentence.endswith(".")
     assert known.sentence != GENERIC_SENTENCE
@@ -74,7 +87,29 @@ def test_unknown_error_type_keeps_its_name_and_promises_nothing() -> None:
     unknown = find_error_type(UNKNOWN)
     assert (unknown.name, unknown.http_statuses) == (UNKNOWN, ())
     assert (unknown.retryable, unknown.charge) == (MAYBE, PAID)
-    assert unknown.sentence == GENERIC_SENTENCE
+    assert (unknown.error_class, unknown.sentence) == (PLATFORM, GENERIC_SENTENCE)
+
+
+def test_unknown_error_type_about_fields_is_one_of_the_input() -> None:
+    unknown = find_error_type(UNKNOWN, names_fields=True)
+    assert (unknown.name, unknown.error_class, unknown.retryable) == (UNKNOWN, INPUT, NO)
+    assert find_error_type("internal_error", names_fields=True).error_class is PLATFORM
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"error": {"type": "rate_limited", "message": "slow"}}, "HTTP 429, rate_limited: slow"),
+        ({"error": {"type": "rate_limited"}}, "HTTP 429, rate_limited"),
+        ({"error": {"message": "x" * 9999}}, f"HTTP 429, {'x' * MAX_DETAIL_TEXT}"),
+        ({"error": {"type": 7, "message": None}}, "HTTP 429"),
+        ({"error": "slow"}, "HTTP 429"),
+        ([], "HTTP 429"),
+        (None, "HTTP 429"),
+    ],
+)
+def test_platforms_envelope_is_told_as_far_as_it_goes(body, words) -> None:
+    assert describe_platform_error(429, body) == words
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from worker.errors import InvalidInputError, InvalidSettingsError, Violation
 from worker.fal.options import (
     Decision,
+    InitialAcl,
     Priority,
     RequestOptions,
     join_tags,
@@ -341,6 +342,7 @@ def test_settings_say_every_option(monkeypatch) -> None:
         "FAL_PRIORITY": "low",
         "START_TIMEOUT_SECONDS": "90",
         "FAL_OBJECT_EXPIRATION_SECONDS": "7200",
+        "FAL_INITIAL_ACL": '{"default": "hide", "rules": [{"user": "u", "decision": "allow"}]}',
         "FAL_TAGS": "team=video,stage=test",
         "FAL_NO_RETRY": "true",
         "FAL_DISABLE_FALLBACK": "true",
@@ -352,6 +354,7 @@ def test_settings_say_every_option(monkeypatch) -> None:
         "priority": "low",
         "start_timeout": 90,
         "object_expiration": 7200,
+        "initial_acl": {"default": "hide", "rules": [{"user": "u", "decision": "allow"}]},
         "tags": {"team": "video", "stage": "test"},
         "no_retry": True,
         "disable_fallback": True,
@@ -360,13 +363,22 @@ def test_settings_say_every_option(monkeypatch) -> None:
     }
 
 
-def test_each_option_but_the_acl_has_its_setting() -> None:
-    assert {*OPTION_SETTINGS, "initial_acl"} == set(RequestOptions.model_fields)
+def test_setting_of_the_acl_may_be_its_default_alone(monkeypatch) -> None:
+    monkeypatch.setenv("FAL_INITIAL_ACL", "forbid")
+    options = read_request_options(load_settings())
+    assert options.initial_acl == InitialAcl(default=Decision.FORBID)
+
+
+def test_each_option_has_its_setting() -> None:
+    assert set(OPTION_SETTINGS) == set(RequestOptions.model_fields)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("FAL_INITIAL_ACL", "private"),
+        ("FAL_INITIAL_ACL", "{"),
+        ("FAL_INITIAL_ACL", '{"rules": [{"user": "u"}]}'),
         ("FAL_TAGS", "team"),
         ("FAL_TAGS", "TEAM=video"),
         ("FAL_TAGS", "fal.team=video"),

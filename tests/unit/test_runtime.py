@@ -9,6 +9,7 @@ from worker.errors import InvalidSettingsError
 from worker.runtime import Runtime
 from worker.setting_types import UnknownPolicy
 from worker.settings import load_settings
+from worker.stages.archive import ArchiveTerms
 from worker.stages.resolve import ResolveTerms
 
 WHOLE = {"fal_key": "k", "webhook_base_url": "https://hooks.test"}
@@ -29,7 +30,6 @@ def test_runtime_makes_each_part_once(tmp_path, sqlite_url) -> None:
     for name in ("worker", "db", "dispatcher", "queue", "requests", "reconciler", "media", "store"):
         assert getattr(runtime, name) is getattr(runtime, name)
     runtime.queue.close()
-    runtime.media.close()
 
 
 def test_worker_name_is_not_shared_with_any_other() -> None:
@@ -84,9 +84,13 @@ def test_resolve_terms_carry_the_settings() -> None:
 
 
 def test_archive_terms_carry_the_settings() -> None:
-    terms = Runtime(load_settings(max_video_bytes=1000, lease_seconds=20)).archive_terms
-    assert terms.limits.max_bytes == 1000
-    assert terms.lease == timedelta(seconds=20)
+    settings = load_settings(
+        max_video_bytes=1000, lease_seconds=20, archive_max_downloads=3, archive_sheet=True
+    )
+    runtime = Runtime(settings)
+    assert runtime.keeper.fetcher.limits.max_bytes == 1000
+    assert runtime.keeper.has_sheet
+    assert runtime.archive_terms == ArchiveTerms(runtime.worker, timedelta(seconds=20), 3)
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,18 @@ def test_require_settings_names_every_missing_one() -> None:
     assert "FAL_KEY_ID and FAL_KEY_SECRET" in lines[1]
 
 
+@pytest.mark.parametrize(
+    ("given", "missing"), [("FAL_KEY_ID", "FAL_KEY_SECRET"), ("FAL_KEY_SECRET", "FAL_KEY_ID")]
+)
+def test_half_a_key_names_its_other_half(monkeypatch, given, missing) -> None:
+    monkeypatch.setenv(given, "half")
+    with pytest.raises(InvalidSettingsError) as refused:
+        require_settings(load_settings(), ["fal_credentials"])
+    [violation] = refused.value.violations
+    assert violation.field == missing
+    assert "half" not in violation.value
+
+
 def test_require_settings_with_all_set_passes(monkeypatch) -> None:
     monkeypatch.setenv("FAL_KEY", KEY)
     require_settings(load_settings(), ["fal_credentials", "archive_url"])

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -32,17 +33,24 @@ def storage() -> Iterator[Storage]:
         yield running
 
 
+def write_file(tmp_path: Path, size: int) -> UploadFile:
+    path = tmp_path / "video.mp4"
+    path.write_bytes(random.Random(size).randbytes(size))
+    return UploadFile(path, size, "video/mp4", "name.mp4")
+
+
+def open_client(storage: Storage, terms: UploadTerms = TERMS) -> StorageClient:
+    return StorageClient(storage.rest.url, storage.bytes.url, SecretStr(KEY), terms)
+
+
 @pytest.fixture
 def start(storage, tmp_path) -> Iterator[Start]:
     """Begins the upload of so many bytes; nothing is sent yet."""
     clients: list[StorageClient] = []
 
     def begin(size: int = 100, terms: UploadTerms = TERMS) -> Upload:
-        path = tmp_path / "video.mp4"
-        path.write_bytes(random.Random(size).randbytes(size))
-        url = storage.rest.url
-        clients.append(StorageClient(url, storage.bytes.url, SecretStr(KEY), terms))
-        return clients[-1].start(UploadFile(path, size, "video/mp4", "name.mp4"))
+        clients.append(open_client(storage, terms))
+        return clients[-1].start(write_file(tmp_path, size))
 
     yield begin
     for client in clients:
@@ -191,6 +199,29 @@ def test_upload_goes_on_after_it_has_failed(storage, start, tmp_path) -> None:
     assert [storage.bytes.count(str(number)) for number in range(1, 7)] == [1, 1, 1, 4, 1, 1]
     assert storage.bytes.join_parts() == read_content(tmp_path)
     assert (told[0], told[-1]) == ((400, LONG), (LONG, LONG))
+
+
+@pytest.mark.parametrize("step", ["4", "complete"])
+def test_upload_goes_on_by_itself_while_parts_arrive(storage, tmp_path, step) -> None:
+    storage.bytes.refusals[step] = [503] * 3
+    with closing(open_client(storage, replace(TERMS, parallel=1))) as client:
+        assert client.upload(write_file(tmp_path, LONG)) == storage.file_url
+    sent = [storage.bytes.count(name) for name in ("1", "2", "3", "4", "5", "6", "complete")]
+    assert sum(sent) == 7 + 3
+    assert storage.bytes.count(step) == 4
+    assert storage.rest.count("initiate-multipart") == 1
+    assert storage.bytes.join_parts() == read_content(tmp_path)
+
+
+@pytest.mark.parametrize(("step", "tried"), [("1", 3), ("4", 6), ("complete", 6)])
+def test_upload_ends_once_no_part_arrives_any_more(storage, tmp_path, step, tried) -> None:
+    storage.bytes.refusals[step] = [503] * 9
+    with (
+        closing(open_client(storage, replace(TERMS, parallel=1))) as client,
+        pytest.raises(UploadUnavailableError, match=r"503.*tried 3 times"),
+    ):
+        client.upload(write_file(tmp_path, LONG))
+    assert storage.bytes.count(step) == tried
 
 
 def test_parts_that_end_in_another_order_are_completed_in_theirs(storage, start) -> None:

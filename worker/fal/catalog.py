@@ -4,6 +4,7 @@ import httpx
 from pydantic import JsonValue, SecretStr
 
 from worker.errors import SchemaUnreadableError
+from worker.fal.errors import describe_platform_error
 from worker.fal.http import build_client, describe_error, exchange
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
@@ -26,7 +27,8 @@ class CatalogClient:
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise SchemaUnreadableError(f"{url} cannot be read: {describe_error(error)}") from None
         if reply.http_status != httpx.codes.OK:
-            raise SchemaUnreadableError(f"{url} answered {reply.http_status} for {endpoint}")
+            why = describe_platform_error(reply.http_status, reply.parse_json())
+            raise SchemaUnreadableError(f"{url}, asked for {endpoint}, answered {why}")
         return reply.parse_json()
 
     def close(self) -> None:

@@ -108,8 +108,8 @@ class FalClient:
     def result(self, handle: Handle) -> dict[str, JsonValue]:
         """The model's output, once the request is completed; `iter_events` waits for that.
 
-        Raises RequestPendingError before, RequestFailedError for a request that failed or was
-        cancelled, and what `status` raises.
+        Raises RequestPendingError before, what `status` raises, and for a request that failed a
+        RequestFailedError: InputRefusedError, RunFailedError or RequestCancelledError.
         """
         status = self.status(handle)
         if not isinstance(status, Completed):

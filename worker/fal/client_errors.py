@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from worker.errors import ExtendVideoError, PermanentError, RetryableError
 from worker.fal.completion import Completion
+from worker.fal.error_types import ErrorClass, find_error_type
 from worker.fal.errors import UNNAMED_CODE, Detail, FalFailure, parse_failure
 from worker.fal.http import Reply
 from worker.fal.queue import RefusalClass, Refused
@@ -113,8 +114,8 @@ class RequestNotFoundError(PermanentError):
         self.fal_request_id = fal_request_id
 
 
-class RequestFailedError(PermanentError):
-    """The request has ended without a result.
+class RequestFailedError(ExtendVideoError):
+    """The request has ended without a result; what is raised is one of its three kinds.
 
     `error_type` is fal's (`error_types.py` says what it means), `details` has an item for each
     wrong field, `retryable` is what fal's header says of another try, None if nothing.
@@ -136,6 +137,33 @@ class RequestFailedError(PermanentError):
         self.error_type = error_type
         self.details = details
         self.retryable = retryable
+
+
+class InputRefusedError(RequestFailedError, PermanentError):
+    """The model does not take this input: another run would end the same way."""
+
+    code = "input_refused"
+
+
+class RunFailedError(RequestFailedError, RetryableError):
+    """The model, or fal, failed: another run, which is paid as well, may end otherwise."""
+
+    code = "run_failed"
+
+
+class RequestCancelledError(RequestFailedError, PermanentError):
+    """Whoever asked has cancelled the request, or gone away."""
+
+    code = "request_cancelled"
+
+
+FAILURES: dict[ErrorClass, type[RequestFailedError]] = {
+    ErrorClass.INPUT: InputRefusedError,
+    ErrorClass.MODEL: RunFailedError,
+    ErrorClass.PLATFORM: RunFailedError,
+    ErrorClass.CALLER: RequestCancelledError,
+    ErrorClass.API: RunFailedError,
+}
 
 
 def raise_refusal(reply: Refused) -> NoReturn:
@@ -188,7 +216,8 @@ def take_output(truth: Truth, handle: Handle) -> dict[str, JsonValue]:
         case Completion(status="ERROR", error=error):
             words = error or "fal reports an error without a message"
             failure = parse_failure(truth.payload, words) or FalFailure(UNNAMED_CODE, words)
-            raise RequestFailedError(
+            known = find_error_type(failure.code, names_fields=bool(failure.details))
+            raise FAILURES[known.error_class](
                 failure.message,
                 fal_request_id=fal_request_id,
                 error_type=failure.code,

@@ -1,4 +1,4 @@
-"""Every type of error that fal documents: what it means, and whether asking again can help.
+"""Every type of error that fal documents: its class, what it means, whether asking again can help.
 
 The rows are those of fal-api, sections 4.1 (a model's errors) and 4.2 (the platform's); what is
 charged follows section 4.3. fal adds types without notice, so an unknown one is no error of ours.
@@ -8,6 +8,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 FIRST_SERVER_ERROR = 500
+
+
+class ErrorClass(StrEnum):
+    """Whose the trouble is, and so who can end it."""
+
+    # the request itself: another one may go through
+    INPUT = "input"
+    # the model, or a service that it needs
+    MODEL = "model"
+    # fal's queue and machines
+    PLATFORM = "platform"
+    # whoever asked gave up
+    CALLER = "caller"
+    # a call to a platform API, which runs nothing
+    API = "api"
 
 
 class Retryable(StrEnum):
@@ -30,6 +45,7 @@ class ErrorType:
     """One type: the HTTP codes it comes with, and a sentence for whoever enqueued the job."""
 
     name: str
+    error_class: ErrorClass
     http_statuses: tuple[int, ...]
     retryable: Retryable
     sentence: str
@@ -37,36 +53,50 @@ class ErrorType:
     @property
     def charge(self) -> Charge:
         """From 500 on nothing is charged; below, work of a GPU may be."""
+        if self.error_class is ErrorClass.API:
+            return Charge.NO
         surely_free = all(status >= FIRST_SERVER_ERROR for status in self.http_statuses)
         return Charge.NO if surely_free and self.http_statuses else Charge.POSSIBLE
 
 
-def find_error_type(name: str) -> ErrorType:
-    """The type of this name; one that says little, but keeps the name, if fal's is new to us."""
-    return ERROR_TYPES.get(name) or ErrorType(name, (), Retryable.MAYBE, GENERIC_SENTENCE)
+def find_error_type(name: str, *, names_fields: bool = False) -> ErrorType:
+    """The type of this name; one that says little, but keeps the name, if fal's is new to us.
+
+    Where the model named the fields that it is about, a new one is of the input (section 4.1).
+    """
+    if name in ERROR_TYPES:
+        return ERROR_TYPES[name]
+    if names_fields:
+        return ErrorType(name, ErrorClass.INPUT, (), Retryable.NO, GENERIC_SENTENCE)
+    return ErrorType(name, ErrorClass.PLATFORM, (), Retryable.MAYBE, GENERIC_SENTENCE)
 
 
 def _list_types(
-    statuses: int | tuple[int, ...], retryable: Retryable, sentences: dict[str, str]
+    error_class: ErrorClass,
+    statuses: int | tuple[int, ...],
+    retryable: Retryable,
+    sentences: dict[str, str],
 ) -> list[ErrorType]:
     codes = statuses if isinstance(statuses, tuple) else (statuses,)
-    return [ErrorType(name, codes, retryable, text) for name, text in sentences.items()]
+    return [
+        ErrorType(name, error_class, codes, retryable, text) for name, text in sentences.items()
+    ]
 
 
 GENERIC_SENTENCE = "fal failed for a reason that it named and that is new to this version."
 
 _MODEL = [
-    *_list_types(500, Retryable.MAYBE, {
+    *_list_types(ErrorClass.MODEL, 500, Retryable.MAYBE, {
         "internal_server_error": "The model failed inside.",
         "downstream_service_unavailable": "A service that the model needs was away.",
     }),
-    *_list_types(504, Retryable.MAYBE, {
+    *_list_types(ErrorClass.MODEL, 504, Retryable.MAYBE, {
         "generation_timeout": "The model took too long for this input.",
     }),
-    *_list_types((400, 500), Retryable.MAYBE, {
+    *_list_types(ErrorClass.MODEL, (400, 500), Retryable.MAYBE, {
         "downstream_service_error": "A service that the model needs failed.",
     }),
-    *_list_types(422, Retryable.NO, {
+    *_list_types(ErrorClass.INPUT, 422, Retryable.NO, {
         "content_policy_violation": "fal's content policy does not allow this prompt or video.",
         "no_media_generated": "The model made no video of this input.",
         "image_too_small": "The picture is smaller than the model takes.",
@@ -98,34 +128,55 @@ _MODEL = [
 ]  # fmt: skip
 
 _PLATFORM = [
-    *_list_types(504, Retryable.YES, {
+    *_list_types(ErrorClass.PLATFORM, 504, Retryable.YES, {
         "request_timeout": "The request did not start, or end, in the time it was given.",
         "startup_timeout": "No machine was ready for the request in time.",
     }),
-    *_list_types(503, Retryable.YES, {
+    *_list_types(ErrorClass.PLATFORM, 503, Retryable.YES, {
         "runner_scheduling_failure": "fal found no machine for the request.",
         "runner_connection_timeout": "The machine of the request did not answer.",
         "runner_disconnected": "The machine of the request went away while it worked.",
         "runner_connection_refused": "The machine of the request took no connection.",
         "runner_connection_error": "The connection to the machine of the request broke.",
     }),
-    *_list_types(502, Retryable.YES, {
+    *_list_types(ErrorClass.PLATFORM, 502, Retryable.YES, {
         "runner_incomplete_response": "The machine of the request broke off its answer.",
     }),
-    *_list_types(500, Retryable.YES, {
+    *_list_types(ErrorClass.PLATFORM, 500, Retryable.YES, {
         "runner_server_error": "The machine of the request failed.",
         "internal_error": "fal failed inside.",
     }),
-    *_list_types(499, Retryable.NO, {
+    *_list_types(ErrorClass.CALLER, 499, Retryable.NO, {
         "client_disconnected": "The connection of whoever asked was lost.",
         "client_cancelled": "The request was cancelled.",
     }),
-    *_list_types(400, Retryable.NO, {
+    *_list_types(ErrorClass.INPUT, 400, Retryable.NO, {
         "bad_request": "fal could not read the request.",
     }),
-    *_list_types(429, Retryable.YES, {
+    *_list_types(ErrorClass.PLATFORM, 429, Retryable.YES, {
         "concurrent_requests_limit": "The account runs as many requests as it may at once.",
     }),
 ]  # fmt: skip
 
-ERROR_TYPES = {one.name: one for one in (*_MODEL, *_PLATFORM)}
+_API = [
+    *_list_types(ErrorClass.API, 400, Retryable.NO, {
+        "validation_error": "The platform API does not take the question as it was put.",
+    }),
+    *_list_types(ErrorClass.API, (401, 403), Retryable.NO, {
+        "authorization_error": "The key may not ask the platform API for this.",
+    }),
+    *_list_types(ErrorClass.API, 404, Retryable.NO, {
+        "not_found": "The platform API knows nothing of this name.",
+    }),
+    *_list_types(ErrorClass.API, 429, Retryable.YES, {
+        "rate_limited": "The platform API was asked too often.",
+    }),
+    *_list_types(ErrorClass.API, 500, Retryable.YES, {
+        "server_error": "The platform API failed inside.",
+    }),
+    *_list_types(ErrorClass.API, 501, Retryable.NO, {
+        "not_implemented": "The platform API does not do this.",
+    }),
+]  # fmt: skip
+
+ERROR_TYPES = {one.name: one for one in (*_MODEL, *_PLATFORM, *_API)}

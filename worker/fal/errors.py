@@ -1,8 +1,9 @@
-"""fal's two error shapes, read into one value.
+"""fal's error shapes, read into one value.
 
 Model errors are `{"detail": [{"loc", "msg", "type", ...}]}`, platform errors are
 `{"detail": "text", "error_type": "..."}`. fal asks to branch on the type, never on the message, so
-the type becomes our searchable `error_code`. What each type means is in `error_types.py`.
+the type becomes our searchable `error_code`. What each type means is in `error_types.py`. The
+platform APIs wrap theirs as `{"error": {"type", "message"}}`.
 """
 
 import json
@@ -51,6 +52,15 @@ def parse_failure(body: JsonValue, fallback: str, error_type: str = "") -> FalFa
             return _build_failure(first.get("type") or error_type, message, bound_details(items))
         case _:
             return None
+
+
+def describe_platform_error(status: int, body: JsonValue) -> str:
+    """What a platform API said instead of an answer, in a few words."""
+    error = body.get("error") if isinstance(body, dict) else None
+    given = error if isinstance(error, dict) else {}
+    words = (given.get(name) for name in ("type", "message"))
+    told = ": ".join(one for one in words if isinstance(one, str) and one)
+    return f"HTTP {status}, {told[:MAX_DETAIL_TEXT]}" if told else f"HTTP {status}"
 
 
 def read_retry_header(headers: Mapping[str, str]) -> bool | None:

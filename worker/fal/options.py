@@ -220,6 +220,11 @@ class RequestOptions(BaseModel):
         return lifecycle
 
 
+def needs_signing(options: RequestOptions) -> bool:
+    """Whether the files of a request with these options are read by a signed URL only."""
+    return options.initial_acl is not None and options.initial_acl.default is not Decision.ALLOW
+
+
 def parse_options(fields: object) -> RequestOptions:
     """The options by name. Raises InvalidInputError with every violation at once."""
     return violations.validate_fields(RequestOptions, fields)

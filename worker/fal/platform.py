@@ -12,6 +12,7 @@ import httpx
 from pydantic import JsonValue, SecretStr
 
 from worker.fal.completion import Completion
+from worker.fal.errors import describe_platform_error
 from worker.fal.http import Reply, build_client, describe_error, exchange
 
 PAGE = 100
@@ -105,7 +106,8 @@ class PlatformClient:
             return f"it cannot be read: {describe_error(error)}"
         body = reply.parse_json()
         if reply.http_status != httpx.codes.OK or not isinstance(body, dict):
-            return f"it cannot be read: HTTP {reply.http_status}"
+            why = describe_platform_error(reply.http_status, body)
+            return f"it cannot be read: {why}"
         return _parse_page(body) or "it cannot be read: no items"
 
 

@@ -140,6 +140,9 @@ class RequestClient:
     def read_result(self, ref: RequestRef, fal_request_id: str, finished: "Finished") -> Truth:
         """What the request came to, now that its status says that it has. Never raises."""
         reply = self.fetch_result(ref, fal_request_id)
+        if not isinstance(reply, Reply) and finished.error is not None:
+            # That it failed is known, why is not: a kept connection may have closed just now.
+            reply = self.fetch_result(ref, fal_request_id)
         if not isinstance(reply, Reply):
             return reply if finished.error is None else finished.fail(fal_request_id, None)
         return sort_result(reply, finished, fal_request_id)

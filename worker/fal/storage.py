@@ -81,8 +81,18 @@ class StorageClient:
         return Upload(self._api, file, self._terms)
 
     def upload(self, file: UploadFile, on_progress: OnProgress | None = None) -> str:
-        """The file's URL at fal. Raises UploadUnavailableError and UploadRefusedError."""
-        return self.start(file).finish(on_progress)
+        """The file's URL at fal. Raises UploadUnavailableError and UploadRefusedError.
+
+        It goes on where it was stopped, as long as at least a part has arrived since.
+        """
+        upload = self.start(file)
+        while True:
+            before = upload.parts_sent
+            try:
+                return upload.finish(on_progress)
+            except UploadUnavailableError:
+                if upload.parts_sent == before:
+                    raise
 
     def has_lost(self, url: str) -> bool:
         """Whether fal surely has the file no more: an account may keep its files for an hour."""

@@ -45,13 +45,17 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which copies are read: of a tenant or all, and none that was read since then."""
+    """Which copies are read: of a tenant or all, and none that was read since then.
+
+    With `is_resumed` that is when an interrupted run began, whose findings are told again.
+    """
 
     not_since: datetime
     tenant: str | None = None
+    is_resumed: bool = False
 
-    def covers(self, part: Slice) -> ColumnElement[bool]:
-        """Those to be read, in one slice."""
+    def covers(self, part: Slice | None = None) -> ColumnElement[bool]:
+        """Those to be read, of one slice or all."""
         unread = or_(
             JobRow.archive_verified_at.is_(None), JobRow.archive_verified_at < self.not_since
         )
@@ -65,8 +69,8 @@ class Scope:
             JobRow.archive_error.is_not(None),
         )
 
-    def _is_copy(self, part: Slice) -> ColumnElement[bool]:
-        conditions = [part.covers(JobRow.id), _IS_COPY]
+    def _is_copy(self, part: Slice | None) -> ColumnElement[bool]:
+        conditions = [_IS_COPY] if part is None else [part.covers(JobRow.id), _IS_COPY]
         if self.tenant is not None:
             conditions.append(JobRow.tenant == self.tenant)
         return and_(*conditions)

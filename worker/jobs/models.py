@@ -114,6 +114,13 @@ class JobRow(Base):
             postgresql_where=text("due_at IS NOT NULL"),
             sqlite_where=text("due_at IS NOT NULL"),
         ),
+        # Counted at each claim of a download; as few as there are of these.
+        Index(
+            "ix_jobs_archiving",
+            "due_at",
+            postgresql_where=text("state = 'archiving'"),
+            sqlite_where=text("state = 'archiving'"),
+        ),
         Index("ix_jobs_enqueued_at", "enqueued_at", "id"),
     )
 

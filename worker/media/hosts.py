@@ -1,7 +1,8 @@
 """Which hosts a video may be downloaded from: the list `FAL_MEDIA_HOSTS`, and the check of a URL.
 
 Hosts are compared by their spelling and nothing is resolved here, so a loopback or private address
-is refused for the same reason as any stranger: nobody named it.
+is refused for the same reason as any stranger: nobody named it. Where a name may lead is another
+matter, see `addresses.py`.
 """
 
 import ipaddress
@@ -42,6 +43,11 @@ class HostRule:
             return named and scheme == "https" and port == DEFAULT_PORTS["https"]
         return named and port == self.port
 
+    @property
+    def is_pointed(self) -> bool:
+        """Whether whoever wrote it meant one place, which may be this machine or its network."""
+        return not self.wildcard and (self.port is not None or _is_address(self.name))
+
     @override
     def __str__(self) -> str:
         star = "*." if self.wildcard else ""
@@ -59,6 +65,17 @@ class MediaHosts:
         return ",".join(map(str, self.rules))
 
 
+@dataclass(frozen=True, slots=True)
+class MediaPlace:
+    """A URL that may be downloaded from, and the host in the one spelling that was compared."""
+
+    url: httpx.URL
+    host: str
+    port: int
+    is_pointed: bool
+    """An entry means just this host, so it may be on this machine or its network."""
+
+
 def parse_media_hosts(text: str) -> MediaHosts:
     """Read a comma list such as `*.fal.media,127.0.0.1:8123,[::1]:80`.
 
@@ -72,15 +89,21 @@ def check_media_url(url: str, hosts: MediaHosts) -> httpx.URL:
 
     The message never holds path or query, because a signed URL is a secret.
     """
+    return check_media_place(url, hosts).url
+
+
+def check_media_place(url: str, hosts: MediaHosts) -> MediaPlace:
+    """As `check_media_url`, and where it leads."""
     parsed = _parse_url(url)
     host = _spell_host(parsed.raw_host.decode("ascii"))
     if host is None:
         raise MediaRefusedError("the video URL names no plain host name or address")
     port = DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
-    if not any(rule.allows(parsed.scheme, host, port) for rule in hosts.rules):
+    rules = [rule for rule in hosts.rules if rule.allows(parsed.scheme, host, port)]
+    if not rules:
         place = f"{parsed.scheme}://{_join_port(host, port)}"
         raise MediaRefusedError(f"{place} is not allowed by FAL_MEDIA_HOSTS ({hosts})")
-    return parsed
+    return MediaPlace(parsed, host, port, any(rule.is_pointed for rule in rules))
 
 
 def _parse_url(url: str) -> httpx.URL:

@@ -104,6 +104,9 @@ class LocalStore:
                 sync_directory(self._tidy(place.parent))
         return True
 
+    def find_uri(self, name: str) -> str:
+        return self._place(name).as_uri()
+
     def find_name(self, uri: str) -> str | None:
         """A file that lies flat in the root, as older versions put it there, has a name too."""
         try:

@@ -14,7 +14,11 @@ from worker.media.spool import Spool, SpoolFile
 
 __all__ = ["ListedObject", "Store", "StoredObject", "check_name", "open_store"]
 
-SUPPORTED = "supported are file:./directory, file:///directory"
+REMOTE = ("s3", "gs", "az", "memory")
+SUPPORTED = (
+    "allowed are file:./directory, file:///directory, s3://bucket/prefix, gs://bucket/prefix, "
+    "az://container/prefix"
+)
 
 
 class Store(Protocol):
@@ -55,6 +59,9 @@ class Store(Protocol):
     def delete(self, name: str) -> bool:
         """Remove the object; False if there was none."""
 
+    def find_uri(self, name: str) -> str:
+        """The URI of the object with this name, there or not."""
+
     def find_name(self, uri: str) -> str | None:
         """The name of the object with this URI, there or not; None if it is not of this archive."""
 
@@ -64,10 +71,15 @@ def open_store(archive_url: str, spool_dir: Path) -> Store:
 
     `file:./archive` is relative to the working directory. A local archive has its spool inside
     it, on the same file system; the others have theirs in `spool_dir`. Raises ValueError with the
-    reason.
+    reason, which shows no password.
     """
     scheme, colon, _ = archive_url.partition(":")
     if colon and scheme.lower() == "file":
         return LocalStore(read_file_url(archive_url).absolute())
+    if colon and scheme.lower() in REMOTE:
+        # Only now: it is large, and an archive on local disk needs none of it.
+        from worker.media.object_store import open_remote_store
+
+        return open_remote_store(archive_url, Spool(spool_dir.absolute()))
     given = f"{scheme}: is not supported" if colon else "a scheme is missing"
     raise ValueError(f"{given}; {SUPPORTED}")

@@ -5,10 +5,10 @@ What is wrong with such a URL does not mend itself, so all is a MediaRefusedErro
 
 import base64
 import binascii
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from worker.errors import MediaRefusedError
-from worker.media.download import Chunk, Download, DownloadLimits, Intake, Sink
+from worker.media.intake import Chunk, Download, DownloadLimits, Intake, OnProgress, Sink
 
 SCHEME = "data:"
 CHUNK_CHARACTERS = 64 * 1024
@@ -27,19 +27,19 @@ def unpack_video(
     sink: Sink,
     *,
     limits: DownloadLimits,
-    on_progress: Callable[[int], None] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Download:
     """Decode the data URI into `sink`; memory stays at a few chunks beside the text itself.
 
     As `download_video`, with the same bound on bytes. Raises MediaRefusedError.
     """
     content_type, start = _read_header(url)
-    intake = Intake(sink, limits.max_bytes, on_progress)
-    for chunk in _decode(url, start):
-        intake.take(chunk)
-    if intake.received == 0:
-        raise MediaRefusedError("the video inside the result is empty")
-    return intake.finish(content_type)
+    with Intake(sink, limits.max_bytes, on_progress) as intake:
+        for chunk in _decode(url, start):
+            intake.take(chunk)
+        if intake.received == 0:
+            raise MediaRefusedError("the video inside the result is empty")
+        return intake.finish(content_type)
 
 
 def make_marker(url: str, sha256: str, size: int) -> str:

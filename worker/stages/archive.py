@@ -1,32 +1,42 @@
-"""4. archive: claim a completed job, stream its video into the archive, write where it is.
+"""4. archive: claim a completed job, have its video kept, write where it is.
 
-The last stage of the path; `sweep.py` looks after jobs that stand still.
+The last stage of the path. Beneath it: `source.py`, where the video can be read; `fetch.py`, onto
+local disk and verified; `keep.py`, into the archive. `sweep.py` looks after jobs that stand still.
 """
 
+import random
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-import httpx
-
-from worker.clock import Clock, read_clock
+from worker.backoff import Draw, spread
+from worker.clock import Clock
 from worker.db import Database
-from worker.errors import ClaimLostError, PermanentError, RetryableError
+from worker.errors import (
+    ClaimLostError,
+    ExtendVideoError,
+    MediaGoneError,
+    PermanentError,
+    RetryableError,
+    UnarchivableError,
+)
 from worker.fal.extend_video import parse_output
-from worker.jobs import inline, table
+from worker.jobs import downloads, inline, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
-from worker.media.download import Download, DownloadLimits, Sink, download_video
-from worker.media.hosts import MediaHosts
-from worker.media.probe import VIDEO_TYPES, choose_extension
-from worker.media.store import Store, StoredObject
-from worker.media.unpack import is_inline, make_marker, unpack_video
-from worker.stages.lease import Heartbeat, Holder
+from worker.media.unpack import is_inline
+from worker.stages.keep import Keeper, Kept
+from worker.stages.lease import Heartbeat
+from worker.stages.record import mark_result
 
+# How long a job waits that found too many downloads running: short, but many wait together.
+FIRST_TURN = timedelta(seconds=2)
+LONGEST_TURN = timedelta(minutes=1)
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=5)
-UNKNOWN_TYPE = "application/octet-stream"
+# A host that has the video no more may not have it yet: so long after the result it is believed.
+GONE_AFTER = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,104 +45,70 @@ class ArchiveTerms:
 
     worker: str
     lease: timedelta
-    hosts: MediaHosts
-    limits: DownloadLimits
+    max_downloads: int = 32
+    """How many may run at once, over all workers."""
 
 
-def archive_job(
-    job_id: UUID,
-    *,
-    db: Database,
-    client: httpx.Client,
-    store: Store,
-    terms: ArchiveTerms,
-    clock: Clock = read_clock,
-) -> Job | None:
+def archive_job(job_id: UUID, *, keeper: Keeper, terms: ArchiveTerms) -> Job | None:
     """Keep our own copy of the job's video. None if the job was not, or did not stay, ours."""
+    db, clock = keeper.db, keeper.clock
     now = clock()
     claim = Claim(terms.worker, now, now + terms.lease)
     with db.transaction() as connection:
-        job = table.claim_job(connection, job_id, JobEvent.ARCHIVE_CLAIMED, claim)
+        job = downloads.claim_download(
+            connection,
+            job_id,
+            claim,
+            most=terms.max_downloads,
+            defer=lambda since: now + choose_turn_delay(now - since),
+        )
     if job is None:
         return None
     try:
         with Heartbeat(job, db=db, lease=terms.lease, clock=clock) as heartbeat:
-            stored = fetch_video(job, client=client, store=store, terms=terms, heartbeat=heartbeat)
+            kept = keeper.keep_video(job, heartbeat)
     except ClaimLostError:
         return None
     except RetryableError as error:
         return postpone_archive(job, error, db=db, clock=clock)
+    except MediaGoneError as error:
+        settle = postpone_archive if is_early(job, clock) else refuse_archive
+        return settle(job, error, db=db, clock=clock)
     except PermanentError as error:
         return refuse_archive(job, error, db=db, clock=clock)
-    return record_archive(job, stored, db=db, clock=clock)
+    return record_archive(kept, db=db, clock=clock)
 
 
-def fetch_video(
-    job: Job,
-    *,
-    client: httpx.Client,
-    store: Store,
-    terms: ArchiveTerms,
-    heartbeat: Holder,
-) -> StoredObject:
-    """Stream the video to its final name. Raises RetryableError or PermanentError."""
-    video = parse_output(job.result).video
-    with store.spool.begin(str(job.id)) as file:
-        download = take_video(
-            video.url, file.write, client=client, terms=terms, heartbeat=heartbeat
-        )
-        extension = choose_extension(
-            video.content_type or download.content_type, video.file_name, download.head
-        )
-        # A holder that has lost its claim leaves the file to the next one.
-        heartbeat.renew()
-        content_type = VIDEO_TYPES.get(extension, UNKNOWN_TYPE)
-        return store.publish(file, f"{job.id}.{extension}", content_type)
+def is_early(job: Job, clock: Clock) -> bool:
+    """Whether the result came so lately that its host may not have the video yet."""
+    now = clock()
+    return now - (job.completed_at or now) < GONE_AFTER
 
 
-def take_video(
-    url: str, sink: Sink, *, client: httpx.Client, terms: ArchiveTerms, heartbeat: Holder
-) -> Download:
-    """From its host, or out of the result itself."""
-    if is_inline(url):
-        return unpack_video(url, sink, limits=terms.limits, on_progress=heartbeat.check)
-    return download_video(
-        url,
-        sink,
-        client=client,
-        hosts=terms.hosts,
-        limits=terms.limits,
-        on_progress=heartbeat.check,
-    )
-
-
-def describe_copy(stored: StoredObject) -> dict[str, Any]:
-    """Our copy, as columns of its row."""
-    return {
-        "archive_uri": stored.uri,
-        "archive_sha256": stored.sha256,
-        "archive_bytes": stored.bytes,
-    }
-
-
-def record_archive(job: Job, stored: StoredObject, *, db: Database, clock: Clock) -> Job | None:
-    """Write where the video is; one that came inside its result is then not kept there too."""
-    columns = describe_copy(stored)
-    result = job.result or {}
-    url = parse_output(result).video.url
-    marker = make_marker(url, stored.sha256, stored.bytes) if is_inline(url) else None
-    if marker is not None:
-        columns["result"] = {**result, "video": {**result["video"], "url": marker}}
+def record_archive(kept: Kept, *, db: Database, clock: Clock) -> Job | None:
+    """Write where the video is."""
     with db.transaction() as connection:
-        move = Move(clock(), columns=columns)
-        moved = table.apply_event(connection, job, JobEvent.ARCHIVE_RECORDED, move)
-        if moved is not None and marker is not None:
+        move = Move(clock(), columns=describe_copy(kept))
+        moved = table.apply_event(connection, kept.job, JobEvent.ARCHIVE_RECORDED, move)
+        if moved is not None and is_inline(parse_output(kept.job.result).video.url):
+            marker = parse_output(moved.result).video.url
             # Base64 is a third longer than its content: a shorter body does not hold the video.
-            inline.replace_bodies(connection, job.id, marker.encode(), stored.bytes)
+            inline.replace_bodies(connection, moved.id, marker.encode(), kept.stored.bytes)
     return moved
 
 
-def postpone_archive(job: Job, error: RetryableError, *, db: Database, clock: Clock) -> Job | None:
+def describe_copy(kept: Kept) -> dict[str, Any]:
+    """Our copy, as columns of its row; a video that came inside its result is not kept there too.
+
+    The result is written again, as its URL may be a newer one.
+    """
+    result = mark_result(kept.job.result or {}, kept.stored.sha256, kept.stored.bytes)
+    return {**kept.columns, "result": result}
+
+
+def postpone_archive(
+    job: Job, error: ExtendVideoError, *, db: Database, clock: Clock
+) -> Job | None:
     """Give the row back until later; the paid result is as safe as before."""
     now = clock()
     blocked = {"blocked_reason": f"{error.code}: {error}"}
@@ -144,6 +120,8 @@ def postpone_archive(job: Job, error: RetryableError, *, db: Database, clock: Cl
 
 def refuse_archive(job: Job, error: PermanentError, *, db: Database, clock: Clock) -> Job | None:
     why = {"error_code": error.code, "error_message": str(error)}
+    if isinstance(error, UnarchivableError):
+        why["quarantine_uri"] = error.quarantine_uri
     with db.transaction() as connection:
         move = Move(clock(), detail=str(error), columns=why)
         return table.apply_event(connection, job, JobEvent.ARCHIVE_REFUSED, move)
@@ -152,3 +130,8 @@ def refuse_archive(job: Job, error: PermanentError, *, db: Database, clock: Cloc
 def choose_delay(tried_for: timedelta) -> timedelta:
     """As long again as it has been tried so far, within bounds: so each pause is twice the last."""
     return min(max(tried_for, FIRST_DELAY), LONGEST_DELAY)
+
+
+def choose_turn_delay(waited_for: timedelta, draw: Draw = random.random) -> timedelta:
+    """The longer it has waited the longer it waits: the many of a jam do not ask all the time."""
+    return spread(min(max(waited_for, FIRST_TURN), LONGEST_TURN), draw)

@@ -17,14 +17,12 @@ from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import IdempotencyConflictError, InvalidInputError, Violation
 from worker.fal.extend_video import complete_input
-from worker.fal.options import Decision, RequestOptions
+from worker.fal.options import RequestOptions
 from worker.jobs import table
 from worker.jobs.values import Job, NewJob
 from worker.violations import validate_fields
 
 DEFAULT_TENANT = "default"
-# The archive reads a result as anybody does, so it has to be one that anybody may read.
-NO_PRIVATE_RESULT = "allow: the archive could not read the result; rules may still forbid users"
 V = TypeVar("V")
 
 
@@ -86,8 +84,6 @@ def parse_wish(fields: Mapping[str, object]) -> Wish:
     wished = {name: value for name, value in fields.items() if name not in own}
     options, wrong_options = _try_parse(lambda: validate_fields(JobOptions, own))
     completed, wrong_input = _try_parse(lambda: complete_input(wished))
-    if options is not None:
-        wrong_options = _list_unarchivable(options.fal_options)
     if options is None or completed is None or wrong_options:
         raise InvalidInputError((*wrong_input, *wrong_options))
     return Wish(completed.to_json(), options, seed_drawn=wished.get("seed") is None)
@@ -114,14 +110,6 @@ def _try_parse(parse: Callable[[], V]) -> tuple[V | None, tuple[Violation, ...]]
         return parse(), ()
     except InvalidInputError as error:
         return None, error.violations
-
-
-def _list_unarchivable(options: RequestOptions) -> tuple[Violation, ...]:
-    acl = options.initial_acl
-    if acl is None or acl.default is Decision.ALLOW:
-        return ()
-    field = "fal_options.initial_acl.default"
-    return (Violation(field, f'"{acl.default.value}"', NO_PRIVATE_RESULT),)
 
 
 def _build_job(wish: Wish, endpoint: str, now: datetime, grace: timedelta) -> NewJob:

@@ -10,18 +10,8 @@ from uuid import UUID
 
 from worker.clock import Clock, read_clock
 from worker.db import Database
-from worker.errors import (
-    ClaimLostError,
-    ExtendVideoError,
-    InvalidResultError,
-    PermanentError,
-    TooLateError,
-)
-from worker.fal.completion import Completion
-from worker.fal.extend_video import parse_output
-from worker.fal.requests import RequestClient
-from worker.fal.truth import Forgotten, Pending, ResultGone, Truth, Unclear
-from worker.jobs import archives, attempts, table
+from worker.errors import ClaimLostError, TooLateError
+from worker.jobs import archives, table
 from worker.jobs.archives import Copy
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job, Move
@@ -29,8 +19,6 @@ from worker.media.store import Store
 from worker.stages.damage import find_damage, is_elsewhere
 from worker.stages.lease import Holder
 
-# How the media host refuses a URL: it may have expired, while fal still has the result.
-REFUSED = frozenset({"media_refused", "media_gone"})
 COPY_COLUMNS = ("archive_uri", "archive_poster_uri", "archive_sidecar_uri")
 LEAVE_IT = "--force fetches it all the same"
 
@@ -71,12 +59,11 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Rearchiver:
-    """Fetches one job's video at a time; fal is asked about its request only if it has to be."""
+    """Fetches one job's video at a time."""
 
     db: Database
     store: Store
     fetch: Fetch
-    open_requests: Callable[[], RequestClient]
     clock: Clock = read_clock
 
     def rearchive_job(self, job_id: UUID, *, force: bool = False) -> Rearchived:
@@ -93,7 +80,7 @@ class Rearchiver:
         if damage is None and not force:
             return Rearchived(job, is_replaced=False)
         hold = Hold(job, self.db)
-        columns = self._fetch_again(job, hold)
+        columns = self.fetch(job, hold)
         replaced = self._record(hold.job, columns, damage or "an operator had it fetched again")
         self._delete_former(job, replaced)
         return Rearchived(replaced, is_replaced=True)
@@ -111,28 +98,6 @@ class Rearchiver:
         with self.db.transaction() as connection:
             archives.record_check(connection, copy, damage, self.clock())
         return damage
-
-    def _fetch_again(self, job: Job, hold: Hold) -> Mapping[str, Any]:
-        try:
-            return self.fetch(job, hold)
-        except PermanentError as error:
-            if error.code not in REFUSED:
-                raise
-            result = self._ask_again(job, error)
-        return self.fetch(replace(job, result=result), hold)
-
-    def _ask_again(self, job: Job, refusal: PermanentError) -> dict[str, Any]:
-        """The result with its present URL. Raises the refusal if fal has none any more."""
-        fal_request_id = job.fal_request_id or ""
-        with self.db.reading() as connection:
-            attempt = attempts.find_attempt_by_request(connection, fal_request_id)
-        if attempt is None:
-            raise refusal
-        truth = self.open_requests().find_truth(attempt, fal_request_id)
-        result = read_result(truth)
-        if result is None:
-            raise _tell_more(refusal, f"fal was asked again: {describe_truth(truth)}")
-        return result
 
     def _record(self, job: Job, columns: Mapping[str, Any], detail: str) -> Job:
         now = self.clock()
@@ -170,31 +135,3 @@ def require_archived(job: Job) -> None:
             )
         case _:
             raise TooLateError(f"job {job.id} is {job.state.value}: it is archived in its own time")
-
-
-def read_result(truth: Truth) -> dict[str, Any] | None:
-    """The result, if that is what fal says; pure."""
-    if not isinstance(truth, Completion) or truth.status != "OK":
-        return None
-    try:
-        parse_output(truth.payload)
-    except InvalidResultError:
-        return None
-    return truth.payload if isinstance(truth.payload, dict) else None
-
-
-def describe_truth(truth: Truth) -> str:
-    """Why that is no result; pure."""
-    match truth:
-        case Unclear():
-            return f"nothing was learnt ({truth.message})"
-        case Completion():
-            return "its result has no video"
-        case Forgotten() | ResultGone():
-            return "it has the result no longer"
-        case Pending():
-            return f"the request is {truth.status}"
-
-
-def _tell_more(error: ExtendVideoError, words: str) -> ExtendVideoError:
-    return type(error)(f"{error}; {words}")

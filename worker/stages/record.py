@@ -63,7 +63,7 @@ def build_recipe(
         request_id=job.fal_request_id,
         input=mark_input(job.input if made is None else made.input),
         options=job.options if made is None else made.options,
-        result=mark_result(job.result or {}, video),
+        result=mark_result(job.result or {}, video.sha256, video.bytes),
         seed=parse_output(job.result).seed,
         attempts=tuple(map(_record_attempt, attempts)),
         times=Times(
@@ -108,12 +108,12 @@ def mark_data_uri(url: str, kind: str) -> str:
     return make_marker(url, sha256(content).hexdigest(), len(content))
 
 
-def mark_result(result: dict[str, Any], video: FileRecord) -> dict[str, JsonValue]:
+def mark_result(result: dict[str, Any], sha256: str, size: int) -> dict[str, JsonValue]:
     """The same result, with the marker that the job's row gets once it is archived."""
     url = parse_output(result).video.url
     if not is_data_uri(url) or is_unpacked(url):
         return result
-    marker = make_marker(url, video.sha256, video.bytes)
+    marker = make_marker(url, sha256, size)
     return {**result, "video": {**result["video"], "url": marker}}
 
 

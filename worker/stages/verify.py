@@ -8,11 +8,12 @@ import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from random import SystemRandom
 from uuid import UUID
 
 from worker.clock import Clock, read_clock
 from worker.db import Database
-from worker.jobs import archives, slices
+from worker.jobs import archives, sampling, slices
 from worker.jobs.archives import Copy, Scope
 from worker.jobs.slices import Slice
 from worker.media.store import Store
@@ -21,6 +22,9 @@ from worker.stages.damage import find_damage, is_elsewhere
 # So many are listed one by one for programs; the others are counted.
 MOST_LISTED = 1000
 BATCH = 100
+# A probing that finds fewer copies is slower than a walk; so many find all that is asked for.
+FEWEST_HITS = 20
+MOST_PROBINGS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,8 @@ class Verifier:
                 copies = archives.find_copies(connection, ids[start : start + BATCH])
             for copy in copies:
                 self._take(copy, scope, verification)
-        self._repeat_damage(scope, verification)
+        if scope.is_resumed:
+            self._repeat_damage(scope, verification)
 
     def _repeat_damage(self, scope: Scope, verification: Verification) -> None:
         """Tell of what an interrupted run of the same scope has found."""
@@ -128,11 +133,24 @@ def measure_copies(db: Database, scope: Scope) -> tuple[int, int]:
 
 
 def draw_sample(db: Database, scope: Scope, size: int) -> list[UUID]:
-    """So many ids of copies in the scope, drawn evenly; sorted.
+    """So many ids of copies in the scope, each as likely as any other; sorted.
 
-    One walk that touches ids only: ids are times in part, so drawing ids at random would favour
-    whatever comes after a pause.
+    Where few of the rows are such copies, or there are few rows, the table is walked instead.
     """
+    drawn: set[UUID] = set()
+    for _ in range(MOST_PROBINGS):
+        with db.reading() as connection:
+            found = sampling.probe_copies(connection, scope)
+        drawn |= found
+        if len(drawn) >= size:
+            return sorted(SystemRandom().sample(sorted(drawn), size))
+        if len(found) < FEWEST_HITS:
+            break
+    return draw_by_walk(db, scope, size)
+
+
+def draw_by_walk(db: Database, scope: Scope, size: int) -> list[UUID]:
+    """As `draw_sample`; memory does not grow with the table."""
     sample: list[UUID] = []
     offered = 0
     for part in walk_slices(db):
@@ -167,4 +185,4 @@ def is_fine(verification: Verification) -> bool:
 
 def start_scope(tenant: str | None, not_since: datetime | None, clock: Clock = read_clock) -> Scope:
     """A run that begins now, or goes on with the one that began then."""
-    return Scope(not_since or clock(), tenant)
+    return Scope(not_since or clock(), tenant, is_resumed=not_since is not None)

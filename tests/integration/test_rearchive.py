@@ -1,0 +1,269 @@
+"""A video fetched again from fal in place of a copy that is damaged, and never without need."""
+
+import base64
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.harness.archives import (
+    WatchedStore,
+    hash_object,
+    list_names,
+    name_of,
+    set_columns,
+)
+from tests.harness.archiving import Archiver, make_video, state_video
+from tests.harness.clock import FakeClock
+from tests.harness.jobs import REQUEST_ID, make_job, move_job, read_job
+from tests.harness.stages import build_completion
+from tests.harness.web import run_server, send_body
+from worker.doctor import DoctorTerms, examine
+from worker.errors import (
+    ClaimLostError,
+    JobNotFoundError,
+    MediaGoneError,
+    MediaUnavailableError,
+    TooLateError,
+)
+from worker.jobs import table
+from worker.jobs.states import JobEvent, JobState
+from worker.jobs.values import Move
+from worker.media.local_store import LocalStore
+from worker.stages.rearchive import Rearchived, Rearchiver
+
+VIDEO, OTHER = make_video(), make_video(has_audio=False)
+
+
+@pytest.fixture
+def cdn():
+    with run_server(send_body(VIDEO, Content_Type="video/mp4")) as server:
+        yield server
+
+
+@pytest.fixture
+def store(tmp_path):
+    return WatchedStore(LocalStore(Path(tmp_path) / "archive"))
+
+
+@pytest.fixture
+def fetch(bench, cdn, store):
+    archiver = Archiver(bench.db, store, cdn.place, open_requests=lambda: bench.requests)
+    keeper = archiver.build_keeper()
+    return lambda job, holder: keeper.keep_video(job, holder).columns
+
+
+@pytest.fixture
+def rearchiver(bench, store, fetch):
+    return Rearchiver(bench.db, store, fetch, FakeClock())
+
+
+@pytest.fixture
+def job(bench, cdn, store):
+    """Archived as the stages do it, its file in a place of its layout."""
+    submitted = bench.make_submitted()
+    (attempt,) = bench.attempts(submitted)
+    result = state_video(f"{cdn.url}/files/clip.mp4", file_size=None)
+    bench.reconciler._record(submitted, attempt, build_completion(REQUEST_ID, result))
+    claimed = move_job(bench.db, bench.read(submitted), JobEvent.ARCHIVE_CLAIMED)
+    stored = store.put(f"2026/11/23/{claimed.id}.mp4", VIDEO, "video/mp4")
+    with bench.db.transaction() as connection:
+        columns = {
+            "archive_uri": stored.uri,
+            "archive_sha256": stored.sha256,
+            "archive_bytes": stored.bytes,
+        }
+        move = Move(bench.clock(), columns=columns)
+        return table.apply_permitted(connection, claimed, JobEvent.ARCHIVE_RECORDED, move)
+
+
+def harm(store, job):
+    store.put(name_of(store, job.archive_uri), b"spoilt", "video/mp4")
+
+
+def test_damaged_copy_is_replaced_by_the_video_at_fal(bench, cdn, store, rearchiver, job):
+    harm(store, job)
+    done = rearchiver.rearchive_job(job.id)
+    after = bench.read(job)
+    assert (done.is_replaced, done.job) == (True, after)
+    assert (after.state, after.archived_at) == (JobState.ARCHIVED, job.archived_at)
+    assert hash_object(store, name_of(store, after.archive_uri)) == after.archive_sha256
+    assert (after.archive_sha256, after.archive_bytes) == (sha256(VIDEO).hexdigest(), len(VIDEO))
+    assert (after.archive_error, after.archive_verified_at) == (None, rearchiver.clock())
+    event = bench.events(job)[-1]
+    assert (event.reason, event.from_state, event.to_state) == (
+        "archive_replaced",
+        JobState.ARCHIVED,
+        JobState.ARCHIVED,
+    )
+    assert str(event.detail).startswith("different: it has 6 bytes")
+    assert len(cdn.asked) == 1
+    terms = DoctorTerms("x", every_file=True)
+    assert examine(db=bench.db, store=store, platform=None, terms=terms).findings == []
+
+
+def test_former_object_under_another_name_is_deleted_after_the_record(store, rearchiver, job):
+    """The layout, or the kind of the video, is another one by now."""
+    harm(store, job)
+    former = name_of(store, job.archive_uri)
+    seen = []
+    store.before_delete = lambda _: seen.append(read_job(rearchiver.db, job.id).archive_uri)
+    after = rearchiver.rearchive_job(job.id).job
+    assert list_names(store) == [f"{job.id}.jpg", f"{job.id}.json", f"{job.id}.mp4"]
+    assert (store.deletes, seen) == ([former], [after.archive_uri])
+
+
+def test_intact_copy_is_left_alone_and_marked_as_verified(bench, cdn, rearchiver, job):
+    set_columns(bench.db, job.id, archive_error="missing: it was away for a while")
+    done = rearchiver.rearchive_job(job.id)
+    after = bench.read(job)
+    assert not done.is_replaced
+    assert (cdn.asked, after.archive_error) == ([], None)
+    assert after.archive_verified_at == rearchiver.clock()
+    assert replace(after, archive_verified_at=None) == job
+
+
+def test_intact_copy_is_replaced_by_force(cdn, store, rearchiver, job):
+    cdn.answer = send_body(OTHER, Content_Type="video/mp4")
+    after = rearchiver.rearchive_job(job.id, force=True).job
+    assert after.archive_sha256 == sha256(OTHER).hexdigest()
+    assert hash_object(store, name_of(store, after.archive_uri)) == after.archive_sha256
+
+
+def serve_only(path):
+    def answer(handler):
+        found = handler.asked.path == path
+        send_body(VIDEO if found else b"", 200 if found else 403)(handler)
+
+    return answer
+
+
+def test_refused_url_is_asked_for_again_at_fal(desk, cdn, store, rearchiver, job):
+    harm(store, job)
+    cdn.answer = serve_only("/files/new.mp4")
+    desk.finish(state_video(f"{cdn.url}/files/new.mp4", file_size=None))
+    after = rearchiver.rearchive_job(job.id).job
+    assert after.archive_sha256 == sha256(VIDEO).hexdigest()
+    assert [one.path for one in cdn.asked] == ["/files/clip.mp4", "/files/new.mp4"]
+    assert after.result == job.result, "it is what fal said then"
+    assert desk.count("POST") == 0
+
+
+def test_inline_video_is_asked_for_again_at_fal(bench, desk, store, rearchiver, job):
+    marker = "data:video/mp4;archived;sha256=00;bytes=3,"
+    set_columns(bench.db, job.id, result=state_video(marker, file_size=None))
+    harm(store, job)
+    desk.finish(
+        state_video("data:video/mp4;base64," + base64.b64encode(VIDEO).decode(), file_size=None)
+    )
+    after = rearchiver.rearchive_job(job.id).job
+    assert after.archive_sha256 == sha256(VIDEO).hexdigest()
+    assert after.result["video"]["url"] == marker
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (lambda desk: desk.forget(), "fal was asked again: it has the result no longer"),
+        (lambda desk: desk.fail(), "fal was asked again: its result has no video"),
+        (lambda desk: desk.finish({"video": None}), "its result has no video"),
+        (lambda desk: None, "the request is IN_PROGRESS"),
+    ],
+)
+def test_video_that_fal_has_no_more_changes_nothing_and_says_why(
+    desk, cdn, store, rearchiver, job, case
+):
+    order, told = case
+    harm(store, job)
+    cdn.answer = send_body(b"", 404)
+    order(desk)
+    names = list_names(store)
+    with pytest.raises(MediaGoneError, match="HTTP 404") as caught:
+        rearchiver.rearchive_job(job.id)
+    assert told in str(caught.value)
+    check_unchanged(rearchiver, job, names)
+
+
+def check_unchanged(rearchiver, job, names):
+    """But for what was found wrong with the copy."""
+    after = read_job(rearchiver.db, job.id)
+    assert str(after.archive_error).startswith("different")
+    assert replace(after, archive_error=None, archive_verified_at=None) == job
+    assert list_names(rearchiver.store) == names
+    with rearchiver.db.reading() as connection:
+        assert table.list_events(connection, job.id)[-1].reason == "archive_recorded"
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_fetch_that_fails_changes_nothing(desk, cdn, store, rearchiver, job, status):
+    harm(store, job)
+    cdn.answer = send_body(b"", status)
+    names = list_names(store)
+    with pytest.raises(MediaUnavailableError):
+        rearchiver.rearchive_job(job.id)
+    check_unchanged(rearchiver, job, names)
+    assert desk.asked == []
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        (JobState.QUEUED, "is queued: it is archived in its own time"),
+        (JobState.COMPLETED, "is completed: it is archived in its own time"),
+        (JobState.FAILED, "extend-video redrive "),
+        (JobState.CANCELLED, "extend-video redrive "),
+    ],
+)
+def test_job_without_a_copy_is_led_elsewhere(bench, cdn, rearchiver, state, told):
+    job = make_job(bench.db, state)
+    with pytest.raises(TooLateError, match=told):
+        rearchiver.rearchive_job(job.id, force=True)
+    assert (bench.read(job), cdn.asked) == (job, [])
+
+
+def test_unknown_job_is_not_found(rearchiver):
+    with pytest.raises(JobNotFoundError):
+        rearchiver.rearchive_job(uuid4())
+
+
+def test_pruned_files_come_back_only_by_force(bench, store, rearchiver, job):
+    set_columns(bench.db, job.id, archive_pruned_at=job.archived_at, archive_uri=None)
+    with pytest.raises(TooLateError, match="were pruned: --force"):
+        rearchiver.rearchive_job(job.id)
+    after = rearchiver.rearchive_job(job.id, force=True).job
+    assert after.archive_pruned_at is None
+    assert name_of(store, after.archive_uri) in list_names(store)
+
+
+def test_copy_in_another_archive_is_fetched_into_this_one_only_by_force(
+    bench, cdn, rearchiver, job
+):
+    set_columns(bench.db, job.id, archive_uri="s3://elsewhere/a.mp4")
+    with pytest.raises(TooLateError, match="is in another archive: --force"):
+        rearchiver.rearchive_job(job.id)
+    assert cdn.asked == []
+    assert rearchiver.rearchive_job(job.id, force=True).is_replaced
+
+
+def test_second_order_that_ends_later_publishes_nothing(bench, cdn, store, rearchiver, job):
+    """Else the row could tell of one fetch, and the object be of the other."""
+    harm(store, job)
+    nested: list[Rearchived | None] = []
+
+    def answer(handler):
+        if not nested:
+            nested.append(None)
+            cdn.answer = send_body(OTHER, Content_Type="video/mp4")
+            nested[0] = rearchiver.rearchive_job(job.id)
+        send_body(VIDEO, Content_Type="video/mp4")(handler)
+
+    cdn.answer = answer
+    with pytest.raises(ClaimLostError):
+        rearchiver.rearchive_job(job.id)
+    after = bench.read(job)
+    assert nested[0] is not None
+    assert after == nested[0].job
+    assert hash_object(store, name_of(store, after.archive_uri)) == sha256(OTHER).hexdigest()
+    assert after.archive_sha256 == sha256(OTHER).hexdigest()

@@ -1,0 +1,278 @@
+"""The archive read again: what is missing or changed is told and marked, and nothing else."""
+
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from uuid_utils.compat import uuid7
+
+from tests.harness.archives import (
+    VIDEO,
+    WatchedStore,
+    archive_ended,
+    fail_with_quarantine,
+    insert_all_ended,
+    insert_ended,
+    name_of,
+    set_columns,
+)
+from tests.harness.clock import FakeClock
+from tests.harness.jobs import NOW, insert_job, move_job, read_job
+from worker.errors import StoreUnavailableError
+from worker.jobs import sampling, slices
+from worker.jobs.archives import Scope
+from worker.jobs.states import JobEvent, JobState
+from worker.media.local_store import LocalStore
+from worker.stages import verify as verify_stage
+from worker.stages.verify import (
+    DamagedCopy,
+    Verification,
+    Verifier,
+    draw_sample,
+    is_fine,
+    measure_copies,
+    start_scope,
+)
+
+HOUR = timedelta(hours=1)
+LATER = NOW + HOUR
+
+
+@pytest.fixture
+def store(tmp_path):
+    return WatchedStore(LocalStore(Path(tmp_path) / "archive"))
+
+
+def verify(db, store, scope=None, *, sample=None, now=LATER):
+    verification = Verification()
+    verifier = Verifier(db, store, clock=FakeClock(now))
+    scope = scope or Scope(now)
+    if sample is None:
+        verifier.verify(scope, verification)
+    else:
+        verifier.verify_sample(scope, sample, verification)
+    return verification
+
+
+def overwrite(store, job, body):
+    store.put(name_of(store, job.archive_uri), body, "video/mp4")
+
+
+def test_copies_as_their_rows_say_are_fine_and_marked(db, store):
+    jobs = [archive_ended(db, store, VIDEO + bytes([number])) for number in range(3)]
+    verification = verify(db, store)
+    assert is_fine(verification)
+    assert (verification.checked, verification.bytes) == (3, 3 * (len(VIDEO) + 1))
+    for job in jobs:
+        after = read_job(db, job.id)
+        assert (after.archive_verified_at, after.archive_error) == (LATER, None)
+
+
+def remove_video(store, job):
+    store.delete(name_of(store, job.archive_uri))
+
+
+def flip_a_bit(store, job):
+    overwrite(store, job, VIDEO[:-1] + bytes([VIDEO[-1] ^ 1]))
+
+
+def cut_off(store, job):
+    overwrite(store, job, VIDEO[:-1])
+
+
+def empty(store, job):
+    overwrite(store, job, b"")
+
+
+def lengthen(store, job):
+    overwrite(store, job, VIDEO + b"x")
+
+
+def remove_sidecar(store, job):
+    store.delete(name_of(store, job.archive_sidecar_uri))
+
+
+def remove_poster(store, job):
+    store.delete(name_of(store, job.archive_poster_uri))
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (remove_video, "missing: there is no 2026/11/23/"),
+        (flip_a_bit, "different: its SHA-256 is "),
+        (cut_off, f"different: it has {len(VIDEO) - 1} bytes, the row says {len(VIDEO)}"),
+        (lengthen, f"different: it has {len(VIDEO) + 1} bytes"),
+        (empty, "different: it has 0 bytes"),
+        (remove_sidecar, "missing: there is no sidecar file://"),
+        (remove_poster, "missing: there is no poster file://"),
+    ],
+)
+def test_damage_is_told_and_marked_and_cleared_once_it_is_mended(db, store, harm, told):
+    sound, job = archive_ended(db, store), archive_ended(db, store)
+    harm(store, job)
+    found: list[DamagedCopy] = []
+    verification = Verification()
+    Verifier(db, store, on_damage=found.append, clock=FakeClock(LATER)).verify(
+        Scope(LATER), verification
+    )
+    assert not is_fine(verification)
+    (damaged,) = verification.damaged
+    assert found == [damaged]
+    assert (damaged.job_id, damaged.uri) == (job.id, job.archive_uri)
+    assert damaged.reason.startswith(told)
+    after = read_job(db, job.id)
+    assert (after.archive_error, after.archive_verified_at) == (damaged.reason, LATER)
+    assert (after.state, after.fence) == (job.state, job.fence)
+    assert read_job(db, sound.id).archive_error is None
+
+    overwrite(store, job, VIDEO)
+    store.put(name_of(store, job.archive_sidecar_uri), b"{}", "application/json")
+    store.put(name_of(store, job.archive_poster_uri), b"a poster", "image/jpeg")
+    assert is_fine(verify(db, store, now=LATER + HOUR))
+    after = read_job(db, job.id)
+    assert (after.archive_error, after.archive_verified_at) == (None, LATER + HOUR)
+
+
+@pytest.mark.parametrize("size", [1, 2, 2000])
+def test_every_copy_is_read_once_in_slices_of_any_size(db, store, monkeypatch, size):
+    monkeypatch.setattr(slices, "SLICE", size)
+    jobs = [archive_ended(db, store) for _ in range(5)]
+    insert_job(db)
+    assert measure_copies(db, Scope(LATER)) == (5, 5 * len(VIDEO))
+    assert verify(db, store).checked == 5
+    assert Counter(store.reads) == Counter(name_of(store, job.archive_uri) for job in jobs)
+
+
+def test_run_that_goes_on_reads_only_what_is_left_and_repeats_what_was_found(db, store):
+    jobs = [archive_ended(db, store) for _ in range(6)]
+    remove_video(store, jobs[1])
+
+    def pull_the_plug(name):
+        if len(store.reads) == 4:
+            raise KeyboardInterrupt
+
+    store.before_read = pull_the_plug
+    scope = Scope(LATER)
+    with pytest.raises(KeyboardInterrupt):
+        verify(db, store, scope)
+    first = store.reads[:3]
+    store.reads.clear()
+    store.before_read = lambda _: None
+    verification = verify(db, store, scope, now=LATER + HOUR)
+    assert sorted([*first, *store.reads]) == sorted(name_of(store, j.archive_uri) for j in jobs)
+    assert [one.job_id for one in verification.damaged] == [jobs[1].id]
+    assert not is_fine(verification)
+    assert verification.checked == 3
+
+
+def test_rows_without_a_copy_to_be_read_are_passed_over(db, store):
+    insert_job(db)
+    fail_with_quarantine(db, store)
+    insert_ended(db)
+    pruned = archive_ended(db, store)
+    set_columns(db, pruned.id, archive_pruned_at=NOW)
+    remove_video(store, pruned)
+    assert verify(db, store) == Verification()
+
+
+def test_only_the_tenants_copies_are_read(db, store):
+    mine = archive_ended(db, store, tenant="shop")
+    archive_ended(db, store)
+    scope = start_scope("shop", LATER)
+    assert measure_copies(db, scope) == (1, len(VIDEO))
+    assert verify(db, store, scope).checked == 1
+    assert store.reads == [name_of(store, mine.archive_uri)]
+
+
+def test_copy_replaced_while_it_is_read_is_no_damage(db, store):
+    job = archive_ended(db, store)
+
+    def replace_it(_name):
+        remove_video(store.inner, job)
+        move_job(db, read_job(db, job.id), JobEvent.ARCHIVE_REPLACED)
+        set_columns(db, job.id, archive_sha256="0" * 64)
+
+    store.before_read = replace_it
+    verification = verify(db, store)
+    assert (verification.moved, verification.checked, verification.damages) == (1, 0, 0)
+    assert read_job(db, job.id).archive_error is None
+
+
+def test_copy_in_another_archive_is_counted_and_not_called_missing(db, store, tmp_path):
+    job = archive_ended(db, store)
+    other = WatchedStore(LocalStore(Path(tmp_path) / "other"))
+    verification = verify(db, other)
+    assert (verification.elsewhere, verification.damages, other.reads) == (1, 0, [])
+    assert not is_fine(verification), "nothing at all was read"
+    assert read_job(db, job.id).archive_verified_at is None
+    archive_ended(db, other)
+    assert is_fine(verify(db, other))
+
+
+def test_archive_that_cannot_be_read_ends_the_run_and_marks_nothing(db, store):
+    job = archive_ended(db, store)
+
+    def go_away(_name):
+        raise StoreUnavailableError("the archive cannot be read: Input/output error")
+
+    store.before_read = go_away
+    with pytest.raises(StoreUnavailableError):
+        verify(db, store)
+    assert read_job(db, job.id) == job
+
+
+# a sample
+
+
+def test_sample_reads_so_many_different_copies(db, store):
+    for _ in range(8):
+        archive_ended(db, store)
+    verification = verify(db, store, sample=5)
+    assert (verification.checked, len(set(store.reads))) == (5, 5)
+    assert verify(db, store, sample=100, now=LATER + HOUR).checked == 8
+
+
+@pytest.mark.parametrize("fewest_hits", [0, 1000])
+def test_sample_takes_each_copy_as_often_as_any_other(db, store, monkeypatch, fewest_hits):
+    """Drawn by address as well as by a walk."""
+    monkeypatch.setattr(slices, "SLICE", 3)
+    monkeypatch.setattr(verify_stage, "FEWEST_HITS", fewest_hits)
+    ids = [archive_ended(db, store).id for _ in range(8)]
+    insert_job(db)
+    drawn = Counter(one for _ in range(200) for one in draw_sample(db, Scope(LATER), 2))
+    # 50 are expected of each; five standard deviations are 31
+    assert set(drawn) == set(ids)
+    assert all(19 <= times <= 81 for times in drawn.values()), drawn
+
+
+def test_sample_that_goes_on_repeats_what_was_found_and_reads_others(db, store):
+    for _ in range(6):
+        remove_video(store, archive_ended(db, store))
+    assert verify(db, store, start_scope(None, LATER), sample=2).damages == 2
+    scope = start_scope(None, LATER)
+    assert scope == Scope(LATER, is_resumed=True)
+    verification = verify(db, store, scope, sample=3, now=LATER + HOUR)
+    assert (verification.checked, verification.damages) == (3, 5)
+    assert len(set(store.reads)) == 5
+    assert len({one.job_id for one in verification.damaged}) == 5
+
+
+def test_sample_of_many_rows_is_drawn_by_address_and_only_of_its_scope(db):
+    known = {"archive_uri": "file:///a", "archive_sha256": "0" * 64, "archive_bytes": 1}
+    jobs = [
+        {"id": uuid7(), **known, "tenant": f"t{number % 2}", "archive_verified_at": None}
+        for number in range(3000)
+    ]
+    jobs += [{**job, "id": uuid7(), "archive_verified_at": LATER} for job in jobs[:1000]]
+    insert_all_ended(db, jobs, JobState.ARCHIVED, NOW)
+    scope = Scope(LATER, "t1")
+    with db.reading() as connection:
+        assert len(sampling.probe_copies(connection, scope)) >= verify_stage.FEWEST_HITS
+    wanted = {job["id"] for job in jobs[:3000] if job["tenant"] == "t1"}
+    drawn = draw_sample(db, scope, 50)
+    assert len(set(drawn)) == 50
+    assert drawn == sorted(drawn)
+    assert set(drawn) <= wanted
+    assert set(draw_sample(db, scope, 2000)) == wanted, "more than there are: all of them"

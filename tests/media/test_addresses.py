@@ -1,0 +1,407 @@
+"""Where a download may connect to, and every trick that leads elsewhere: told and for real."""
+
+import ipaddress
+from datetime import timedelta
+from threading import Event
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.harness.sinks import MemorySink
+from worker.errors import MediaRefusedError, MediaUnavailableError
+from worker.media.addresses import find_addresses, may_connect
+from worker.media.download import download_video
+from worker.media.hosts import check_media_place, parse_media_hosts
+from worker.media.intake import DownloadLimits
+from worker.media.wire import MediaClient
+
+MINUTE = timedelta(minutes=1)
+LIMITS = DownloadLimits(timedelta(seconds=30), 1024 * 1024)
+
+NEVER = [
+    # unspecified, "this network", broadcast, reserved
+    "0.0.0.0",
+    "0.1.2.3",
+    "255.255.255.255",
+    "240.0.0.1",
+    "254.1.1.1",
+    "::",
+    # link-local, and the metadata services of clouds, wherever these are
+    "169.254.0.1",
+    "169.254.169.254",
+    "169.254.170.2",
+    "fe80::1",
+    "fe80::a9fe:a9fe",
+    "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+    "100.100.100.200",
+    "192.0.0.192",
+    "168.63.129.16",
+    # multicast
+    "224.0.0.1",
+    "239.255.255.255",
+    "ff02::1",
+    "ff0e::1",
+    # mapped, compatible and translated IPv4
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::ffff:169.254.169.254",
+    "::ffff:8.8.8.8",
+    "::ffff:0:127.0.0.1",
+    "::127.0.0.1",
+    "::8.8.8.8",
+    "::2",
+    # 6to4, Teredo, NAT64 and ISATAP around what must not be reached
+    "2002:7f00:1::",
+    "2002:a9fe:a9fe::1",
+    "2002:0808:0808::1",
+    "2001:0:7f00:1::",
+    "2001:0:4136:e378:8000:63bf:80ff:fffe",
+    "64:ff9b::127.0.0.1",
+    "64:ff9b::10.1.2.3",
+    "64:ff9b::169.254.169.254",
+    "64:ff9b::100.64.0.1",
+    "64:ff9b:1::127.0.0.1",
+    "64:ff9b:1::8.8.8.8",
+    "fe80::5efe:127.0.0.1",
+    "192.88.99.1",
+    # documentation, benchmarks, discard, site-local, segment routing, not given out
+    "192.0.2.1",
+    "198.51.100.7",
+    "203.0.113.9",
+    "198.18.0.1",
+    "198.19.255.255",
+    "2001:db8::1",
+    "3fff::1",
+    "2001:2::1",
+    "100::1",
+    "fec0::1",
+    "5f00::1",
+    "4000::1",
+    # with a zone, or no address at all
+    "fe80::1%eth0",
+    "2606:4700::1%1",
+    "127.1",
+    "2130706433",
+    "0x7f000001",
+    "0177.0.0.1",
+    "127.0.0.1.",
+    "",
+    "localhost",
+]
+NEAR = [
+    "127.0.0.1",
+    "127.255.255.254",
+    "10.0.0.1",
+    "10.255.255.255",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.168.0.1",
+    "192.168.255.255",
+    "100.64.0.1",
+    "100.127.255.255",
+    "::1",
+    "fc00::1",
+    "fd12:3456::1",
+]
+PUBLIC = [
+    "1.1.1.1",
+    "8.8.8.8",
+    "9.255.255.255",
+    "11.0.0.1",
+    "100.63.255.255",
+    "100.128.0.0",
+    "172.15.255.255",
+    "172.32.0.0",
+    "192.167.255.255",
+    "223.255.255.255",
+    "2606:4700:4700::1111",
+    "2a00:1450:4001:80b::200e",
+    "64:ff9b::8.8.8.8",
+]
+
+
+@pytest.mark.parametrize("address", NEVER)
+@pytest.mark.parametrize("is_pointed", [True, False])
+def test_may_connect_to_what_nobody_may_reach_is_false_however_named(address, is_pointed):
+    assert not may_connect(address, is_pointed=is_pointed)
+
+
+@pytest.mark.parametrize("address", NEAR)
+def test_may_connect_nearby_only_to_a_host_that_was_pointed_at(address):
+    assert may_connect(address, is_pointed=True)
+    assert not may_connect(address, is_pointed=False)
+
+
+@pytest.mark.parametrize("address", PUBLIC)
+@pytest.mark.parametrize("is_pointed", [True, False])
+def test_may_connect_to_a_public_address_is_true(address, is_pointed):
+    assert may_connect(address, is_pointed=is_pointed)
+
+
+WRAPPED = ipaddress.IPv6Network("64:ff9b::/96")
+public = st.ip_addresses().filter(lambda address: may_connect(str(address), is_pointed=False))
+
+
+@given(public)
+def test_may_connect_unpointed_allows_no_address_that_python_knows_as_special(address):
+    if address in WRAPPED:
+        address = ipaddress.IPv4Address(address.packed[-4:])
+    assert address.is_global
+    assert not address.is_multicast
+    assert not address.is_reserved
+    assert not address.is_link_local
+
+
+@given(st.ip_addresses(v=4))
+def test_may_connect_to_nat64_is_as_to_what_it_wraps(address):
+    wrapped = ipaddress.IPv6Address(int(ipaddress.IPv6Address("64:ff9b::")) | int(address))
+    is_public = may_connect(str(address), is_pointed=False)
+    assert may_connect(str(wrapped), is_pointed=True) is is_public
+
+
+@given(st.ip_addresses(v=4))
+def test_may_connect_to_mapped_compatible_and_6to4_is_false(address):
+    number = int(address)
+    for wrapped in (number | 0xFFFF << 32, number, 0x2002 << 112 | number << 80):
+        if wrapped != 1:  # ::1
+            assert not may_connect(str(ipaddress.IPv6Address(wrapped)), is_pointed=True)
+
+
+@given(st.text(max_size=40))
+def test_may_connect_to_any_text_that_is_no_address_is_false(text):
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        assert not may_connect(text, is_pointed=True)
+
+
+# ------------------------------------------------------------------ finding them
+
+
+def resolve_to(*addresses):
+    return lambda _host, _port: addresses
+
+
+def find(url, hosts, resolve, limit=MINUTE):
+    return find_addresses(check_media_place(url, parse_media_hosts(hosts)), resolve, limit)
+
+
+def test_find_addresses_gives_each_once_in_their_order():
+    found = find(
+        "https://v3.fal.media/x", "*.fal.media", resolve_to("8.8.8.8", "1.1.1.1", "8.8.8.8")
+    )
+    assert found == ("8.8.8.8", "1.1.1.1")
+
+
+@pytest.mark.parametrize(
+    "bad", ["10.0.0.1", "127.0.0.1", "169.254.169.254", "::1", "fd00:ec2::254"]
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_find_addresses_with_one_bad_among_good_is_refused_whole(bad, place):
+    addresses = ["8.8.8.8", "1.1.1.1"]
+    addresses.insert(place, bad)
+    with pytest.raises(MediaRefusedError, match=r"leads to .*, which is no public address"):
+        find("https://v3.fal.media/x", "*.fal.media", resolve_to(*addresses))
+
+
+@pytest.mark.parametrize(
+    ("hosts", "url", "is_allowed"),
+    [
+        ("localhost:8123", "http://localhost:8123/x", True),
+        ("minio.local:9000", "http://minio.local:9000/x", True),
+        ("cdn.example:443", "https://cdn.example/x", True),
+        ("cdn.example", "https://cdn.example/x", False),
+        ("*.cdn.example", "https://a.cdn.example/x", False),
+        ("*.cdn.example:8123", "http://a.cdn.example:8123/x", False),
+        # the most that any entry says of it holds
+        ("*.cdn.example,a.cdn.example:443", "https://a.cdn.example/x", True),
+        ("*.cdn.example,b.cdn.example:443", "https://a.cdn.example/x", False),
+    ],
+)
+@pytest.mark.parametrize("address", ["127.0.0.1", "192.168.1.1", "fc00::1"])
+def test_find_addresses_nearby_needs_a_name_with_its_port(hosts, url, is_allowed, address):
+    if is_allowed:
+        assert find(url, hosts, resolve_to(address)) == (address,)
+        return
+    with pytest.raises(MediaRefusedError, match="no public address"):
+        find(url, hosts, resolve_to(address))
+
+
+@pytest.mark.parametrize(
+    ("hosts", "url", "address"),
+    [
+        ("127.0.0.1:8123", "http://127.0.0.1:8123/x", "127.0.0.1"),
+        ("127.0.0.1", "https://127.0.0.1/x", "127.0.0.1"),
+        ("[::1]:80", "http://[::1]/x", "::1"),
+        ("[fc00::1]", "https://[FC00:0::1]/x", "fc00::1"),
+        ("8.8.8.8", "https://8.8.8.8/x", "8.8.8.8"),
+    ],
+)
+def test_find_addresses_of_an_address_is_itself_without_any_look_up(hosts, url, address):
+    def fail(*_):
+        raise AssertionError("looked up")
+
+    assert find(url, hosts, fail) == (address,)
+
+
+@pytest.mark.parametrize(
+    "host", ["169.254.169.254", "0.0.0.0", "[fd00:ec2::254]", "[::ffff:127.0.0.1]", "[fe80::1]"]
+)
+def test_find_addresses_of_a_forbidden_address_is_refused_though_an_entry_names_it(host):
+    with pytest.raises(MediaRefusedError, match="no public address"):
+        find(f"http://{host}:80/x", f"{host}:80", resolve_to())
+
+
+@pytest.mark.parametrize("error", [OSError("away"), UnicodeError("label too long")])
+def test_find_addresses_that_cannot_be_resolved_is_unavailable(error):
+    def fail(*_):
+        raise error
+
+    with pytest.raises(MediaUnavailableError, match="cannot be resolved"):
+        find("https://v3.fal.media/x", "*.fal.media", fail)
+
+
+def test_find_addresses_of_none_is_unavailable():
+    with pytest.raises(MediaUnavailableError, match="has no address"):
+        find("https://v3.fal.media/x", "*.fal.media", resolve_to())
+
+
+def test_find_addresses_of_a_resolver_that_hangs_is_unavailable_at_the_limit():
+    answered = Event()
+
+    def hang(*_):
+        answered.wait(60)
+        return ["8.8.8.8"]
+
+    with pytest.raises(MediaUnavailableError, match="not resolved in time"):
+        find("https://v3.fal.media/x", "*.fal.media", hang, timedelta(seconds=0.05))
+    answered.set()
+
+
+# ------------------------------------------------------------------ the whole way
+
+
+class Names:
+    """A resolver whose answers a test writes: each look-up takes the next, the last one stays."""
+
+    def __init__(self, **answers: list[list[str]]) -> None:
+        self.answers = {name.replace("_", "."): list(some) for name, some in answers.items()}
+        self.asked: list[str] = []
+
+    def __call__(self, host: str, _port: int) -> list[str]:
+        self.asked.append(host)
+        answers = self.answers[host]
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+def fetch(url, hosts, names):
+    client = MediaClient(resolve=names, sleep=lambda _: None)
+    sink = MemorySink()
+    download_video(url, sink, client=client, hosts=parse_media_hosts(hosts), limits=LIMITS)
+    return bytes(sink.content)
+
+
+def redirect_to(location, status=302):
+    return lambda handler: handler.answer(status, Location=location, Content_Length="0")
+
+
+def send_video(handler):
+    handler.answer(Content_Length="5")
+    handler.wfile.write(b"video")
+
+
+def test_download_connects_to_the_checked_address_and_names_the_host(server):
+    """A name that no resolver of this machine knows: only the given address can have been used."""
+    server.serve("/v", send_video)
+    place = f"cdn.invalid:{server.server_port}"
+    names = Names(cdn_invalid=[["127.0.0.1"]])
+    assert fetch(f"http://{place}/v", place, names) == b"video"
+    assert names.asked == ["cdn.invalid"]
+    assert server.received[0]["Host"] == place
+
+
+def test_download_from_a_rebinding_host_never_asks_the_second_address(server, start_server):
+    """The name leads elsewhere at its second look-up, which the resumption makes and refuses."""
+
+    def break_off(handler):
+        handler.answer(Content_Length="1000", ETag='"1"')
+        handler.wfile.write(b"half")
+
+    server.serve("/v", break_off)
+    port = server.server_port
+    names = Names(cdn_invalid=[["127.0.0.1"], ["127.0.0.1", "169.254.169.254"]])
+    with pytest.raises(MediaRefusedError, match=r"leads to 169\.254\.169\.254"):
+        fetch(f"http://cdn.invalid:{port}/v", f"cdn.invalid:{port}", names)
+    assert len(server.received) == 1
+    assert names.asked == ["cdn.invalid"] * 2
+
+
+def test_download_from_a_wildcard_host_on_this_machine_is_refused_unasked(server):
+    server.serve("/v", send_video)
+    port = server.server_port
+    names = Names(v3_cdn_invalid=[["127.0.0.1"]])
+    with pytest.raises(MediaRefusedError, match="no public address"):
+        fetch(f"http://v3.cdn.invalid:{port}/v", f"*.cdn.invalid:{port}", names)
+    assert server.received == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_download_redirected_to_a_host_that_leads_inside_is_refused_unasked(
+    server, start_server, status
+):
+    inner = start_server()
+    inner.serve("/v", send_video)
+    target = f"http://a.cdn.invalid:{inner.server_port}/v"
+    server.serve("/old", redirect_to(target, status))
+    hosts = f"{server.place},*.cdn.invalid:{inner.server_port}"
+    with pytest.raises(MediaRefusedError, match=r"leads to 127\.0\.0\.1"):
+        fetch(f"http://{server.place}/old", hosts, Names(a_cdn_invalid=[["127.0.0.1"]]))
+    assert inner.received == []
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[fd00:ec2::254]/latest/meta-data/",
+        "http://100.100.100.200/",
+        "http://metadata.google.internal/",
+        "http://localhost/",
+        "http://127.1/",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://0177.0.0.1/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::]/",
+        "//169.254.169.254/",
+        "https://user:secret@127.0.0.1/",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/",
+        "gopher://127.0.0.1/",
+        "data:video/mp4;base64,AAAA",
+    ],
+)
+def test_download_redirected_inside_is_refused(server, location):
+    server.serve("/old", redirect_to(location))
+    with pytest.raises((MediaRefusedError, MediaUnavailableError)):
+        fetch(f"http://{server.place}/old", f"{server.place},*.fal.media", Names())
+    assert len(server.received) == 1
+
+
+def test_download_redirected_beside_itself_is_followed_and_resolved_anew(server):
+    server.serve("/a/old", redirect_to("../b/v?x=%20#fragment"))
+    server.serve("/b/v?x=%20", send_video)
+    place = f"cdn.invalid:{server.server_port}"
+    names = Names(cdn_invalid=[["127.0.0.1"]])
+    assert fetch(f"http://{place}/a/old", place, names) == b"video"
+    assert names.asked == ["cdn.invalid"] * 2
+
+
+def test_download_tries_the_next_address_if_one_takes_no_connection(server):
+    server.serve("/v", send_video)
+    place = f"cdn.invalid:{server.server_port}"
+    names = Names(cdn_invalid=[["127.0.0.2", "::1", "127.0.0.1"]])
+    assert fetch(f"http://{place}/v", place, names) == b"video"

@@ -1,0 +1,146 @@
+"""Which names a job's objects have in the archive, by a template that the operator chooses.
+
+Every name is made of the job alone, and has its id in it: whoever archives the job again finds the
+same names, and no two jobs share one.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from string import Formatter
+from urllib.parse import quote
+from uuid import UUID
+
+from worker.media.objects import check_name
+
+ENDING = ".{ext}"
+QUARANTINE = "quarantine"
+UNKNOWN_EXTENSION = "bin"
+# What stands beside a video under its name; a video cannot end so.
+SIDECAR, POSTER, SHEET = ".json", ".jpg", ".sheet.jpg"
+
+MOST_TENANT_CHARACTERS = 100
+# The longest that each field can become.
+LENGTHS = {"yyyy": 4, "mm": 2, "dd": 2, "hh": 2, "tenant": MOST_TENANT_CHARACTERS, "job_id": 36}
+MOST_PART_CHARACTERS = 240
+MOST_CHARACTERS = 800
+
+_LITERAL = re.compile(r"[A-Za-z0-9._=/-]*")
+_EXTENSION = re.compile(r"[a-z0-9]{1,10}")
+_TAKEN = {"json", "jpg"}
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveNames:
+    """Where a job's video lies, and what belongs to it."""
+
+    video: str
+    sidecar: str
+    poster: str
+    sheet: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineNames:
+    """Where bytes lie that did not pass verification, and the evidence against them."""
+
+    video: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A template that `parse_layout` has found good; `stem` is all of it before the extension."""
+
+    stem: str
+
+    def name(
+        self, job_id: UUID, tenant: str, enqueued_at: datetime, extension: str
+    ) -> ArchiveNames:
+        """The names of a job's objects; of the extension only `video` depends."""
+        at = enqueued_at.astimezone(UTC)
+        stem = self.stem.format(
+            yyyy=f"{at.year:04}",
+            mm=f"{at.month:02}",
+            dd=f"{at.day:02}",
+            hh=f"{at.hour:02}",
+            tenant=encode_tenant(tenant),
+            job_id=str(job_id),
+        )
+        if stem.startswith(f"{QUARANTINE}/"):  # a tenant of that name
+            stem = f"%{ord(stem[0]):02X}{stem[1:]}"
+        return ArchiveNames(
+            check_name(f"{stem}.{_check_extension(extension)}"),
+            check_name(stem + SIDECAR),
+            check_name(stem + POSTER),
+            check_name(stem + SHEET),
+        )
+
+
+def parse_layout(text: str) -> Layout:
+    """Read `ARCHIVE_LAYOUT`. Raises ValueError with the reason."""
+    if not text.endswith(ENDING):
+        raise ValueError(f"must end with {ENDING}")
+    stem = text.removesuffix(ENDING)
+    lengths = {**LENGTHS}
+    fields = _read_fields(stem)
+    if unknown := [field for field in fields if field not in lengths]:
+        raise ValueError(f"has no field {{{unknown[0]}}}: {', '.join(lengths)} and at the end ext")
+    if "job_id" not in fields:
+        raise ValueError("must contain {job_id}, or jobs would share a name")
+    _check_parts(stem)
+    return Layout(stem)
+
+
+def name_quarantine(job_id: UUID, extension: str) -> QuarantineNames:
+    """Apart from all layouts, so that it is listed and cleared by itself."""
+    stem = f"{QUARANTINE}/{job_id}"
+    return QuarantineNames(f"{stem}.{_check_extension(extension)}", stem + SIDECAR)
+
+
+def encode_tenant(tenant: str) -> str:
+    """One part of a name, or a piece of one, that gives the tenant away but cannot lead elsewhere.
+
+    Percent-encoded; a long one is cut, and told from others by a hash.
+    """
+    encoded = quote(tenant, safe="", errors="surrogatepass").replace("~", "%7E")
+    if encoded.startswith("."):
+        encoded = f"%2E{encoded[1:]}"
+    if len(encoded) > MOST_TENANT_CHARACTERS:
+        digest = hashlib.sha256(tenant.encode(errors="surrogatepass")).hexdigest()[:32]
+        encoded = f"{encoded[: MOST_TENANT_CHARACTERS - 33]}~{digest}"
+    return encoded or "_"
+
+
+def _read_fields(stem: str) -> list[str]:
+    """The fields in the template, which may neither convert nor format nor look into them."""
+    try:
+        pieces = list(Formatter().parse(stem))
+    except ValueError as error:
+        raise ValueError(f"is no template: {error}") from None
+    for literal, field, form, conversion in pieces:
+        if not _LITERAL.fullmatch(literal):
+            raise ValueError("may hold letters, digits and . _ = - / around its fields")
+        if form or conversion or field == "":
+            raise ValueError("fields are written {job_id}, without anything else in the braces")
+    return [field for _, field, _, _ in pieces if field is not None]
+
+
+def _check_parts(stem: str) -> None:
+    parts = stem.split("/")
+    if any(not part or part.startswith(".") for part in parts):
+        raise ValueError("must be relative, without a part that is empty or begins with a dot")
+    if parts[0] == QUARANTINE:
+        raise ValueError(f"must not begin with {QUARANTINE}/, which holds what is no video")
+    longest = [
+        len(part.format(**{name: "x" * size for name, size in LENGTHS.items()})) for part in parts
+    ]
+    if max(longest) > MOST_PART_CHARACTERS or sum(longest) + len(parts) > MOST_CHARACTERS:
+        raise ValueError(f"makes names longer than {MOST_PART_CHARACTERS} characters a part")
+
+
+def _check_extension(extension: str) -> str:
+    """Also one that came from outside may not change what the name is."""
+    is_free = _EXTENSION.fullmatch(extension) and extension not in _TAKEN
+    return extension if is_free else UNKNOWN_EXTENSION

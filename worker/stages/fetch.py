@@ -1,0 +1,97 @@
+"""Beneath the archive stage. fetch: bring a finished video to local disk, and see that it is whole.
+
+What is not the video that fal stated is fetched once more. A URL that its host knows no more is
+asked for again at fal.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from worker.errors import MediaGoneError, MediaMismatchError
+from worker.fal.extend_video import VideoFile, parse_output
+from worker.jobs.values import Job
+from worker.media.download import download_video
+from worker.media.hosts import MediaHosts
+from worker.media.intake import Download, DownloadLimits
+from worker.media.probe import VideoFacts, choose_extension
+from worker.media.spool import SpoolFile
+from worker.media.unpack import is_inline, is_unpacked, unpack_video
+from worker.media.verify import verify_video
+from worker.media.wire import MediaClient
+from worker.stages.lease import Holder
+from worker.stages.record import read_stated
+from worker.stages.source import Source
+
+# A signed URL has to hold for the whole download, and a little longer.
+MARGIN = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A verified video, whole in its file; `job` has the result that it was fetched by."""
+
+    job: Job
+    facts: VideoFacts
+    extension: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """Fetches one video at a time, with what a worker has at hand."""
+
+    source: Source
+    client: MediaClient
+    hosts: MediaHosts
+    limits: DownloadLimits
+
+    def fetch_video(self, job: Job, file: SpoolFile, holder: Holder) -> Fetched:
+        """Fill the file with the job's video.
+
+        Raises MediaMismatchError for what came twice and was not that video (its bytes are in the
+        file then), MediaGoneError, MediaUnavailableError, MediaRefusedError, StoreUnavailableError,
+        and ClaimLostError.
+        """
+        try:
+            return self._fetch_verified(job, file, holder)
+        except MediaGoneError as refusal:
+            renewed = self.source.renew_result(job, refusal)
+        file.restart()
+        return self._fetch_verified(renewed, file, holder)
+
+    def _fetch_verified(self, job: Job, file: SpoolFile, holder: Holder) -> Fetched:
+        try:
+            return self._fetch_once(job, file, holder)
+        except MediaMismatchError:
+            if is_inline(parse_output(job.result).video.url):
+                raise
+        file.restart()
+        return self._fetch_once(job, file, holder)
+
+    def _fetch_once(self, job: Job, file: SpoolFile, holder: Holder) -> Fetched:
+        download = self._take(job, file, holder)
+        holder.check()
+        video = parse_output(job.result).video
+        facts = verify_video(file.path, read_stated(video, download.announced))
+        return Fetched(job, facts, name_extension(video, download))
+
+    def _take(self, job: Job, file: SpoolFile, holder: Holder) -> Download:
+        """From its host, or out of the result itself."""
+        url = parse_output(job.result).video.url
+        if is_unpacked(url):
+            raise MediaGoneError("the video came inside its result, and was taken out of it")
+        if is_inline(url):
+            return unpack_video(url, file, limits=self.limits, on_progress=holder.check)
+        return download_video(
+            self.source.find_url(job, self.limits.total + MARGIN),
+            file,
+            client=self.client,
+            hosts=self.hosts,
+            limits=self.limits,
+            on_progress=holder.check,
+        )
+
+
+def name_extension(video: VideoFile, download: Download) -> str:
+    return choose_extension(
+        video.content_type or download.content_type, video.file_name, download.head
+    )

@@ -1,0 +1,169 @@
+"""Beneath the archive stage. keep: put a verified video into the archive, its recipe beside it.
+
+The sidecar comes first and reserves the name, the video last: whoever finds a video under its name
+finds how it was made, too (ADR 13).
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+from pydantic import TypeAdapter
+
+from worker.clock import Clock, read_clock
+from worker.db import Database
+from worker.errors import (
+    InvalidRecipeError,
+    MediaMismatchError,
+    MediaRefusedError,
+    NameTakenError,
+    StoreObjectMissingError,
+    UnarchivableError,
+)
+from worker.fal.extend_video import parse_output
+from worker.jobs import attempts
+from worker.jobs.values import Attempt, Job
+from worker.media.layout import ArchiveNames, Layout, name_quarantine
+from worker.media.poster import make_poster, make_sheet
+from worker.media.probe import HEAD_BYTES, VideoFacts, choose_extension
+from worker.media.recipe import FileRecord, Recipe, describe_file, parse_recipe
+from worker.media.spool import SpoolFile
+from worker.media.store import Store, StoredObject
+from worker.stages.fetch import Fetched, Fetcher
+from worker.stages.lease import Holder
+from worker.stages.record import ArchivedFiles, build_recipe
+
+JSON, JPEG, BYTES = "application/json", "image/jpeg", "application/octet-stream"
+# A data URI is quoted by its beginning.
+MOST_URL_CHARACTERS = 500
+_FACTS = TypeAdapter(VideoFacts)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A published video: its job with the result it was fetched by, and columns for the row."""
+
+    job: Job
+    columns: dict[str, Any]
+    stored: StoredObject
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """Keeps one video at a time, with what a worker has at hand."""
+
+    db: Database
+    store: Store
+    fetcher: Fetcher
+    layout: Layout
+    has_sheet: bool = False
+    clock: Clock = read_clock
+
+    def keep_video(self, job: Job, holder: Holder) -> Kept:
+        """Fetch, verify and publish the video of the job's result.
+
+        Raises RetryableError, PermanentError (ClaimLostError among them). After an
+        UnarchivableError the bytes are in quarantine; else nothing has its final name but, at
+        worst, what belongs to the video.
+        """
+        with self.store.spool.begin(str(job.id)) as file:
+            try:
+                fetched = self.fetcher.fetch_video(job, file, holder)
+            except MediaMismatchError as mismatch:
+                holder.renew()
+                raise self._quarantine(job, file, mismatch) from mismatch
+            return self._publish(fetched, file, holder)
+
+    def _publish(self, fetched: Fetched, file: SpoolFile, holder: Holder) -> Kept:
+        job, facts = fetched.job, fetched.facts
+        names = self.layout.name(job.id, job.tenant, job.enqueued_at, fetched.extension)
+        pictures = dict(self._draw(file, facts, names))
+        video = FileRecord(name=names.video, bytes=file.bytes, sha256=file.sha256())
+        recipe = build_recipe(
+            job,
+            self._list_attempts(job),
+            facts,
+            ArchivedFiles(
+                video,
+                _describe_picture(names.poster, pictures),
+                _describe_picture(names.sheet, pictures),
+            ),
+        )
+        # A holder that has lost its claim leaves the file to the next one.
+        holder.renew()
+        self._reserve(names.sidecar, recipe)
+        for name, body in pictures.items():
+            self.store.put(name, body, JPEG)
+        stored = self.store.publish(file, names.video, facts.media_type)
+        poster = self.store.find_uri(names.poster) if names.poster in pictures else None
+        columns = {
+            "archive_uri": stored.uri,
+            "archive_sha256": stored.sha256,
+            "archive_bytes": stored.bytes,
+            "archive_media": _FACTS.dump_python(facts, mode="json"),
+            "archive_poster_uri": poster,
+            "archive_sidecar_uri": self.store.find_uri(names.sidecar),
+            "archive_verified_at": self.clock(),
+            "archive_error": None,
+            "quarantine_uri": None,
+        }
+        return Kept(fetched.job, columns, stored)
+
+    def _draw(
+        self, file: SpoolFile, facts: VideoFacts, names: ArchiveNames
+    ) -> Iterator[tuple[str, bytes]]:
+        """The pictures by their names. A video without them is as good."""
+        with suppress(MediaRefusedError):
+            yield names.poster, make_poster(file.path, facts)
+        if self.has_sheet:
+            with suppress(MediaRefusedError):
+                yield names.sheet, make_sheet(file.path, facts)
+
+    def _reserve(self, name: str, recipe: Recipe) -> None:
+        """Write the sidecar, but never over that of another job. Raises NameTakenError."""
+        body = recipe.to_bytes()
+        if self.store.create(name, body, JSON):
+            return
+        owner = self._find_owner(name)
+        if owner != recipe.job_id:
+            raise NameTakenError(f"{name} belongs to {owner or 'somebody else'}")
+        self.store.put(name, body, JSON)
+
+    def _find_owner(self, name: str) -> UUID | None:
+        """The job that the sidecar tells of; None if it is no sidecar of ours."""
+        with suppress(InvalidRecipeError, StoreObjectMissingError):
+            return parse_recipe(b"".join(self.store.read(name))).job_id
+        return None
+
+    def _quarantine(
+        self, job: Job, file: SpoolFile, mismatch: MediaMismatchError
+    ) -> UnarchivableError:
+        """Keep the bytes and the evidence against them, for whoever looks into it."""
+        video = parse_output(job.result).video
+        with file.path.open("rb") as content:
+            head = content.read(HEAD_BYTES)
+        names = name_quarantine(job.id, choose_extension(None, video.file_name, head))
+        evidence = {
+            "job_id": str(job.id),
+            "request_id": job.fal_request_id,
+            "url": video.url[:MOST_URL_CHARACTERS],
+            "evidence": [asdict(one) for one in mismatch.evidence],
+            "bytes": file.bytes,
+            "sha256": file.sha256(),
+            "at": self.clock().isoformat(),
+        }
+        body = json.dumps(evidence, ensure_ascii=False, indent=2).encode()
+        self.store.put(names.evidence, body, JSON)
+        stored = self.store.publish(file, names.video, BYTES)
+        return UnarchivableError(mismatch.evidence, stored.uri)
+
+    def _list_attempts(self, job: Job) -> list[Attempt]:
+        with self.db.reading() as connection:
+            return attempts.list_attempts(connection, job.id)
+
+
+def _describe_picture(name: str, pictures: Mapping[str, bytes]) -> FileRecord | None:
+    return describe_file(name, pictures[name]) if name in pictures else None
