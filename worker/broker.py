@@ -3,6 +3,9 @@
 import ssl
 from typing import Any
 
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 from worker.settings import Settings
 
 AMQP = ("amqp://", "amqps://")
@@ -69,6 +72,10 @@ def choose_publisher_options(settings: Settings) -> dict[str, Any]:
 def _choose_sentinel(settings: Settings) -> dict[str, Any]:
     if not settings.broker_url.startswith(SENTINEL):
         return {}
-    # A sentinel that is away must not be waited for longer than the next one is asked.
-    patience = {"socket_connect_timeout": PATIENCE_SECONDS, "socket_timeout": PATIENCE_SECONDS}
+    # redis-py asks each sentinel that is away again and again, for seconds: the next one knows too.
+    patience = {
+        "socket_connect_timeout": PATIENCE_SECONDS,
+        "socket_timeout": PATIENCE_SECONDS,
+        "retry": Retry(NoBackoff(), 0),
+    }
     return {"master_name": settings.broker_sentinel_master, "sentinel_kwargs": patience}

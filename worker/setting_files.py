@@ -34,21 +34,22 @@ class FileSettingsSource(PydanticBaseSettingsSource):
     @override
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         path = self._variables.get(field_name + SUFFIX)
+        if path and self._variables.get(field_name):
+            raise ValueError(f"give either it or {field_name.upper()}, not both")
         return (read_value(path) if path else None), field_name, False
 
     @override
     def __call__(self) -> dict[str, Any]:
-        found, wrong = {}, []
-        for name in self.settings_cls.model_fields:
-            path = self._variables.get(name + SUFFIX)
-            if not path:
-                continue
+        found: dict[str, Any] = {}
+        wrong: list[Violation] = []
+        for name, field in self.settings_cls.model_fields.items():
             try:
-                if self._variables.get(name):
-                    raise ValueError(f"give either it or {name.upper()}, not both")
-                found[name] = read_value(path)
+                value, _, _ = self.get_field_value(field, name)
             except ValueError as error:
+                path = str(self._variables.get(name + SUFFIX))
                 wrong.append(Violation((name + SUFFIX).upper(), path, str(error)))
+            else:
+                found |= {} if value is None else {name: value}
         if wrong:
             raise InvalidSettingsError(tuple(wrong))
         return found
@@ -59,14 +60,14 @@ def read_value(path: str) -> str:
     try:
         with Path(path).open("rb") as file:
             content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"must have at most {MOST_BYTES} bytes")
         text = content.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise ValueError("must be UTF-8") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"must be a readable file: {reason}") from None
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"must have at most {MOST_BYTES} bytes")
     if not text:
         raise ValueError("must not be empty")
     return text

@@ -171,7 +171,8 @@ class Settings(BaseSettings):
         "auto", description="json for programs, text for people; auto picks by terminal"
     )
     broker_ca_file: Annotated[str, AfterValidator(check_file)] | None = Field(
-        None, description="certificates that the broker's is checked against, instead of the system's"
+        None,
+        description="certificates that the broker's is checked against, instead of the system's",
     )
     broker_sentinel_master: str = Field(
         "mymaster", min_length=1, description="name of the master that the sentinels watch"
