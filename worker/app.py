@@ -42,8 +42,9 @@ QUEUES = {
 
 
 def create_app(settings: Settings) -> Celery:
-    """Build the application of workers and beat; `worker.tasks` is imported by it."""
-    app = Celery("extend_video", broker=settings.broker_url, include=["worker.tasks"])
+    """Build the application of workers and beat; it imports the tasks, and how they end."""
+    included = ["worker.tasks", "worker.drain"]
+    app = Celery("extend_video", broker=settings.broker_url, include=included)
     app.conf.update(
         **_choose_common(settings),
         broker_connection_retry_on_startup=True,
