@@ -8,6 +8,7 @@
     │   ├── SubmissionPostponedError    submission_postponed  (these and those marked with a star
     │   ├── RequestPendingError         request_pending       are of `FalClient`, and in
     │   └── RequestUnclearError         request_unclear       fal/client_errors.py)
+    │   ├── MigrationBlockedError       migration_blocked     a migration did not get a lock
     ├── SubmissionUnknownError *        submission_unknown    it may be paid: neither of the two
     │   └── UploadUnavailableError      upload_unavailable    a file cannot be uploaded now
     └── PermanentError                  trying again changes nothing
@@ -91,6 +92,10 @@ class StoreUnavailableError(RetryableError):
 
 class UploadUnavailableError(RetryableError):
     code = "upload_unavailable"
+
+
+class MigrationBlockedError(RetryableError):
+    code = "migration_blocked"
 
 
 class InvalidSettingsError(ViolationsError):
