@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint fmt lock clean
+.PHONY: help demo test chaos lint fmt lock audit clean
 
 ##@ Use
 demo: $(VENV)/.run  ## extend a real video end to end on this machine (ARGS="--video my.mp4 --prompt '...'")
@@ -36,6 +36,10 @@ lock: $(VENV)/.dev  ## renew the hash-locked requirements from pyproject.toml
 	@$(PIP) uv
 	@$(BIN)/uv pip compile $(LOCK) --extra demo --group build -o requirements/run.txt
 	@$(BIN)/uv pip compile $(LOCK) --extra demo --extra otel --group build --group dev -c requirements/run.txt -o requirements/dev.txt
+
+audit: $(VENV)/.dev  ## look for known vulnerabilities of what is locked (asks the package index)
+	@$(BIN)/pip-audit --disable-pip --require-hashes -r requirements/run.txt
+	@$(BIN)/pip-audit --disable-pip --require-hashes -r requirements/dev.txt
 
 clean:  ## remove the virtual environment and caches
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* *.egg-info

@@ -1,5 +1,7 @@
 """Run migrations: one transaction each, with short locks, one migrator at a time."""
 
+from datetime import timedelta
+
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
@@ -12,6 +14,8 @@ from worker.settings import load_settings
 
 LOCK_TIMEOUT = "4s"
 STATEMENT_TIMEOUT = "60s"
+# Of waiting for another migrator, unless the caller says otherwise.
+PATIENCE = timedelta(seconds=60)
 ADVISORY_LOCK = 0x6578_7476
 
 
@@ -50,10 +54,12 @@ def prepare_connection(connection: Connection) -> None:
     if connection.dialect.name != "postgresql":
         connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
         return
-    connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
+    patience: timedelta = context.config.attributes.get("patience", PATIENCE)
+    connection.execute(text(f"SET statement_timeout = {int(patience.total_seconds() * 1000)}"))
     connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": ADVISORY_LOCK})
     # Set last: another migrator is waited for longer than a table.
     connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
+    connection.execute(text(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'"))
     connection.commit()
 
 

@@ -19,7 +19,7 @@ hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
 OUR_VARIABLES = (
-    *("FAL_", "DATABASE_URL", "BROKER_URL", "WEBHOOK_", "ARCHIVE_", "SPOOL_DIR", "LOG_"),
+    *("FAL_", "DATABASE_URL", "BROKER_", "WEBHOOK_", "ARCHIVE_", "SPOOL_DIR", "LOG_"),
     *("AWS_", "GOOGLE_", "AZURE_"),
 )
 OUR_SUFFIXES = ("_SECONDS", "_POLICY")

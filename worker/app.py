@@ -10,6 +10,13 @@ from celery.beat import Service
 from celery.signals import beat_init, setup_logging
 from kombu import Queue
 
+from worker.broker import (
+    PATIENCE_SECONDS,
+    choose_consumer_options,
+    choose_publisher_options,
+    choose_queue_arguments,
+    choose_tls,
+)
 from worker.errors import InvalidSettingsError
 from worker.log import configure_logging
 from worker.settings import Settings, load_settings
@@ -35,12 +42,13 @@ QUEUES = {
 
 
 def create_app(settings: Settings) -> Celery:
-    """Build the application of workers and beat; `worker.tasks` is imported by it."""
-    app = Celery("extend_video", broker=settings.broker_url, include=["worker.tasks"])
+    """Build the application of workers and beat; it imports the tasks, and how they end."""
+    included = ["worker.tasks", "worker.drain"]
+    app = Celery("extend_video", broker=settings.broker_url, include=included)
     app.conf.update(
-        **_COMMON,
+        **_choose_common(settings),
         broker_connection_retry_on_startup=True,
-        broker_transport_options=_consumer_options(settings),
+        broker_transport_options=choose_consumer_options(settings),
         beat_schedule={
             "sweep": {
                 "task": SWEEP,
@@ -61,14 +69,10 @@ def create_publisher(settings: Settings) -> Celery:
     """Build an application that only publishes: every wait is short, nothing is repeated."""
     app = Celery("extend_video", broker=settings.broker_url, set_as_current=False)
     app.conf.update(
-        **_COMMON,
+        **_choose_common(settings),
         task_publish_retry=False,
-        broker_connection_timeout=1,
-        broker_transport_options={
-            "socket_connect_timeout": 1,
-            "socket_timeout": 1,
-            "max_retries": 0,
-        },
+        broker_connection_timeout=PATIENCE_SECONDS,
+        broker_transport_options=choose_publisher_options(settings),
     )
     return app
 
@@ -102,20 +106,15 @@ def end_beat_when_told(sender: Service, **_: object) -> None:
         signal.signal(number, end)
 
 
-def _consumer_options(settings: Settings) -> dict[str, Any]:
-    """Redis gives a message that was not acknowledged to another worker after a lease."""
-    if not settings.broker_url.startswith(("redis", "sentinel")):
-        return {}
-    lease = settings.lease_seconds.total_seconds()
+def _choose_common(settings: Settings) -> dict[str, Any]:
+    """What publishers and consumers must agree on."""
+    arguments = choose_queue_arguments(settings.broker_url)
     return {
-        "visibility_timeout": lease,
-        # By itself kombu looks for messages of dead workers on each tenth of its looks, that is
-        # every 100 s, and whoever dies while looking keeps all others from it for 300 s.
-        "unacked_restore_interval": settings.sweep_seconds.total_seconds(),
-        "unacked_restore_throttle": 1,
-        "unacked_mutex_expire": lease,
-        "socket_keepalive": True,
-        "health_check_interval": 25,
+        **_COMMON,
+        "broker_use_ssl": choose_tls(settings),
+        "task_queues": [
+            Queue(name, routing_key=name, queue_arguments=arguments) for name in QUEUES.values()
+        ],
     }
 
 
@@ -126,7 +125,6 @@ _COMMON: dict[str, Any] = {
     "task_ignore_result": True,
     "result_backend": None,
     "task_default_queue": QUEUES[ENQUEUE],
-    "task_queues": [Queue(name, routing_key=name) for name in QUEUES.values()],
     "task_routes": {task: {"queue": name} for task, name in QUEUES.items()},
     "enable_utc": True,
     "timezone": "UTC",

@@ -27,6 +27,7 @@ from worker.arguments import (
 from worker.care import rearchive, verify
 from worker.contract import schema
 from worker.daemons import (
+    MARGIN,
     Crew,
     bind_listener,
     receiver_daemon,
@@ -231,7 +232,8 @@ def up(
     if not runtime.dispatcher.ping():
         raise DaemonError("no broker answers at BROKER_URL: start Redis, or set the variable")
     upgrade_schema(runtime.settings.database_url)
-    with bind_listener(host, port) as listener, Crew(os.environ) as crew:
+    patience = runtime.settings.drain_seconds + MARGIN
+    with bind_listener(host, port) as listener, Crew(os.environ, patience=patience) as crew:
         display.err.print(f"receiver on http://{host}:{listener.getsockname()[1]}")
         for daemon in (receiver_daemon(listener), *worker_daemons()):
             crew.start(daemon)

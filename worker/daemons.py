@@ -23,6 +23,8 @@ from worker.errors import DaemonError, MissingProgramError
 
 LOOK_SECONDS = 0.05
 DRAIN = timedelta(seconds=30)
+# What a worker needs beyond DRAIN_SECONDS.
+MARGIN = timedelta(seconds=10)
 LAST_LINES = 15
 FIRST_PAUSE_SECONDS = 0.5
 QUICK_SECONDS = 10.0
@@ -82,6 +84,7 @@ class Crew:
 
     env: Mapping[str, str]
     log_directory: Path | None = None
+    patience: timedelta = DRAIN
     _lives: list["Life"] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -141,7 +144,7 @@ class Crew:
             processes = [life.process for life in self._lives]
             for process in processes:
                 _signal_group(process, signal.SIGTERM)
-            deadline = time.monotonic() + DRAIN.total_seconds()
+            deadline = time.monotonic() + self.patience.total_seconds()
             for process in processes:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))

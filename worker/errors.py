@@ -10,6 +10,7 @@
     │   ├── RequestPendingError         request_pending       are of `FalClient`, and in
     │   ├── RequestUnclearError         request_unclear       fal/client_errors.py)
     │   ├── RunFailedError *            run_failed            also a RequestFailedError
+    │   ├── MigrationBlockedError       migration_blocked     a migration did not get a lock
     │   └── UploadUnavailableError      upload_unavailable    a file cannot be uploaded now
     ├── SubmissionUnknownError *        submission_unknown    it may be paid: neither of the two
     ├── RequestFailedError *            request_failed        never raised itself
@@ -123,6 +124,10 @@ class StoreUnavailableError(RetryableError):
 
 class UploadUnavailableError(RetryableError):
     code = "upload_unavailable"
+
+
+class MigrationBlockedError(RetryableError):
+    code = "migration_blocked"
 
 
 class InvalidSettingsError(ViolationsError):

@@ -5,10 +5,11 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import TypeVar
 
 import structlog
@@ -72,6 +73,8 @@ class Runtime:
     """Everything is made when first used: a producer needs neither a key nor an archive."""
 
     settings: Settings
+    ending: Event = field(default_factory=Event, repr=False, compare=False)
+    """Set once the process is told to end: from then on it begins nothing."""
 
     @cached_property
     def worker(self) -> str:

@@ -1,5 +1,6 @@
 """The schema of the job table: bring it up to date, and say whether it is."""
 
+from datetime import timedelta
 from pathlib import Path
 
 from alembic import command
@@ -7,14 +8,15 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from psycopg.errors import UndefinedTable
-from sqlalchemy.exc import DBAPIError
+from psycopg.errors import LockNotAvailable, QueryCanceled, UndefinedTable
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 import migrations
 from worker.db import Database, describe_database_error
-from worker.errors import OutdatedSchemaError
+from worker.errors import MigrationBlockedError, OutdatedSchemaError
 
 SCRIPTS = Path(migrations.__file__).parent
+MIGRATOR_PATIENCE = timedelta(seconds=60)
 
 
 def build_config(database_url: str) -> Config:
@@ -25,13 +27,32 @@ def build_config(database_url: str) -> Config:
     return config
 
 
-def upgrade_schema(database_url: str) -> str:
-    """Run the missing migrations; returns the revision the schema then has."""
+def upgrade_schema(database_url: str, *, patience: timedelta = MIGRATOR_PATIENCE) -> str:
+    """Run the missing migrations; returns the revision the schema then has.
+
+    Another migrator is waited for as long as `patience`. Raises OutdatedSchemaError for a table
+    that is newer than the code, MigrationBlockedError if a lock was not got.
+    """
+    config = build_config(database_url)
+    config.attributes["patience"] = patience
     try:
-        command.upgrade(build_config(database_url), "head")
+        command.upgrade(config, "head")
     except CommandError as error:
         raise OutdatedSchemaError(f"{error}: a newer release has migrated the job table") from None
+    except OperationalError as error:
+        if isinstance(error.orig, (LockNotAvailable, QueryCanceled)):
+            raise MigrationBlockedError(_explain_block(error)) from None
+        raise
     return read_head()
+
+
+def _explain_block(error: OperationalError) -> str:
+    if "pg_advisory_lock" in str(error.statement):
+        return "another migration is still running: wait for its end, then run it again"
+    return (
+        f"{describe_database_error(error)}; the step was undone, and nobody had to wait behind it: "
+        "end what holds the table (pg_stat_activity shows it), then run it again"
+    )
 
 
 def read_head() -> str:

@@ -3,6 +3,7 @@
 import re
 from datetime import timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -69,6 +70,14 @@ def check_database_url(value: str) -> str:
 def check_broker_url(value: str) -> str:
     if not re.match(r"(rediss?|amqps?|sentinel)://|redis\+socket://", value):
         raise ValueError("a redis://, rediss://, sentinel:// or amqp:// URL")
+    return value
+
+
+def check_file(value: str) -> str:
+    try:
+        Path(value).open("rb").close()
+    except (OSError, ValueError):
+        raise ValueError("a readable file") from None
     return value
 
 

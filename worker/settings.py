@@ -16,9 +16,17 @@ from pydantic import (
     field_serializer,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from typing_extensions import override
 
 from worker.errors import InvalidSettingsError, Violation
+from worker.setting_files import FileSettingsSource
 from worker.setting_types import (
     DEFAULT_LAYOUT,
     MAX_WEBHOOK_BYTES,
@@ -31,6 +39,7 @@ from worker.setting_types import (
     check_broker_url,
     check_database_url,
     check_endpoint,
+    check_file,
 )
 
 
@@ -172,6 +181,35 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="json for programs, text for people; auto picks by terminal"
     )
+    broker_ca_file: Annotated[str, AfterValidator(check_file)] | None = Field(
+        None,
+        description="certificates that the broker's is checked against, instead of the system's",
+    )
+    broker_sentinel_master: str = Field(
+        "mymaster", min_length=1, description="name of the master that the sentinels watch"
+    )
+    drain_seconds: Seconds = Field(
+        timedelta(seconds=20),
+        description="how long a step may go on after SIGTERM before its row is given back",
+    )
+
+    @override
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """After the environment and `.env`: the files that they name."""
+        named: dict[str, str | None] = {}
+        for source in (dotenv_settings, env_settings):
+            if isinstance(source, (DotEnvSettingsSource, EnvSettingsSource)):
+                named.update(source.env_vars)
+        files = FileSettingsSource(settings_cls, named)
+        return init_settings, env_settings, dotenv_settings, files
 
     archive_sheet: bool = Field(
         False,
@@ -265,7 +303,10 @@ _MISSING = {
         "must be set, or FAL_KEY_ID and FAL_KEY_SECRET together",
     ),
 }
-_SECRET_FIELDS = {"fal_key", "fal_key_id", "fal_key_secret"}
+# By their type, so that a new one is masked from its first day.
+_SECRET_FIELDS = {
+    name for name, field in Settings.model_fields.items() if "SecretStr" in repr(field.annotation)
+}
 
 
 def _describe_violation(detail: ErrorDetails) -> Violation:

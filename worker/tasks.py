@@ -30,6 +30,7 @@ from worker.errors import (
     UploadUnavailableError,
     Violation,
 )
+from worker.jobs.states import Doorbell, Step
 from worker.runtime import Runtime
 from worker.schema import check_schema
 from worker.settings import load_settings
@@ -142,7 +143,7 @@ def doorbell_may_be_lost() -> Iterator[None]:
 def submit(job_id: object) -> None:
     runtime = get_runtime()
     known = read_job_id(job_id)
-    if known is None:
+    if known is None or is_passed_on(Step.SUBMIT, known):
         return
     job = submit_job(known, db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
     if job is not None:
@@ -180,11 +181,20 @@ def cancel(job_id: object) -> None:
 def archive(job_id: object) -> None:
     runtime = get_runtime()
     known = read_job_id(job_id)
-    if known is None:
+    if known is None or is_passed_on(Step.ARCHIVE, known):
         return
     job = archive_job(known, keeper=runtime.keeper, terms=runtime.archive_terms)
     if job is not None:
         log.info("archive_settled", job_id=str(known), state=job.state.value)
+
+
+def is_passed_on(step: Step, job_id: UUID) -> bool:
+    """A process that has been told to end begins nothing long: its doorbell is another one's."""
+    runtime = get_runtime()
+    if not runtime.ending.is_set():
+        return False
+    runtime.dispatcher.ring(Doorbell(step, job_id))
+    return True
 
 
 def read_job_id(value: object) -> UUID | None:

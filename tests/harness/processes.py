@@ -284,26 +284,44 @@ def run_deployment(
     `changes` are settings that differ from a test's usual ones.
     """
     with bind_listener() as listener:
-        host, port = listener.getsockname()
-        settings = {
-            "DATABASE_URL": database_url,
-            "BROKER_URL": broker_url,
-            "FAL_KEY": "emulator-key",
-            "FAL_QUEUE_URL": fal_url,
-            "FAL_JWKS_URL": f"{emulator.url}/.well-known/jwks.json",
-            "FAL_PLATFORM_URL": f"{emulator.url}/v1",
-            "FAL_MEDIA_HOSTS": fal_url.removeprefix("http://"),
-            "WEBHOOK_BASE_URL": f"http://{host}:{port}",
-            "ARCHIVE_URL": f"file:{yard.directory / 'archive'}",
-            "SWEEP_SECONDS": "1",
-            "LEASE_SECONDS": "3",
-            **(changes or {}),
-        }
-        deployment = Deployment(yard, listener, settings, workers)
+        settings = build_settings(
+            yard.directory,
+            listener,
+            emulator=emulator,
+            fal_url=fal_url,
+            database_url=database_url,
+            broker_url=broker_url,
+        )
+        deployment = Deployment(yard, listener, {**settings, **(changes or {})}, workers)
         migrated = deployment.run("migrate")
         assert migrated.returncode == 0, migrated.stderr
         deployment.start_missing()
         yield deployment
+
+
+def build_settings(
+    directory: Path,
+    listener: socket.socket,
+    *,
+    emulator: Emulator,
+    fal_url: str,
+    database_url: str,
+    broker_url: str,
+) -> dict[str, str]:
+    host, port = listener.getsockname()
+    return {
+        "DATABASE_URL": database_url,
+        "BROKER_URL": broker_url,
+        "FAL_KEY": "emulator-key",
+        "FAL_QUEUE_URL": fal_url,
+        "FAL_JWKS_URL": f"{emulator.url}/.well-known/jwks.json",
+        "FAL_PLATFORM_URL": f"{emulator.url}/v1",
+        "FAL_MEDIA_HOSTS": fal_url.removeprefix("http://"),
+        "WEBHOOK_BASE_URL": f"http://{host}:{port}",
+        "ARCHIVE_URL": f"file:{directory / 'archive'}",
+        "SWEEP_SECONDS": "1",
+        "LEASE_SECONDS": "3",
+    }
 
 
 def bind_listener() -> socket.socket:

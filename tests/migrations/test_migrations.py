@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import psycopg
@@ -27,7 +28,7 @@ from tests.harness.jobs import NOW, insert_job, make_job
 from tests.harness.waiting import wait_until
 from worker import schema
 from worker.db import Database
-from worker.errors import OutdatedSchemaError
+from worker.errors import MigrationBlockedError, OutdatedSchemaError
 from worker.jobs import attempts, deliveries
 from worker.jobs import table as jobs_sql
 from worker.jobs.models import Base
@@ -448,3 +449,33 @@ def test_alembic_upgrade_waits_for_another_migrator_longer_than_for_a_table(post
         code, output = wait_for(process)
     postgres.drop_database(name)
     assert code == 0, output
+
+
+# locks that are not got
+
+
+def test_migration_behind_another_that_does_not_end_says_so(postgres):
+    name = postgres.create_database()
+    url = postgres.url_of(name)
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", [ADVISORY_LOCK])
+        with pytest.raises(MigrationBlockedError, match="another migration is still running"):
+            upgrade_schema(url, patience=timedelta(seconds=0.5))
+    assert upgrade_schema(url) == read_head()
+    postgres.drop_database(name)
+
+
+def test_migration_of_a_table_in_use_gives_up_and_is_undone(postgres):
+    """Behind its lock everybody else would queue up."""
+    name = postgres.create_database()
+    url = postgres.url_of(name)
+    command.upgrade(build_config(url), "0001")
+    with open_database(url) as db, psycopg.connect(url.replace("+psycopg", "")) as holder:
+        holder.execute("LOCK TABLE jobs IN ACCESS SHARE MODE")
+        before = read_schema(db)
+        with pytest.raises(MigrationBlockedError, match="pg_stat_activity"):
+            upgrade_schema(url)
+        assert read_schema(db) == before
+        holder.rollback()
+        assert upgrade_schema(url) == read_head()
+    postgres.drop_database(name)

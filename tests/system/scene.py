@@ -1,7 +1,7 @@
 """A deployment with all that a test looks at: emulator, relay, job table, and a producer."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,15 @@ def run_scene(
     database_url: str,
     sample: Path,
     workers: WorkerPlan,
+    *,
+    broker_url: str | None = None,
     changes: Mapping[str, str] | None = None,
+    producer_options: Mapping[str, Any] | None = None,
 ) -> Iterator[Scene]:
-    """`changes` are settings that differ from a test's usual ones."""
-    with run_redis() as broker_url, run_yard(directory) as yard:
+    """On a Redis of its own, unless there is a broker already; `changes` as of a deployment."""
+    with ExitStack() as stack, run_yard(directory) as yard:
+        if broker_url is None:
+            broker_url = stack.enter_context(run_redis())
         files = directory / "emulator" / "files"
         files.mkdir(parents=True)
         (files / "sample.mp4").write_bytes(sample.read_bytes())
@@ -94,6 +99,7 @@ def run_scene(
         ):
             table = open_table(database_url)
             producer = Celery("producer", broker=broker_url, set_as_current=False)
+            producer.conf.update(producer_options or {})
             yield Scene(deployment, emulator, relay, table, producer)
             producer.close()
             table.engine.dispose()

@@ -25,7 +25,7 @@ def shared_s3_scene(tmp_path_factory, clip, s3_server: S3) -> Iterator[Scene]:
     s3_server.client.put(f"/{BUCKET}").raise_for_status()
     changes = {**s3_server.variables, "ARCHIVE_URL": f"s3://{BUCKET}/{PREFIX}"}
     url = f"sqlite:///{directory / 'jobs.db'}"
-    with run_scene(directory, url, clip, ONE_WORKER, changes) as scene:
+    with run_scene(directory, url, clip, ONE_WORKER, changes=changes) as scene:
         yield scene
 
 

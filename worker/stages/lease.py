@@ -8,6 +8,7 @@ from datetime import timedelta
 from threading import Event, Thread
 from types import TracebackType
 from typing import Protocol, Self
+from weakref import WeakSet
 
 import structlog
 
@@ -18,6 +19,14 @@ from worker.jobs import table
 from worker.jobs.values import Job
 
 log = structlog.stdlib.get_logger(__name__)
+
+_beating: "WeakSet[Heartbeat]" = WeakSet()
+
+
+def abandon_claims() -> None:
+    """Let every holder of this process know, at its next look, that its claim is given back."""
+    for heartbeat in list(_beating):
+        heartbeat.abandon()
 
 
 class Holder(Protocol):
@@ -43,6 +52,7 @@ class Heartbeat:
         self._thread = Thread(target=self._beat, name=f"heartbeat {job.id}", daemon=True)
 
     def __enter__(self) -> Self:
+        _beating.add(self)
         self._thread.start()
         return self
 
@@ -52,8 +62,13 @@ class Heartbeat:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        _beating.discard(self)
         self._stopped.set()
         self._thread.join()
+
+    def abandon(self) -> None:
+        """From now on the claim counts as lost."""
+        self._lost.set()
 
     def check(self, *_: object) -> None:
         """Raises ClaimLostError once another worker has been seen to have the job."""

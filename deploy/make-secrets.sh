@@ -1,0 +1,14 @@
+#!/bin/sh
+# Writes what docker-compose.yml mounts as secrets into ./secrets, and leaves what is there already.
+# FAL_KEY in the environment, or in its place the emulator's key.
+set -eu
+umask 077
+mkdir -p secrets
+write() {
+    [ -s "secrets/$1" ] || printf '%s' "$2" > "secrets/$1"
+    # The containers' users have to read it; nobody else gets past the directory.
+    chmod 444 "secrets/$1"
+}
+write postgres_password "$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"
+write database_url "postgresql+psycopg://videos:$(cat secrets/postgres_password)@postgres/videos"
+write fal_key "${FAL_KEY:-emulator-key}"

@@ -1,0 +1,265 @@
+"""docker-compose.yml: true to the schema of Compose, and every command line in it does its work."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import pytest
+import redis
+
+from tests.deployment.compose import (
+    FILE,
+    ROOT,
+    MissingVariableError,
+    Translation,
+    build_health_command,
+    list_commands,
+    read_compose,
+    read_env_file,
+)
+from tests.harness.brokers import find_closed_port
+from tests.harness.processes import BIN, Part, Yard, run_yard
+from tests.harness.servers import Postgres
+from tests.harness.waiting import wait_until
+from tests.system.rows import open_table
+from worker.app import QUEUES
+from worker.settings import Settings
+
+EMULATOR = read_env_file(ROOT / "deploy" / "emulator.env")
+REAL = {"WEBHOOK_BASE_URL": "https://hooks.example.com"}
+OURS = ("receiver", "submitter", "archiver", "beat")
+SECRETS = ("postgres_password", "database_url", "fal_key")
+HOST = "container-1"
+HEALTH_SECONDS = 60
+MOST_DRAIN = Settings.model_fields["drain_seconds"].default.total_seconds() + 10
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return read_compose(REAL)
+
+
+# ------------------------------------------------------------------ what it says
+
+
+def test_file_follows_the_schema_of_compose() -> None:
+    command = [str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(FILE)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_webhook_url_has_to_be_given() -> None:
+    with pytest.raises(MissingVariableError, match="public URL of the receiver"):
+        read_compose({})
+
+
+def test_each_variable_of_a_service_is_a_setting(compose) -> None:
+    for name in (*OURS, "migrate"):
+        variables = {
+            one.removesuffix("_FILE").lower() for one in compose["services"][name]["environment"]
+        }
+        assert variables - set(Settings.model_fields) == set()
+
+
+def test_no_secret_is_in_the_environment(compose) -> None:
+    for service in compose["services"].values():
+        for name, value in service.get("environment", {}).items():
+            assert not any(word in name for word in ("KEY", "PASSWORD", "TOKEN")) or name.endswith(
+                "_FILE"
+            )
+            assert "@" not in value
+
+
+def test_each_secret_is_declared_and_written_by_the_script(compose) -> None:
+    declared = {name: one["file"] for name, one in compose["secrets"].items()}
+    assert declared == {name: f"./secrets/{name}" for name in SECRETS}
+    used = [set(one.get("secrets", ())) for one in compose["services"].values()]
+    assert set().union(*used) == set(SECRETS)
+
+
+def test_script_writes_secrets_once_and_readable_by_the_containers_alone(tmp_path) -> None:
+    script = ["sh", str(ROOT / "deploy" / "make-secrets.sh")]
+    written = []
+    for key in ("first", "second"):
+        subprocess.run(script, cwd=tmp_path, check=True, env={**os.environ, "FAL_KEY": key})
+        written.append({path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()})
+    assert written[0] == written[1]
+    assert written[0]["fal_key"] == "first"
+    assert written[0]["postgres_password"] in written[0]["database_url"]
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "secrets" / "fal_key").stat().st_mode & 0o777 == 0o444
+
+
+def test_workers_take_each_queue_once(compose) -> None:
+    taken = [
+        queue
+        for name in ("submitter", "archiver")
+        for queue in list_commands(compose["services"][name])[-1].split(",")
+    ]
+    assert sorted(taken) == sorted(QUEUES.values())
+
+
+def test_each_service_waits_for_health_restarts_and_has_bounds(compose) -> None:
+    services = compose["services"]
+    for name, service in services.items():
+        assert service["deploy"]["resources"]["limits"].keys() == {"cpus", "memory"}
+        assert "healthcheck" in service
+        assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+    for name in OURS:
+        waits = {one: how["condition"] for one, how in services[name]["depends_on"].items()}
+        assert waits == {"migrate": "service_completed_successfully", "redis": "service_healthy"}
+    assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+
+
+def test_workers_are_given_the_time_they_need_to_drain(compose) -> None:
+    for name in ("submitter", "archiver"):
+        given = float(compose["services"][name]["stop_grace_period"].removesuffix("s"))
+        assert given > MOST_DRAIN
+
+
+def test_containers_of_ours_can_write_nothing_but_their_volumes(compose) -> None:
+    for name in (*OURS, "migrate", "redis", "emulator"):
+        service = compose["services"][name]
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_images_of_others_are_pinned_by_full_version(compose) -> None:
+    for name in ("postgres", "redis"):
+        _, _, tag = compose["services"][name]["image"].partition(":")
+        assert tag.partition("-")[0].count(".") >= 1
+        assert tag.partition("-")[2] == "bookworm"
+
+
+def test_redis_evicts_nothing_and_keeps_what_it_has(compose) -> None:
+    command = list_commands(compose["services"]["redis"])
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert options["--maxmemory-policy"] == "noeviction"
+    assert options["--appendonly"] == "yes"
+
+
+# ------------------------------------------------------------------ what it does
+
+
+@dataclass
+class Site:
+    """The services of the file as processes of this machine, with the emulator's profile."""
+
+    yard: Yard
+    postgres: Postgres
+    compose: Mapping[str, Any]
+    translation: Translation = field(default_factory=Translation)
+
+    def build_env(self, name: str) -> dict[str, str]:
+        given = self.compose["services"][name].get("environment", {})
+        kept = {one: self.translation.apply(value) for one, value in given.items()}
+        path = f"{BIN}:{self.postgres.bin_path}:{os.environ['PATH']}"
+        image = {"ARCHIVE_URL": self.translation.apply("file:/archive"), "LOG_FORMAT": "json"}
+        return {**image, **kept, "PATH": path, "HOSTNAME": HOST, "PYTHONUNBUFFERED": "1"}
+
+    def translate_command(self, name: str) -> list[str]:
+        return self.translation.apply_all(list_commands(self.compose["services"][name]))
+
+    def start(self, name: str, *more: str) -> Part:
+        return self.yard.start(name, [*self.translate_command(name), *more], self.build_env(name))
+
+    def run_health_check(self, name: str, *more: str) -> subprocess.CompletedProcess[str]:
+        command = build_health_command(self.compose["services"][name])
+        program, *words = self.translation.apply_all(command)
+        return self.yard.run([program, *more, *words], self.build_env(name), HEALTH_SECONDS)
+
+    def wait_for_health(self, name: str, *more: str) -> None:
+        wait_until(lambda: self.run_health_check(name, *more).returncode == 0, HEALTH_SECONDS)
+
+
+@pytest.fixture
+def site(tmp_path, postgres, clip) -> Iterator[Site]:
+    files = tmp_path / "emulator" / "files"
+    files.mkdir(parents=True)
+    (files / "sample.mp4").write_bytes(clip.read_bytes())
+    with run_yard(tmp_path) as yard:
+        site = Site(yard, postgres, read_compose(EMULATOR))
+        ports = {name: find_closed_port() for name in ("receiver", "emulator", "redis")}
+        site.translation.words = {
+            "redis:6379": f"127.0.0.1:{ports['redis']}",
+            "http://receiver:8000": f"http://127.0.0.1:{ports['receiver']}",
+            "0.0.0.0:8000": f"127.0.0.1:{ports['receiver']}",
+            "127.0.0.1:8000": f"127.0.0.1:{ports['receiver']}",
+            "emulator:8001": f"127.0.0.1:{ports['emulator']}",
+            "127.0.0.1:8001": f"127.0.0.1:{ports['emulator']}",
+            "0.0.0.0": "127.0.0.1",
+            "8001": str(ports["emulator"]),
+            "/tmp/emulator": str(tmp_path / "emulator"),
+            "/run/secrets": str(write_secrets(tmp_path, postgres)),
+            "file:/archive": f"file:{tmp_path / 'archive'}",
+            # celery's own name of the host, which in a container is $HOSTNAME
+            "@%h": f"@{HOST}",
+        }
+        yield site
+
+
+def write_secrets(directory: Path, postgres: Postgres) -> Path:
+    """As the script does, with another server's address."""
+    script = ["sh", str(ROOT / "deploy" / "make-secrets.sh")]
+    subprocess.run(script, cwd=directory, check=True, env={"PATH": os.environ["PATH"]})
+    path = directory / "secrets" / "database_url"
+    path.chmod(0o600)
+    path.write_text(postgres.url_of(postgres.create_database()))
+    return directory / "secrets"
+
+
+def start_redis(site: Site) -> None:
+    directory = site.yard.directory / "redis"
+    directory.mkdir()
+    port = site.translation.words["redis:6379"].rpartition(":")[2]
+    where = ["--port", port, "--bind", "127.0.0.1", "--dir", str(directory)]
+    site.start("redis", *where)
+    wait_until(lambda: "PONG" in site.run_health_check("redis", "-p", port).stdout, HEALTH_SECONDS)
+    with closing(redis.Redis(port=int(port))) as client:
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+
+
+@pytest.mark.timeout(400)
+def test_services_started_in_order_archive_a_video_and_are_healthy(site) -> None:
+    start_redis(site)
+    migrated = site.yard.run(site.translate_command("migrate"), site.build_env("migrate"), 60)
+    assert migrated.returncode == 0, migrated.stderr
+    for name in ("emulator", *OURS):
+        site.start(name)
+    for name in ("emulator", "receiver", "submitter", "archiver"):
+        site.wait_for_health(name)
+    emulator = site.translation.apply("http://emulator:8001")
+    wish = ["--prompt", "on", "--video", f"{emulator}/files/sample.mp4", "--set", "num_frames=9"]
+    wish += ["--set", "num_context_frames=5", "--json"]
+
+    enqueued = site.yard.run(["extend-video", "enqueue", *wish], site.build_env("submitter"))
+
+    assert enqueued.returncode == 0, enqueued.stderr
+    url = (site.yard.directory / "secrets" / "database_url").read_text()
+    table = open_table(url)
+    job = table.wait_for_end(UUID(json.loads(enqueued.stdout)["id"]), seconds=90)
+    table.engine.dispose()
+    assert Path(urlsplit(job["archive_uri"]).path).stat().st_size == job["archive_bytes"]
+
+
+def test_health_check_of_a_worker_that_is_not_there_fails(site) -> None:
+    start_redis(site)
+    assert site.run_health_check("submitter").returncode != 0
+
+
+def test_health_check_of_a_receiver_that_is_not_there_fails(site) -> None:
+    assert site.run_health_check("receiver").returncode != 0
+
+
+def test_health_check_of_postgres_asks_the_server(site, postgres) -> None:
+    where = ["-h", str(postgres.directory)]
+    assert site.run_health_check("postgres", *where).returncode == 0
+    assert site.run_health_check("postgres", "-h", str(site.yard.directory)).returncode != 0

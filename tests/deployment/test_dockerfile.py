@@ -1,0 +1,147 @@
+"""The Dockerfile, instruction by instruction, and what it would build."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from tests.deployment.compose import ROOT, list_commands, read_compose
+from tests.harness.processes import BIN
+from worker.settings import Settings
+
+OF_PYTHON = {"PATH", "PYTHONUNBUFFERED"}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    word: str
+    rest: str
+
+    @property
+    def is_local_copy(self) -> bool:
+        return self.word == "COPY" and "--from=" not in self.rest
+
+
+def read_stages() -> list[list[Instruction]]:
+    """Instructions by stage; lines that are continued are joined, and comments are gone."""
+    lines = [
+        line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")
+    ]
+    stages: list[list[Instruction]] = []
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        if not line.strip():
+            continue
+        word, _, rest = line.partition(" ")
+        if word == "FROM":
+            stages.append([])
+        stages[-1].append(Instruction(word, rest.strip()))
+    return stages
+
+
+BUILD, FINAL = read_stages()
+
+
+def find(word: str, stage: list[Instruction] = FINAL) -> list[str]:
+    return [one.rest for one in stage if one.word == word]
+
+
+def list_sources(stage: list[Instruction]) -> list[str]:
+    return [source for one in stage if one.is_local_copy for source in one.rest.split()[:-1]]
+
+
+def list_ignored() -> list[str]:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_both_stages_stand_on_the_same_image_of_full_version() -> None:
+    images = [find("FROM", stage)[0].split()[0] for stage in (BUILD, FINAL)]
+    assert images[0] == images[1]
+    assert re.fullmatch(r"python:3\.1[1-9]\.\d+-slim-[a-z]+", images[0])
+
+
+def test_each_source_of_a_copy_exists_and_is_sent_to_the_builder() -> None:
+    sources = list_sources(BUILD)
+    assert sources
+    assert list_sources(FINAL) == []
+    kept = [line[1:] for line in list_ignored() if line.startswith("!")]
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert any(fnmatch(source, pattern) for pattern in kept), source
+    assert list_ignored()[0] == "*"
+
+
+def test_each_variable_of_the_image_is_a_setting() -> None:
+    (line,) = find("ENV")
+    names = set(re.findall(r"([A-Z_]+)=", line))
+    assert names - OF_PYTHON - {name.upper() for name in Settings.model_fields} == set()
+
+
+def test_image_runs_as_nobody_in_particular() -> None:
+    (user,) = find("USER")
+    assert int(user) >= 1000
+    words = [one.word for one in FINAL]
+    assert "RUN" not in words[words.index("USER") :]
+
+
+def test_packages_are_installed_by_hash_and_nothing_installs_in_the_final_image() -> None:
+    installs = [line for line in find("RUN", BUILD) if "pip" in line and " install " in line]
+    assert "--require-hashes --no-deps" in installs[0]
+    assert all("--no-deps" in line for line in installs)
+    assert not [line for line in find("RUN") if re.search(r"\bapt|\bpip install|curl|gcc", line)]
+
+
+def test_image_is_labelled_and_its_archive_is_a_volume() -> None:
+    (label,) = find("LABEL")
+    assert {"title", "description", "licenses"} <= set(re.findall(r"image\.([a-z]+)=", label))
+    assert find("VOLUME") == ["/archive"]
+
+
+def test_image_and_compose_run_and_watch_the_receiver_alike() -> None:
+    receiver = read_compose({"WEBHOOK_BASE_URL": "https://x"})["services"]["receiver"]
+    (command,) = find("CMD")
+    assert json.loads(command) == list_commands(receiver)
+    (health,) = find("HEALTHCHECK")
+    assert json.loads(health.partition("CMD ")[2]) == receiver["healthcheck"]["test"][1:]
+
+
+def test_version_of_the_image_is_the_projects() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    version = re.findall(r'^version = "(.+)"$', pyproject, re.MULTILINE)[0]
+    for service in read_compose({"WEBHOOK_BASE_URL": "https://x"})["services"].values():
+        if "build" in service:
+            assert service["image"] == f"extend-video:{version}"
+
+
+@pytest.mark.timeout(300)
+def test_copied_files_are_enough_to_install_and_start_every_command(tmp_path) -> None:
+    """As the build stage does, from what it has copied alone."""
+    source, target = tmp_path / "app", tmp_path / "site"
+    for name in list_sources(BUILD):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name)
+        else:
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, source / name)
+    install = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--target", target]
+    install += ["--no-build-isolation", "--disable-pip-version-check", "."]
+    subprocess.run(install, cwd=source, check=True)
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import emulator.server, migrations, webhook, worker, worker.cli, worker.tasks\n"
+        "for one in (emulator, migrations, webhook, worker):\n"
+        "    assert one.__path__[0].startswith(sys.argv[1]), one\n"
+        "from worker.schema import upgrade_schema\n"
+        "print(upgrade_schema(f'sqlite:///{sys.argv[2]}'))\n"
+    )
+    command = [str(BIN / "python"), "-I", "-c", script, str(target), str(tmp_path / "jobs.db")]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip()
+    assert Path(target / "bin" / "extend-video").exists()

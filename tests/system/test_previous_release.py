@@ -1,0 +1,107 @@
+"""While a deployment is under way, the previous release's code runs on the new schema."""
+
+import io
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness.processes import (
+    BIN,
+    EXTEND_VIDEO,
+    TWO_WORKERS,
+    Deployment,
+    bind_listener,
+    build_settings,
+    run_emulator,
+    run_yard,
+)
+from tests.harness.servers import run_redis
+from tests.system.conftest import YARDS
+from tests.system.rows import open_table
+from worker.schema import read_head, upgrade_schema
+
+ROOT = Path(__file__).parents[2]
+NAMED_IN = Path(__file__).parent / "previous_release.txt"
+PACKAGES = ("worker", "webhook", "migrations")
+
+
+def read_release() -> str:
+    lines = NAMED_IN.read_text().splitlines()
+    (release,) = [line for line in lines if line and not line.startswith("#")]
+    return release
+
+
+def run_git(*arguments: str) -> bytes:
+    """Without what a hook, or whoever runs the suite from one, has set."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    ran = subprocess.run(
+        ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), *arguments],
+        env=env,
+        capture_output=True,
+        check=False,
+    )
+    assert ran.returncode == 0, f"{NAMED_IN.name} names {read_release()}: {ran.stderr.decode()}"
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def old_code(tmp_path_factory) -> Path:
+    """The packages of the previous release, as they were."""
+    directory: Path = tmp_path_factory.mktemp("previous")
+    packed = run_git("archive", "--format=tar", read_release(), *PACKAGES)
+    with tarfile.open(fileobj=io.BytesIO(packed)) as tar:
+        tar.extractall(directory, filter="data")
+    return directory
+
+
+@contextmanager
+def run_old_daemons(request, directory: Path, old_code: Path, url: str) -> Iterator[Deployment]:
+    """Every daemon of the previous release, on a database that has been migrated already."""
+    with ExitStack() as stack:
+        yard = stack.enter_context(run_yard(directory))
+        request.node.stash.setdefault(YARDS, []).append(yard)
+        emulator = stack.enter_context(run_emulator(yard, "--render", "fake"))
+        listener = stack.enter_context(bind_listener())
+        settings = build_settings(
+            directory,
+            listener,
+            emulator=emulator,
+            fal_url=emulator.url,
+            database_url=url,
+            broker_url=stack.enter_context(run_redis()),
+        )
+        env = {**settings, "PYTHONPATH": str(old_code)}
+        deployment = Deployment(yard, listener, env, TWO_WORKERS)
+        deployment.start_missing()
+        yield deployment
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_job_goes_from_wish_to_archive_with_the_old_code_on_the_new_schema(
+    request, tmp_path, old_code, postgres, kind
+) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    if kind == "postgresql":
+        url = postgres.url_of(postgres.create_database())
+    assert upgrade_schema(url) == read_head()
+    with run_old_daemons(request, tmp_path, old_code, url) as deployment:
+        whose = [str(BIN / "python"), "-c", "import worker; print(worker.__file__)"]
+        assert str(old_code) in deployment.yard.run(whose, deployment.settings).stdout
+        wish = ["--prompt", "on", "--video", "http://127.0.0.1/never-fetched.mp4"]
+        enqueued = deployment.yard.run(
+            [EXTEND_VIDEO, "enqueue", *wish, "--set", "num_frames=9"], deployment.settings
+        )
+        assert enqueued.returncode == 0, enqueued.stderr
+        table = open_table(url)
+        (job,) = table.select("SELECT * FROM jobs")
+        table.wait_for_end(job["id"], seconds=90)
+        assert len(table.list_attempts(job["id"])) == 1
+        table.engine.dispose()
+        looked = deployment.run("doctor")
+        assert looked.returncode == 0, looked.stdout
