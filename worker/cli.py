@@ -138,13 +138,13 @@ def show(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a job with its attempts, deliveries and events."""
+    """Show a job's story: what it waits for, states, attempts, deliveries and events."""
     runtime = build_runtime()
     if wait:
         follow_job(runtime, job_id, as_json=as_json)
     if logs:
         refresh_logs(runtime, job_id)
-    story = read_story(job_id, db=runtime.db)
+    story = read_story(job_id, db=runtime.db, terms=runtime.resolve_terms)
     if as_json:
         display.print_json(display.story_to_json(story))
         return

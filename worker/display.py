@@ -16,9 +16,10 @@ from rich.table import Column, Table
 from worker.errors import ViolationsError
 from worker.explain import describe_explanation, explain_failure
 from worker.fal.progress import list_new
-from worker.jobs.states import JobState
+from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt, Event, Job
 from worker.story import Story
+from worker.waiting import Stay, describe_span
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -49,11 +50,13 @@ def job_to_json(job: Job) -> dict[str, Any]:
 
 
 def story_to_json(story: Story) -> dict[str, Any]:
-    """The job's columns, with its attempts, deliveries and events beside them."""
+    """The job's columns, with its wait, attempts, deliveries and events beside them."""
     explanation = explain_failure(story.job, story.attempts)
     return {
         **job_to_json(story.job),
         "explanation": asdict(explanation) if explanation else None,
+        "wait": asdict(story.wait),
+        "stays": [asdict(stay) for stay in story.stays],
         "attempts": [asdict(attempt) for attempt in story.attempts],
         "deliveries": [
             {name: value for name, value in asdict(delivery).items() if name != "body"}
@@ -81,6 +84,11 @@ def print_jobs(jobs: list[Job]) -> None:
 
 def print_story(story: Story) -> None:
     print_fields(list_facts(story.job))
+    _print_section("why is it not done?" if story.wait.until else "what now?")
+    out.print(f"  {escape(story.wait.sentence)}")
+    _print_section("states")
+    for line in show_stays(story.stays):
+        out.print(line)
     explanation = explain_failure(story.job, story.attempts)
     if explanation is not None:
         _print_section("failure")
@@ -135,6 +143,14 @@ def describe_progress(attempt: Attempt) -> str:
 def show_log_entry(entry: Mapping[str, str]) -> str:
     words = " ".join(entry.get(name, "") for name in ("timestamp", "level", "message"))
     return f"  [dim]fal |[/dim] {escape(words.strip())}"
+
+
+def show_stays(stays: list[Stay]) -> Iterator[str]:
+    """A line for each state: since when, and for how long; an end lasts."""
+    for stay in stays:
+        lasted = "" if stay.state in ENDED else describe_span(timedelta(seconds=stay.seconds))
+        so_far = " so far" if lasted and stay.until is None else ""
+        yield f"  {show_time(stay.since)}  {show_state(stay.state)}  {lasted}{so_far}".rstrip()
 
 
 def show_events(events: list[Event]) -> Iterator[str]:

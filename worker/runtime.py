@@ -118,17 +118,21 @@ class Runtime:
     def platform(self) -> PlatformClient:
         return PlatformClient(self.settings.fal_platform_url, self.credentials)
 
-    @cached_property
-    def reconciler(self) -> Reconciler:
+    @property
+    def resolve_terms(self) -> ResolveTerms:
         settings = self.settings
-        terms = ResolveTerms(
+        return ResolveTerms(
             unknown_after=settings.unknown_seconds,
             policy=settings.unknown_policy,
             max_attempts=settings.max_attempts,
             grace=settings.lease_seconds,
         )
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        terms = self.resolve_terms
         resolver = Resolver(self.db, self.requests, self.platform, terms, read_clock)
-        return Reconciler(resolver, settings.poll_seconds)
+        return Reconciler(resolver, self.settings.poll_seconds)
 
     @cached_property
     def media(self) -> httpx.Client:
