@@ -5,6 +5,8 @@ import sys
 import httpx
 from flask import Flask
 
+from webhook.counters import count_requests
+from webhook.metrics import register_metrics
 from webhook.routes import Receiver, register_routes
 from worker.db import Database
 from worker.dispatch import Dispatcher
@@ -31,7 +33,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1
     # A redirect would end a delivery at fal for good.
     app.url_map.merge_slashes = False
+    count_requests(app)
     register_routes(app, receiver)
+    register_metrics(app, receiver.db)
     return app
 
 

@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from worker.fal.queue import QueueClient
 from worker.fal.requests import RequestClient
 from worker.fal.storage import StorageClient
 from worker.fal.transfer import OnProgress
+from worker.measures import note_sweep
 from worker.media.download import DownloadLimits, media_client
 from worker.media.hosts import parse_media_hosts
 from worker.media.store import Store, open_store
@@ -172,6 +174,12 @@ class Runtime:
 
         How many jobs were overdue, and for how many of them the broker took the doorbell.
         """
+        began = time.monotonic()
+        overdue, rung = self._ring_batches()
+        note_sweep(overdue, time.monotonic() - began, db=self.db)
+        return overdue, rung
+
+    def _ring_batches(self) -> tuple[int, int]:
         overdue = rung = 0
         while True:
             swept = sweep_jobs(db=self.db, lease=self.settings.lease_seconds)

@@ -30,6 +30,7 @@ from worker.errors import (
     UploadUnavailableError,
     Violation,
 )
+from worker.measures import refresh_measures
 from worker.runtime import Runtime
 from worker.schema import check_schema
 from worker.settings import load_settings
@@ -203,6 +204,7 @@ def sweep() -> None:
     """Ring for every overdue job, then clear what killed downloads have left."""
     runtime = get_runtime()
     runtime.ring_overdue()
+    refresh_measures(db=runtime.db)
     try:
         remove_partials(runtime.store)
     except StoreUnavailableError as error:

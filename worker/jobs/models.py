@@ -1,4 +1,4 @@
-"""The tables `jobs`, `attempts`, `deliveries`, `events` and `gates`: columns, constraints, indices.
+"""The tables of a deployment: columns, constraints, indices.
 
 Only the SQL in this package and the migrations read this module. Everything that other services
 read with plain SQL is documented in `docs/job-table.md`.
@@ -115,6 +115,26 @@ class JobRow(Base):
             sqlite_where=text("due_at IS NOT NULL"),
         ),
         Index("ix_jobs_enqueued_at", "enqueued_at", "id"),
+        # Live jobs are counted by state, with their ages, from this index alone.
+        Index(
+            "ix_jobs_live",
+            "state",
+            "due_at",
+            "enqueued_at",
+            "submitted_at",
+            "completed_at",
+            "redriven_at",
+            postgresql_where=text("due_at IS NOT NULL"),
+            sqlite_where=text("due_at IS NOT NULL"),
+        ),
+        # And ended ones from this: it has an entry for each job that ever ended, a narrow one.
+        Index(
+            "ix_jobs_ended",
+            "state",
+            "due_at",
+            postgresql_where=text("due_at IS NULL"),
+            sqlite_where=text("due_at IS NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -173,6 +193,13 @@ class AttemptRow(Base):
             postgresql_where=text("cancel_due_at IS NOT NULL"),
             sqlite_where=text("cancel_due_at IS NOT NULL"),
         ),
+        Index(
+            "ix_attempts_extra_charge_at",
+            "extra_charge_at",
+            postgresql_where=text("extra_charge_at IS NOT NULL"),
+            sqlite_where=text("extra_charge_at IS NOT NULL"),
+        ),
+        Index("ix_attempts_outcome", "outcome"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -212,6 +239,7 @@ class DeliveryRow(Base):
     __table_args__ = (
         UniqueConstraint("attempt_id", "body_sha256"),
         CheckConstraint("verdict IN ('recorded', 'kept', 'hint')", name="verdict"),
+        Index("ix_deliveries_verdict", "verdict"),
     )
 
     id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
@@ -263,3 +291,29 @@ class GateRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     opens_at: Mapped[datetime]
     reason: Mapped[str | None]
+
+
+class TallyRow(Base):
+    """What was counted, when, and how long that took: whoever reads it need not count again."""
+
+    __tablename__ = "tallies"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(Integer)
+    counted_at: Mapped[datetime]
+    seconds: Mapped[float] = mapped_column(Float)
+    value: Mapped[dict[str, Any]]
+
+
+class WorkerRow(Base):
+    """A Celery worker, and when it was last seen at work."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    pid: Mapped[int] = mapped_column(Integer)
+    queues: Mapped[list[Any]]
+    started_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime]
+    last_step: Mapped[str | None]
+    last_step_at: Mapped[datetime | None]
