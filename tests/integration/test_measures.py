@@ -11,6 +11,7 @@ from tests.harness.many_rows import fill_table
 from tests.harness.stages import build_completion, encode
 from tests.harness.together import call_together
 from worker import measures as measures_module
+from worker.db import Database
 from worker.jobs import gates, tallies
 from worker.jobs.models import EventRow
 from worker.jobs.states import ENDED, JobEvent, JobState
@@ -131,7 +132,7 @@ def test_many_who_add_events_at_once_add_each_once(db, clock):
 
 
 def test_event_that_commits_after_a_higher_id_is_added_all_the_same(postgres_url):
-    db = measures_module.Database(postgres_url)
+    db = Database(postgres_url)
     clock = FakeClock(NOW)
     job = make_job(db, JobState.QUEUED)
     row = {"job_id": job.id, "at": NOW, "from_state": None, "to_state": JobState.QUEUED}
