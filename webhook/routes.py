@@ -81,7 +81,6 @@ class Receiver:
     def _answer(self, receipt: Receipt, status: int) -> Answer:
         log.info(
             "delivery_received",
-            job_id=str(receipt.job.id),
             verdict=receipt.verdict.value,
             state=receipt.job.state.value,
         )

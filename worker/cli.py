@@ -38,7 +38,7 @@ from worker.jobs.states import JobState
 from worker.log import configure_logging
 from worker.progress import show_progress
 from worker.runtime import Runtime
-from worker.settings import load_settings
+from worker.settings import list_secrets, load_settings
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
 from worker.stages.redrive import redrive_job
@@ -257,7 +257,7 @@ def build_runtime() -> Runtime:
     """What a command works with; the log is quiet unless it is asked for."""
     settings = load_settings()
     level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
-    configure_logging(level, settings.log_format)
+    configure_logging(level, settings.log_format, list_secrets(settings))
     return Runtime(settings)
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -176,6 +177,15 @@ class Settings(BaseSettings):
         return SecretStr(
             f"{self.fal_key_id.get_secret_value()}:{self.fal_key_secret.get_secret_value()}"
         )
+
+
+def list_secrets(settings: Settings) -> list[str]:
+    """Every text in the settings that nobody may read, for whoever writes logs."""
+    held = [value for _, value in settings if isinstance(value, SecretStr)]
+    keys = [one.get_secret_value() for one in (*held, settings.fal_credentials) if one is not None]
+    urls = (settings.database_url, settings.broker_url, settings.archive_url)
+    passwords = [urlsplit(url).password for url in urls]
+    return [*keys, *(unquote(word) for word in passwords if word), *filter(None, passwords)]
 
 
 def mask_url(url: str) -> str:

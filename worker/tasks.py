@@ -18,6 +18,7 @@ from celery.exceptions import Reject
 from celery.signals import worker_init, worker_process_init
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from structlog.contextvars import bound_contextvars, unbind_contextvars
 
 from worker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
 from worker.db import AWAY, describe_database_error
@@ -137,56 +138,66 @@ def doorbell_may_be_lost() -> Iterator[None]:
 @doorbell_may_be_lost()
 def submit(job_id: object) -> None:
     runtime = get_runtime()
-    known = read_job_id(job_id)
-    if known is None:
-        return
-    job = submit_job(known, db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
-    if job is not None:
-        log.info("submission_settled", job_id=str(known), state=job.state.value)
+    with open_step(job_id) as known:
+        if known is None:
+            return
+        job = submit_job(known, db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
+        if job is not None:
+            log.info("submission_settled", state=job.state.value)
 
 
 @shared_task(name=RECONCILE)
 @doorbell_may_be_lost()
 def reconcile(job_id: object) -> None:
     runtime = get_runtime()
-    known = read_job_id(job_id)
-    if known is None:
-        return
-    for doorbell in runtime.reconciler.reconcile_job(known):
-        log.info("job_reconciled", job_id=str(doorbell.job_id), step=doorbell.step.value)
-        runtime.dispatcher.ring(doorbell)
+    with open_step(job_id) as known:
+        if known is None:
+            return
+        for doorbell in runtime.reconciler.reconcile_job(known):
+            log.info("job_reconciled", job_id=str(doorbell.job_id), step=doorbell.step.value)
+            runtime.dispatcher.ring(doorbell)
 
 
 @shared_task(name=CANCEL)
 @doorbell_may_be_lost()
 def cancel(job_id: object) -> None:
     runtime = get_runtime()
-    known = read_job_id(job_id)
-    if known is not None:
-        cancel_requests(
-            known,
-            db=runtime.db,
-            requests=runtime.requests,
-            give_up_after=runtime.settings.unknown_seconds,
-        )
+    with open_step(job_id) as known:
+        if known is not None:
+            cancel_requests(
+                known,
+                db=runtime.db,
+                requests=runtime.requests,
+                give_up_after=runtime.settings.unknown_seconds,
+            )
 
 
 @shared_task(name=ARCHIVE)
 @doorbell_may_be_lost()
 def archive(job_id: object) -> None:
     runtime = get_runtime()
+    with open_step(job_id) as known:
+        if known is None:
+            return
+        job = archive_job(
+            known,
+            db=runtime.db,
+            client=runtime.media,
+            store=runtime.store,
+            terms=runtime.archive_terms,
+        )
+        if job is not None:
+            log.info("archive_settled", state=job.state.value)
+
+
+@contextmanager
+def open_step(job_id: object) -> Iterator[UUID | None]:
+    """Every log line of the step names the job, and the attempt once that is known."""
     known = read_job_id(job_id)
-    if known is None:
-        return
-    job = archive_job(
-        known,
-        db=runtime.db,
-        client=runtime.media,
-        store=runtime.store,
-        terms=runtime.archive_terms,
-    )
-    if job is not None:
-        log.info("archive_settled", job_id=str(known), state=job.state.value)
+    with bound_contextvars(job_id=str(known), attempt=None):
+        # A step that binds its attempt, or another job's, does not leave it to the next.
+        unbind_contextvars("attempt")
+        yield known
 
 
 def read_job_id(value: object) -> UUID | None:
