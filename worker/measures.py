@@ -38,6 +38,7 @@ LONGEST_REST = timedelta(minutes=15)
 # Below this it is not worth a write.
 WORTH_KEEPING_SECONDS = 0.05
 SCRAPE_BATCH, SWEEP_BATCH = 500, 2000
+BACKLOG_REST = timedelta(seconds=5)
 SWEEP_BUDGET = timedelta(milliseconds=250)
 OPEN = "open"
 # Several times as long as a worker lets pass before it writes that it is there.
@@ -110,7 +111,8 @@ def refresh_measures(
         with db.transaction() as connection:
             for tally in costly:
                 tallies.keep_tally(connection, tally)
-    add_events(db=db, batch=batch, budget=budget, clock=clock)
+    if budget or not _is_backlog(kept.get(HISTORY), clock()):
+        add_events(db=db, batch=batch, budget=budget, clock=clock)
     return {**kept, **new}
 
 
@@ -136,6 +138,13 @@ def note_sweep(overdue: int, seconds: float, *, db: Database, clock: Clock = rea
         tallies.note_tally(connection, swept)
 
 
+def _is_backlog(kept: Tally | None, now: datetime) -> bool:
+    """Whether there is so much to add that it is left to the sweep, but for a little at times."""
+    if kept is None or not kept.value["is_behind"]:
+        return False
+    return timedelta() <= now - kept.counted_at < BACKLOG_REST
+
+
 def load_history(kept: Tally | None) -> History:
     return History() if kept is None else History.load(kept.value)
 
@@ -157,7 +166,8 @@ def _add_batch(db: Database, batch: int, clock: Clock) -> bool:
     version = 1 if kept is None else kept.version + 1
     took = time.monotonic() - began
     with db.transaction() as connection:
-        tally = Tally(HISTORY, version, clock(), took, history.dump())
+        value = {**history.dump(), "is_behind": len(events) == batch}
+        tally = Tally(HISTORY, version, clock(), took, value)
         is_kept = tallies.keep_tally(connection, tally)
     return is_kept and len(events) == batch
 
