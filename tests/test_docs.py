@@ -223,6 +223,6 @@ def test_variables_in_document_exist(path) -> None:
     """A renamed setting is renamed everywhere."""
     text = path.read_text()
     prefixes = "FAL|WEBHOOK|LEASE|SWEEP|POLL|UNKNOWN|START_TIMEOUT|ARCHIVE|BROKER|DATABASE|LOG|MAX"
-    prefixes += "|RETRY|PROBE"
+    prefixes += "|RETRY|PROBE|WATCHDOG"
     named = set(re.findall(rf"\b(?:{prefixes})_[A-Z_]+\b", text))
     assert named - {name.upper() for name in Settings.model_fields} == set()

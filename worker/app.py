@@ -36,7 +36,9 @@ QUEUES = {
 
 def create_app(settings: Settings) -> Celery:
     """Build the application of workers and beat; `worker.tasks` is imported by it."""
-    app = Celery("extend_video", broker=settings.broker_url, include=["worker.tasks"])
+    app = Celery(
+        "extend_video", broker=settings.broker_url, include=["worker.tasks", "worker.pulse"]
+    )
     app.conf.update(
         **_COMMON,
         broker_connection_retry_on_startup=True,

@@ -42,6 +42,7 @@ from worker.settings import list_secrets, load_settings
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
 from worker.stages.redrive import redrive_job
+from worker.status import status
 from worker.story import list_jobs, read_story
 from worker.trial import demo, emulator
 from worker.watch import refresh_logs, watch_job
@@ -222,6 +223,7 @@ def migrate(as_json: Json = False) -> None:
 
 
 app.command()(schema)
+app.command()(status)
 
 
 @app.command()

@@ -84,16 +84,16 @@ def print_jobs(jobs: list[Job]) -> None:
 
 def print_story(story: Story) -> None:
     print_fields(list_facts(story.job))
-    _print_section("why is it not done?" if story.wait.until else "what now?")
+    print_section("why is it not done?" if story.wait.until else "what now?")
     out.print(f"  {escape(story.wait.sentence)}")
-    _print_section("states")
+    print_section("states")
     for line in show_stays(story.stays):
         out.print(line)
     explanation = explain_failure(story.job, story.attempts)
     if explanation is not None:
-        _print_section("failure")
+        print_section("failure")
         print_fields(describe_explanation(explanation, story.job))
-    _print_section("attempts")
+    print_section("attempts")
     for attempt in story.attempts:
         known = attempt.fal_request_id or attempt.error_message or ""
         outcome = attempt.outcome or "no outcome yet"
@@ -103,19 +103,19 @@ def print_story(story: Story) -> None:
         told = escape(describe_progress(attempt))
         progress = f"  {told}" if told else ""
         out.print(f"  {times}  {outcome}  {escape(known)}{ending}{extra}{progress}")
-    _print_section("deliveries")
+    print_section("deliveries")
     for delivery in story.deliveries:
         times = f"{delivery.times_received} times" if delivery.times_received > 1 else "once"
         told = f"{delivery.status}  {delivery.verdict}"
         out.print(f"  {show_time(delivery.received_at)}  {told}  received {times}")
-    _print_section("events")
+    print_section("events")
     for line in show_events(story.events):
         out.print(line)
 
 
 def print_logs(story: Story) -> None:
     """What fal has logged, as far as it was stored."""
-    _print_section("logs")
+    print_section("logs")
     for attempt in story.attempts:
         for entry in attempt.logs or []:
             out.print(show_log_entry(entry))
@@ -216,7 +216,7 @@ def fold_files(value: object) -> object:
             return value
 
 
-def _print_section(title: str) -> None:
+def print_section(title: str) -> None:
     out.print(f"[bold]{title}[/bold]")
 
 

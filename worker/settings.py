@@ -162,6 +162,10 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="json for programs, text for people; auto picks by terminal"
     )
+    watchdog_seconds: Seconds = Field(
+        timedelta(seconds=120),
+        description="how long a worker may leave messages that it has hands for; then it ends",
+    )
 
     @field_serializer("database_url", "broker_url", "archive_url")
     def _mask(self, value: str) -> str:
