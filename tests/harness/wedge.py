@@ -11,35 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from celery.__main__ import main
-from kombu import Connection
 from kombu.asynchronous.hub import Hub
+from kombu.transport.redis import Transport
 
 DIRECTORY = Path(sys.argv.pop(1)) if __name__ == "__main__" else Path()
-create_loop, drain_events = Hub.create_loop, Connection.drain_events
-
-
-def stand_still() -> None:
-    if (DIRECTORY / "stuck").exists():
-        threading.Event().wait()
+create_loop, on_readable = Hub.create_loop, Transport.on_readable
 
 
 def turn(hub: Any, *args: Any, **options: Any) -> Iterator[Any]:
-    """The loop of a worker with child processes."""
     for step in create_loop(hub, *args, **options):
-        stand_still()
+        if (DIRECTORY / "stuck").exists():
+            threading.Event().wait()
         yield step
 
 
-def drain(connection: Any, *args: Any, **options: Any) -> Any:
-    """The loop of a worker with threads."""
-    stand_still()
+def read(transport: Any, descriptor: int) -> None:
     if (DIRECTORY / "deaf").exists():
-        threading.Event().wait(0.5)
-        raise TimeoutError
-    return drain_events(connection, *args, **options)
+        threading.Event().wait(0.1)
+        return
+    on_readable(transport, descriptor)
 
 
 if __name__ == "__main__":
     setattr(Hub, "create_loop", turn)  # noqa: B010 - mypy knows of no other method there
-    setattr(Connection, "drain_events", drain)  # noqa: B010 - the same
+    setattr(Transport, "on_readable", read)  # noqa: B010 - the same
     main()

@@ -64,7 +64,7 @@ def test_worker_whose_loop_stands_still_ends_for_its_supervisor(yard, settings, 
 def test_worker_that_takes_no_messages_ends_for_its_supervisor(yard, settings) -> None:
     part = start_worker(yard, settings, "threads")
     (yard.directory / "deaf").touch()
-    # Redis may push one into the connection, where it rests unread.
+    # Redis pushes one into the connection, where it rests unread.
     for _ in range(3):
         publish_sweep(settings)
     assert part.wait(90) == WEDGED
