@@ -44,6 +44,7 @@ from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
 from worker.stages.redrive import redrive_job
 from worker.status import status
 from worker.story import list_jobs, read_story
+from worker.traces import trace_since
 from worker.trial import demo, emulator
 from worker.watch import refresh_logs, watch_job
 
@@ -108,6 +109,7 @@ def enqueue(
         grace=runtime.settings.lease_seconds,
     )
     if enqueued.created:
+        trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
         runtime.dispatcher.ring(enqueued.job.doorbell)
     if not (wait and as_json):
         print_job_id(enqueued.job.id, as_json=as_json)
@@ -124,10 +126,7 @@ def list_(
 ) -> None:
     """List jobs, the newest first."""
     jobs = list_jobs(db=build_runtime().db, state=state, tenant=tenant, limit=limit)
-    if as_json:
-        display.print_json([display.job_to_json(job) for job in jobs])
-    else:
-        display.print_jobs(jobs)
+    display.print_json([*map(display.job_to_json, jobs)]) if as_json else display.print_jobs(jobs)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from worker.clock import Clock, read_clock
@@ -44,6 +44,14 @@ def read_story(
     stays = list_stays(events, now)
     wait = explain_wait(job, tried, gate, now, terms=terms)
     return Story(job, tried, received, events, stays, wait)
+
+
+def find_job_ended_since(job_id: UUID, since: datetime, *, db: Database) -> Job | None:
+    """The job, if it has failed or was cancelled since then."""
+    with db.reading() as connection:
+        job = table.find_job(connection, job_id)
+    ended_at = None if job is None else job.failed_at or job.cancelled_at
+    return job if ended_at is not None and ended_at >= since else None
 
 
 def find_newest_attempt(job_id: UUID, *, db: Database) -> Attempt | None:

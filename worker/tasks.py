@@ -15,12 +15,18 @@ from uuid import UUID
 import structlog
 from celery import Task, shared_task
 from celery.exceptions import Reject
-from celery.signals import worker_init, worker_process_init
+from celery.signals import (
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutdown,
+)
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from structlog.contextvars import bound_contextvars, unbind_contextvars
 
 from worker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
+from worker.clock import read_clock
 from worker.db import AWAY, describe_database_error
 from worker.errors import (
     IdempotencyConflictError,
@@ -40,6 +46,15 @@ from worker.stages.cancel import cancel_requests
 from worker.stages.enqueue import enqueue_job
 from worker.stages.submit import submit_job
 from worker.stages.sweep import remove_partials
+from worker.story import find_job_ended_since
+from worker.traces import (
+    flush_traces,
+    forget_tracer,
+    get_tracer,
+    trace_end,
+    trace_since,
+    trace_step,
+)
 
 # How long an enqueue message rests before it is given back while the database is away.
 DATABASE_PAUSE_SECONDS = 1.0
@@ -74,6 +89,13 @@ def check_worker(**_: object) -> None:
 def forget_runtime(**_: object) -> None:
     """A forked process must not share connections, nor the worker's name, with its parent."""
     get_runtime.cache_clear()
+    forget_tracer()
+
+
+@worker_process_shutdown.connect
+@worker_shutdown.connect
+def end_traces(**_: object) -> None:
+    flush_traces()
 
 
 @shared_task(name=ENQUEUE, bind=True, acks_late=True, reject_on_worker_lost=True)
@@ -106,6 +128,7 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
         raise Reject("database_unavailable", requeue=True) from error
     log.info("job_enqueued", job_id=str(enqueued.job.id), created=enqueued.created)
     if enqueued.created:
+        trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
         runtime.dispatcher.ring(enqueued.job.doorbell)
 
 
@@ -138,31 +161,34 @@ def doorbell_may_be_lost() -> Iterator[None]:
 @doorbell_may_be_lost()
 def submit(job_id: object) -> None:
     runtime = get_runtime()
-    with open_step(job_id) as known:
+    with open_step("submit", job_id) as known:
         if known is None:
             return
         job = submit_job(known, db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
         if job is not None:
             log.info("submission_settled", state=job.state.value)
+            trace_end(job)
 
 
 @shared_task(name=RECONCILE)
 @doorbell_may_be_lost()
 def reconcile(job_id: object) -> None:
-    runtime = get_runtime()
-    with open_step(job_id) as known:
+    runtime, began = get_runtime(), read_clock()
+    with open_step("reconcile", job_id) as known:
         if known is None:
             return
         for doorbell in runtime.reconciler.reconcile_job(known):
             log.info("job_reconciled", job_id=str(doorbell.job_id), step=doorbell.step.value)
             runtime.dispatcher.ring(doorbell)
+    if get_tracer() is not None:
+        trace_end(find_job_ended_since(known, began, db=runtime.db))
 
 
 @shared_task(name=CANCEL)
 @doorbell_may_be_lost()
 def cancel(job_id: object) -> None:
     runtime = get_runtime()
-    with open_step(job_id) as known:
+    with open_step("cancel", job_id) as known:
         if known is not None:
             cancel_requests(
                 known,
@@ -176,25 +202,27 @@ def cancel(job_id: object) -> None:
 @doorbell_may_be_lost()
 def archive(job_id: object) -> None:
     runtime = get_runtime()
-    with open_step(job_id) as known:
+    with open_step("archive", job_id) as known:
         if known is None:
             return
-        job = archive_job(
+        ended = archive_job(
             known,
             db=runtime.db,
             client=runtime.media,
             store=runtime.store,
             terms=runtime.archive_terms,
         )
-        if job is not None:
-            log.info("archive_settled", state=job.state.value)
+        if ended is not None:
+            log.info("archive_settled", state=ended.state.value)
+    # After the step's own span, which is one of the trace's.
+    trace_end(ended)
 
 
 @contextmanager
-def open_step(job_id: object) -> Iterator[UUID | None]:
+def open_step(name: str, job_id: object) -> Iterator[UUID | None]:
     """Every log line of the step names the job, and the attempt once that is known."""
     known = read_job_id(job_id)
-    with bound_contextvars(job_id=str(known), attempt=None):
+    with bound_contextvars(job_id=str(known), attempt=None), trace_step(name, known):
         # A step that binds its attempt, or another job's, does not leave it to the next.
         unbind_contextvars("attempt")
         yield known

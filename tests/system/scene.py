@@ -63,7 +63,11 @@ class Scene:
 
 @contextmanager
 def run_scene(
-    directory: Path, database_url: str, sample: Path, workers: WorkerPlan
+    directory: Path,
+    database_url: str,
+    sample: Path,
+    workers: WorkerPlan,
+    changes: Mapping[str, str] | None = None,
 ) -> Iterator[Scene]:
     with run_redis() as broker_url, run_yard(directory) as yard:
         files = directory / "emulator" / "files"
@@ -79,6 +83,7 @@ def run_scene(
                 database_url=database_url,
                 broker_url=broker_url,
                 workers=workers,
+                changes=changes,
             ) as deployment,
         ):
             table = open_table(database_url)

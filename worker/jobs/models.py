@@ -5,16 +5,13 @@ read with plain SQL is documented in `docs/job-table.md`.
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
-    DateTime,
-    Dialect,
     Float,
     ForeignKey,
     Index,
@@ -24,62 +21,14 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from typing_extensions import override
 
+from worker.jobs.columns import NAMING_CONVENTION, Json, RowNumber, StateText, UtcDateTime
 from worker.jobs.states import ENDED, JobState
-
-NAMING_CONVENTION = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time; SQLite, which has no such type, stores it as naive UTC text."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    @override
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.astimezone(UTC)
-
-    @override
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
-
-
-class StateText(TypeDecorator[JobState]):
-    """A state as text: a native enum could not lose a value again."""
-
-    impl = Text
-    cache_ok = True
-
-    @override
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> JobState | None:
-        return None if value is None else JobState(value)
-
-
-Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-RowNumber = BigInteger().with_variant(Integer(), "sqlite")
-
-
-def _quote_all(values: Iterable[str]) -> str:
-    return ", ".join(f"'{value}'" for value in values)
-
-
-_ALL_STATES = _quote_all(JobState)
-_ENDED_STATES = _quote_all(sorted(ENDED))
 
 
 class Base(DeclarativeBase):
@@ -92,6 +41,14 @@ class Base(DeclarativeBase):
         JobState: StateText(),
         str: Text(),
     }
+
+
+def _quote_all(values: Iterable[str]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
+_ALL_STATES = _quote_all(JobState)
+_ENDED_STATES = _quote_all(sorted(ENDED))
 
 
 class JobRow(Base):

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, case, func, or_, select, type_coerce
 
-from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, TallyRow, UtcDateTime
+from worker.jobs.columns import UtcDateTime
+from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, TallyRow
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for
 from worker.jobs.states import JobState
 from worker.jobs.values import HELD
