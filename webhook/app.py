@@ -4,20 +4,23 @@ import sys
 
 import httpx
 from flask import Flask
+from structlog.contextvars import clear_contextvars
 
+from webhook.counters import count_requests
+from webhook.metrics import register_metrics
 from webhook.routes import Receiver, register_routes
 from worker.db import Database
 from worker.dispatch import Dispatcher
 from worker.errors import InvalidSettingsError
 from worker.fal.signature import KeyCache, WebhookVerifier
 from worker.log import configure_logging
-from worker.settings import Settings, load_settings
+from worker.settings import Settings, list_secrets, load_settings
 
 
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the receiver; without settings, from the environment, ending the process if wrong."""
     settings = settings or _load_or_exit()
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, list_secrets(settings))
     keys = KeyCache(settings.fal_jwks_url, httpx.Client())
     receiver = Receiver(
         db=Database(settings.database_url),
@@ -31,7 +34,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1
     # A redirect would end a delivery at fal for good.
     app.url_map.merge_slashes = False
+    app.before_request(clear_contextvars)
+    count_requests(app)
     register_routes(app, receiver)
+    register_metrics(app, receiver.db)
     return app
 
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TypeAlias
 
 import structlog
-from flask import Blueprint, Flask, request
+from flask import Blueprint, Flask, g, request
 from sqlalchemy.exc import (
     IntegrityError,
     InterfaceError,
@@ -32,8 +32,10 @@ from worker.errors import (
 )
 from worker.fal.completion import Completion, parse_webhook
 from worker.fal.signature import StaleSignatureError, WebhookVerifier, read_headers
+from worker.jobs.values import Verdict
 from worker.schema import check_schema
 from worker.stages.complete import Receipt, expect_poll, receive_delivery, receive_hint
+from worker.traces import trace_end, trace_since
 
 Answer: TypeAlias = tuple[dict[str, str], int]
 
@@ -52,6 +54,7 @@ class Receiver:
 
     def receive(self, token: str) -> Answer:
         """Record fal's delivery. Committed first and published second: the sweep heals the gap."""
+        g.received_at = read_clock()
         try:
             body = read_body(self.max_bytes)
         except RequestEntityTooLarge:
@@ -81,10 +84,11 @@ class Receiver:
     def _answer(self, receipt: Receipt, status: int) -> Answer:
         log.info(
             "delivery_received",
-            job_id=str(receipt.job.id),
             verdict=receipt.verdict.value,
             state=receipt.job.state.value,
         )
+        trace_since("receive", receipt.job.id, g.received_at, verdict=receipt.verdict.value)
+        trace_end(receipt.job if receipt.verdict is Verdict.RECORDED else None)
         # A failed ring is logged by the dispatcher, and the answer stays the same.
         self.dispatcher.ring(receipt.doorbell)
         return {"verdict": receipt.verdict.value}, status

@@ -19,7 +19,7 @@ from worker.broker import (
 )
 from worker.errors import InvalidSettingsError
 from worker.log import configure_logging
-from worker.settings import Settings, load_settings
+from worker.settings import Settings, list_secrets, load_settings
 
 ENQUEUE, SUBMIT, RECONCILE, ARCHIVE, CANCEL, SWEEP = (
     "extend_video.enqueue",
@@ -43,7 +43,7 @@ QUEUES = {
 
 def create_app(settings: Settings) -> Celery:
     """Build the application of workers and beat; it imports the tasks, and how they end."""
-    included = ["worker.tasks", "worker.drain"]
+    included = ["worker.tasks", "worker.drain", "worker.pulse"]
     app = Celery("extend_video", broker=settings.broker_url, include=included)
     app.conf.update(
         **_choose_common(settings),
@@ -61,6 +61,8 @@ def create_app(settings: Settings) -> Celery:
         beat_scheduler="celery.beat:Scheduler",
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
+        # What Flower and `celery events` show.
+        worker_send_task_events=True,
     )
     return app
 
@@ -84,9 +86,8 @@ def get_app() -> Celery:
         settings = load_settings()
     except InvalidSettingsError as error:
         sys.exit("\n".join(map(str, error.violations)))
-    setup_logging.connect(
-        lambda **_: configure_logging(settings.log_level, settings.log_format), weak=False
-    )
+    level, log_format, secrets = settings.log_level, settings.log_format, list_secrets(settings)
+    setup_logging.connect(lambda **_: configure_logging(level, log_format, secrets), weak=False)
     return create_app(settings)
 
 
@@ -126,6 +127,7 @@ _COMMON: dict[str, Any] = {
     "result_backend": None,
     "task_default_queue": QUEUES[ENQUEUE],
     "task_routes": {task: {"queue": name} for task, name in QUEUES.items()},
+    "task_send_sent_event": True,
     "enable_utc": True,
     "timezone": "UTC",
 }

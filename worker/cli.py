@@ -45,6 +45,7 @@ from worker.runtime import build_runtime
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import DEFAULT_TENANT
 from worker.stages.redrive import redrive_job
+from worker.status import status
 from worker.story import list_jobs, read_story
 from worker.trial import demo, emulator
 from worker.watch import refresh_logs
@@ -116,10 +117,7 @@ def list_(
 ) -> None:
     """List jobs, the newest first."""
     jobs = list_jobs(db=build_runtime().db, state=state, tenant=tenant, limit=limit)
-    if as_json:
-        display.print_json([display.job_to_json(job) for job in jobs])
-    else:
-        display.print_jobs(jobs)
+    display.print_json([*map(display.job_to_json, jobs)]) if as_json else display.print_jobs(jobs)
 
 
 @app.command()
@@ -131,13 +129,13 @@ def show(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a job with its attempts, deliveries and events."""
+    """Show a job's story: what it waits for, states, attempts, deliveries and events."""
     runtime = build_runtime()
     if wait:
         follow_job(runtime, job_id, as_json=as_json)
     if logs:
         refresh_logs(runtime, job_id)
-    story = read_story(job_id, db=runtime.db)
+    story = read_story(job_id, db=runtime.db, terms=runtime.resolve_terms)
     if as_json:
         display.print_json(display.story_to_json(story))
         return
@@ -215,7 +213,7 @@ def migrate(as_json: Json = False) -> None:
 
 
 app.command()(schema)
-for command in (verify, rearchive, prune, replay):
+for command in (verify, rearchive, prune, replay, status):
     app.command()(command)
 
 

@@ -4,10 +4,13 @@ What is published is a task's name and a job id. The row is committed before, so
 only makes the job late: the sweep rings again.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import structlog
 from celery import Celery
+from kombu import Connection
 
 from worker.app import ARCHIVE, CANCEL, RECONCILE, SUBMIT, create_publisher
 from worker.deadline import call_within
@@ -15,6 +18,7 @@ from worker.jobs.states import Doorbell, Step
 from worker.settings import Settings
 
 RING_TIME = timedelta(seconds=1)
+COUNT_TIME = timedelta(seconds=3)
 TASK_OF_STEP = {
     Step.SUBMIT: SUBMIT,
     Step.RECONCILE: RECONCILE,
@@ -56,12 +60,35 @@ class Dispatcher:
             return False
         return True
 
+    def count_messages(self, queues: Sequence[str]) -> dict[str, int] | None:
+        """How many messages wait in each queue; None if the broker does not answer in time."""
+        try:
+            return call_within(COUNT_TIME, lambda: _count(self._app, queues))
+        except Exception as error:  # noqa: BLE001 - any broker, any failure
+            log.warning("broker_unavailable", reason=f"{type(error).__name__}: {error}")
+            return None
+
     def close(self) -> None:
         self._app.close()
 
 
 def _publish(app: Celery, doorbell: Doorbell) -> None:
     app.send_task(TASK_OF_STEP[doorbell.step], args=[str(doorbell.job_id)])
+
+
+def _count(app: Celery, queues: Sequence[str]) -> dict[str, int]:
+    with app.connection_for_write() as connection:
+        return {name: _count_queue(connection, name) for name in queues}
+
+
+def _count_queue(connection: Connection, name: str) -> int:
+    """On a channel of its own, which RabbitMQ closes if there is no such queue."""
+    channel: Any = connection.channel()
+    with channel:
+        try:
+            return int(channel.queue_declare(name, passive=True).message_count)
+        except connection.channel_errors:
+            return 0
 
 
 def _connect(app: Celery) -> None:

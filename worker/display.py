@@ -16,9 +16,10 @@ from rich.table import Column, Table
 from worker.errors import ViolationsError
 from worker.explain import describe_explanation, explain_failure
 from worker.fal.progress import list_new
-from worker.jobs.states import JobState
+from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt, Event, Job
 from worker.story import Story
+from worker.waiting import Stay, describe_span
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -49,11 +50,13 @@ def job_to_json(job: Job) -> dict[str, Any]:
 
 
 def story_to_json(story: Story) -> dict[str, Any]:
-    """The job's columns, with its attempts, deliveries and events beside them."""
+    """The job's columns, with its wait, attempts, deliveries and events beside them."""
     explanation = explain_failure(story.job, story.attempts)
     return {
         **job_to_json(story.job),
         "explanation": asdict(explanation) if explanation else None,
+        "wait": asdict(story.wait),
+        "stays": [asdict(stay) for stay in story.stays],
         "attempts": [asdict(attempt) for attempt in story.attempts],
         "deliveries": [
             {name: value for name, value in asdict(delivery).items() if name != "body"}
@@ -81,11 +84,16 @@ def print_jobs(jobs: list[Job]) -> None:
 
 def print_story(story: Story) -> None:
     print_fields(list_facts(story.job))
+    print_section("why is it not done?" if story.wait.until else "what now?")
+    out.print(f"  {escape(story.wait.sentence)}")
+    print_section("states")
+    for line in show_stays(story.stays):
+        out.print(line)
     explanation = explain_failure(story.job, story.attempts)
     if explanation is not None:
-        _print_section("failure")
+        print_section("failure")
         print_fields(describe_explanation(explanation, story.job))
-    _print_section("attempts")
+    print_section("attempts")
     for attempt in story.attempts:
         known = attempt.fal_request_id or attempt.error_message or ""
         outcome = attempt.outcome or "no outcome yet"
@@ -95,19 +103,19 @@ def print_story(story: Story) -> None:
         told = escape(describe_progress(attempt))
         progress = f"  {told}" if told else ""
         out.print(f"  {times}  {outcome}  {escape(known)}{ending}{extra}{progress}")
-    _print_section("deliveries")
+    print_section("deliveries")
     for delivery in story.deliveries:
         times = f"{delivery.times_received} times" if delivery.times_received > 1 else "once"
         told = f"{delivery.status}  {delivery.verdict}"
         out.print(f"  {show_time(delivery.received_at)}  {told}  received {times}")
-    _print_section("events")
+    print_section("events")
     for line in show_events(story.events):
         out.print(line)
 
 
 def print_logs(story: Story) -> None:
     """What fal has logged, as far as it was stored."""
-    _print_section("logs")
+    print_section("logs")
     for attempt in story.attempts:
         for entry in attempt.logs or []:
             out.print(show_log_entry(entry))
@@ -135,6 +143,14 @@ def describe_progress(attempt: Attempt) -> str:
 def show_log_entry(entry: Mapping[str, str]) -> str:
     words = " ".join(entry.get(name, "") for name in ("timestamp", "level", "message"))
     return f"  [dim]fal |[/dim] {escape(words.strip())}"
+
+
+def show_stays(stays: list[Stay]) -> Iterator[str]:
+    """A line for each state: since when, and for how long; an end lasts."""
+    for stay in stays:
+        lasted = "" if stay.state in ENDED else describe_span(timedelta(seconds=stay.seconds))
+        so_far = " so far" if lasted and stay.until is None else ""
+        yield f"  {show_time(stay.since)}  {show_state(stay.state)}  {lasted}{so_far}".rstrip()
 
 
 def show_events(events: list[Event]) -> Iterator[str]:
@@ -200,7 +216,7 @@ def fold_files(value: object) -> object:
             return value
 
 
-def _print_section(title: str) -> None:
+def print_section(title: str) -> None:
     out.print(f"[bold]{title}[/bold]")
 
 

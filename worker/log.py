@@ -1,10 +1,13 @@
-"""Structured logging: JSON for programs, colour for a terminal; one line per fact."""
+"""Structured logging: JSON for programs, colour for a terminal; one line per fact, no secrets."""
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Literal
 
 import structlog
+
+from worker.masking import make_masker
 
 LogFormat = Literal["auto", "json", "text"]
 
@@ -20,8 +23,11 @@ QUIETER = (
 QUIETEST = ("celery.app.trace",)
 
 
-def configure_logging(level: str, log_format: LogFormat) -> None:
-    """Send both structlog and the standard library's loggers to stderr in one format."""
+def configure_logging(level: str, log_format: LogFormat, secrets: Iterable[str] = ()) -> None:
+    """Send both structlog and the standard library's loggers to stderr in one format.
+
+    `secrets` are masked wherever they stand, besides what is masked anyway.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -40,7 +46,10 @@ def configure_logging(level: str, log_format: LogFormat) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *_choose_renderers(log_format),
+                # Masked after the traceback has become text, and before anything is written.
+                structlog.processors.format_exc_info,
+                make_masker(secrets),
+                _choose_renderer(log_format),
             ],
         )
     )
@@ -64,13 +73,11 @@ def join_host_logging() -> None:
     )
 
 
-def _choose_renderers(log_format: LogFormat) -> list[structlog.typing.Processor]:
+def _choose_renderer(log_format: LogFormat) -> structlog.typing.Processor:
     if log_format == "text" or (log_format == "auto" and sys.stderr.isatty()):
-        return [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
-                # Not rich's: it prints local variables, and these hold keys and tokens.
-                exception_formatter=structlog.dev.plain_traceback,
-            )
-        ]
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        return structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # Not rich's: it prints local variables, and these hold keys and tokens.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+    return structlog.processors.JSONRenderer()

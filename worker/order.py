@@ -9,6 +9,7 @@ from worker import display
 from worker.arguments import FAILED, INTERRUPTED, OK
 from worker.runtime import Runtime
 from worker.stages.enqueue import Wish, enqueue_job
+from worker.traces import trace_since
 from worker.watch import watch_job
 
 
@@ -18,6 +19,7 @@ def place_wish(runtime: Runtime, wish: Wish, *, wait: bool, as_json: bool) -> No
         wish, db=runtime.db, endpoint=settings.fal_endpoint, grace=settings.lease_seconds
     )
     if enqueued.created:
+        trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
         runtime.dispatcher.ring(enqueued.job.doorbell)
     if not (wait and as_json):
         print_job_id(enqueued.job.id, as_json=as_json)

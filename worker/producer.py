@@ -12,6 +12,7 @@ from worker.runtime import Runtime
 from worker.settings import load_settings
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
+from worker.traces import trace_since
 
 
 @cache
@@ -74,5 +75,6 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
         grace=runtime.settings.lease_seconds,
     )
     if enqueued.created:
+        trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
         runtime.dispatcher.ring(enqueued.job.doorbell)
     return enqueued.job

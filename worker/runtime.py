@@ -3,6 +3,7 @@
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
@@ -29,13 +30,15 @@ from worker.fal.storage import StorageClient
 from worker.fal.transfer import OnProgress
 from worker.jobs.values import Job
 from worker.log import configure_logging
+from worker.measures import note_sweep
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
 from worker.media.pacing import Pace
 from worker.media.store import Store, open_store
 from worker.media.wire import MediaClient
-from worker.settings import Settings, load_settings, mask_url, require_settings
+from worker.setting_faults import mask_url
+from worker.settings import Settings, list_secrets, load_settings, require_settings
 from worker.stages.archive import ArchiveTerms
 from worker.stages.enqueue import Wish
 from worker.stages.fetch import Fetcher
@@ -133,17 +136,21 @@ class Runtime:
     def platform(self) -> PlatformClient:
         return PlatformClient(self.settings.fal_platform_url, self.credentials)
 
-    @cached_property
-    def reconciler(self) -> Reconciler:
+    @property
+    def resolve_terms(self) -> ResolveTerms:
         settings = self.settings
-        terms = ResolveTerms(
+        return ResolveTerms(
             unknown_after=settings.unknown_seconds,
             policy=settings.unknown_policy,
             max_attempts=settings.max_attempts,
             grace=settings.lease_seconds,
         )
+
+    @cached_property
+    def reconciler(self) -> Reconciler:
+        terms = self.resolve_terms
         resolver = Resolver(self.db, self.requests, self.platform, terms, read_clock)
-        return Reconciler(resolver, settings.poll_seconds)
+        return Reconciler(resolver, self.settings.poll_seconds)
 
     @cached_property
     def media(self) -> MediaClient:
@@ -205,6 +212,12 @@ class Runtime:
 
         How many jobs were overdue, and for how many of them the broker took the doorbell.
         """
+        began = time.monotonic()
+        overdue, rung = self._ring_batches()
+        note_sweep(overdue, time.monotonic() - began, db=self.db)
+        return overdue, rung
+
+    def _ring_batches(self) -> tuple[int, int]:
         overdue = rung = 0
         while True:
             swept = sweep_jobs(
@@ -243,7 +256,7 @@ def build_runtime() -> Runtime:
     """What a command works with; the log is quiet unless it is asked for."""
     settings = load_settings()
     level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
-    configure_logging(level, settings.log_format)
+    configure_logging(level, settings.log_format, list_secrets(settings))
     return Runtime(settings)
 
 

@@ -3,10 +3,10 @@
 The names are fixed by the contract with operators; the README's table is tested against this class.
 """
 
-import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -15,7 +15,6 @@ from pydantic import (
     ValidationError,
     field_serializer,
 )
-from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -26,6 +25,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from worker.errors import InvalidSettingsError, Violation
+from worker.setting_faults import describe_missing, describe_violation, mask_url
 from worker.setting_files import FileSettingsSource
 from worker.setting_types import (
     DEFAULT_LAYOUT,
@@ -233,6 +233,10 @@ class Settings(BaseSettings):
         le=1024**4,
         description="most bytes that a worker process downloads in a second, all videos together",
     )
+    watchdog_seconds: Seconds = Field(
+        timedelta(seconds=120),
+        description="how long a worker may leave messages that it has hands for; then it ends",
+    )
 
     @field_serializer("database_url", "broker_url", "archive_url")
     def _mask(self, value: str) -> str:
@@ -250,13 +254,19 @@ class Settings(BaseSettings):
         )
 
 
-def mask_url(url: str) -> str:
-    """`url` as it may be shown: whatever could be a password is masked."""
-    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
-    user, at, place = rest.rpartition("@")
-    if ":" in user:
-        rest = f"{user.partition(':')[0]}:****{at}{place}"
-    return re.sub(r"(?i)(password=)[^&]*", r"\1****", f"{scheme}{mark}{rest}")
+# By their type, so that a new one is masked from its first day.
+SECRET_FIELDS = {
+    name for name, field in Settings.model_fields.items() if "SecretStr" in repr(field.annotation)
+}
+
+
+def list_secrets(settings: Settings) -> list[str]:
+    """Every text in the settings that nobody may read, for whoever writes logs."""
+    held = [value for _, value in settings if isinstance(value, SecretStr)]
+    keys = [one.get_secret_value() for one in (*held, settings.fal_credentials) if one is not None]
+    urls = (settings.database_url, settings.broker_url, settings.archive_url)
+    passwords = [urlsplit(url).password for url in urls]
+    return [*keys, *(unquote(word) for word in passwords if word), *filter(None, passwords)]
 
 
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's value
@@ -265,7 +275,10 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's v
         return Settings(**overrides)
     except ValidationError as error:
         raise InvalidSettingsError(
-            tuple(_describe_violation(detail) for detail in error.errors(include_url=False))
+            tuple(
+                describe_violation(detail, SECRET_FIELDS)
+                for detail in error.errors(include_url=False)
+            )
         ) from None
     except UnicodeDecodeError:
         raise InvalidSettingsError((Violation(".env", "(not text)", "must be UTF-8"),)) from None
@@ -273,65 +286,12 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's v
 
 def require_settings(settings: Settings, names: Sequence[str]) -> None:
     """Raise InvalidSettingsError naming each of `names` that has no value."""
-    missing = tuple(
-        _describe_missing(settings, name) for name in names if getattr(settings, name) is None
-    )
-    if missing:
-        raise InvalidSettingsError(missing)
-
-
-def _describe_missing(settings: Settings, name: str) -> Violation:
     halves = {
         "FAL_KEY_ID": settings.fal_key_id is None,
         "FAL_KEY_SECRET": settings.fal_key_secret is None,
     }
-    if name == "fal_credentials" and sum(halves.values()) == 1:
-        [half] = (half for half, is_missing in halves.items() if is_missing)
-        return Violation(half, "(not set)", "must be set, as its other half is; or FAL_KEY instead")
-    return Violation(*_MISSING.get(name, (name.upper(), "(not set)", "must be set")))
-
-
-_MISSING = {
-    "webhook_base_url": (
-        "WEBHOOK_BASE_URL",
-        "(not set)",
-        "must be the public URL of the receiver, such as https://hooks.example.com",
-    ),
-    "fal_credentials": (
-        "FAL_KEY",
-        "(not set)",
-        "must be set, or FAL_KEY_ID and FAL_KEY_SECRET together",
-    ),
-}
-# By their type, so that a new one is masked from its first day.
-_SECRET_FIELDS = {
-    name for name, field in Settings.model_fields.items() if "SecretStr" in repr(field.annotation)
-}
-
-
-def _describe_violation(detail: ErrorDetails) -> Violation:
-    name = str(detail["loc"][0]) if detail["loc"] else "settings"
-    return Violation(
-        name.upper(), _mask_value(name, str(detail["input"])), _describe_allowed(detail)
+    missing = tuple(
+        describe_missing(name, halves) for name in names if getattr(settings, name) is None
     )
-
-
-def _mask_value(name: str, value: str) -> str:
-    """`value` as it may be shown: secrets not at all, URLs without their password."""
-    if name in _SECRET_FIELDS:
-        return "****"
-    return mask_url(value)
-
-
-def _describe_allowed(detail: ErrorDetails) -> str:
-    context = detail.get("ctx", {})
-    known = {
-        "value_error": "must be {error}",
-        "greater_than_equal": "must be at least {ge}",
-        "less_than_equal": "must be at most {le}",
-        "literal_error": "must be {expected}",
-        "enum": "must be {expected}",
-        "int_parsing": "must be a whole number",
-        "bool_parsing": "must be true or false",
-    }
-    return known.get(detail["type"], detail["msg"]).format_map(context)
+    if missing:
+        raise InvalidSettingsError(missing)

@@ -3,36 +3,55 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
+from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt, Delivery, Event, Job
+from worker.stages.pause import find_pause
+from worker.stages.resolve import ResolveTerms
+from worker.waiting import Stay, Wait, explain_wait, list_stays
 
 LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A job with everything that was written about it."""
+    """A job with everything that was written about it, and what it waits for."""
 
     job: Job
     attempts: list[Attempt]
     deliveries: list[Delivery]
     events: list[Event]
+    stays: list[Stay]
+    wait: Wait
 
 
-def read_story(job_id: UUID, *, db: Database) -> Story:
-    """Raises JobNotFoundError."""
+def read_story(
+    job_id: UUID, *, db: Database, terms: ResolveTerms | None = None, clock: Clock = read_clock
+) -> Story:
+    """Raises JobNotFoundError. `terms` let it foresee what becomes of an unknown one."""
     with db.reading() as connection:
-        return Story(
-            table.get_job(connection, job_id),
-            attempts.list_attempts(connection, job_id),
-            deliveries.list_deliveries(connection, job_id),
-            table.list_events(connection, job_id),
-        )
+        job = table.get_job(connection, job_id)
+        tried = attempts.list_attempts(connection, job_id)
+        received = deliveries.list_deliveries(connection, job_id)
+        events = table.list_events(connection, job_id)
+        gate = find_pause(connection)
+    now = clock()
+    stays = list_stays(events, now)
+    wait = explain_wait(job, tried, gate, now, terms=terms)
+    return Story(job, tried, received, events, stays, wait)
+
+
+def find_job_ended_since(job_id: UUID, since: datetime, *, db: Database) -> Job | None:
+    """The job, if it has failed or was cancelled since then."""
+    with db.reading() as connection:
+        job = table.find_job(connection, job_id)
+    ended_at = None if job is None else job.failed_at or job.cancelled_at
+    return job if ended_at is not None and ended_at >= since else None
 
 
 def find_newest_attempt(job_id: UUID, *, db: Database) -> Attempt | None:

@@ -15,11 +15,18 @@ from uuid import UUID
 import structlog
 from celery import Task, shared_task
 from celery.exceptions import Reject
-from celery.signals import worker_init, worker_process_init
+from celery.signals import (
+    worker_init,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutdown,
+)
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from structlog.contextvars import bound_contextvars, unbind_contextvars
 
 from worker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
+from worker.clock import read_clock
 from worker.db import AWAY, describe_database_error
 from worker.errors import (
     IdempotencyConflictError,
@@ -31,6 +38,7 @@ from worker.errors import (
     Violation,
 )
 from worker.jobs.states import Doorbell, Step
+from worker.measures import refresh_measures
 from worker.runtime import Runtime
 from worker.schema import check_schema
 from worker.settings import load_settings
@@ -39,6 +47,15 @@ from worker.stages.cancel import cancel_requests
 from worker.stages.enqueue import enqueue_job
 from worker.stages.submit import submit_job
 from worker.stages.sweep import remove_partials
+from worker.story import find_job_ended_since
+from worker.traces import (
+    flush_traces,
+    forget_tracer,
+    get_tracer,
+    trace_end,
+    trace_since,
+    trace_step,
+)
 
 # How long an enqueue message rests before it is given back while the database is away.
 DATABASE_PAUSE_SECONDS = 1.0
@@ -77,7 +94,14 @@ def forget_runtime(**_: object) -> None:
     It may stand in for one that was killed, and has left a file in the spool.
     """
     get_runtime.cache_clear()
+    forget_tracer()
     clear_spool(get_runtime())
+
+
+@worker_process_shutdown.connect
+@worker_shutdown.connect
+def end_traces(**_: object) -> None:
+    flush_traces()
 
 
 @shared_task(name=ENQUEUE, bind=True, acks_late=True, reject_on_worker_lost=True)
@@ -110,6 +134,7 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
         raise Reject("database_unavailable", requeue=True) from error
     log.info("job_enqueued", job_id=str(enqueued.job.id), created=enqueued.created)
     if enqueued.created:
+        trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
         runtime.dispatcher.ring(enqueued.job.doorbell)
 
 
@@ -142,50 +167,65 @@ def doorbell_may_be_lost() -> Iterator[None]:
 @doorbell_may_be_lost()
 def submit(job_id: object) -> None:
     runtime = get_runtime()
-    known = read_job_id(job_id)
-    if known is None or is_passed_on(Step.SUBMIT, known):
-        return
-    job = submit_job(known, db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
-    if job is not None:
-        log.info("submission_settled", job_id=str(known), state=job.state.value)
+    with open_step("submit", job_id) as known:
+        if known is None or is_passed_on(Step.SUBMIT, known):
+            return
+        job = submit_job(known, db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
+        if job is not None:
+            log.info("submission_settled", state=job.state.value)
+            trace_end(job)
 
 
 @shared_task(name=RECONCILE)
 @doorbell_may_be_lost()
 def reconcile(job_id: object) -> None:
-    runtime = get_runtime()
-    known = read_job_id(job_id)
-    if known is None:
-        return
-    for doorbell in runtime.reconciler.reconcile_job(known):
-        log.info("job_reconciled", job_id=str(doorbell.job_id), step=doorbell.step.value)
-        runtime.dispatcher.ring(doorbell)
+    runtime, began = get_runtime(), read_clock()
+    with open_step("reconcile", job_id) as known:
+        if known is None:
+            return
+        for doorbell in runtime.reconciler.reconcile_job(known):
+            log.info("job_reconciled", job_id=str(doorbell.job_id), step=doorbell.step.value)
+            runtime.dispatcher.ring(doorbell)
+    if get_tracer() is not None:
+        trace_end(find_job_ended_since(known, began, db=runtime.db))
 
 
 @shared_task(name=CANCEL)
 @doorbell_may_be_lost()
 def cancel(job_id: object) -> None:
     runtime = get_runtime()
-    known = read_job_id(job_id)
-    if known is not None:
-        cancel_requests(
-            known,
-            db=runtime.db,
-            requests=runtime.requests,
-            give_up_after=runtime.settings.unknown_seconds,
-        )
+    with open_step("cancel", job_id) as known:
+        if known is not None:
+            cancel_requests(
+                known,
+                db=runtime.db,
+                requests=runtime.requests,
+                give_up_after=runtime.settings.unknown_seconds,
+            )
 
 
 @shared_task(name=ARCHIVE)
 @doorbell_may_be_lost()
 def archive(job_id: object) -> None:
     runtime = get_runtime()
+    with open_step("archive", job_id) as known:
+        if known is None or is_passed_on(Step.ARCHIVE, known):
+            return
+        ended = archive_job(known, keeper=runtime.keeper, terms=runtime.archive_terms)
+        if ended is not None:
+            log.info("archive_settled", state=ended.state.value)
+    # After the step's own span, which is one of the trace's.
+    trace_end(ended)
+
+
+@contextmanager
+def open_step(name: str, job_id: object) -> Iterator[UUID | None]:
+    """Every log line of the step names the job, and the attempt once that is known."""
     known = read_job_id(job_id)
-    if known is None or is_passed_on(Step.ARCHIVE, known):
-        return
-    job = archive_job(known, keeper=runtime.keeper, terms=runtime.archive_terms)
-    if job is not None:
-        log.info("archive_settled", job_id=str(known), state=job.state.value)
+    with bound_contextvars(job_id=str(known), attempt=None), trace_step(name, known):
+        # A step that binds its attempt, or another job's, does not leave it to the next.
+        unbind_contextvars("attempt")
+        yield known
 
 
 def is_passed_on(step: Step, job_id: UUID) -> bool:
@@ -212,6 +252,7 @@ def sweep() -> None:
     """Ring for every overdue job, then clear what killed downloads have left."""
     runtime = get_runtime()
     runtime.ring_overdue()
+    refresh_measures(db=runtime.db)
     clear_spool(runtime)
 
 

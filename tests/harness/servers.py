@@ -113,7 +113,7 @@ class SharedDatabase:
     def empty(self) -> None:
         """Ready for the next test."""
         if self._read_schema() == self._pristine:
-            self._run("TRUNCATE jobs, gates, uploads RESTART IDENTITY CASCADE")
+            self._run("TRUNCATE jobs, gates, uploads, tallies, workers RESTART IDENTITY CASCADE")
             return
         self._postgres.drop_database(self._name)
         self._name = self._postgres.create_database(self._template)

@@ -17,12 +17,16 @@ from tests.harness.jobs import (
     move_job,
     read_attempts,
 )
+from tests.harness.stages import SECOND
 from tests.harness.together import call_together
 from worker.errors import JobNotFoundError
 from worker.fal.completion import Completion
+from worker.fal.queue import RefusalClass, Refused
 from worker.jobs.states import JobEvent, JobState
 from worker.stages.complete import receive_delivery
 from worker.story import follow_events, list_jobs, read_story
+
+MINUTE = timedelta(minutes=1)
 
 
 def test_read_story_tells_everything_that_was_written(db):
@@ -108,3 +112,42 @@ def test_follow_events_ends_with_what_its_looker_raises(db):
 
     with pytest.raises(KeyboardInterrupt):
         list(follow_events(job.id, db=db, on_look=stop))
+
+
+def test_read_story_tells_states_with_their_durations(bench):
+    job = bench.insert()
+    bench.clock.move(2 * SECOND)
+    submission = bench.begin(job)
+    bench.clock.move(3 * SECOND)
+    bench.accept(submission)
+    bench.clock.move(4 * SECOND)
+    story = read_story(job.id, db=bench.db, clock=bench.clock)
+    assert [(stay.state, stay.seconds) for stay in story.stays] == [
+        (JobState.QUEUED, 2),
+        (JobState.SUBMITTING, 3),
+        (JobState.SUBMITTED, 4),
+    ]
+
+
+def test_what_a_lost_submission_was_said_to_wait_for_comes_true(bench):
+    """The time told for its death is the time at which it is submitted once more."""
+    submission = bench.begin(bench.insert())
+    job = bench.lose(submission)
+    wait = read_story(job.id, db=bench.db, terms=bench.resolve_terms, clock=bench.clock).wait
+    death = submission.attempt.started_at + bench.resolve_terms.unknown_after
+    assert f"from {death:%H:%M:%S} UTC on it counts as dead" in wait.then
+    bench.live(death - bench.clock() - SECOND)
+    assert bench.read(job).state is JobState.SUBMISSION_UNKNOWN
+    bench.live(10 * MINUTE)
+    assert "death_proven" in bench.reasons(job)
+
+
+def test_pause_of_submissions_is_told_of_each_queued_job(bench):
+    job = bench.insert()
+    refused = Refused(RefusalClass.ACCOUNT, 403, "fal_http_403", "no balance")
+    bench.reply(bench.begin(bench.insert()), refused)
+    wait = read_story(job.id, db=bench.db, clock=bench.clock).wait
+    assert "no balance" in wait.waits_for
+    gate = bench.gate()
+    assert gate is not None
+    assert wait.until == gate.opens_at

@@ -38,7 +38,7 @@ from worker.schema import build_config, check_schema, read_head, read_revision, 
 
 ROOT = Path(__file__).resolve().parents[2]
 ADVISORY_LOCK = 0x6578_7476
-TABLES = {"jobs", "attempts", "deliveries", "events", "gates", "uploads"}
+TABLES = {"jobs", "attempts", "deliveries", "events", "gates", "uploads", "tallies", "workers"}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

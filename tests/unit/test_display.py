@@ -2,123 +2,29 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
+from datetime import UTC, datetime
+from uuid import uuid4
 
 import pytest
 
 from tests.harness.jobs import NOW, REQUEST_ID
+from tests.harness.values import ATTEMPT, DELIVERY, EVENT, JOB, JOB_ID, MARKUP, MOVED
 from worker import display
 from worker.errors import InvalidInputError, Violation
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Delivery, Event, Job
 from worker.story import Story
+from worker.waiting import explain_wait, list_stays
 
-JOB_ID = UUID("01938000-0000-7000-8000-000000000001")
-MARKUP = "[red]not markup[/red] [/bold] \\[x] [link=https://h]"
 
-JOB = Job(
-    id=JOB_ID,
-    fence=1,
-    priority=0,
-    state=JobState.SUBMITTED,
-    due_at=NOW + timedelta(seconds=60),
-    tenant=MARKUP,
-    idempotency_key=None,
-    labels={"a": MARKUP},
-    endpoint="fal-ai/ltx-2.3-22b/extend-video",
-    input={"prompt": MARKUP, "seed": 7},
-    options={},
-    claimed_by=None,
-    blocked_reason=MARKUP,
-    cancel_requested_at=None,
-    redriven_at=None,
-    fal_request_id=REQUEST_ID,
-    result=None,
-    error_code=None,
-    error_message=None,
-    error_details=None,
-    archive_uri=None,
-    archive_sha256=None,
-    archive_bytes=None,
-    archive_media=None,
-    archive_poster_uri=None,
-    archive_sidecar_uri=None,
-    archive_verified_at=None,
-    archive_error=None,
-    archive_alarmed_at=None,
-    archive_pruned_at=None,
-    quarantine_uri=None,
-    enqueued_at=NOW,
-    submitted_at=NOW,
-    completed_at=None,
-    archived_at=None,
-    failed_at=None,
-    cancelled_at=None,
-)
-ATTEMPT = Attempt(
-    id=uuid4(),
-    job_id=JOB_ID,
-    number=1,
-    fence=1,
-    token_hash="0" * 64,
-    endpoint=JOB.endpoint,
-    input={},
-    options={},
-    claimed_by="w:1",
-    started_at=NOW,
-    ended_at=None,
-    outcome=None,
-    http_status=None,
-    fal_request_id=None,
-    status_url=None,
-    response_url=None,
-    cancel_url=None,
-    error_code=None,
-    error_message=MARKUP,
-    completed_at=None,
-    ending=None,
-    cancel_due_at=None,
-    cancel_status=None,
-    extra_charge_at=None,
-    fal_status=None,
-    queue_position=None,
-    inference_seconds=None,
-    logs=None,
-)
-DELIVERY = Delivery(
-    id=1,
-    job_id=JOB_ID,
-    attempt_id=ATTEMPT.id,
-    received_at=NOW,
-    last_received_at=NOW,
-    times_received=1,
-    fal_request_id=REQUEST_ID,
-    gateway_request_id=None,
-    status="OK",
-    verdict="recorded",
-    body=b"\xff\x00",
-    body_sha256="0" * 64,
-)
-EVENT = Event(
-    id=1,
-    job_id=JOB_ID,
-    at=NOW,
-    from_state=None,
-    to_state=JobState.QUEUED,
-    reason="enqueued",
-    detail=None,
-    fence=0,
-)
-MOVED = replace(
-    EVENT,
-    at=NOW + timedelta(milliseconds=1500),
-    from_state=JobState.QUEUED,
-    to_state=JobState.FAILED,
-    reason="submission_rejected",
-    detail=MARKUP,
-)
-STORY = Story(JOB, [ATTEMPT], [DELIVERY], [EVENT, MOVED])
+def make_story(
+    job: Job, attempts: list[Attempt], deliveries: list[Delivery], events: list[Event]
+) -> Story:
+    wait = explain_wait(job, attempts, None, NOW)
+    return Story(job, attempts, deliveries, events, list_stays(events, NOW), wait)
+
+
+STORY = make_story(JOB, [ATTEMPT], [DELIVERY], [EVENT, MOVED])
 
 
 def read_out(capsys: pytest.CaptureFixture[str]) -> str:
@@ -188,7 +94,7 @@ def test_print_story_tells_all_of_it(capsys) -> None:
     accepted = replace(ATTEMPT, number=2, outcome="accepted", fal_request_id=REQUEST_ID)
     paid_twice = replace(accepted, number=3, ending="ok", extra_charge_at=NOW)
     tried = [ATTEMPT, accepted, paid_twice]
-    display.print_story(Story(JOB, tried, [DELIVERY, twice], [EVENT, MOVED]))
+    display.print_story(make_story(JOB, tried, [DELIVERY, twice], [EVENT, MOVED]))
 
     out = read_out(capsys)
     lines = out.splitlines()
@@ -206,7 +112,7 @@ def test_print_story_tells_all_of_it(capsys) -> None:
 
 
 def test_print_story_of_new_job_has_empty_sections(capsys) -> None:
-    display.print_story(Story(JOB, [], [], []))
+    display.print_story(make_story(JOB, [], [], []))
     assert read_out(capsys).splitlines()[-3:] == ["attempts", "deliveries", "events"]
 
 
@@ -251,7 +157,7 @@ def test_control_characters_of_others_reach_no_terminal(capsys, text) -> None:
     """Fal's words, and a producer's, are printed; they must not steer the operator's terminal."""
     job = replace(JOB, error_message=text, blocked_reason=text, tenant=text)
     display.print_story(
-        Story(job, [replace(ATTEMPT, error_message=text)], [], [replace(MOVED, detail=text)])
+        make_story(job, [replace(ATTEMPT, error_message=text)], [], [replace(MOVED, detail=text)])
     )
     display.print_jobs([job])
     out = read_out(capsys)

@@ -1,20 +1,17 @@
-"""The tables `jobs`, `attempts`, `deliveries`, `events` and `gates`: columns, constraints, indices.
+"""The tables of a deployment: columns, constraints, indices.
 
 Only the SQL in this package and the migrations read this module. Everything that other services
 read with plain SQL is documented in `docs/job-table.md`.
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
-    DateTime,
-    Dialect,
     Float,
     ForeignKey,
     Index,
@@ -24,62 +21,14 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from typing_extensions import override
 
+from worker.jobs.columns import NAMING_CONVENTION, Json, RowNumber, StateText, UtcDateTime
 from worker.jobs.states import ENDED, JobState
-
-NAMING_CONVENTION = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time; SQLite, which has no such type, stores it as naive UTC text."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    @override
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.astimezone(UTC)
-
-    @override
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
-
-
-class StateText(TypeDecorator[JobState]):
-    """A state as text: a native enum could not lose a value again."""
-
-    impl = Text
-    cache_ok = True
-
-    @override
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> JobState | None:
-        return None if value is None else JobState(value)
-
-
-Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-RowNumber = BigInteger().with_variant(Integer(), "sqlite")
-
-
-def _quote_all(values: Iterable[str]) -> str:
-    return ", ".join(f"'{value}'" for value in values)
-
-
-_ALL_STATES = _quote_all(JobState)
-_ENDED_STATES = _quote_all(sorted(ENDED))
 
 
 class Base(DeclarativeBase):
@@ -92,6 +41,14 @@ class Base(DeclarativeBase):
         JobState: StateText(),
         str: Text(),
     }
+
+
+def _quote_all(values: Iterable[str]) -> str:
+    return ", ".join(f"'{value}'" for value in values)
+
+
+_ALL_STATES = _quote_all(JobState)
+_ENDED_STATES = _quote_all(sorted(ENDED))
 
 
 class JobRow(Base):
@@ -122,6 +79,26 @@ class JobRow(Base):
             sqlite_where=text("state = 'archiving'"),
         ),
         Index("ix_jobs_enqueued_at", "enqueued_at", "id"),
+        # Live jobs are counted by state, with their ages, from this index alone.
+        Index(
+            "ix_jobs_live",
+            "state",
+            "due_at",
+            "enqueued_at",
+            "submitted_at",
+            "completed_at",
+            "redriven_at",
+            postgresql_where=text("due_at IS NOT NULL"),
+            sqlite_where=text("due_at IS NOT NULL"),
+        ),
+        # And ended ones from this: it has an entry for each job that ever ended, a narrow one.
+        Index(
+            "ix_jobs_ended",
+            "state",
+            "due_at",
+            postgresql_where=text("due_at IS NULL"),
+            sqlite_where=text("due_at IS NULL"),
+        ),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -188,6 +165,13 @@ class AttemptRow(Base):
             postgresql_where=text("cancel_due_at IS NOT NULL"),
             sqlite_where=text("cancel_due_at IS NOT NULL"),
         ),
+        Index(
+            "ix_attempts_extra_charge_at",
+            "extra_charge_at",
+            postgresql_where=text("extra_charge_at IS NOT NULL"),
+            sqlite_where=text("extra_charge_at IS NOT NULL"),
+        ),
+        Index("ix_attempts_outcome", "outcome"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -227,6 +211,7 @@ class DeliveryRow(Base):
     __table_args__ = (
         UniqueConstraint("attempt_id", "body_sha256"),
         CheckConstraint("verdict IN ('recorded', 'kept', 'hint')", name="verdict"),
+        Index("ix_deliveries_verdict", "verdict"),
     )
 
     id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
@@ -278,3 +263,29 @@ class GateRow(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     opens_at: Mapped[datetime]
     reason: Mapped[str | None]
+
+
+class TallyRow(Base):
+    """What was counted, when, and how long that took: whoever reads it need not count again."""
+
+    __tablename__ = "tallies"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(Integer)
+    counted_at: Mapped[datetime]
+    seconds: Mapped[float] = mapped_column(Float)
+    value: Mapped[dict[str, Any]]
+
+
+class WorkerRow(Base):
+    """A Celery worker, and when it was last seen at work."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    pid: Mapped[int] = mapped_column(Integer)
+    queues: Mapped[list[Any]]
+    started_at: Mapped[datetime]
+    last_seen_at: Mapped[datetime]
+    last_step: Mapped[str | None]
+    last_step_at: Mapped[datetime | None]

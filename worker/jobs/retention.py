@@ -23,7 +23,8 @@ from sqlalchemy import (
     update,
 )
 
-from worker.jobs.models import AttemptRow, EventRow, JobRow, UtcDateTime
+from worker.jobs.columns import UtcDateTime
+from worker.jobs.models import AttemptRow, EventRow, JobRow
 from worker.jobs.rows import fetch_all
 from worker.jobs.states import ENDED, JobEvent, JobState
 

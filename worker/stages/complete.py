@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import JsonValue
 from sqlalchemy import Connection
+from structlog.contextvars import bind_contextvars
 
 from worker.clock import Clock, read_clock
 from worker.db import Database
@@ -226,6 +227,7 @@ def _find_attempt(
     attempt = attempts.find_attempt_by_token(connection, token_hash)
     if attempt is None or not hmac.compare_digest(attempt.token_hash, token_hash):
         raise InvalidSignatureError("no attempt has this token")
+    bind_contextvars(job_id=str(attempt.job_id), attempt=attempt.number)
     if attempt.fal_request_id not in {None, completion.fal_request_id}:
         raise InvalidSignatureError("the attempt is of another fal request")
     # The job's row is locked first, here and everywhere, so that two writers cannot deadlock.

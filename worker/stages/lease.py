@@ -4,6 +4,7 @@ A thread renews it, so that neither a silent media host nor a slow disk looks li
 process that is killed or stopped takes its thread along.
 """
 
+from contextvars import copy_context
 from datetime import timedelta
 from threading import Event, Thread
 from types import TracebackType
@@ -49,7 +50,11 @@ class Heartbeat:
         self._clock = clock
         self._stopped = Event()
         self._lost = Event()
-        self._thread = Thread(target=self._beat, name=f"heartbeat {job.id}", daemon=True)
+        # Its log lines name the job and attempt, as those of the step do.
+        run = copy_context().run
+        self._thread = Thread(
+            target=run, args=(self._beat,), name=f"heartbeat {job.id}", daemon=True
+        )
 
     def __enter__(self) -> Self:
         _beating.add(self)

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from typing import assert_never
 from uuid import UUID
 
+from structlog.contextvars import bind_contextvars
+
 from worker.backoff import choose_poll_delay
 from worker.clock import Clock
 from worker.fal.completion import Completion
@@ -44,6 +46,7 @@ class Reconciler:
             attempt = attempts.find_current_attempt(connection, job) if job else None
         if job is None or attempt is None:
             return []
+        bind_contextvars(attempt=attempt.number)
         if attempt.number > 1 and (rung := self._ring(self._follow_rivals(job))):
             return rung
         match job.state:

@@ -14,6 +14,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
+from structlog.contextvars import bound_contextvars
 from uuid_utils.compat import uuid7
 
 from worker.clock import Clock, read_clock
@@ -66,11 +67,12 @@ def submit_job(
     submission = begin_submission(job_id, db=db, terms=terms, clock=clock)
     if submission is None:
         return None
-    with Heartbeat(submission.job, db=db, lease=terms.lease, clock=clock):
+    bound = bound_contextvars(job_id=str(job_id), attempt=submission.attempt.number)
+    with bound, Heartbeat(submission.job, db=db, lease=terms.lease, clock=clock):
         reply = post_once(submission, queue=queue, terms=terms, clock=clock)
         if isinstance(reply, Accepted):
             # Should the database stay away, the paid request is still known from the log.
-            log.info("submission_accepted", job_id=str(job_id), fal_request_id=reply.fal_request_id)
+            log.info("submission_accepted", fal_request_id=reply.fal_request_id)
         moved = keep_reply(submission, reply, db=db, terms=terms, clock=clock)
     if submission.gate is not None:
         pause.hasten_blocked(db=db, clock=clock)

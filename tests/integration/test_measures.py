@@ -1,0 +1,247 @@
+"""The table in numbers: right, however it is read, and cheap, however large it is."""
+
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import insert, text
+
+from tests.harness.clock import FakeClock
+from tests.harness.jobs import LEASE, NOW, TOKEN, WAYS, make_job, move_job
+from tests.harness.many_rows import fill_table
+from tests.harness.stages import build_completion, encode
+from tests.harness.together import call_together
+from worker import measures as measures_module
+from worker.db import Database
+from worker.jobs import gates, tallies
+from worker.jobs.models import EventRow
+from worker.jobs.states import ENDED, JobEvent, JobState
+from worker.jobs.tallies import Tally
+from worker.jobs.values import Gate
+from worker.jobs.workers import SeenWorker, keep_worker
+from worker.measures import (
+    BACKLOG_REST,
+    COUNTS,
+    HISTORY,
+    LIVE,
+    LONGEST_REST,
+    add_events,
+    is_due,
+    list_seen,
+    note_sweep,
+    read_measures,
+    refresh_measures,
+)
+from worker.stages.complete import receive_delivery
+
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+def clock():
+    return FakeClock(NOW + 10 * SECOND)
+
+
+@pytest.fixture(autouse=True)
+def counting_is_cheap(monkeypatch):
+    """However slow the machine is just now."""
+    monkeypatch.setattr(measures_module, "WORTH_KEEPING_SECONDS", 60.0)
+
+
+def test_measures_of_an_empty_table_are_zeros(db, clock):
+    measures = read_measures(db=db, clock=clock)
+    assert set(measures.jobs) == set(JobState)
+    assert {*measures.jobs.values(), *measures.attempts.values(), *measures.ages.values()} == {0}
+    assert (measures.extra_charges, measures.held, measures.events_behind) == (0, 0, 0)
+    assert (measures.sweep_lag, measures.swept_at) == (timedelta(), None)
+
+
+def test_measures_count_jobs_of_each_state_with_the_age_of_the_oldest(db, clock):
+    for number, state in enumerate(JobState, start=1):
+        for _ in range(number):
+            make_job_with_own_token(db, state)
+    measures = read_measures(db=db, clock=clock)
+    assert measures.jobs == {state: number for number, state in enumerate(JobState, start=1)}
+    assert measures.ages == dict.fromkeys(set(JobState) - ENDED, 10.0)
+
+
+def test_measures_are_new_at_each_reading_of_a_small_table(db, clock):
+    job = make_job(db, JobState.COMPLETED)
+    assert read_measures(db=db, clock=clock).jobs[JobState.COMPLETED] == 1
+    move_job(db, job, JobEvent.ARCHIVE_CLAIMED)
+    clock.move(SECOND)
+    measures = read_measures(db=db, clock=clock)
+    assert (measures.jobs[JobState.COMPLETED], measures.jobs[JobState.ARCHIVING]) == (0, 1)
+
+
+def test_age_of_a_redriven_job_counts_from_its_restart(db, clock):
+    make_job(db, JobState.SUBMITTED)
+    with db.transaction() as connection:
+        at = NOW + 7 * SECOND
+        connection.execute(
+            text("UPDATE jobs SET redriven_at = :at").bindparams(
+                at=at if db.engine.dialect.name == "postgresql" else "2026-11-23 12:00:07.000000"
+            )
+        )
+    assert read_measures(db=db, clock=clock).ages[JobState.SUBMITTED] == 3
+
+
+def test_measures_count_attempts_deliveries_and_transitions(db, clock):
+    make_job(db, JobState.SUBMITTED)
+    completion = build_completion()
+    for _ in range(2):
+        receive_delivery(TOKEN, completion, encode(completion), db=db, grace=LEASE, clock=clock)
+    measures = read_measures(db=db, clock=clock)
+    assert measures.attempts["open"] == 1
+    assert measures.deliveries == {"recorded": 1, "kept": 0, "hint": 0}
+    assert measures.history.reasons == dict.fromkeys(["enqueued", *WAYS[JobState.COMPLETED]], 1)
+    assert sum(measures.history.phases["run"].counts) == 1
+
+
+def test_sweep_lag_is_how_long_the_most_overdue_job_is_due(db):
+    make_job(db, JobState.QUEUED)
+    before, after = FakeClock(NOW), FakeClock(NOW + LEASE + 8 * SECOND)
+    assert read_measures(db=db, clock=before).sweep_lag == timedelta()
+    assert read_measures(db=db, clock=after).sweep_lag == 8 * SECOND
+
+
+def test_pause_held_submissions_workers_and_sweeps_are_told(db, clock):
+    note_sweep(3, 0.5, db=db, clock=clock)
+    job = make_job(db, JobState.SUBMISSION_UNKNOWN)
+    with db.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET blocked_reason = 'held: dead'"))
+        gates.shut_gate(connection, Gate("submissions", clock(), "fal refuses the account"))
+        for name, age in (("a", SECOND), ("b", timedelta(minutes=5))):
+            keep_worker(connection, SeenWorker(name, 1, ["q"], NOW, clock() - age))
+    measures = read_measures(db=db, clock=clock)
+    assert (measures.held, measures.swept_at) == (1, clock())
+    assert [gate.name for gate in measures.pauses] == ["submissions"]
+    assert [worker.name for worker in list_seen(measures.workers, measures.now)] == ["a"]
+    assert job.state is JobState.SUBMISSION_UNKNOWN
+
+
+def test_many_who_add_events_at_once_add_each_once(db, clock):
+    for _ in range(20):
+        make_job_with_own_token(db, JobState.SUBMITTED)
+
+    def add():
+        add_events(db=db, batch=7, budget=timedelta(seconds=5), clock=clock)
+
+    call_together(*[add] * 4)
+    add()
+    reasons = read_measures(db=db, clock=clock).history.reasons
+    assert reasons == dict.fromkeys(["enqueued", *WAYS[JobState.SUBMITTED]], 20)
+
+
+def test_event_that_commits_after_a_higher_id_is_added_all_the_same(postgres_url):
+    db = Database(postgres_url)
+    clock = FakeClock(NOW)
+    job = make_job(db, JobState.QUEUED)
+    row = {"job_id": job.id, "at": NOW, "from_state": None, "to_state": JobState.QUEUED}
+    slow = db.engine.connect()
+    slow.execute(insert(EventRow).values(**row, reason="first", fence=0))
+    with db.transaction() as quick:
+        quick.execute(insert(EventRow).values(**row, reason="second", fence=0))
+    before = read_measures(db=db, clock=clock).history.reasons
+    slow.commit()
+    slow.close()
+    after = read_measures(db=db, clock=clock).history.reasons
+    db.close()
+    assert before == {"enqueued": 1, "second": 1}
+    assert after == {"enqueued": 1, "second": 1, "first": 1}
+
+
+def test_history_goes_on_after_the_table_was_emptied(db, clock):
+    make_job(db, JobState.ARCHIVED)
+    before = read_measures(db=db, clock=clock).history.reasons["enqueued"]
+    with db.transaction() as connection:
+        connection.execute(text("DELETE FROM events"))
+        if db.engine.dialect.name == "postgresql":
+            connection.execute(text("ALTER SEQUENCE events_id_seq RESTART"))
+    make_job_with_own_token(db, JobState.QUEUED)
+    assert read_measures(db=db, clock=clock).history.reasons["enqueued"] == before + 1
+
+
+def keep_costly_tally(db, clock, name=LIVE, seconds=1.0, **value):
+    with db.transaction() as connection:
+        tallies.note_tally(connection, Tally(name, 1, clock(), seconds, value))
+
+
+def test_costly_count_rests_a_hundred_times_as_long_as_it_took(db, clock):
+    make_job(db, JobState.QUEUED)
+    keep_costly_tally(db, clock, queued={"jobs": 41, "oldest": NOW.timestamp()})
+    clock.move(99 * SECOND)
+    assert read_measures(db=db, clock=clock).jobs[JobState.QUEUED] == 41
+    clock.move(SECOND)
+    assert read_measures(db=db, clock=clock).jobs[JobState.QUEUED] == 1
+
+
+def test_no_count_rests_for_ever(clock):
+    endless = Tally(LIVE, 1, clock(), 10_000.0, {})
+    assert not is_due(endless, clock() + LONGEST_REST - SECOND)
+    assert is_due(endless, clock() + LONGEST_REST)
+
+
+def test_count_from_the_future_is_made_again(clock):
+    """Some clock was wrong once."""
+    assert is_due(Tally(LIVE, 1, clock() + LEASE, 1.0, {}), clock())
+
+
+def test_cheap_counts_write_nothing(db, clock):
+    refresh_measures(db=db, clock=clock)
+    with db.reading() as connection:
+        assert tallies.list_tallies(connection) == []
+
+
+def test_costly_counts_are_kept_for_others(db, clock, monkeypatch):
+    monkeypatch.setattr(measures_module, "WORTH_KEEPING_SECONDS", 0.0)
+    make_job(db, JobState.QUEUED)
+    refresh_measures(db=db, clock=clock)
+    with db.reading() as connection:
+        kept = {tally.name for tally in tallies.list_tallies(connection)}
+    assert kept == {*COUNTS, HISTORY}
+
+
+def test_of_two_who_count_at_once_one_is_kept(db, clock):
+    tally = Tally("name", 1, clock(), 1.0, {"by": "first"})
+    with db.transaction() as connection:
+        assert tallies.keep_tally(connection, tally)
+        assert not tallies.keep_tally(connection, Tally("name", 1, clock(), 1.0, {"by": "second"}))
+        assert tallies.keep_tally(connection, Tally("name", 2, clock(), 1.0, {"by": "third"}))
+        found = tallies.find_tally(connection, "name")
+    assert found is not None
+    assert found.value == {"by": "third"}
+
+
+def test_measures_agree_with_plain_counts_of_a_filled_table(db, clock):
+    fill_table(db, 1300, newest=NOW.timestamp())
+    refresh_measures(db=db, clock=clock, budget=timedelta(seconds=60))
+    measures = read_measures(db=db, clock=clock)
+    with db.reading() as connection:
+        counted = dict(
+            connection.execute(text("SELECT state, count(*) FROM jobs GROUP BY state")).all()
+        )
+        reasons = dict(
+            connection.execute(text("SELECT reason, count(*) FROM events GROUP BY reason")).all()
+        )
+        stored = connection.execute(text("SELECT sum(archive_bytes) FROM jobs")).scalar_one()
+    assert {state.value: n for state, n in measures.jobs.items() if n} == counted
+    assert measures.history.reasons == reasons
+    assert measures.history.archive_bytes == stored
+    assert sum(measures.history.phases["whole"].counts) == counted["archived"]
+
+
+def test_scrapes_leave_a_backlog_of_events_to_the_sweep_but_for_a_little(db, clock):
+    fill_table(db, 1300, newest=NOW.timestamp())
+    first = read_measures(db=db, clock=clock).events_behind
+    assert first > 0
+    assert read_measures(db=db, clock=clock).events_behind == first
+    clock.move(BACKLOG_REST)
+    assert read_measures(db=db, clock=clock).events_behind < first
+
+
+def make_job_with_own_token(db, state):
+    """`make_job` gives every attempt the same token, of which there can be one."""
+    job = make_job(db, state)
+    with db.transaction() as connection:
+        connection.execute(text("UPDATE attempts SET token_hash = cast(id AS text)"))
+    return job

@@ -1,0 +1,119 @@
+"""Dashboard and alert rules against what `/metrics` really tells, and the alerts' runbook."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.harness.logs import preserved_logging
+from tests.test_docs import find_table, read_words
+from webhook import create_app
+from webhook.counters import DELIVERIES
+from worker.jobs.states import JobEvent, JobState
+from worker.settings import load_settings
+
+MONITORING = Path(__file__).parents[1] / "docs" / "monitoring"
+RULES = [
+    rule
+    for group in yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
+DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
+QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+EXPRESSIONS = [*QUERIES, *(rule["expr"] for rule in RULES)]
+STATES, REASONS = set(map(str, JobState)), set(map(str, JobEvent))
+
+
+@pytest.fixture
+def told(sqlite_url) -> set[str]:
+    """The name of each sample."""
+    with preserved_logging():
+        client = create_app(load_settings(database_url=sqlite_url)).test_client()
+        DELIVERIES.labels("refused", "invalid_signature").inc(0)
+        client.get("/healthz")
+        text = client.get("/metrics").text
+    return {one.name for family in text_string_to_metric_families(text) for one in family.samples}
+
+
+def list_names(expression: str) -> set[str]:
+    return set(re.findall(r"\bextend_video_\w+", expression))
+
+
+def test_each_name_in_dashboard_and_alerts_is_told_by_metrics(told) -> None:
+    used = set().union(*map(list_names, EXPRESSIONS))
+    assert len(used) > 15
+    assert used - told == set()
+
+
+def test_each_metric_is_on_the_dashboard(told) -> None:
+    shown = set().union(*map(list_names, QUERIES))
+    missing = {
+        name for name in told if not {name, re.sub(r"_(sum|count)$", "_bucket", name)} & shown
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize(("label", "known"), [("state", STATES), ("reason", REASONS)])
+def test_labels_in_expressions_are_those_that_there_are(label, known) -> None:
+    told = [
+        word
+        for expression in EXPRESSIONS
+        for words in re.findall(rf'\b{label}[!=]~?"([^"]+)"', expression)
+        for word in words.split("|")
+    ]
+    assert told
+    assert set(told) - known == set()
+
+
+def test_each_alert_has_an_entry_in_the_runbook_and_none_is_left_over() -> None:
+    rows = find_table("docs/operations.md", "alert")
+    told = [word for row in rows for word in read_words(row[0])]
+    assert told == [rule["alert"] for rule in RULES]
+    assert all(cell for row in rows for cell in row)
+
+
+def test_each_alert_says_what_it_is_and_how_urgent() -> None:
+    for rule in RULES:
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        assert rule["annotations"]["summary"]
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+
+
+def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_brackets_of_expression_are_closed(expression) -> None:
+    """All that a parser of ours would see; promtool says the rest where it is installed."""
+    bare = re.sub(r'"[^"]*"', '""', expression)
+    pairs = {")": "(", "}": "{", "]": "["}
+    opened: list[str] = []
+    for character in bare:
+        if character in pairs.values():
+            opened.append(character)
+        elif character in pairs:
+            assert opened
+            assert opened.pop() == pairs[character]
+    assert opened == []
+
+
+def test_promtool_accepts_the_rules_where_it_is_installed() -> None:
+    promtool = shutil.which("promtool")
+    command = [promtool, "check", "rules", str(MONITORING / "alerts.yml")] if promtool else ["true"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -1,0 +1,218 @@
+"""One sentence for each state: what the job waits for, until when, what follows, what to do."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from tests.harness.jobs import NOW, build_result
+from tests.harness.values import ATTEMPT, EVENT, JOB, JOB_ID
+from worker.jobs.states import ENDED, JobState
+from worker.jobs.values import Gate, Job
+from worker.setting_types import UnknownPolicy
+from worker.stages.resolve import ResolveTerms
+from worker.waiting import describe_span, describe_time, explain_wait, list_stays
+
+SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+TERMS = ResolveTerms(90 * MINUTE, UnknownPolicy.RESUBMIT, 3, MINUTE)
+GATE = Gate("submissions", NOW + MINUTE, "fal refuses the account: fal_http_403: no balance")
+CANCEL = f"extend-video cancel {JOB_ID}"
+REDRIVE = f"extend-video redrive {JOB_ID}"
+
+
+def build_job(state: JobState, **columns: object) -> Job:
+    values: dict[str, object] = {"blocked_reason": None, "due_at": NOW + MINUTE, "fence": 1}
+    if state in ENDED:
+        values["due_at"] = None
+    if state in {JobState.SUBMITTING, JobState.ARCHIVING}:
+        values["claimed_by"] = "host:1:a"
+    return replace(JOB, state=state, **(values | columns))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_wait_of_each_state_tells_its_parts_in_one_sentence(state) -> None:
+    wait = explain_wait(build_job(state), [ATTEMPT], None, NOW)
+    assert wait.sentence.startswith("It waits for ")
+    assert wait.sentence.endswith(".")
+    for part in (wait.waits_for, wait.then, wait.may_do):
+        assert part
+        assert part in wait.sentence
+    assert (wait.until is None) == (state in ENDED)
+    assert ("12:01:00 UTC (in 1 min 0 s)" in wait.sentence) == (state not in ENDED)
+
+
+@pytest.mark.parametrize("state", sorted(set(JobState) - ENDED))
+def test_overdue_wait_says_since_when_and_where_to_look(state) -> None:
+    wait = explain_wait(build_job(state), [ATTEMPT], None, NOW + 2 * MINUTE, terms=TERMS)
+    assert "due since 12:01:00 UTC (1 min 0 s ago)" in wait.sentence
+    if state is not JobState.SUBMISSION_UNKNOWN:
+        assert "next sweep" in wait.waits_for
+        assert "extend-video status" in wait.may_do
+
+
+def test_queued_job_waits_for_a_worker_and_is_rung_for_again() -> None:
+    wait = explain_wait(build_job(JobState.QUEUED), [], None, NOW)
+    assert wait.waits_for == "a free worker to submit it"
+    assert wait.until == NOW + MINUTE
+    assert wait.then == "the sweep rings for it again"
+    assert wait.may_do == f"{CANCEL} gives it up for free"
+
+
+def test_job_that_fal_turned_away_waits_for_its_next_try() -> None:
+    job = build_job(JobState.QUEUED, blocked_reason="fal_http_429: too many {requests}")
+    wait = explain_wait(job, [ATTEMPT], None, NOW)
+    assert "fal_http_429: too many {requests}" in wait.waits_for
+    assert wait.then == "it is submitted again"
+
+
+def test_pause_of_all_submissions_comes_before_the_job_s_own_reasons() -> None:
+    job = build_job(JobState.QUEUED, due_at=NOW + HOUR)
+    wait = explain_wait(job, [], GATE, NOW)
+    assert "no balance" in wait.waits_for
+    assert wait.until == GATE.opens_at
+    assert "FAL_KEY" in wait.may_do
+
+
+def test_pause_of_submissions_does_not_concern_what_is_at_fal() -> None:
+    job = build_job(JobState.SUBMITTED)
+    assert explain_wait(job, [ATTEMPT], GATE, NOW) == explain_wait(job, [ATTEMPT], None, NOW)
+
+
+def test_submitted_job_tells_fal_s_last_word() -> None:
+    attempt = replace(ATTEMPT, fal_status="IN_QUEUE", queue_position=3)
+    wait = explain_wait(build_job(JobState.SUBMITTED), [attempt], None, NOW)
+    assert wait.waits_for == "fal's webhook (fal's last word: IN_QUEUE, 3 ahead)"
+    assert wait.may_do == f"{CANCEL} has fal asked to give it up"
+
+
+def test_submitted_job_to_be_cancelled_waits_for_fal_to_end_it() -> None:
+    job = build_job(JobState.SUBMITTED, cancel_requested_at=NOW)
+    attempt = replace(ATTEMPT, cancel_status="CANCELLATION_REQUESTED")
+    wait = explain_wait(job, [attempt], None, NOW)
+    assert "CANCELLATION_REQUESTED" in wait.waits_for
+    assert CANCEL not in wait.sentence
+    assert "a result that comes all the same is archived" in wait.then
+
+
+UNKNOWN_JOB = build_job(JobState.SUBMISSION_UNKNOWN, blocked_reason="fal may or may not have it")
+LOST = replace(ATTEMPT, outcome="unknown")
+
+
+@pytest.mark.parametrize(
+    ("job", "lost", "policy", "follows"),
+    [
+        (UNKNOWN_JOB, 1, UnknownPolicy.RESUBMIT, "is submitted once more"),
+        (UNKNOWN_JOB, 1, UnknownPolicy.HOLD, "is held for an operator"),
+        (UNKNOWN_JOB, 3, UnknownPolicy.RESUBMIT, "fails, for 3 submissions were lost"),
+        (
+            replace(UNKNOWN_JOB, cancel_requested_at=NOW),
+            3,
+            UnknownPolicy.HOLD,
+            "is cancelled, as was asked for",
+        ),
+    ],
+)
+def test_unknown_submission_foresees_what_its_death_leads_to(job, lost, policy, follows) -> None:
+    tried = [LOST] * lost
+    wait = explain_wait(job, tried, None, NOW, terms=replace(TERMS, policy=policy))
+    assert f"from 13:30:00 UTC on it counts as dead if it is not there, and {follows}" in wait.then
+    assert f"{REDRIVE} --pay-again" in wait.may_do
+    assert "may pay twice" in wait.may_do
+
+
+def test_attempts_lost_before_a_redrive_do_not_count_for_the_end() -> None:
+    job = replace(UNKNOWN_JOB, redriven_at=NOW + SECOND)
+    tried = [LOST, LOST, replace(LOST, started_at=NOW + MINUTE)]
+    wait = explain_wait(job, tried, None, NOW + MINUTE, terms=TERMS)
+    assert "is submitted once more" in wait.then
+
+
+def test_unknown_submission_without_terms_names_the_setting() -> None:
+    wait = explain_wait(UNKNOWN_JOB, [LOST], None, NOW)
+    assert "UNKNOWN_SECONDS after 12:00:00 UTC" in wait.then
+
+
+def test_held_submission_waits_for_an_operator() -> None:
+    job = replace(UNKNOWN_JOB, blocked_reason="held: no webhook within 5400 s")
+    wait = explain_wait(job, [LOST], None, NOW, terms=TERMS)
+    assert "an operator's decision (held: no webhook" in wait.waits_for
+    assert f"{REDRIVE} --pay-again buys a new run" in wait.may_do
+    assert f"{CANCEL} gives it up" in wait.may_do
+
+
+def test_download_that_failed_waits_for_its_next_try() -> None:
+    job = build_job(JobState.COMPLETED, blocked_reason="media_unavailable: 503")
+    wait = explain_wait(job, [ATTEMPT], None, NOW)
+    assert "media_unavailable: 503" in wait.waits_for
+    assert wait.then == "it is downloaded again"
+    assert CANCEL not in wait.sentence
+
+
+@pytest.mark.parametrize(
+    ("attempts", "columns", "may_do"),
+    [
+        (
+            [replace(ATTEMPT, outcome="rejected")],
+            {},
+            f"{REDRIVE} submits it; nothing was paid so far",
+        ),
+        ([replace(ATTEMPT, outcome="accepted")], {}, f"{REDRIVE} --pay-again buys a new run"),
+        (
+            [replace(ATTEMPT, outcome="accepted")],
+            {"error_code": "result_gone"},
+            f"{REDRIVE} asks fal once more for the paid result",
+        ),
+        (
+            [replace(ATTEMPT, outcome="accepted")],
+            {"result": build_result()},
+            f"{REDRIVE} archives the paid result again",
+        ),
+    ],
+)
+def test_failed_job_tells_the_cheapest_way_on(attempts, columns, may_do) -> None:
+    wait = explain_wait(build_job(JobState.FAILED, **columns), attempts, None, NOW)
+    assert wait.may_do == may_do
+
+
+def test_archived_job_tells_where_its_video_is() -> None:
+    job = build_job(JobState.ARCHIVED, archive_uri="file:///archive/a.mp4")
+    sentence = explain_wait(job, [ATTEMPT], None, NOW).sentence
+    assert sentence == (
+        "It waits for nothing: its video is at file:///archive/a.mp4; nothing has to be done."
+    )
+
+
+def test_stays_tell_how_long_each_state_lasted() -> None:
+    events = [
+        EVENT,
+        replace(
+            EVENT, at=NOW + 2 * SECOND, from_state=JobState.QUEUED, to_state=JobState.SUBMITTED
+        ),
+        # A wish to cancel moves nothing.
+        replace(
+            EVENT, at=NOW + 4 * SECOND, from_state=JobState.SUBMITTED, to_state=JobState.SUBMITTED
+        ),
+    ]
+    stays = list_stays(events, NOW + 9 * SECOND)
+    assert [(stay.state, stay.seconds) for stay in stays] == [("queued", 2), ("submitted", 7)]
+    assert [stay.until for stay in stays] == [NOW + 2 * SECOND, None]
+    assert list_stays([], NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("span", "words"),
+    [
+        (timedelta(seconds=-3), "0 s"),
+        (timedelta(seconds=59.4), "59 s"),
+        (timedelta(seconds=59.6), "1 min 0 s"),
+        (timedelta(hours=2, minutes=5, seconds=59), "2 h 5 min"),
+        (timedelta(days=2, hours=4), "2 d 4 h"),
+    ],
+)
+def test_describe_span_takes_its_two_largest_units(span, words) -> None:
+    assert describe_span(span) == words
+
+
+def test_describe_time_of_another_day_has_its_date() -> None:
+    assert describe_time(NOW, NOW + HOUR) == "12:00:00 UTC"
+    assert describe_time(NOW, NOW + 24 * HOUR) == "2026-11-23 12:00:00 UTC"

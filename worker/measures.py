@@ -1,0 +1,216 @@
+"""What there is to say of the whole table, at a price that does not grow with it.
+
+What takes long to count is kept in `tallies`, and counted again only once that is a hundred times
+as long ago as it took: counting costs about a hundredth of one connection's time, however large the
+table. What is counted in a moment is always new.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from worker.clock import Clock, read_clock
+from worker.db import Database
+from worker.history import History
+from worker.jobs import tallies
+from worker.jobs.slices import list_shut_gates
+from worker.jobs.states import ENDED, JobState
+from worker.jobs.tallies import Tally
+from worker.jobs.values import Gate, Outcome, Verdict
+from worker.jobs.workers import SeenWorker, list_workers
+
+LIVE, ENDS, OUTCOMES, VERDICTS = "live", "ended", "outcomes", "verdicts"
+HISTORY, SWEEP = "history", "sweep"
+COUNTS: Mapping[str, Callable[[Connection], dict[str, Any]]] = {
+    LIVE: tallies.count_live,
+    ENDS: tallies.count_ended,
+    OUTCOMES: tallies.count_outcomes,
+    VERDICTS: tallies.count_verdicts,
+}
+SHARE = 100
+# A count that fails or takes very long must not be the last one.
+LONGEST_REST = timedelta(minutes=15)
+# Below this it is not worth a write.
+WORTH_KEEPING_SECONDS = 0.05
+SCRAPE_BATCH, SWEEP_BATCH = 500, 2000
+BACKLOG_REST = timedelta(seconds=5)
+SWEEP_BUDGET = timedelta(milliseconds=250)
+OPEN = "open"
+# Several times as long as a worker lets pass before it writes that it is there.
+UNSEEN_AFTER = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """The table in numbers, with a zero for whatever there is none of."""
+
+    now: datetime
+    jobs: dict[JobState, int]
+    ages: dict[JobState, float]
+    attempts: dict[str, int]
+    deliveries: dict[str, int]
+    extra_charges: int
+    held: int
+    sweep_lag: timedelta
+    swept_at: datetime | None
+    pauses: list[Gate]
+    workers: list[SeenWorker]
+    history: History
+    events_behind: int
+    counted_at: datetime
+
+
+def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
+    """The numbers as they are, or were when they were last counted."""
+    counted = refresh_measures(db=db, batch=SCRAPE_BATCH, budget=timedelta(), clock=clock)
+    live = counted[LIVE].value
+    now = clock()
+    with db.reading() as connection:
+        earliest = tallies.find_earliest_due(connection)
+        history = load_history(tallies.find_tally(connection, HISTORY))
+        swept = tallies.find_tally(connection, SWEEP)
+        return Measures(
+            now=now,
+            jobs=_sum_jobs(live, counted[ENDS].value),
+            ages=_find_ages(live, now),
+            attempts=_fill([OPEN, *Outcome], counted[OUTCOMES].value),
+            deliveries=_fill(_KEPT_VERDICTS, counted[VERDICTS].value),
+            extra_charges=tallies.count_extra_charges(connection),
+            held=tallies.count_held(connection),
+            sweep_lag=max(timedelta(), now - earliest) if earliest else timedelta(),
+            swept_at=swept.counted_at if swept else None,
+            pauses=list_shut_gates(connection),
+            workers=list_workers(connection),
+            history=history,
+            events_behind=max(0, tallies.find_last_event(connection) - history.cursor),
+            counted_at=min(tally.counted_at for tally in counted.values()),
+        )
+
+
+def refresh_measures(
+    *,
+    db: Database,
+    batch: int = SWEEP_BATCH,
+    budget: timedelta = SWEEP_BUDGET,
+    clock: Clock = read_clock,
+) -> dict[str, Tally]:
+    """Count again what is due for it, and add new events for as long as the budget lasts."""
+    with db.reading() as connection:
+        kept = {tally.name: tally for tally in tallies.list_tallies(connection)}
+    new = {
+        name: _count(db, name, kept.get(name), clock)
+        for name in COUNTS
+        if is_due(kept.get(name), clock())
+    }
+    if costly := [tally for tally in new.values() if tally.seconds >= WORTH_KEEPING_SECONDS]:
+        with db.transaction() as connection:
+            for tally in costly:
+                tallies.keep_tally(connection, tally)
+    if budget or not _is_backlog(kept.get(HISTORY), clock()):
+        add_events(db=db, batch=batch, budget=budget, clock=clock)
+    return {**kept, **new}
+
+
+def is_due(tally: Tally | None, now: datetime) -> bool:
+    """Whether the count is so old, for the time it took, that it may be made again."""
+    if tally is None:
+        return True
+    rest = min(timedelta(seconds=tally.seconds * SHARE), LONGEST_REST)
+    return now - tally.counted_at >= rest or now < tally.counted_at
+
+
+def add_events(*, db: Database, batch: int, budget: timedelta, clock: Clock = read_clock) -> None:
+    """Add what has happened since to the history; of two who do so at once, one has its say."""
+    deadline = time.monotonic() + budget.total_seconds()
+    while _add_batch(db, batch, clock) and time.monotonic() < deadline:
+        pass
+
+
+def note_sweep(overdue: int, seconds: float, *, db: Database, clock: Clock = read_clock) -> None:
+    """Tell whoever looks that a sweep has been here."""
+    with db.transaction() as connection:
+        swept = Tally(SWEEP, 1, clock(), seconds, {"overdue": overdue})
+        tallies.note_tally(connection, swept)
+
+
+def _is_backlog(kept: Tally | None, now: datetime) -> bool:
+    """Whether there is so much to add that it is left to the sweep, but for a little at times."""
+    if kept is None or not kept.value["is_behind"]:
+        return False
+    return timedelta() <= now - kept.counted_at < BACKLOG_REST
+
+
+def load_history(kept: Tally | None) -> History:
+    return History() if kept is None else History.load(kept.value)
+
+
+def _add_batch(db: Database, batch: int, clock: Clock) -> bool:
+    """Whether there may be more."""
+    began = time.monotonic()
+    with db.reading() as connection:
+        kept = tallies.find_tally(connection, HISTORY)
+        history = load_history(kept)
+        if history.cursor > tallies.find_last_event(connection):
+            # The table was emptied, and its numbers begin anew; the sums go on.
+            history.cursor = 0
+        gaps = sorted(history.gaps)
+        events = tallies.list_events_after(connection, history.cursor, gaps, batch)
+    if not events:
+        return False
+    history.add(events, clock())
+    version = 1 if kept is None else kept.version + 1
+    took = time.monotonic() - began
+    with db.transaction() as connection:
+        value = {**history.dump(), "is_behind": len(events) == batch}
+        tally = Tally(HISTORY, version, clock(), took, value)
+        is_kept = tallies.keep_tally(connection, tally)
+    return is_kept and len(events) == batch
+
+
+def _count(db: Database, name: str, kept: Tally | None, clock: Clock) -> Tally:
+    counted_at, began = clock(), time.monotonic()
+    try:
+        with db.reading() as connection:
+            value = COUNTS[name](connection)
+    except OperationalError:
+        # It takes longer than a statement may: what is known stays, and is tried again later.
+        value = {} if kept is None else kept.value
+    version = 1 if kept is None else kept.version + 1
+    return Tally(name, version, counted_at, time.monotonic() - began, value)
+
+
+_KEPT_VERDICTS = (Verdict.RECORDED, Verdict.KEPT, Verdict.HINT)
+
+
+def _value_of(kept: Mapping[str, Tally], name: str) -> dict[str, Any]:
+    return kept[name].value if name in kept else {}
+
+
+def _sum_jobs(live: Mapping[str, Any], ended: Mapping[str, Any]) -> dict[JobState, int]:
+    return {
+        state: int(ended.get(state, 0) if state in ENDED else live.get(state, {}).get("jobs", 0))
+        for state in JobState
+    }
+
+
+def _find_ages(live: Mapping[str, Any], now: datetime) -> dict[JobState, float]:
+    """Seconds since the oldest of each live state is in it; 0 where there is none."""
+    return {
+        state: max(0.0, now.timestamp() - live[state]["oldest"]) if state in live else 0.0
+        for state in JobState
+        if state not in ENDED
+    }
+
+
+def _fill(names: Iterable[str], counted: Mapping[str, Any]) -> dict[str, int]:
+    return {str(name): int(counted.get(name, 0)) for name in names}
+
+
+def list_seen(workers: Iterable[SeenWorker], now: datetime) -> list[SeenWorker]:
+    """Those that have been heard of lately enough to count as there; pure."""
+    return [worker for worker in workers if now - worker.last_seen_at <= UNSEEN_AFTER]
