@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.media.layout import (
@@ -163,6 +163,7 @@ def test_tenant_named_quarantine_lies_apart_from_it() -> None:
     assert layout.name(JOB, "quarantine", AT, "mp4").video == f"%71uarantine/{JOB}.mp4"
 
 
+@settings(deadline=None)  # reading a time zone from disk takes its time, once
 @given(st.sampled_from(LAYOUTS), anything, st.uuids(), moments, anything)
 def test_no_value_of_a_job_leads_out_of_the_archive(text, tenant, job_id, at, extension) -> None:
     names = parse_layout(text).name(job_id, tenant, at, extension)
@@ -178,6 +179,7 @@ def test_no_value_of_a_job_leads_out_of_the_archive(text, tenant, job_id, at, ex
         assert check_name(name) == name
 
 
+@settings(deadline=None)  # reading a time zone from disk takes its time, once
 @given(st.sampled_from(LAYOUTS), whose, whose)
 def test_no_two_jobs_share_a_name(text, job, other_job) -> None:
     def name(job_id: UUID, tenant: str, at: datetime) -> ArchiveNames:

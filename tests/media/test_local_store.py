@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.harness.disk import limit_file_size, list_files
@@ -341,6 +341,7 @@ def test_local_path_of_any_file_uri_gives_the_path_back(text):
     assert local_path(path.as_uri()) == path
 
 
+@settings(deadline=None)  # it writes to disk
 @given(st.text(max_size=20))
 def test_object_of_any_name_stays_within_the_archive(tmp_path_factory, name):
     root = tmp_path_factory.mktemp("archive")

@@ -55,6 +55,8 @@ BY_TEXT = (
     ("TimedOut", "it did not answer in time"),
     ("Timeout", "it did not answer in time"),
     ("dns error", "the name of its host is not known"),
+    ("ConnectionReset", "the connection to it broke"),
+    ("BrokenPipe", "the connection to it broke"),
     ("Connect", "no connection to it"),
     ("error sending request", "the connection to it broke"),
     ("error decoding response body", "the connection to it broke"),
