@@ -167,7 +167,10 @@ def test_webhook_that_overtakes_the_reply_is_recorded(scene):
 
 def test_webhook_is_sent_again_while_the_receiver_is_down(scene):
     listener = scene.deployment.listener
-    assert scene.deployment.yard.parts["receiver"].end() == 0
+    receiver = scene.deployment.yard.parts["receiver"]
+    # Before it has set its signals it ends as any process does.
+    receiver.wait_for_log("Booting worker")
+    assert receiver.end() == 0
     job_id = scene.enqueue()
     listener.settimeout(END_SECONDS)
     connection, _ = listener.accept()
