@@ -78,6 +78,12 @@ def _quote_all(values: Iterable[str]) -> str:
     return ", ".join(f"'{value}'" for value in values)
 
 
+def _index_known(name: str, *columns: str) -> Index:
+    """An index of the rows in which the first column has a value."""
+    known = text(f"{columns[0]} IS NOT NULL")
+    return Index(name, *columns, postgresql_where=known, sqlite_where=known)
+
+
 _ALL_STATES = _quote_all(JobState)
 _ENDED_STATES = _quote_all(sorted(ENDED))
 
@@ -115,6 +121,12 @@ class JobRow(Base):
             sqlite_where=text("due_at IS NOT NULL"),
         ),
         Index("ix_jobs_enqueued_at", "enqueued_at", "id"),
+        # What the page and the shell list, count and measure, however many rows there are.
+        Index("ix_jobs_state", "state", "enqueued_at", "id"),
+        Index("ix_jobs_tenant", "tenant", "enqueued_at", "id"),
+        _index_known("ix_jobs_archived_at", "archived_at", "enqueued_at"),
+        _index_known("ix_jobs_failed_at", "failed_at"),
+        _index_known("ix_jobs_idempotency_key", "idempotency_key"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
