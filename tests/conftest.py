@@ -12,7 +12,10 @@ from tests.harness.servers import Postgres, SharedDatabase, run_postgres, run_re
 from worker.db import Database
 from worker.schema import upgrade_schema
 
-OUR_VARIABLES = ("FAL_", "DATABASE_URL", "BROKER_URL", "WEBHOOK_", "ARCHIVE_URL", "LOG_")
+OUR_VARIABLES = (
+    *("FAL_", "DATABASE_URL", "BROKER_URL", "WEBHOOK_", "ARCHIVE_URL", "LOG_"),
+    *("MONITOR_", "TRUSTED_"),
+)
 OUR_SUFFIXES = ("_SECONDS", "_POLICY")
 
 

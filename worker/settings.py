@@ -30,6 +30,8 @@ from worker.setting_types import (
     check_broker_url,
     check_database_url,
     check_endpoint,
+    check_long,
+    check_password_hash,
 )
 
 
@@ -161,6 +163,21 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="json for programs, text for people; auto picks by terminal"
     )
+    monitor_token: Annotated[Key, AfterValidator(check_long)] | None = Field(
+        None, description="opens the page GET /jobs; without it and a password hash there is none"
+    )
+    monitor_password_hash: Annotated[SecretStr, AfterValidator(check_password_hash)] | None = Field(
+        None, description="the same, for a password of which only this hash is kept"
+    )
+    monitor_session_seconds: Seconds = Field(
+        timedelta(hours=12), description="how long a login to the page is good"
+    )
+    trusted_proxies: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="how many proxies before the receiver tell its callers' address and scheme",
+    )
 
     @field_serializer("database_url", "broker_url", "archive_url")
     def _mask(self, value: str) -> str:
@@ -222,7 +239,13 @@ _MISSING = {
         "must be set, or FAL_KEY_ID and FAL_KEY_SECRET together",
     ),
 }
-_SECRET_FIELDS = {"fal_key", "fal_key_id", "fal_key_secret"}
+_SECRET_FIELDS = {
+    "fal_key",
+    "fal_key_id",
+    "fal_key_secret",
+    "monitor_token",
+    "monitor_password_hash",
+}
 
 
 def _describe_violation(detail: ErrorDetails) -> Violation:
