@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from http import HTTPStatus
 from math import ceil
 from urllib.parse import urlsplit
 
@@ -134,5 +135,6 @@ def add_headers(response: Response) -> Response:
     """On whatever the page answers; files may be asked for again with what is known of them."""
     response.headers.update(HEADERS)
     is_file = request.endpoint in {"page.static", "page.show_file"}
-    response.headers["Cache-Control"] = "private, no-cache" if is_file else "no-store"
+    is_kept = is_file and response.status_code < HTTPStatus.BAD_REQUEST
+    response.headers["Cache-Control"] = "private, no-cache" if is_kept else "no-store"
     return response

@@ -33,6 +33,12 @@ class Masker:
         text = _FAL_KEY.sub(MASK, text)
         return _AUTHORIZATION.sub(rf"\1{MASK}", text)
 
+    def mask_output(self, value: object) -> object:
+        """As a template prints it: what is markup already was masked when it was made."""
+        return (
+            self.mask(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+        )
+
     def mask_json(self, value: object) -> object:
         """The same for every text within it."""
         match value:

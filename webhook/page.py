@@ -32,9 +32,9 @@ from worker.explain import explain_failure
 from worker.jobs import overview
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Job
-from worker.moments import tell_duration
+from worker.moments import tell_briefly, tell_duration
 from worker.settings import Settings
-from worker.stages.cancel import cancel_job
+from worker.stages.cancel import CANCELLABLE, cancel_job
 from worker.stages.redrive import REDRIVABLE, redrive_job
 from worker.stages.resolve import ResolveTerms
 from worker.story import read_story
@@ -45,9 +45,6 @@ DONE = {
     "cancel_asked": "fal is asked to cancel it; a result that comes anyway is archived.",
     "redriven": "The job goes on.",
 }
-CANCELLABLE = frozenset(
-    {JobState.QUEUED, JobState.SUBMITTING, JobState.SUBMITTED, JobState.SUBMISSION_UNKNOWN}
-)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -197,6 +194,8 @@ def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Disp
     sessions = Sessions(credentials.key, settings.monitor_session_seconds)
     doorkeeper = Doorkeeper(credentials, sessions, Throttle())
     app.register_blueprint(build_blueprint(page, doorkeeper))
+    # Whatever a template prints goes through it, so that none can be forgotten.
+    app.jinja_env.finalize = page.masker.mask_output
 
 
 def build_blueprint(page: Page, doorkeeper: Doorkeeper) -> Blueprint:
@@ -234,6 +233,7 @@ def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:
         "mask": lambda value: masker.mask(str(value)),
         "pretty": show_json,
         "duration": tell_duration,
+        "brief": tell_briefly,
         "clock": lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
         "words": lambda name: str(name).replace("_", " "),
         "amount": tell_bytes,

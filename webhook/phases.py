@@ -29,7 +29,7 @@ def list_phases(events: Sequence[Event], now: datetime) -> list[Phase]:
             stays[-1].append(event)
         else:
             stays.append([event])
-    ends = [*(stay[0].at for stay in stays[1:]), None]
+    ends = [*(stay[0].at for stay in stays[1:]), None][: len(stays)]
     spans = [_measure(stay, end, now) for stay, end in zip(stays, ends, strict=True)]
     longest = max((span for span in spans if span), default=timedelta())
     return [

@@ -1,18 +1,16 @@
 """The page's address as a filter and a place in the list, and back again."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import urlencode
 from uuid import UUID
 
-from worker.jobs.overview import JobFilter, Place
+from worker.jobs.overview import JobFilter, Place, parse_label
 from worker.jobs.states import JobState
 from worker.moments import read_moment
 
 LONGEST_TEXT = 200
-LABEL = "a label as name=value, or its name alone"
 FIELDS = ("state", "tenant", "label", "since", "until", "text")
 
 
@@ -57,14 +55,6 @@ def read_query(arguments: Mapping[str, str], now: datetime) -> ListQuery:
     return ListQuery(wanted, older or newer, older is None and newer is not None, fields, wrong)
 
 
-def read_label(text: str) -> tuple[str, str | None]:
-    """Raises ValueError with what is allowed."""
-    name, mark, value = text.partition("=")
-    if not re.fullmatch(r"[\w.:/-]{1,64}", name):
-        raise ValueError(LABEL)
-    return name, value if mark else None
-
-
 def write_place(place: Place) -> str:
     return f"{place.enqueued_at.astimezone(UTC):%Y%m%dT%H%M%S.%f}-{place.id.hex}"
 
@@ -83,7 +73,7 @@ def _narrow(wanted: JobFilter, name: str, text: str, now: datetime) -> JobFilter
         case "state":
             return replace(wanted, state=_read_state(text))
         case "label":
-            return replace(wanted, label=read_label(text))
+            return replace(wanted, label=parse_label(text))
         case "since":
             return replace(wanted, since=read_moment(text, now))
         case "until":
