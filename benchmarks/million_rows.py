@@ -59,12 +59,12 @@ def main() -> None:
     print(f"{arguments.rows} jobs in {time.monotonic() - began:.0f} s")
 
 
-def fill_table(url: str, rows: int, *, now: datetime | None = None) -> None:
-    """Migrate the empty database, and fill it."""
+def fill_table(url: str, rows: int, *, days: float = DAYS) -> None:
+    """Migrate the empty database, and fill it with what came in the last days."""
     upgrade_schema(url)
     db = Database(url)
     dice = random.Random(7)  # noqa: S311 - the same rows each time
-    jobs = make_jobs(dice, rows, now or datetime.now(UTC))
+    jobs = make_jobs(dice, rows, timedelta(days=days))
     try:
         for number, chunk in enumerate(split(jobs, CHUNK)):
             with db.transaction() as connection:
@@ -80,15 +80,17 @@ def fill_table(url: str, rows: int, *, now: datetime | None = None) -> None:
         db.close()
 
 
-def make_jobs(dice: random.Random, rows: int, now: datetime) -> Iterator[Row]:
-    """The oldest first; the live ones are the last."""
+def make_jobs(dice: random.Random, rows: int, span: timedelta) -> Iterator[Row]:
+    """The oldest first; the live ones are the last, and no sweep looks at them for an hour."""
+    now = datetime.now(UTC)
     live = [state for state, count in LIVE.items() for _ in range(count * rows // ROWS + 1)]
     dice.shuffle(live)
-    pause = timedelta(days=DAYS) / rows
+    pause = span / rows
     for number in range(rows):
         is_live = number >= rows - len(live)
         state = live[rows - number - 1] if is_live else pick(dice, SHARES)
-        yield make_job(dice, number, state, now - (rows - number) * pause)
+        job = make_job(dice, number, state, now - (rows - number) * pause)
+        yield job | {"due_at": None if state in ENDED else now + timedelta(hours=1)}
 
 
 def make_job(dice: random.Random, number: int, state: JobState, at: datetime) -> Row:
@@ -100,7 +102,7 @@ def make_job(dice: random.Random, number: int, state: JobState, at: datetime) ->
         "fence": 2,
         "priority": 0,
         "state": state.value,
-        "due_at": None if state in ENDED else at + timedelta(minutes=10),
+        "due_at": None,
         "tenant": TENANTS[int(len(TENANTS) * dice.random() ** 3)],
         "idempotency_key": f"order-{number}" if number % 3 else None,
         "labels": make_labels(dice),
@@ -179,15 +181,28 @@ def make_attempt(job: Row) -> Row:
 
 
 def tell(job: Row) -> Iterator[Row]:
-    """The beginning of the job's history."""
-    moves: list[tuple[Any, ...]] = [(None, "queued", "enqueued", job["enqueued_at"])]
-    if was_sent(job):
-        moves.append(("queued", "submitting", "submission_claimed", job["submitted_at"]))
-        moves.append(("submitting", "submitted", "submission_accepted", job["submitted_at"]))
-    for source, target, reason, at in moves:
+    """The job's history, as far as it has come."""
+    ways: list[tuple[str, str, str]] = [
+        ("queued", "submitting", "submission_claimed"),
+        ("submitting", "submitted", "submission_accepted"),
+        ("submitted", "completed", "result_arrived"),
+        ("completed", "archiving", "archive_claimed"),
+        ("archiving", "archived", "archive_recorded"),
+    ]
+    if job["state"] == "failed":
+        ways[2:] = [("submitted", "failed", "failure_arrived")]
+    if job["state"] == "cancelled":
+        ways[2:] = [("submitted", "cancelled", "job_cancelled")]
+    if job["state"] == "submission_unknown":
+        ways[1:] = [("submitting", "submission_unknown", "submission_lost")]
+    path = ["queued", *(target for _, target, _ in ways)]
+    ended_at = job["archived_at"] or job["failed_at"] or job["cancelled_at"] or datetime.now(UTC)
+    moves = [(None, "queued", "enqueued"), *ways][: path.index(job["state"]) + 1]
+    step = (ended_at - job["enqueued_at"]) / max(len(moves) - 1, 1)
+    for number, (source, target, reason) in enumerate(moves):
         yield {
             "job_id": job["id"],
-            "at": at,
+            "at": job["enqueued_at"] + number * step,
             "from_state": source,
             "to_state": target,
             "reason": reason,
