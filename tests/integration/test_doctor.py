@@ -26,7 +26,7 @@ from tests.harness.jobs import (
 )
 from tests.harness.logs import preserved_logging
 from tests.harness.webhooks import build_body
-from worker import cli, doctor
+from worker import cli, doctor, shell
 from worker.db import Database
 from worker.doctor import Diagnosis, DoctorTerms, examine
 from worker.fal.platform import PlatformClient
@@ -811,7 +811,7 @@ def run(monkeypatch, capsys, database_url) -> Iterator[Callable[..., tuple[int, 
     """Runs the command in this process; its exit code and what it printed."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     opened: list[Runtime] = []
-    build_runtime = cli.build_runtime
+    build_runtime = shell.build_runtime
 
     def build_and_keep() -> Runtime:
         opened.append(build_runtime())

@@ -27,7 +27,7 @@ from tests.harness.logs import preserved_logging
 from tests.harness.processes import EXTEND_VIDEO
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
-from worker import cli, producer, tasks
+from worker import cli, producer, shell, tasks
 from worker.backoff import Backoff
 from worker.db import Database
 from worker.errors import (
@@ -440,7 +440,7 @@ def test_producer_without_a_key_is_told_so(environment, monkeypatch, clip, db) -
 @pytest.fixture
 def run(environment, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     opened: list[Runtime] = []
-    build_runtime = cli.build_runtime
+    build_runtime = shell.build_runtime
 
     def build_and_keep() -> Runtime:
         opened.append(build_runtime())

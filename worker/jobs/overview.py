@@ -27,7 +27,7 @@ from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Job
 
 # What is not rare is found in the first rows; what is, is not looked for through the whole table.
-WINDOWS = (500, 10_000)
+WINDOWS = (500, 5000)
 MOST_EXACT = 1000
 SHORTEST_ID_PREFIX = 8
 ID_DIGITS = 32
@@ -94,6 +94,14 @@ class JobPage:
     following: Place | None
 
 
+def parse_label(text: str) -> tuple[str, str | None]:
+    """A label's name, and its value if one is meant. Raises ValueError with what is allowed."""
+    name, mark, value = text.partition("=")
+    if not re.fullmatch(r"[\w.:/-]{1,64}", name):
+        raise ValueError("a label as name=value, or its name alone")
+    return name, value if mark else None
+
+
 def list_page(
     connection: Connection,
     wanted: JobFilter,
@@ -150,10 +158,9 @@ def _walk(
     lines: list[JobLine] = []
     for size in WINDOWS if rest else (limit + 1,):
         walk = _select_window(wanted, exact, place, size, is_backward=is_backward)
-        window = walk.subquery()
-        order = _order_by(window.c.enqueued_at, window.c.id, is_backward=is_backward)
-        statement = _select_lines(window, rest).order_by(*order).limit(limit + 1 - len(lines))
-        lines += fetch_all(connection, JobLine, statement)
+        statement = _look_through(walk, rest, is_backward=is_backward) if rest else walk
+        missing = limit + 1 - len(lines)
+        lines += fetch_all(connection, JobLine, statement.limit(missing))
         if len(lines) > limit:
             return lines[:limit], lines[limit - 1].place
         place = _find_window_end(connection, walk, size) if rest else None
@@ -162,9 +169,14 @@ def _walk(
     return lines, place
 
 
-def _select_lines(window: Any, rest: Sequence[Condition]) -> Select[Any]:  # noqa: ANN401 - a subquery of one of SQLAlchemy's many kinds
+def _look_through(
+    walk: Select[Any], rest: Sequence[Condition], *, is_backward: bool
+) -> Select[Any]:
+    """Those of the window's rows that meet the rest, in their order."""
+    window = walk.subquery()
     columns = [window.c[name] for name in JobLine.__slots__]
-    return select(*columns).where(*(condition(window.c) for condition in rest))
+    order = _order_by(window.c.enqueued_at, window.c.id, is_backward=is_backward)
+    return select(*columns).where(*(condition(window.c) for condition in rest)).order_by(*order)
 
 
 def _order_by(*columns: Any, is_backward: bool) -> list[Any]:  # noqa: ANN401 - columns of a table or a subquery
