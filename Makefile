@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos lint fmt lock audit clean
+.PHONY: help demo test chaos screenshots lint fmt lock audit clean
 
 ##@ Use
 demo: $(VENV)/.run  ## extend a real video end to end on this machine (ARGS="--video my.mp4 --prompt '...'")
@@ -18,6 +18,9 @@ test: $(VENV)/.dev  ## run the whole suite, real PostgreSQL and Redis included (
 
 chaos: $(VENV)/.dev  ## kill, starve and confuse a deployment for half an hour; one table (ARGS="--short --only kills")
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+screenshots: $(VENV)/.dev  ## take the README's pictures of the page anew, with Chromium
+	@$(BIN)/python -m tests.page.screenshots
 
 lint: $(VENV)/.dev  ## ruff, strict types, import contracts, migration drift, version
 	@$(BIN)/ruff format --check .
@@ -46,7 +49,7 @@ clean:  ## remove the virtual environment and caches
 
 help:
 	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z-]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*##/ {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
   --no-annotate --custom-compile-command "make lock" pyproject.toml

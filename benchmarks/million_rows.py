@@ -2,7 +2,8 @@
 
 Makes a SQLite file and a PostgreSQL of its own, fills each, and then asks `/metrics` again and
 again, as a scraper does. Ends with 1 if a median is above the bound. `--keep FILE` leaves SQLite's
-table there; `--url` fills another database instead.
+table there; `--url` fills another database instead. With `--times 0` it only fills: page.py
+measures the page on such a table.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -21,9 +23,10 @@ from tests.harness.many_rows import fill_table
 from tests.harness.servers import run_postgres
 from webhook import create_app
 from worker.db import Database
+from worker.jobs.overview import JobFilter
 from worker.schema import upgrade_schema
+from worker.selection import list_jobs
 from worker.settings import load_settings
-from worker.story import list_jobs
 
 BOUND_SECONDS = 0.2
 
@@ -50,7 +53,9 @@ class Measured:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--times", type=int, default=50, help="how often each is asked")
+    parser.add_argument(
+        "--times", type=int, default=50, help="how often each is asked; 0 to fill alone"
+    )
     parser.add_argument("--keep", type=Path, help="a SQLite file that is to stay")
     parser.add_argument("--url", help="an empty database of yours")
     given = parser.parse_args()
@@ -59,9 +64,10 @@ def main() -> int:
         upgrade_schema(url)
         with closing(Database(url)) as db:
             began = time.monotonic()
-            fill_table(db, given.rows, newest=time.time())
+            fill_table(db, given.rows, newest=datetime.now(UTC))
             print(f"filled {db.engine.dialect.name} in {time.monotonic() - began:.0f} s")
-            measured += [*measure_reading(db, url, given.times)]
+            if given.times:
+                measured += [*measure_reading(db, url, given.times)]
     for one in measured:
         print(one.describe())
     return 0 if all(one.median < BOUND_SECONDS for one in measured) else 1
@@ -83,10 +89,7 @@ def measure_reading(db: Database, url: str, times: int) -> Iterator[Measured]:
         yield Measured(f"{kind} /metrics", [measure(lambda: get("/metrics")) for _ in range(times)])
     yield Measured(
         f"{kind} list",
-        [
-            measure(lambda: list_jobs(db=db, state=None, tenant=None, limit=50))
-            for _ in range(times)
-        ],
+        [measure(lambda: list_jobs(JobFilter(), db=db, limit=50)) for _ in range(times)],
     )
 
 

@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("any machine")
 
 OUR_VARIABLES = (
     *("FAL_", "DATABASE_URL", "BROKER_", "WEBHOOK_", "ARCHIVE_", "SPOOL_DIR", "LOG_"),
-    *("AWS_", "GOOGLE_", "AZURE_"),
+    *("MONITOR_", "TRUSTED_", "AWS_", "GOOGLE_", "AZURE_"),
 )
 OUR_SUFFIXES = ("_SECONDS", "_POLICY")
 

@@ -5,9 +5,11 @@ import sys
 import httpx
 from flask import Flask
 from structlog.contextvars import clear_contextvars
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from webhook.counters import count_requests
 from webhook.metrics import register_metrics
+from webhook.page import register_page
 from webhook.routes import Receiver, register_routes
 from worker.db import Database
 from worker.dispatch import Dispatcher
@@ -29,7 +31,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         grace=settings.lease_seconds,
         max_bytes=settings.webhook_max_bytes,
     )
-    app = Flask("webhook")
+    app = Flask("webhook", static_folder=None)
     # One more than allowed: a chunked body is cut there, which must not be taken for a whole one.
     app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1
     # A redirect would end a delivery at fal for good.
@@ -38,7 +40,16 @@ def create_app(settings: Settings | None = None) -> Flask:
     count_requests(app)
     register_routes(app, receiver)
     register_metrics(app, receiver.db)
+    register_page(app, settings, receiver.db, receiver.dispatcher)
+    trust_proxies(app, settings.trusted_proxies)
     return app
+
+
+def trust_proxies(app: Flask, count: int) -> None:
+    """Believe the last `count` entries of X-Forwarded-For and -Proto; without proxies nothing."""
+    if count:
+        proxied = ProxyFix(app.wsgi_app, x_for=count, x_proto=count, x_host=0)
+        setattr(app, "wsgi_app", proxied)  # noqa: B010 - for mypy it is a method
 
 
 def _load_or_exit() -> Settings:

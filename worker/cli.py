@@ -7,7 +7,6 @@ import contextlib
 import os
 import sys
 from typing import Annotated, NoReturn
-from uuid import UUID
 
 import typer
 from sqlalchemy.exc import DBAPIError
@@ -35,18 +34,19 @@ from worker.daemons import (
     worker_daemons,
 )
 from worker.errors import DaemonError, ExtendVideoError, ViolationsError
+from worker.examples import show_examples
 from worker.findings import print_diagnosis
-from worker.jobs.states import JobState
+from worker.listing import list_
 from worker.order import follow_job, place_wish
+from worker.orders import cancel, redrive
 from worker.progress import show_progress
 from worker.pruning import prune
 from worker.replay import replay
 from worker.runtime import build_runtime
-from worker.stages.cancel import cancel_job
+from worker.shell import JobId
 from worker.stages.enqueue import DEFAULT_TENANT
-from worker.stages.redrive import redrive_job
 from worker.status import status
-from worker.story import list_jobs, read_story
+from worker.story import read_story
 from worker.trial import demo, emulator
 from worker.watch import refresh_logs
 
@@ -54,12 +54,12 @@ __all__ = ["app", "build_runtime", "main"]
 
 app = typer.Typer(
     help="Extend videos on fal: pay once, lose nothing.",
+    epilog="extend-video COMMAND --help has examples; --install-completion helps your shell.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-JobId = Annotated[UUID, typer.Argument(metavar="ID", help="The job's id.")]
 Prompt = Annotated[str, typer.Option(help="What the new part should show.")]
 FileOrUrl = Annotated[str, typer.Option(metavar="FILE_OR_URL", help="The video to extend.")]
 EndImage = Annotated[
@@ -70,7 +70,7 @@ FalOptions = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog=show_examples("enqueue"))
 def enqueue(
     prompt: Prompt,
     video: FileOrUrl,
@@ -108,19 +108,10 @@ def enqueue(
     place_wish(runtime, wish, wait=wait, as_json=as_json)
 
 
-@app.command("list")
-def list_(
-    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Only jobs of this tenant.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 50,
-    as_json: Json = False,
-) -> None:
-    """List jobs, the newest first."""
-    jobs = list_jobs(db=build_runtime().db, state=state, tenant=tenant, limit=limit)
-    display.print_json([*map(display.job_to_json, jobs)]) if as_json else display.print_jobs(jobs)
+app.command("list", epilog=show_examples("list"))(list_)
 
 
-@app.command()
+@app.command(epilog=show_examples("show"))
 def show(
     job_id: JobId,
     logs: Annotated[bool, typer.Option("--logs", help="What fal has logged, too.")] = False,
@@ -144,40 +135,11 @@ def show(
         display.print_logs(story)
 
 
-@app.command()
-def cancel(job_id: JobId, as_json: Json = False) -> None:
-    """Give a job up: free before its submission, afterwards fal is asked to stop it."""
-    runtime = build_runtime()
-    cancelled = cancel_job(job_id, db=runtime.db)
-    runtime.dispatcher.ring(cancelled.doorbell)
-    if as_json:
-        display.print_json(display.job_to_json(cancelled.job))
-    elif cancelled.job.state is JobState.CANCELLED:
-        display.out.print("cancelled")
-    else:
-        display.out.print("fal is asked to cancel it; a result that comes anyway is archived")
+app.command(epilog=show_examples("cancel"))(cancel)
+app.command(epilog=show_examples("redrive"))(redrive)
 
 
-@app.command()
-def redrive(
-    job_id: JobId,
-    pay_again: Annotated[
-        bool, typer.Option("--pay-again", help="Agree to a new paid submission.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Restart a job that failed, was cancelled or is held, from the latest step still good."""
-    runtime = build_runtime()
-    grace = runtime.settings.lease_seconds
-    job = redrive_job(job_id, db=runtime.db, pay_again=pay_again, grace=grace)
-    runtime.dispatcher.ring(job.doorbell)
-    if as_json:
-        display.print_json(display.job_to_json(job))
-    else:
-        display.out.print(f"it is {job.state.value} again: extend-video show {job_id}")
-
-
-@app.command()
+@app.command(epilog=show_examples("sweep"))
 def sweep(as_json: Json = False) -> None:
     """Ring once for every overdue job, as the scheduler does every few seconds."""
     overdue, rung = build_runtime().ring_overdue()
@@ -188,7 +150,7 @@ def sweep(as_json: Json = False) -> None:
     raise typer.Exit(OK if rung == overdue else FAILED)
 
 
-@app.command()
+@app.command(epilog=show_examples("doctor"))
 def doctor(
     every_file: Annotated[bool, typer.Option("--all", help="Look at every archived file.")] = False,
     hours: Annotated[int, typer.Option(min=1, max=2160, help="How far back at fal.")] = 24,
@@ -200,7 +162,7 @@ def doctor(
     raise typer.Exit(OK if diagnosis.is_clean else FAILED)
 
 
-@app.command()
+@app.command(epilog=show_examples("migrate"))
 def migrate(as_json: Json = False) -> None:
     """Create the job table, or bring it up to date."""
     from worker.schema import upgrade_schema
@@ -212,12 +174,11 @@ def migrate(as_json: Json = False) -> None:
         display.out.print(f"the job table is at revision {revision}")
 
 
-app.command()(schema)
-for command in (verify, rearchive, prune, replay, status):
-    app.command()(command)
+for command in (schema, verify, rearchive, prune, replay, status):
+    app.command(epilog=show_examples(command.__name__))(command)
 
 
-@app.command()
+@app.command(epilog=show_examples("up"))
 def up(
     host: Annotated[str, typer.Option(help="Where the receiver listens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -240,10 +201,11 @@ def up(
             crew.watch()
 
 
-app.command()(demo)
+app.command(epilog=show_examples("demo"))(demo)
 app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
+    epilog=show_examples("emulator"),
 )(emulator)
 
 

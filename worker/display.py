@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from enum import Enum
@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from worker.errors import ViolationsError
 from worker.explain import describe_explanation, explain_failure
 from worker.fal.progress import list_new
+from worker.jobs.overview import JobLine
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt, Event, Job
 from worker.story import Story
@@ -66,7 +67,12 @@ def story_to_json(story: Story) -> dict[str, Any]:
     }
 
 
-def print_jobs(jobs: list[Job]) -> None:
+def print_jobs(jobs: Sequence[Job | JobLine]) -> None:
+    # A line for each job, for `grep`: as wide as it takes.
+    Console(highlight=False, width=100_000).print(build_job_table(jobs))
+
+
+def build_job_table(jobs: Sequence[Job | JobLine]) -> Table:
     names = ("state", "tenant", "enqueued (UTC)", "due", "why")
     table = Table(Column("id", min_width=36), *names, box=None, pad_edge=False)
     for job in jobs:
@@ -78,8 +84,7 @@ def print_jobs(jobs: list[Job]) -> None:
             show_time(job.due_at),
             escape(job.error_code or job.blocked_reason or ""),
         )
-    # A line for each job, for `grep`: as wide as it takes.
-    Console(highlight=False, width=100_000).print(table)
+    return table
 
 
 def print_story(story: Story) -> None:

@@ -8,7 +8,7 @@ table. What is counted in a moment is always new.
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
@@ -65,6 +65,26 @@ class Measures:
     counted_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class StateCount:
+    """How many jobs are in a state; of a live one since when the oldest is, if there is any."""
+
+    state: JobState
+    count: int
+    oldest_at: datetime | None
+
+
+def count_states(*, db: Database, clock: Clock = read_clock) -> list[StateCount]:
+    """Every state, in the order of a job's life; the same numbers as in `read_measures`."""
+    counted = refresh_counts([LIVE, ENDS], db=db, clock=clock)
+    live = counted[LIVE].value
+    oldest = {state: datetime.fromtimestamp(known["oldest"], UTC) for state, known in live.items()}
+    return [
+        StateCount(state, count, oldest.get(state))
+        for state, count in _sum_jobs(live, counted[ENDS].value).items()
+    ]
+
+
 def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
     """The numbers as they are, or were when they were last counted."""
     counted = refresh_measures(db=db, batch=SCRAPE_BATCH, budget=timedelta(), clock=clock)
@@ -100,19 +120,25 @@ def refresh_measures(
     clock: Clock = read_clock,
 ) -> dict[str, Tally]:
     """Count again what is due for it, and add new events for as long as the budget lasts."""
+    counted = refresh_counts(COUNTS, db=db, clock=clock)
+    if budget or not _is_backlog(counted.get(HISTORY), clock()):
+        add_events(db=db, batch=batch, budget=budget, clock=clock)
+    return counted
+
+
+def refresh_counts(names: Iterable[str], *, db: Database, clock: Clock) -> dict[str, Tally]:
+    """All tallies; those of the names counted again if they are due for it."""
     with db.reading() as connection:
         kept = {tally.name: tally for tally in tallies.list_tallies(connection)}
     new = {
         name: _count(db, name, kept.get(name), clock)
-        for name in COUNTS
+        for name in names
         if is_due(kept.get(name), clock())
     }
     if costly := [tally for tally in new.values() if tally.seconds >= WORTH_KEEPING_SECONDS]:
         with db.transaction() as connection:
             for tally in costly:
                 tallies.keep_tally(connection, tally)
-    if budget or not _is_backlog(kept.get(HISTORY), clock()):
-        add_events(db=db, batch=batch, budget=budget, clock=clock)
     return {**kept, **new}
 
 

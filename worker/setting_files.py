@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+)
 from typing_extensions import override
 
 from worker.errors import InvalidSettingsError, Violation
@@ -53,6 +58,28 @@ class FileSettingsSource(PydanticBaseSettingsSource):
         if wrong:
             raise InvalidSettingsError(tuple(wrong))
         return found
+
+
+class FiledSettings(BaseSettings):
+    """Settings that may be given by files, too."""
+
+    @override
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """After the environment and `.env`: the files that they name."""
+        named: dict[str, str | None] = {}
+        for source in (dotenv_settings, env_settings):
+            if isinstance(source, (DotEnvSettingsSource, EnvSettingsSource)):
+                named.update(source.env_vars)
+        files = FileSettingsSource(settings_cls, named)
+        return init_settings, env_settings, dotenv_settings, files
 
 
 def read_value(path: str) -> str:

@@ -18,6 +18,8 @@ MOST_UPLOAD_BYTES = 100_000 * 1024 * 1024
 # What a field of the model's input takes at most.
 MOST_INLINE_BYTES = 8 * 1024 * 1024
 
+SHORTEST_TOKEN = 16
+
 
 DEFAULT_LAYOUT = "{yyyy}/{mm}/{dd}/{job_id}.{ext}"
 
@@ -54,6 +56,25 @@ def check_http_url(value: str) -> str:
 def check_key(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
         raise ValueError("visible ASCII characters without spaces and line ends")
+    return value
+
+
+def check_long(value: SecretStr) -> SecretStr:
+    """A secret that opens a page on the internet has to be hard to guess."""
+    if len(value.get_secret_value()) < SHORTEST_TOKEN:
+        raise ValueError(f"at least {SHORTEST_TOKEN} characters")
+    return value
+
+
+def check_password_hash(value: SecretStr) -> SecretStr:
+    """As `werkzeug.security.generate_password_hash` writes it."""
+    if not re.fullmatch(
+        r"(scrypt:[0-9]+:[0-9]+:[0-9]+|pbkdf2:sha(256|512):[0-9]+)\$[^$\s]+\$[0-9a-f]+",
+        value.get_secret_value(),
+    ):
+        raise ValueError(
+            "a hash of werkzeug's: scrypt:N:R:P$SALT$HASH or pbkdf2:sha256:N$SALT$HASH"
+        )
     return value
 
 

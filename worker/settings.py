@@ -15,18 +15,11 @@ from pydantic import (
     ValidationError,
     field_serializer,
 )
-from pydantic_settings import (
-    BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
-from typing_extensions import override
+from pydantic_settings import SettingsConfigDict
 
 from worker.errors import InvalidSettingsError, Violation
 from worker.setting_faults import describe_missing, describe_violation, mask_url
-from worker.setting_files import FileSettingsSource
+from worker.setting_files import FiledSettings
 from worker.setting_types import (
     DEFAULT_LAYOUT,
     MAX_WEBHOOK_BYTES,
@@ -40,10 +33,12 @@ from worker.setting_types import (
     check_database_url,
     check_endpoint,
     check_file,
+    check_long,
+    check_password_hash,
 )
 
 
-class Settings(BaseSettings):
+class Settings(FiledSettings):
     """Every setting, with its unit, bound and meaning."""
 
     model_config = SettingsConfigDict(
@@ -193,24 +188,6 @@ class Settings(BaseSettings):
         description="how long a step may go on after SIGTERM before its row is given back",
     )
 
-    @override
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """After the environment and `.env`: the files that they name."""
-        named: dict[str, str | None] = {}
-        for source in (dotenv_settings, env_settings):
-            if isinstance(source, (DotEnvSettingsSource, EnvSettingsSource)):
-                named.update(source.env_vars)
-        files = FileSettingsSource(settings_cls, named)
-        return init_settings, env_settings, dotenv_settings, files
-
     archive_sheet: bool = Field(
         False,
         description="keep a contact sheet beside each video, besides its poster",
@@ -236,6 +213,21 @@ class Settings(BaseSettings):
     watchdog_seconds: Seconds = Field(
         timedelta(seconds=120),
         description="how long a worker may leave messages that it has hands for; then it ends",
+    )
+    monitor_token: Annotated[Key, AfterValidator(check_long)] | None = Field(
+        None, description="opens the page GET /jobs; without it and a password hash there is none"
+    )
+    monitor_password_hash: Annotated[SecretStr, AfterValidator(check_password_hash)] | None = Field(
+        None, description="the same, for a password of which only this hash is kept"
+    )
+    monitor_session_seconds: Seconds = Field(
+        timedelta(hours=12), description="how long a login to the page is good"
+    )
+    trusted_proxies: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="how many proxies before the receiver tell its callers' address and scheme",
     )
 
     @field_serializer("database_url", "broker_url", "archive_url")

@@ -8,10 +8,12 @@ from uuid import UUID
 
 from worker.clock import Clock, read_clock
 from worker.db import Database
+from worker.errors import PaysAgainError
 from worker.jobs import attempts, deliveries, table
-from worker.jobs.states import ENDED, JobState
+from worker.jobs.states import ENDED, JobEvent
 from worker.jobs.values import Attempt, Delivery, Event, Job
 from worker.stages.pause import find_pause
+from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolveTerms
 from worker.waiting import Stay, Wait, explain_wait, list_stays
 
@@ -61,10 +63,14 @@ def find_newest_attempt(job_id: UUID, *, db: Database) -> Attempt | None:
     return known[-1] if known else None
 
 
-def list_jobs(*, db: Database, state: JobState | None, tenant: str | None, limit: int) -> list[Job]:
-    """The newest jobs first."""
+def foresee_restart(job: Job, *, db: Database) -> JobEvent | None:
+    """From where an order without new money would restart the job; None if it takes some."""
     with db.reading() as connection:
-        return table.list_jobs(connection, state=state, tenant=tenant, limit=limit)
+        tried = attempts.list_attempts(connection, job.id)
+    try:
+        return choose_restart(job, tried, pay_again=False)[0]
+    except PaysAgainError:
+        return None
 
 
 def follow_events(

@@ -41,7 +41,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
     )
     _create_index("ix_jobs_live", "jobs", ["state", "due_at", *AGES], "due_at IS NOT NULL")
-    _create_index("ix_jobs_ended", "jobs", ["state", "due_at"], "due_at IS NULL")
     _create_index(
         "ix_attempts_extra_charge_at",
         "attempts",
@@ -56,7 +55,6 @@ def downgrade() -> None:
     op.drop_index("ix_deliveries_verdict", "deliveries")
     op.drop_index("ix_attempts_outcome", "attempts")
     op.drop_index("ix_attempts_extra_charge_at", "attempts")
-    op.drop_index("ix_jobs_ended", "jobs")
     op.drop_index("ix_jobs_live", "jobs")
     op.drop_table("workers")
     op.drop_table("tallies")

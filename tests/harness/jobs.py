@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import Connection
 from uuid_utils.compat import uuid7
 
 from worker.db import Database
-from worker.jobs import attempts, table
+from worker.jobs import attempts, overview, table
 from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Job, Move, NewAttempt, NewJob
 
@@ -131,3 +132,9 @@ def read_job(db: Database, job_id: UUID) -> Job:
 def read_attempts(db: Database, job_id: UUID) -> list[Attempt]:
     with db.reading() as connection:
         return attempts.list_attempts(connection, job_id)
+
+
+def list_all_jobs(connection: Connection) -> list[Job]:
+    """Every job, the newest first."""
+    lines = overview.list_page(connection, overview.JobFilter(), limit=1000).lines
+    return overview.list_by_ids(connection, [line.id for line in lines])

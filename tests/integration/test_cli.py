@@ -19,12 +19,12 @@ from tests.harness.logs import preserved_logging
 from tests.harness.processes import EXTEND_VIDEO, Yard, run_yard
 from tests.harness.servers import Postgres
 from tests.harness.waiting import wait_until
-from worker import cli, watch
+from worker import cli, listing, orders, watch
 from worker.app import QUEUES
 from worker.db import Database
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
-from worker.runtime import Runtime
+from worker.runtime import Runtime, build_runtime
 from worker.schema import read_head
 
 VIDEO = "https://example.com/a.mp4"
@@ -80,13 +80,13 @@ def run(monkeypatch, capsys, database_url, redis_url) -> Run:
         take_messages(redis_url, queue)
 
     opened: list[Runtime] = []
-    build_runtime = cli.build_runtime
 
     def build_and_keep() -> Runtime:
         opened.append(build_runtime())
         return opened[-1]
 
-    monkeypatch.setattr(cli, "build_runtime", build_and_keep)
+    for module in (cli, listing, orders):
+        monkeypatch.setattr(module, "build_runtime", build_and_keep)
 
     def run_in_process(*arguments: str) -> Ended:
         monkeypatch.setattr("sys.argv", ["extend-video", *arguments])
@@ -557,7 +557,7 @@ def test_interrupt_ends_with_130(run, monkeypatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "list_jobs", interrupt)
+    monkeypatch.setattr(listing, "list_lines", interrupt)
     ended = run("list")
     assert (ended.code, ended.out) == (130, "")
 

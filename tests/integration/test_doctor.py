@@ -50,7 +50,7 @@ from worker.jobs.values import (
 )
 from worker.media import object_store
 from worker.media.store import Store, open_store
-from worker.runtime import Runtime
+from worker.runtime import Runtime, build_runtime
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -874,7 +874,6 @@ def run(monkeypatch, capsys, database_url) -> Iterator[Callable[..., tuple[int, 
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("ARCHIVE_URL", "file:.")
     opened: list[Runtime] = []
-    build_runtime = cli.build_runtime
 
     def build_and_keep() -> Runtime:
         opened.append(build_runtime())

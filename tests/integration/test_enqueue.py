@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import ENDPOINT, LEASE, NOW, read_job
+from tests.harness.jobs import ENDPOINT, LEASE, NOW, list_all_jobs, read_job
 from tests.harness.together import call_together
 from worker.errors import IdempotencyConflictError, InvalidInputError
 from worker.fal.extend_video import ExtendVideoInput
@@ -33,7 +33,7 @@ def enqueue(db, *, endpoint=ENDPOINT, clock=FakeClock(), **fields):  # noqa: B00
 
 def list_all(db):
     with db.reading() as connection:
-        return table.list_jobs(connection, state=None, tenant=None, limit=99)
+        return list_all_jobs(connection)
 
 
 def list_events(db, job):

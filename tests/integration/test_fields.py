@@ -13,13 +13,12 @@ from pydantic import SecretStr
 
 from tests.emulator.processes import Emulator, start_emulator
 from tests.harness.brokers import take_messages
-from tests.harness.jobs import LEASE, read_attempts
+from tests.harness.jobs import LEASE, list_all_jobs, read_attempts
 from tests.harness.logs import preserved_logging
 from worker import cli, producer, tasks
 from worker.db import Database
 from worker.fal.extend_video import ExtendVideoInput
 from worker.fal.queue import QueueClient
-from worker.jobs import table
 from worker.jobs.values import Job
 from worker.runtime import Runtime, read_request_options
 from worker.settings import load_settings
@@ -183,7 +182,7 @@ def submit(db, fal, send) -> Callable[[Mapping[str, Any]], tuple[Job, dict[str, 
 
 def submit_only_job(db: Database, fal: Emulator) -> Job:
     with db.reading() as connection:
-        [job] = table.list_jobs(connection, state=None, tenant=None, limit=2)
+        [job] = list_all_jobs(connection)
     terms = SubmitTerms(
         worker="w:1",
         webhook_base_url="http://127.0.0.1:9",

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, select, text
 from typing_extensions import override
 
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import CLAIMS, LEASE, WAYS, insert_job
+from tests.harness.jobs import CLAIMS, LEASE, WAYS, insert_job, list_all_jobs
 from worker.db import Database
 from worker.jobs import table
 from worker.jobs.models import EventRow
@@ -159,7 +159,7 @@ class JobMachine(RuleBasedStateMachine):
     @invariant()
     def check_table_against_model(self) -> None:
         with self.db.reading() as connection:
-            found = table.list_jobs(connection, state=None, tenant=None, limit=99)
+            found = list_all_jobs(connection)
             histories = list_histories(connection)
         assert {job.id for job in found} == set(self.jobs) == set(histories)
         for job in found:

@@ -213,7 +213,7 @@ def test_of_two_who_count_at_once_one_is_kept(db, clock):
 
 
 def test_measures_agree_with_plain_counts_of_a_filled_table(db, clock):
-    fill_table(db, 1300, newest=NOW.timestamp())
+    fill_table(db, 1300, newest=NOW)
     refresh_measures(db=db, clock=clock, budget=timedelta(seconds=60))
     measures = read_measures(db=db, clock=clock)
     with db.reading() as connection:
@@ -231,7 +231,7 @@ def test_measures_agree_with_plain_counts_of_a_filled_table(db, clock):
 
 
 def test_scrapes_leave_a_backlog_of_events_to_the_sweep_but_for_a_little(db, clock):
-    fill_table(db, 1300, newest=NOW.timestamp())
+    fill_table(db, 1300, newest=NOW)
     first = read_measures(db=db, clock=clock).events_behind
     assert first > 0
     assert read_measures(db=db, clock=clock).events_behind == first

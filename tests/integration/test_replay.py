@@ -14,13 +14,12 @@ import pytest
 from tests.emulator.clips import make_clip
 from tests.emulator.processes import Emulator, start_emulator
 from tests.harness.brokers import take_messages
-from tests.harness.jobs import make_job, read_attempts, read_job
+from tests.harness.jobs import list_all_jobs, make_job, read_attempts, read_job
 from tests.harness.logs import preserved_logging
 from tests.harness.stages import Bench, open_clients
 from worker import cli
 from worker.app import QUEUES
 from worker.fal.extend_video import complete_input, parse_output
-from worker.jobs import table
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.media.probe import VideoFacts, probe_video
@@ -118,7 +117,7 @@ def write(directory: Path, recipe: Recipe, **changes: object) -> Path:
 
 def list_jobs(db) -> list[Job]:
     with db.reading() as connection:
-        return table.list_jobs(connection, state=None, tenant=None, limit=100)
+        return list_all_jobs(connection)
 
 
 def find_replayed(db, ended: Ended) -> Job:

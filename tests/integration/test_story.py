@@ -7,7 +7,6 @@ from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import (
     LEASE,
-    NOW,
     REQUEST_ID,
     TOKEN,
     WAYS,
@@ -24,7 +23,7 @@ from worker.fal.completion import Completion
 from worker.fal.queue import RefusalClass, Refused
 from worker.jobs.states import JobEvent, JobState
 from worker.stages.complete import receive_delivery
-from worker.story import follow_events, list_jobs, read_story
+from worker.story import follow_events, read_story
 
 MINUTE = timedelta(minutes=1)
 
@@ -49,14 +48,6 @@ def test_read_story_of_another_job_tells_nothing_of_this_one(db):
 def test_read_story_of_an_unknown_job_raises(db):
     with pytest.raises(JobNotFoundError, match="no job has the id"):
         read_story(uuid7(), db=db)
-
-
-def test_list_jobs_gives_the_newest_first_within_bounds(db):
-    jobs = [insert_job(db, now=NOW + age * LEASE, tenant="a") for age in range(3)]
-    insert_job(db, tenant="b")
-    found = list_jobs(db=db, state=JobState.QUEUED, tenant="a", limit=2)
-    assert found == [jobs[2], jobs[1]]
-    assert list_jobs(db=db, state=JobState.FAILED, tenant=None, limit=9) == []
 
 
 def test_follow_events_of_an_ended_job_gives_all_and_ends(db):

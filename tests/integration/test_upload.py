@@ -40,7 +40,7 @@ from worker.fal.storage import StorageClient, UploadTerms
 from worker.fal.storage_api import UploadFile
 from worker.jobs.uploads import Uploaded, find_upload, record_upload
 from worker.jobs.values import Job
-from worker.runtime import Runtime
+from worker.runtime import Runtime, build_runtime
 from worker.stages.enqueue import enqueue_job
 from worker.stages.upload import FRESH_FOR, FileTerms, make_wish
 
@@ -440,7 +440,6 @@ def test_producer_without_a_key_is_told_so(environment, monkeypatch, clip, db) -
 @pytest.fixture
 def run(environment, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     opened: list[Runtime] = []
-    build_runtime = cli.build_runtime
 
     def build_and_keep() -> Runtime:
         opened.append(build_runtime())

@@ -31,6 +31,12 @@ from worker.jobs.columns import NAMING_CONVENTION, Json, RowNumber, StateText, U
 from worker.jobs.states import ENDED, JobState
 
 
+def _index_known(name: str, *columns: str) -> Index:
+    """An index of the rows in which the first column has a value."""
+    known = text(f"{columns[0]} IS NOT NULL")
+    return Index(name, *columns, postgresql_where=known, sqlite_where=known)
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     type_annotation_map: ClassVar[dict[Any, Any]] = {
@@ -91,14 +97,12 @@ class JobRow(Base):
             postgresql_where=text("due_at IS NOT NULL"),
             sqlite_where=text("due_at IS NOT NULL"),
         ),
-        # And ended ones from this: it has an entry for each job that ever ended, a narrow one.
-        Index(
-            "ix_jobs_ended",
-            "state",
-            "due_at",
-            postgresql_where=text("due_at IS NULL"),
-            sqlite_where=text("due_at IS NULL"),
-        ),
+        # What the page and the shell list, and the ended jobs that everybody counts.
+        Index("ix_jobs_state", "state", "enqueued_at", "id"),
+        Index("ix_jobs_tenant", "tenant", "enqueued_at", "id"),
+        _index_known("ix_jobs_archived_at", "archived_at", "enqueued_at"),
+        _index_known("ix_jobs_failed_at", "failed_at"),
+        _index_known("ix_jobs_idempotency_key", "idempotency_key"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)

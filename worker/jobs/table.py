@@ -74,19 +74,6 @@ def find_job_by_key(connection: Connection, tenant: str, idempotency_key: str) -
     return fetch_one(connection, Job, statement)
 
 
-def list_jobs(
-    connection: Connection, *, state: JobState | None, tenant: str | None, limit: int
-) -> list[Job]:
-    """The newest jobs first."""
-    statement = select(*columns_of(JobRow))
-    if state is not None:
-        statement = statement.where(JobRow.state == state)
-    if tenant is not None:
-        statement = statement.where(JobRow.tenant == tenant)
-    statement = statement.order_by(JobRow.enqueued_at.desc(), JobRow.id.desc()).limit(limit)
-    return fetch_all(connection, Job, statement)
-
-
 def claim_job(connection: Connection, job_id: UUID, event: JobEvent, claim: Claim) -> Job | None:
     """Take the job for a lease; the bumped fence keeps an earlier holder from writing more.
 

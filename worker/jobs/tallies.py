@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, case, func, or_, select, type_
 from worker.jobs.columns import UtcDateTime
 from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, TallyRow
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for
-from worker.jobs.states import JobState
+from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import HELD
 
 
@@ -100,7 +100,7 @@ def count_live(connection: Connection) -> dict[str, Any]:
 
 def count_ended(connection: Connection) -> dict[str, Any]:
     statement = (
-        select(JobRow.state, func.count()).where(JobRow.due_at.is_(None)).group_by(JobRow.state)
+        select(JobRow.state, func.count()).where(JobRow.state.in_(ENDED)).group_by(JobRow.state)
     )
     return {str(state): jobs for state, jobs in connection.execute(statement)}
 

@@ -22,6 +22,9 @@ from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Job, Move
 
 RETRY_PAUSE = timedelta(seconds=30)
+CANCELLABLE = frozenset(
+    {JobState.QUEUED, JobState.SUBMITTING, JobState.SUBMISSION_UNKNOWN, JobState.SUBMITTED}
+)
 
 log = structlog.stdlib.get_logger(__name__)
 

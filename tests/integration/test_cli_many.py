@@ -1,0 +1,334 @@
+"""`extend-video` on many jobs: filters, orders by filter, examples, completion, colours."""
+
+import json
+import os
+import pty
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import typer
+from sqlalchemy import text
+
+from tests.harness.jobs import insert_job, make_job, move_job, read_attempts, read_job
+from tests.harness.logs import preserved_logging
+from tests.harness.processes import EXTEND_VIDEO
+from tests.receiver.scene import ON_SQLITE
+from worker import cli, listing, orders
+from worker.db import Database
+from worker.examples import EXAMPLES
+from worker.jobs.states import JobEvent, JobState
+from worker.jobs.values import Job
+from worker.runtime import Runtime
+from worker.settings import load_settings
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+class Silent:
+    """Takes every doorbell, and keeps it."""
+
+    def __init__(self) -> None:
+        self.rung: list[str] = []
+
+    def ring(self, doorbell) -> bool:
+        if doorbell is not None:
+            self.rung.append(doorbell.step.value)
+        return True
+
+
+@pytest.fixture(autouse=True)
+def logging_undone() -> Iterator[None]:
+    with preserved_logging():
+        yield
+
+
+@pytest.fixture
+def bell() -> Silent:
+    return Silent()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, db, database_url, bell) -> Run:
+    """Runs a command in this process; what is typed is given by `typed`."""
+    runtime = Runtime(load_settings(database_url=database_url))
+    vars(runtime)["db"], vars(runtime)["dispatcher"] = db, bell
+    for module in (cli, listing, orders):
+        monkeypatch.setattr(module, "build_runtime", lambda: runtime)
+
+    def run_in_process(*arguments: str, typed: str | None = None) -> tuple[int, str, str]:
+        asked: list[str] = []
+
+        def prompt(question: str, **_: object) -> str:
+            asked.append(question)
+            assert typed is not None, question
+            return typed
+
+        monkeypatch.setattr(typer, "prompt", prompt)
+        monkeypatch.setattr("sys.argv", ["extend-video", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        questions = "".join(asked)
+        code = caught.value.code
+        assert isinstance(code, int | None)
+        return code or 0, questions + captured.out, captured.err
+
+    return run_in_process
+
+
+def add(db: Database, prompt: str = "x", *, age: float = 0, **columns: Any) -> Job:
+    now = datetime.now(UTC) - timedelta(hours=age)
+    return insert_job(db, now=now, input={"prompt": prompt}, **columns)
+
+
+def add_paid_failure(db: Database, token: str) -> Job:
+    """A job whose attempt fal took and failed: a redrive costs money."""
+    job = make_job(db, JobState.SUBMITTED, now=datetime.now(UTC))
+    with db.transaction() as connection:
+        mark = {"token": token, "id": job.id.hex}
+        where = "WHERE replace(CAST(job_id AS text), '-', '') = :id"
+        connection.execute(text(f"UPDATE attempts SET token_hash = :token {where}"), mark)
+    return move_job(db, job, JobEvent.FAILURE_ARRIVED)
+
+
+def list_ids(out: str) -> list[str]:
+    return [line.split()[0] for line in out.splitlines()[1:]]
+
+
+# ------------------------------------------------------------------ list
+
+
+def test_list_is_narrowed_by_each_filter(run, db) -> None:
+    old = add(db, "rain on the harbour", age=5, tenant="t", labels={"env": "prod"})
+    new = add(db, "glacier", idempotency_key="k-1")
+    for option, value, found in (
+        ("--tenant", "t", old),
+        ("--label", "env=prod", old),
+        ("--label", "env", old),
+        ("--until", "2h", old),
+        ("--since", "2h", new),
+        ("--text", "HARBOUR", old),
+        ("--text", "k-1", new),
+        ("--text", str(new.id), new),
+    ):
+        code, out, _ = run("list", option, value)
+        assert (code, list_ids(out)) == (0, [str(found.id)]), (option, value)
+    _, out, _ = run("list", "--limit", "1", "--json")
+    assert [one["id"] for one in json.loads(out)] == [str(new.id)]
+
+
+@ON_SQLITE
+def test_list_names_every_option_that_makes_no_sense(run) -> None:
+    code, out, err = run("list", "--since", "soon", "--until", "x", "--label", "=")
+    assert (code, out) == (2, "")
+    for option in ("--since", "--until", "--label"):
+        assert option in err
+
+
+@ON_SQLITE
+def test_list_watched_shows_what_has_changed_until_ctrl_c(run, db, monkeypatch) -> None:
+    job = add(db)
+    looks = iter([lambda: move_job(db, job, JobEvent.JOB_CANCELLED), None])
+
+    def pass_time(_seconds: float) -> None:
+        change = next(looks)
+        if change is None:
+            raise KeyboardInterrupt
+        change()
+
+    monkeypatch.setattr("worker.listing.time.sleep", pass_time)
+    code, out, _ = run("list", "--watch")
+    assert code == 0
+    states = [line.split()[1] for line in out.splitlines() if str(job.id) in line]
+    assert states == ["queued", "cancelled"]
+
+
+# ------------------------------------------------------------------ cancel by filter
+
+
+def test_cancel_by_filter_takes_the_count_and_leaves_the_rest(run, db, bell) -> None:
+    chosen = [add(db, tenant="t") for _ in range(3)]
+    other = add(db, tenant="u")
+    ended = move_job(db, add(db, tenant="t"), JobEvent.JOB_CANCELLED)
+
+    code, out, err = run("cancel", "--tenant", "t", "--dry-run")
+    assert (code, out, bell.rung) == (0, "", [])
+    assert "3 jobs to cancel: 3 in queued" in err
+    code, out, err = run("cancel", "--tenant", "t", typed="4")
+    assert code == 1
+    assert "nothing was changed" in err
+    assert {read_job(db, job.id).state for job in chosen} == {JobState.QUEUED}
+
+    code, out, err = run("cancel", "--tenant", "t", typed="3")
+    assert code == 0
+    assert "Type 3 to cancel 3 jobs" in out
+    assert "3 cancelled" in out
+    assert {read_job(db, job.id).state for job in chosen} == {JobState.CANCELLED}
+    assert read_job(db, other.id) == other
+    assert read_job(db, ended.id) == ended
+
+
+@ON_SQLITE
+def test_cancel_by_filter_for_scripts_prints_counts(run, db) -> None:
+    add(db, tenant="t")
+    make_job(db, JobState.SUBMITTED, tenant="t")
+    _, out, _ = run("cancel", "--tenant", "t", "--dry-run", "--json")
+    planned = {"dry_run": True, "matched": 2, "in_queued": 1, "in_submitted": 1, "left_out": 0}
+    assert json.loads(out) == planned
+    code, out, _ = run("cancel", "--tenant", "t", "--yes", "--json")
+    assert code == 0
+    assert json.loads(out) == {"matched": 2, "cancelled": 1, "asked_to_cancel_at_fal": 1}
+    _, out, _ = run("cancel", "--tenant", "nobody", "--yes", "--json")
+    assert json.loads(out) == {"matched": 0}
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("command", ["cancel", "redrive"])
+def test_order_for_nothing_or_for_both_is_refused(run, db, command) -> None:
+    job = add(db)
+    for arguments in ((), (str(job.id), "--tenant", "default"), ("--yes",)):
+        code, out, err = run(command, *arguments)
+        assert (code, out) == (2, "")
+        assert "give one ID, or choose jobs" in err
+    assert read_job(db, job.id) == job
+
+
+@ON_SQLITE
+def test_job_that_moves_on_meanwhile_is_told_and_no_failure(run, db, monkeypatch) -> None:
+    job = add(db)
+
+    def end_it(*_: object, **__: object) -> None:
+        make_end = move_job(db, job, JobEvent.SUBMISSION_CLAIMED)
+        move_job(db, read_job(db, make_end.id), JobEvent.SUBMISSION_REJECTED)
+
+    monkeypatch.setattr(orders, "agree", end_it)
+    code, out, err = run("cancel", "--state", "queued")
+    assert (code, out.strip()) == (0, "1 moved on")
+    assert "is failed: there is nothing to cancel" in err
+
+
+# ------------------------------------------------------------------ redrive by filter
+
+
+def test_redrive_by_filter_spends_money_only_where_agreed_and_counted(run, db, bell) -> None:
+    free = move_job(db, add(db), JobEvent.JOB_CANCELLED)
+    paid = [add_paid_failure(db, token) for token in ("a", "b")]
+
+    code, _, err = run("redrive", "--since", "1h", "--dry-run")
+    assert code == 0
+    assert "1 jobs to redrive: 1 submitted for the first money" in err
+    assert "2 more would take new money: --pay-again" in err
+    code, out, _ = run("redrive", "--since", "1h", typed="1")
+    assert (code, bell.rung) == (0, ["submit"])
+    assert read_job(db, free.id).state is JobState.QUEUED
+    assert {read_job(db, job.id).state for job in paid} == {JobState.FAILED}
+
+    code, out, _ = run("redrive", "--state", "failed", "--pay-again", typed="2")
+    assert "Type 2 to redrive 2 jobs, and buy 2 new paid runs" in out
+    assert "2 new paid run" in out
+    assert code == 0
+    assert {read_job(db, job.id).state for job in paid} == {JobState.QUEUED}
+    assert bell.rung == ["submit"] * 3
+
+
+@ON_SQLITE
+def test_redrive_by_filter_uses_a_paid_result_even_with_pay_again(run, db) -> None:
+    job = make_job(db, JobState.ARCHIVING, now=datetime.now(UTC))
+    failed = move_job(db, job, JobEvent.ARCHIVE_REFUSED)
+    code, out, _ = run("redrive", "--state", "failed", "--pay-again", "--yes")
+    assert (code, out.strip()) == (0, "1 archived again")
+    assert read_job(db, failed.id).state is JobState.COMPLETED
+    assert len(read_attempts(db, failed.id)) == 1
+
+
+@ON_SQLITE
+def test_redrive_by_filter_leaves_a_submission_that_may_turn_up(run, db) -> None:
+    job = make_job(db, JobState.SUBMISSION_UNKNOWN, now=datetime.now(UTC))
+    _, out, _ = run("redrive", "--state", "submission_unknown", "--pay-again", "--yes", "--json")
+    assert json.loads(out) == {"matched": 0}
+    assert read_job(db, job.id) == job
+
+
+# ------------------------------------------------------------------ help, completion, colours
+
+
+def list_commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(cli.app)
+    return dict(group.commands)
+
+
+@pytest.mark.parametrize("command", list(EXAMPLES))
+def test_every_example_is_a_command_that_parses(command, monkeypatch) -> None:
+    known = list_commands()[command]
+    assert len(EXAMPLES[command]) >= 2
+    for example in EXAMPLES[command]:
+        program, name, *arguments = shlex.split(example)
+        assert (program, name) == ("extend-video", command)
+        known.make_context(name, arguments)
+
+
+def test_every_command_has_examples_in_its_help() -> None:
+    commands = list_commands()
+    assert set(commands) >= set(EXAMPLES)
+    for name in EXAMPLES:
+        assert EXAMPLES[name][0] in str(commands[name].epilog)
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_completion_is_there_for_each_shell(name) -> None:
+    env = {**os.environ, "_EXTEND_VIDEO_COMPLETE": f"source_{name}"}
+    ended = subprocess.run(
+        [EXTEND_VIDEO], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "_EXTEND_VIDEO_COMPLETE=complete_" in ended.stdout
+
+
+def test_completion_knows_commands_and_states() -> None:
+    def complete(line: str) -> list[str]:
+        words = line.split(" ")
+        env = {**os.environ, "_EXTEND_VIDEO_COMPLETE": "complete_bash"}
+        env |= {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+        ended = subprocess.run(
+            [EXTEND_VIDEO], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        return ended.stdout.split()
+
+    assert complete("extend-video red") == ["redrive"]
+    assert complete("extend-video list --state arch") == ["archiving", "archived"]
+
+
+def read_terminal(sqlite_url: str, **env: str) -> str:
+    """What `list` prints on a terminal."""
+    master, slave = pty.openpty()
+    settings = {"DATABASE_URL": sqlite_url, "TERM": "xterm-256color", "PATH": os.environ["PATH"]}
+    with subprocess.Popen(
+        [EXTEND_VIDEO, "list"], stdout=slave, stderr=slave, stdin=slave, env={**settings, **env}
+    ) as process:
+        os.close(slave)
+        shown = b""
+        while chunk := _read_or_end(master):
+            shown += chunk
+        process.wait(timeout=30)
+    os.close(master)
+    return shown.decode()
+
+
+def _read_or_end(master: int) -> bytes:
+    try:
+        return os.read(master, 65536)
+    except OSError:  # the other end is closed
+        return b""
+
+
+@ON_SQLITE
+def test_colours_are_for_terminals_that_want_them(db, database_url) -> None:
+    move_job(db, add(db), JobEvent.JOB_CANCELLED)
+    assert "\x1b[33mcancelled" in read_terminal(database_url)
+    plain = read_terminal(database_url, NO_COLOR="1")
+    assert "cancelled" in plain
+    assert "\x1b[3" not in plain

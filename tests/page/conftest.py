@@ -1,0 +1,111 @@
+"""A browser for the run, and a page of its own for each test."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from playwright.sync_api import Browser, BrowserContext, Page
+
+from tests.emulator.clips import make_clip
+from tests.harness.brokers import take_messages
+from tests.harness.logs import preserved_logging
+from tests.harness.processes import ONE_WORKER, Deployment, run_deployment, run_emulator, run_yard
+from tests.harness.servers import run_redis
+from tests.page.browser import TOKEN, run_browser
+from tests.page.scene import Site, build_site, close_site, serve
+from worker.app import QUEUES
+
+
+@pytest.fixture(autouse=True)
+def logging_undone() -> Iterator[None]:
+    with preserved_logging():
+        yield
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with run_browser() as running:
+        yield running
+
+
+@pytest.fixture
+def open_site(database_url, db, redis_url) -> Iterator[Callable[..., Site]]:
+    """Builds receivers with a page; settings as keywords."""
+    opened: list[Site] = []
+
+    def build(**changes: Any) -> Site:
+        opened.append(build_site(database_url, db, redis_url, **changes))
+        return opened[-1]
+
+    for queue in QUEUES.values():
+        take_messages(redis_url, queue)
+    yield build
+    for site in opened:
+        close_site(site)
+
+
+@pytest.fixture
+def site(open_site) -> Iterator[Site]:
+    """Served on a port, for a browser."""
+    with serve(open_site()) as served:
+        yield served
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as opened:
+        opened.set_default_timeout(15_000)
+        yield opened
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    """A tab that nothing has complained in, not even the content policy, when the test ends."""
+    tab = context.new_page()
+    complaints: list[str] = []
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    tab.on("console", lambda told: complaints.append(told.text) if told.type == "error" else None)
+    yield tab
+    # What a test provokes, the browser tells as a failed load.
+    assert [one for one in complaints if "Failed to load resource" not in one] == []
+
+
+@pytest.fixture
+def client(open_site) -> FlaskClient:
+    """Without a browser, and logged in."""
+    client: FlaskClient = open_site().app.test_client()
+    answer = client.post("/jobs/login", data={"secret": TOKEN})
+    assert answer.status_code == 303
+    return client
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory) -> Iterator[Deployment]:
+    """Every daemon, an emulator of fal, and the page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        yield from _run_deployment(tmp_path_factory)
+
+
+def _run_deployment(tmp_path_factory) -> Iterator[Deployment]:
+    directory = tmp_path_factory.mktemp("page")
+    files = directory / "emulator" / "files"
+    files.mkdir(parents=True)
+    clip = make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=72)
+    (files / "sample.mp4").write_bytes(clip.read_bytes())
+    with (
+        run_redis() as broker_url,
+        run_yard(directory) as yard,
+        run_emulator(yard) as emulator,
+        run_deployment(
+            yard,
+            emulator=emulator,
+            fal_url=emulator.url,
+            database_url=f"sqlite:///{directory / 'jobs.db'}",
+            broker_url=broker_url,
+            workers=ONE_WORKER,
+            changes={"MONITOR_TOKEN": TOKEN, "SAMPLE": emulator.sample_url},
+        ) as running,
+    ):
+        yield running

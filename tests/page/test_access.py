@@ -1,0 +1,323 @@
+"""Who gets in, what a page never says, and what its answers carry along."""
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+from werkzeug.security import generate_password_hash
+
+from tests.harness.jobs import make_job, read_job
+from tests.page.browser import TOKEN
+from tests.receiver.scene import ON_SQLITE
+from webhook.login import HEADERS
+from worker.jobs.states import JobState
+
+JOB = UUID(int=7)
+PATHS = ("/jobs", f"/jobs/{JOB}", f"/jobs/{JOB}/video", "/jobs/login", "/jobs/session")
+CANARY = "c4n4ry-0123456789abcdef"
+pytestmark = ON_SQLITE
+
+
+def find_csrf(client, job_id) -> str:
+    found = re.search(
+        r'name="csrf_token" value="([0-9a-f]+)"', read_page(client, f"/jobs/{job_id}")
+    )
+    assert found is not None
+    return found[1]
+
+
+def read_page(client, path) -> str:
+    answer = client.get(path)
+    assert answer.status_code == 200, answer.text
+    return str(answer.text)
+
+
+# ------------------------------------------------------------------ off, and on
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/jobs/static/page.css", "/static/page.css"])
+def test_without_settings_there_is_no_page(open_site, path) -> None:
+    client = open_site(monitor_token=None).app.test_client()
+    assert client.get(path).status_code == 404
+    assert client.post(path).status_code in {404, 405}
+    assert client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("path", PATHS[:3])
+def test_without_login_every_path_leads_to_it(open_site, path) -> None:
+    answer = open_site().app.test_client().get(path)
+    assert answer.status_code == 303
+    assert answer.headers["Location"].startswith("/jobs/login")
+
+
+def test_order_without_login_changes_nothing(open_site) -> None:
+    site = open_site()
+    job = site.add_job()
+    answer = site.app.test_client().post(f"/jobs/{job.id}/cancel", data={"csrf_token": "x"})
+    assert answer.status_code == 303
+    assert read_job(site.db, job.id) == job
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/jobs?state=failed", "/jobs/static/page.js"])
+def test_every_answer_has_the_headers_of_a_guarded_page(client, path) -> None:
+    with client.get(path) as answer:
+        assert HEADERS.items() <= dict(answer.headers).items()
+    is_static = "static" in path
+    assert answer.headers["Cache-Control"] == ("private, no-cache" if is_static else "no-store")
+    policy = answer.headers["Content-Security-Policy"]
+    assert "unsafe" not in policy
+    assert "*" not in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_receiver_has_none_of_these_headers(client) -> None:
+    assert set(HEADERS).isdisjoint(dict(client.get("/healthz").headers))
+
+
+# ------------------------------------------------------------------ login
+
+
+@pytest.mark.parametrize("given", ["", "x", TOKEN[:-1], TOKEN + " ", "ü" * 20, "x" * 100_000])
+def test_wrong_secret_gives_no_session(open_site, given) -> None:
+    client = open_site().app.test_client()
+    answer = client.post("/jobs/login", data={"secret": given})
+    assert answer.status_code == 401
+    assert "Set-Cookie" not in answer.headers
+    assert client.get("/jobs").status_code == 303
+
+
+def test_password_is_known_by_its_hash(open_site) -> None:
+    hashed = generate_password_hash("correct horse", method="pbkdf2:sha256:1000")
+    client = open_site(monitor_token=None, monitor_password_hash=hashed).app.test_client()
+    assert client.post("/jobs/login", data={"secret": hashed}).status_code == 401
+    assert client.post("/jobs/login", data={"secret": ""}).status_code == 401
+    assert client.post("/jobs/login", data={"secret": "correct horse"}).status_code == 303
+    assert client.get("/jobs").status_code == 200
+
+
+def test_cookie_is_kept_from_scripts_other_sites_and_plain_http(open_site) -> None:
+    client = open_site(monitor_session_seconds=3600).app.test_client()
+    answer = client.post("/jobs/login", data={"secret": TOKEN}, base_url="https://localhost")
+    cookie = answer.headers["Set-Cookie"]
+    for flag in ("HttpOnly", "Secure", "SameSite=Strict", "Path=/jobs", "Max-Age=3600"):
+        assert flag in cookie
+    assert TOKEN not in cookie
+
+
+@pytest.mark.parametrize(("proxies", "is_secure"), [(0, False), (1, True)])
+def test_cookie_learns_of_https_from_a_trusted_proxy_only(open_site, proxies, is_secure) -> None:
+    client = open_site(trusted_proxies=proxies).app.test_client()
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.1"}
+    answer = client.post("/jobs/login", data={"secret": TOKEN}, headers=headers)
+    assert ("Secure" in answer.headers["Set-Cookie"]) is is_secure
+
+
+@pytest.mark.parametrize(
+    ("wanted", "led_to"),
+    [
+        (f"/jobs/{JOB}", f"/jobs/{JOB}"),
+        ("/jobs?state=failed", "/jobs?state=failed"),
+        ("https://example.com", "/jobs"),
+        ("//example.com/jobs", "/jobs"),
+        ("/jobs\\@example.com", "/jobs"),
+        ("/jobs/../healthz", "/jobs"),
+        ("javascript:alert(1)", "/jobs"),
+    ],
+)
+def test_login_leads_to_our_own_pages_only(open_site, wanted, led_to) -> None:
+    client = open_site().app.test_client()
+    answer = client.post("/jobs/login", data={"secret": TOKEN, "next": wanted})
+    assert answer.headers["Location"] == led_to
+
+
+def test_wrong_guesses_are_slowed_down_and_the_right_one_too(open_site) -> None:
+    client = open_site().app.test_client()
+    answers = [client.post("/jobs/login", data={"secret": "wrong"}) for _ in range(4)]
+    assert [one.status_code for one in answers] == [401, 401, 401, 429]
+    assert answers[-1].headers["Retry-After"] == "1"
+    assert client.post("/jobs/login", data={"secret": TOKEN}).status_code == 429
+
+
+# ------------------------------------------------------------------ forms of others
+
+
+@pytest.mark.parametrize("token", [None, "", "0" * 64])
+@pytest.mark.parametrize("order", ["cancel", "redrive"])
+def test_order_without_the_sessions_word_is_refused(open_site, order, token) -> None:
+    site = open_site()
+    job = make_job(site.db, JobState.QUEUED if order == "cancel" else JobState.CANCELLED)
+    client = site.app.test_client()
+    client.post("/jobs/login", data={"secret": TOKEN})
+    form = {} if token is None else {"csrf_token": token}
+    answer = client.post(f"/jobs/{job.id}/{order}", data=form)
+    assert answer.status_code == 403
+    assert "another login" in answer.text
+    assert read_job(site.db, job.id) == job
+    assert site.take_doorbells() == []
+
+
+def test_order_with_the_word_of_another_session_is_refused(open_site) -> None:
+    site = open_site()
+    job = site.add_job()
+    clients = [site.app.test_client() for _ in range(2)]
+    for one in clients:
+        one.post("/jobs/login", data={"secret": TOKEN})
+    words = [find_csrf(one, job.id) for one in clients]
+    assert words[0] != words[1]
+    refused = clients[0].post(f"/jobs/{job.id}/cancel", data={"csrf_token": words[1]})
+    assert refused.status_code == 403
+    taken = clients[0].post(f"/jobs/{job.id}/cancel", data={"csrf_token": words[0]})
+    assert taken.status_code == 303
+    assert read_job(site.db, job.id).state is JobState.CANCELLED
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}],
+)
+def test_form_of_another_site_is_refused_whatever_it_knows(open_site, headers) -> None:
+    site = open_site()
+    job = site.add_job()
+    client = site.app.test_client()
+    client.post("/jobs/login", data={"secret": TOKEN})
+    form = {"csrf_token": find_csrf(client, job.id)}
+    assert client.post(f"/jobs/{job.id}/cancel", data=form, headers=headers).status_code == 403
+    assert client.post("/jobs/login", data={"secret": TOKEN}, headers=headers).status_code == 403
+    assert read_job(site.db, job.id) == job
+
+
+def test_order_by_get_does_not_exist(client, db) -> None:
+    job = make_job(db)
+    assert client.get(f"/jobs/{job.id}/cancel").status_code == 405
+    assert read_job(db, job.id) == job
+
+
+# ------------------------------------------------------------------ what is not said
+
+
+def test_page_shows_no_secret_wherever_it_was_written(open_site) -> None:
+    key = f"11111111-2222-3333-4444-555555555555:{CANARY}"
+    site = open_site(fal_key=key, webhook_base_url="https://hooks.example.com")
+    leak = (
+        f"fal said: Key {key}, https://user:{CANARY}@host/a?Signature={CANARY} and "
+        f"https://hooks.example.com/webhooks/fal/{CANARY} and {TOKEN}"
+    )
+    fields = {"prompt": leak, "video_url": f"https://s3.example.com/a.mp4?X-Amz-Signature={CANARY}"}
+    job = make_job(
+        site.db,
+        JobState.SUBMITTED,
+        now=datetime.now(UTC),
+        input=fields,
+        idempotency_key=f"https://x/?a={CANARY}",
+    )
+    with site.db.transaction() as connection:
+        for table, column in (
+            ("jobs", "blocked_reason"),
+            ("jobs", "error_code"),
+            ("jobs", "error_message"),
+            ("attempts", "error_message"),
+            ("events", "detail"),
+        ):
+            connection.execute(text(f"UPDATE {table} SET {column} = :leak"), {"leak": leak})
+    client = site.app.test_client()
+    client.post("/jobs/login", data={"secret": TOKEN})
+    for path in ("/jobs", f"/jobs/{job.id}", "/jobs?text=fal"):
+        shown = read_page(client, path)
+        assert CANARY not in shown
+        assert TOKEN not in shown
+        assert "s3.example.com/a.mp4?****" in shown or path != f"/jobs/{job.id}"
+
+
+def test_database_away_is_a_page_with_503(open_site) -> None:
+    site = open_site()
+    with site.db.transaction() as connection:
+        connection.execute(text("ALTER TABLE jobs RENAME TO away"))
+    client = site.app.test_client()
+    client.post("/jobs/login", data={"secret": TOKEN})
+    answer = client.get("/jobs")
+    assert answer.status_code == 503
+    assert "job table cannot be read" in answer.text
+
+
+def test_unknown_file_and_job_are_404_pages(client, db) -> None:
+    job = make_job(db)
+    for path in (f"/jobs/{JOB}", f"/jobs/{JOB}/video", f"/jobs/{job.id}/poster"):
+        answer = client.get(path)
+        assert answer.status_code == 404
+        assert "<h1>" in answer.text
+
+
+# ------------------------------------------------------------------ files
+
+
+@pytest.fixture
+def archived(open_site, tmp_path):
+    """Builds a client and an archived job whose URI is what a test likes."""
+    (tmp_path / "archive").mkdir()
+    site = open_site(archive_url=f"file:{tmp_path / 'archive'}")
+    client = site.app.test_client()
+    client.post("/jobs/login", data={"secret": TOKEN})
+
+    def build(uri: str) -> tuple[object, str]:
+        job = make_job(site.db, JobState.ARCHIVED)
+        with site.db.transaction() as connection:
+            connection.execute(
+                text("UPDATE jobs SET archive_uri = :uri, archive_sha256 = :sum"),
+                {"uri": uri, "sum": "ab" * 32},
+            )
+        return client, f"/jobs/{job.id}/video"
+
+    return build
+
+
+def test_video_is_served_whole_in_ranges_and_not_again(archived, tmp_path) -> None:
+    path = tmp_path / "archive" / "a b.mp4"
+    path.write_bytes(bytes(range(256)) * 4)
+    client, url = archived(path.as_uri())
+    with client.get(url) as whole:
+        assert (whole.status_code, whole.content_type) == (200, "video/mp4")
+        assert whole.data == path.read_bytes()
+        assert whole.headers["Accept-Ranges"] == "bytes"
+        etag = whole.headers["ETag"]
+    with client.get(url, headers={"Range": "bytes=10-19"}) as part:
+        assert (part.status_code, part.data) == (206, bytes(range(10, 20)))
+        assert part.headers["Content-Range"] == "bytes 10-19/1024"
+    with client.get(url, headers={"Range": "bytes=5000-"}) as beyond:
+        assert beyond.status_code == 416
+    with client.get(url, headers={"If-None-Match": etag}) as same:
+        assert (same.status_code, same.data) == (304, b"")
+    with client.get(f"{url}?download=1") as download:
+        assert "attachment" in download.headers["Content-Disposition"]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:{outside}/secret.mp4",
+        "file:{archive}/../secret.mp4",
+        "file:{archive}/%2e%2e/secret.mp4",
+        "file:{archive}/link.mp4",
+        "file:{archive}/notes.txt",
+        "file:{archive}/gone.mp4",
+        "file:{archive}",
+        "file://host{archive}/a.mp4",
+        "file:{archive}/a.mp4?x",
+        "file:",
+        "https://example.com/a.mp4",
+        "s3://bucket/a.mp4",
+        "",
+    ],
+)
+def test_file_that_is_no_video_of_the_archive_is_not_served(archived, tmp_path, uri) -> None:
+    (tmp_path / "secret.mp4").write_bytes(b"secret")
+    archive: Path = tmp_path / "archive"
+    (archive / "notes.txt").write_bytes(b"secret")
+    (archive / "a.mp4").write_bytes(b"secret")
+    (archive / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    client, url = archived(uri.format(outside=tmp_path, archive=archive))
+    answer = client.get(url)
+    assert answer.status_code == 404
+    assert b"secret" not in answer.data

@@ -1,0 +1,247 @@
+"""The page's pure parts: time lines, plots, masks, addresses, spans of time."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.harness.jobs import NOW
+from webhook.access import LONGEST_PAUSE, MOST_ADDRESSES, Sessions, Throttle
+from webhook.board import Hour, pick_quantile
+from webhook.masks import Masker
+from webhook.phases import list_phases
+from webhook.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
+from webhook.query import read_place, read_query, write_place
+from worker.jobs.overview import JobFilter, Place
+from worker.jobs.states import JobState
+from worker.jobs.totals import Measure
+from worker.jobs.values import Event
+from worker.moments import read_moment, tell_briefly, tell_duration
+
+SECOND = timedelta(seconds=1)
+
+
+def tell(*states: str) -> list[Event]:
+    """One event after the other, each a second later than the one before took."""
+    numbers = count(1)
+    at, before, told = NOW, None, []
+    for state in states:
+        number = next(numbers)
+        target = JobState(state)
+        told.append(Event(number, UUID(int=1), at, before, target, "moved", None, 1))
+        at, before = at + number * SECOND, target
+    return told
+
+
+# ------------------------------------------------------------------ phases
+
+
+def test_phases_last_from_one_state_to_the_next_and_the_last_until_now() -> None:
+    phases = list_phases(tell("queued", "submitting", "submitted"), NOW + 10 * SECOND)
+    assert [(one.state.value, one.duration) for one in phases] == [
+        ("queued", SECOND),
+        ("submitting", 2 * SECOND),
+        ("submitted", 7 * SECOND),
+    ]
+    assert [one.is_current for one in phases] == [False, False, True]
+    assert phases[-1].share == 1
+
+
+def test_phase_of_an_end_has_no_duration() -> None:
+    phases = list_phases(tell("queued", "cancelled"), NOW + 1000 * SECOND)
+    assert [one.duration for one in phases] == [SECOND, None]
+
+
+def test_event_without_a_change_of_state_is_told_within_its_phase() -> None:
+    phases = list_phases(tell("queued", "submitting", "submitting", "submitted"), NOW + 9 * SECOND)
+    assert [len(one.events) for one in phases] == [1, 2, 1]
+    assert phases[1].duration == 5 * SECOND
+
+
+def test_clock_that_went_back_makes_no_negative_phase() -> None:
+    [phase] = list_phases(tell("queued"), NOW - SECOND)
+    assert phase.duration == timedelta()
+    assert list_phases([], NOW) == []
+
+
+# ------------------------------------------------------------------ plots
+
+
+def build_hours(*measures: Measure) -> list[Hour]:
+    return [Hour(NOW + number * timedelta(hours=1), one) for number, one in enumerate(measures)]
+
+
+def test_throughput_stands_within_its_frame() -> None:
+    plot = plot_throughput(build_hours(Measure(10, 5, ()), Measure(0, 0, ()), Measure(3, 0, ())))
+    assert plot.top == "15"
+    assert plot.summary == "13 archived and 5 failed in 3 hours"
+    for bar in plot.bars:
+        assert 0 <= bar.x <= bar.x + bar.width <= WIDTH
+        assert 0 <= bar.failed_y <= bar.archived_y <= HEIGHT
+    assert (plot.bars[1].archived_height, plot.bars[1].failed_height) == (0, 0)
+
+
+def test_latency_is_broken_where_nothing_ended() -> None:
+    some = Measure(2, 0, (1.0, 3.0))
+    plot = plot_latency(build_hours(some, some, Measure(0, 0, ()), some))
+    median, slow = plot.lines
+    assert (len(median.points), len(median.paths)) == (3, 1)
+    assert plot.top == "3.0 s"
+    assert all(HEIGHT >= one.y >= 0 for one in (*median.points, *slow.points))
+    assert plot_latency(build_hours(Measure(0, 0, ()))).summary == "nothing archived"
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=50).map(sorted))
+def test_quantiles_are_of_the_values_and_in_order(values) -> None:
+    median, slow = (pick_quantile(tuple(values), share) for share in (0.5, 0.9))
+    if not values:
+        assert median is slow is None
+        return
+    assert {median, slow} <= set(values)
+    assert median is not None
+    assert slow is not None
+    assert median <= slow
+
+
+# ------------------------------------------------------------------ masks
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://a.b/c?X-Sig=1&y=2 and", "https://a.b/c?**** and"),
+        ("https://a.b/c?", "https://a.b/c"),
+        ("https://a.b/c#x", "https://a.b/c#x"),
+        ("https://me:pw@a.b/c", "https://****@a.b/c"),
+        ("http://h/webhooks/fal/tok_en-1", "http://h/webhooks/fal/****"),
+        ("see /webhooks/fal/tok.", "see /webhooks/fal/****"),
+        ("own-secret twice own-secret", "**** twice ****"),
+        ("Authorization: Key abcdefghijklmnopqrst", "Authorization: Key ****"),
+        ("the key to it is a question? yes", "the key to it is a question? yes"),
+        ("rate 30/1, 10:30 o'clock", "rate 30/1, 10:30 o'clock"),
+    ],
+)
+def test_masks_hide_what_is_secret_and_nothing_else(text, shown) -> None:
+    assert Masker(["own-secret", ""]).mask(text) == shown
+
+
+def test_masks_fold_long_bytes_and_walk_through_json() -> None:
+    masker = Masker(["own-secret"])
+    value = {"own-secret": ["data:video/mp4;base64," + "A" * 500, 7, None, {"a": "own-secret"}]}
+    masked = masker.mask_json(value)
+    assert isinstance(masked, dict)
+    [folded, seven, none, inner] = masked["****"]
+    assert folded.endswith("… (522 characters)")
+    assert (seven, none, inner) == (7, None, {"a": "****"})
+
+
+# ------------------------------------------------------------------ addresses
+
+
+@given(
+    st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 - bounds
+    st.uuids(),
+)
+def test_place_in_an_address_is_the_same_place(at, job_id) -> None:
+    assert read_place(write_place(Place(at, job_id))) == Place(at, job_id)
+
+
+@pytest.mark.parametrize("text", ["", "x", "-", "20260101T000000.0-zz", "9" * 400, "a-" * 9])
+def test_place_that_is_none_is_the_beginning(text) -> None:
+    assert read_place(text) is None
+
+
+def test_query_narrows_by_what_it_understands_and_names_the_rest() -> None:
+    given_fields = {"state": "failed", "label": "env=a=b", "since": "2h", "until": "soon", "x": "y"}
+    query = read_query(given_fields | {"tenant": " t ", "text": ""}, NOW)
+    wanted = JobFilter(
+        state=JobState.FAILED, tenant="t", label=("env", "a=b"), since=NOW - timedelta(hours=2)
+    )
+    assert query.wanted == wanted
+    assert set(query.wrong) == {"until"}
+    assert query.link(state=None, label=None) == "?tenant=t&since=2h&until=soon"
+
+
+# ------------------------------------------------------------------ times
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("90s", NOW - timedelta(seconds=90)),
+        (" 15m ", NOW - timedelta(minutes=15)),
+        ("7d", NOW - timedelta(days=7)),
+        ("2w", NOW - timedelta(weeks=2)),
+        ("2026-11-24", datetime(2026, 11, 24, tzinfo=UTC)),
+        ("2026-11-24T18:30", datetime(2026, 11, 24, 18, 30, tzinfo=UTC)),
+        ("2026-11-24T18:30+02:00", datetime(2026, 11, 24, 16, 30, tzinfo=UTC)),
+    ],
+)
+def test_moment_is_read_as_time_or_age(text, moment) -> None:
+    assert read_moment(text, NOW) == moment
+
+
+@pytest.mark.parametrize("text", ["", "soon", "2 hours", "-1h", "2026-13-01", "999999w", "1.5h"])
+def test_moment_that_is_none_is_refused_with_examples(text) -> None:
+    with pytest.raises(ValueError, match="such as 2026-11-24"):
+        read_moment(text, NOW)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "brief", "full"),
+    [
+        (-5, "0 s", "0 ms"),
+        (0.25, "0 s", "250 ms"),
+        (12.34, "12 s", "12.3 s"),
+        (60, "1 min", "1 min"),
+        (185, "3 min", "3 min 5 s"),
+        (7800, "2 h", "2 h 10 min"),
+        (86400, "1 d", "1 d"),
+        (200_000, "2 d", "2 d 7 h"),
+    ],
+)
+def test_duration_is_told_in_its_largest_units(seconds, brief, full) -> None:
+    duration = timedelta(seconds=seconds)
+    assert (tell_briefly(duration), tell_duration(duration)) == (brief, full)
+
+
+# ------------------------------------------------------------------ sessions and guesses
+
+
+def test_session_ends_with_its_time_another_secret_and_any_change(monkeypatch) -> None:
+    sessions = Sessions(b"key", timedelta(seconds=60))
+    cookie = sessions.begin()
+    session = sessions.read(cookie)
+    assert session is not None
+    assert sessions.read(cookie) == session
+    assert Sessions(b"other", timedelta(seconds=60)).read(cookie) is None
+    for spoilt in ("", cookie[:-1], cookie + "x", cookie.swapcase(), "a.b.c", None):
+        assert sessions.read(spoilt) is None
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 62)
+    assert sessions.read(cookie) is None
+
+
+def test_throttle_doubles_up_to_a_minute_for_each_address_alone() -> None:
+    now = 0.0
+    throttle = Throttle(lambda: now)
+    pauses: list[float] = []
+    for _ in range(14):
+        assert throttle.admit("a") == 0
+        pauses.append(throttle.admit("a") if len(pauses) >= 2 else 0)
+        now += pauses[-1]
+    assert pauses == [0, 0, 1, 2, 4, 8, 16, 32, *[LONGEST_PAUSE] * 6]
+    assert throttle.admit("b") == 0
+    throttle.forget("a")
+    assert [throttle.admit("a"), throttle.admit("a")] == [0, 0]
+
+
+def test_throttle_remembers_no_more_addresses_than_it_may() -> None:
+    throttle = Throttle()
+    for number in range(MOST_ADDRESSES + 50):
+        throttle.admit(str(number))
+    assert len(throttle._known) == MOST_ADDRESSES

@@ -1,0 +1,308 @@
+"""`GET /jobs`: what goes on, for people, and their orders cancel and redrive.
+
+Server-rendered; reads are short statements, orders call one stage and ring afterwards, as the
+shell does.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import structlog
+from flask import (
+    Blueprint,
+    Flask,
+    Response,
+    redirect,
+    render_template,
+    request,
+    send_file,
+    url_for,
+)
+from flask.typing import ResponseReturnValue
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException, NotFound
+
+from webhook.access import Credentials, Sessions, Throttle
+from webhook.archive import ArchiveFile, Part, find_file, open_archive, stream_file
+from webhook.board import BoardReader
+from webhook.login import Doorkeeper, add_headers, current_session
+from webhook.masks import Masker
+from webhook.phases import list_phases
+from webhook.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
+from webhook.query import ListQuery, read_query
+from worker.clock import Clock, read_clock
+from worker.db import Database, describe_database_error
+from worker.dispatch import Dispatcher
+from worker.errors import (
+    ExtendVideoError,
+    JobNotFoundError,
+    PaysAgainError,
+    StoreObjectMissingError,
+    StoreUnavailableError,
+    TooLateError,
+)
+from worker.explain import explain_failure
+from worker.jobs import overview
+from worker.jobs.states import ENDED, JobState
+from worker.jobs.values import Job
+from worker.moments import tell_briefly, tell_duration
+from worker.settings import Settings, list_secrets
+from worker.stages.cancel import CANCELLABLE, cancel_job
+from worker.stages.redrive import REDRIVABLE, redrive_job
+from worker.stages.resolve import ResolveTerms
+from worker.story import read_story
+
+if TYPE_CHECKING:
+    from worker.media.store import Store
+
+LINES = 50
+DONE = {
+    "cancelled": "The job is cancelled.",
+    "cancel_asked": "fal is asked to cancel it; a result that comes anyway is archived.",
+    "redriven": "The job goes on.",
+}
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What its views work with."""
+
+    db: Database
+    dispatcher: Dispatcher
+    board: BoardReader
+    masker: Masker
+    terms: ResolveTerms
+    store: "Store | None"
+    clock: Clock = read_clock
+
+    def show_jobs(self) -> ResponseReturnValue:
+        query = read_query(request.args, self.clock())
+        board = self.board.read()
+        with self.db.reading() as connection:
+            found = overview.list_page(
+                connection,
+                query.wanted,
+                place=query.place,
+                limit=LINES,
+                is_backward=query.is_backward,
+            )
+        return render_template(
+            "jobs.html",
+            query=query,
+            board=board,
+            found=found,
+            links=link_pages(query, found),
+            throughput=plot_throughput(board.hours),
+            latency=plot_latency(board.hours),
+            now=self.clock(),
+        )
+
+    def show_job(self, job_id: UUID) -> ResponseReturnValue:
+        return self._tell(job_id, notice=DONE.get(request.args.get("done", "")))
+
+    def show_file(self, job_id: UUID, part: str) -> ResponseReturnValue:
+        """The archived video or its poster, with ranges; as a download with `?download`."""
+        with self.db.reading() as connection:
+            jobs = overview.list_by_ids(connection, [job_id])
+        found = find_file(jobs[0], Part(part), self.store) if jobs else None
+        if found is None:
+            raise NotFound("There is no such file in this receiver's archive.")
+        name = f"{job_id}{found.suffix}"
+        if found.path is None:
+            return self._stream(found, name)
+        return send_file(
+            found.path,
+            mimetype=found.content_type,
+            etag=found.sha256 or True,
+            conditional=True,
+            as_attachment="download" in request.args,
+            download_name=name,
+        )
+
+    def _stream(self, found: ArchiveFile, name: str) -> Response:
+        """Pass the object through from a remote store: whole, for there are no ranges."""
+        assert self.store is not None  # noqa: S101 - it has named the file
+        answer = Response(mimetype=found.content_type)
+        if found.sha256 is not None:
+            answer.set_etag(found.sha256)
+        if "download" in request.args:
+            answer.headers.set("Content-Disposition", "attachment", filename=name)
+        answer.make_conditional(request)
+        if answer.status_code == 304:  # noqa: PLR2004 - HTTP
+            return answer
+        answer.response = stream_file(found, self.store)
+        if found.bytes is not None:
+            answer.content_length = found.bytes
+        return answer
+
+    def cancel(self, job_id: UUID) -> ResponseReturnValue:
+        try:
+            cancelled = cancel_job(job_id, db=self.db, clock=self.clock)
+        except TooLateError as error:
+            return self._tell(job_id, problem=str(error)), 409
+        self.dispatcher.ring(cancelled.doorbell)
+        self._note("page_cancel", job_id)
+        is_done = cancelled.job.state is JobState.CANCELLED
+        return self._return_to(job_id, "cancelled" if is_done else "cancel_asked")
+
+    def redrive(self, job_id: UUID) -> ResponseReturnValue:
+        """Without the word for it no money is spent: that needs a second form, and a tick."""
+        pay_again = request.form.get("pay_again") == "yes"
+        try:
+            job = redrive_job(
+                job_id, db=self.db, pay_again=pay_again, grace=self.terms.grace, clock=self.clock
+            )
+        except PaysAgainError:
+            story = read_story(job_id, db=self.db)
+            return render_template("pay_again.html", job=story.job, attempts=story.attempts), 409
+        except TooLateError as error:
+            return self._tell(job_id, problem=str(error)), 409
+        self.dispatcher.ring(job.doorbell)
+        self._note("page_redrive", job_id, pay_again=pay_again)
+        return self._return_to(job_id, "redriven")
+
+    def _tell(self, job_id: UUID, *, notice: str | None = None, problem: str | None = None) -> str:
+        story = read_story(job_id, db=self.db, terms=self.terms, clock=self.clock)
+        now = self.clock()
+        return render_template(
+            "job.html",
+            story=story,
+            job=story.job,
+            wait=story.wait,
+            phases=list_phases(story.events, now),
+            explanation=explain_failure(story.job, story.attempts),
+            media=self._find_media(story.job),
+            may_cancel=story.job.state in CANCELLABLE,
+            may_redrive=story.job.state in REDRIVABLE,
+            is_ended=story.job.state in ENDED,
+            notice=notice,
+            problem=problem,
+            now=now,
+        )
+
+    def _find_media(self, job: Job) -> dict[str, ArchiveFile | None]:
+        """By part what can be shown."""
+        return {part.value: find_file(job, part, self.store) for part in Part}
+
+    def _return_to(self, job_id: UUID, done: str) -> ResponseReturnValue:
+        return redirect(url_for("page.show_job", job_id=job_id, done=done), 303)
+
+    def _note(self, event: str, job_id: UUID, **facts: object) -> None:
+        log.info(event, job_id=str(job_id), address=request.remote_addr, **facts)
+
+
+def link_pages(query: ListQuery, found: overview.JobPage) -> dict[str, str]:
+    """Where `newer`, `older` and `further` lead; only what leads somewhere is in it."""
+    lines, links = found.lines, dict[str, str]()
+    older = found.following if not query.is_backward else (lines[-1].place if lines else None)
+    newer = found.following if query.is_backward else (lines[0].place if lines else None)
+    is_full = len(lines) == LINES
+    if older is not None:
+        links["older" if is_full or query.is_backward else "further"] = query.turn(older)
+    if newer is not None and (query.place is not None):
+        links["newer"] = query.turn(newer, is_backward=True)
+    return links
+
+
+def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Dispatcher) -> None:
+    """Add the page, if there is anything to open it with; else its addresses do not exist."""
+    credentials = Credentials(settings)
+    if not credentials.are_set:
+        return
+    page = Page(
+        db=db,
+        dispatcher=dispatcher,
+        board=BoardReader(db, read_clock),
+        masker=Masker(list_secrets(settings)),
+        terms=ResolveTerms(
+            unknown_after=settings.unknown_seconds,
+            policy=settings.unknown_policy,
+            max_attempts=settings.max_attempts,
+            grace=settings.lease_seconds,
+        ),
+        store=open_archive(settings),
+    )
+    sessions = Sessions(credentials.key, settings.monitor_session_seconds)
+    doorkeeper = Doorkeeper(credentials, sessions, Throttle())
+    app.register_blueprint(build_blueprint(page, doorkeeper))
+    # Whatever a template prints goes through it, so that none can be forgotten.
+    app.jinja_env.finalize = page.masker.mask_output
+
+
+def build_blueprint(page: Page, doorkeeper: Doorkeeper) -> Blueprint:
+    here = Path(__file__).parent
+    routes = Blueprint(
+        "page",
+        __name__,
+        url_prefix="/jobs",
+        static_folder=str(here / "static"),
+        template_folder=str(here / "templates"),
+    )
+    routes.before_request(doorkeeper.check_request)
+    routes.after_request(add_headers)
+    routes.get("")(page.show_jobs)
+    routes.get("/<uuid:job_id>")(page.show_job)
+    routes.get("/<uuid:job_id>/<any(video, poster):part>")(page.show_file)
+    routes.post("/<uuid:job_id>/cancel")(page.cancel)
+    routes.post("/<uuid:job_id>/redrive")(page.redrive)
+    routes.get("/login")(doorkeeper.show_login)
+    routes.post("/login")(doorkeeper.log_in)
+    routes.get("/session")(doorkeeper.show_session)
+    routes.post("/logout")(doorkeeper.log_out)
+    for name, show in list_filters(page.masker).items():
+        routes.add_app_template_filter(show, name)
+    routes.context_processor(lambda: {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "session": current_session})
+    routes.register_error_handler(Exception, show_error)
+    return routes
+
+
+def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:
+    def show_json(value: object) -> str:
+        return json.dumps(masker.mask_json(value), indent=2, ensure_ascii=False)
+
+    return {
+        "mask": lambda value: masker.mask(str(value)),
+        "pretty": show_json,
+        "duration": tell_duration,
+        "brief": tell_briefly,
+        "clock": lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
+        "words": lambda name: str(name).replace("_", " "),
+        "amount": tell_bytes,
+    }
+
+
+def tell_bytes(count: int) -> str:
+    amount, units = float(count), ["B", "kB", "MB", "GB"]
+    while amount >= 1000 and len(units) > 1:  # noqa: PLR2004 - as units go
+        amount, units = amount / 1000, units[1:]
+    return f"{amount:.0f} {units[0]}" if units[0] in {"B", "kB"} else f"{amount:.1f} {units[0]}"
+
+
+def show_error(error: Exception) -> ResponseReturnValue:
+    """As a page, in words; what is no one's mistake is logged."""
+    match error:
+        case HTTPException():
+            status, title, told = error.code or 500, error.name, error.description or ""
+        case JobNotFoundError():
+            status, title, told = 404, "No such job", str(error)
+        case StoreObjectMissingError():
+            status, title, told = 404, "No such file", str(error)
+        case StoreUnavailableError():
+            log.error("archive_unavailable", reason=str(error))
+            status, title, told = 503, "The archive cannot be read", str(error)
+        case ExtendVideoError():
+            status, title, told = 500, error.code.replace("_", " "), str(error)
+        case SQLAlchemyError():
+            log.error("database_unavailable", reason=describe_database_error(error))
+            status, title = 503, "The job table cannot be read"
+            told = "The database is away, or older than this code: extend-video migrate. Try again."
+        case _:
+            log.error("page_broken", exc_info=error)
+            status, title, told = 500, "Something broke", "The receiver's log says what."
+    return render_template("message.html", title=title, told=told, status=status), status

@@ -1,0 +1,81 @@
+// Keeps the page fresh, and the keyboard useful. Without it everything works, by hand.
+"use strict";
+
+const RENEW_MS = 5000;
+
+function isBusy(part) {
+  const open = part.querySelector("details[open]");
+  const selection = document.getSelection();
+  const isSelecting = selection && !selection.isCollapsed && part.contains(selection.anchorNode);
+  return Boolean(open) || isSelecting || part.contains(document.activeElement);
+}
+
+async function renew() {
+  const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (answer.redirected) location.reload();
+  if (!answer.ok) return;
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const head = document.querySelector("[data-state]");
+  const freshHead = fresh.querySelector("[data-state]");
+  // Another state brings other parts along, such as the video.
+  if (head && freshHead && head.dataset.state !== freshHead.dataset.state) return location.reload();
+  for (const part of document.querySelectorAll("[data-live]")) {
+    const twin = fresh.querySelector(`[data-live="${part.dataset.live}"]`);
+    if (twin && !isBusy(part) && twin.innerHTML !== part.innerHTML) part.innerHTML = twin.innerHTML;
+  }
+}
+
+function keepFresh(live) {
+  live.checked = localStorage.getItem("live") !== "off";
+  live.addEventListener("change", () => localStorage.setItem("live", live.checked ? "on" : "off"));
+  setInterval(() => {
+    if (live.checked && !document.hidden) renew().catch(() => undefined);
+  }, RENEW_MS);
+}
+
+function step(by) {
+  const links = [...document.querySelectorAll("table.jobs a.title")];
+  if (!links.length) return;
+  const at = links.indexOf(document.activeElement);
+  links[at < 0 ? 0 : Math.max(0, Math.min(links.length - 1, at + by))].focus();
+}
+
+function listen(event) {
+  const isTyping = event.target.closest("input, select, textarea");
+  if (isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
+  const search = document.getElementById("text");
+  if (event.key === "/" && search) {
+    event.preventDefault();
+    search.focus();
+    search.select();
+  }
+  if (event.key === "j") step(1);
+  if (event.key === "k") step(-1);
+}
+
+// The cookie is strict: whoever comes by a link from elsewhere seems to have none, but has.
+async function enter(form) {
+  const answer = await fetch(form.dataset.session);
+  if (answer.status === 204) location.replace(form.dataset.next);
+}
+
+// A filter that is not set has no place in the address.
+function dropEmpty(event) {
+  for (const field of event.target.elements) {
+    if (field.name && !field.value) field.disabled = true;
+  }
+}
+
+const live = document.getElementById("live");
+const login = document.querySelector("form[data-session]");
+const filters = document.querySelector("form.filters");
+if (live) keepFresh(live);
+if (login) enter(login).catch(() => undefined);
+if (filters) {
+  filters.addEventListener("submit", dropEmpty);
+  filters.state.addEventListener("change", () => filters.requestSubmit());
+  addEventListener("pageshow", () => {
+    for (const field of filters.elements) field.disabled = false;
+  });
+}
+addEventListener("keydown", listen);

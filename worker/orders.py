@@ -1,0 +1,223 @@
+"""`extend-video cancel` and `redrive`: one job by its id, or many by a filter and their count."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, NoReturn
+from uuid import UUID
+
+import typer
+from rich.progress import track
+
+from worker import display
+from worker.arguments import FAILED, OK, Json, Tenant
+from worker.errors import PaysAgainError, TooLateError
+from worker.jobs.overview import JobFilter
+from worker.jobs.states import JobEvent, JobState
+from worker.jobs.values import Job
+from worker.runtime import Runtime, build_runtime
+from worker.selection import read_jobs, walk_lines
+from worker.shell import (
+    DryRun,
+    Label,
+    MaybeJobId,
+    Since,
+    State,
+    Text,
+    Until,
+    Yes,
+    read_filter,
+)
+from worker.stages.cancel import CANCELLABLE, cancel_job
+from worker.stages.redrive import REDRIVABLE, redrive_job
+from worker.story import foresee_restart
+
+PAYS = "new_paid_run"
+RESTARTS = {
+    JobEvent.ARCHIVE_REDRIVEN: "archived_again",
+    JobEvent.POLL_REDRIVEN: "asked_again",
+    JobEvent.SUBMIT_REDRIVEN: "submitted_for_the_first_money",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done, by job; and what would be, were money agreed to."""
+
+    kinds: Mapping[UUID, str]
+    left_out: int = 0
+
+    def describe(self, verb: str) -> str:
+        words = [f"{count} {name.replace('_', ' ')}" for name, count in self.count().items()]
+        told = f"{len(self.kinds)} jobs to {verb}: {', '.join(words) or 'none'}"
+        paid = f"; {self.left_out} more would take new money: --pay-again" if self.left_out else ""
+        return told + paid
+
+    def count(self) -> dict[str, int]:
+        return dict(Counter(self.kinds.values()))
+
+
+def cancel(
+    job_id: MaybeJobId = None,
+    state: State = None,
+    tenant: Tenant = None,
+    label: Label = None,
+    since: Since = None,
+    until: Until = None,
+    text: Text = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Give jobs up: free before the submission, afterwards fal is asked to stop them."""
+    wanted = read_filter(state, tenant, label, since, until, text)
+    check_choice(job_id, wanted)
+    runtime = build_runtime()
+    if job_id is not None and not dry_run:
+        print_cancelled(cancel_one(runtime, job_id), as_json=as_json)
+        return
+    found = [job_id] if job_id else select_ids(runtime, wanted, CANCELLABLE)
+    jobs = [job for job in read_jobs(found, db=runtime.db) if job.state in CANCELLABLE]
+    plan = Plan({job.id: f"in_{job.state.value}" for job in jobs})
+    agree(plan, "cancel", dry_run=dry_run, yes=yes, as_json=as_json)
+    carry_out(plan, lambda one: name_cancelled(cancel_one(runtime, one)), as_json=as_json)
+
+
+def redrive(
+    job_id: MaybeJobId = None,
+    state: State = None,
+    tenant: Tenant = None,
+    label: Label = None,
+    since: Since = None,
+    until: Until = None,
+    text: Text = None,
+    pay_again: Annotated[
+        bool, typer.Option("--pay-again", help="Agree to new paid submissions, where they help.")
+    ] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    as_json: Json = False,
+) -> None:
+    """Restart jobs that failed, were cancelled or are held, from the latest step still good.
+
+    By a filter money is spent only where nothing that was paid for can be used, and only on the
+    runs that were counted.
+    """
+    wanted = read_filter(state, tenant, label, since, until, text)
+    check_choice(job_id, wanted)
+    runtime = build_runtime()
+    if job_id is not None and not dry_run:
+        print_redriven(redrive_one(runtime, job_id, pay_again=pay_again), as_json=as_json)
+        return
+    found = [job_id] if job_id else select_ids(runtime, wanted, REDRIVABLE)
+    plan = plan_redrive(runtime, read_jobs(found, db=runtime.db), pay_again=pay_again)
+    agree(plan, "redrive", dry_run=dry_run, yes=yes, as_json=as_json)
+
+    def restart(one: UUID) -> str:
+        pays = plan.kinds[one] == PAYS
+        redrive_one(runtime, one, pay_again=pays)
+        return plan.kinds[one]
+
+    carry_out(plan, restart, as_json=as_json)
+
+
+def check_choice(job_id: UUID | None, wanted: JobFilter) -> None:
+    """One way of choosing, for `all jobs` is never meant by saying nothing."""
+    if (job_id is None) == (wanted == JobFilter()):
+        raise typer.BadParameter("give one ID, or choose jobs by --state, --tenant, --label, ...")
+
+
+def select_ids(runtime: Runtime, wanted: JobFilter, states: frozenset[JobState]) -> list[UUID]:
+    narrowed = replace(wanted, states=states)
+    return [line.id for line in walk_lines(narrowed, db=runtime.db)]
+
+
+def plan_redrive(runtime: Runtime, jobs: Iterable[Job], *, pay_again: bool) -> Plan:
+    """What each job would restart from. A submission that may still turn up is left alone."""
+    kinds, left_out = dict[UUID, str](), 0
+    for job in jobs:
+        if job.state not in REDRIVABLE:
+            continue
+        if job.state is JobState.SUBMISSION_UNKNOWN and not job.is_held:
+            continue
+        event = foresee_restart(job, db=runtime.db)
+        if event is not None:
+            kinds[job.id] = RESTARTS[event]
+        elif pay_again:
+            kinds[job.id] = PAYS
+        else:
+            left_out += 1
+    return Plan(kinds, left_out)
+
+
+def agree(plan: Plan, verb: str, *, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Say what is to be done; go on only with `--yes`, or the right count."""
+    count, runs = len(plan.kinds), plan.count().get(PAYS, 0)
+    if dry_run and as_json:
+        told = {"dry_run": True, "matched": count, **plan.count(), "left_out": plan.left_out}
+        display.print_json(told)
+    else:
+        display.err.print(plan.describe(verb))
+    if dry_run or not count:
+        if as_json and not dry_run:
+            display.print_json({"matched": 0})
+        raise typer.Exit(OK)
+    if yes:
+        return
+    cost = f", and buy {runs} new paid runs" if runs else ""
+    given = typer.prompt(f"Type {count} to {verb} {count} jobs{cost}", err=True)
+    if str(given).strip() != str(count):
+        display.err.print("nothing was changed")
+        raise typer.Exit(FAILED)
+
+
+def carry_out(plan: Plan, order: Callable[[UUID], str], *, as_json: bool) -> NoReturn:
+    """One job after the other; who has moved on meanwhile is told, and is no failure."""
+    done: Counter[str] = Counter()
+    for job_id in track(
+        plan.kinds, console=display.err, transient=True, disable=not display.err.is_terminal
+    ):
+        try:
+            done[order(job_id)] += 1
+        except (TooLateError, PaysAgainError) as error:
+            done["moved_on"] += 1
+            display.err.print(f"{error.code}: {error}", markup=False)
+    if as_json:
+        display.print_json({"matched": len(plan.kinds), **done})
+    else:
+        words = (f"{count} {name.replace('_', ' ')}" for name, count in done.items())
+        display.out.print(", ".join(words))
+    raise typer.Exit(OK)
+
+
+def cancel_one(runtime: Runtime, job_id: UUID) -> Job:
+    cancelled = cancel_job(job_id, db=runtime.db)
+    runtime.dispatcher.ring(cancelled.doorbell)
+    return cancelled.job
+
+
+def redrive_one(runtime: Runtime, job_id: UUID, *, pay_again: bool) -> Job:
+    grace = runtime.settings.lease_seconds
+    job = redrive_job(job_id, db=runtime.db, pay_again=pay_again, grace=grace)
+    runtime.dispatcher.ring(job.doorbell)
+    return job
+
+
+def name_cancelled(job: Job) -> str:
+    return "cancelled" if job.state is JobState.CANCELLED else "asked_to_cancel_at_fal"
+
+
+def print_cancelled(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        display.print_json(display.job_to_json(job))
+    elif job.state is JobState.CANCELLED:
+        display.out.print("cancelled")
+    else:
+        display.out.print("fal is asked to cancel it; a result that comes anyway is archived")
+
+
+def print_redriven(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        display.print_json(display.job_to_json(job))
+    else:
+        display.out.print(f"it is {job.state.value} again: extend-video show {job.id}")
