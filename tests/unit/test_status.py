@@ -1,0 +1,79 @@
+"""What `extend-video status` calls a problem."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from tests.harness.jobs import NOW
+from worker.app import QUEUES
+from worker.history import History
+from worker.jobs.states import ENDED, JobState
+from worker.jobs.values import Gate
+from worker.jobs.workers import SeenWorker
+from worker.measures import UNSEEN_AFTER, Measures
+from worker.settings import load_settings
+from worker.status import SOONEST_LATE, list_problems
+
+SECOND = timedelta(seconds=1)
+QUEUE_NAMES = list(QUEUES.values())
+WORKER = SeenWorker("w@h", 1, QUEUE_NAMES, NOW, NOW)
+WELL = Measures(
+    now=NOW,
+    jobs=dict.fromkeys(JobState, 0),
+    ages=dict.fromkeys(set(JobState) - ENDED, 0.0),
+    attempts={},
+    deliveries={},
+    extra_charges=0,
+    held=0,
+    sweep_lag=timedelta(),
+    swept_at=NOW,
+    pauses=[],
+    workers=[WORKER],
+    history=History(),
+    events_behind=0,
+    counted_at=NOW,
+)
+EMPTY = dict.fromkeys(QUEUE_NAMES, 0)
+
+
+def test_deployment_at_work_has_no_problem() -> None:
+    assert list_problems(WELL, EMPTY, load_settings()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"pauses": [Gate("submissions", NOW, "fal_http_403")]}, "submissions pause: fal_http_403"),
+        ({"workers": []}, "no worker has been seen within the last minute"),
+        (
+            {"workers": [replace(WORKER, last_seen_at=NOW - UNSEEN_AFTER - SECOND)]},
+            "no worker has been seen within the last minute",
+        ),
+        (
+            {"workers": [replace(WORKER, queues=QUEUE_NAMES[1:])]},
+            f"nobody consumes {QUEUE_NAMES[0]}",
+        ),
+        ({"swept_at": None}, "no sweep for ever"),
+        ({"swept_at": NOW - SOONEST_LATE - SECOND}, "no sweep for 31 s"),
+        ({"sweep_lag": 2 * SOONEST_LATE}, "jobs have been due for 1 min 0 s"),
+        ({"held": 2}, "2 dead submissions wait for an operator"),
+    ],
+)
+def test_each_thing_that_is_wrong_is_told(changes, problem) -> None:
+    assert list_problems(replace(WELL, **changes), EMPTY, load_settings()) == [problem]
+
+
+def test_silent_broker_is_told() -> None:
+    assert list_problems(WELL, None, load_settings()) == ["the broker does not answer"]
+
+
+def test_slow_sweeps_are_late_by_their_own_measure() -> None:
+    settings = load_settings(sweep_seconds=60)
+    late = replace(WELL, swept_at=NOW - timedelta(minutes=5))
+    assert list_problems(late, EMPTY, settings) == []
+
+
+def test_queues_are_shared_by_several_workers() -> None:
+    halves = [replace(WORKER, queues=QUEUE_NAMES[:3]), replace(WORKER, queues=QUEUE_NAMES[3:])]
+    assert list_problems(replace(WELL, workers=halves), EMPTY, load_settings()) == []
