@@ -89,12 +89,13 @@ def test_pages_hold_every_match_once_in_order(db, rows, wanted, windows, monkeyp
 def test_backward_page_is_the_one_before(db, rows, wanted) -> None:
     expected = [job.id for job in rows if match(job, wanted)]
     with db.reading() as connection:
-        first = overview.list_page(connection, wanted, limit=6)
-        second = overview.list_page(connection, wanted, place=first.following, limit=6)
+        first = overview.list_page(connection, wanted, limit=3)
+        second = overview.list_page(connection, wanted, place=first.following, limit=3)
         back = overview.list_page(
-            connection, wanted, place=second.lines[0].place, limit=6, is_backward=True
+            connection, wanted, place=second.lines[0].place, limit=3, is_backward=True
         )
-    assert [line.id for line in second.lines] == expected[6:12]
+    assert len(expected) > 3
+    assert [line.id for line in second.lines] == expected[3:6]
     assert back.lines == first.lines
     assert back.following is None
 
