@@ -4,8 +4,6 @@ Server-rendered; reads are short statements, orders call one stage and ring afte
 shell does.
 """
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +27,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from webhook.access import Credentials, Sessions, Throttle
 from webhook.archive import ArchiveFile, Part, find_file, open_archive, stream_file
 from webhook.board import BoardReader
+from webhook.filters import list_filters
 from webhook.login import Doorkeeper, add_headers, current_session
 from webhook.masks import Masker
 from webhook.phases import list_phases
@@ -49,7 +48,6 @@ from worker.explain import explain_failure
 from worker.jobs import overview
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Job
-from worker.moments import tell_briefly, tell_duration
 from worker.settings import Settings, list_secrets
 from worker.stages.cancel import CANCELLABLE, cancel_job
 from worker.stages.redrive import REDRIVABLE, redrive_job
@@ -260,28 +258,6 @@ def build_blueprint(page: Page, doorkeeper: Doorkeeper) -> Blueprint:
     routes.context_processor(lambda: {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "session": current_session})
     routes.register_error_handler(Exception, show_error)
     return routes
-
-
-def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:
-    def show_json(value: object) -> str:
-        return json.dumps(masker.mask_json(value), indent=2, ensure_ascii=False)
-
-    return {
-        "mask": lambda value: masker.mask(str(value)),
-        "pretty": show_json,
-        "duration": tell_duration,
-        "brief": tell_briefly,
-        "clock": lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
-        "words": lambda name: str(name).replace("_", " "),
-        "amount": tell_bytes,
-    }
-
-
-def tell_bytes(count: int) -> str:
-    amount, units = float(count), ["B", "kB", "MB", "GB"]
-    while amount >= 1000 and len(units) > 1:  # noqa: PLR2004 - as units go
-        amount, units = amount / 1000, units[1:]
-    return f"{amount:.0f} {units[0]}" if units[0] in {"B", "kB"} else f"{amount:.1f} {units[0]}"
 
 
 def show_error(error: Exception) -> ResponseReturnValue:

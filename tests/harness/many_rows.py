@@ -55,7 +55,7 @@ FROM jobs WHERE submitted_at IS NOT NULL"""
 DELIVERIES = f"""INSERT INTO deliveries (job_id, attempt_id, received_at, last_received_at,
     times_received, fal_request_id, status, verdict, body, body_sha256)
 SELECT id, id, completed_at, completed_at, 1, fal_request_id, 'OK', 'recorded',
-    CAST('{{}}' AS {{binary}}), 'sha-' || CAST(id AS TEXT)
+    CAST('{{{{}}}}' AS {{binary}}), 'sha-' || CAST(id AS TEXT)
 FROM jobs WHERE {IS_DONE}"""
 EVENTS = """INSERT INTO events (job_id, at, from_state, to_state, reason, fence)
 SELECT id, {at}, {source}, '{target}', '{reason}', 1 FROM jobs WHERE {where}"""

@@ -15,6 +15,8 @@ from worker.jobs.states import JobState
 
 ENDED_ROWS = 4000
 LIVE_ROWS = 40
+# A row is much larger than its entry in any index, as it is with real inputs.
+PROMPT = "Slow push towards the lighthouse as its lamp comes on. " * 20
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def full(db):
             "idempotency_key": f"key-{number}",
             "labels": {},
             "endpoint": ENDPOINT,
-            "input": {"seed": number},
+            "input": {"seed": number, "prompt": PROMPT},
             "enqueued_at": NOW - timedelta(minutes=number),
             "archived_at": NOW,
         }
