@@ -17,7 +17,13 @@ from typing import Any
 
 import structlog
 from celery import Task, bootsteps
-from celery.signals import celeryd_init, task_postrun, task_received, worker_shutting_down
+from celery.signals import (
+    celeryd_init,
+    task_postrun,
+    task_received,
+    worker_shutdown,
+    worker_shutting_down,
+)
 from celery.worker import state
 from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
@@ -38,6 +44,7 @@ STEP_PAUSE_SECONDS = 5.0
 # Several turns of an idle loop.
 SHORTEST_LIMIT = timedelta(seconds=10)
 FORGET_AFTER = timedelta(days=1)
+LEAVE_SECONDS = 5.0
 # Of a program that is at fault itself (sysexits); a supervisor starts it again.
 WEDGED = 70
 
@@ -99,18 +106,17 @@ class Watch:
         task_received.connect(self.receive, weak=False)
         # Told to end, it takes nothing more, however long its steps take.
         worker_shutting_down.connect(self.end, weak=False)
+        worker_shutdown.connect(self.leave, weak=False)
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         self._thread.start()
 
     def end(self, **_: object) -> None:
-        """The worker ends as it was told to."""
+        """The worker is told to end; a signal's handler does no more than this."""
         self._ending.set()
-        with (
-            suppress(SQLAlchemyError),
-            closing(Database(self.settings.database_url)) as db,
-            db.transaction() as connection,
-        ):
-            remove_worker(connection, self.consumer.hostname)
+
+    def leave(self, **_: object) -> None:
+        if self._thread is not None:
+            self._thread.join(LEAVE_SECONDS)
 
     def _run(self) -> None:
         limit = max(self.settings.watchdog_seconds, SHORTEST_LIMIT)
@@ -121,8 +127,9 @@ class Watch:
             if look.at - look.looped_at < limit.total_seconds() or look.is_busy:
                 self._keep_row()
             reason = watchdog.judge(look)
-            if reason is not None:
+            if reason is not None and not self._ending.is_set():
                 self._end_worker(reason)
+        self._remove_row()
 
     def _look(self, dispatcher: Dispatcher) -> Look:
         counted = dispatcher.count_messages(self._list_queues())
@@ -155,6 +162,14 @@ class Watch:
                 forget_workers(connection, now - FORGET_AFTER)
         except SQLAlchemyError as error:
             log.debug("pulse_not_written", reason=type(error).__name__)
+
+    def _remove_row(self) -> None:
+        with (
+            suppress(SQLAlchemyError),
+            closing(Database(self.settings.database_url)) as db,
+            db.transaction() as connection,
+        ):
+            remove_worker(connection, self.consumer.hostname)
 
     def _end_worker(self, reason: str) -> None:
         """Let it drain if its loop still turns, else end it here and now."""
