@@ -14,6 +14,7 @@ from tests.page.browser import TOKEN
 from tests.receiver.scene import ON_SQLITE
 from webhook.login import HEADERS
 from worker.jobs.states import JobState
+from worker.media.store import open_store
 
 JOB = UUID(int=7)
 PATHS = ("/jobs", f"/jobs/{JOB}", f"/jobs/{JOB}/video", "/jobs/login", "/jobs/session")
@@ -321,3 +322,55 @@ def test_file_that_is_no_video_of_the_archive_is_not_served(archived, tmp_path, 
     answer = client.get(url)
     assert answer.status_code == 404
     assert b"secret" not in answer.data
+
+
+# ------------------------------------------------------------------ files in an object store
+
+
+@pytest.fixture
+def remote(open_site, s3):
+    """Builds a client and an archived job whose video is an object in a bucket."""
+    base = f"s3://{s3.make_bucket()}/videos"
+    site = open_site(archive_url=base)
+    client = site.app.test_client()
+    client.post("/jobs/login", data={"secret": TOKEN})
+    store = open_store(base, Path("spool"))
+
+    def build(name: str, body: bytes | None) -> tuple[object, str]:
+        if body is not None:
+            store.put(name, body, "video/mp4")
+        job = make_job(site.db, JobState.ARCHIVED)
+        columns = {"uri": store.find_uri(name), "sum": "ab" * 32, "size": len(body or b"")}
+        with site.db.transaction() as connection:
+            connection.execute(
+                text(
+                    "UPDATE jobs SET archive_uri = :uri, archive_sha256 = :sum,"
+                    " archive_bytes = :size"
+                ),
+                columns,
+            )
+        return client, f"/jobs/{job.id}"
+
+    return build
+
+
+def test_video_in_an_object_store_is_passed_through(remote) -> None:
+    body = bytes(range(256)) * 40
+    client, url = remote("2026/11/24/a.mp4", body)
+    assert f"{url}/video" in client.get(url).text
+    with client.get(f"{url}/video") as whole:
+        assert (whole.status_code, whole.content_type) == (200, "video/mp4")
+        assert whole.data == body
+        assert whole.headers["Content-Length"] == str(len(body))
+        etag = whole.headers["ETag"]
+    with client.get(f"{url}/video", headers={"If-None-Match": etag}) as same:
+        assert (same.status_code, same.data) == (304, b"")
+    with client.get(f"{url}/video?download=1") as download:
+        assert "attachment" in download.headers["Content-Disposition"]
+
+
+def test_object_that_is_gone_from_its_store_is_a_404_page(remote) -> None:
+    client, url = remote("2026/11/24/gone.mp4", None)
+    answer = client.get(f"{url}/video")
+    assert answer.status_code == 404
+    assert "<h1>" in answer.text
