@@ -134,7 +134,7 @@ def test_claims_of_one_job_at_once_succeed_once(db):
     assert sum(one is not None for one in claimed) == 1
 
 
-def test_count_of_running_downloads_searches_its_own_small_index(db):
+def test_count_of_running_downloads_searches_an_index_of_few_rows(db):
     make_waiting(db, 3)
     sent: list[tuple[str, object]] = []
 
@@ -152,7 +152,8 @@ def test_count_of_running_downloads_searches_its_own_small_index(db):
         word = "EXPLAIN" if db.engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
         ((statement, parameters),) = sent
         plan = connection.exec_driver_sql(f"{word} {statement}", parameters)
-        assert "ix_jobs_archiving" in "\n".join(str(row[-1]) for row in plan)
+        told = "\n".join(str(row[-1]) for row in plan)
+        assert "ix_jobs_archiving" in told or "ix_jobs_live" in told
 
 
 # ------------------------------------------------------------------ with the stage

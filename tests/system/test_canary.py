@@ -254,7 +254,13 @@ def ask_every_route(haunt: Haunt) -> Iterator[tuple[str, str]]:
     job_id = haunt.list_ids()[0]
     with httpx.Client(base_url=base, trust_env=False, timeout=30) as client:
         for rule in rules:
-            _, path = rule.build(dict.fromkeys(rule.arguments, job_id)) or ("", rule.rule)
+            filled = {
+                **dict.fromkeys(rule.arguments, job_id),
+                "part": "video",
+                "filename": "page.css",
+            }
+            given = {name: filled[name] for name in rule.arguments}
+            _, path = rule.build(given) or ("", rule.rule)
             for headers in ({}, {"Authorization": "Bearer wrong"}):
                 for answer in (
                     client.get(path, headers=headers),

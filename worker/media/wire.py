@@ -73,11 +73,18 @@ class Deadline:
         return min(wait.total_seconds(), self.check())
 
 
+def build_tls() -> ssl.SSLContext:
+    """Checks certificates and names, from TLS 1.2 on, whatever the system itself allows."""
+    context = httpx.create_ssl_context(trust_env=False)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 @dataclass(frozen=True, slots=True)
 class MediaClient:
     """What all downloads of a process share; it holds no connections."""
 
-    tls: ssl.SSLContext = field(default_factory=lambda: httpx.create_ssl_context(trust_env=False))
+    tls: ssl.SSLContext = field(default_factory=build_tls)
     resolve: Resolve = resolve_by_system
     connect_time: timedelta = timedelta(seconds=5)
     """Bounds looking up a name, connecting to each of its addresses, and agreeing on TLS."""
