@@ -164,7 +164,7 @@ def run_fetch(urls: list[str], directory: Path, sha256: str) -> dict[str, float]
     """What the process tells; ends this one if the file is not what was sent."""
     target = directory / "ours"
     command = [sys.executable, __file__, "--fetch", *urls, str(target)]
-    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)  # noqa: S603
+    told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)  # noqa: S603 - our own words
     check_file(target, sha256, told.pop("sha256"))
     return {name: float(value) for name, value in told.items()}
 
@@ -176,7 +176,7 @@ def run_curl(urls: list[str], directory: Path, sha256: str) -> float:
     command = [curl, "--silent", "--noproxy", "*", "--write-out", "%{time_total}\n"]
     for url in urls:
         command += ["-o", str(target), url]
-    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout  # noqa: S603 - our own words
     check_file(target, sha256, sha256)
     return sum(map(float, told.split()))
 
@@ -224,7 +224,7 @@ def serve(directory: Path) -> int:
 def run_server(directory: Path) -> Iterator[str]:
     """Its address."""
     command = [sys.executable, __file__, "--serve", str(directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own words
         try:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
             yield process.stdout.readline().strip()

@@ -17,6 +17,7 @@ from webhook.counters import DELIVERIES
 from worker.jobs.states import JobEvent, JobState
 from worker.settings import load_settings
 
+PROMTOOL = shutil.which("promtool")
 MONITORING = Path(__file__).parents[1] / "docs" / "monitoring"
 RULES = [
     rule
@@ -112,8 +113,10 @@ def test_brackets_of_expression_are_closed(expression) -> None:
     assert opened == []
 
 
-def test_promtool_accepts_the_rules_where_it_is_installed() -> None:
-    promtool = shutil.which("promtool")
-    command = [promtool, "check", "rules", str(MONITORING / "alerts.yml")] if promtool else ["true"]
+@pytest.mark.skipif(
+    PROMTOOL is None, reason="NOT RUN: no promtool; parsed above"
+)
+def test_promtool_accepts_the_rules() -> None:
+    command = [str(PROMTOOL), "check", "rules", str(MONITORING / "alerts.yml")]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout + checked.stderr

@@ -23,7 +23,7 @@ from prometheus_client import (  # noqa: E402 - see above
 )
 from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402 - see above
 
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped there
 OWN = CollectorRegistry()
 RECEIVE = "webhook.receive"
 
@@ -54,7 +54,7 @@ def open_registry() -> CollectorRegistry:
         registry.register(OWN)
         return registry
     registry = CollectorRegistry()
-    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # untyped there
     return registry
 
 

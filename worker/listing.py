@@ -63,7 +63,7 @@ def _watch_terminal(wanted: JobFilter, db: Database, limit: int, every: float) -
 
 def _repeat(look: Callable[[], object], every: float) -> None:
     """Until Ctrl-C, which is how one leaves it."""
-    with suppress(KeyboardInterrupt):
+    with suppress(KeyboardInterrupt):  # the way out
         while True:
             look()
             time.sleep(every)

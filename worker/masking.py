@@ -17,13 +17,17 @@ _NAMES = re.compile(
 _FORMS: Sequence[tuple[re.Pattern[str], str]] = (
     # A webhook's URL is as good as its token.
     (re.compile(r"(/webhooks/fal/)[^/?#\s\"'\\]+"), rf"\1{MASK}"),
-    (re.compile(r"(?i)\b(authorization['\"]?\s*[:=]\s*(?:b?['\"])?(?:key|bearer|basic)?\s*)[^\s'\",}]+"),
-     rf"\1{MASK}"),
+    (
+        re.compile(
+            r"(?i)\b(authorization['\"]?\s*[:=]\s*(?:b?['\"])?(?:key|bearer|basic)?\s*)[^\s'\",}]+"
+        ),
+        rf"\1{MASK}",
+    ),
     # fal's keys: an id, a colon, and the secret half.
     (re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}:[0-9A-Za-z]{16,}"), MASK),
     (re.compile(r"(://[^:/@\s]*:)[^@/\s]+(?=@)"), rf"\1{MASK}"),
     (re.compile(r"(?i)(\bpassword=)[^&\s'\"]+"), rf"\1{MASK}"),
-)  # fmt: skip
+)  # fmt: skip - one pattern a line
 
 Processor = Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]
 

@@ -165,7 +165,7 @@ class Watch:
 
     def _remove_row(self) -> None:
         with (
-            suppress(SQLAlchemyError),
+            suppress(SQLAlchemyError),  # it is forgotten after a day
             closing(Database(self.settings.database_url)) as db,
             db.transaction() as connection,
         ):
@@ -177,7 +177,7 @@ class Watch:
         state.should_stop = WEDGED  # type: ignore[assignment]  # an exit code, or None
         threading.Event().wait(DRAIN.total_seconds())
         for child in getattr(getattr(self.consumer.pool, "_pool", None), "_pool", None) or ():
-            with suppress(OSError, AttributeError):
+            with suppress(OSError, AttributeError):  # it has ended by itself
                 os.kill(child.pid, signal.SIGKILL)
         os._exit(WEDGED)
 

@@ -413,7 +413,7 @@ def test_prune_killed_again_and_again_ends_with_nothing_left(
         # the last one deleted before each kill: within a batch, and within a job
         for fatal in (paths[4 * 30 + 1], paths[4 * 130 + 2]):
             part = yard.start("prune", command, settings)
-            wait_until(lambda fatal=fatal: not fatal.exists(), 60)  # type: ignore[misc]
+            wait_until(lambda fatal=fatal: not fatal.exists(), 60)  # type: ignore[misc]  # bound now
             assert part.is_running
             part.kill()
             assert count_jobs(db, JobRow.archive_pruned_at.is_not(None)) > 0

@@ -25,6 +25,7 @@ from worker.errors import MediaUnavailableError
 from worker.fal.file_access import FileSigner
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
+from worker.media.local_store import LocalStore
 from worker.media.recipe import parse_recipe
 from worker.stages.archive import GONE_AFTER
 
@@ -163,6 +164,19 @@ def test_file_that_is_no_sidecar_is_never_written_over(db, root, cdn, archive):
     path.write_text("my notes")
     assert archive(job).error_code == "name_taken"
     assert path.read_text() == "my notes"
+
+
+def test_sidecar_deleted_while_its_owner_is_looked_up_leaves_the_job_waiting(cdn, archive):
+    job = make_completed(archive.db, f"{cdn.url}/v.mp4")
+
+    class Fleeting(LocalStore):
+        @override
+        def create(self, name: str, body: bytes, content_type: str) -> bool:
+            return False
+
+    moved = archive.with_(store=Fleeting(archive.store.root))(job)
+    assert moved.state is JobState.COMPLETED
+    assert moved.blocked_reason == f"store_unavailable: {job.id}.json was deleted just now"
 
 
 def test_layout_names_every_file(db, root, cdn, archive):

@@ -1,6 +1,7 @@
 """Real videos pass as they are, and do not once they are mutilated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 import av
 import pytest
+from av.container import InputContainer
 from hypothesis import given
 from hypothesis import strategies as st
 
+import worker.media.probe
 from tests.emulator.clips import make_clip, make_sound, turn_clip
 from tests.harness.outputs import FORMS, Output, mux_odd, render_output
 from worker.errors import MediaMismatchError
+from worker.media.decode import open_video
 from worker.media.probe import StreamFacts, examine_video
 from worker.media.verify import (
     Stated,
@@ -77,7 +81,7 @@ WISHES: dict[str, Wishes] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("wish", WISHES)
 def test_every_output_of_the_emulator_is_as_it_is_stated(tmp_path, form, wish) -> None:
-    output = render_output(tmp_path, form, **WISHES[wish])  # type: ignore[arg-type]
+    output = render_output(tmp_path, form, **WISHES[wish])  # type: ignore[arg-type]  # any wish
 
     facts = verify_video(output.path, output.stated)
 
@@ -134,6 +138,33 @@ ODD: dict[str, tuple[str, dict[str, Any]]] = {
     "late picture": ("a.mp4", {"place": lambda number: number + 24}),
     "hidden frames": ("a.webm", {"codec": "libvpx-vp9", "options": {"lag-in-frames": "25"}}),
 }
+
+
+class Unsearchable:
+    """A container as it is, but for what some cannot do."""
+
+    def __init__(self, container: InputContainer) -> None:
+        self._container = container
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._container, name)
+
+    def seek(self, *_: object) -> None:
+        raise av.FFmpegError(1, "Operation not permitted")
+
+
+def test_large_file_that_cannot_be_searched_is_decoded_whole(tmp_path, monkeypatch) -> None:
+    path = mux_odd(tmp_path / "a.mp4")
+    assert not examine_video(path, whole_bytes=0).facts.is_whole
+
+    @contextmanager
+    def open_unsearchable(path: Path) -> Iterator[Unsearchable]:
+        with open_video(path) as container:
+            yield Unsearchable(container)
+
+    monkeypatch.setattr(worker.media.probe, "open_video", open_unsearchable)
+
+    assert examine_video(path, whole_bytes=0).facts.is_whole
 
 
 @pytest.mark.parametrize("whole_bytes", [10**9, 0])

@@ -33,7 +33,7 @@ __all__ = [
     "test_shell_waits_for_the_archive_and_prints_every_state",
     "test_times_of_an_archived_job_are_in_order",
 ]
-# The one skip of the suite, which issue 6 asks for: a broker of this weight comes with no wheel.
+# Issue 6 asks for this skip: a broker of this weight comes with no wheel.
 pytestmark = [
     pytest.mark.skipif(not has_rabbit(), reason=REASON_WHY_NOT),
     pytest.mark.timeout(240),

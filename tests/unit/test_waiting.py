@@ -26,7 +26,7 @@ def build_job(state: JobState, **columns: object) -> Job:
         values["due_at"] = None
     if state in {JobState.SUBMITTING, JobState.ARCHIVING}:
         values["claimed_by"] = "host:1:a"
-    return replace(JOB, state=state, **(values | columns))  # type: ignore[arg-type]
+    return replace(JOB, state=state, **(values | columns))  # type: ignore[arg-type]  # any column
 
 
 @pytest.mark.parametrize("state", JobState)

@@ -21,7 +21,7 @@ def judge(looks: Iterable[Look]) -> list[str]:
 def look_every_ten_seconds(until: float, **columns: object) -> list[Look]:
     """`looped_at` and `received_at` follow the time unless they are given."""
     return [
-        replace(IDLE, **({"at": at, "looped_at": at, "received_at": 0.0} | columns))  # type: ignore[arg-type]
+        replace(IDLE, **({"at": at, "looped_at": at, "received_at": 0.0} | columns))  # type: ignore[arg-type]  # any field
         for at in range(0, int(until) + 1, 10)
     ]
 

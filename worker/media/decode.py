@@ -5,7 +5,6 @@ playlists and other files' names are not followed.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -145,10 +144,13 @@ def decode_samples(container: InputContainer) -> Decoded:
     length = container.duration or 0
     for part in range(1, SAMPLES + 1):
         most = TAIL_FRAMES if part == SAMPLES else SAMPLE_FRAMES
-        # Some containers cannot be searched: their head has been seen.
-        with suppress(av.FFmpegError):
+        try:
             container.seek((container.start_time or 0) + length * part // SAMPLES)
-            decoded.take(_limit(container, decoded, pictures, most))
+        except av.FFmpegError as error:
+            # Its head alone proves nothing: a failure, so that the whole is decoded.
+            decoded.failure = decoded.failure or f"cannot be searched: {error.strerror}"
+            break
+        decoded.take(_limit(container, decoded, pictures, most))
     return decoded
 
 

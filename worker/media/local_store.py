@@ -153,7 +153,7 @@ class LocalStore:
         while lowest != root:
             try:
                 lowest.rmdir()
-            except FileNotFoundError:
+            except FileNotFoundError:  # another deletion was faster
                 pass
             except OSError:  # something is in it
                 break

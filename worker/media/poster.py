@@ -108,7 +108,7 @@ def _read_frame(
     """The frame that is shown then, or the last one before what cannot be decoded."""
     begin = (container.start_time or 0) / av.time_base
     latest = None
-    with suppress(av.FFmpegError):
+    with suppress(av.FFmpegError):  # whatever came before it will do
         container.seek(round((begin + seconds) * av.time_base))
         for frame in container.decode(stream):
             latest = frame
@@ -130,7 +130,7 @@ def _read_in_order(
     """In one pass: each frame that is shown at one of the places, as far as it decodes."""
     begin = (container.start_time or 0) / av.time_base
     waiting = [begin + place for place in places]
-    with suppress(av.FFmpegError):
+    with suppress(av.FFmpegError):  # whatever came before it will do
         for frame in container.decode(stream):
             end = _find_end(frame)
             if waiting and end > waiting[0]:

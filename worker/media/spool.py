@@ -71,7 +71,7 @@ class SpoolFile:
 
     def close(self) -> None:
         """End the writing and give the lock up. Never raises; may be called again."""
-        with suppress(OSError):
+        with suppress(OSError):  # what had to be on disk was flushed before
             self._file.close()
 
     def discard(self) -> None:
@@ -79,7 +79,7 @@ class SpoolFile:
 
         Never raises: what cannot be removed now is left to `remove_partials`.
         """
-        with suppress(OSError):
+        with suppress(OSError):  # left to `remove_partials`
             self.path.unlink()
         self.close()
 

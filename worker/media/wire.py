@@ -127,7 +127,7 @@ class PinnedConnection(HTTPConnection):
         for address in others:
             try:
                 return self._dial(address)
-            except OSError:
+            except OSError:  # the last one tells why
                 continue
         return self._dial(last)
 
@@ -173,7 +173,7 @@ class Alarm:
         try:
             # of the class below TLS: whoever reads just now must not lose its state
             socket.shutdown(self._sock, SHUT_RDWR)
-        except OSError:
+        except OSError:  # it is shut already
             return
 
 

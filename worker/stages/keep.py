@@ -19,6 +19,7 @@ from worker.errors import (
     MediaRefusedError,
     NameTakenError,
     StoreObjectMissingError,
+    StoreUnavailableError,
     UnarchivableError,
 )
 from worker.fal.extend_video import parse_output
@@ -113,10 +114,10 @@ class Keeper:
         self, file: SpoolFile, facts: VideoFacts, names: ArchiveNames
     ) -> Iterator[tuple[str, bytes]]:
         """The pictures by their names. A video without them is as good."""
-        with suppress(MediaRefusedError):
+        with suppress(MediaRefusedError):  # no frame of it can be shown: the video counts
             yield names.poster, make_poster(file.path, facts)
         if self.has_sheet:
-            with suppress(MediaRefusedError):
+            with suppress(MediaRefusedError):  # as above
                 yield names.sheet, make_sheet(file.path, facts)
 
     def _reserve(self, name: str, recipe: Recipe) -> None:
@@ -130,10 +131,16 @@ class Keeper:
         self.store.put(name, body, JSON)
 
     def _find_owner(self, name: str) -> UUID | None:
-        """The job that the sidecar tells of; None if it is no sidecar of ours."""
-        with suppress(InvalidRecipeError, StoreObjectMissingError):
+        """The job that the sidecar tells of; None if it is no sidecar of ours.
+
+        Raises StoreUnavailableError if it is there no more.
+        """
+        try:
             return parse_recipe(b"".join(self.store.read(name))).job_id
-        return None
+        except InvalidRecipeError:  # told by None
+            return None
+        except StoreObjectMissingError as error:  # its owner's, if anybody's: the next try tells
+            raise StoreUnavailableError(f"{name} was deleted just now") from error
 
     def _quarantine(
         self, job: Job, file: SpoolFile, mismatch: MediaMismatchError

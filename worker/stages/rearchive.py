@@ -122,7 +122,7 @@ class Rearchiver:
 
         What cannot be deleted now is an orphan, and listed as one.
         """
-        with suppress(StoreUnavailableError):
+        with suppress(StoreUnavailableError):  # see above
             for name in self._list_names(before) - self._list_names(after):
                 self.store.delete(name)
 
