@@ -113,9 +113,7 @@ def test_brackets_of_expression_are_closed(expression) -> None:
     assert opened == []
 
 
-@pytest.mark.skipif(
-    PROMTOOL is None, reason="NOT RUN: no promtool; parsed above"
-)
+@pytest.mark.skipif(PROMTOOL is None, reason="NOT RUN: no promtool; parsed above")
 def test_promtool_accepts_the_rules() -> None:
     command = [str(PROMTOOL), "check", "rules", str(MONITORING / "alerts.yml")]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
