@@ -18,12 +18,12 @@ from tests.harness.archiving import (
     state_video,
 )
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import NOW, REQUEST_ID, read_job
+from tests.harness.jobs import NOW, REQUEST_ID, move_job, read_job
 from tests.harness.stages import Bench
 from tests.harness.web import ScriptedServer, run_server, send_body, send_json
 from worker.errors import MediaUnavailableError
 from worker.fal.file_access import FileSigner
-from worker.jobs.states import JobState
+from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
 from worker.media.local_store import LocalStore
 from worker.media.recipe import parse_recipe
@@ -99,6 +99,15 @@ def test_wrong_bytes_twice_are_unarchivable_and_lie_in_quarantine(db, root, cdn,
     assert {"file_size", "media type"} == {one["field"] for one in evidence["evidence"]}
     assert list_files(root) == [f"quarantine/{job.id}.bin", f"quarantine/{job.id}.json"]
     assert (moved.archive_uri, moved.result) == (None, job.result)
+
+
+def test_bytes_in_quarantine_stay_named_when_a_redrive_archives_the_job(db, cdn, archive):
+    cdn.answer = send_body(HTML)
+    failed = archive(make_completed(db, f"{cdn.url}/v.mp4"))
+    cdn.answer = send_body(VIDEO)
+    moved = archive(move_job(db, failed, JobEvent.ARCHIVE_REDRIVEN))
+    assert moved.state is JobState.ARCHIVED
+    assert moved.quarantine_uri == failed.quarantine_uri, "for prune, which deletes what is named"
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,6 @@ class Keeper:
             "archive_sidecar_uri": self.store.find_uri(names.sidecar),
             "archive_verified_at": self.clock(),
             "archive_error": None,
-            "quarantine_uri": None,
         }
         return Kept(fetched.job, columns, stored)
 
