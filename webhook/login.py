@@ -29,7 +29,7 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "X-Robots-Tag": "noindex, nofollow",
 }
-_OUR_PAGE = re.compile(r"/jobs(/[0-9a-f-]{36})?(\?[^\s\\#]*)?", re.ASCII)
+_OUR_PAGE = re.compile(r"/jobs(/[0-9A-Fa-f-]{36})?(\?[^\s\\#]*)?", re.ASCII)
 
 log = structlog.stdlib.get_logger(__name__)
 

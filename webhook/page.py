@@ -6,18 +6,15 @@ shell does.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import structlog
 from flask import (
     Blueprint,
     Flask,
-    Response,
     redirect,
     render_template,
     request,
-    send_file,
     url_for,
 )
 from flask.typing import ResponseReturnValue
@@ -25,12 +22,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, NotFound
 
 from webhook.access import Credentials, Sessions, Throttle
-from webhook.archive import ArchiveFile, Part, find_file, open_archive, stream_file
+from webhook.archive import ArchiveFile, Part, Sender, open_sender
 from webhook.board import BoardReader
 from webhook.filters import list_filters
 from webhook.login import Doorkeeper, add_headers, current_session
 from webhook.masks import Masker
-from webhook.phases import list_phases
 from webhook.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
 from webhook.query import ListQuery, read_query
 from worker.clock import Clock, read_clock
@@ -54,9 +50,6 @@ from worker.stages.redrive import REDRIVABLE, redrive_job
 from worker.stages.resolve import ResolveTerms
 from worker.story import read_story
 
-if TYPE_CHECKING:
-    from worker.media.store import Store
-
 LINES = 50
 DONE = {
     "cancelled": "The job is cancelled.",
@@ -76,7 +69,7 @@ class Page:
     board: BoardReader
     masker: Masker
     terms: ResolveTerms
-    store: "Store | None"
+    sender: Sender
     clock: Clock = read_clock
 
     def show_jobs(self) -> ResponseReturnValue:
@@ -108,35 +101,13 @@ class Page:
         """The archived video or its poster, with ranges; as a download with `?download`."""
         with self.db.reading() as connection:
             jobs = overview.list_by_ids(connection, [job_id])
-        found = find_file(jobs[0], Part(part), self.store) if jobs else None
+        found = self.sender.find(jobs[0], Part(part)) if jobs else None
         if found is None:
             raise NotFound("There is no such file in this receiver's archive.")
-        name = f"{job_id}{found.suffix}"
-        if found.path is None:
-            return self._stream(found, name)
-        return send_file(
-            found.path,
-            mimetype=found.content_type,
-            etag=found.sha256 or True,
-            conditional=True,
-            as_attachment="download" in request.args,
-            download_name=name,
-        )
-
-    def _stream(self, found: ArchiveFile, name: str) -> Response:
-        """Pass the object through from a remote store: whole, for there are no ranges."""
-        assert self.store is not None  # noqa: S101 - it has named the file
-        answer = Response(mimetype=found.content_type)
-        if found.sha256 is not None:
-            answer.set_etag(found.sha256)
+        answer = self.sender.send(found)
         if "download" in request.args:
+            name = f"{job_id}{found.suffix}"
             answer.headers.set("Content-Disposition", "attachment", filename=name)
-        answer.make_conditional(request)
-        if answer.status_code == 304:  # noqa: PLR2004 - HTTP
-            return answer
-        answer.response = stream_file(found, self.store)
-        if found.bytes is not None:
-            answer.content_length = found.bytes
         return answer
 
     def cancel(self, job_id: UUID) -> ResponseReturnValue:
@@ -173,7 +144,7 @@ class Page:
             story=story,
             job=story.job,
             wait=story.wait,
-            phases=list_phases(story.events, now),
+            longest=max((one.duration for one in story.stays if one.duration), default=None),
             explanation=explain_failure(story.job, story.attempts),
             media=self._find_media(story.job),
             may_cancel=story.job.state in CANCELLABLE,
@@ -186,7 +157,7 @@ class Page:
 
     def _find_media(self, job: Job) -> dict[str, ArchiveFile | None]:
         """By part what can be shown."""
-        return {part.value: find_file(job, part, self.store) for part in Part}
+        return {part.value: self.sender.find(job, part) for part in Part}
 
     def _return_to(self, job_id: UUID, done: str) -> ResponseReturnValue:
         return redirect(url_for("page.show_job", job_id=job_id, done=done), 303)
@@ -224,7 +195,7 @@ def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Disp
             max_attempts=settings.max_attempts,
             grace=settings.lease_seconds,
         ),
-        store=open_archive(settings),
+        sender=open_sender(settings),
     )
     sessions = Sessions(credentials.key, settings.monitor_session_seconds)
     doorkeeper = Doorkeeper(credentials, sessions, Throttle())
@@ -253,6 +224,8 @@ def build_blueprint(page: Page, doorkeeper: Doorkeeper) -> Blueprint:
     routes.post("/login")(doorkeeper.log_in)
     routes.get("/session")(doorkeeper.show_session)
     routes.post("/logout")(doorkeeper.log_out)
+    routes.get("/")(lambda: redirect(url_for("page.show_jobs"), 301))
+    routes.get("/<path:_>")(show_nothing)
     for name, show in list_filters(page.masker).items():
         routes.add_app_template_filter(show, name)
     routes.context_processor(lambda: {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "session": current_session})
@@ -260,11 +233,19 @@ def build_blueprint(page: Page, doorkeeper: Doorkeeper) -> Blueprint:
     return routes
 
 
+def show_nothing(_: str) -> ResponseReturnValue:
+    """Below the list's address also what is nowhere is told of in a page."""
+    raise NotFound("There is no such page. The list finds jobs by their id, or how it begins.")
+
+
 def show_error(error: Exception) -> ResponseReturnValue:
     """As a page, in words; what is no one's mistake is logged."""
+    headers: dict[str, str] = {}
     match error:
         case HTTPException():
             status, title, told = error.code or 500, error.name, error.description or ""
+            pause = getattr(error, "retry_after", None)
+            headers = {} if pause is None else {"Retry-After": str(pause)}
         case JobNotFoundError():
             status, title, told = 404, "No such job", str(error)
         case StoreObjectMissingError():
@@ -281,4 +262,5 @@ def show_error(error: Exception) -> ResponseReturnValue:
         case _:
             log.error("page_broken", exc_info=error)
             status, title, told = 500, "Something broke", "The receiver's log says what."
-    return render_template("message.html", title=title, told=told, status=status), status
+    page = render_template("message.html", title=title, told=told, status=status)
+    return page, status, headers

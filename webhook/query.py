@@ -69,6 +69,9 @@ def read_place(text: str) -> Place | None:
 
 
 def _narrow(wanted: JobFilter, name: str, text: str, now: datetime) -> JobFilter:
+    if "\0" in text:
+        # PostgreSQL takes none with it, not even to compare.
+        raise ValueError("text without a NUL")
     match name:
         case "state":
             return replace(wanted, state=_read_state(text))

@@ -3,17 +3,19 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import typer
 
+from worker.clock import read_clock
 from worker.errors import InvalidInputError, Violation
 from worker.fal.data_uri import is_data_uri
 from worker.fal.extend_video import parse_field
 from worker.fal.options import parse_option
+from worker.moments import read_moment
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -91,16 +93,11 @@ def read_duration(text: str) -> timedelta:
 
 
 def read_time(text: str) -> datetime:
-    """An ISO 8601 time with its offset from UTC. Raises typer.BadParameter."""
+    """A time or an age, as `read_moment` takes them. Raises typer.BadParameter."""
     try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        at = None
-    if at is None or at.tzinfo is None:
-        raise typer.BadParameter(
-            f"{text!r} is no time with an offset, as 2026-11-23T12:00:00+00:00 or ...Z"
-        )
-    return at.astimezone(UTC)
+        return read_moment(text, read_clock())
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is none: {error}") from None
 
 
 def split_pairs(option: str, pairs: Sequence[str]) -> tuple[dict[str, str], list[Violation]]:

@@ -17,10 +17,11 @@ from worker.errors import ViolationsError
 from worker.explain import describe_explanation, explain_failure
 from worker.fal.progress import list_new
 from worker.jobs.overview import JobLine
-from worker.jobs.states import ENDED, JobState
+from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Event, Job
+from worker.moments import tell_duration
+from worker.stays import Stay
 from worker.story import Story
-from worker.waiting import Stay, describe_span
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -57,7 +58,7 @@ def story_to_json(story: Story) -> dict[str, Any]:
         **job_to_json(story.job),
         "explanation": asdict(explanation) if explanation else None,
         "wait": asdict(story.wait),
-        "stays": [asdict(stay) for stay in story.stays],
+        "stays": [stay_to_json(stay) for stay in story.stays],
         "attempts": [asdict(attempt) for attempt in story.attempts],
         "deliveries": [
             {name: value for name, value in asdict(delivery).items() if name != "body"}
@@ -65,6 +66,12 @@ def story_to_json(story: Story) -> dict[str, Any]:
         ],
         "events": [asdict(event) for event in story.events],
     }
+
+
+def stay_to_json(stay: Stay) -> dict[str, Any]:
+    """Without its events, which stand beside it; an end has no seconds."""
+    seconds = None if stay.duration is None else stay.duration.total_seconds()
+    return {"state": stay.state, "since": stay.since, "until": stay.until, "seconds": seconds}
 
 
 def print_jobs(jobs: Sequence[Job | JobLine]) -> None:
@@ -153,7 +160,7 @@ def show_log_entry(entry: Mapping[str, str]) -> str:
 def show_stays(stays: list[Stay]) -> Iterator[str]:
     """A line for each state: since when, and for how long; an end lasts."""
     for stay in stays:
-        lasted = "" if stay.state in ENDED else describe_span(timedelta(seconds=stay.seconds))
+        lasted = "" if stay.duration is None else tell_duration(stay.duration)
         so_far = " so far" if lasted and stay.until is None else ""
         yield f"  {show_time(stay.since)}  {show_state(stay.state)}  {lasted}{so_far}".rstrip()
 

@@ -18,8 +18,10 @@ _FORMS: Sequence[tuple[re.Pattern[str], str]] = (
     # A webhook's URL is as good as its token.
     (re.compile(r"(/webhooks/fal/)[^/?#\s\"'\\]+"), rf"\1{MASK}"),
     (
+        # Possessive, or the spaces of a long text would be tried in every division.
         re.compile(
-            r"(?i)\b(authorization['\"]?\s*[:=]\s*(?:b?['\"])?(?:key|bearer|basic)?\s*)[^\s'\",}]+"
+            r"(?i)\b(authorization['\"]?\s*+[:=]\s*+(?:b?['\"])?+(?:(?:key|bearer|basic)\b)?+\s*+)"
+            r"[^\s'\",}]+"
         ),
         rf"\1{MASK}",
     ),

@@ -31,10 +31,10 @@ def tell_briefly(duration: timedelta) -> str:
 def tell_duration(duration: timedelta) -> str:
     """In the two largest units that matter: `850 ms`, `12.4 s`, `3 min 5 s`, `2 h 10 min`."""
     seconds = max(duration.total_seconds(), 0.0)
-    if seconds < 1:
+    if 0 < seconds < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < MINUTE:
-        return f"{seconds:.1f} s"
+    if round(seconds, 1) < MINUTE:
+        return f"{round(seconds, 1):g} s"
     whole = round(seconds)
     units = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
     large, size, small, part = next(one for one in units if whole >= one[1])

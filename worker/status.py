@@ -11,9 +11,9 @@ from worker.app import QUEUES
 from worker.arguments import FAILED, OK
 from worker.log import configure_logging
 from worker.measures import Measures, list_seen, read_measures
+from worker.moments import tell_duration
 from worker.runtime import Runtime
 from worker.settings import Settings, list_secrets, load_settings
-from worker.waiting import describe_span
 
 # A sweep may take a while, or wait for a worker to end a step.
 LATE_SWEEPS = 6
@@ -67,7 +67,7 @@ def list_problems(
     if measures.swept_at is None or measures.now - measures.swept_at > late:
         problems.append(f"no sweep for {_describe_age(measures.swept_at, measures.now)}")
     if measures.sweep_lag > late:
-        problems.append(f"jobs have been due for {describe_span(measures.sweep_lag)}")
+        problems.append(f"jobs have been due for {tell_duration(measures.sweep_lag)}")
     if measures.held:
         problems.append(f"{measures.held} dead submissions wait for an operator")
     return problems
@@ -113,7 +113,7 @@ def print_status(found: Status) -> None:
         display.out.print("[green]ok[/green]")
     display.print_section("workers")
     for worker in measures.workers:
-        ago = describe_span(measures.now - worker.last_seen_at)
+        ago = tell_duration(measures.now - worker.last_seen_at)
         did = f", last {worker.last_step}" if worker.last_step else ""
         queues = ", ".join(worker.queues)
         display.out.print(f"  {display.escape(worker.name)}  seen {ago} ago{did}  {queues}")
@@ -121,13 +121,13 @@ def print_status(found: Status) -> None:
     display.print_fields(dict(found.queues) if found.queues is not None else {"broker": "away"})
     display.print_section("sweep")
     swept = _describe_age(measures.swept_at, measures.now)
-    display.print_fields({"last": f"{swept} ago", "lag": describe_span(measures.sweep_lag)})
+    display.print_fields({"last": f"{swept} ago", "lag": tell_duration(measures.sweep_lag)})
     display.print_section("jobs")
     for state, number in measures.jobs.items():
         age = measures.ages.get(state)
-        oldest = f"  oldest {describe_span(timedelta(seconds=age))}" if number and age else ""
+        oldest = f"  oldest {tell_duration(timedelta(seconds=age))}" if number and age else ""
         display.out.print(f"  {number:>9}  {display.show_state(state)}{oldest}")
 
 
 def _describe_age(at: datetime | None, now: datetime) -> str:
-    return "ever" if at is None else describe_span(now - at)
+    return "ever" if at is None else tell_duration(now - at)

@@ -15,7 +15,8 @@ from worker.jobs.values import Attempt, Delivery, Event, Job
 from worker.stages.pause import find_pause
 from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolveTerms
-from worker.waiting import Stay, Wait, explain_wait, list_stays
+from worker.stays import Stay, list_stays
+from worker.waiting import Wait, explain_wait
 
 LOOK_SECONDS = 0.1
 

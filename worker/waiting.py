@@ -6,12 +6,13 @@ changes when a stage acts changes the words here.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple, assert_never
 
 from worker.errors import PaysAgainError
 from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import Attempt, Event, Gate, Job, Outcome
+from worker.jobs.values import Attempt, Gate, Job, Outcome
+from worker.moments import tell_duration
 from worker.setting_types import UnknownPolicy
 from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolveTerms
@@ -50,16 +51,6 @@ class _Case(NamedTuple):
     may_do: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stay:
-    """A time that the job spent in a state; the last one has no `until`."""
-
-    state: JobState
-    since: datetime
-    until: datetime | None
-    seconds: float
-
-
 def explain_wait(
     job: Job,
     attempts: Sequence[Attempt],
@@ -75,27 +66,6 @@ def explain_wait(
     case = _choose_case(job, attempts, gate, now, terms)
     case = case._replace(may_do=case.may_do.format(id=job.id))
     return Wait(_compose(case, now), *case)
-
-
-def list_stays(events: Sequence[Event], now: datetime) -> list[Stay]:
-    """Each state that the job has been in, in order; what moves nothing begins no new stay."""
-    entries = [one for one in events if one.from_state is not one.to_state]
-    ends = [*(one.at for one in entries[1:]), None]
-    return [
-        Stay(one.to_state, one.at, until, ((until or now) - one.at).total_seconds())
-        for one, until in zip(entries, ends, strict=False)
-    ]
-
-
-def describe_span(span: timedelta) -> str:
-    """In its two largest units: `4 s`, `2 min 5 s`, `3 h 0 min`, `2 d 4 h`."""
-    seconds = max(0, round(span.total_seconds()))
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if days:
-        return f"{days} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes % 60} min"
-    return f"{minutes} min {seconds % 60} s" if minutes else f"{seconds} s"
 
 
 def describe_time(at: datetime, now: datetime) -> str:
@@ -264,8 +234,8 @@ def _compose(case: _Case, now: datetime) -> str:
     at = describe_time(case.until, now)
     if case.until <= now:
         return (
-            f"{waits}, due since {at} ({describe_span(now - case.until)} ago); "
+            f"{waits}, due since {at} ({tell_duration(now - case.until)} ago); "
             f"then {case.then}; {case.may_do}."
         )
-    left = describe_span(case.until - now)
+    left = tell_duration(case.until - now)
     return f"{waits}, until {at} (in {left}); then {case.then}; {case.may_do}."

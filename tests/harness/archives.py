@@ -144,10 +144,10 @@ class WatchedStore:
     def put(self, name: str, body: bytes, content_type: str) -> StoredObject:
         return self.inner.put(name, body, content_type)
 
-    def read(self, name: str) -> Iterator[bytes]:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         self.reads.append(name)
         self.before_read(name)
-        return self.inner.read(name)
+        return self.inner.read(name, start, stop)
 
     def stat(self, name: str) -> ListedObject | None:
         return self.inner.stat(name)

@@ -197,6 +197,7 @@ def insert_jobs(connection: Connection, rows: Sequence[Row]) -> None:
     """By the driver itself: a million rows through an ORM take minutes more."""
     names = ", ".join(rows[0])
     if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         driver: Any = connection.connection.driver_connection
         with driver.cursor().copy(f"COPY jobs ({names}) FROM STDIN") as copy:
             for row in rows:

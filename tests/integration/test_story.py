@@ -113,10 +113,10 @@ def test_read_story_tells_states_with_their_durations(bench):
     bench.accept(submission)
     bench.clock.move(4 * SECOND)
     story = read_story(job.id, db=bench.db, clock=bench.clock)
-    assert [(stay.state, stay.seconds) for stay in story.stays] == [
-        (JobState.QUEUED, 2),
-        (JobState.SUBMITTING, 3),
-        (JobState.SUBMITTED, 4),
+    assert [(stay.state, stay.duration) for stay in story.stays] == [
+        (JobState.QUEUED, 2 * SECOND),
+        (JobState.SUBMITTING, 3 * SECOND),
+        (JobState.SUBMITTED, 4 * SECOND),
     ]
 
 

@@ -96,6 +96,16 @@ def test_file_of_several_parts_comes_back_whole(store):
     assert max(map(len, store.read(NAME))) < LARGE, "it comes in chunks"
 
 
+@pytest.mark.parametrize(
+    ("start", "stop"),
+    [(0, 7), (5, None), (LARGE // 2, LARGE // 2 + 1), (9, 9), (LARGE - 3, LARGE * 2)],
+)
+def test_part_of_an_object_is_read_alone(store, start, stop):
+    body = hashlib.shake_256(b"video").digest(LARGE)
+    publish(store, body=body)
+    assert b"".join(store.read(NAME, start, stop)) == body[start:stop]
+
+
 def test_restarted_file_is_published_as_it_was_written_then(store):
     with store.spool.begin(JOB) as file:
         file.write(b"broken off, and longer")

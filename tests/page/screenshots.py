@@ -117,7 +117,8 @@ def take(
         if page.locator("video").count():
             page.evaluate("""() => new Promise(done => {
                 const video = document.querySelector('video');
-                video.addEventListener('seeked', done, { once: true });
+                // The player's own sign of loading fades a moment after the frame is there.
+                video.addEventListener('seeked', () => setTimeout(done, 2500), { once: true });
                 video.currentTime = 1.2;
             })""")
         page.evaluate("document.activeElement.blur()")

@@ -9,9 +9,11 @@ import pytest
 from sqlalchemy import text
 from werkzeug.security import generate_password_hash
 
+import webhook.archive
 from tests.harness.jobs import make_job, read_job
 from tests.page.browser import TOKEN
 from tests.receiver.scene import ON_SQLITE
+from webhook.archive import MOST_AT_ONCE
 from webhook.login import HEADERS
 from worker.jobs.states import JobState
 from worker.media.store import open_store
@@ -192,7 +194,7 @@ def test_form_of_another_site_is_refused_whatever_it_knows(open_site, headers) -
 
 def test_order_by_get_does_not_exist(client, db) -> None:
     job = make_job(db)
-    assert client.get(f"/jobs/{job.id}/cancel").status_code == 405
+    assert client.get(f"/jobs/{job.id}/cancel").status_code == 404
     assert read_job(db, job.id) == job
 
 
@@ -241,6 +243,26 @@ def test_database_away_is_a_page_with_503(open_site) -> None:
     answer = client.get("/jobs")
     assert answer.status_code == 503
     assert "job table cannot be read" in answer.text
+
+
+@pytest.mark.parametrize("path", ["/jobs/123", f"/jobs/{JOB.hex}", f"/jobs/{JOB}/", "/jobs/a/b"])
+def test_address_of_nothing_is_a_page_that_says_so(client, open_site, path) -> None:
+    answer = client.get(path)
+    assert answer.status_code == 404
+    assert "There is no such page" in answer.text
+    assert HEADERS.items() <= dict(answer.headers).items()
+    assert open_site().app.test_client().get(path).status_code == 303
+
+
+def test_slash_after_the_list_leads_to_it(client) -> None:
+    assert client.get("/jobs/").headers["Location"] == "/jobs"
+
+
+def test_list_shows_the_beginning_of_a_prompt_that_is_a_book(client, db) -> None:
+    make_job(db, input={"prompt": "once upon a time " + "and then " * 50_000})
+    shown = read_page(client, "/jobs")
+    assert "once upon a time" in shown
+    assert len(shown) < 50_000
 
 
 def test_unknown_file_and_job_are_404_pages(client, db) -> None:
@@ -324,6 +346,63 @@ def test_file_that_is_no_video_of_the_archive_is_not_served(archived, tmp_path, 
     assert b"secret" not in answer.data
 
 
+def test_range_is_answered_in_parts_but_a_download_as_asked(
+    archived, tmp_path, monkeypatch
+) -> None:
+    """A player asks on by itself; a browser that goes on with a download does not."""
+    monkeypatch.setattr(webhook.archive, "LONGEST_RANGE", 100)
+    path = tmp_path / "archive" / "a.mp4"
+    path.write_bytes(bytes(range(256)) * 4)
+    client, url = archived(path.as_uri())
+    for wanted, told in {
+        "bytes=0-": "bytes 0-99/1024",
+        "bytes=1000-": "bytes 1000-1023/1024",
+        "bytes=-200": "bytes 824-923/1024",
+        "bytes=5-9": "bytes 5-9/1024",
+    }.items():
+        with client.get(url, headers={"Range": wanted}) as part:
+            assert (part.status_code, part.headers["Content-Range"]) == (206, told)
+    with client.get(f"{url}?download=1", headers={"Range": "bytes=10-"}) as rest:
+        assert rest.data == path.read_bytes()[10:]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        {},
+        {"headers": {"Range": "bytes=0-9"}},
+        {"headers": {"Range": "bytes=5000-"}},
+        {"headers": {"If-None-Match": f'"{"ab" * 32}"'}},
+        {"method": "HEAD"},
+    ],
+)
+def test_every_answer_gives_its_place_back(archived, tmp_path, ask) -> None:
+    path = tmp_path / "archive" / "a.mp4"
+    path.write_bytes(b"x" * 1024)
+    client, url = archived(path.as_uri())
+    for _ in range(MOST_AT_ONCE + 2):
+        with client.open(url, **{"method": "GET"} | ask) as answer:
+            assert answer.status_code != 503
+
+
+def test_more_files_at_once_than_there_are_places_for_are_refused_for_now(
+    archived, tmp_path
+) -> None:
+    path = tmp_path / "archive" / "a.mp4"
+    path.write_bytes(b"x" * 1024)
+    client, url = archived(path.as_uri())
+    reading = [client.get(url) for _ in range(MOST_AT_ONCE)]
+    with client.get(url) as refused:
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        assert "Try again" in refused.text
+    assert client.get("/jobs").status_code == 200
+    reading[0].close()
+    with client.get(url) as taken:
+        assert taken.status_code == 200
+    for one in reading[1:]:
+        one.close()
+
+
 # ------------------------------------------------------------------ files in an object store
 
 
@@ -367,6 +446,21 @@ def test_video_in_an_object_store_is_passed_through(remote) -> None:
         assert (same.status_code, same.data) == (304, b"")
     with client.get(f"{url}/video?download=1") as download:
         assert "attachment" in download.headers["Content-Disposition"]
+
+
+def test_video_in_an_object_store_has_ranges(remote) -> None:
+    body = bytes(range(256)) * 40
+    client, url = remote("2026/11/24/a.mp4", body)
+    with client.get(f"{url}/video", headers={"Range": "bytes=1000-1999"}) as part:
+        assert (part.status_code, part.data) == (206, body[1000:2000])
+        assert part.headers["Content-Range"] == f"bytes 1000-1999/{len(body)}"
+        assert part.headers["Content-Length"] == "1000"
+    with client.get(f"{url}/video", headers={"Range": "bytes=-10"}) as end:
+        assert (end.status_code, end.data) == (206, body[-10:])
+    with client.get(f"{url}/video", headers={"Range": f"bytes={len(body)}-"}) as beyond:
+        assert beyond.status_code == 416
+    with client.head(f"{url}/video") as head:
+        assert (head.headers["Content-Length"], head.data) == (str(len(body)), b"")
 
 
 def test_object_that_is_gone_from_its_store_is_a_404_page(remote) -> None:

@@ -6,11 +6,14 @@ from uuid import UUID
 
 import pytest
 from playwright.sync_api import Page, expect
+from werkzeug.test import TestResponse
 
+import webhook.archive
+from tests.emulator.clips import make_clip
 from tests.harness.jobs import make_job, move_job, read_attempts, read_job
 from tests.harness.waiting import wait_until
 from tests.page.browser import TOKEN, log_in
-from tests.page.scene import Site
+from tests.page.scene import Site, serve
 from tests.receiver.scene import ON_SQLITE
 from tests.system.rows import open_table
 from worker.jobs.states import JobEvent, JobState
@@ -171,6 +174,15 @@ def test_list_renews_itself_until_that_is_switched_off(site, home) -> None:
 
 
 @ON_SQLITE
+def test_list_that_gets_no_answer_says_so(site, home) -> None:
+    """Numbers that stand still must not look alive."""
+    home.route("**/jobs", lambda route: route.abort())
+    expect(home.get_by_text("No answer")).to_be_visible()
+    home.unroute("**/jobs")
+    expect(home.get_by_text("Live", exact=True)).to_be_visible()
+
+
+@ON_SQLITE
 def test_keyboard_alone_finds_and_opens_a_job(site, home) -> None:
     site.add_job("first", age=3)
     site.add_job("second", age=9)
@@ -238,9 +250,9 @@ def test_story_tells_states_attempt_wait_and_input(site, home) -> None:
     site.open(home, f"/jobs/{job.id}")
 
     expect(home.locator(".wait")).to_contain_text("It waits for")
-    phases = home.locator("ol.phases > li > .name")
+    phases = home.locator("ol.stays > li > .name")
     expect(phases).to_have_text(["queued", "submitting", "submitted"])
-    expect(home.locator("ol.phases > li.current .took")).to_have_text(re.compile("so far"))
+    expect(home.locator("ol.stays > li.current .took")).to_have_text(re.compile("so far"))
     expect(home.get_by_role("region", name="Attempts").first).to_contain_text("no outcome yet")
     home.get_by_text("Input", exact=True).click()
     expect(home.locator("pre").first).to_contain_text('"prompt": "on it goes"')
@@ -368,3 +380,37 @@ def test_archived_video_plays_and_is_sought_by_range(deployment, page) -> None:
     assert all(re.fullmatch(r"bytes=\d+-\d*", wanted or "") for _, wanted, _ in answers)
     size = job["archive_bytes"]
     assert all((told or "").endswith(f"/{size}") for _, _, told in answers)
+
+
+@ON_SQLITE
+def test_video_larger_than_a_part_plays_once_there_is_a_place_for_it(
+    open_site, page, tmp_path, monkeypatch
+) -> None:
+    """The player asks for part after part, and again where it was refused for a while."""
+    (tmp_path / "archive").mkdir()
+    clip = make_clip(tmp_path / "archive" / "a.mp4", frames=72)
+    monkeypatch.setattr(webhook.archive, "LONGEST_RANGE", clip.stat().st_size // 5)
+    with serve(open_site(archive_url=f"file:{clip.parent}")) as site:
+        job = make_job(site.db, JobState.ARCHIVED)
+        with site.db.transaction() as connection:
+            connection.exec_driver_sql(f"UPDATE jobs SET archive_uri = '{clip.as_uri()}'")
+        statuses: list[int] = []
+        page.on("response", lambda got: statuses.append(got.status) if "/video" in got.url else 0)
+        site.log_in(page)
+        readers = [open_reader(site, job.id) for _ in range(webhook.archive.MOST_AT_ONCE)]
+        site.open(page, f"/jobs/{job.id}")
+        wait_until(lambda: 503 in statuses)
+        for reader in readers:
+            reader.close()
+        video = page.locator("video")
+        wait_until(lambda: video.evaluate("video => video.readyState") > 0)
+        video.evaluate("video => { video.muted = true; return video.play(); }")
+        wait_until(lambda: video.evaluate("video => video.ended"))
+        assert statuses.count(206) > 2
+
+
+def open_reader(site: Site, job_id: UUID) -> TestResponse:
+    """An answer that is not read to its end."""
+    client = site.app.test_client()
+    client.post("/jobs/login", data={"secret": TOKEN})
+    return client.get(f"/jobs/{job_id}/video")

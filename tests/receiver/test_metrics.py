@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -172,3 +173,37 @@ def test_two_gunicorn_workers_tell_the_same(tmp_path, database_url, db, keys, re
     assert {find(one, "jobs", state="submitted") for one in told} == {1}
     assert {find(one, "transitions_total", reason="enqueued") for one in told} == {1}
     assert len(files) == 2, "both have counted"
+
+
+@ON_SQLITE
+def test_no_counter_goes_back_whichever_worker_is_asked(
+    tmp_path, database_url, db, keys, redis_url
+) -> None:
+    """A counter that falls is taken for a restart, and its whole value for what has happened."""
+    settings = {
+        "DATABASE_URL": database_url,
+        "BROKER_URL": redis_url,
+        "FAL_JWKS_URL": keys.url,
+        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "counts"),
+    }
+    with run_yard(tmp_path) as yard, run_gunicorn(yard, settings, "--workers 2") as client:
+        wait_until(lambda: len(list_pids(yard.parts["gunicorn"].read_log())) == 2)
+        address, told = str(client.base_url), list[Samples]()
+        for round_ in range(1, 21):
+            make_job(db, JobState.ARCHIVED, now=datetime.now(UTC))
+            call_together(
+                *[lambda: httpx.get(f"{address}/metrics", trust_env=False, timeout=30).text] * 2,
+                lambda: (
+                    httpx.post(
+                        f"{address}/webhooks/fal/nobody", content=b"{}", trust_env=False, timeout=30
+                    ).text
+                ),
+            )
+            told.append(parse(httpx.get(f"{address}/metrics", trust_env=False, timeout=30).text))
+            assert find(told[-1], "transitions_total", reason="enqueued") == round_
+            refused = {"verdict": "refused", "code": "invalid_signature"}
+            assert find(told[-1], "received_deliveries_total", **refused) == round_
+    growing = ("_total", "_bucket", "_count", "_sum")
+    for before, after in pairwise(told):
+        for key in (one for one in before if one[0].endswith(growing)):
+            assert after[key] >= before[key], key

@@ -13,8 +13,9 @@ from worker import display
 from worker.errors import InvalidInputError, Violation
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Delivery, Event, Job
+from worker.stays import list_stays
 from worker.story import Story
-from worker.waiting import explain_wait, list_stays
+from worker.waiting import explain_wait
 
 
 def make_story(

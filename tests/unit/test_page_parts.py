@@ -1,4 +1,4 @@
-"""The page's pure parts: time lines, plots, masks, addresses, spans of time."""
+"""The page's pure parts, and the shell's: time lines, plots, masks, addresses, spans of time."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,6 @@ from tests.harness.jobs import NOW
 from webhook.access import LONGEST_PAUSE, MOST_ADDRESSES, Sessions, Throttle
 from webhook.board import Hour, pick_quantile
 from webhook.masks import Masker
-from webhook.phases import list_phases
 from webhook.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
 from webhook.query import read_place, read_query, write_place
 from worker.jobs.overview import JobFilter, Place
@@ -21,6 +20,7 @@ from worker.jobs.states import JobState
 from worker.jobs.totals import Measure
 from worker.jobs.values import Event
 from worker.moments import read_moment, tell_briefly, tell_duration
+from worker.stays import list_stays
 
 SECOND = timedelta(seconds=1)
 
@@ -37,35 +37,34 @@ def tell(*states: str) -> list[Event]:
     return told
 
 
-# ------------------------------------------------------------------ phases
+# ------------------------------------------------------------------ stays
 
 
-def test_phases_last_from_one_state_to_the_next_and_the_last_until_now() -> None:
-    phases = list_phases(tell("queued", "submitting", "submitted"), NOW + 10 * SECOND)
-    assert [(one.state.value, one.duration) for one in phases] == [
+def test_stays_last_from_one_state_to_the_next_and_the_last_until_now() -> None:
+    stays = list_stays(tell("queued", "submitting", "submitted"), NOW + 10 * SECOND)
+    assert [(one.state.value, one.duration) for one in stays] == [
         ("queued", SECOND),
         ("submitting", 2 * SECOND),
         ("submitted", 7 * SECOND),
     ]
-    assert [one.is_current for one in phases] == [False, False, True]
-    assert phases[-1].share == 1
+    assert [one.until for one in stays] == [NOW + SECOND, NOW + 3 * SECOND, None]
 
 
-def test_phase_of_an_end_has_no_duration() -> None:
-    phases = list_phases(tell("queued", "cancelled"), NOW + 1000 * SECOND)
-    assert [one.duration for one in phases] == [SECOND, None]
+def test_stay_in_an_end_has_no_duration() -> None:
+    stays = list_stays(tell("queued", "cancelled"), NOW + 1000 * SECOND)
+    assert [one.duration for one in stays] == [SECOND, None]
 
 
-def test_event_without_a_change_of_state_is_told_within_its_phase() -> None:
-    phases = list_phases(tell("queued", "submitting", "submitting", "submitted"), NOW + 9 * SECOND)
-    assert [len(one.events) for one in phases] == [1, 2, 1]
-    assert phases[1].duration == 5 * SECOND
+def test_event_without_a_change_of_state_is_told_within_its_stay() -> None:
+    stays = list_stays(tell("queued", "submitting", "submitting", "submitted"), NOW + 9 * SECOND)
+    assert [len(one.events) for one in stays] == [1, 2, 1]
+    assert stays[1].duration == 5 * SECOND
 
 
-def test_clock_that_went_back_makes_no_negative_phase() -> None:
-    [phase] = list_phases(tell("queued"), NOW - SECOND)
-    assert phase.duration == timedelta()
-    assert list_phases([], NOW) == []
+def test_clock_that_went_back_makes_no_negative_stay() -> None:
+    [stay] = list_stays(tell("queued"), NOW - SECOND)
+    assert stay.duration == timedelta()
+    assert list_stays([], NOW) == []
 
 
 # ------------------------------------------------------------------ plots
@@ -90,7 +89,7 @@ def test_latency_is_broken_where_nothing_ended() -> None:
     plot = plot_latency(build_hours(some, some, Measure(0, 0, ()), some))
     median, slow = plot.lines
     assert (len(median.points), len(median.paths)) == (3, 1)
-    assert plot.top == "3.0 s"
+    assert plot.top == "3 s"
     assert all(HEIGHT >= one.y >= 0 for one in (*median.points, *slow.points))
     assert plot_latency(build_hours(Measure(0, 0, ()))).summary == "nothing archived"
 
@@ -116,6 +115,7 @@ def test_quantiles_are_of_the_values_and_in_order(values) -> None:
         ("https://a.b/c?X-Sig=1&y=2 and", "https://a.b/c?**** and"),
         ("https://a.b/c?", "https://a.b/c"),
         ("https://a.b/c#x", "https://a.b/c#x"),
+        ("s3+x.y-z://a.b/c?sig=1", "s3+x.y-z://a.b/c?****"),
         ("https://me:pw@a.b/c", "https://****@a.b/c"),
         ("http://h/webhooks/fal/tok_en-1", "http://h/webhooks/fal/****"),
         ("see /webhooks/fal/tok.", "see /webhooks/fal/****"),
@@ -127,6 +127,22 @@ def test_quantiles_are_of_the_values_and_in_order(values) -> None:
 )
 def test_masks_hide_what_is_secret_and_nothing_else(text, shown) -> None:
     assert Masker(["own-secret", ""]).mask(text) == shown
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["a.", "a-", "://", "data:", "key ", "?", "ab://c", "12345678-", "data:a/b;base64,", "A"],
+)
+def test_masks_take_no_longer_than_the_text_is_long(piece) -> None:
+    """Whoever enqueues chooses the prompt, and an operator's page must not stand still for it."""
+
+    def measure(length: int) -> float:
+        text, began = piece * (length // len(piece)), time.thread_time()
+        Masker(["own-secret"]).mask(text)
+        return time.thread_time() - began
+
+    # Sixteen times as much text; by the square it would take 256 times as long.
+    assert measure(320_000) < 64 * max(measure(20_000), 0.001)
 
 
 def test_masks_fold_long_bytes_and_walk_through_json() -> None:
@@ -194,9 +210,11 @@ def test_moment_that_is_none_is_refused_with_examples(text) -> None:
 @pytest.mark.parametrize(
     ("seconds", "brief", "full"),
     [
-        (-5, "0 s", "0 ms"),
+        (-5, "0 s", "0 s"),
         (0.25, "0 s", "250 ms"),
         (12.34, "12 s", "12.3 s"),
+        (4, "4 s", "4 s"),
+        (59.97, "59 s", "1 min"),
         (60, "1 min", "1 min"),
         (185, "3 min", "3 min 5 s"),
         (7800, "2 h", "2 h 10 min"),

@@ -6,12 +6,12 @@ from datetime import timedelta
 import pytest
 
 from tests.harness.jobs import NOW, build_result
-from tests.harness.values import ATTEMPT, EVENT, JOB, JOB_ID
+from tests.harness.values import ATTEMPT, JOB, JOB_ID
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Gate, Job
 from worker.setting_types import UnknownPolicy
 from worker.stages.resolve import ResolveTerms
-from worker.waiting import describe_span, describe_time, explain_wait, list_stays
+from worker.waiting import describe_time, explain_wait
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 TERMS = ResolveTerms(90 * MINUTE, UnknownPolicy.RESUBMIT, 3, MINUTE)
@@ -38,13 +38,13 @@ def test_wait_of_each_state_tells_its_parts_in_one_sentence(state) -> None:
         assert part
         assert part in wait.sentence
     assert (wait.until is None) == (state in ENDED)
-    assert ("12:01:00 UTC (in 1 min 0 s)" in wait.sentence) == (state not in ENDED)
+    assert ("12:01:00 UTC (in 1 min)" in wait.sentence) == (state not in ENDED)
 
 
 @pytest.mark.parametrize("state", sorted(set(JobState) - ENDED))
 def test_overdue_wait_says_since_when_and_where_to_look(state) -> None:
     wait = explain_wait(build_job(state), [ATTEMPT], None, NOW + 2 * MINUTE, terms=TERMS)
-    assert "due since 12:01:00 UTC (1 min 0 s ago)" in wait.sentence
+    assert "due since 12:01:00 UTC (1 min ago)" in wait.sentence
     if state is not JobState.SUBMISSION_UNKNOWN:
         assert "next sweep" in wait.waits_for
         assert "extend-video status" in wait.may_do
@@ -180,37 +180,6 @@ def test_archived_job_tells_where_its_video_is() -> None:
     assert sentence == (
         "It waits for nothing: its video is at file:///archive/a.mp4; nothing has to be done."
     )
-
-
-def test_stays_tell_how_long_each_state_lasted() -> None:
-    events = [
-        EVENT,
-        replace(
-            EVENT, at=NOW + 2 * SECOND, from_state=JobState.QUEUED, to_state=JobState.SUBMITTED
-        ),
-        # A wish to cancel moves nothing.
-        replace(
-            EVENT, at=NOW + 4 * SECOND, from_state=JobState.SUBMITTED, to_state=JobState.SUBMITTED
-        ),
-    ]
-    stays = list_stays(events, NOW + 9 * SECOND)
-    assert [(stay.state, stay.seconds) for stay in stays] == [("queued", 2), ("submitted", 7)]
-    assert [stay.until for stay in stays] == [NOW + 2 * SECOND, None]
-    assert list_stays([], NOW) == []
-
-
-@pytest.mark.parametrize(
-    ("span", "words"),
-    [
-        (timedelta(seconds=-3), "0 s"),
-        (timedelta(seconds=59.4), "59 s"),
-        (timedelta(seconds=59.6), "1 min 0 s"),
-        (timedelta(hours=2, minutes=5, seconds=59), "2 h 5 min"),
-        (timedelta(days=2, hours=4), "2 d 4 h"),
-    ],
-)
-def test_describe_span_takes_its_two_largest_units(span, words) -> None:
-    assert describe_span(span) == words
 
 
 def test_describe_time_of_another_day_has_its_date() -> None:

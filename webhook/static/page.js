@@ -13,7 +13,7 @@ function isBusy(part) {
 async function renew() {
   const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
   if (answer.redirected) location.reload();
-  if (!answer.ok) return;
+  if (!answer.ok) throw new Error(answer.statusText);
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   const head = document.querySelector("[data-state]");
   const freshHead = fresh.querySelector("[data-state]");
@@ -25,12 +25,27 @@ async function renew() {
   }
 }
 
-function keepFresh(live) {
+// One look after the other: a slow receiver is not asked faster than it answers.
+async function keepFresh(live) {
+  const told = live.nextElementSibling;
   live.checked = localStorage.getItem("live") !== "off";
   live.addEventListener("change", () => localStorage.setItem("live", live.checked ? "on" : "off"));
-  setInterval(() => {
-    if (live.checked && !document.hidden) renew().catch(() => undefined);
-  }, RENEW_MS);
+  for (;;) {
+    await new Promise((done) => setTimeout(done, RENEW_MS));
+    if (!live.checked || document.hidden) continue;
+    const isFresh = await renew().then(() => true, () => false);
+    // What stands still must not look alive.
+    told.textContent = isFresh ? "Live" : "No answer";
+    told.classList.toggle("bad", !isFresh);
+  }
+}
+
+// The receiver sends few files at once and answers 503 to the next, which a player takes for an end.
+function playLater(video) {
+  let tries = 10;
+  video.addEventListener("error", () => {
+    if (tries-- > 0) setTimeout(() => video.load(), RENEW_MS);
+  });
 }
 
 function step(by) {
@@ -69,7 +84,9 @@ function dropEmpty(event) {
 const live = document.getElementById("live");
 const login = document.querySelector("form[data-session]");
 const filters = document.querySelector("form.filters");
+const video = document.querySelector("video");
 if (live) keepFresh(live);
+if (video) playLater(video);
 if (login) enter(login).catch(() => undefined);
 if (filters) {
   filters.addEventListener("submit", dropEmpty);

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
+    func,
     literal,
     select,
     tuple_,
@@ -30,6 +31,8 @@ from worker.jobs.values import Job
 # What is not rare is found in the first rows; what is, is not looked for through the whole table.
 WINDOWS = (500, 5000)
 MOST_EXACT = 1000
+# A list shows one line; a prompt may be as long as a book.
+SHOWN_PROMPT = 500
 SHORTEST_ID_PREFIX = 8
 ID_DIGITS = 32
 Condition: TypeAlias = Callable[[Any], ColumnElement[bool]]
@@ -81,6 +84,7 @@ class JobLine:
     cancelled_at: datetime | None
     archive_bytes: int | None
     prompt: str | None
+    """Its beginning."""
 
     @property
     def place(self) -> Place:
@@ -159,7 +163,7 @@ def _walk(
     lines: list[JobLine] = []
     for size in WINDOWS if rest else (limit + 1,):
         walk = _select_window(wanted, exact, place, size, is_backward=is_backward)
-        statement = _look_through(walk, rest, is_backward=is_backward) if rest else walk
+        statement = _look_through(walk, rest, is_backward=is_backward)
         missing = limit + 1 - len(lines)
         lines += fetch_all(connection, JobLine, statement.limit(missing))
         if len(lines) > limit:
@@ -175,7 +179,8 @@ def _look_through(
 ) -> Select[Any]:
     """Those of the window's rows that meet the rest, in their order."""
     window = walk.subquery()
-    columns = [window.c[name] for name in JobLine.__slots__]
+    columns = [window.c[name] for name in JobLine.__slots__ if name != "prompt"]
+    columns.append(func.substr(window.c.prompt, 1, SHOWN_PROMPT).label("prompt"))
     order = _order_by(window.c.enqueued_at, window.c.id, is_backward=is_backward)
     return select(*columns).where(*(condition(window.c) for condition in rest)).order_by(*order)
 

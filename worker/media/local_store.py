@@ -72,7 +72,7 @@ class LocalStore:
             file.write(body)
             return self.publish(file, name, content_type)
 
-    def read(self, name: str) -> Iterator[bytes]:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         place = self._place(name)
         with naming_reason(UNREADABLE):
             try:
@@ -80,7 +80,8 @@ class LocalStore:
             except (*ABSENT, IsADirectoryError):
                 raise StoreObjectMissingError(f"the archive has no {name}") from None
         with file:
-            yield from _read_chunks(file)
+            file.seek(start)
+            yield from _read_chunks(file, None if stop is None else stop - start)
 
     def stat(self, name: str) -> ListedObject | None:
         place = self._place(name)
@@ -203,8 +204,9 @@ def _link(partial: Path, final: Path) -> bool:
     return True
 
 
-def _read_chunks(file: io.FileIO) -> Iterator[bytes]:
-    while chunk := file.read(READ_BYTES):
+def _read_chunks(file: io.FileIO, most: int | None) -> Iterator[bytes]:
+    while chunk := file.read(READ_BYTES if most is None else min(READ_BYTES, most)):
+        most = None if most is None else most - len(chunk)
         yield chunk
 
 

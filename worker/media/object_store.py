@@ -107,13 +107,14 @@ class RemoteStore:
         digest = self._put(name, body, content_type, is_new=False)
         return StoredObject(self.base + name, digest, len(body))
 
-    def read(self, name: str) -> Iterator[bytes]:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """By ranges, each a request of its own; a replacement meanwhile is noticed."""
         found = self._look_at(name)
         if found is None:
             raise StoreObjectMissingError(f"the archive has no {name}")
-        for start in range(0, found["size"], READ_BYTES):
-            yield self._read_range(found, start)
+        end = found["size"] if stop is None else min(stop, found["size"])
+        for at in range(start, end, READ_BYTES):
+            yield self._read_range(found, at, min(at + READ_BYTES, end))
 
     def stat(self, name: str) -> ListedObject | None:
         found = self._look_at(name)
@@ -175,8 +176,7 @@ class RemoteStore:
             if is_about_container(error):
                 raise
 
-    def _read_range(self, found: "ObjectMeta", start: int) -> bytes:
-        end = min(start + READ_BYTES, found["size"])
+    def _read_range(self, found: "ObjectMeta", start: int, end: int) -> bytes:
         with naming_refusal(UNREADABLE):
             try:
                 options: GetOptions = {"range": (start, end), "if_match": found["e_tag"]}

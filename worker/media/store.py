@@ -47,8 +47,11 @@ class Store(Protocol):
     def put(self, name: str, body: bytes, content_type: str) -> StoredObject:
         """Make a small object, replacing an older one of that name."""
 
-    def read(self, name: str) -> Iterator[bytes]:
-        """The object's bytes, chunk by chunk. Raises StoreObjectMissingError at the first."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """The object's bytes, chunk by chunk; those from `start` to before `stop`.
+
+        Raises StoreObjectMissingError at the first.
+        """
 
     def stat(self, name: str) -> ListedObject | None:
         """What is under the name, if anything is."""
