@@ -25,7 +25,7 @@ def run_gunicorn(yard: Yard, settings: dict[str, str], *options: str) -> Iterato
     part = yard.start("gunicorn", [str(BIN / "gunicorn"), "webhook:create_app()"], settings | given)
     part.wait_for_log("Booting worker")
     address = part.read_log().partition("Listening at: ")[2].split()[0]
-    with httpx.Client(base_url=address, trust_env=False, timeout=30) as client:
+    with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:
         wait_until(lambda: client.get("/healthz").status_code == 200)
         yield client
     assert part.end() == 0
