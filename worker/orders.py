@@ -69,7 +69,10 @@ def cancel(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Give jobs up: free before the submission, afterwards fal is asked to stop them."""
+    """Give a job up, or many.
+
+    Free before the submission; afterwards fal is asked to stop it.
+    """
     wanted = read_filter(state, tenant, label, since, until, text)
     check_choice(job_id, wanted)
     runtime = build_runtime()
@@ -98,7 +101,9 @@ def redrive(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Restart jobs that failed, were cancelled or are held, from the latest step still good.
+    """Restart what failed, was cancelled or is held.
+
+    From the latest step that is still good.
 
     By a filter money is spent only where nothing that was paid for can be used, and only on the
     runs that were counted.

@@ -47,7 +47,10 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete jobs that ended long ago, with their files; live jobs are never touched."""
+    """Delete jobs that ended long ago, with their files.
+
+    Live jobs are never touched.
+    """
     retention = read_retention(older_than, tenant, label, state, files_only=files_only)
     if not (dry_run or yes or sys.stdin.isatty()):
         raise typer.BadParameter("there is no terminal to ask at: give --yes, or --dry-run")

@@ -247,7 +247,7 @@ class Deployment:
         """On a socket that is bound already: its port is known, and nobody takes it."""
         address = f"fd://{self.listener.fileno()}"
         command = [str(BIN / "gunicorn"), "--bind", address, "--threads", "4"]
-        command += ["--no-control-socket", "webhook:create_app()"]
+        command += ["--graceful-timeout", "20", "--no-control-socket", "webhook:create_app()"]
         return self.yard.start("receiver", command, self.settings, [self.listener.fileno()])
 
     def start_workers(self, *, but: Collection[str] = ()) -> None:
