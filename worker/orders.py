@@ -170,10 +170,17 @@ def agree(plan: Plan, verb: str, *, dry_run: bool, yes: bool, as_json: bool) -> 
     if yes:
         return
     cost = f", and buy {runs} new paid runs" if runs else ""
-    given = typer.prompt(f"Type {count} to {verb} {count} jobs{cost}", err=True)
-    if str(given).strip() != str(count):
+    if not is_typed(count, f"Type {count} to {verb} {count} jobs{cost}"):
         display.err.print("nothing was changed")
         raise typer.Exit(FAILED)
+
+
+def is_typed(count: int, question: str) -> bool:
+    try:
+        return str(typer.prompt(question, err=True)).strip() == str(count)
+    except typer.Abort:
+        display.err.print("\nnobody answered: scripts give --yes")
+        return False
 
 
 def carry_out(plan: Plan, order: Callable[[UUID], str], *, as_json: bool) -> NoReturn:

@@ -18,7 +18,7 @@ from tests.receiver.test_process import run_gunicorn
 
 FILE = ROOT / "deploy" / "nginx.conf"
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-TOKEN = "a-token-of-the-monitors"  # noqa: S105 - a test's
+TOKEN = "a-token-of-the-monitors"
 INSIDE = "allow 127.0.0.1;"
 WEBHOOK = f"/webhooks/fal/{'t' * 43}"
 LOGINS = 16
@@ -60,7 +60,7 @@ def run_nginx(tmp_path: Path, changes: dict[str, str]) -> Iterator[httpx.Client]
         receiver = str(inner.base_url).removeprefix("http://").rstrip("/")
         port = find_closed_port()
         start_nginx(yard, write_server(tmp_path, receiver, port, changes))
-        url, context = f"https://127.0.0.1:{port}", httpx.create_ssl_context(verify=False)  # noqa: S501 - a test's own
+        url, context = f"https://127.0.0.1:{port}", httpx.create_ssl_context(verify=False)
         with httpx.Client(base_url=url, verify=context, trust_env=False) as outer:
             wait_until(lambda: answers(outer))
             yield outer
@@ -100,7 +100,9 @@ def test_page_from_inside_has_a_secure_cookie_and_slow_guesses(tmp_path) -> None
         lies = {"X-Forwarded-Proto": "http", "X-Forwarded-For": "192.0.2.1"}
         lied = inside.post("/jobs/login", data={"secret": TOKEN}, headers=lies)
         guesses = [
-            inside.post("/jobs/login", data={"secret": "wrong"}, headers={"X-Forwarded-For": str(n)})
+            inside.post(
+                "/jobs/login", data={"secret": "wrong"}, headers={"X-Forwarded-For": str(n)}
+            )
             for n in range(LOGINS)
         ]
         looks = {inside.get("/jobs/login").status_code for _ in range(LOGINS)}

@@ -153,7 +153,9 @@ def analyze(installed: Path, *arguments: str) -> str:
 
 @NEEDS_SYSTEMD
 def test_systemd_finds_nothing_wrong(installed) -> None:
-    units = [f"./{path.name}" for path in installed.iterdir() if path.suffix in {".service", ".target"}]
+    units = [
+        f"./{path.name}" for path in installed.iterdir() if path.suffix in {".service", ".target"}
+    ]
     complaints = analyze(installed, "verify", "--man=no", *units)
     assert [line for line in complaints.splitlines() if "extend-video" in line] == []
 

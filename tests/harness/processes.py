@@ -127,7 +127,7 @@ class Yard:
         return self.parts[name]
 
     def run(
-        self, command: Sequence[str], settings: Mapping[str, str], seconds: float = 30
+        self, command: Sequence[str], settings: Mapping[str, str], seconds: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; its output is in the result, whatever its exit code."""
         return subprocess.run(
