@@ -22,7 +22,7 @@ RUN python -m pip uninstall --yes --root-user-action=ignore pip \
  && useradd --system --create-home --uid 10001 worker \
  && install -d -o worker /archive
 COPY --from=build /venv /venv
-ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 ARCHIVE_URL=file:/archive LOG_FORMAT=json
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 ARCHIVE_URL=file:/archive SPOOL_DIR=/archive/spool LOG_FORMAT=json
 # By number, so that Kubernetes' runAsNonRoot can tell.
 USER 10001
 WORKDIR /home/worker

@@ -40,9 +40,9 @@ lock: $(VENV)/.dev  ## renew the hash-locked requirements from pyproject.toml
 	@$(BIN)/uv pip compile $(LOCK) --extra demo --group build -o requirements/run.txt
 	@$(BIN)/uv pip compile $(LOCK) --extra demo --extra otel --group build --group dev -c requirements/run.txt -o requirements/dev.txt
 
-audit: $(VENV)/.dev  ## look for known vulnerabilities of what is locked (asks the package index)
-	@$(BIN)/pip-audit --disable-pip --require-hashes -r requirements/run.txt
-	@$(BIN)/pip-audit --disable-pip --require-hashes -r requirements/dev.txt
+audit: $(VENV)/.dev  ## look for known vulnerabilities of what is locked (asks the package index; fails if it cannot tell)
+	@$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt
+	@$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/dev.txt
 
 clean:  ## remove the virtual environment and caches
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* *.egg-info

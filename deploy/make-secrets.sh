@@ -9,6 +9,11 @@ write() {
     # The containers' users have to read it; nobody else gets past the directory.
     chmod 444 "secrets/$1"
 }
-write postgres_password "$(od -An -N24 -tx1 /dev/urandom | tr -d ' \n')"
+random() {
+    od -An -N24 -tx1 /dev/urandom | tr -d ' \n'
+}
+write postgres_password "$(random)"
 write database_url "postgresql+psycopg://videos:$(cat secrets/postgres_password)@postgres/videos"
 write fal_key "${FAL_KEY:-emulator-key}"
+# Opens the page once MONITOR_TOKEN_FILE=/run/secrets/monitor_token is set.
+write monitor_token "$(random)"

@@ -43,6 +43,8 @@ from worker.progress import show_progress
 from worker.pruning import prune
 from worker.replay import replay
 from worker.runtime import build_runtime
+from worker.setting_faults import mask_url
+from worker.settings import load_settings
 from worker.shell import JobId
 from worker.stages.enqueue import DEFAULT_TENANT
 from worker.status import status
@@ -120,7 +122,10 @@ def show(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a job's story: what it waits for, states, attempts, deliveries and events."""
+    """Show what a job waits for, and its whole story.
+
+    States, attempts, deliveries and events, as they came.
+    """
     runtime = build_runtime()
     if wait:
         follow_job(runtime, job_id, as_json=as_json)
@@ -141,7 +146,7 @@ app.command(epilog=show_examples("redrive"))(redrive)
 
 @app.command(epilog=show_examples("sweep"))
 def sweep(as_json: Json = False) -> None:
-    """Ring once for every overdue job, as the scheduler does every few seconds."""
+    """Ring once for every overdue job, as the scheduler does."""
     overdue, rung = build_runtime().ring_overdue()
     if as_json:
         display.print_json({"overdue": overdue, "rung": rung})
@@ -156,7 +161,10 @@ def doctor(
     hours: Annotated[int, typer.Option(min=1, max=2160, help="How far back at fal.")] = 24,
     as_json: Json = False,
 ) -> None:
-    """Look for violations in rows, archive and fal's list of requests; change nothing."""
+    """Look for what must not be; change nothing.
+
+    In rows, in the archive and, with a key, in fal's list of requests. Exit code 1: violations.
+    """
     diagnosis = build_runtime().examine(every_file=every_file, hours=hours)
     print_diagnosis(diagnosis, as_json=as_json)
     raise typer.Exit(OK if diagnosis.is_clean else FAILED)
@@ -183,7 +191,10 @@ def up(
     host: Annotated[str, typer.Option(help="Where the receiver listens.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
 ) -> None:
-    """Run receiver, workers and scheduler on this machine until Ctrl-C or SIGTERM."""
+    """Run receiver, workers and scheduler on this machine.
+
+    Until Ctrl-C or SIGTERM, which ends all of them.
+    """
     from worker.schema import upgrade_schema
 
     runtime = build_runtime()
@@ -224,5 +235,6 @@ def main() -> NoReturn:
     except DBAPIError as error:
         from worker.schema import explain_database_error
 
-        display.err.print(explain_database_error(error), markup=False)
+        where = f"(DATABASE_URL={mask_url(load_settings().database_url)})"
+        display.err.print(explain_database_error(error), where, markup=False)
     sys.exit(FAILED)

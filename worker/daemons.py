@@ -192,7 +192,8 @@ def worker_daemons() -> list[Daemon]:
 def receiver_daemon(listener: socket.socket) -> Daemon:
     """The receiver, on a socket that is bound already: its port is known, and nobody takes it."""
     command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
-    command += ["--workers", "1", "--threads", "8", "--no-control-socket", "webhook:create_app()"]
+    command += ["--workers", "1", "--threads", "8", "--graceful-timeout", "20"]
+    command += ["--no-control-socket", "webhook:create_app()"]
     return Daemon("receiver", command, (listener.fileno(),))
 
 

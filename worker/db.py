@@ -15,6 +15,13 @@ READ_ONLY = "extend_video_read_only"
 BUSY_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 10_000
+# A machine that is gone says nothing, not even that: the kernel asks it, and tells within 30 s.
+PEER_CHECKS = {
+    "tcp_user_timeout": 20_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
 
 
 # What is raised by a database that is away, locked, or breaks a deadlock: it may be well soon.
@@ -65,7 +72,11 @@ def _engine_options(url: str, pool_size: int) -> dict[str, Any]:
         "pool_size": pool_size,
         "pool_pre_ping": True,
         "pool_timeout": CONNECT_TIMEOUT_S,
-        "connect_args": {"connect_timeout": CONNECT_TIMEOUT_S, "options": options},
+        "connect_args": {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "options": options,
+            **PEER_CHECKS,
+        },
     }
 
 

@@ -253,7 +253,7 @@ def _find_owners(
             by_input.setdefault(_freeze(one.input), []).append(one.fal_request_id)
     owners: dict[str, IdlessAttempt] = {}
     any_open = False
-    for attempts in _walk(db, lambda c, part: slices.list_idless_attempts(c, part, endpoint)):
+    for attempts in _walk(db, lambda c, part: _list_inputs(c, part, endpoint)):
         for attempt in attempts:
             any_open = any_open or attempt.is_open
             for fal_request_id in by_input.get(_freeze(attempt.input), ()):
@@ -262,12 +262,19 @@ def _find_owners(
     return owners, any_open
 
 
+def _list_inputs(connection: Connection, part: Slice, endpoint: str) -> list[IdlessAttempt]:
+    sent = slices.list_idless_attempts(connection, part, endpoint)
+    return sent + slices.list_coming_attempts(connection, part, endpoint)
+
+
 def _describe_orphan(one: ListedRequest, owner: IdlessAttempt | None) -> Finding:
     end = f"ended with {one.status_code}" if one.ended else "has not ended"
     if owner is None:
         detail = f"it {end}; no attempt has it or has sent its input"
         return Finding(Check.ORPHAN_AT_FAL, None, detail, fal_request_id=one.fal_request_id)
     detail = f"it {end}; an attempt taken for {owner.outcome} has sent its very input"
+    if owner.attempt_id is None:
+        detail = f"it {end}; this job is queued with its very input, and would pay again: cancel it"
     return Finding(
         Check.ORPHAN_AT_FAL,
         owner.job_id,

@@ -69,7 +69,10 @@ def cancel(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Give jobs up: free before the submission, afterwards fal is asked to stop them."""
+    """Give a job up, or many.
+
+    Free before the submission; afterwards fal is asked to stop it.
+    """
     wanted = read_filter(state, tenant, label, since, until, text)
     check_choice(job_id, wanted)
     runtime = build_runtime()
@@ -98,7 +101,9 @@ def redrive(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Restart jobs that failed, were cancelled or are held, from the latest step still good.
+    """Restart what failed, was cancelled or is held.
+
+    From the latest step that is still good.
 
     By a filter money is spent only where nothing that was paid for can be used, and only on the
     runs that were counted.
@@ -165,10 +170,17 @@ def agree(plan: Plan, verb: str, *, dry_run: bool, yes: bool, as_json: bool) -> 
     if yes:
         return
     cost = f", and buy {runs} new paid runs" if runs else ""
-    given = typer.prompt(f"Type {count} to {verb} {count} jobs{cost}", err=True)
-    if str(given).strip() != str(count):
+    if not is_typed(count, f"Type {count} to {verb} {count} jobs{cost}"):
         display.err.print("nothing was changed")
         raise typer.Exit(FAILED)
+
+
+def is_typed(count: int, question: str) -> bool:
+    try:
+        return str(typer.prompt(question, err=True)).strip() == str(count)
+    except typer.Abort:
+        display.err.print("\nnobody answered: scripts give --yes")
+        return False
 
 
 def carry_out(plan: Plan, order: Callable[[UUID], str], *, as_json: bool) -> NoReturn:

@@ -1,12 +1,13 @@
-"""Progress of bytes, such as an upload's: a bar on a terminal, a line for each tenth elsewhere."""
+"""Progress of bytes and of jobs: a bar on a terminal, now and then a line elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
 from worker.fal.transfer import OnProgress
 
 LINES = 10
+JOBS_A_LINE = 1000
 MIB = 1024 * 1024
 
 
@@ -31,6 +33,32 @@ def show_progress(
             yield on_progress
     else:
         yield print_lines(console, done)
+
+
+@contextmanager
+def count_jobs(
+    console: Console, total: int | None, *, doing: str, done: str
+) -> Iterator[Callable[[int], None]]:
+    """What is to be called with the jobs done so far; of an unknown total the bar only moves."""
+    if not console.is_terminal:
+        yield _print_thousands(console, done)
+        return
+    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda jobs: progress.update(task, completed=jobs)
+
+
+def _print_thousands(console: Console, done: str) -> Callable[[int], None]:
+    told = 0
+
+    def on_progress(jobs: int) -> None:
+        nonlocal told
+        if jobs // JOBS_A_LINE > told:
+            told = jobs // JOBS_A_LINE
+            console.print(f"{jobs} jobs {done}")
+
+    return on_progress
 
 
 def print_lines(console: Console, done: str = "uploaded") -> OnProgress:

@@ -1,7 +1,8 @@
 """`extend-video prune`: delete what ended long ago, once somebody has agreed to the number."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
 from enum import Enum
@@ -15,6 +16,7 @@ from worker.clock import read_clock
 from worker.errors import InvalidInputError
 from worker.jobs.retention import Retention
 from worker.jobs.states import ENDED, JobState
+from worker.progress import count_jobs
 from worker.runtime import Runtime, build_runtime
 from worker.stages.prune import Pruning, prune_jobs, survey_jobs
 
@@ -47,11 +49,14 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete jobs that ended long ago, with their files; live jobs are never touched."""
+    """Delete jobs that ended long ago, with their files.
+
+    Live jobs are never touched.
+    """
     retention = read_retention(older_than, tenant, label, state, files_only=files_only)
     if not (dry_run or yes or sys.stdin.isatty()):
         raise typer.BadParameter("there is no terminal to ask at: give --yes, or --dry-run")
-    runtime = build_runtime()
+    runtime, total = build_runtime(), None
     if not yes:
         found = survey_jobs(retention, db=runtime.db, store=runtime.store)
         print_pruning(found, retention, "to be pruned", as_json=as_json and dry_run)
@@ -59,7 +64,8 @@ def prune(
             raise typer.Exit(OK)
         if not found.jobs or not confirm(found.jobs, retention):
             raise typer.Exit(OK if not found.jobs else FAILED)
-    run_pruning(runtime, retention, as_json=as_json)
+        total = found.jobs
+    run_pruning(runtime, retention, total, as_json=as_json)
 
 
 def read_retention(
@@ -90,28 +96,20 @@ def confirm(count: int, retention: Retention) -> bool:
     return is_meant
 
 
-def run_pruning(runtime: Runtime, retention: Retention, *, as_json: bool) -> None:
-    pruning = Pruning()
-    on_progress = None if as_json else _count_lines()
+def run_pruning(
+    runtime: Runtime, retention: Retention, total: int | None, *, as_json: bool
+) -> None:
+    pruning, db, store = Pruning(), runtime.db, runtime.store
+    shown = (
+        nullcontext() if as_json else count_jobs(display.err, total, doing="pruning", done="pruned")
+    )
     try:
-        prune_jobs(retention, pruning, db=runtime.db, store=runtime.store, on_progress=on_progress)
+        with shown as on_progress:
+            prune_jobs(retention, pruning, db=db, store=store, on_progress=on_progress)
     except KeyboardInterrupt:
         print_pruning(pruning, retention, "pruned; run it again for the rest", as_json=as_json)
         raise typer.Exit(INTERRUPTED) from None
     print_pruning(pruning, retention, "pruned", as_json=as_json)
-
-
-def _count_lines() -> Callable[[int], None]:
-    """A line for each further thousand jobs."""
-    told = 0
-
-    def on_progress(jobs: int) -> None:
-        nonlocal told
-        if jobs // 1000 > told:
-            told = jobs // 1000
-            display.err.print(f"{jobs} jobs pruned")
-
-    return on_progress
 
 
 def print_pruning(pruning: Pruning, retention: Retention, done: str, *, as_json: bool) -> None:

@@ -20,7 +20,10 @@ def demo(
     prompt: Annotated[str | None, typer.Option(help="What the new part should show.")] = None,
     set_fields: SetFields = [],
 ) -> None:
-    """Extend a real video: on the emulator, or on fal with FAL_KEY and WEBHOOK_BASE_URL."""
+    """Extend a real video end to end on this machine.
+
+    On the emulator; with FAL_KEY and WEBHOOK_BASE_URL on fal itself, which costs money.
+    """
     from worker.demo import DemoPlan, name_directory, run_demo
 
     fields, wrong = read_fields(set_fields)

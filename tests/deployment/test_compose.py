@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import httpx
 import pytest
 import redis
 
@@ -34,8 +35,9 @@ from worker.settings import Settings
 
 EMULATOR = read_env_file(ROOT / "deploy" / "emulator.env")
 REAL = {"WEBHOOK_BASE_URL": "https://hooks.example.com"}
+WITH_PAGE = {"MONITOR_TOKEN_FILE": "/run/secrets/monitor_token"}
 OURS = ("receiver", "submitter", "archiver", "beat")
-SECRETS = ("postgres_password", "database_url", "fal_key")
+SECRETS = ("postgres_password", "database_url", "fal_key", "monitor_token")
 HOST = "container-1"
 HEALTH_SECONDS = 60
 MOST_DRAIN = Settings.model_fields["drain_seconds"].default.total_seconds() + 10
@@ -66,6 +68,40 @@ def test_each_variable_of_a_service_is_a_setting(compose) -> None:
             one.removesuffix("_FILE").lower() for one in compose["services"][name]["environment"]
         }
         assert variables - set(Settings.model_fields) == set()
+
+
+def test_key_is_the_workers_alone_and_scheduler_has_no_secret(compose) -> None:
+    given = {name: compose["services"][name]["secrets"] for name in (*OURS, "migrate")}
+    assert given == {
+        "receiver": ["database_url", "monitor_token"],
+        "submitter": ["database_url", "fal_key"],
+        "archiver": ["database_url", "fal_key"],
+        "beat": [],
+        "migrate": ["database_url"],
+    }
+
+
+def test_each_secret_of_a_service_is_a_file_that_a_setting_names() -> None:
+    services = read_compose({**REAL, **WITH_PAGE})["services"]
+    for name in (*OURS, "migrate"):
+        files = [
+            value.removeprefix("/run/secrets/")
+            for variable, value in services[name]["environment"].items()
+            if variable.endswith("_FILE")
+        ]
+        assert sorted(files) == sorted(services[name]["secrets"])
+
+
+def test_page_is_off_unless_its_secret_is_named(compose) -> None:
+    assert compose["services"]["receiver"]["environment"]["MONITOR_TOKEN_FILE"] == ""
+    for name in (*OURS, "migrate"):
+        assert "MONITOR_TOKEN" not in compose["services"][name]["environment"]
+
+
+def test_other_settings_come_from_a_file_that_need_not_be_there(compose) -> None:
+    for name in (*OURS, "migrate"):
+        file = [{"path": "settings.env", "required": False}]
+        assert compose["services"][name]["env_file"] == file
 
 
 def test_no_secret_is_in_the_environment(compose) -> None:
@@ -186,7 +222,7 @@ def site(tmp_path, postgres, clip) -> Iterator[Site]:
     files.mkdir(parents=True)
     (files / "sample.mp4").write_bytes(clip.read_bytes())
     with run_yard(tmp_path) as yard:
-        site = Site(yard, postgres, read_compose(EMULATOR))
+        site = Site(yard, postgres, read_compose({**EMULATOR, **WITH_PAGE}))
         ports = {name: find_closed_port() for name in ("receiver", "emulator", "redis")}
         site.translation.words = {
             "redis:6379": f"127.0.0.1:{ports['redis']}",
@@ -248,6 +284,19 @@ def test_services_started_in_order_archive_a_video_and_are_healthy(site) -> None
     job = table.wait_for_end(UUID(json.loads(enqueued.stdout)["id"]), seconds=90)
     table.engine.dispose()
     assert Path(urlsplit(job["archive_uri"]).path).stat().st_size == job["archive_bytes"]
+    assert_page_opens_by_its_secret(site)
+
+
+def assert_page_opens_by_its_secret(site: Site) -> None:
+    """By way of what speaks TLS in front of it, whose word it takes for that."""
+    token = (site.yard.directory / "secrets" / "monitor_token").read_text()
+    told = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.1"}
+    url = site.translation.apply("http://receiver:8000")
+    with httpx.Client(base_url=url, headers=told, trust_env=False) as client:
+        assert client.post("/jobs/login", data={"secret": token + "x"}).status_code == 401
+        opened = client.post("/jobs/login", data={"secret": token})
+    assert opened.status_code == 303
+    assert "Secure" in opened.headers["Set-Cookie"]
 
 
 def test_health_check_of_a_worker_that_is_not_there_fails(site) -> None:

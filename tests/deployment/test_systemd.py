@@ -41,6 +41,7 @@ HARDENING = {
     "StateDirectory": "extend-video",
     "User": "extend-video",
 }
+PAGE = {"extend-video-receiver.service": ["monitor_token"]}
 MOST_EXPOSURE = 2.0
 MOST_DRAIN = Settings.model_fields["drain_seconds"].default.total_seconds() + 10
 
@@ -105,10 +106,25 @@ def test_daemon_is_started_again_for_ever_and_given_time_to_end(name) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_secrets_come_as_credentials(name) -> None:
     service = read_service(name)
-    handed = {value.partition(":")[0] for value in service["LoadCredential"]}
+    named = check_credentials(service)
+    secrets = read_compose({"WEBHOOK_BASE_URL": "https://x"})["services"][DAEMONS[name]]["secrets"]
+    assert sorted([*named, *PAGE.get(name, ())]) == sorted(secrets)
+
+
+def test_page_is_there_by_a_drop_in_alone() -> None:
+    drop_in = read_unit("extend-video-receiver.service.d/page.conf")["Service"]
+    assert check_credentials(drop_in) == PAGE["extend-video-receiver.service"]
+    receiver = (UNITS / "extend-video-receiver.service").read_text()
+    assert "MONITOR" not in receiver + (UNITS / "extend-video.env").read_text()
+
+
+def check_credentials(service: dict[str, list[str]]) -> list[str]:
+    """The secrets that are handed over and named as files of settings, which are the same."""
+    handed = [value.partition(":")[0] for value in service.get("LoadCredential", ())]
     named = dict(re.findall(r"(\w+)_FILE=%d/(\w+)", " ".join(service["Environment"])))
-    assert handed == set(named.values())
+    assert sorted(handed) == sorted(named.values())
     assert {variable.lower() for variable in named} <= set(Settings.model_fields)
+    return handed
 
 
 def test_environment_file_has_settings_and_no_secrets() -> None:
@@ -120,9 +136,10 @@ def test_environment_file_has_settings_and_no_secrets() -> None:
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
     """The units with programs that are there."""
-    for path in UNITS.iterdir():
-        text = path.read_text().replace(PROGRAMS, str(BIN))
-        (tmp_path / path.name).write_text(text)
+    for path in filter(Path.is_file, UNITS.rglob("*")):
+        copy = tmp_path / path.relative_to(UNITS)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(path.read_text().replace(PROGRAMS, str(BIN)))
     return tmp_path
 
 
@@ -136,7 +153,9 @@ def analyze(installed: Path, *arguments: str) -> str:
 
 @NEEDS_SYSTEMD
 def test_systemd_finds_nothing_wrong(installed) -> None:
-    units = [f"./{path.name}" for path in installed.iterdir() if path.suffix != ".env"]
+    units = [
+        f"./{path.name}" for path in installed.iterdir() if path.suffix in {".service", ".target"}
+    ]
     complaints = analyze(installed, "verify", "--man=no", *units)
     assert [line for line in complaints.splitlines() if "extend-video" in line] == []
 

@@ -127,7 +127,7 @@ class Yard:
         return self.parts[name]
 
     def run(
-        self, command: Sequence[str], settings: Mapping[str, str], seconds: float = 30
+        self, command: Sequence[str], settings: Mapping[str, str], seconds: float = 60
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; its output is in the result, whatever its exit code."""
         return subprocess.run(
@@ -247,7 +247,7 @@ class Deployment:
         """On a socket that is bound already: its port is known, and nobody takes it."""
         address = f"fd://{self.listener.fileno()}"
         command = [str(BIN / "gunicorn"), "--bind", address, "--threads", "4"]
-        command += ["--no-control-socket", "webhook:create_app()"]
+        command += ["--graceful-timeout", "20", "--no-control-socket", "webhook:create_app()"]
         return self.yard.start("receiver", command, self.settings, [self.listener.fileno()])
 
     def start_workers(self, *, but: Collection[str] = ()) -> None:

@@ -83,6 +83,24 @@ class Postgres:
         started = self._control("start", "-o", options, "-l", str(self.directory / "log"))
         assert started == 0, (self.directory / "log").read_text()[-2000:]
 
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """It takes connections, and answers nobody; its backends neither."""
+        pids = self._list_processes()
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def _list_processes(self) -> list[int]:
+        """The server's, which hands out children, before its children."""
+        leader = int((self.directory / "postmaster.pid").read_text().splitlines()[0])
+        children = Path(f"/proc/{leader}/task/{leader}/children").read_text().split()
+        return [leader, *map(int, children)]
+
     def _control(self, *arguments: str) -> int:
         """`pg_ctl`, as the owner of the files; its exit code."""
         owner = self.directory.owner() if os.geteuid() == 0 else None

@@ -253,6 +253,34 @@ def test_redrive_by_filter_leaves_a_submission_that_may_turn_up(run, db) -> None
     assert read_job(db, job.id) == job
 
 
+@ON_SQLITE
+def test_order_for_many_that_nobody_can_confirm_says_what_scripts_give(db, database_url) -> None:
+    job = add(db)
+    ended = subprocess.run(
+        [EXTEND_VIDEO, "cancel", "--state", "queued"],
+        env={**os.environ, "DATABASE_URL": database_url},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("nobody answered: scripts give --yes\nnothing was changed\n")
+    assert read_job(db, job.id).state is JobState.QUEUED
+
+
+def test_table_that_is_missing_is_told_with_its_address(tmp_path) -> None:
+    url = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    env = {**os.environ, "DATABASE_URL": url}
+    ended = subprocess.run(
+        [EXTEND_VIDEO, "list"], env=env, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("outdated_schema: ")
+    assert f"(DATABASE_URL={url})" in ended.stderr
+
+
 # ------------------------------------------------------------------ help, completion, colours
 
 
@@ -276,6 +304,14 @@ def test_every_command_has_examples_in_its_help() -> None:
     assert set(commands) >= set(EXAMPLES)
     for name in EXAMPLES:
         assert EXAMPLES[name][0] in str(commands[name].epilog)
+
+
+def test_list_of_commands_breaks_no_sentence_off() -> None:
+    shown = subprocess.run([EXTEND_VIDEO, "--help"], capture_output=True, text=True, check=True)
+    lines = shown.stdout.partition("Commands:")[2].splitlines()
+    told = {line.split()[0]: line for line in lines if line.startswith("  ") and line.split()}
+    assert set(told) >= set(EXAMPLES)
+    assert [line for line in lines if line.endswith("...")] == []
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])

@@ -793,6 +793,22 @@ def test_request_with_the_input_of_a_dead_attempt_is_an_orphan_of_its_job(db, fa
     assert "taken for dead" in found.detail
 
 
+def test_request_with_the_input_of_a_queued_job_is_one_that_would_be_paid_again(
+    db, fal, compare
+) -> None:
+    """As after a back-up from before the job's submission was restored."""
+    job = insert_job(db, input=wish(1))
+    orphan = buy(fal, wish(1))
+    (found,) = compare().findings
+    assert (found.check, found.job_id, found.attempt_id, found.fal_request_id) == (
+        Check.ORPHAN_AT_FAL,
+        job.id,
+        None,
+        orphan,
+    )
+    assert "would pay again: cancel it" in found.detail
+
+
 def test_request_without_input_beside_an_open_attempt_is_undecided(db, fal, compare) -> None:
     lose_one(db, input=wish(1))
     buy(fal, wish(2), **{"X-Fal-Store-IO": "0"})

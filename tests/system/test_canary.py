@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -60,6 +61,7 @@ SETTINGS = {
     "UNKNOWN_SECONDS": "4",
     "MAX_ATTEMPTS": "20",
 }
+ORDERS = ("cancel", "redrive")
 SOON = 90.0
 
 
@@ -215,7 +217,10 @@ def live_through_failures(haunt: Haunt) -> None:
 
 
 def ask_every_command(haunt: Haunt) -> None:
-    for command in ("list", "list --json", "doctor --json", "sweep", "migrate"):
+    for command in (
+        *("list", "list --json", "doctor --json", "sweep", "migrate", "status", "status --json"),
+        *("verify --json", "prune --older-than 1d --dry-run", "cancel --state failed --dry-run"),
+    ):
         haunt.say(*command.split())
     for row in haunt.table.select("SELECT id FROM jobs WHERE state = 'failed' LIMIT 1"):
         haunt.say("show", str(row["id"]))
@@ -269,6 +274,25 @@ def ask_every_route(haunt: Haunt) -> Iterator[tuple[str, str]]:
                     yield f"{answer.request.method} {path}", f"{answer.headers}{answer.text}"
 
 
+def ask_as_operator(haunt: Haunt) -> Iterator[tuple[str, str]]:
+    """All that the page shows to whoever knows the token: lists, stories, plots, refusals."""
+    base = haunt.deployment.settings["WEBHOOK_BASE_URL"]
+    with httpx.Client(base_url=base, trust_env=False, timeout=30) as client:
+        opened = client.post("/jobs/login", data={"secret": MONITOR_TOKEN})
+        yield "POST /jobs/login", f"{opened.headers}{opened.text}"
+        stories = [f"/jobs/{job_id}" for job_id in haunt.list_ids()]
+        for path in ("/jobs", "/jobs?state=failed", f"/jobs?text={KEY[:9]}", *stories):
+            answer = client.get(path)
+            assert answer.status_code == HTTPStatus.OK, path
+            yield f"GET {path}", f"{answer.headers}{answer.text}"
+        for path in (
+            "/jobs/none",
+            *(f"{story}/{order}" for story in stories[:1] for order in ORDERS),
+        ):
+            answer = client.post(path, data={"csrf_token": "wrong"})
+            yield f"POST {path}", f"{answer.headers}{answer.text}"
+
+
 def read_tables(haunt: Haunt) -> Iterator[tuple[str, str]]:
     url = haunt.deployment.settings["DATABASE_URL"].replace("+psycopg", "")
     with psycopg.connect(url) as connection:
@@ -302,7 +326,7 @@ def test_planted_secrets_are_nowhere_to_be_found(haunt) -> None:
         live_through_failures(haunt)
     ask_every_command(haunt)
     make_everything_wrong(haunt)
-    answers = list(ask_every_route(haunt))
+    answers = [*ask_every_route(haunt), *ask_as_operator(haunt)]
 
     found: dict[str, str | bytes] = {
         **haunt.printed,

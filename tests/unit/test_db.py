@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 import worker.db
 from tests.harness.together import call_together
-from worker.db import Database, name_sqlite
+from worker.db import PEER_CHECKS, Database, name_sqlite
 
 COUNTER = "UPDATE counters SET value = value + 1"
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -146,3 +146,14 @@ def test_failing_statement_keeps_its_values_to_itself(db) -> None:
     with pytest.raises(DBAPIError) as caught, db.transaction() as connection:
         connection.execute(text("INSERT INTO nowhere VALUES (:url)"), {"url": "https://secret"})
     assert "secret" not in str(caught.value)
+
+
+@ON_POSTGRES
+def test_kernel_is_to_notice_a_server_whose_machine_is_gone(db) -> None:
+    """A connection over TCP would otherwise wait for the answer to a query for hours."""
+    with db.reading() as connection:
+        known = connection.connection.driver_connection.info.get_parameters()
+    assert {name: int(known[name]) for name in PEER_CHECKS} == PEER_CHECKS
+    seconds = known["keepalives_idle"], known["keepalives_interval"], known["keepalives_count"]
+    idle, interval, count = map(int, seconds)
+    assert idle + interval * count <= 30

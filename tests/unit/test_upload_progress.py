@@ -1,10 +1,10 @@
-"""What is shown of an upload: a bar on a terminal, lines elsewhere, nothing for programs."""
+"""What is shown of uploads and of counted jobs: a bar on a terminal, lines elsewhere."""
 
 import io
 
 from rich.console import Console
 
-from worker.progress import MIB, show_progress
+from worker.progress import MIB, count_jobs, show_progress
 
 
 def make_console(*, is_terminal: bool) -> tuple[Console, io.StringIO]:
@@ -44,3 +44,19 @@ def test_programs_are_told_nothing() -> None:
     with show_progress(console, quiet=True) as on_progress:
         assert on_progress is None
     assert shown.getvalue() == ""
+
+
+def test_jobs_are_counted_by_a_bar_on_a_terminal() -> None:
+    console, shown = make_console(is_terminal=True)
+    with count_jobs(console, 20, doing="pruning", done="pruned") as on_progress:
+        on_progress(20)
+    assert "pruning" in shown.getvalue()
+    assert "20/20" in shown.getvalue()
+
+
+def test_jobs_are_counted_by_a_line_for_each_thousand_elsewhere() -> None:
+    console, shown = make_console(is_terminal=False)
+    with count_jobs(console, None, doing="pruning", done="pruned") as on_progress:
+        for jobs in range(0, 2600, 500):
+            on_progress(jobs)
+    assert shown.getvalue().splitlines() == ["1000 jobs pruned", "2000 jobs pruned"]

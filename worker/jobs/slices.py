@@ -53,10 +53,10 @@ class PaidRequest:
 
 @dataclass(frozen=True, slots=True)
 class IdlessAttempt:
-    """An attempt of which no request is known."""
+    """An attempt of which no request is known; without an id of its own it is still to be made."""
 
     job_id: UUID
-    attempt_id: UUID
+    attempt_id: UUID | None
     outcome: str | None
     input: dict[str, Any]
 
@@ -129,6 +129,17 @@ def list_idless_attempts(connection: Connection, part: Slice, endpoint: str) -> 
         AttemptRow.fal_request_id.is_(None),
     )
     return [IdlessAttempt(*row) for row in connection.execute(statement)]
+
+
+def list_coming_attempts(connection: Connection, part: Slice, endpoint: str) -> list[IdlessAttempt]:
+    """What the slice's queued jobs are going to send."""
+    statement = select(JobRow.id, JobRow.input).where(
+        part.covers(JobRow.id), JobRow.endpoint == endpoint, JobRow.state == JobState.QUEUED
+    )
+    return [
+        IdlessAttempt(row[0], None, JobState.QUEUED, row[1])
+        for row in connection.execute(statement)
+    ]
 
 
 def list_shut_gates(connection: Connection) -> list[Gate]:
