@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 ARGS ?=
+NAME ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos screenshots lint fmt lock audit clean
+.PHONY: help demo test chaos bench screenshots lint fmt lock audit clean
 
 ##@ Use
 demo: $(VENV)/.run  ## extend a real video end to end on this machine (ARGS="--video my.mp4 --prompt '...'")
@@ -18,6 +19,9 @@ test: $(VENV)/.dev  ## run the whole suite, real PostgreSQL and Redis included (
 
 chaos: $(VENV)/.dev  ## kill, starve and confuse a deployment for half an hour; one table (ARGS="--short --only kills")
 	@$(BIN)/python -m tests.chaos $(ARGS)
+
+bench: $(VENV)/.bench  ## measure beside references, each question or one (NAME=path ARGS="--rounds 9")
+	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 screenshots: $(VENV)/.dev  ## take the README's pictures of the page anew, with Chromium
 	@$(BIN)/python -m tests.page.screenshots
@@ -37,12 +41,18 @@ fmt: $(VENV)/.dev  ## format the code and mend what ruff can
 ##@ Maintain
 lock: $(VENV)/.dev  ## renew the hash-locked requirements from pyproject.toml
 	@$(PIP) uv
-	@$(BIN)/uv pip compile $(LOCK) --extra demo --group build -o requirements/run.txt
-	@$(BIN)/uv pip compile $(LOCK) --extra demo --extra otel --group build --group dev -c requirements/run.txt -o requirements/dev.txt
+	@$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra demo --group build -o requirements/run.txt
+	@$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra demo --extra otel --group build --group dev -c requirements/run.txt -o requirements/dev.txt
+	@$(BIN)/uv pip compile $(LOCK) --group bench -c requirements/dev.txt -o requirements/bench.txt
 
 audit: $(VENV)/.dev  ## look for known vulnerabilities of what is locked (asks the package index; fails if it cannot tell)
 	@$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt
 	@$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/dev.txt
+
+$(VENV)/.bench: $(VENV)/.dev requirements/bench.txt
+	@echo "installing what draws plots into $(VENV) ..." >&2
+	@$(PIP) --require-hashes --no-deps -r requirements/bench.txt
+	@touch $@
 
 clean:  ## remove the virtual environment and caches
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* *.egg-info
@@ -52,7 +62,7 @@ help:
 	  /^[a-z-]+:.*##/ {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-  --no-annotate --custom-compile-command "make lock" pyproject.toml
+  --no-annotate --custom-compile-command "make lock"
 
 # The stamps make a second run start at once: they are renewed only when the lock or the project's metadata change.
 $(VENV)/bin/python:

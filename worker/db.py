@@ -1,15 +1,19 @@
 """Engine and transactions for the job table, on SQLite and PostgreSQL alike."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 READ_ONLY = "extend_video_read_only"
 BUSY_TIMEOUT_MS = 10_000
@@ -22,6 +26,8 @@ PEER_CHECKS = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
+REST_SECONDS = 2.0
+RESTS_SINCE = "rests_since"
 
 
 # What is raised by a database that is away, locked, or breaks a deadlock: it may be well soon.
@@ -35,8 +41,12 @@ class Database:
         # An error's text would quote the values of its statement: prompts and signed URLs.
         options = _engine_options(url, pool_size)
         self.engine = create_engine(url, hide_parameters=True, **options)
+        self._reading: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
         if self.engine.dialect.name == "sqlite":
+            self._reading = {READ_ONLY: True}
             _prepare_sqlite(self.engine)
+        else:
+            _check_rested(self.engine)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -46,8 +56,8 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Read without holding up writers."""
-        with self.engine.connect().execution_options(**{READ_ONLY: True}) as connection:
+        """Read without holding up writers; on PostgreSQL each statement sees its own moment."""
+        with self.engine.connect().execution_options(**self._reading) as connection:
             yield connection
 
     def close(self) -> None:
@@ -70,7 +80,6 @@ def _engine_options(url: str, pool_size: int) -> dict[str, Any]:
     options = f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
     return {
         "pool_size": pool_size,
-        "pool_pre_ping": True,
         "pool_timeout": CONNECT_TIMEOUT_S,
         "connect_args": {
             "connect_timeout": CONNECT_TIMEOUT_S,
@@ -78,6 +87,27 @@ def _engine_options(url: str, pool_size: int) -> dict[str, Any]:
             **PEER_CHECKS,
         },
     }
+
+
+def _check_rested(engine: Engine) -> None:
+    """Ask a connection that has rested whether it still lives, and not before each transaction.
+
+    As SQLAlchemy's own `pool_pre_ping` does, which asks each time.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def _note_rest(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[RESTS_SINCE] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _ask(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+        since = record.info.get(RESTS_SINCE)
+        if since is None or time.monotonic() - since < REST_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -1,13 +1,10 @@
 """One table for all experiments."""
 
-import os
-import platform
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
+
+from tests.harness.document import describe_run, put_between
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
@@ -73,20 +70,4 @@ def _render_row(row: Sequence[str], widths: Sequence[int]) -> str:
 
 def write_table(findings: Sequence[Finding], command: str, document: Path = DOCUMENT) -> None:
     """Put the table between the marks of the document, with what made it."""
-    begin, end = (f"<!-- {word} of chaos table -->" for word in ("begin", "end"))
-    before, _, rest = document.read_text().partition(begin)
-    _, mark, after = rest.partition(end)
-    if not mark:
-        raise ValueError(f"{document.name} lacks the marks of the table")
-    table = f"{describe_run(command)}\n\n{render_table(findings)}"
-    document.write_text(f"{before}{begin}\n{table}\n{end}{after}")
-
-
-def describe_run(command: str) -> str:
-    """Command, day, machine and versions."""
-    parts = ("celery", "kombu", "redis", "sqlalchemy", "psycopg")
-    versions = [f"{name} {version(name)}" for name in parts]
-    versions += [f"SQLite {sqlite3.sqlite_version}", f"Python {platform.python_version()}"]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    machine = f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}"
-    return f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {machine}; {', '.join(versions)}."
+    put_between(document, "chaos table", f"{describe_run(command)}\n\n{render_table(findings)}")

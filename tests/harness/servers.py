@@ -22,10 +22,11 @@ _numbers = count(1)
 
 
 @contextmanager
-def run_postgres(*, survives_kill: bool = False) -> Iterator["Postgres"]:
+def run_postgres(*, survives_kill: bool = False, is_durable: bool = False) -> Iterator["Postgres"]:
     """A server that may lose all with the machine, for nothing in it outlives the run.
 
-    With `survives_kill` what was committed is there after the server alone was killed.
+    With `survives_kill` what was committed is there after the server alone was killed. A durable
+    one flushes as it does in production.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the wheel warns of a missing XDG_RUNTIME_DIR
@@ -34,8 +35,7 @@ def run_postgres(*, survives_kill: bool = False) -> Iterator["Postgres"]:
     server = get_server(directory, cleanup_mode="delete")
     try:
         postgres = Postgres(server.get_uri(), Path(server.bin_path), Path(directory))
-        late_commit = [] if survives_kill else ["synchronous_commit"]
-        for setting in ("fsync", "full_page_writes", *late_commit):
+        for setting in _list_unsafe(survives_kill=survives_kill, is_durable=is_durable):
             postgres.execute(f"ALTER SYSTEM SET {setting} = off")
         postgres.execute("ALTER SYSTEM SET max_connections = 200")
         postgres.execute("SELECT pg_reload_conf()")
@@ -46,6 +46,13 @@ def run_postgres(*, survives_kill: bool = False) -> Iterator["Postgres"]:
         server._postmaster_info = None
         server.cleanup()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _list_unsafe(*, survives_kill: bool, is_durable: bool) -> list[str]:
+    if is_durable:
+        return []
+    late_commit = [] if survives_kill else ["synchronous_commit"]
+    return ["fsync", "full_page_writes", *late_commit]
 
 
 @dataclass(frozen=True)

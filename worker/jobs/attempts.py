@@ -2,16 +2,30 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, case, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Insert,
+    Update,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import aliased
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from worker.jobs.models import AttemptRow, JobRow
-from worker.jobs.rows import columns_of, fetch_all, fetch_one
+from worker.jobs.rows import bind_new, columns_of, fetch_all, fetch_one, name_new, table_of
 from worker.jobs.states import JobState
 from worker.jobs.values import (
     Attempt,
@@ -22,6 +36,51 @@ from worker.jobs.values import (
     Settlement,
 )
 
+_ATTEMPTS = table_of(AttemptRow)
+_SELECT = select(*_ATTEMPTS.c)
+_LIST = _SELECT.where(_ATTEMPTS.c.job_id == bindparam("of_job_id")).order_by(_ATTEMPTS.c.number)
+_FIND_BY_TOKEN = _SELECT.where(_ATTEMPTS.c.token_hash == bindparam("of_token_hash"))
+_FIND_BY_REQUEST = _SELECT.where(_ATTEMPTS.c.fal_request_id == bindparam("of_request_id"))
+
+
+def _build_insert() -> Insert:
+    ours = ("job_id", "fence", "endpoint", "input", "claimed_by")
+    bound = bind_new(_ATTEMPTS, (*(field.name for field in fields(NewAttempt)), *ours))
+    earlier = select(func.count()).where(_ATTEMPTS.c.job_id == bound["job_id"])
+    number = earlier.scalar_subquery() + 1
+    return insert(_ATTEMPTS).values({**bound, "number": number}).returning(*_ATTEMPTS.c)
+
+
+def _build_accept() -> Update:
+    known, rival = _ATTEMPTS.c.fal_request_id, _ATTEMPTS.alias()
+    of_id: BindParameter[UUID] = bindparam("of_id")
+    new_known: BindParameter[str] = bindparam("known")
+    taken = exists().where(rival.c.fal_request_id == new_known, rival.c.id != of_id)
+    outcome = _ATTEMPTS.c.outcome
+    return (
+        update(_ATTEMPTS)
+        .where(_ATTEMPTS.c.id == of_id, or_(known.is_(None), known == new_known), ~taken)
+        .where(or_(outcome.is_(None), outcome.in_([Outcome.UNKNOWN, Outcome.DEAD])))
+        .values(bind_new(_ATTEMPTS, (field.name for field in fields(Settlement))))
+    )
+
+
+def _build_complete(ending: Ending) -> ReturningUpdate[Any]:
+    values = bind_new(_ATTEMPTS, ("completed_at", "ending")) | {"cancel_due_at": None}
+    values |= {"fal_status": "COMPLETED", "queue_position": None}
+    # A failure may be a mistake of ours (a result given up), a result never is.
+    is_open = or_(_ATTEMPTS.c.completed_at.is_(None), _ATTEMPTS.c.ending == Ending.FAILED)
+    if ending is Ending.OK:
+        is_open = or_(is_open, _ATTEMPTS.c.ending == Ending.CANCELLED)
+    if ending is Ending.CANCELLED:
+        values["extra_charge_at"] = None
+    statement = update(_ATTEMPTS).where(_ATTEMPTS.c.id == bindparam("of_id"), is_open)
+    return statement.values(values).returning(_ATTEMPTS.c.extra_charge_at)
+
+
+_INSERT, _ACCEPT = _build_insert(), _build_accept()
+_COMPLETE = {ending: _build_complete(ending) for ending in Ending}
+
 
 def hash_token(token: str) -> str:
     """What is stored of a webhook token, so that reading the table gives nobody a token."""
@@ -30,21 +89,24 @@ def hash_token(token: str) -> str:
 
 def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt:
     """The intent to pay once for `job`, with the very input and options that will be sent."""
-    number = select(func.count()).where(AttemptRow.job_id == job.id).scalar_subquery() + 1
-    statement = (
-        insert(AttemptRow)
-        .values(
-            **asdict(new),
-            job_id=job.id,
-            number=number,
-            fence=job.fence,
-            endpoint=job.endpoint,
-            input=job.input,
-            claimed_by=job.claimed_by,
-        )
-        .returning(*columns_of(AttemptRow))
-    )
-    return Attempt(**connection.execute(statement).mappings().one())
+    values = {
+        **asdict(new),
+        "job_id": job.id,
+        "fence": job.fence,
+        "endpoint": job.endpoint,
+        "input": job.input,
+        "claimed_by": job.claimed_by,
+    }
+    return Attempt(**connection.execute(_INSERT, name_new(values)).mappings().one())
+
+
+def accept_attempt(connection: Connection, attempt: Attempt, settlement: Settlement) -> bool:
+    """As `adopt_request` and then `settle_attempt`, in one; False if not both could be done.
+
+    Then nothing is written.
+    """
+    known = {"of_id": attempt.id, "known": settlement.fal_request_id}
+    return connection.execute(_ACCEPT, {**known, **name_new(asdict(settlement))}).rowcount == 1
 
 
 def settle_attempt(connection: Connection, attempt_id: UUID, settlement: Settlement) -> None:
@@ -80,19 +142,14 @@ def adopt_request(connection: Connection, attempt: Attempt, fal_request_id: str)
 
 def complete_attempt(
     connection: Connection, attempt_id: UUID, ending: Ending, now: datetime
-) -> None:
-    """Note that fal has finished the attempt's request; a run that was cancelled costs nothing."""
-    values: dict[str, Any] = {"completed_at": now, "ending": ending, "cancel_due_at": None}
-    values |= {"fal_status": "COMPLETED", "queue_position": None}
-    # A failure may be a mistake of ours (a result given up), a result never is.
-    is_open = or_(AttemptRow.completed_at.is_(None), AttemptRow.ending == Ending.FAILED)
-    if ending is Ending.OK:
-        is_open = or_(is_open, AttemptRow.ending == Ending.CANCELLED)
-    if ending is Ending.CANCELLED:
-        values["extra_charge_at"] = None
-    connection.execute(
-        update(AttemptRow).where(AttemptRow.id == attempt_id, is_open).values(**values)
-    )
+) -> bool:
+    """Note that fal has finished the attempt's request; a run that was cancelled costs nothing.
+
+    True if it is written, and the attempt not counted as an extra charge.
+    """
+    values = {"of_id": attempt_id, "new_completed_at": now, "new_ending": ending}
+    found = connection.execute(_COMPLETE[ending], values).one_or_none()
+    return found is not None and found.extra_charge_at is None
 
 
 def is_completed(connection: Connection, attempt_id: UUID) -> bool:
@@ -197,8 +254,7 @@ def find_current_attempt(connection: Connection, job: Job) -> Attempt | None:
 
 
 def find_attempt_by_request(connection: Connection, fal_request_id: str) -> Attempt | None:
-    statement = select(*columns_of(AttemptRow)).where(AttemptRow.fal_request_id == fal_request_id)
-    return fetch_one(connection, Attempt, statement)
+    return fetch_one(connection, Attempt, _FIND_BY_REQUEST, {"of_request_id": fal_request_id})
 
 
 def list_unsettled(connection: Connection, limit: int) -> list[tuple[Attempt, datetime]]:
@@ -231,14 +287,8 @@ def list_known_requests(connection: Connection, fal_request_ids: Sequence[str]) 
 
 
 def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | None:
-    statement = select(*columns_of(AttemptRow)).where(AttemptRow.token_hash == token_hash)
-    return fetch_one(connection, Attempt, statement)
+    return fetch_one(connection, Attempt, _FIND_BY_TOKEN, {"of_token_hash": token_hash})
 
 
 def list_attempts(connection: Connection, job_id: UUID) -> list[Attempt]:
-    statement = (
-        select(*columns_of(AttemptRow))
-        .where(AttemptRow.job_id == job_id)
-        .order_by(AttemptRow.number)
-    )
-    return fetch_all(connection, Attempt, statement)
+    return fetch_all(connection, Attempt, _LIST, {"of_job_id": job_id})

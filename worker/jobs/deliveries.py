@@ -2,13 +2,44 @@
 
 import hashlib
 from dataclasses import asdict
+from functools import cache
 from uuid import UUID
 
-from sqlalchemy import Connection, exists, select, update
+from sqlalchemy import Connection, Executable, bindparam, exists, select, update
 
-from worker.jobs.models import AttemptRow, DeliveryRow
-from worker.jobs.rows import columns_of, fetch_all, insert_for
+from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
+from worker.jobs.rows import columns_of, fetch_all, is_postgres, spell_insert, table_of
 from worker.jobs.values import Attempt, Delivery, Job, NewDelivery, Verdict
+
+_ATTEMPTS, _DELIVERIES, _JOBS = table_of(AttemptRow), table_of(DeliveryRow), table_of(JobRow)
+# The job's row is locked, and the attempt's is not: whoever writes that holds the job's.
+_FIND_ADDRESSEE = (
+    select(
+        *(column.label(f"attempt_{column.key}") for column in _ATTEMPTS.c),
+        *(column.label(f"job_{column.key}") for column in _JOBS.c),
+    )
+    .join_from(_ATTEMPTS, _JOBS, _JOBS.c.id == _ATTEMPTS.c.job_id)
+    .where(_ATTEMPTS.c.token_hash == bindparam("of_token_hash"))
+    .with_for_update(of=_JOBS)
+)
+_JUDGE = (
+    update(_DELIVERIES)
+    .where(
+        _DELIVERIES.c.attempt_id == bindparam("of_attempt_id"),
+        _DELIVERIES.c.body_sha256 == bindparam("of_body_sha256"),
+    )
+    .values(verdict=bindparam("new_verdict"))
+)
+
+
+def find_addressee(connection: Connection, token_hash: str) -> tuple[Attempt, Job] | None:
+    """The attempt with this token, and its job, locked as by `table.get_job`."""
+    found = connection.execute(_FIND_ADDRESSEE, {"of_token_hash": token_hash}).one_or_none()
+    if found is None:
+        return None
+    attempt = dict(zip(_ATTEMPTS.c.keys(), found, strict=False))
+    job = dict(zip(_JOBS.c.keys(), found[len(attempt) :], strict=True))
+    return Attempt(**attempt), Job(**job)
 
 
 def count_delivery(
@@ -18,35 +49,36 @@ def count_delivery(
 
     How often it has come, and what it was worth the first time.
     """
-    insertion = insert_for(connection, DeliveryRow).values(
+    values = {
         **asdict(new),
-        job_id=attempt.job_id,
-        attempt_id=attempt.id,
-        last_received_at=new.received_at,
-        times_received=1,
-        body_sha256=hashlib.sha256(new.body).hexdigest(),
-    )
-    statement = insertion.on_conflict_do_update(
+        "job_id": attempt.job_id,
+        "attempt_id": attempt.id,
+        "last_received_at": new.received_at,
+        "times_received": 1,
+        "body_sha256": hashlib.sha256(new.body).hexdigest(),
+    }
+    statement = _build_count(for_postgres=is_postgres(connection))
+    times, verdict = connection.execute(statement, values).one()
+    return int(times), Verdict(verdict)
+
+
+@cache
+def _build_count(*, for_postgres: bool) -> Executable:
+    insertion = spell_insert(_DELIVERIES, for_postgres=for_postgres)
+    return insertion.on_conflict_do_update(
         index_elements=["attempt_id", "body_sha256"],
         set_={
-            "times_received": DeliveryRow.times_received + 1,
-            "last_received_at": new.received_at,
+            "times_received": _DELIVERIES.c.times_received + 1,
+            "last_received_at": insertion.excluded.received_at,
         },
-    ).returning(DeliveryRow.times_received, DeliveryRow.verdict)
-    times, verdict = connection.execute(statement).one()
-    return int(times), Verdict(verdict)
+    ).returning(_DELIVERIES.c.times_received, _DELIVERIES.c.verdict)
 
 
 def judge_delivery(connection: Connection, attempt_id: UUID, body: bytes, verdict: Verdict) -> None:
     """Write what the delivery with this body turned out to be worth."""
-    connection.execute(
-        update(DeliveryRow)
-        .where(
-            DeliveryRow.attempt_id == attempt_id,
-            DeliveryRow.body_sha256 == hashlib.sha256(body).hexdigest(),
-        )
-        .values(verdict=verdict)
-    )
+    body_sha256 = hashlib.sha256(body).hexdigest()
+    known = {"of_attempt_id": attempt_id, "of_body_sha256": body_sha256}
+    connection.execute(_JUDGE, {**known, "new_verdict": verdict})
 
 
 def list_deliveries(connection: Connection, job_id: UUID) -> list[Delivery]:

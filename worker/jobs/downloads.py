@@ -4,15 +4,21 @@ from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Connection, func, or_, select, update
+from sqlalchemy import Connection, bindparam, func, or_, select, update
 
 from worker.jobs import table
 from worker.jobs.models import JobRow
+from worker.jobs.rows import is_postgres, table_of
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Claim, Job
 
 # Any number that no other program on this database locks.
 _ADVISORY_LOCK = 0x6578_7465_6E64_0001
+_JOBS = table_of(JobRow)
+_LOCK = select(func.pg_advisory_xact_lock(_ADVISORY_LOCK))
+_COUNT = select(func.count()).where(
+    _JOBS.c.state == JobState.ARCHIVING, _JOBS.c.due_at > bindparam("now")
+)
 
 
 def claim_download(
@@ -45,11 +51,10 @@ def claim_download(
 
 def _wait_for_turn(connection: Connection) -> None:
     """Until this transaction ends nobody else counts; on SQLite it is the only writer anyway."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(select(func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+    if is_postgres(connection):
+        connection.execute(_LOCK)
 
 
 def _count_running(connection: Connection, now: datetime) -> int:
     """Those whose worker has been heard of within its lease."""
-    running = select(func.count()).where(JobRow.state == JobState.ARCHIVING, JobRow.due_at > now)
-    return int(connection.execute(running).scalar_one())
+    return int(connection.execute(_COUNT, {"now": now}).scalar_one())

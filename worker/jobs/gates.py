@@ -2,19 +2,20 @@
 
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, bindparam, delete, select
 
 from worker.jobs.models import GateRow
-from worker.jobs.rows import columns_of, fetch_one, insert_for
+from worker.jobs.rows import fetch_one, insert_for, table_of
 from worker.jobs.values import Gate
+
+_GATES = table_of(GateRow)
+_FIND = select(*_GATES.c).where(_GATES.c.name == bindparam("of_name"))
+_LOCK = _FIND.with_for_update()
 
 
 def find_gate(connection: Connection, name: str, *, lock: bool = False) -> Gate | None:
     """The gate, if anybody has shut it; with `lock`, nobody else moves it before this ends."""
-    statement = select(*columns_of(GateRow)).where(GateRow.name == name)
-    if lock:
-        statement = statement.with_for_update()
-    return fetch_one(connection, Gate, statement)
+    return fetch_one(connection, Gate, _LOCK if lock else _FIND, {"of_name": name})
 
 
 def shut_gate(connection: Connection, gate: Gate) -> None:

@@ -1,20 +1,21 @@
 """SQL on `jobs` and `events`: given a connection, never commits, hands out frozen values.
 
-A transition is one UPDATE guarded by id, state and fence, with its history row beside it. Where it
-matches no row somebody else was first: the function returns None, and its caller leaves things be.
+A transition is one UPDATE guarded by id, state and fence, with its history row beside it
+(`transitions.py`). Where it matches no row somebody else was first: the function returns None, and
+its caller leaves things be.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Connection, insert, null, or_, select, update
+from sqlalchemy import Connection, bindparam, null, select, update
 
 from worker.errors import JobNotFoundError
+from worker.jobs import transitions
 from worker.jobs.models import EventRow, JobRow
-from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for
-from worker.jobs.states import EDGES, JobEvent, JobState, next_state
+from worker.jobs.rows import columns_of, fetch_all, fetch_one, table_of
+from worker.jobs.states import JobEvent, JobState, next_state
 from worker.jobs.values import Claim, Event, Job, Move, NewJob
 
 # Set when a job first enters the state, and never moved by a later visit.
@@ -37,26 +38,28 @@ _AT_REST: dict[str, None] = {
 }
 
 
+_JOBS = table_of(JobRow)
+_FIND = select(*_JOBS.c).where(_JOBS.c.id == bindparam("of_id"))
+_LOCK = _FIND.with_for_update()
+_EXTEND = (
+    update(_JOBS)
+    .where(
+        _JOBS.c.id == bindparam("of_id"),
+        _JOBS.c.state == bindparam("of_state"),
+        _JOBS.c.fence == bindparam("of_fence"),
+    )
+    .values(due_at=bindparam("until"))
+)
+
+
 def insert_job(connection: Connection, new: NewJob) -> Job | None:
     """Insert a queued job; None if its id, or its (tenant, idempotency key), is taken already."""
-    statement = (
-        insert_for(connection, JobRow)
-        .values(**asdict(new), state=JobState.QUEUED)
-        .on_conflict_do_nothing()
-        .returning(*columns_of(JobRow))
-    )
-    job = fetch_one(connection, Job, statement)
-    if job is not None:
-        _insert_event(connection, job, None, JobEvent.ENQUEUED, Move(new.enqueued_at))
-    return job
+    return transitions.insert_row(connection, new)
 
 
 def find_job(connection: Connection, job_id: UUID, *, lock: bool = False) -> Job | None:
     """The job; with `lock`, nobody else changes it before this transaction ends."""
-    statement = select(*columns_of(JobRow)).where(JobRow.id == job_id)
-    if lock:
-        statement = statement.with_for_update()
-    return fetch_one(connection, Job, statement)
+    return fetch_one(connection, Job, _LOCK if lock else _FIND, {"of_id": job_id})
 
 
 def get_job(connection: Connection, job_id: UUID, *, lock: bool = False) -> Job:
@@ -79,37 +82,13 @@ def claim_job(connection: Connection, job_id: UUID, event: JobEvent, claim: Clai
 
     A job that waits for a time (`blocked_reason` is set) is not claimable before it.
     """
-    source = next(state for state, edge_event in EDGES if edge_event is event)
-    statement = (
-        update(JobRow)
-        .where(
-            JobRow.id == job_id,
-            JobRow.state == source,
-            or_(JobRow.blocked_reason.is_(None), JobRow.due_at <= claim.now),
-        )
-        .values(
-            state=EDGES[source, event],
-            fence=JobRow.fence + 1,
-            claimed_by=claim.worker,
-            blocked_reason=None,
-            due_at=claim.until,
-        )
-        .returning(*columns_of(JobRow))
-    )
-    job = fetch_one(connection, Job, statement)
-    if job is not None:
-        _insert_event(connection, job, source, event, Move(claim.now))
-    return job
+    return transitions.claim_row(connection, job_id, event, claim)
 
 
 def extend_claim(connection: Connection, job: Job, until: datetime) -> bool:
     """Renew the lease of a claimed job; False once somebody else has taken it over."""
-    statement = (
-        update(JobRow)
-        .where(JobRow.id == job.id, JobRow.state == job.state, JobRow.fence == job.fence)
-        .values(due_at=until)
-    )
-    return connection.execute(statement).rowcount == 1
+    known = {"of_id": job.id, "of_state": job.state, "of_fence": job.fence}
+    return connection.execute(_EXTEND, {**known, "until": until}).rowcount == 1
 
 
 def apply_event(connection: Connection, job: Job, event: JobEvent, move: Move) -> Job | None:
@@ -124,16 +103,7 @@ def apply_event(connection: Connection, job: Job, event: JobEvent, move: Move) -
     entered_at = _ENTERED_AT.get(target)
     if entered_at is not None:
         values[entered_at] = getattr(job, entered_at) or move.now
-    statement = (
-        update(JobRow)
-        .where(JobRow.id == job.id, JobRow.state == job.state, JobRow.fence == job.fence)
-        .values(**values)
-        .returning(*columns_of(JobRow))
-    )
-    moved = fetch_one(connection, Job, statement)
-    if moved is not None:
-        _insert_event(connection, moved, job.state, event, move)
-    return moved
+    return transitions.move_row(connection, job, values, event, move)
 
 
 def apply_permitted(connection: Connection, job: Job, event: JobEvent, move: Move) -> Job:
@@ -209,19 +179,3 @@ def advance_due(connection: Connection, job: Job, due_at: datetime) -> None:
 def list_events(connection: Connection, job_id: UUID) -> list[Event]:
     statement = select(*columns_of(EventRow)).where(EventRow.job_id == job_id).order_by(EventRow.id)
     return fetch_all(connection, Event, statement)
-
-
-def _insert_event(
-    connection: Connection, job: Job, source: JobState | None, event: JobEvent, move: Move
-) -> None:
-    connection.execute(
-        insert(EventRow).values(
-            job_id=job.id,
-            at=move.now,
-            from_state=source,
-            to_state=job.state,
-            reason=event.value,
-            detail=move.detail,
-            fence=job.fence,
-        )
-    )

@@ -58,16 +58,17 @@ def receive_delivery(
     now = clock()
     with db.transaction() as connection:
         attempt, job = _find_attempt(connection, token, completion)
-        if _is_repeated(connection, attempt, _describe(completion, body, Verdict.KEPT, now)):
+        if _is_repeated(connection, attempt, _describe(completion, body, Verdict.RECORDED, now)):
             return Receipt(Verdict.DUPLICATE, job)
-        attempt = _adopt(connection, attempt, completion.fal_request_id)
+        owner = _adopt(connection, attempt, completion.fal_request_id)
         if needs_fetching(completion):
-            doorbell = expect_result(connection, job, attempt, completion.fal_request_id, now)
+            deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
+            doorbell = expect_result(connection, job, owner, completion.fal_request_id, now)
             return Receipt(Verdict.KEPT, job, doorbell)
-        moved = record_completion(connection, job, attempt, completion, now, grace)
+        moved = record_completion(connection, job, owner, completion, now, grace)
         if moved is None:
+            deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
             return Receipt(Verdict.KEPT, job)
-        deliveries.judge_delivery(connection, attempt.id, body, Verdict.RECORDED)
         return Receipt(Verdict.RECORDED, moved, moved.doorbell)
 
 
@@ -155,7 +156,7 @@ def record_completion(
     newest attempt.
     """
     failure = find_failure(completion)
-    attempts.complete_attempt(connection, attempt.id, find_ending(failure), now)
+    is_plain = attempts.complete_attempt(connection, attempt.id, find_ending(failure), now)
     if has_video(job):
         if failure is None and job.fal_request_id != completion.fal_request_id:
             attempts.note_extra_charge(connection, attempt.id, now)
@@ -170,7 +171,10 @@ def record_completion(
             return None
         detail = "it came in spite of the cancellation" if job.cancel_requested_at else None
         move = Move(now, now + grace, detail, columns)
-        return _take_result(connection, job, attempt, move)
+        moved = table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
+        if moved is not None and not (is_plain and is_only_attempt(job, attempt)):
+            attempts.dismiss_rivals(connection, attempt, now)
+        return moved
     if attempt.fence != job.fence:
         # A later attempt is under way: it is not up to the earlier one to fail the job.
         return None
@@ -194,6 +198,11 @@ def is_turned_down(job: Job, attempt: Attempt) -> bool:
     return attempt.completed_at <= job.redriven_at
 
 
+def is_only_attempt(job: Job, attempt: Attempt) -> bool:
+    """Whether the job has no other, which would have bumped the fence with its claim; pure."""
+    return attempt.number == 1 and attempt.fence == job.fence
+
+
 def find_failure(completion: Completion) -> FalFailure | None:
     """Why this completion is no video; None if it is one. Pure."""
     if completion.status == "ERROR":
@@ -213,25 +222,19 @@ def find_ending(failure: FalFailure | None) -> Ending:
     return Ending.CANCELLED if failure.code == CANCELLED_CODE else Ending.FAILED
 
 
-def _take_result(connection: Connection, job: Job, attempt: Attempt, move: Move) -> Job | None:
-    moved = table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
-    if moved is not None:
-        attempts.dismiss_rivals(connection, attempt, move.now)
-    return moved
-
-
 def _find_attempt(
     connection: Connection, token: str, completion: Completion
 ) -> tuple[Attempt, Job]:
+    """The job's row is locked first, here and everywhere, so that two writers cannot deadlock."""
     token_hash = attempts.hash_token(token)
-    attempt = attempts.find_attempt_by_token(connection, token_hash)
-    if attempt is None or not hmac.compare_digest(attempt.token_hash, token_hash):
+    found = deliveries.find_addressee(connection, token_hash)
+    if found is None or not hmac.compare_digest(found[0].token_hash, token_hash):
         raise InvalidSignatureError("no attempt has this token")
+    attempt, job = found
     bind_contextvars(job_id=str(attempt.job_id), attempt=attempt.number)
     if attempt.fal_request_id not in {None, completion.fal_request_id}:
         raise InvalidSignatureError("the attempt is of another fal request")
-    # The job's row is locked first, here and everywhere, so that two writers cannot deadlock.
-    return attempt, table.get_job(connection, attempt.job_id, lock=True)
+    return attempt, job
 
 
 def _describe(completion: Completion, body: bytes, verdict: Verdict, now: datetime) -> NewDelivery:
@@ -250,7 +253,8 @@ def _adopt(connection: Connection, attempt: Attempt, fal_request_id: str) -> Att
 
     A search pairs by input, and two attempts of one job have the same.
     """
-    if attempts.adopt_request(connection, attempt, fal_request_id):
+    is_known = attempt.fal_request_id == fal_request_id  # it is never taken from it again
+    if is_known or attempts.adopt_request(connection, attempt, fal_request_id):
         return attempt
     owner = attempts.find_attempt_by_request(connection, fal_request_id)
     if owner is None or owner.job_id != attempt.job_id:

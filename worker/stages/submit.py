@@ -162,6 +162,8 @@ def record_reply(
 def _settle(connection: Connection, attempt: Attempt, settlement: Settlement) -> bool:
     """Write it; False if the request that was accepted is not, or not to be, the attempt's own."""
     known = settlement.fal_request_id
+    if known is not None and attempts.accept_attempt(connection, attempt, settlement):
+        return True
     is_own = known is None or attempts.adopt_request(connection, attempt, known)
     if not is_own:
         # A search has found requests of the very same input, and paired them otherwise.

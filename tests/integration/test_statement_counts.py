@@ -1,0 +1,91 @@
+"""What one job costs in SQL, from enqueue to archived: it must not creep (docs/performance.md)."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import event
+
+from tests.harness.archiving import Archiver, archive_locally, make_video, state_video
+from tests.harness.jobs import LEASE, REQUEST_ID
+from tests.harness.stages import Bench, build_completion
+from tests.harness.web import run_server, send_body
+from worker.db import Database
+from worker.jobs.states import JobState
+from worker.stages.enqueue import enqueue_job, parse_wish
+
+WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
+# A transition and its line in the history are one statement on PostgreSQL, two on SQLite.
+STATEMENTS = {
+    "postgresql": {"enqueue": 1, "intent": 3, "reply": 3, "delivery": 4, "archive": 7},
+    "sqlite": {"enqueue": 2, "intent": 4, "reply": 4, "delivery": 5, "archive": 8},
+}
+COMMITS = {"enqueue": 1, "intent": 1, "reply": 1, "delivery": 1, "archive": 3}
+
+
+class Meter:
+    """Counts statements and commits of a database, by the step that is under way."""
+
+    def __init__(self, db: Database) -> None:
+        self.statements: Counter[str] = Counter()
+        self.commits: Counter[str] = Counter()
+        self._step = ""
+        event.listen(db.engine, "before_cursor_execute", self._note_statement)
+        event.listen(db.engine, "commit", self._note_commit)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        self._step = name
+        yield
+        self._step = ""
+
+    def _note_statement(self, _connection, _cursor, statement: str, *_) -> None:
+        if self._step and not statement.startswith("BEGIN"):
+            self.statements[self._step] += 1
+
+    def _note_commit(self, _connection) -> None:
+        if self._step:
+            self.commits[self._step] += 1
+
+
+@pytest.fixture
+def cdn():
+    with run_server(send_body(make_video(), Content_Type="video/mp4")) as server:
+        yield server
+
+
+@pytest.fixture
+def archive(db, cdn, tmp_path) -> Archiver:
+    return archive_locally(db, tmp_path / "archive", cdn.place)
+
+
+@pytest.fixture
+def counted(bench: Bench, archive: Archiver, cdn) -> Meter:
+    """Of one job's whole way, on which nothing goes wrong."""
+    meter = Meter(bench.db)
+    with meter.step("enqueue"):
+        wish = parse_wish(WISH)
+        job = enqueue_job(wish, db=bench.db, endpoint="e", grace=LEASE, clock=bench.clock).job
+    with meter.step("intent"):
+        submission = bench.begin(job)
+    with meter.step("reply"):
+        bench.accept(submission)
+    result = state_video(f"{cdn.url}/files/b/0a/clip.mp4")
+    with meter.step("delivery"):
+        bench.deliver(submission, build_completion(REQUEST_ID, result))
+    bench.clock.move(timedelta(seconds=1))
+    with meter.step("archive"):
+        ended = archive(job, clock=bench.clock)
+    assert ended is not None
+    assert ended.state is JobState.ARCHIVED
+    return meter
+
+
+def test_a_job_takes_so_many_statements_and_no_more(db, counted):
+    assert counted.statements == STATEMENTS[db.engine.dialect.name]
+
+
+def test_a_job_takes_so_many_commits_and_no_more(counted):
+    assert counted.commits == COMMITS

@@ -1,0 +1,135 @@
+"""How a transition is spelled: the change of a job's row, and its line in the history.
+
+PostgreSQL takes both as one statement. SQLite knows no such statement, but has no round trips to
+save. Each statement is built once, for building one costs more than running it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from sqlalchemy import Connection, Insert, Select, Update, bindparam, insert, or_, select, update
+
+from worker.jobs.models import EventRow, JobRow
+from worker.jobs.rows import bind_new, fetch_one, is_postgres, name_new, spell_insert, table_of
+from worker.jobs.states import EDGES, JobEvent, JobState
+from worker.jobs.values import Claim, Job, Move, NewJob
+
+Change: TypeAlias = Insert | Update
+
+_JOBS, _EVENTS = table_of(JobRow), table_of(EventRow)
+_TELL = insert(_EVENTS).inline()
+
+
+def insert_row(connection: Connection, new: NewJob) -> Job | None:
+    """A queued job; None if its id or key is taken."""
+    values = {**asdict(new), "state": JobState.QUEUED, "fence": 0}
+    change = _build_insert(tuple(values), for_postgres=is_postgres(connection))
+    move = Move(new.enqueued_at)
+    return _apply(connection, change, name_new(values), None, JobEvent.ENQUEUED, move)
+
+
+def claim_row(connection: Connection, job_id: UUID, event: JobEvent, claim: Claim) -> Job | None:
+    """The one edge of a claim; None if the row is not where it begins, or waits for a time."""
+    source = next(state for state, edge_event in EDGES if edge_event is event)
+    values = {
+        "of_id": job_id,
+        "of_state": source,
+        "new_state": EDGES[source, event],
+        "new_claimed_by": claim.worker,
+        "new_due_at": claim.until,
+        "now": claim.now,
+    }
+    return _apply(connection, _build_claim(), values, source, event, Move(claim.now))
+
+
+def move_row(
+    connection: Connection, job: Job, values: Mapping[str, Any], event: JobEvent, move: Move
+) -> Job | None:
+    """Write the values, exactly as the job was read: same state, same fence. Else None."""
+    change = _build_move(tuple(values))
+    guard = {"of_id": job.id, "of_state": job.state, "of_fence": job.fence}
+    return _apply(connection, change, guard | name_new(values), job.state, event, move)
+
+
+def _apply(
+    connection: Connection,
+    change: Change,
+    values: Mapping[str, Any],
+    source: JobState | None,
+    event: JobEvent,
+    move: Move,
+) -> Job | None:
+    told: dict[str, Any] = {
+        "at": move.now,
+        "from_state": source,
+        "reason": event.value,
+        "detail": move.detail,
+    }
+    if is_postgres(connection):
+        named = {f"told_{name}": value for name, value in told.items()}
+        return fetch_one(connection, Job, _tell_of(change), {**values, **named})
+    job = fetch_one(connection, Job, change, values)
+    if job is not None:
+        told |= {"job_id": job.id, "to_state": job.state, "fence": job.fence}
+        connection.execute(_TELL, told)
+    return job
+
+
+@cache
+def _build_insert(names: tuple[str, ...], *, for_postgres: bool) -> Insert:
+    return (
+        spell_insert(_JOBS, for_postgres=for_postgres)
+        .values(bind_new(_JOBS, names))
+        .on_conflict_do_nothing()
+        .returning(*_JOBS.c)
+    )
+
+
+@cache
+def _build_claim() -> Update:
+    is_free = or_(_JOBS.c.blocked_reason.is_(None), _JOBS.c.due_at <= bindparam("now"))
+    values = bind_new(_JOBS, ("state", "claimed_by", "due_at"))
+    return (
+        update(_JOBS)
+        .where(_JOBS.c.id == bindparam("of_id"), _JOBS.c.state == bindparam("of_state"), is_free)
+        .values(**values, fence=_JOBS.c.fence + 1, blocked_reason=None)
+        .returning(*_JOBS.c)
+    )
+
+
+@cache
+def _build_move(names: tuple[str, ...]) -> Update:
+    return (
+        update(_JOBS)
+        .where(
+            _JOBS.c.id == bindparam("of_id"),
+            _JOBS.c.state == bindparam("of_state"),
+            _JOBS.c.fence == bindparam("of_fence"),
+        )
+        .values(bind_new(_JOBS, names))
+        .returning(*_JOBS.c)
+    )
+
+
+@cache
+def _tell_of(change: Change) -> Select[Any]:
+    """The same with its line in the history."""
+    changed = change.cte("changed")
+    at, from_state, reason, detail = (
+        bindparam(f"told_{name}", type_=_EVENTS.c[name].type)
+        for name in ("at", "from_state", "reason", "detail")
+    )
+    line = {
+        "job_id": changed.c.id,
+        "at": at,
+        "from_state": from_state,
+        "to_state": changed.c.state,
+        "reason": reason,
+        "detail": detail,
+        "fence": changed.c.fence,
+    }
+    told = insert(_EVENTS).from_select(list(line), select(*line.values()))
+    return select(changed).add_cte(told.cte("told"))
