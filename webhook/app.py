@@ -1,5 +1,6 @@
 """Where the Flask application is born: from settings, with its own database and keys."""
 
+import atexit
 import sys
 
 import httpx
@@ -31,6 +32,8 @@ def create_app(settings: Settings | None = None) -> Flask:
         grace=settings.lease_seconds,
         max_bytes=settings.webhook_max_bytes,
     )
+    # What was answered, but not yet rung for, when gunicorn ends a worker.
+    atexit.register(receiver.dispatcher.close)
     app = Flask("webhook", static_folder=None)
     # One more than allowed: a chunked body is cut there, which must not be taken for a whole one.
     app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1

@@ -127,7 +127,6 @@ _COMMON: dict[str, Any] = {
     "result_backend": None,
     "task_default_queue": QUEUES[ENQUEUE],
     "task_routes": {task: {"queue": name} for task, name in QUEUES.items()},
-    "task_send_sent_event": True,
     "enable_utc": True,
     "timezone": "UTC",
 }
