@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 from typing_extensions import override
 
@@ -47,8 +48,15 @@ class Answers:
     def rate(self) -> float:
         return len(self.latencies) / self.seconds
 
-    def find_quantile(self, part: float) -> float:
-        return sorted(self.latencies)[math.ceil(part * len(self.latencies)) - 1]
+    def check(self) -> None:
+        """Raise if anything but 200 was among them."""
+        if set(self.statuses) != {"200"}:
+            raise RuntimeError(f"answers were {self.statuses}")
+
+
+def find_quantile(values: Sequence[float], part: float) -> float:
+    """The least of the values below or at which so large a part of them lies."""
+    return sorted(values)[math.ceil(part * len(values)) - 1]
 
 
 def run_load(load: Load, directory: Path) -> Answers:
@@ -56,7 +64,7 @@ def run_load(load: Load, directory: Path) -> Answers:
     path = directory / "load.json"
     path.write_text(json.dumps(asdict(load)))
     command = [sys.executable, "-m", "benchmarks.harness.load", str(path)]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    ended = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603 - ours
     path.unlink()
     return Answers(**json.loads(ended.stdout))
 
@@ -107,17 +115,15 @@ class Line(asyncio.Protocol):
         self._sender = sender
         self._sent: tuple[float, bytes] | None = None
         self._received = b""
-        self._transport: asyncio.WriteTransport | None = None
+        self._transport: asyncio.Transport
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
         self._sender.idle.append(self)
         self._sender.send_waiting()
 
     def send(self, due: float, request: bytes) -> None:
-        assert self._transport is not None
         self._sent = (due, request)
         self._transport.write(request)
 

@@ -1,11 +1,9 @@
 """Jobs that wait for their webhooks, and these webhooks as fal signs them."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 
 from sqlalchemy import text
 
@@ -25,6 +23,9 @@ from worker.schema import upgrade_schema
 # As in docker-compose.yml.
 GUNICORN = ("--threads", "16", "--no-control-socket")
 CONNECTIONS = 64
+COPY = """INSERT INTO {table} ({columns}) SELECT {values}
+FROM {table} AS model, generate_series(CAST(:first AS int), CAST(:last AS int)) AS n
+WHERE model.{key} = :model"""
 MADE = {
     "jobs": {
         "id": "CAST('01938000-0000-7000-8000-' || lpad(to_hex(n), 12, '0') AS uuid)",
@@ -50,12 +51,11 @@ class WaitingJobs:
     def __post_init__(self) -> None:
         self._model = make_job(self.db, JobState.SUBMITTED, now=read_clock())
 
-    def sign(self, amount: int, video_url: str | None = None) -> list[str]:
+    def sign(self, amount: int, result: Mapping[str, object] | None = None) -> list[str]:
         """Whole requests, one for each of so many new jobs; to be sent within five minutes."""
         numbers = [next(self._numbers) for _ in range(amount)]
         self._insert(numbers[0], numbers[-1])
-        result = build_result() if video_url is None else build_result(video_url)
-        return [write_request(number, result) for number in numbers]
+        return [write_request(number, result or build_result()) for number in numbers]
 
     def count(self, state: JobState) -> int:
         statement = text("SELECT count(*) FROM jobs WHERE state = :state")
@@ -69,23 +69,24 @@ class WaitingJobs:
                 made = MADE[row.__tablename__]
                 columns = [column.name for column in row.__table__.columns]
                 values = ", ".join(made.get(name, f"model.{name}") for name in columns)
-                statement = (
-                    f"INSERT INTO {row.__tablename__} ({', '.join(columns)}) SELECT {values} "
-                    f"FROM {row.__tablename__} AS model, generate_series(CAST(:first AS int), CAST(:last AS int)) AS n "
-                    f"WHERE model.{key} = :model"
+                statement = COPY.format(
+                    table=row.__tablename__, columns=", ".join(columns), values=values, key=key
                 )
                 bound = {"first": first, "last": last, "model": self._model.id}
                 connection.execute(text(statement), bound)
             connection.execute(text("ANALYZE jobs, attempts"))
 
 
-def write_request(number: int, result: dict[str, object]) -> str:
+def write_request(number: int, result: Mapping[str, object]) -> str:
     """The webhook of a job, as it comes over the wire."""
     name = f"request-{number}"
     body = build_body(request_id=name, gateway_request_id=name, payload=result)
     delivery = build_delivery(body, token=f"token-{number}", request_id=name)
     head = {"Host": "bench", "Content-Length": str(len(delivery.body)), **delivery.headers}
-    lines = [f"POST {delivery.path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items())]
+    lines = [
+        f"POST {delivery.path} HTTP/1.1",
+        *(f"{name}: {value}" for name, value in head.items()),
+    ]
     return "\r\n".join([*lines, "", delivery.body.decode()])
 
 
@@ -94,6 +95,7 @@ class Served:
     """An application under gunicorn."""
 
     part: Part
+    settings: Mapping[str, str]
     host: str
     port: int
 
@@ -103,7 +105,7 @@ class Served:
 
 @contextmanager
 def run_receiver(
-    yard: Yard, postgres: Postgres, broker: Broker
+    yard: Yard, postgres: Postgres, broker: Broker, changes: Mapping[str, str] | None = None
 ) -> Iterator[tuple[WaitingJobs, Served]]:
     """Ours, with a table of its own."""
     url = postgres.url_of(postgres.create_database())
@@ -115,6 +117,7 @@ def run_receiver(
             "BROKER_URL": broker.url,
             "FAL_JWKS_URL": f"{keys.url}/jwks.json",
             "WEBHOOK_BASE_URL": "http://127.0.0.1",
+            **(changes or {}),
         }
         with run_gunicorn(yard, "receiver", "webhook:create_app()", settings) as served:
             yield WaitingJobs(db), served
@@ -130,4 +133,4 @@ def run_gunicorn(
         command = [str(BIN / "gunicorn"), "--bind", f"fd://{listener.fileno()}", *GUNICORN]
         known = {**settings, "PYTHONPATH": str(REPOSITORY)}
         part = yard.start(name, [*command, application], known, [listener.fileno()])
-        yield Served(part, *listener.getsockname())
+        yield Served(part, known, *listener.getsockname())

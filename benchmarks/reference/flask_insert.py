@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flask import Flask, request
-from sqlalchemy import JSON, MetaData, Table, Text, create_engine
-from sqlalchemy import Column as C
+from sqlalchemy import JSON, Column, MetaData, Table, Text, create_engine
 from sqlalchemy.types import DateTime, Uuid
 from uuid_utils.compat import uuid7
 
@@ -17,11 +16,11 @@ metadata = MetaData()
 webhooks = Table(
     "webhooks",
     metadata,
-    C("id", Uuid, primary_key=True),
-    C("received_at", DateTime(timezone=True), nullable=False),
-    C("token", Text, nullable=False),
-    C("request_id", Text, nullable=False),
-    C("body", JSON, nullable=False),
+    Column("id", Uuid, primary_key=True),
+    Column("received_at", DateTime(timezone=True), nullable=False),
+    Column("token", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("body", JSON, nullable=False),
 )
 
 
