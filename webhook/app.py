@@ -19,6 +19,9 @@ from worker.fal.signature import KeyCache, WebhookVerifier
 from worker.log import configure_logging
 from worker.settings import Settings, list_secrets, load_settings
 
+# As many as the documentation gives gunicorn threads: with fewer, others come and go all the time.
+CONNECTIONS = 16
+
 
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the receiver; without settings, from the environment, ending the process if wrong."""
@@ -26,7 +29,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     configure_logging(settings.log_level, settings.log_format, list_secrets(settings))
     keys = KeyCache(settings.fal_jwks_url, httpx.Client())
     receiver = Receiver(
-        db=Database(settings.database_url),
+        db=Database(settings.database_url, pool_size=CONNECTIONS),
         verifier=WebhookVerifier(keys, user_id=settings.fal_user_id),
         dispatcher=Dispatcher(settings),
         grace=settings.lease_seconds,

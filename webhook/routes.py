@@ -87,6 +87,8 @@ class Receiver:
         return self._answer(receipt, 202)
 
     def _answer(self, receipt: Receipt, status: int) -> Answer:
+        # fal need not wait for it: a ring that fails changes nothing about the answer.
+        self.dispatcher.ring_soon(receipt.doorbell)
         log.info(
             "delivery_received",
             verdict=receipt.verdict.value,
@@ -94,8 +96,6 @@ class Receiver:
         )
         trace_since("receive", receipt.job.id, g.received_at, verdict=receipt.verdict.value)
         trace_end(receipt.job if receipt.verdict is Verdict.RECORDED else None)
-        # fal need not wait for it: a ring that fails changes nothing about the answer.
-        self.dispatcher.ring_soon(receipt.doorbell)
         return {"verdict": receipt.verdict.value}, status
 
     def check_ready(self) -> Answer:

@@ -61,8 +61,6 @@ def create_app(settings: Settings) -> Celery:
         beat_scheduler="celery.beat:Scheduler",
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        # What Flower and `celery events` show.
-        worker_send_task_events=True,
     )
     return app
 

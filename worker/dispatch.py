@@ -93,11 +93,14 @@ class Dispatcher:
             log.warning("broker_unavailable", reason=f"{type(error).__name__}: {error}")
             return None
 
-    def close(self) -> None:
-        """Publish what is still to be rung, within the usual time."""
+    def flush(self) -> None:
+        """Publish what is still to be rung, within the usual time; the next ring begins anew."""
         if self._thread is not None:
             self._rings.put(None)
             self._thread.join(RING_TIME.total_seconds())
+
+    def close(self) -> None:
+        self.flush()
         self._app.close()
 
     def _order(self, doorbell: Doorbell) -> Future[None]:

@@ -18,6 +18,8 @@ from typing import cast
 
 from typing_extensions import override
 
+from benchmarks.harness.report import REPOSITORY
+
 HEAD_END = b"\r\n\r\n"
 LENGTH = b"content-length:"
 
@@ -64,7 +66,7 @@ def run_load(load: Load, directory: Path) -> Answers:
     path = directory / "load.json"
     path.write_text(json.dumps(asdict(load)))
     command = [sys.executable, "-m", "benchmarks.harness.load", str(path)]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, check=True)  # noqa: S603 - ours
+    ended = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)  # noqa: S603 - ours
     path.unlink()
     return Answers(**json.loads(ended.stdout))
 
