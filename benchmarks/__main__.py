@@ -2,10 +2,13 @@
 
 import sys
 
+from benchmarks.burst import BURST
+from benchmarks.handover import HANDOVER
 from benchmarks.harness.figures import Question
 from benchmarks.harness.run import run_questions
+from benchmarks.receive import RECEIVE
 
-QUESTIONS: tuple[Question, ...] = ()
+QUESTIONS: tuple[Question, ...] = (RECEIVE, BURST, HANDOVER)
 
 if __name__ == "__main__":
     sys.exit(run_questions(QUESTIONS))

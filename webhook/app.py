@@ -1,5 +1,6 @@
 """Where the Flask application is born: from settings, with its own database and keys."""
 
+import atexit
 import sys
 
 import httpx
@@ -18,6 +19,9 @@ from worker.fal.signature import KeyCache, WebhookVerifier
 from worker.log import configure_logging
 from worker.settings import Settings, list_secrets, load_settings
 
+# As many as the documentation gives gunicorn threads: with fewer, others come and go all the time.
+CONNECTIONS = 16
+
 
 def create_app(settings: Settings | None = None) -> Flask:
     """Build the receiver; without settings, from the environment, ending the process if wrong."""
@@ -25,12 +29,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     configure_logging(settings.log_level, settings.log_format, list_secrets(settings))
     keys = KeyCache(settings.fal_jwks_url, httpx.Client())
     receiver = Receiver(
-        db=Database(settings.database_url),
+        db=Database(settings.database_url, pool_size=CONNECTIONS),
         verifier=WebhookVerifier(keys, user_id=settings.fal_user_id),
         dispatcher=Dispatcher(settings),
         grace=settings.lease_seconds,
         max_bytes=settings.webhook_max_bytes,
     )
+    # What was answered, but not yet rung for, when gunicorn ends a worker.
+    atexit.register(receiver.dispatcher.close)
     app = Flask("webhook", static_folder=None)
     # One more than allowed: a chunked body is cut there, which must not be taken for a whole one.
     app.config["MAX_CONTENT_LENGTH"] = settings.webhook_max_bytes + 1

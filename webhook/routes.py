@@ -31,7 +31,12 @@ from worker.errors import (
     OutdatedSchemaError,
 )
 from worker.fal.completion import Completion, parse_webhook
-from worker.fal.signature import StaleSignatureError, WebhookVerifier, read_headers
+from worker.fal.signature import (
+    SignedHeaders,
+    StaleSignatureError,
+    WebhookVerifier,
+    read_headers,
+)
 from worker.jobs.values import Verdict
 from worker.schema import check_schema
 from worker.stages.complete import Receipt, expect_poll, receive_delivery, receive_hint
@@ -59,19 +64,19 @@ class Receiver:
             body = read_body(self.max_bytes)
         except RequestEntityTooLarge:
             # fal may send it again and again: it is asked instead, for the result may not last.
-            self.dispatcher.ring(expect_poll(token, db=self.db))
+            self.dispatcher.ring_soon(expect_poll(token, db=self.db))
             raise
         headers = dict(request.headers)
         try:
-            self.verifier.verify(headers, body, read_clock())
+            signed = self.verifier.verify(headers, body, read_clock())
         except (StaleSignatureError, KeysUnavailableError) as doubt:
-            return self._take_hint(token, headers, body, doubt)
-        completion = read_completion(headers, body)
+            return self._take_hint(token, read_headers(headers), body, doubt)
+        completion = read_completion(signed, body)
         receipt = receive_delivery(token, completion, body, db=self.db, grace=self.grace)
         return self._answer(receipt, 200)
 
     def _take_hint(
-        self, token: str, headers: dict[str, str], body: bytes, doubt: ExtendVideoError
+        self, token: str, headers: SignedHeaders, body: bytes, doubt: ExtendVideoError
     ) -> Answer:
         """Genuine, as far as one can see, but nothing is proven: fal is asked, with our own key."""
         try:
@@ -82,6 +87,8 @@ class Receiver:
         return self._answer(receipt, 202)
 
     def _answer(self, receipt: Receipt, status: int) -> Answer:
+        # fal need not wait for it: a ring that fails changes nothing about the answer.
+        self.dispatcher.ring_soon(receipt.doorbell)
         log.info(
             "delivery_received",
             verdict=receipt.verdict.value,
@@ -89,8 +96,6 @@ class Receiver:
         )
         trace_since("receive", receipt.job.id, g.received_at, verdict=receipt.verdict.value)
         trace_end(receipt.job if receipt.verdict is Verdict.RECORDED else None)
-        # A failed ring is logged by the dispatcher, and the answer stays the same.
-        self.dispatcher.ring(receipt.doorbell)
         return {"verdict": receipt.verdict.value}, status
 
     def check_ready(self) -> Answer:
@@ -117,10 +122,10 @@ def read_body(max_bytes: int) -> bytes:
     return body
 
 
-def read_completion(headers: dict[str, str], body: bytes) -> Completion:
+def read_completion(headers: SignedHeaders, body: bytes) -> Completion:
     """What the delivery tells. Raises InvalidDeliveryError and InvalidSignatureError."""
     completion = parse_webhook(body)
-    if completion.fal_request_id != read_headers(headers).request_id:
+    if completion.fal_request_id != headers.request_id:
         raise InvalidSignatureError("header and body name different requests")
     return completion
 

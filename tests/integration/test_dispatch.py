@@ -42,6 +42,19 @@ def dispatcher(redis_url) -> Iterator[Dispatcher]:
     dispatcher.close()
 
 
+@pytest.fixture
+def capture_logs(monkeypatch) -> list[dict[str, object]]:
+    """What the dispatcher logs, from whatever thread."""
+    lines: list[dict[str, object]] = []
+
+    class Log:
+        def warning(self, event: str, **fields: object) -> None:
+            lines.append({"event": event, **fields})
+
+    monkeypatch.setattr("worker.dispatch.log", Log())
+    return lines
+
+
 @pytest.mark.parametrize("step", Step)
 def test_ring_publishes_task_name_and_job_id_only(dispatcher, redis_url, step) -> None:
     assert dispatcher.ring(Doorbell(step, JOB_ID))
@@ -96,6 +109,32 @@ def test_ring_from_many_threads_publishes_each_once(dispatcher, redis_url) -> No
     messages = take_messages(redis_url, "extend_video.archive")
     rung = [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
     assert sorted(rung) == [str(bell.job_id) for bell in bells]
+
+
+def test_ring_soon_publishes_all_by_flush(dispatcher, redis_url) -> None:
+    bells = [Doorbell(Step.ARCHIVE, UUID(int=number)) for number in range(20)]
+    for bell in bells:
+        dispatcher.ring_soon(bell)
+    dispatcher.ring_soon(None)
+    dispatcher.flush()
+
+    messages = take_messages(redis_url, "extend_video.archive")
+    assert len(messages) == len(bells)
+    assert dispatcher.ring(bells[0]), "a flushed one rings again"
+
+
+def test_ring_soon_at_silent_broker_waits_for_nothing_and_logs_each(capture_logs) -> None:
+    with open_black_hole() as hole:
+        dispatcher = build_dispatcher(hole.redis_url)
+        started = time.monotonic()
+        for number in range(50):
+            dispatcher.ring_soon(Doorbell(Step.ARCHIVE, UUID(int=number)))
+        assert time.monotonic() - started < BOUND_SECONDS
+        assert len([one for one in threading.enumerate() if one.name == "ringing"]) == 1
+        wait_until(lambda: len(capture_logs) == 50)
+        dispatcher.close()
+    assert {line["event"] for line in capture_logs} == {"doorbell_lost"}
+    assert len({line["job_id"] for line in capture_logs}) == 50
 
 
 def list_call_threads() -> list[threading.Thread]:

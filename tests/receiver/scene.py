@@ -45,6 +45,7 @@ class Scene:
 
     def take_doorbells(self) -> list[str]:
         """Which tasks were rung for, on whatever queue."""
+        self.receiver.dispatcher.flush()
         return [
             message["headers"]["task"]
             for queue in QUEUES.values()
