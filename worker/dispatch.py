@@ -4,6 +4,7 @@ What is published is a task's name and a job id. The row is committed before, so
 only makes the job late: the sweep rings again.
 """
 
+import json
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -11,13 +12,17 @@ from typing import Any
 import structlog
 from celery import Celery
 from kombu import Connection
+from uuid_utils import uuid7
 
-from worker.app import ARCHIVE, CANCEL, RECONCILE, SUBMIT, create_publisher
+from worker.app import ARCHIVE, CANCEL, QUEUES, RECONCILE, SUBMIT, create_publisher
 from worker.deadline import call_within
 from worker.jobs.states import Doorbell, Step
 from worker.settings import Settings
 
 RING_TIME = timedelta(seconds=1)
+RING_ALL_TIME = timedelta(seconds=20)
+# Small enough for a broker that is busy to take so many within PATIENCE_SECONDS.
+MESSAGES_AT_ONCE = 200
 COUNT_TIME = timedelta(seconds=3)
 TASK_OF_STEP = {
     Step.SUBMIT: SUBMIT,
@@ -51,6 +56,22 @@ class Dispatcher:
             return False
         return True
 
+    def ring_all(self, doorbells: Sequence[Doorbell]) -> bool:
+        """Publish each, together where the broker can; False if any may be lost.
+
+        At most a thousand or so: all of them have to be taken within RING_ALL_TIME. A broker that
+        is away is found out as soon as by `ring`.
+        """
+        if not doorbells:
+            return True
+        try:
+            call_within(RING_ALL_TIME, lambda: _publish_all(self._app, doorbells))
+        except Exception as error:  # noqa: BLE001 - any broker, any failure: the sweep rings again
+            reason = f"{type(error).__name__}: {error}"
+            log.warning("doorbells_lost", doorbells=len(doorbells), reason=reason)
+            return False
+        return True
+
     def ping(self) -> bool:
         """Whether the broker answers in time."""
         try:
@@ -74,6 +95,29 @@ class Dispatcher:
 
 def _publish(app: Celery, doorbell: Doorbell) -> None:
     app.send_task(TASK_OF_STEP[doorbell.step], args=[str(doorbell.job_id)])
+
+
+def _publish_all(app: Celery, doorbells: Sequence[Doorbell]) -> None:
+    """As `send_task` for each, at a tenth of its price: on Redis in a few round trips.
+
+    Queues are declared once, and no event tells Flower that a message was sent.
+    """
+    with app.producer_or_acquire() as producer, producer.batch(MESSAGES_AT_ONCE):
+        for step in {doorbell.step for doorbell in doorbells}:
+            task = TASK_OF_STEP[step]
+            producer.maybe_declare(app.amqp.queues[QUEUES[task]])
+            blank = app.amqp.create_task_message("", task, [], {})
+            for job_id in (str(one.job_id) for one in doorbells if one.step is step):
+                message_id = str(uuid7())
+                own = {"id": message_id, "root_id": message_id, "argsrepr": f"['{job_id}']"}
+                producer.publish(
+                    json.dumps([[job_id], *blank.body[1:]]),
+                    routing_key=QUEUES[task],
+                    content_type="application/json",
+                    content_encoding="utf-8",
+                    headers={**blank.headers, **own},
+                    correlation_id=message_id,
+                )
 
 
 def _count(app: Celery, queues: Sequence[str]) -> dict[str, int]:

@@ -177,8 +177,9 @@ def complete_input(
     A drawn seed makes each input unique, so that a submission whose answer was lost can be found
     again by its input. Raises InvalidInputError with every violation at once.
     """
-    given = violations.validate_fields(ExtendVideoInput, fields)
-    return given if given.seed is not None else given.model_copy(update={"seed": draw_seed()})
+    if fields.get("seed") is None:
+        fields = {**fields, "seed": draw_seed()}
+    return violations.validate_fields(ExtendVideoInput, fields)
 
 
 def parse_field(name: str, text: str) -> object:
