@@ -1,6 +1,6 @@
 """What ended rows cost the sweep and a claim: five million of them, beside five thousand.
 
-`SWEEP_ROWS=500000` measures with fewer.
+`ENDED_ROWS=500000` measures with fewer.
 """
 
 import os
@@ -61,7 +61,7 @@ AT = {
 
 def measure(plan: Plan) -> list[Figure]:
     size = Size(
-        many=plan.pick(int(os.environ.get("SWEEP_ROWS", MANY)), 20_000),
+        many=plan.pick(int(os.environ.get("ENDED_ROWS", MANY)), 20_000),
         few=plan.pick(FEW, 100),
         due=plan.pick(1_000, 110),
     )

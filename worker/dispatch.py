@@ -106,7 +106,7 @@ def _publish_all(app: Celery, doorbells: Sequence[Doorbell]) -> None:
         for step in {doorbell.step for doorbell in doorbells}:
             task = TASK_OF_STEP[step]
             producer.maybe_declare(app.amqp.queues[QUEUES[task]])
-            blank = app.amqp.create_task_message("", task, [], {})
+            blank = app.amqp.create_task_message("", task, [], {}, ignore_result=None)
             for job_id in (str(one.job_id) for one in doorbells if one.step is step):
                 message_id = str(uuid7())
                 own = {"id": message_id, "root_id": message_id, "argsrepr": f"['{job_id}']"}

@@ -177,9 +177,8 @@ def complete_input(
     A drawn seed makes each input unique, so that a submission whose answer was lost can be found
     again by its input. Raises InvalidInputError with every violation at once.
     """
-    if fields.get("seed") is None:
-        fields = {**fields, "seed": draw_seed()}
-    return violations.validate_fields(ExtendVideoInput, fields)
+    given = violations.validate_fields(ExtendVideoInput, fields)
+    return given if given.seed is not None else given.model_copy(update={"seed": draw_seed()})
 
 
 def parse_field(name: str, text: str) -> object:

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     Connection,
+    Select,
     Text,
     bindparam,
     cast,
@@ -57,13 +58,17 @@ def list_rivals(connection: Connection, new: Sequence[NewJob]) -> list[Job]:
     """The jobs that have an id, or a (tenant, idempotency key), of one of these."""
     if not new:
         return []
+    by_id = select(*columns_of(JobRow)).where(JobRow.id.in_([one.id for one in new]))
+    return [
+        *fetch_all(connection, Job, by_id),
+        *fetch_all(connection, Job, select_by_keys(new)),
+    ]
+
+
+def select_by_keys(new: Sequence[NewJob]) -> Select[Any]:
     keys = [(one.tenant, one.idempotency_key) for one in new if one.idempotency_key is not None]
-    wanted = JobRow.id.in_([one.id for one in new])
-    rivals = fetch_all(connection, Job, select(*columns_of(JobRow)).where(wanted))
-    if keys:
-        wanted = tuple_(JobRow.tenant, JobRow.idempotency_key).in_(keys)
-        rivals += fetch_all(connection, Job, select(*columns_of(JobRow)).where(wanted))
-    return rivals
+    wanted = tuple_(JobRow.tenant, JobRow.idempotency_key).in_(keys)
+    return select(*columns_of(JobRow)).where(wanted)
 
 
 def _list_values(new: NewJob) -> Row:
