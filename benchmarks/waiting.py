@@ -53,9 +53,10 @@ def measure(plan: Plan) -> list[Figure]:
         run_broker() as broker,
         open_desk(yard, fal, broker.url, count=plan.pick(10_000, 200)) as desk,
     ):
-        window = plan.pick(8, 1)
+        # Two sweeps long, and one.
+        window, short = plan.pick(10, 1), plan.pick(5, 1)
         found = plan.alternate(
-            {"waiting": lambda: desk.watch(window), "idle": lambda: desk.watch_idle(window)}
+            {"waiting": lambda: desk.watch(window), "idle": lambda: desk.watch_idle(short)}
         )
         polls = desk.poll(plan.pick(1_000, 40))
         desk.end()

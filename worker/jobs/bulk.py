@@ -11,7 +11,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     Connection,
-    Select,
     Text,
     bindparam,
     cast,
@@ -20,7 +19,6 @@ from sqlalchemy import (
     insert,
     literal,
     select,
-    tuple_,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
@@ -58,17 +56,23 @@ def list_rivals(connection: Connection, new: Sequence[NewJob]) -> list[Job]:
     """The jobs that have an id, or a (tenant, idempotency key), of one of these."""
     if not new:
         return []
+    keys: dict[str, list[str]] = {}
+    for one in new:
+        if one.idempotency_key is not None:
+            keys.setdefault(one.tenant, []).append(one.idempotency_key)
     by_id = select(*columns_of(JobRow)).where(JobRow.id.in_([one.id for one in new]))
-    return [
-        *fetch_all(connection, Job, by_id),
-        *fetch_all(connection, Job, select_by_keys(new)),
-    ]
+    rivals = fetch_all(connection, Job, by_id)
+    for tenant, named in keys.items():
+        rivals += list_by_keys(connection, tenant, named)
+    return rivals
 
 
-def select_by_keys(new: Sequence[NewJob]) -> Select[Any]:
-    keys = [(one.tenant, one.idempotency_key) for one in new if one.idempotency_key is not None]
-    wanted = tuple_(JobRow.tenant, JobRow.idempotency_key).in_(keys)
-    return select(*columns_of(JobRow)).where(wanted)
+def list_by_keys(connection: Connection, tenant: str, keys: Sequence[str]) -> list[Job]:
+    """Of one tenant: SQLite searches no index for pairs."""
+    statement = select(*columns_of(JobRow)).where(
+        JobRow.tenant == tenant, JobRow.idempotency_key.in_(keys)
+    )
+    return fetch_all(connection, Job, statement)
 
 
 def _list_values(new: NewJob) -> Row:
