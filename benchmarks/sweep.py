@@ -190,6 +190,11 @@ def fill(db: Database, ended: int, due: int) -> None:
         with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("SET statement_timeout = 0")
             connection.exec_driver_sql("VACUUM")
+    else:
+        # The log of the filling is as large as the table, and would be read through again and again.
+        raw = db.engine.raw_connection()
+        raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        raw.close()
 
 
 def insert(connection: Connection, state: JobState, first: int, last: int) -> None:
