@@ -191,7 +191,7 @@ def fill(db: Database, ended: int, due: int) -> None:
             connection.exec_driver_sql("SET statement_timeout = 0")
             connection.exec_driver_sql("VACUUM")
     else:
-        # The log of the filling is as large as the table, and would be read through again and again.
+        # The log of the filling is as large as the table, and each reading would go through it.
         raw = db.engine.raw_connection()
         raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
         raw.close()
