@@ -3,12 +3,24 @@
 import sys
 
 from benchmarks.burst import BURST
+from benchmarks.enqueue import ENQUEUE
 from benchmarks.handover import HANDOVER
 from benchmarks.harness.figures import Question
 from benchmarks.harness.run import run_questions
+from benchmarks.path import PATH
 from benchmarks.receive import RECEIVE
+from benchmarks.sweep import SWEEP
+from benchmarks.waiting import WAITING
 
-QUESTIONS: tuple[Question, ...] = (RECEIVE, BURST, HANDOVER)
+QUESTIONS: tuple[Question, ...] = (
+    PATH,
+    RECEIVE,
+    BURST,
+    HANDOVER,
+    WAITING,
+    SWEEP,
+    ENQUEUE,
+)
 
 if __name__ == "__main__":
     sys.exit(run_questions(QUESTIONS))

@@ -6,6 +6,8 @@ Exit codes: 0 ok, 1 the thing asked about failed, 2 wrong usage.
 import contextlib
 import os
 import sys
+from collections.abc import Collection
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -37,7 +39,7 @@ from worker.errors import DaemonError, ExtendVideoError, ViolationsError
 from worker.examples import show_examples
 from worker.findings import print_diagnosis
 from worker.listing import list_
-from worker.order import follow_job, place_wish
+from worker.order import follow_job, place_lines, place_wish
 from worker.orders import cancel, redrive
 from worker.progress import show_progress
 from worker.pruning import prune
@@ -62,8 +64,16 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Prompt = Annotated[str, typer.Option(help="What the new part should show.")]
-FileOrUrl = Annotated[str, typer.Option(metavar="FILE_OR_URL", help="The video to extend.")]
+Prompt = Annotated[str | None, typer.Option(help="What the new part should show.")]
+FileOrUrl = Annotated[str | None, typer.Option(metavar="FILE_OR_URL", help="The video to extend.")]
+Lines = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Many at once: an object of fields on each line, as JSON; - for stdin.",
+    ),
+]
 EndImage = Annotated[
     str | None, typer.Option(metavar="FILE_OR_URL", help="A picture on which the new part ends.")
 ]
@@ -74,8 +84,9 @@ FalOptions = Annotated[
 
 @app.command(epilog=show_examples("enqueue"))
 def enqueue(
-    prompt: Prompt,
-    video: FileOrUrl,
+    context: typer.Context,
+    prompt: Prompt = None,
+    video: FileOrUrl = None,
     end_image: EndImage = None,
     set_fields: SetFields = [],
     job_id: Annotated[str | None, typer.Option(help="A UUID of your choice.")] = None,
@@ -84,10 +95,17 @@ def enqueue(
     priority: Annotated[int, typer.Option(help="-100 to 100; higher is swept first.")] = 0,
     label: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = [],
     fal_option: FalOptions = [],
+    lines: Lines = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Enqueue one video and print the job's id."""
+    """Enqueue one video and print the job's id; or many, and print theirs."""
+    if lines is not None:
+        check_alone(context, {"lines", "as_json"})
+        place_lines(build_runtime(), lines, as_json=as_json)
+        return
+    if prompt is None or video is None:
+        raise typer.BadParameter("give --prompt and --video, or --from")
     fields, wrong = read_fields(set_fields)
     labels, wrong_labels = split_pairs("--label", label)
     fal_options, wrong_options = read_options(fal_option)
@@ -108,6 +126,14 @@ def enqueue(
             wished, [*wrong, *wrong_labels, *wrong_options], on_progress=on_progress
         )
     place_wish(runtime, wish, wait=wait, as_json=as_json)
+
+
+def check_alone(context: typer.Context, names: Collection[str]) -> None:
+    """Options beside `--from` would say of every line what the lines say themselves."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in names and source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--from takes {name} from its lines, and follows no job")
 
 
 app.command("list", epilog=show_examples("list"))(list_)

@@ -4,10 +4,10 @@ What is published is a task's name and a job id. The row is committed before, so
 only makes the job late: the sweep rings again.
 """
 
+import json
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import timedelta
 from queue import Empty, SimpleQueue
@@ -17,13 +17,17 @@ from typing import Any
 import structlog
 from celery import Celery
 from kombu import Connection, Producer
+from uuid_utils import uuid7
 
-from worker.app import ARCHIVE, CANCEL, RECONCILE, SUBMIT, create_publisher
+from worker.app import ARCHIVE, CANCEL, QUEUES, RECONCILE, SUBMIT, create_publisher
 from worker.deadline import call_within
 from worker.jobs.states import Doorbell, Step
 from worker.settings import Settings
 
 RING_TIME = timedelta(seconds=1)
+RING_ALL_TIME = timedelta(seconds=20)
+# Small enough for a broker that is busy to take so many within PATIENCE_SECONDS.
+MESSAGES_AT_ONCE = 200
 COUNT_TIME = timedelta(seconds=3)
 TASK_OF_STEP = {
     Step.SUBMIT: SUBMIT,
@@ -42,6 +46,15 @@ class Ring:
     doorbell: Doorbell
     give_up_at: float
     outcome: Future[None] = field(default_factory=Future)
+
+    def begin(self) -> bool:
+        """False if whoever rang has given up, or would have: then it is not published."""
+        if not self.outcome.set_running_or_notify_cancel():
+            return False
+        if time.monotonic() > self.give_up_at:
+            self.outcome.set_exception(TimeoutError())
+            return False
+        return True
 
 
 class Dispatcher:
@@ -75,6 +88,22 @@ class Dispatcher:
         if doorbell is not None:
             outcome = self._order(doorbell)
             outcome.add_done_callback(lambda ended: tell_lost(doorbell, ended.exception()))
+
+    def ring_all(self, doorbells: Sequence[Doorbell]) -> bool:
+        """Publish each, together where the broker can; False if any may be lost.
+
+        At most a thousand or so: all of them have to be taken within RING_ALL_TIME. A broker that
+        is away is found out as soon as by `ring`.
+        """
+        if not doorbells:
+            return True
+        try:
+            call_within(RING_ALL_TIME, lambda: _publish(self._app, doorbells))
+        except Exception as error:  # noqa: BLE001 - any broker, any failure: the sweep rings again
+            reason = f"{type(error).__name__}: {error}"
+            log.warning("doorbells_lost", doorbells=len(doorbells), reason=reason)
+            return False
+        return True
 
     def ping(self) -> bool:
         """Whether the broker answers in time."""
@@ -114,38 +143,58 @@ class Dispatcher:
         return ring.outcome
 
     def _publish_all(self) -> None:
-        while (ring := self._rings.get()) is not None:
+        while (first := self._rings.get()) is not None:
+            rings = [ring for ring in (first, *self._take_waiting()) if ring.begin()]
             try:
-                with self._app.producer_pool.acquire(block=True) as producer:
-                    while ring is not None:
-                        publish(self._app, producer, ring)
-                        ring = self._find_next()
+                _publish(self._app, [ring.doorbell for ring in rings])
             except Exception as error:  # noqa: BLE001 - any broker, any failure
-                if ring is not None:
-                    with suppress(InvalidStateError):  # nobody waits for it any more
-                        ring.outcome.set_exception(error)
+                for ring in rings:
+                    ring.outcome.set_exception(error)
+            else:
+                for ring in rings:
+                    ring.outcome.set_result(None)
 
-    def _find_next(self) -> Ring | None:
-        """The next one, if it waits already: it takes the same connection."""
-        try:
-            ring = self._rings.get_nowait()
-        except Empty:
-            return None
-        if ring is None:
-            self._rings.put(None)
-        return ring
+    def _take_waiting(self) -> Iterator[Ring]:
+        """What waits already goes together."""
+        for _ in range(MESSAGES_AT_ONCE - 1):
+            try:
+                ring = self._rings.get_nowait()
+            except Empty:
+                return
+            if ring is None:
+                self._rings.put(None)
+                return
+            yield ring
 
 
-def publish(app: Celery, producer: Producer, ring: Ring) -> None:
-    """Unless it is too late for it: then whoever rang has given up, or would have."""
-    if not ring.outcome.set_running_or_notify_cancel():
+def _publish(app: Celery, doorbells: Sequence[Doorbell]) -> None:
+    """As `send_task` for each, at a tenth of its price: on Redis in a few round trips.
+
+    Queues are declared once, and no event tells Flower that a message was sent.
+    """
+    if not doorbells:
         return
-    if time.monotonic() > ring.give_up_at:
-        ring.outcome.set_exception(TimeoutError())
-        return
-    task = TASK_OF_STEP[ring.doorbell.step]
-    app.send_task(task, args=[str(ring.doorbell.job_id)], producer=producer)
-    ring.outcome.set_result(None)
+    with app.producer_or_acquire() as producer, producer.batch(MESSAGES_AT_ONCE):
+        for step in {doorbell.step for doorbell in doorbells}:
+            ids = [str(one.job_id) for one in doorbells if one.step is step]
+            _publish_step(app, producer, step, ids)
+
+
+def _publish_step(app: Celery, producer: Producer, step: Step, job_ids: Sequence[str]) -> None:
+    task = TASK_OF_STEP[step]
+    producer.maybe_declare(app.amqp.queues[QUEUES[task]])
+    blank = app.amqp.create_task_message("", task, [], {}, ignore_result=None)
+    for job_id in job_ids:
+        message_id = str(uuid7())
+        own = {"id": message_id, "root_id": message_id, "argsrepr": f"['{job_id}']"}
+        producer.publish(
+            json.dumps([[job_id], *blank.body[1:]]),
+            routing_key=QUEUES[task],
+            content_type="application/json",
+            content_encoding="utf-8",
+            headers={**blank.headers, **own},
+            correlation_id=message_id,
+        )
 
 
 def tell_lost(doorbell: Doorbell, error: BaseException | None) -> None:

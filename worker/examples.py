@@ -5,6 +5,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'extend-video enqueue --prompt "The camera rises" --video my.mp4 --wait',
         'extend-video enqueue --prompt "Dawn" --video a.mp4 --set num_frames=241 --label env=prod',
         'extend-video enqueue --prompt "Dusk falls" --video a.mp4 --idempotency-key order-7 --json',
+        "extend-video enqueue --from wishes.jsonl",
     ),
     "list": (
         "extend-video list --state failed --since 24h",

@@ -1,16 +1,25 @@
-"""Place a checked wish from a shell: enqueue it, ring, print its id, and follow it if asked."""
+"""Place wishes from a shell: enqueue and ring, print ids, and follow a single one if asked."""
 
+import json
+import sys
+from pathlib import Path
 from typing import NoReturn
 from uuid import UUID
 
 import typer
 
 from worker import display
-from worker.arguments import FAILED, INTERRUPTED, OK
+from worker.arguments import FAILED, INTERRUPTED, OK, read_file
+from worker.bulk import place_wishes
+from worker.errors import InvalidInputError, Violation
 from worker.runtime import Runtime
 from worker.stages.enqueue import Wish, enqueue_job
 from worker.traces import trace_since
+from worker.violations import show_value
 from worker.watch import watch_job
+
+STANDARD_INPUT = Path("-")
+FILE_FIELDS = ("video_url", "end_image_url")
 
 
 def place_wish(runtime: Runtime, wish: Wish, *, wait: bool, as_json: bool) -> None:
@@ -25,6 +34,45 @@ def place_wish(runtime: Runtime, wish: Wish, *, wait: bool, as_json: bool) -> No
         print_job_id(enqueued.job.id, as_json=as_json)
     if wait:
         follow_job(runtime, enqueued.job.id, as_json=as_json)
+
+
+def place_lines(runtime: Runtime, file: Path, *, as_json: bool) -> None:
+    """Enqueue the wish of each line, all of them or none if any is wrong; print the ids in order.
+
+    Raises InvalidInputError, and IdempotencyConflictError, which name the lines.
+    """
+    try:
+        text = sys.stdin.read() if file == STANDARD_INPUT else file.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error}") from None
+    wished, wrong = list[dict[str, object]](), list[Violation]()
+    for place, line in enumerate(text.splitlines()):
+        try:
+            wished.append(read_wish(line))
+        except ValueError:
+            allowed = "an object with a value for each field, as JSON"
+            wrong.append(Violation(name_line(place), show_value(line.strip()), allowed))
+    if wrong:
+        raise InvalidInputError(tuple(wrong))
+    jobs = place_wishes(runtime, wished, name_line)
+    if as_json:
+        display.print_json({"ids": [job.id for job in jobs]})
+        return
+    for job in jobs:
+        display.out.print(str(job.id))
+
+
+def name_line(place: int) -> str:
+    return f"line {place + 1}"
+
+
+def read_wish(line: str) -> dict[str, object]:
+    """A wish's fields; files are named as they are for `--video`. Raises ValueError."""
+    fields = json.loads(line)
+    if not isinstance(fields, dict):
+        raise ValueError(line)  # noqa: TRY004 - as for text that is no JSON
+    named = {name: fields[name] for name in FILE_FIELDS if isinstance(fields.get(name), str)}
+    return {**fields, **{name: read_file(text) for name, text in named.items()}}
 
 
 def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:

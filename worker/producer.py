@@ -1,9 +1,10 @@
-"""The Python surface for other services: `from worker.producer import enqueue, cancel`."""
+"""The Python surface for other services: `from worker.producer import enqueue, cancel, ...`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from uuid import UUID
 
+from worker.bulk import place_wishes
 from worker.fal.options import RequestOptions
 from worker.fal.transfer import OnProgress
 from worker.jobs.values import Job
@@ -78,3 +79,15 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
         trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
         runtime.dispatcher.ring(enqueued.job.doorbell)
     return enqueued.job
+
+
+def enqueue_many(wishes: Iterable[Mapping[str, object]]) -> list[Job]:
+    """Commit a job for each wish, as `enqueue(**wish)` would, and ring; their rows, in order.
+
+    All wishes are checked, and their files uploaded, before the first row is written. Rows are
+    committed by the thousand: what a conflict or the database cuts off comes after whole batches
+    that stay, and are not made twice where wishes have a `job_id` or an `idempotency_key`.
+
+    Raises as `enqueue` does; violations and conflicts name the wish by its place, as `wishes.0`.
+    """
+    return place_wishes(get_runtime(), list(wishes))

@@ -122,15 +122,18 @@ class Runtime:
         on_progress: OnProgress | None = None,
     ) -> Wish:
         """Check the fields, and upload their files; only that needs a key."""
-        settings = self.settings
         return make_wish(
             fields,
             wrong,
             db=self.db,
             open_storage=self.open_storage,
-            terms=FileTerms(settings.data_uri_max_bytes, settings.max_upload_bytes),
+            terms=self.file_terms,
             on_progress=on_progress,
         )
+
+    @property
+    def file_terms(self) -> FileTerms:
+        return FileTerms(self.settings.data_uri_max_bytes, self.settings.max_upload_bytes)
 
     @cached_property
     def platform(self) -> PlatformClient:
@@ -226,10 +229,9 @@ class Runtime:
                 archive_deadline=self.settings.archive_deadline_seconds,
             )
             overdue += len(swept.doorbells)
-            for doorbell in swept.doorbells:
-                if not self.dispatcher.ring(doorbell):
-                    return overdue, rung
-                rung += 1
+            if not self.dispatcher.ring_all(swept.doorbells):
+                return overdue, rung
+            rung += len(swept.doorbells)
             if swept.rows < BATCH:
                 return overdue, rung
 

@@ -39,6 +39,9 @@ class Silent:
             self.rung.append(doorbell.step.value)
         return True
 
+    def ring_all(self, doorbells) -> bool:
+        return all(self.ring(doorbell) for doorbell in doorbells)
+
 
 @pytest.fixture(autouse=True)
 def logging_undone() -> Iterator[None]:

@@ -5,6 +5,8 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from itertools import chain
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -53,6 +55,49 @@ def capture_logs(monkeypatch) -> list[dict[str, object]]:
 
     monkeypatch.setattr("worker.dispatch.log", Log())
     return lines
+
+
+def take_all(redis_url: str) -> dict[str, list[dict[str, Any]]]:
+    return {queue: take_messages(redis_url, queue) for queue in QUEUES.values()}
+
+
+def test_ring_all_writes_messages_as_ring_does_in_order(dispatcher, redis_url) -> None:
+    """But for what differs between any two messages."""
+    bells = [Doorbell(step, UUID(int=number)) for number in range(250) for step in Step]
+    assert dispatcher.ring_all(bells)
+    together = take_all(redis_url)
+    for bell in bells:
+        assert dispatcher.ring(bell)
+    alone = take_all(redis_url)
+
+    ids = set()
+    for message in chain(*together.values()):
+        assert message["headers"]["id"] == message["headers"]["root_id"]
+        ids |= {message["headers"]["id"], message["properties"]["delivery_tag"]}
+    assert len(ids) == 2 * len(bells)
+    for message in [
+        one for queues in (together, alone) for queue in queues.values() for one in queue
+    ]:
+        for name in ("id", "root_id"):
+            del message["headers"][name]
+        for name in ("correlation_id", "delivery_tag", "reply_to"):
+            message["properties"].pop(name, None)
+    assert together == alone
+
+
+def test_ring_all_of_nobody_asks_no_broker() -> None:
+    assert build_dispatcher(f"redis://127.0.0.1:{find_closed_port()}/0").ring_all([])
+
+
+@pytest.mark.parametrize("away", ["refusing", "silent"])
+def test_ring_all_gives_up_in_time_on_a_broker_that_is_away(away) -> None:
+    with open_black_hole() as hole:
+        port = hole.port if away == "silent" else find_closed_port()
+        dispatcher = build_dispatcher(f"redis://127.0.0.1:{port}/0")
+        began = time.monotonic()
+        assert not dispatcher.ring_all([Doorbell(Step.SUBMIT, JOB_ID)] * 1000)
+        assert time.monotonic() - began < 5
+        dispatcher.close()
 
 
 @pytest.mark.parametrize("step", Step)

@@ -8,10 +8,22 @@ from sqlalchemy import event, insert, inspect
 from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import ENDPOINT, LEASE, NOW, insert_job, list_all_jobs, make_job
-from worker.jobs import archives, attempts, overview, retention, table, tallies, totals
+from worker.jobs import (
+    archives,
+    attempts,
+    bulk,
+    claims,
+    downloads,
+    overview,
+    retention,
+    table,
+    tallies,
+    totals,
+)
 from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.overview import JobFilter, Place
-from worker.jobs.states import JobState
+from worker.jobs.states import JobEvent, JobState
+from worker.jobs.values import Claim
 
 ENDED_ROWS = 4000
 LIVE_ROWS = 40
@@ -102,9 +114,59 @@ def test_find_overdue_searches_the_index_of_live_rows(full, explain):
     assert len(found) == LIVE_ROWS - 1
 
 
+def test_claim_job_looks_up_one_row_by_its_id(full, explain):
+    job = insert_job(full)
+    claim, claimed = Claim("tester:1", NOW, NOW + LEASE), []
+    plan = explain(
+        lambda connection: claimed.append(
+            table.claim_job(connection, job.id, JobEvent.SUBMISSION_CLAIMED, claim)
+        )
+    )
+    # SQLite's own index of the primary key has no name of ours
+    assert "pk_jobs" in plan or "sqlite_autoindex_jobs_1" in plan, plan
+    assert "Seq Scan" not in plan, plan
+    assert "SCAN" not in plan, plan
+    assert claimed[0] is not None
+
+
+def test_claims_of_a_worker_are_searched_among_live_rows(full, explain):
+    found = []
+    plan = explain(lambda connection: found.extend(claims.list_claims(connection, "tester:1")))
+    assert "ix_jobs_due_at" in plan or "ix_jobs_live" in plan, plan
+    assert "Seq Scan" not in plan, plan
+    assert found == []
+
+
+def test_running_downloads_are_counted_in_an_index_of_live_rows(explain):
+    counted = []
+    plan = explain(lambda connection: counted.append(downloads._count_running(connection, NOW)))
+    assert any(f"ix_jobs_{name}" in plan for name in ("archiving", "live", "due_at")), plan
+    assert "Seq Scan" not in plan, plan
+    assert counted == [0]
+
+
+def test_blocked_jobs_are_hastened_among_live_rows(explain):
+    plan = explain(lambda connection: table.hasten_blocked(connection, "fal", NOW))
+    assert any(f"ix_jobs_{name}" in plan for name in ("due_at", "live", "state")), plan
+    assert "Seq Scan" not in plan, plan
+
+
+def test_rivals_of_a_batch_are_searched_by_their_keys(explain):
+    keys, found = [f"key-{number * 7 + 1}" for number in range(50)], []
+    plan = explain(lambda connection: found.extend(bulk.list_by_keys(connection, "tenant-1", keys)))
+    assert "idempotency_key" in plan or "sqlite_autoindex_jobs" in plan, plan
+    assert "Seq Scan" not in plan, plan
+    assert "SCAN" not in plan, plan
+    assert len(found) == 50
+
+
 @pytest.mark.parametrize(
     ("name", "index"),
-    [("jobs", "ix_jobs_due_at"), ("attempts", "ix_attempts_cancel_due_at")],
+    [
+        ("jobs", "ix_jobs_due_at"),
+        ("jobs", "ix_jobs_live"),
+        ("attempts", "ix_attempts_cancel_due_at"),
+    ],
 )
 def test_hot_index_holds_no_ended_row(db, name, index):
     """Partial on both databases: it stays small however many jobs there have been."""

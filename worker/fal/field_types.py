@@ -3,6 +3,7 @@
 Input is strict: "true" is no boolean and "121" no integer. Enums go by their value.
 """
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import partial
@@ -101,8 +102,12 @@ def _check_prompt(text: str) -> str:
 
 def _check_url(url: str) -> str:
     parts = urlsplit(url)
-    odd = any(character <= " " or character in "\x7f\\" for character in url)
-    if odd or parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+    if (
+        _ODD_IN_URL.search(url)
+        or parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or "@" in parts.netloc
+    ):
         raise ValueError(url)
     if parts.port == 0:  # reading the port raises ValueError by itself if it is none
         raise ValueError(url)
@@ -138,6 +143,7 @@ _URL_WORDS = (
 )
 _TEXT_WORDS = f"text of at most {TEXT_CHARACTERS} characters, without NUL and lone surrogates"
 _INPUT_CHARACTERS = URL_CHARACTERS + count_characters(INLINE_BYTES)
+_ODD_IN_URL = re.compile(r"[\x00-\x20\x7f\\]")
 _INTEGRAL = BeforeValidator(_take_integral)
 _FINITE = Field(strict=True, allow_inf_nan=False)
 

@@ -97,12 +97,13 @@ def enqueue_job(
     `grace` is how long the doorbell may take before the sweep rings again. Raises
     IdempotencyConflictError if the id or the key belongs to a wish with another input or options.
     """
-    new = _build_job(wish, endpoint, clock(), grace)
+    new = build_job(wish, endpoint, clock(), grace)
     with db.transaction() as connection:
         job = table.insert_job(connection, new)
         if job is not None:
             return Enqueued(job, created=True)
-        return Enqueued(_find_earlier(connection, new, wish), created=False)
+        earlier = _find_earlier(connection, new)
+        return Enqueued(require_same(earlier, new, wish), created=False)
 
 
 def _try_parse(parse: Callable[[], V]) -> tuple[V | None, tuple[Violation, ...]]:
@@ -112,7 +113,7 @@ def _try_parse(parse: Callable[[], V]) -> tuple[V | None, tuple[Violation, ...]]
         return None, error.violations
 
 
-def _build_job(wish: Wish, endpoint: str, now: datetime, grace: timedelta) -> NewJob:
+def build_job(wish: Wish, endpoint: str, now: datetime, grace: timedelta) -> NewJob:
     options = wish.options
     return NewJob(
         id=options.job_id or uuid7(),
@@ -128,13 +129,8 @@ def _build_job(wish: Wish, endpoint: str, now: datetime, grace: timedelta) -> Ne
     )
 
 
-def _find_earlier(connection: Connection, new: NewJob, wish: Wish) -> Job:
-    """The row that stands in the way, if it is of the same wish."""
-    earlier = None
-    if new.idempotency_key is not None:
-        earlier = table.find_job_by_key(connection, new.tenant, new.idempotency_key)
-    if earlier is None:
-        earlier = table.find_job(connection, new.id)
+def require_same(earlier: Job | None, new: NewJob, wish: Wish) -> Job:
+    """The row that stands in the way, if it is of the same wish; or IdempotencyConflictError."""
     if earlier is None or not _is_same_wish(earlier, new, wish):
         taken = new.idempotency_key if earlier and earlier.id != new.id else new.id
         raise IdempotencyConflictError(
@@ -142,6 +138,13 @@ def _find_earlier(connection: Connection, new: NewJob, wish: Wish) -> Job:
             "choose another key or id"
         )
     return earlier
+
+
+def _find_earlier(connection: Connection, new: NewJob) -> Job | None:
+    earlier = None
+    if new.idempotency_key is not None:
+        earlier = table.find_job_by_key(connection, new.tenant, new.idempotency_key)
+    return earlier or table.find_job(connection, new.id)
 
 
 def _is_same_wish(earlier: Job, new: NewJob, wish: Wish) -> bool:

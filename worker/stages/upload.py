@@ -84,23 +84,37 @@ def make_wish(  # noqa: PLR0913 - as its callers have them
     uploaded again for FRESH_FOR. Raises InvalidInputError with what is `wrong` already and with
     all else, before anything is uploaded; UploadUnavailableError and UploadRefusedError.
     """
-    with _scratch() as make_scratch:
-        wish, files = _check(fields, wrong, terms, make_scratch)
-        if not files:
-            return wish
-        placing = _Placing(db, open_storage, clock, wish)
-        urls = placing.place_all(files, on_progress)
+    with scratch() as make_scratch:
+        wish, files = check_wish(fields, wrong, terms, make_scratch)
+        return place_files(
+            wish, files, db=db, open_storage=open_storage, on_progress=on_progress, clock=clock
+        )
+
+
+def place_files(
+    wish: Wish,
+    files: Mapping[str, LocalFile],
+    *,
+    db: Database,
+    open_storage: OpenStorage,
+    on_progress: OnProgress | None = None,
+    clock: Clock = read_clock,
+) -> Wish:
+    """The wish with the URLs of its files, which are uploaded as far as they have to be."""
+    if not files:
+        return wish
+    urls = _Placing(db, open_storage, clock, wish).place_all(files, on_progress)
     completed = complete_input({**wish.input, **urls})
     return Wish(completed.to_json(), wish.options, wish.seed_drawn)
 
 
-def _check(
+def check_wish(
     fields: Mapping[str, object],
     wrong: Sequence[Violation],
     terms: FileTerms,
     make_scratch: Callable[[], Path],
 ) -> tuple[Wish, dict[str, LocalFile]]:
-    """Everything that can be wrong is found here, all at once."""
+    """The wish, and its files by field. Everything that can be wrong is found here, all at once."""
     files: dict[str, LocalFile] = {}
     stand_ins: dict[str, str] = {}
     refused: list[Violation] = []
@@ -135,6 +149,8 @@ def _take(
         content = parse_data_uri(value, kind=field.kind, max_bytes=terms.max_bytes).content
         file = _take_bytes(field, content, terms, make_scratch)
         return None if file.size <= terms.inline_bytes else file
+    if value is None or isinstance(value, str):
+        return None
     if isinstance(value, bytes | bytearray | memoryview):
         return _take_bytes(field, value, terms, make_scratch)
     if isinstance(value, Path):
@@ -261,7 +277,7 @@ def _show(value: object) -> str:
 
 
 @contextmanager
-def _scratch() -> Iterator[Callable[[], Path]]:
+def scratch() -> Iterator[Callable[[], Path]]:
     """Names for files that are gone afterwards; without a call, nothing is made."""
     made: list[tempfile.TemporaryDirectory[str]] = []
 
