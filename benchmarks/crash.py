@@ -72,11 +72,8 @@ class Measure:
             remark=remark,
         )
 
-    def tell_peer(self, name: str, peer: str, found: Crowds | str) -> Figure:
-        title = f"{name}: {self.title}"
-        if isinstance(found, str):
-            return Figure(title, self.unit, (), (-1.0,), f"{peer} did not run: {found}")
-        return Figure(title, self.unit, (), self._read(found[name]), peer)
+    def tell_peer(self, name: str, peer: str, crowds: Crowds) -> Figure:
+        return Figure(f"{name}: {self.title}", self.unit, (), self._read(crowds[name]), peer)
 
     def _read(self, outcomes: Sequence[Outcome]) -> tuple[float, ...]:
         return tuple(float(self.read(one)) for one in outcomes)
@@ -133,11 +130,15 @@ def run_crowds(plan: Plan, engine: Engine) -> Crowds:
 
 def tell(name: str, crowds: Crowds, peers: dict[str, Crowds | str]) -> Iterator[Figure]:
     """Ours, and below each figure those of the peers."""
-    remark = "" if peers else "(the peers are not installed)"
+    failures = [
+        f"{peer} did not run: {found}" for peer, found in peers.items() if isinstance(found, str)
+    ]
+    remark = "; ".join(failures) if peers else "the peers are not installed"
     for one in MEASURES:
-        yield one.tell(name, crowds, remark)
+        yield one.tell(name, crowds, f"({remark})" if remark else "")
         for peer, found in peers.items():
-            yield one.tell_peer(name, peer, found)
+            if not isinstance(found, str):
+                yield one.tell_peer(name, peer, found)
     kills = tuple(float(outcome.kills) for outcome in crowds[name])
     yield Figure(f"{name}: kills in a round", "", kills)
 

@@ -69,25 +69,25 @@ class Engine(Protocol):
 def run_round(engine: Engine, size: Size, seed: int) -> Outcome:
     """Enqueue, kill at the moments that the seed draws, and wait until nothing moves."""
     draw = Random(seed)  # noqa: S311 - moments, not a secret
-    producer, kills = engine.produce(size.jobs, size.pace), 0
-    while kills < size.kills and wait_for_payment(engine.emulator, size.patience):
+    producer, kills, last = engine.produce(size.jobs, size.pace), 0, monotonic()
+    while kills < size.kills and wait_for_payment(engine, producer, size.patience):
         PAUSE.wait(draw.uniform(0, size.spread))
         engine.kill()
-        kills += 1
-    began = monotonic()
+        kills, last = kills + 1, monotonic()
     if producer.is_running:
         assert producer.wait(PRODUCER_SECONDS) == 0, producer.read_log()  # noqa: S101 - a broken run
-        began = monotonic()
+        last = monotonic()
     ids = read_ids(producer)
     ended = wait_for_records(engine, ids, size.patience)
-    return judge(engine, ids, kills, max(0.0, ended - began))
+    return judge(engine, ids, kills, max(0.0, ended - last))
 
 
-def wait_for_payment(emulator: Emulator, patience: float) -> bool:
+def wait_for_payment(engine: Engine, producer: Part, patience: float) -> bool:
     """Until one more job is paid for; False if none is."""
-    before, began = count_payments(emulator), monotonic()
-    while count_payments(emulator) == before:
-        if monotonic() - began > patience:
+    before, began = count_payments(engine.emulator), monotonic()
+    while count_payments(engine.emulator) == before:
+        is_over = not producer.is_running and engine.list_recorded() >= {*read_ids(producer)}
+        if is_over or monotonic() - began > patience:
             return False
         PAUSE.wait(LOOK_SECONDS)
     return True
