@@ -25,7 +25,7 @@ from tests.harness.servers import Postgres, run_postgres
 LEASE_SECONDS = 3
 CHANGES = {"LEASE_SECONDS": str(LEASE_SECONDS), "UNKNOWN_SECONDS": "5"}
 NONE, DRAINED = Goal("<=", 0), Goal("<=", LEASE_SECONDS + 10)
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 25.0
 SHOWN_CHARACTERS = 200
 
 Crowds = dict[str, list[Outcome]]
@@ -121,7 +121,7 @@ def measure_peers(plan: Plan, postgres: Postgres) -> dict[str, Crowds | str]:
 def run_crowds(plan: Plan, engine: Engine) -> Crowds:
     """Every engine is killed at the moments that the same seeds draw."""
     few = Size(plan.pick(20, 6), 5, plan.pick(3, 1), 0.6, PATIENCE_SECONDS)
-    many = Size(plan.pick(1000, 20), 50, plan.pick(5, 1), plan.pick(3, 1), PATIENCE_SECONDS)
+    many = Size(plan.pick(1000, 20), 25, plan.pick(5, 1), plan.pick(8, 1), PATIENCE_SECONDS)
     return {
         "20 jobs": [run_round(engine, few, seed) for seed in range(plan.rounds)],
         "1,000 jobs": [run_round(engine, many, plan.rounds)],

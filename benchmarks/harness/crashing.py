@@ -25,7 +25,7 @@ class Size:
     """So many jobs, so many in a second, and kills.
 
     A kill comes within `spread` seconds after a payment. Jobs are given up when for `patience`
-    seconds none was recorded.
+    seconds none was paid for or recorded.
     """
 
     jobs: int
@@ -98,16 +98,16 @@ def count_payments(emulator: Emulator) -> int:
 
 
 def wait_for_records(engine: Engine, ids: Sequence[UUID], patience: float) -> float:
-    """When the last job was recorded; gives up when for so long none is."""
-    wanted, recorded, moved = set(ids), -1, monotonic()
-    while recorded < len(wanted):
-        found = len(wanted & engine.list_recorded())
-        if found != recorded:
-            recorded, moved = found, monotonic()
-        if monotonic() - moved > patience:
-            break
+    """When the last job was recorded; gives up when for so long none is, nor paid for."""
+    wanted, seen, recorded, moved = set(ids), (-1, -1), monotonic(), monotonic()
+    while seen[0] < len(wanted) and monotonic() - moved < patience:
+        found = (len(wanted & engine.list_recorded()), count_payments(engine.emulator))
+        if found[0] != seen[0]:
+            recorded = monotonic()
+        if found != seen:
+            seen, moved = found, monotonic()
         PAUSE.wait(LOOK_SECONDS)
-    return moved
+    return recorded
 
 
 def judge(engine: Engine, ids: Sequence[UUID], kills: int, drain_seconds: float) -> Outcome:

@@ -9,6 +9,8 @@ import sys
 import peer_job
 from celery import Celery
 
+VISIBILITY_SECONDS = 10
+"""Nothing renews it while a task runs: it has to be longer than any takes on a busy machine."""
 IS_LATE = os.environ["ACKNOWLEDGED"] == "late"
 
 app = Celery("peer", broker=os.environ["BROKER_URL"])
@@ -18,7 +20,7 @@ app.conf.update(
     task_ignore_result=True,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
-    broker_transport_options={"visibility_timeout": peer_job.LEASE_SECONDS},
+    broker_transport_options={"visibility_timeout": VISIBILITY_SECONDS},
 )
 run = app.task(name="peer.run")(peer_job.run)
 

@@ -18,7 +18,7 @@ from psycopg_pool import ConnectionPool
 APP = "fal-ai/ltx-2.3-22b"
 POLL_SECONDS = 0.2
 LEASE_SECONDS = float(os.environ["LEASE_SECONDS"])
-"""After which a job of a dead worker is taken over: a lease, heartbeat or visibility timeout."""
+"""Without a heartbeat for so long, a worker is taken for dead."""
 CONCURRENCY = 32
 TABLES = (
     "CREATE TABLE requests (job_id text PRIMARY KEY, request_id text NOT NULL)",
