@@ -141,7 +141,9 @@ def compare_parts(load: Load, rounds: Rounds, name: str) -> Iterator[Figure]:
 
 def run(command: Sequence[str]) -> None:
     program = shutil.which(command[0]) or sys.exit(f"needs {command[0]}")
-    subprocess.run([program, *command[1:]], check=True)  # noqa: S603 - our own words
+    # curl -Z shows its progress whatever it is told
+    silent = subprocess.DEVNULL
+    subprocess.run([program, *command[1:]], check=True, stderr=silent)  # noqa: S603 - our own words
 
 
 ARCHIVE = Question("archive", "How fast are videos archived, beside curl?", measure)
