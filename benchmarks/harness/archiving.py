@@ -35,6 +35,7 @@ from worker.stages.fetch import Fetcher
 from worker.stages.keep import Keeper
 from worker.stages.source import Source
 
+ROOT = Path(__file__).parents[2]
 HOUR = timedelta(hours=1)
 LIMITS = DownloadLimits(HOUR, 2**40)
 
@@ -47,9 +48,9 @@ def measure_part(
 ) -> dict[str, float]:
     """Run it in a process of its own; `seconds` and `peak_mib`."""
     module = "benchmarks.harness.archiving"
-    command = [sys.executable, "-m", module, part, str(threads), str(directory), *urls]
+    command = [sys.executable, "-m", module, part, str(threads), str(directory.absolute()), *urls]
     told: dict[str, float] = json.loads(
-        subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603 - our own words
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=ROOT).stdout  # noqa: S603 - our own words
     )
     return told
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import av
 from typing_extensions import override
 
+ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024
 RAW_WIDTH, RAW_HEIGHT, RAW_FORMAT = 1920, 1080, "uyvy422"
 CLIP_WIDTH, CLIP_HEIGHT, CLIP_SECONDS = 640, 360, 2
@@ -82,8 +83,8 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def run_host(directory: Path) -> Iterator[str]:
     """A process that sends the directory's files; its address."""
-    command = [sys.executable, "-m", "benchmarks.harness.videos", str(directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own words
+    command = [sys.executable, "-m", "benchmarks.harness.videos", str(directory.absolute())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:  # noqa: S603 - our own words
         try:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
             yield process.stdout.readline().strip()
