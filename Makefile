@@ -1,13 +1,14 @@
 # `make` prints this file's targets. Everything runs inside .venv, which each target sets up by itself.
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 ARGS ?=
 NAME ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench screenshots lint fmt lock audit clean
+.PHONY: help demo test chaos bench peers screenshots lint fmt lock audit clean
 
 ##@ Use
 demo: $(VENV)/.run  ## extend a real video end to end on this machine (ARGS="--video my.mp4 --prompt '...'")
@@ -20,7 +21,7 @@ test: $(VENV)/.dev  ## run the whole suite, real PostgreSQL and Redis included (
 chaos: $(VENV)/.dev  ## kill, starve and confuse a deployment for half an hour; one table (ARGS="--short --only kills")
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-bench: $(VENV)/.bench  ## measure beside references, each question or one (NAME=path ARGS="--rounds 9")
+bench: $(VENV)/.bench $(if $(NAME),$(filter peers,$(NAME:crash=peers)),peers)  ## measure beside references, each question or one (NAME=path ARGS="--rounds 9")
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)
 
 screenshots: $(VENV)/.dev  ## take the README's pictures of the page anew, with Chromium
@@ -44,6 +45,7 @@ lock: $(VENV)/.dev  ## renew the hash-locked requirements from pyproject.toml
 	@$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra demo --group build -o requirements/run.txt
 	@$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra demo --extra otel --group build --group dev -c requirements/run.txt -o requirements/dev.txt
 	@$(BIN)/uv pip compile $(LOCK) --group bench -c requirements/dev.txt -o requirements/bench.txt
+	@$(BIN)/uv pip compile $(LOCK) --group peers -c requirements/dev.txt -o requirements/peers.txt
 
 audit: $(VENV)/.dev  ## look for known vulnerabilities of what is locked (asks the package index; fails if it cannot tell)
 	@$(BIN)/pip-audit --strict --disable-pip --require-hashes -r requirements/run.txt
@@ -54,8 +56,20 @@ $(VENV)/.bench: $(VENV)/.dev requirements/bench.txt
 	@$(PIP) --require-hashes --no-deps -r requirements/bench.txt
 	@touch $@
 
-clean:  ## remove the virtual environment and caches
-	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* *.egg-info
+# Engines that are compared with get along with each other, and need nothing of ours.
+$(PEERS)/.peers: $(VENV)/bin/python requirements/peers.txt
+	@echo "installing the engines that are compared with into $(PEERS) ..." >&2
+	@$(PYTHON) -m venv --clear $(PEERS)
+	@$(PEERS)/bin/python -m pip --quiet --disable-pip-version-check install \
+	  --require-hashes --no-deps -r requirements/peers.txt
+	@touch $@
+
+# Without them the rest is measured all the same, and their rows say so.
+peers: $(VENV)/bin/python
+	@$(MAKE) --no-print-directory $(PEERS)/.peers || echo "the other engines cannot be installed" >&2
+
+clean:  ## remove the virtual environments and caches
+	@rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .coverage* *.egg-info
 
 help:
 	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} \

@@ -2,7 +2,9 @@
 
 import sys
 
+from benchmarks.archive import ARCHIVE
 from benchmarks.burst import BURST
+from benchmarks.crash import CRASH
 from benchmarks.enqueue import ENQUEUE
 from benchmarks.handover import HANDOVER
 from benchmarks.harness.figures import Question
@@ -20,6 +22,8 @@ QUESTIONS: tuple[Question, ...] = (
     WAITING,
     SWEEP,
     ENQUEUE,
+    ARCHIVE,
+    CRASH,
 )
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Goal:
 class Figure:
     """One value a round of ours, and one of the reference in the same round.
 
-    A figure without a goal is told for its own sake.
+    A figure without a goal is told for its own sake, and one without ours for the reference's.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Figure:
     @property
     def ratios(self) -> tuple[float, ...]:
         """Ours / reference of each round: what the machine did to both cancels out."""
-        if not self.reference:
+        if not (self.ours and self.reference):
             return ()
         pairs = zip(self.ours, self.reference, strict=True)
         return tuple(ours / reference if reference else math.inf for ours, reference in pairs)
@@ -57,7 +57,7 @@ class Figure:
     @property
     def judged(self) -> float:
         """The value that the goal is held against: the median of the ratios, or of ours."""
-        return statistics.median(self.ratios or self.ours)
+        return statistics.median(self.ratios or self.ours or self.reference)
 
     @property
     def is_met(self) -> bool | None:

@@ -78,7 +78,8 @@ def _list_cells(figure: Figure) -> tuple[str, ...]:
         reference = f"{_tell_spread(figure.reference)} {figure.reference_name}".strip()
     ratio = _tell_spread(figure.ratios) if figure.ratios else ""
     goal = "" if figure.goal is None else str(figure.goal)
-    ours = f"{_tell_spread(figure.ours)} {figure.remark}".strip()
+    spread = _tell_spread(figure.ours) if figure.ours else ""
+    ours = f"{spread} {figure.remark}".strip()
     return (name, ours, reference, ratio, goal, met)
 
 

@@ -22,6 +22,7 @@ MARK = "EXTEND_VIDEO_TEST_MARK"
 KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
 LAST_LINES = 15
 END_SECONDS = 20.0
+START_SECONDS = 60.0
 
 CELERY = (str(BIN / "celery"), "-A", "worker")
 EXTEND_VIDEO = str(BIN / "extend-video")
@@ -203,7 +204,7 @@ def run_emulator(yard: Yard, *options: str) -> Iterator[Emulator]:
     directory = yard.directory / "emulator"
     command = [EXTEND_VIDEO, "emulator", "--directory", str(directory), *options]
     part = yard.start("emulator", command, {})
-    part.wait_for_log(READY)
+    part.wait_for_log(READY, START_SECONDS)
     address = part.read_log().partition(READY)[2].split()[0]
     key = {"Authorization": "Key emulator-key"}
     with httpx.Client(base_url=address, headers=key, trust_env=False) as client:

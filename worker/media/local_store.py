@@ -22,6 +22,8 @@ from worker.media.spool import Spool, SpoolFile
 
 PARTIAL_DIRECTORY = ".partial"
 READ_BYTES = 1024 * 1024
+# Seldom enough to be cheap, and little enough that the last flush is short.
+FLUSH_BYTES = 64 * 1024 * 1024
 UNWRITABLE = "the archive cannot be written"
 UNREADABLE = "the archive cannot be read"
 SMALL = "object"  # the spool's label of what is no video
@@ -44,7 +46,7 @@ class LocalStore:
     @property
     def spool(self) -> Spool:
         """Inside the archive, for only then is a rename no copy."""
-        return Spool(self.root / PARTIAL_DIRECTORY)
+        return Spool(self.root / PARTIAL_DIRECTORY, FLUSH_BYTES)
 
     def publish(self, file: SpoolFile, name: str, content_type: str) -> StoredObject:
         """Rename the file out of the spool; it is closed then."""

@@ -136,10 +136,11 @@ def _examine(path: Path, bounds: tuple[int, int]) -> Examined:
     with open_video(path) as container:
         picture = _choose_picture(container)
         pixels = _count_pixels(picture, _read_span(container)[1])
-        if path.stat().st_size > bounds[0] or pixels > bounds[1]:
-            decoded = decode_samples(container)
-            if not decoded.has_failures:
-                return _describe(container, path, decoded)
+        if path.stat().st_size <= bounds[0] and pixels <= bounds[1]:
+            return _describe(container, path, decode_whole(container))
+        decoded = decode_samples(container)
+        if not decoded.has_failures:
+            return _describe(container, path, decoded)
     with open_video(path) as container:
         return _describe(container, path, decode_whole(container))
 

@@ -10,6 +10,7 @@ import io
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,20 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class SpoolFile:
     """One file that is being written; `bytes` counts what is in it.
 
-    Whatever `write` has taken is at once there for whoever reads `path`.
+    Whatever `write` has taken is at once there for whoever reads `path`. Each time that
+    `flush_bytes` more were written a thread begins to flush them, so that `flush` finds little left
+    to do; never without it.
     """
 
-    def __init__(self, path: Path, descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int, flush_bytes: int | None = None) -> None:
         self.path = path
         self.bytes = 0
         self._file = io.FileIO(descriptor, "r+b")
         self._digest = hashlib.sha256()
+        self._flush_bytes = flush_bytes
+        self._flusher: ThreadPoolExecutor | None = None
+        self._flushes: list[Future[None]] = []
+        self._flushed = 0
 
     def lock(self) -> bool:
         """False if somebody has found the new file unlocked, and removed it.
@@ -51,6 +58,21 @@ class SpoolFile:
                 rest = rest[self._file.write(rest) :]
         self._digest.update(chunk)
         self.bytes += len(chunk)
+        if self._flush_bytes and self.bytes - self._flushed >= self._flush_bytes:
+            self.begin_flush()
+
+    def begin_flush(self) -> None:
+        """Flush what was written so far while the caller goes on.
+
+        Raises StoreUnavailableError for one that was begun before and has failed.
+        """
+        if not self._flush_bytes:
+            return
+        self._check_flushes()
+        if self._flusher is None:
+            self._flusher = ThreadPoolExecutor(1, "spool flusher")
+        self._flushes.append(self._flusher.submit(os.fdatasync, self._file.fileno()))
+        self._flushed = self.bytes
 
     def restart(self) -> None:
         """Forget all that was written."""
@@ -58,7 +80,7 @@ class SpoolFile:
             self._file.seek(0)
             self._file.truncate()
         self._digest = hashlib.sha256()
-        self.bytes = 0
+        self.bytes = self._flushed = 0
 
     def sha256(self) -> str:
         """The hash, as hex, of what was written since the beginning or the last `restart`."""
@@ -66,11 +88,14 @@ class SpoolFile:
 
     def flush(self) -> None:
         """When this returns, what was written survives a crash of the machine."""
+        self._check_flushes(is_last=True)
         with naming_reason(TROUBLE):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """End the writing and give the lock up. Never raises; may be called again."""
+        if self._flusher is not None:  # its descriptor's number may be another file's afterwards
+            self._flusher.shutdown(cancel_futures=True)
         with suppress(OSError):  # what had to be on disk was flushed before
             self._file.close()
 
@@ -83,12 +108,22 @@ class SpoolFile:
             self.path.unlink()
         self.close()
 
+    def _check_flushes(self, *, is_last: bool = False) -> None:
+        """The kernel tells of a failed flush once: if not here, then nobody would know of it."""
+        with naming_reason(TROUBLE):
+            while self._flushes and (is_last or self._flushes[0].done()):
+                self._flushes.pop(0).result()
+
 
 @dataclass(frozen=True, slots=True)
 class Spool:
-    """A directory of partials, made when the first one is begun."""
+    """A directory of partials, made when the first one is begun.
+
+    `flush_bytes` is for files that are to last where they are, not to be copied away.
+    """
 
     directory: Path
+    flush_bytes: int | None = None
 
     @contextmanager
     def begin(self, label: str) -> Iterator[SpoolFile]:
@@ -126,7 +161,7 @@ class Spool:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         while True:
             path = self.directory.absolute() / f"{label}.{uuid4().hex}{SUFFIX}"
-            file = SpoolFile(path, os.open(path, flags, 0o666))
+            file = SpoolFile(path, os.open(path, flags, 0o666), self.flush_bytes)
             is_ours = False
             try:
                 is_ours = file.lock()

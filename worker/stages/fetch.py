@@ -70,6 +70,7 @@ class Fetcher:
     def _fetch_once(self, job: Job, file: SpoolFile, holder: Holder) -> Fetched:
         download = self._take(job, file, holder)
         holder.check()
+        file.begin_flush()  # the disk is busy with it while the processor is with decoding
         video = parse_output(job.result).video
         facts = verify_video(file.path, read_stated(video, download.announced))
         return Fetched(job, facts, name_extension(video, download))
