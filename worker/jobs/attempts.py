@@ -21,7 +21,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from worker.jobs.models import AttemptRow, JobRow
@@ -51,18 +50,23 @@ def _build_insert() -> Insert:
     return insert(_ATTEMPTS).values({**bound, "number": number}).returning(*_ATTEMPTS.c)
 
 
-def _build_accept() -> Update:
+def _build_adopt() -> Update:
     known, rival = _ATTEMPTS.c.fal_request_id, _ATTEMPTS.alias()
     of_id: BindParameter[UUID] = bindparam("of_id")
     new_known: BindParameter[str] = bindparam("known")
     taken = exists().where(rival.c.fal_request_id == new_known, rival.c.id != of_id)
-    outcome = _ATTEMPTS.c.outcome
     return (
         update(_ATTEMPTS)
         .where(_ATTEMPTS.c.id == of_id, or_(known.is_(None), known == new_known), ~taken)
-        .where(or_(outcome.is_(None), outcome.in_([Outcome.UNKNOWN, Outcome.DEAD])))
-        .values(bind_new(_ATTEMPTS, (field.name for field in fields(Settlement))))
+        .values(fal_request_id=new_known)
     )
+
+
+def _build_accept() -> Update:
+    outcome = _ATTEMPTS.c.outcome
+    is_open = or_(outcome.is_(None), outcome.in_([Outcome.UNKNOWN, Outcome.DEAD]))
+    names = {field.name for field in fields(Settlement)} - {"fal_request_id"}
+    return _ADOPT.where(is_open).values(bind_new(_ATTEMPTS, sorted(names)))
 
 
 def _build_complete(ending: Ending) -> ReturningUpdate[Any]:
@@ -78,7 +82,8 @@ def _build_complete(ending: Ending) -> ReturningUpdate[Any]:
     return statement.values(values).returning(_ATTEMPTS.c.extra_charge_at)
 
 
-_INSERT, _ACCEPT = _build_insert(), _build_accept()
+_INSERT, _ADOPT = _build_insert(), _build_adopt()
+_ACCEPT = _build_accept()
 _COMPLETE = {ending: _build_complete(ending) for ending in Ending}
 
 
@@ -130,14 +135,8 @@ def settle_attempt(connection: Connection, attempt_id: UUID, settlement: Settlem
 
 def adopt_request(connection: Connection, attempt: Attempt, fal_request_id: str) -> bool:
     """Give the attempt its request id; False if it has another, or if another attempt has it."""
-    known, rival = AttemptRow.fal_request_id, aliased(AttemptRow)
-    taken = exists().where(rival.fal_request_id == fal_request_id, rival.id != attempt.id)
-    statement = (
-        update(AttemptRow)
-        .where(AttemptRow.id == attempt.id, or_(known.is_(None), known == fal_request_id), ~taken)
-        .values(fal_request_id=fal_request_id)
-    )
-    return connection.execute(statement).rowcount == 1
+    known = {"of_id": attempt.id, "known": fal_request_id}
+    return connection.execute(_ADOPT, known).rowcount == 1
 
 
 def complete_attempt(
