@@ -20,7 +20,7 @@ from worker.log import configure_logging
 from worker.settings import Settings, list_secrets, load_settings
 
 # As many as the documentation gives gunicorn threads: with fewer, others come and go all the time.
-CONNECTIONS = 16
+CONNECTIONS = 8
 
 
 def create_app(settings: Settings | None = None) -> Flask:

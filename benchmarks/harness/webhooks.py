@@ -21,7 +21,7 @@ from worker.jobs.states import JobState
 from worker.schema import upgrade_schema
 
 # As in docker-compose.yml.
-GUNICORN = ("--threads", "16", "--no-control-socket")
+GUNICORN = ("--threads", "8", "--no-control-socket")
 CONNECTIONS = 64
 COPY = """INSERT INTO {table} ({columns}) SELECT {values}
 FROM {table} AS model, generate_series(CAST(:first AS int), CAST(:last AS int)) AS n
