@@ -99,7 +99,7 @@ def enqueue(
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Enqueue one video and print the job's id; or many, and print theirs."""
+    """Enqueue a video, or many, and print the job's id."""
     if lines is not None:
         check_alone(context, {"lines", "as_json"})
         place_lines(build_runtime(), lines, as_json=as_json)
