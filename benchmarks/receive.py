@@ -49,8 +49,8 @@ def measure(plan: Plan) -> list[Figure]:
 
 
 def measure_one(plan: Plan, send: Send) -> dict[str, float]:
-    fast = send(plan.pick(1500, 50), None)
-    steady = send(plan.pick(8 * STEADY_RATE, 100), STEADY_RATE)
+    fast = send(plan.pick(600, 50), None)
+    steady = send(plan.pick(4 * STEADY_RATE, 100), STEADY_RATE)
     return {
         "rate": fast.rate,
         "p50": 1000 * find_quantile(steady.latencies, 0.5),
