@@ -143,10 +143,12 @@ def list_by_ids(connection: Connection, job_ids: Sequence[UUID]) -> list[Job]:
     return [found[job_id] for job_id in job_ids if job_id in found]
 
 
+_PROMPT = JobRow.input["prompt"].as_string()
 _LINE = [
     *(getattr(JobRow, name) for name in JobLine.__slots__ if name != "prompt"),
-    JobRow.input["prompt"].as_string().label("prompt"),
+    _PROMPT.label("prompt"),
 ]
+_SHOWN_LINE = [*_LINE[:-1], func.substr(_PROMPT, 1, SHOWN_PROMPT).label("prompt")]
 
 
 def _walk(
@@ -163,7 +165,11 @@ def _walk(
     lines: list[JobLine] = []
     for size in WINDOWS if rest else (limit + 1,):
         walk = _select_window(wanted, exact, place, size, is_backward=is_backward)
-        statement = _look_through(walk, rest, is_backward=is_backward)
+        statement = (
+            _look_through(walk, rest, is_backward=is_backward)
+            if rest
+            else walk.with_only_columns(*_SHOWN_LINE)
+        )
         missing = limit + 1 - len(lines)
         lines += fetch_all(connection, JobLine, statement.limit(missing))
         if len(lines) > limit:
