@@ -208,7 +208,10 @@ def test_receive_without_database_answers_503_and_later_records(
 
 
 @ON_POSTGRES
-def test_receive_over_session_that_was_ended_records(scene, job, postgres) -> None:
+def test_receive_over_rested_session_that_was_ended_records(
+    scene, job, postgres, monkeypatch
+) -> None:
+    monkeypatch.setattr(worker.db, "REST_SECONDS", 0)
     assert scene.client.get("/readyz").status_code == 200
     end_sessions(postgres, scene.db.engine.url.database or "")
 

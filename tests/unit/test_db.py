@@ -133,7 +133,8 @@ def test_postgres_speaks_utc_and_bounds_statements(database_url, monkeypatch) ->
 
 
 @ON_POSTGRES
-def test_postgres_that_dropped_the_connection_is_asked_again(db, postgres) -> None:
+def test_rested_connection_that_postgres_dropped_is_replaced(db, postgres, monkeypatch) -> None:
+    monkeypatch.setattr(worker.db, "REST_SECONDS", 0)
     with db.reading() as connection:
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
     postgres.execute(f"SELECT pg_terminate_backend({pid})")
