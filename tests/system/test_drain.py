@@ -49,7 +49,7 @@ def end(part: Part) -> float:
 
 
 def assert_paid_and_archived_once(scene: Scene, job_id) -> None:
-    job = scene.table.wait_for_end(job_id, 90)
+    job = scene.table.wait_for_end(job_id, seconds=90)
     assert len(scene.list_submissions(job)) == 1
     assert len(scene.table.list_attempts(job_id)) == 1
     [archived] = scene.list_archived(job_id)
