@@ -250,3 +250,12 @@ def test_listing_does_not_give_the_second_attempt_what_the_first_has(bench, desk
     desk.listing = list_items(build_item(race.ids[0], race.job.input))
     bench.reconcile(race.job)
     assert race.job.state is S.SUBMISSION_UNKNOWN
+
+
+@pytest.mark.parametrize("step", [Race.deliver, Race.poll], ids=name)
+def test_loser_whose_result_fal_could_not_deliver_is_cancelled_as_well(bench, step):
+    race = Race.begin(bench)
+    play(race, [(Race.accept, 1), (step, 1), (Race.deliver_empty, 0)])
+    assert race.attempts[0].extra_charge_at is not None
+    play(race, [(Race.deliver, 0)])
+    assert race.attempts[0].cancel_due_at is None

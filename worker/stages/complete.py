@@ -124,10 +124,13 @@ def needs_fetching(completion: Completion) -> bool:
 def expect_result(
     connection: Connection, job: Job, attempt: Attempt, fal_request_id: str, now: datetime
 ) -> Doorbell | None:
-    """Have the attempt's request polled now: it is finished, but its result was not delivered."""
+    """Have the attempt's request polled now: it is finished, but its result was not delivered.
+
+    One that is not wanted (any more) is dismissed as any other, though that can hardly spare it.
+    """
     if job.fence != attempt.fence or has_video(job):
         if job.fal_request_id != fal_request_id:
-            attempts.note_extra_charge(connection, attempt.id, now)
+            attempts.dismiss_attempt(connection, attempt.id, now)
         return None
     if attempts.is_completed(connection, attempt.id):
         # A poll was faster, and has read the end of it.
