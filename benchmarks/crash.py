@@ -26,6 +26,8 @@ LEASE_SECONDS = 3
 CHANGES = {"LEASE_SECONDS": str(LEASE_SECONDS), "UNKNOWN_SECONDS": "5"}
 NONE, DRAINED = Goal("<=", 0), Goal("<=", LEASE_SECONDS + 10)
 PATIENCE_SECONDS = 25.0
+# A worker with a backlog may take thirty to end (docs/operations.md).
+STOP_SECONDS = 40.0
 SHOWN_CHARACTERS = 200
 
 Crowds = dict[str, list[Outcome]]
@@ -98,6 +100,7 @@ def measure(plan: Plan) -> list[Figure]:
 @contextmanager
 def run_ours(directory: Path, postgres: Postgres) -> Iterator[Ours]:
     with run_site(directory, postgres, changes=CHANGES, emulator_options=EMULATOR) as site:
+        site.yard.stop_seconds = STOP_SECONDS
         site.emulator.order(SLOW_REPLY)
         yield Ours(site)
 

@@ -159,7 +159,7 @@ class Dispatcher:
         for _ in range(MESSAGES_AT_ONCE - 1):
             try:
                 ring = self._rings.get_nowait()
-            except Empty:
+            except Empty:  # nothing else waits
                 return
             if ring is None:
                 self._rings.put(None)

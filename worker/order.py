@@ -2,6 +2,7 @@
 
 import json
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import NoReturn
 from uuid import UUID
@@ -46,7 +47,7 @@ def place_lines(runtime: Runtime, file: Path, *, as_json: bool) -> None:
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{file} cannot be read: {error}") from None
     wished, wrong = list[dict[str, object]](), list[Violation]()
-    for place, line in enumerate(text.splitlines()):
+    for place, line in enumerate(StringIO(text)):
         try:
             wished.append(read_wish(line))
         except ValueError:

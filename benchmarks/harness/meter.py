@@ -32,7 +32,7 @@ def _list_family(pid: int) -> Iterator[psutil.Process]:
 def _measure_one(process: psutil.Process) -> float:
     try:
         times = process.cpu_times()
-    except psutil.NoSuchProcess:
+    except psutil.NoSuchProcess:  # it has just ended, and its parent counts it
         return 0.0
     # What its living children take is counted with them.
     return float(times.user + times.system + times.children_user + times.children_system)

@@ -22,8 +22,6 @@ MARK = "EXTEND_VIDEO_TEST_MARK"
 KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
 LAST_LINES = 15
 END_SECONDS = 20.0
-# A worker that is busy may take thirty (docs/operations.md).
-STOP_SECONDS = 40.0
 START_SECONDS = 60.0
 
 CELERY = (str(BIN / "celery"), "-A", "worker")
@@ -96,6 +94,7 @@ class Yard:
     directory: Path
     mark: str = field(default_factory=lambda: uuid4().hex[:12])
     parts: dict[str, Part] = field(default_factory=dict)
+    stop_seconds: float = END_SECONDS
 
     def build_env(self, settings: Mapping[str, str]) -> dict[str, str]:
         """Nothing of the machine's settings, and a mark that all children inherit."""
@@ -156,7 +155,7 @@ class Yard:
         for part in self.parts.values():
             if part.is_running:
                 part.process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + self.stop_seconds
         for part in self.parts.values():
             with suppress(subprocess.TimeoutExpired):
                 part.process.wait(max(0.0, deadline - time.monotonic()))

@@ -1,10 +1,7 @@
 """`from worker.producer import enqueue`, as another service uses it."""
 
-import base64
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -20,32 +17,8 @@ from worker.errors import IdempotencyConflictError, InvalidInputError, InvalidSe
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 
-QUEUE = "extend_video.submit"
+pytestmark = pytest.mark.usefixtures("producing")
 FIELDS: dict[str, Any] = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch, database_url, redis_url) -> Iterator[None]:
-    """What a producer has: a table and a broker, no key."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("BROKER_URL", redis_url)
-    take_messages(redis_url, QUEUE)
-    producer.get_runtime.cache_clear()
-    yield
-    if producer.get_runtime.cache_info().currsize:
-        runtime = producer.get_runtime()
-        runtime.db.close()
-        runtime.dispatcher.close()
-    producer.get_runtime.cache_clear()
-
-
-@pytest.fixture
-def read_doorbells(redis_url) -> Callable[[], list[str]]:
-    """The job ids rung for since it was last asked."""
-    return lambda: [
-        json.loads(base64.b64decode(message["body"]))[0][0]
-        for message in take_messages(redis_url, QUEUE)
-    ]
 
 
 def test_enqueue_commits_row_and_rings(db, read_doorbells) -> None:
@@ -172,4 +145,4 @@ def test_five_lines_of_another_service_enqueue(tmp_path, database_url, redis_url
 
     assert (ended.returncode, ended.stderr) == (0, "")
     assert read_job(db, UUID(ended.stdout.strip())).state is JobState.QUEUED
-    assert len(take_messages(redis_url, QUEUE)) == 1
+    assert len(take_messages(redis_url, "extend_video.submit")) == 1

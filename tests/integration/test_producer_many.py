@@ -1,6 +1,5 @@
 """`worker.producer.enqueue_many`, and `enqueue --from`: as `enqueue` again and again."""
 
-import base64
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.harness.brokers import find_closed_port, take_messages
+from tests.harness.brokers import find_closed_port
 from tests.harness.jobs import list_all_jobs, read_job
 from tests.harness.logs import preserved_logging
 from tests.harness.together import call_together
@@ -24,34 +23,10 @@ from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.stages import bulk
 
-QUEUE = "extend_video.submit"
+pytestmark = pytest.mark.usefixtures("producing")
 FIELDS: dict[str, Any] = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
 Wished = dict[str, Any]
 IDS = [UUID(int=number, version=4) for number in range(3)]
-
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch, database_url, redis_url) -> Iterator[None]:
-    """What a producer has: a table and a broker, no key."""
-    monkeypatch.setenv("DATABASE_URL", database_url)
-    monkeypatch.setenv("BROKER_URL", redis_url)
-    take_messages(redis_url, QUEUE)
-    producer.get_runtime.cache_clear()
-    yield
-    if producer.get_runtime.cache_info().currsize:
-        runtime = producer.get_runtime()
-        runtime.db.close()
-        runtime.dispatcher.close()
-    producer.get_runtime.cache_clear()
-
-
-@pytest.fixture
-def read_doorbells(redis_url) -> Callable[[], list[str]]:
-    """The job ids rung for since it was last asked."""
-    return lambda: [
-        json.loads(base64.b64decode(message["body"]))[0][0]
-        for message in take_messages(redis_url, QUEUE)
-    ]
 
 
 def count_rows(db: Database) -> dict[str, int]:
@@ -244,6 +219,18 @@ def test_enqueue_from_file_prints_an_id_for_each_line(db, shell, tmp_path) -> No
     ids = [UUID(text) for text in json.loads(out)["ids"]]
     assert ids[1] == job_id
     assert [read_job(db, one).state for one in ids] == [JobState.QUEUED] * 3
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\x85"])
+def test_enqueue_from_file_ends_lines_where_json_does(db, shell, tmp_path, character) -> None:
+    """Elsewhere these end lines, too; JSON may have them inside of a text."""
+    file = tmp_path / "wishes.jsonl"
+    wish = {**FIELDS, "prompt": f"on{character}it goes"}
+    file.write_text(json.dumps(wish, ensure_ascii=False) + "\r\n", "utf-8", newline="")
+    code, out, err = shell("--from", str(file), "--json")
+
+    assert code == 0, err
+    assert read_job(db, UUID(json.loads(out)["ids"][0])).input["prompt"] == wish["prompt"]
 
 
 def test_enqueue_from_file_names_wrong_lines(db, shell, tmp_path) -> None:

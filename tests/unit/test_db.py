@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 import worker.db
 from tests.harness.together import call_together
-from worker.db import PEER_CHECKS, Database, name_sqlite
+from worker.db import AWAY, PEER_CHECKS, Database, name_sqlite
 
 COUNTER = "UPDATE counters SET value = value + 1"
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -138,6 +138,17 @@ def test_rested_connection_that_postgres_dropped_is_replaced(db, postgres, monke
     with db.reading() as connection:
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
     postgres.execute(f"SELECT pg_terminate_backend({pid})")
+    with db.reading() as connection:
+        assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid
+
+
+@ON_POSTGRES
+def test_connection_in_use_that_postgres_dropped_fails_once_and_is_replaced(db, postgres) -> None:
+    with db.reading() as connection:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+    postgres.execute(f"SELECT pg_terminate_backend({pid})")
+    with pytest.raises(AWAY), db.reading() as connection:
+        connection.execute(text("SELECT 1"))
     with db.reading() as connection:
         assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid
 

@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import JSONB
 
 from worker.jobs.models import EventRow, JobRow
-from worker.jobs.rows import columns_of, fetch_all
+from worker.jobs.rows import columns_of, fetch_all, is_postgres
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job, NewJob
 
@@ -43,8 +43,8 @@ def insert_jobs(connection: Connection, new: Sequence[NewJob]) -> dict[UUID, Job
     if not new:
         return {}
     rows = [_list_values(one) for one in new]
-    is_postgres = connection.dialect.name == "postgresql"
-    inserted = set((_insert_packed if is_postgres else _insert_plainly)(connection, rows))
+    insert_all = _insert_packed if is_postgres(connection) else _insert_plainly
+    inserted = set(insert_all(connection, rows))
     return {
         row["id"]: Job(**{**_EMPTY, **row})  # nothing else has a value yet
         for row in rows

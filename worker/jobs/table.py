@@ -41,15 +41,7 @@ _AT_REST: dict[str, None] = {
 _JOBS = table_of(JobRow)
 _FIND = select(*_JOBS.c).where(_JOBS.c.id == bindparam("of_id"))
 _LOCK = _FIND.with_for_update()
-_EXTEND = (
-    update(_JOBS)
-    .where(
-        _JOBS.c.id == bindparam("of_id"),
-        _JOBS.c.state == bindparam("of_state"),
-        _JOBS.c.fence == bindparam("of_fence"),
-    )
-    .values(due_at=bindparam("until"))
-)
+_SET_DUE = update(_JOBS).where(transitions.AS_READ).values(due_at=bindparam("new_due_at"))
 
 
 def insert_job(connection: Connection, new: NewJob) -> Job | None:
@@ -87,8 +79,8 @@ def claim_job(connection: Connection, job_id: UUID, event: JobEvent, claim: Clai
 
 def extend_claim(connection: Connection, job: Job, until: datetime) -> bool:
     """Renew the lease of a claimed job; False once somebody else has taken it over."""
-    known = {"of_id": job.id, "of_state": job.state, "of_fence": job.fence}
-    return connection.execute(_EXTEND, {**known, "until": until}).rowcount == 1
+    values = {**transitions.name_read(job), "new_due_at": until}
+    return connection.execute(_SET_DUE, values).rowcount == 1
 
 
 def apply_event(connection: Connection, job: Job, event: JobEvent, move: Move) -> Job | None:
@@ -169,11 +161,7 @@ def hasten_blocked(connection: Connection, reason_start: str, now: datetime) -> 
 
 def advance_due(connection: Connection, job: Job, due_at: datetime) -> None:
     """Let the sweep look at the row at `due_at`, without moving it; nothing if it has moved."""
-    connection.execute(
-        update(JobRow)
-        .where(JobRow.id == job.id, JobRow.state == job.state, JobRow.fence == job.fence)
-        .values(due_at=due_at)
-    )
+    connection.execute(_SET_DUE, {**transitions.name_read(job), "new_due_at": due_at})
 
 
 def list_events(connection: Connection, job_id: UUID) -> list[Event]:

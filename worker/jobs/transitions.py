@@ -10,7 +10,18 @@ from functools import cache
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import Connection, Insert, Select, Update, bindparam, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Insert,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from worker.jobs.models import EventRow, JobRow
 from worker.jobs.rows import bind_new, fetch_one, is_postgres, name_new, spell_insert, table_of
@@ -21,6 +32,16 @@ Change: TypeAlias = Insert | Update
 
 _JOBS, _EVENTS = table_of(JobRow), table_of(EventRow)
 _TELL = insert(_EVENTS).inline()
+# Exactly as the job was read; `name_read` gives the values.
+AS_READ = and_(
+    _JOBS.c.id == bindparam("of_id"),
+    _JOBS.c.state == bindparam("of_state"),
+    _JOBS.c.fence == bindparam("of_fence"),
+)
+
+
+def name_read(job: Job) -> dict[str, Any]:
+    return {"of_id": job.id, "of_state": job.state, "of_fence": job.fence}
 
 
 def insert_row(connection: Connection, new: NewJob) -> Job | None:
@@ -50,8 +71,8 @@ def move_row(
 ) -> Job | None:
     """Write the values, exactly as the job was read: same state, same fence. Else None."""
     change = _build_move(tuple(values))
-    guard = {"of_id": job.id, "of_state": job.state, "of_fence": job.fence}
-    return _apply(connection, change, guard | name_new(values), job.state, event, move)
+    named = name_read(job) | name_new(values)
+    return _apply(connection, change, named, job.state, event, move)
 
 
 def _apply(
@@ -102,16 +123,7 @@ def _build_claim() -> Update:
 
 @cache
 def _build_move(names: tuple[str, ...]) -> Update:
-    return (
-        update(_JOBS)
-        .where(
-            _JOBS.c.id == bindparam("of_id"),
-            _JOBS.c.state == bindparam("of_state"),
-            _JOBS.c.fence == bindparam("of_fence"),
-        )
-        .values(bind_new(_JOBS, names))
-        .returning(*_JOBS.c)
-    )
+    return update(_JOBS).where(AS_READ).values(bind_new(_JOBS, names)).returning(*_JOBS.c)
 
 
 @cache
