@@ -31,4 +31,4 @@ EXPOSE 8000
 # Of the receiver, which is what the image runs unless it is told otherwise.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=6 \
   CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
-CMD ["gunicorn", "--bind", "0.0.0.0:8000", "--threads", "16", "--graceful-timeout", "20", "--no-control-socket", "webhook:create_app()"]
+CMD ["gunicorn", "--bind", "0.0.0.0:8000", "--threads", "8", "--graceful-timeout", "20", "--no-control-socket", "webhook:create_app()"]

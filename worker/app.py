@@ -59,6 +59,7 @@ def create_app(settings: Settings) -> Celery:
         },
         # Nothing to remember between runs, and so nothing that two schedulers could fight over.
         beat_scheduler="celery.beat:Scheduler",
+        worker_consumer="worker.consumer:Consumer",
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         # What Flower and `celery events` show. Of publishers there are none: the event of a

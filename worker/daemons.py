@@ -178,7 +178,7 @@ class Crew:
 def worker_daemons() -> list[Daemon]:
     """Workers and scheduler. Downloads have a worker of their own, so they hold up nothing else."""
     celery = (sys.executable, "-m", "celery", "-A", "worker")
-    pool = ("--without-gossip", "--without-mingle", "-P", "threads")
+    pool = ("-P", "threads")
     rest = ",".join(queue for task, queue in QUEUES.items() if task != ARCHIVE)
     submitter = (*celery, "worker", "-n", "submit@%h", *pool, "-c", "8", "-Q", rest)
     archiver = (*celery, "worker", "-n", "archive@%h", *pool, "-c", "4", "-Q", QUEUES[ARCHIVE])

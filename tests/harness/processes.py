@@ -26,7 +26,7 @@ START_SECONDS = 60.0
 
 CELERY = (str(BIN / "celery"), "-A", "worker")
 EXTEND_VIDEO = str(BIN / "extend-video")
-THREADS = ("-P", "threads", "-c", "4", "--without-gossip", "--without-mingle")
+THREADS = ("-P", "threads", "-c", "4")
 
 WorkerPlan = Mapping[str, Sequence[str]]
 """Options of each worker by its name; the first one submits, the last one archives."""

@@ -33,9 +33,11 @@ class Servers:
         """Nobody listens any more: every connection is refused."""
         self.broker.end(signal.SIGKILL)
         self.postgres.stop()
-        yield
-        self.postgres.start()
-        self.broker.start()
+        try:
+            yield
+        finally:
+            self.postgres.start()
+            self.broker.start()
 
     @contextmanager
     def silent(self) -> Iterator[None]:

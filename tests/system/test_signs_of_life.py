@@ -39,7 +39,7 @@ def settings(broker, sqlite_url) -> dict[str, str]:
 def start_worker(yard: Yard, settings: dict[str, str], pool: str) -> Part:
     """One that a file in the yard's directory wedges."""
     command = [str(BIN / "python"), str(WEDGE), str(yard.directory), "-A", "worker", "worker"]
-    options = ["-n", "w@h", "-P", pool, "-c", "2", "--without-gossip", "--without-mingle"]
+    options = ["-n", "w@h", "-P", pool, "-c", "2"]
     part = yard.start("worker", [*command, *options], settings)
     part.wait_for_log(" ready.", 60)
     return part
