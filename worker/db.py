@@ -28,6 +28,7 @@ PEER_CHECKS = {
 }
 REST_SECONDS = 2.0
 RESTS_SINCE = "rests_since"
+_ALONE = {"isolation_level": "AUTOCOMMIT"}
 
 
 # What is raised by a database that is away, locked, or breaks a deadlock: it may be well soon.
@@ -41,8 +42,9 @@ class Database:
         # An error's text would quote the values of its statement: prompts and signed URLs.
         options = _engine_options(url, pool_size)
         self.engine = create_engine(url, hide_parameters=True, **options)
-        self._reading: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
-        if self.engine.dialect.name == "sqlite":
+        self.is_postgres = self.engine.dialect.name == "postgresql"
+        self._reading: dict[str, Any] = _ALONE
+        if not self.is_postgres:
             self._reading = {READ_ONLY: True}
             _prepare_sqlite(self.engine)
         else:
@@ -52,6 +54,19 @@ class Database:
     def transaction(self) -> Iterator[Connection]:
         """Commit at the end of the block, roll back on any exception."""
         with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def statement(self) -> Iterator[Connection]:
+        """One statement that commits itself, without the round trips of BEGIN and COMMIT.
+
+        On SQLite, where those cost nothing, as `transaction`.
+        """
+        if not self.is_postgres:
+            with self.transaction() as connection:
+                yield connection
+            return
+        with self.engine.connect().execution_options(**_ALONE) as connection:
             yield connection
 
     @contextmanager

@@ -29,7 +29,8 @@ from worker.fal.errors import UNNAMED_CODE
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Ending, Job, Outcome, Settlement, Verdict
-from worker.stages.complete import CANCELLED_CODE, receive_delivery, receive_hint
+from worker.stages.complete import receive_delivery, receive_hint
+from worker.stages.ending import CANCELLED_CODE
 
 S = JobState
 LATER = NOW + timedelta(seconds=20)

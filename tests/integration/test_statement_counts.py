@@ -19,14 +19,17 @@ from worker.stages.enqueue import enqueue_job, parse_wish
 WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
 # A transition and its line in the history are one statement on PostgreSQL, two on SQLite.
 STATEMENTS = {
-    "postgresql": {"enqueue": 1, "intent": 3, "reply": 3, "delivery": 4, "archive": 7},
+    "postgresql": {"enqueue": 1, "intent": 3, "reply": 3, "delivery": 1, "archive": 7},
     "sqlite": {"enqueue": 2, "intent": 4, "reply": 4, "delivery": 5, "archive": 8},
 }
 COMMITS = {"enqueue": 1, "intent": 1, "reply": 1, "delivery": 1, "archive": 3}
 
 
 class Meter:
-    """Counts statements and commits of a database, by the step that is under way."""
+    """Counts statements and commits of a database, by the step that is under way.
+
+    A statement that writes outside of a transaction commits itself.
+    """
 
     def __init__(self, db: Database) -> None:
         self.statements: Counter[str] = Counter()
@@ -41,9 +44,13 @@ class Meter:
         yield
         self._step = ""
 
-    def _note_statement(self, _connection, _cursor, statement: str, *_) -> None:
-        if self._step and not statement.startswith("BEGIN"):
-            self.statements[self._step] += 1
+    def _note_statement(self, connection, _cursor, statement: str, *_) -> None:
+        if not self._step or statement.startswith("BEGIN"):
+            return
+        self.statements[self._step] += 1
+        is_alone = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+        if is_alone and not statement.startswith("SELECT"):
+            self.commits[self._step] += 1
 
     def _note_commit(self, _connection) -> None:
         if self._step:

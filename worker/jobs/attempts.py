@@ -35,6 +35,8 @@ from worker.jobs.values import (
     Settlement,
 )
 
+# What is known of every request that fal has finished.
+FINISHED = {"fal_status": "COMPLETED", "queue_position": None, "cancel_due_at": None}
 _ATTEMPTS = table_of(AttemptRow)
 _SELECT = select(*_ATTEMPTS.c)
 _LIST = _SELECT.where(_ATTEMPTS.c.job_id == bindparam("of_job_id")).order_by(_ATTEMPTS.c.number)
@@ -70,8 +72,7 @@ def _build_accept() -> Update:
 
 
 def _build_complete(ending: Ending) -> ReturningUpdate[Any]:
-    values = bind_new(_ATTEMPTS, ("completed_at", "ending")) | {"cancel_due_at": None}
-    values |= {"fal_status": "COMPLETED", "queue_position": None}
+    values = bind_new(_ATTEMPTS, ("completed_at", "ending")) | FINISHED
     # A failure may be a mistake of ours (a result given up), a result never is.
     is_open = or_(_ATTEMPTS.c.completed_at.is_(None), _ATTEMPTS.c.ending == Ending.FAILED)
     if ending is Ending.OK:

@@ -27,17 +27,6 @@ _ENTERED_AT = {
     JobState.CANCELLED: "cancelled_at",
 }
 
-# A row that no worker holds, nothing holds up, that has not failed, and whose files nobody deletes.
-_AT_REST: dict[str, None] = {
-    "claimed_by": None,
-    "blocked_reason": None,
-    "error_code": None,
-    "error_message": None,
-    "error_details": None,
-    "archive_pruned_at": None,
-}
-
-
 _JOBS = table_of(JobRow)
 _FIND = select(*_JOBS.c).where(_JOBS.c.id == bindparam("of_id"))
 _LOCK = _FIND.with_for_update()
@@ -91,7 +80,7 @@ def apply_event(connection: Connection, job: Job, event: JobEvent, move: Move) -
     target = next_state(job.state, event)
     if target is None:
         return None
-    values = {**_AT_REST, "state": target, "due_at": move.due_at, **move.columns}
+    values = {**transitions.AT_REST, "state": target, "due_at": move.due_at, **move.columns}
     entered_at = _ENTERED_AT.get(target)
     if entered_at is not None:
         values[entered_at] = getattr(job, entered_at) or move.now

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from sqlalchemy import (
+    CTE,
     Connection,
     Insert,
     Select,
@@ -32,6 +33,15 @@ Change: TypeAlias = Insert | Update
 
 _JOBS, _EVENTS = table_of(JobRow), table_of(EventRow)
 _TELL = insert(_EVENTS).inline()
+# A row that no worker holds, nothing holds up, that has not failed, and whose files nobody deletes.
+AT_REST: dict[str, None] = {
+    "claimed_by": None,
+    "blocked_reason": None,
+    "error_code": None,
+    "error_message": None,
+    "error_details": None,
+    "archive_pruned_at": None,
+}
 # Exactly as the job was read; `name_read` gives the values.
 AS_READ = and_(
     _JOBS.c.id == bindparam("of_id"),
@@ -83,19 +93,13 @@ def _apply(
     event: JobEvent,
     move: Move,
 ) -> Job | None:
-    told: dict[str, Any] = {
-        "at": move.now,
-        "from_state": source,
-        "reason": event.value,
-        "detail": move.detail,
-    }
     if is_postgres(connection):
-        named = {f"told_{name}": value for name, value in told.items()}
-        return fetch_one(connection, Job, _tell_of(change), {**values, **named})
+        told = name_told(source, event, move)
+        return fetch_one(connection, Job, _tell_change(change), {**values, **told})
     job = fetch_one(connection, Job, change, values)
     if job is not None:
-        told |= {"job_id": job.id, "to_state": job.state, "fence": job.fence}
-        connection.execute(_TELL, told)
+        where = {"job_id": job.id, "to_state": job.state, "fence": job.fence}
+        connection.execute(_TELL, _describe_told(source, event, move) | where)
     return job
 
 
@@ -127,9 +131,14 @@ def _build_move(names: tuple[str, ...]) -> Update:
 
 
 @cache
-def _tell_of(change: Change) -> Select[Any]:
+def _tell_change(change: Change) -> Select[Any]:
     """The same with its line in the history."""
     changed = change.cte("changed")
+    return select(changed).add_cte(tell_of(changed))
+
+
+def tell_of(changed: CTE) -> CTE:
+    """The lines in the history of what another part of the statement changes."""
     at, from_state, reason, detail = (
         bindparam(f"told_{name}", type_=_EVENTS.c[name].type)
         for name in ("at", "from_state", "reason", "detail")
@@ -143,5 +152,14 @@ def _tell_of(change: Change) -> Select[Any]:
         "detail": detail,
         "fence": changed.c.fence,
     }
-    told = insert(_EVENTS).from_select(list(line), select(*line.values()))
-    return select(changed).add_cte(told.cte("told"))
+    return insert(_EVENTS).from_select(list(line), select(*line.values())).cte("told")
+
+
+def name_told(source: JobState | None, event: JobEvent, move: Move) -> dict[str, Any]:
+    """The values for `tell_of`."""
+    told = _describe_told(source, event, move)
+    return {f"told_{name}": value for name, value in told.items()}
+
+
+def _describe_told(source: JobState | None, event: JobEvent, move: Move) -> dict[str, Any]:
+    return {"at": move.now, "from_state": source, "reason": event.value, "detail": move.detail}

@@ -16,20 +16,17 @@ from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import InvalidResultError, InvalidSignatureError
 from worker.fal.completion import Completion
-from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
 from worker.fal.extend_video import parse_output
-from worker.jobs import attempts, deliveries, table
+from worker.jobs import arrivals, attempts, deliveries, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Ending, Job, Move, NewDelivery, Verdict
-
-# fal's own type for a request that was cancelled, by us or by anybody with the key.
-CANCELLED_CODE = "client_cancelled"
-# For an operator: nothing is sent again by itself, for it may cost again.
-RETRY_WORDS = {
-    None: "",
-    True: " (fal says that trying again can help)",
-    False: " (fal says that trying again changes nothing)",
-}
+from worker.stages.ending import (
+    CANCELLED_CODE,
+    RETRY_WORDS,
+    find_ending,
+    find_failure,
+    needs_fetching,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +53,9 @@ def receive_delivery(
     another request: a valid signature alone proves only that some fal account sent it.
     """
     now = clock()
+    usual = _record_usual(token, completion, body, db=db, now=now, grace=grace)
+    if usual is not None:
+        return Receipt(Verdict.RECORDED, usual, usual.doorbell)
     with db.transaction() as connection:
         attempt, job = _find_attempt(connection, token, completion)
         if _is_repeated(connection, attempt, _describe(completion, body, Verdict.RECORDED, now)):
@@ -113,12 +113,6 @@ def has_video(job: Job) -> bool:
     except InvalidResultError:
         return False
     return True
-
-
-def needs_fetching(completion: Completion) -> bool:
-    """Whether fal could not put the result into the message: then it has to be asked for."""
-    is_empty = completion.payload is None
-    return is_empty and (completion.status == "OK" or completion.payload_error is not None)
 
 
 def expect_result(
@@ -206,25 +200,6 @@ def is_only_attempt(job: Job, attempt: Attempt) -> bool:
     return attempt.number == 1 and attempt.fence == job.fence
 
 
-def find_failure(completion: Completion) -> FalFailure | None:
-    """Why this completion is no video; None if it is one. Pure."""
-    if completion.status == "ERROR":
-        message = completion.error or "fal reports an error without a message"
-        return parse_failure(completion.payload, message) or FalFailure(UNNAMED_CODE, message)
-    try:
-        parse_output(completion.payload)
-    except InvalidResultError as error:
-        return FalFailure(error.code, str(error))
-    return None
-
-
-def find_ending(failure: FalFailure | None) -> Ending:
-    """How the attempt's request ended, as far as its cost is concerned; pure."""
-    if failure is None:
-        return Ending.OK
-    return Ending.CANCELLED if failure.code == CANCELLED_CODE else Ending.FAILED
-
-
 def _find_attempt(
     connection: Connection, token: str, completion: Completion
 ) -> tuple[Attempt, Job]:
@@ -238,6 +213,31 @@ def _find_attempt(
     if attempt.fal_request_id not in {None, completion.fal_request_id}:
         raise InvalidSignatureError("the attempt is of another fal request")
     return attempt, job
+
+
+def _record_usual(
+    token: str,
+    completion: Completion,
+    body: bytes,
+    *,
+    db: Database,
+    now: datetime,
+    grace: timedelta,
+) -> Job | None:
+    """A result that comes first, of a job's only attempt, at the price of one statement.
+
+    None, and nothing is written, for whatever is unusual; and on SQLite, which has no such one.
+    """
+    result = _as_object(completion.payload)
+    if not db.is_postgres or result is None or find_failure(completion) is not None:
+        return None
+    new = _describe(completion, body, Verdict.RECORDED, now)
+    with db.statement() as connection:
+        token_hash = attempts.hash_token(token)
+        job = arrivals.record_arrival(connection, token_hash, new, result, Move(now, now + grace))
+    if job is not None:
+        bind_contextvars(job_id=str(job.id), attempt=1)
+    return job
 
 
 def _describe(completion: Completion, body: bytes, verdict: Verdict, now: datetime) -> NewDelivery:

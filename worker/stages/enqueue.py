@@ -98,7 +98,7 @@ def enqueue_job(
     IdempotencyConflictError if the id or the key belongs to a wish with another input or options.
     """
     new = build_job(wish, endpoint, clock(), grace)
-    with db.transaction() as connection:
+    with db.statement() as connection:
         job = table.insert_job(connection, new)
         if job is not None:
             return Enqueued(job, created=True)

@@ -1,0 +1,41 @@
+"""Beneath the path. What a completion says of the end of its request; pure."""
+
+from worker.errors import InvalidResultError
+from worker.fal.completion import Completion
+from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
+from worker.fal.extend_video import parse_output
+from worker.jobs.values import Ending
+
+# fal's own type for a request that was cancelled, by us or by anybody with the key.
+CANCELLED_CODE = "client_cancelled"
+# For an operator: nothing is sent again by itself, for it may cost again.
+RETRY_WORDS = {
+    None: "",
+    True: " (fal says that trying again can help)",
+    False: " (fal says that trying again changes nothing)",
+}
+
+
+def needs_fetching(completion: Completion) -> bool:
+    """Whether fal could not put the result into the message: then it has to be asked for."""
+    is_empty = completion.payload is None
+    return is_empty and (completion.status == "OK" or completion.payload_error is not None)
+
+
+def find_failure(completion: Completion) -> FalFailure | None:
+    """Why this completion is no video; None if it is one. Pure."""
+    if completion.status == "ERROR":
+        message = completion.error or "fal reports an error without a message"
+        return parse_failure(completion.payload, message) or FalFailure(UNNAMED_CODE, message)
+    try:
+        parse_output(completion.payload)
+    except InvalidResultError as error:
+        return FalFailure(error.code, str(error))
+    return None
+
+
+def find_ending(failure: FalFailure | None) -> Ending:
+    """How the attempt's request ended, as far as its cost is concerned; pure."""
+    if failure is None:
+        return Ending.OK
+    return Ending.CANCELLED if failure.code == CANCELLED_CODE else Ending.FAILED
