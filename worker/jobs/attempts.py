@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -24,16 +24,17 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from worker.jobs.models import AttemptRow, JobRow
-from worker.jobs.rows import bind_new, columns_of, fetch_all, fetch_one, name_new, table_of
-from worker.jobs.states import JobState
-from worker.jobs.values import (
-    Attempt,
-    Ending,
-    Job,
-    NewAttempt,
-    Outcome,
-    Settlement,
+from worker.jobs.rows import (
+    bind_new,
+    columns_of,
+    fetch_all,
+    fetch_one,
+    name_new,
+    name_values,
+    table_of,
 )
+from worker.jobs.states import JobState
+from worker.jobs.values import Attempt, Ending, Job, NewAttempt, Outcome, Settlement
 
 # What is known of every request that fal has finished.
 FINISHED = {"fal_status": "COMPLETED", "queue_position": None, "cancel_due_at": None}
@@ -96,7 +97,7 @@ def hash_token(token: str) -> str:
 def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt:
     """The intent to pay once for `job`, with the very input and options that will be sent."""
     values = {
-        **asdict(new),
+        **name_values(new),
         "job_id": job.id,
         "fence": job.fence,
         "endpoint": job.endpoint,
@@ -112,7 +113,7 @@ def accept_attempt(connection: Connection, attempt: Attempt, settlement: Settlem
     Then nothing is written.
     """
     known = {"of_id": attempt.id, "known": settlement.fal_request_id}
-    return connection.execute(_ACCEPT, {**known, **name_new(asdict(settlement))}).rowcount == 1
+    return connection.execute(_ACCEPT, {**known, **name_new(name_values(settlement))}).rowcount == 1
 
 
 def settle_attempt(connection: Connection, attempt_id: UUID, settlement: Settlement) -> None:
@@ -121,7 +122,7 @@ def settle_attempt(connection: Connection, attempt_id: UUID, settlement: Settlem
     A certain outcome replaces an uncertain one, however late it comes, and is final itself. An
     attempt whose request is known was accepted, whatever became of the reply.
     """
-    values = asdict(settlement)
+    values = name_values(settlement)
     known = values.pop("fal_request_id")
     is_known = AttemptRow.fal_request_id.is_not(None)
     values["outcome"] = case((is_known, Outcome.ACCEPTED.value), else_=settlement.outcome.value)

@@ -1,23 +1,28 @@
 """SQL on `deliveries`, by the same rules as `table.py`."""
 
 import hashlib
-from dataclasses import asdict
 from functools import cache
 from uuid import UUID
 
 from sqlalchemy import Connection, Executable, bindparam, exists, select, update
 
 from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
-from worker.jobs.rows import columns_of, fetch_all, is_postgres, spell_insert, table_of
+from worker.jobs.rows import (
+    columns_of,
+    fetch_all,
+    is_postgres,
+    label_pair,
+    name_values,
+    read_pair,
+    spell_insert,
+    table_of,
+)
 from worker.jobs.values import Attempt, Delivery, Job, NewDelivery, Verdict
 
 _ATTEMPTS, _DELIVERIES, _JOBS = table_of(AttemptRow), table_of(DeliveryRow), table_of(JobRow)
 # The job's row is locked, and the attempt's is not: whoever writes that holds the job's.
 _FIND_ADDRESSEE = (
-    select(
-        *(column.label(f"attempt_{column.key}") for column in _ATTEMPTS.c),
-        *(column.label(f"job_{column.key}") for column in _JOBS.c),
-    )
+    select(*label_pair(_ATTEMPTS.c, _JOBS.c))
     .join_from(_ATTEMPTS, _JOBS, _JOBS.c.id == _ATTEMPTS.c.job_id)
     .where(_ATTEMPTS.c.token_hash == bindparam("of_token_hash"))
     .with_for_update(of=_JOBS)
@@ -35,11 +40,7 @@ _JUDGE = (
 def find_addressee(connection: Connection, token_hash: str) -> tuple[Attempt, Job] | None:
     """The attempt with this token, and its job, locked as by `table.get_job`."""
     found = connection.execute(_FIND_ADDRESSEE, {"of_token_hash": token_hash}).one_or_none()
-    if found is None:
-        return None
-    attempt = dict(zip(_ATTEMPTS.c.keys(), found, strict=False))
-    job = dict(zip(_JOBS.c.keys(), found[len(attempt) :], strict=True))
-    return Attempt(**attempt), Job(**job)
+    return None if found is None else read_pair(found)
 
 
 def count_delivery(
@@ -50,7 +51,7 @@ def count_delivery(
     How often it has come, and what it was worth the first time.
     """
     values = {
-        **asdict(new),
+        **name_values(new),
         "job_id": attempt.job_id,
         "attempt_id": attempt.id,
         "last_received_at": new.received_at,

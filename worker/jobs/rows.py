@@ -1,14 +1,20 @@
 """How statements on any of the tables are spelled, and how rows become frozen values."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, Executable, Table, bindparam
+from sqlalchemy import ColumnElement, Connection, Executable, Row, Table, bindparam
 from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.jobs.models import Base
+from worker.jobs.models import AttemptRow, Base, JobRow
+from worker.jobs.values import Attempt, Job
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 V = TypeVar("V")
+_ATTEMPT_NAMES, _JOB_NAMES = AttemptRow.__table__.c.keys(), JobRow.__table__.c.keys()
 
 
 def is_postgres(connection: Connection) -> bool:
@@ -64,3 +70,24 @@ def fetch_all(
 ) -> list[V]:
     found = connection.execute(statement, parameters).mappings()
     return [value(**row) for row in found]
+
+
+def name_values(value: "DataclassInstance") -> dict[str, Any]:
+    """The fields of a frozen value by their names, as they are: `asdict` would copy each."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def label_pair(
+    attempt: Iterable[ColumnElement[Any]], job: Iterable[ColumnElement[Any]]
+) -> list[Any]:
+    """All columns of an attempt and its job, for `read_pair`."""
+    return [
+        *(column.label(f"attempt_{column.key}") for column in attempt),
+        *(column.label(f"job_{column.key}") for column in job),
+    ]
+
+
+def read_pair(row: Row[Any]) -> tuple[Attempt, Job]:
+    attempt = dict(zip(_ATTEMPT_NAMES, row, strict=False))
+    job = dict(zip(_JOB_NAMES, row[len(attempt) :], strict=True))
+    return Attempt(**attempt), Job(**job)

@@ -5,7 +5,6 @@ save. Each statement is built once, for building one costs more than running it.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cache
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -25,7 +24,15 @@ from sqlalchemy import (
 )
 
 from worker.jobs.models import EventRow, JobRow
-from worker.jobs.rows import bind_new, fetch_one, is_postgres, name_new, spell_insert, table_of
+from worker.jobs.rows import (
+    bind_new,
+    fetch_one,
+    is_postgres,
+    name_new,
+    name_values,
+    spell_insert,
+    table_of,
+)
 from worker.jobs.states import EDGES, JobEvent, JobState
 from worker.jobs.values import Claim, Job, Move, NewJob
 
@@ -56,7 +63,7 @@ def name_read(job: Job) -> dict[str, Any]:
 
 def insert_row(connection: Connection, new: NewJob) -> Job | None:
     """A queued job; None if its id or key is taken."""
-    values = {**asdict(new), "state": JobState.QUEUED, "fence": 0}
+    values = {**name_values(new), "state": JobState.QUEUED, "fence": 0}
     change = _build_insert(tuple(values), for_postgres=is_postgres(connection))
     move = Move(new.enqueued_at)
     return _apply(connection, change, name_new(values), None, JobEvent.ENQUEUED, move)
@@ -64,8 +71,14 @@ def insert_row(connection: Connection, new: NewJob) -> Job | None:
 
 def claim_row(connection: Connection, job_id: UUID, event: JobEvent, claim: Claim) -> Job | None:
     """The one edge of a claim; None if the row is not where it begins, or waits for a time."""
+    source, values = name_claim(job_id, event, claim)
+    return _apply(connection, build_claim(), values, source, event, Move(claim.now))
+
+
+def name_claim(job_id: UUID, event: JobEvent, claim: Claim) -> tuple[JobState, dict[str, Any]]:
+    """Where the claim begins, and the values for `build_claim`."""
     source = next(state for state, edge_event in EDGES if edge_event is event)
-    values = {
+    return source, {
         "of_id": job_id,
         "of_state": source,
         "new_state": EDGES[source, event],
@@ -73,7 +86,6 @@ def claim_row(connection: Connection, job_id: UUID, event: JobEvent, claim: Clai
         "new_due_at": claim.until,
         "now": claim.now,
     }
-    return _apply(connection, _build_claim(), values, source, event, Move(claim.now))
 
 
 def move_row(
@@ -114,7 +126,7 @@ def _build_insert(names: tuple[str, ...], *, for_postgres: bool) -> Insert:
 
 
 @cache
-def _build_claim() -> Update:
+def build_claim() -> Update:
     is_free = or_(_JOBS.c.blocked_reason.is_(None), _JOBS.c.due_at <= bindparam("now"))
     values = bind_new(_JOBS, ("state", "claimed_by", "due_at"))
     return (

@@ -17,7 +17,7 @@ from worker.db import Database
 from worker.errors import InvalidResultError, InvalidSignatureError
 from worker.fal.completion import Completion
 from worker.fal.extend_video import parse_output
-from worker.jobs import arrivals, attempts, deliveries, table
+from worker.jobs import attempts, deliveries, table, usual
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Ending, Job, Move, NewDelivery, Verdict
 from worker.stages.ending import (
@@ -53,9 +53,9 @@ def receive_delivery(
     another request: a valid signature alone proves only that some fal account sent it.
     """
     now = clock()
-    usual = _record_usual(token, completion, body, db=db, now=now, grace=grace)
-    if usual is not None:
-        return Receipt(Verdict.RECORDED, usual, usual.doorbell)
+    moved = _record_usual(token, completion, body, db=db, now=now, grace=grace)
+    if moved is not None:
+        return Receipt(Verdict.RECORDED, moved, moved.doorbell)
     with db.transaction() as connection:
         attempt, job = _find_attempt(connection, token, completion)
         if _is_repeated(connection, attempt, _describe(completion, body, Verdict.RECORDED, now)):
@@ -234,7 +234,7 @@ def _record_usual(
     new = _describe(completion, body, Verdict.RECORDED, now)
     with db.statement() as connection:
         token_hash = attempts.hash_token(token)
-        job = arrivals.record_arrival(connection, token_hash, new, result, Move(now, now + grace))
+        job = usual.record_result(connection, token_hash, new, result, Move(now, now + grace))
     if job is not None:
         bind_contextvars(job_id=str(job.id), attempt=1)
     return job

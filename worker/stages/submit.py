@@ -21,12 +21,13 @@ from worker.clock import Clock, read_clock
 from worker.db import AWAY, Database, describe_database_error
 from worker.fal.options import RequestOptions
 from worker.fal.queue import Accepted, Ambiguous, QueueClient, RefusalClass, Refused, SubmitReply
-from worker.jobs import attempts, table
+from worker.jobs import attempts, table, usual
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Attempt, Claim, Gate, Job, NewAttempt, Settlement
 from worker.stages import pause
 from worker.stages.judge import (
     Ruling,
+    Streak,
     SubmitTerms,
     describe_refusal,
     judge_reply,
@@ -86,6 +87,9 @@ def begin_submission(
     now = clock()
     token = secrets.token_urlsafe(32)
     claim = Claim(terms.worker, now, now + terms.lease)
+    new = NewAttempt(uuid7(), attempts.hash_token(token), now, terms.options.to_json())
+    if (begun := _begin_usual(job_id, claim, new, db=db)) is not None:
+        return Submission(begun[1], begun[0], token, claim.until)
     with db.transaction() as connection:
         # The gate is locked before any job, here and everywhere, so that two cannot deadlock.
         gate = pause.find_pause(connection, lock=True)
@@ -98,9 +102,19 @@ def begin_submission(
         if gate is not None:
             pause.begin_pause(connection, str(gate.reason), now + terms.probe_after)
         options = RequestOptions.model_validate(job.options).fill_in(terms.options)
-        new = NewAttempt(uuid7(), attempts.hash_token(token), now, options.to_json())
+        new = replace(new, options=options.to_json())
         attempt = attempts.insert_attempt(connection, job, new)
     return Submission(job, attempt, token, claim.until, gate)
+
+
+def _begin_usual(
+    job_id: UUID, claim: Claim, new: NewAttempt, *, db: Database
+) -> tuple[Attempt, Job] | None:
+    """While submissions do not pause; None, and nothing is written, if the job is not claimed."""
+    if not db.is_postgres:
+        return None
+    with db.statement() as connection:
+        return usual.begin_attempt(connection, job_id, claim, new, pause.SUBMISSIONS_GATE)
 
 
 def post_once(
@@ -142,6 +156,8 @@ def record_reply(
     for unknown, or it has even been given up and tried again.
     """
     now = clock()
+    if (moved := _record_usual(submission, reply, db=db, terms=terms, now=now)) is not None:
+        return moved
     with db.transaction() as connection:
         if isinstance(reply, Refused) and reply.why is RefusalClass.ACCOUNT:
             pause.begin_pause(connection, describe_refusal(reply), now + terms.probe_after)
@@ -157,6 +173,18 @@ def record_reply(
         if isinstance(reply, Accepted) and job.fal_request_id != reply.fal_request_id:
             _order_cancels(connection, moved, submission.attempt, now, is_own=is_own)
         return moved
+
+
+def _record_usual(
+    submission: Submission, reply: SubmitReply, *, db: Database, terms: SubmitTerms, now: datetime
+) -> Job | None:
+    """An acceptance that nothing came between; None, and nothing is written, for anything else."""
+    if not db.is_postgres or not isinstance(reply, Accepted) or submission.gate is not None:
+        return None
+    job, attempt = submission.job, submission.attempt
+    ruling = judge_reply(reply, job, now, terms, Streak(1, attempt.started_at))
+    with db.statement() as connection:
+        return usual.accept_submission(connection, attempt, ruling.settlement, ruling.move)
 
 
 def _settle(connection: Connection, attempt: Attempt, settlement: Settlement) -> bool:
