@@ -354,7 +354,9 @@ def test_submit_job_whose_reply_drips_is_unknown_after_the_total(monkeypatch, db
     fal.answer = drip
     moved = submit(job)
     assert (moved.state, len(fal.asked)) == (JobState.SUBMISSION_UNKNOWN, 1)
-    assert read_attempts(db, job.id)[0].error_message == "no reply within 0.3 s"
+    # Whichever of the two guards is awake first.
+    told = read_attempts(db, job.id)[0].error_message
+    assert told in {"no reply within 0.3 s", "ReadTimeout: the reply is too slow"}
 
 
 @pytest.mark.parametrize("odd", ["a\0b", "a\ud800b"])
