@@ -72,7 +72,7 @@ class Side:
 
 
 def measure(plan: Plan) -> list[Figure]:
-    jobs = plan.pick(100, 10)
+    jobs = plan.pick(60, 10)
     with run_sides(plan.directory) as sides:
         for side in sides.values():
             side.run(plan.pick(20, 5))

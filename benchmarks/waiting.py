@@ -53,8 +53,8 @@ def measure(plan: Plan) -> list[Figure]:
         run_broker() as broker,
         open_desk(yard, fal, broker.url, count=plan.pick(10_000, 200)) as desk,
     ):
-        # Two sweeps long, and one.
-        window, short = plan.pick(10, 1), plan.pick(5, 1)
+        # As long as it takes from one sweep to the next.
+        window, short = plan.pick(5, 1), plan.pick(5, 1)
         found = plan.alternate(
             {"waiting": lambda: desk.watch(window), "idle": lambda: desk.watch_idle(short)}
         )

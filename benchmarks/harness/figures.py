@@ -97,8 +97,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One benchmark: its name on the command line, what it asks, how that is found out."""
+    """One benchmark: its name on the command line, what it asks, how that is found out.
+
+    `sizes` are variables of the environment that change a size.
+    """
 
     name: str
     text: str
     measure: Callable[[Plan], list[Figure]]
+    sizes: tuple[str, ...] = ()

@@ -1,6 +1,7 @@
 """Runs questions, one after the other: what `make bench` and each file alone do."""
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -73,7 +74,8 @@ def publish_all(question: Question, figures: Sequence[Figure], command: str) -> 
 
 
 def name_command(question: Question, given: argparse.Namespace) -> str:
-    words = ["make", "bench", f"NAME={question.name}"]
+    sizes = [f"{name}={os.environ[name]}" for name in question.sizes if name in os.environ]
+    words = [*sizes, "make", "bench", f"NAME={question.name}"]
     if given.rounds != ROUNDS:
         words.append(f"ARGS='--rounds {given.rounds}'")
     return " ".join(words if not given.short else [*words, "ARGS=--short"])
