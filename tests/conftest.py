@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import hypothesis
@@ -70,8 +71,9 @@ def sqlite_url(sqlite_template, tmp_path) -> str:
 
 
 @pytest.fixture(scope="session")
-def shared_database(postgres, postgres_template) -> SharedDatabase:
-    return SharedDatabase(postgres, postgres_template)
+def shared_database(postgres, postgres_template) -> Iterator[SharedDatabase]:
+    with closing(SharedDatabase(postgres, postgres_template)) as database:
+        yield database
 
 
 @pytest.fixture
