@@ -142,7 +142,7 @@ def make_archived(bench: Bench, emulator: Emulator, directory: Path) -> tuple[Jo
     path.write_bytes(reply.content)
     stated = read_stated(video, int(reply.headers["Content-Length"]))
     files = ArchivedFiles(describe_file(path.name, reply.content))
-    recipe = build_recipe(job, bench.attempts(job), verify_video(path, stated), files)
+    recipe = build_recipe(job, bench.attempts(job), verify_video(path, stated).facts, files)
     sidecar = directory / "video.json"
     sidecar.write_bytes(recipe.to_bytes())
     return job, sidecar

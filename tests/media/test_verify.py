@@ -83,7 +83,7 @@ WISHES: dict[str, Wishes] = {
 def test_every_output_of_the_emulator_is_as_it_is_stated(tmp_path, form, wish) -> None:
     output = render_output(tmp_path, form, **WISHES[wish])  # type: ignore[arg-type]  # any wish
 
-    facts = verify_video(output.path, output.stated)
+    facts = verify_video(output.path, output.stated).facts
 
     assert facts.is_whole
     assert (facts.width, facts.height) == (output.stated.width, output.stated.height)
@@ -96,7 +96,7 @@ def test_every_output_of_the_emulator_is_as_it_is_stated(tmp_path, form, wish) -
 
 @pytest.mark.parametrize("form", FORMS)
 def test_facts_name_every_stream_and_the_type_by_the_bytes(outputs, form) -> None:
-    facts = verify_video(outputs[form].path, NOTHING)
+    facts = verify_video(outputs[form].path, NOTHING).facts
 
     sound = [StreamFacts("audio", AUDIO_CODECS[form])] if form in AUDIO_CODECS else []
     assert list(facts.streams) == [StreamFacts("video", facts.codec), *sound]
@@ -109,7 +109,7 @@ def test_type_is_told_by_the_bytes_whatever_name_and_statement_say(outputs, tmp_
     path = tmp_path / "video.mp4"
     path.write_bytes(output.path.read_bytes())
 
-    facts = verify_video(path, replace(output.stated, media_type="video/mp4"))
+    facts = verify_video(path, replace(output.stated, media_type="video/mp4")).facts
 
     assert facts.media_type == "video/webm"
 
@@ -117,8 +117,8 @@ def test_type_is_told_by_the_bytes_whatever_name_and_statement_say(outputs, tmp_
 def test_turned_video_may_be_stated_either_way(tmp_path) -> None:
     path = turn_clip(make_clip(tmp_path / "a.mp4"), tmp_path / "turned.mp4", 90)
 
-    assert verify_video(path, Stated(width=128, height=96)).rotation == 90
-    assert verify_video(path, Stated(width=96, height=128)).rotation == 90
+    assert verify_video(path, Stated(width=128, height=96)).facts.rotation == 90
+    assert verify_video(path, Stated(width=96, height=128)).facts.rotation == 90
     assert list_fields(path, Stated(width=128, height=128)) == ["size"]
 
 
@@ -179,7 +179,9 @@ def test_unusual_but_sound_video_passes(tmp_path, kind, whole_bytes) -> None:
 
 def test_box_of_provenance_does_no_harm(outputs, tmp_path) -> None:
     box = (5000).to_bytes(4, "big") + b"uuid" + bytes(4992)
-    assert verify_video(spoil(outputs["mp4"], tmp_path, lambda old: old + box), NOTHING).is_whole
+    path = spoil(outputs["mp4"], tmp_path, lambda old: old + box)
+
+    assert verify_video(path, NOTHING).facts.is_whole
 
 
 # ------------------------------------------------------------------ mutilated
@@ -403,14 +405,14 @@ def test_gif_of_other_frames_and_other_length_is_found(outputs, field, harm) -> 
 def test_gif_may_keep_a_standing_picture_once_for_longer(outputs) -> None:
     stated = replace(outputs["gif"].stated, frames=72, fps=24.0)
 
-    assert verify_video(outputs["gif"].path, stated).frames == 36
+    assert verify_video(outputs["gif"].path, stated).facts.frames == 36
 
 
 @pytest.mark.parametrize("value", [None, 0, -1])
 def test_what_is_not_stated_is_not_compared(outputs, value) -> None:
     stated = Stated(value, value, None, value, value, value, value, value)
 
-    assert verify_video(outputs["mp4"].path, stated).frames == 36
+    assert verify_video(outputs["mp4"].path, stated).facts.frames == 36
 
 
 # ------------------------------------------------------------------ tolerances

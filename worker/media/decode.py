@@ -4,11 +4,12 @@ FFmpeg is told to give up on what it would otherwise conceal, and reads the very
 playlists and other files' names are not followed.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import av
 from av.container import InputContainer
@@ -26,17 +27,30 @@ TAIL_FRAMES = 300
 SAMPLE_PACKETS = 2_000
 
 Media: TypeAlias = av.VideoStream | av.AudioStream
-Packet: TypeAlias = "av.Packet[Any]"
+Packet: TypeAlias = "av.Packet[Stream]"
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """A decoded picture, shown from `since` to `until`: seconds from the beginning of the file."""
+
+    frame: av.VideoFrame
+    since: float
+    until: float
 
 
 @dataclass(slots=True)
 class Reading:
     """What decoding one stream has shown.
 
-    `seconds` is how long its decoded frames last, and `end` is when the last one does.
+    `seconds` is how long its decoded frames last, and `end` is when the last one does. `still` is
+    the picture that is shown `still_at`, in seconds from `origin`, when the file begins.
     """
 
     stream: Media
+    origin: float = 0.0
+    still_at: float = math.inf
+    still: Still | None = None
     packets: int = 0
     discarded: int = 0
     frames: int = 0
@@ -60,36 +74,43 @@ class Reading:
         """Decode it. What is wrong with it is counted, never raised."""
         self.packets += bool(packet.size)
         self.discarded += packet.is_discard
-        at = packet.pts * packet.time_base if packet.pts is not None else None
         if packet.is_corrupt:
-            self._fail("the file ends within a packet", at)
+            self._fail("the file ends within a packet", packet)
         try:
             frames = packet.decode()
         except av.FFmpegError as error:
-            self._fail(str(error.strerror), at)
+            self._fail(str(error.strerror), packet)
             return
         for frame in frames:
-            if isinstance(frame, av.VideoFrame | av.AudioFrame):
+            if isinstance(frame, av.AudioFrame):
                 self._take_frame(frame)
+                self.samples += frame.samples
+            elif isinstance(frame, av.VideoFrame):
+                self._take_frame(frame)
+                self._take_picture(frame)
 
     def _take_frame(self, frame: av.VideoFrame | av.AudioFrame) -> None:
         self.frames += 1
         if frame.time is not None:
             self._begin = frame.time if self._begin is None else min(frame.time, self._begin)
-        if isinstance(frame, av.AudioFrame):
-            self.samples += frame.samples
-            return
+
+    def _take_picture(self, frame: av.VideoFrame) -> None:
         self.rotation = self.rotation or -frame.rotation % 360
         if frame.is_corrupt:
-            self._fail("a frame is damaged", frame.time)
+            self._fail("a frame is damaged", frame)
         if frame.time is not None:
             lasts = (frame.duration or 0) * (frame.time_base or 0) or _find_step(self.stream)
-            self._end = max(self._end, frame.time + float(lasts))
+            end = frame.time + float(lasts)
+            self._end = max(self._end, end)
+            since, until = frame.time - self.origin, end - self.origin
+            if since <= self.still_at < until:
+                self.still = Still(frame, since, until)
 
-    def _fail(self, reason: str, at: Fraction | float | None) -> None:
+    def _fail(self, reason: str, part: "Packet | av.VideoFrame") -> None:
         self.failures += 1
         if not self.first_failure:
-            self.first_failure = reason if at is None else f"{reason} at {float(at):.2f} s"
+            at = None if part.pts is None else float(part.pts * (part.time_base or 0))
+            self.first_failure = reason if at is None else f"{reason} at {at:.2f} s"
 
 
 @dataclass(slots=True)
@@ -126,8 +147,16 @@ def list_media(container: InputContainer) -> list[Media]:
     return [one for one in container.streams if _is_media(one)]
 
 
-def decode_whole(container: InputContainer) -> Decoded:
-    decoded = _prepare(container, is_whole=True)
+def find_picture(container: InputContainer) -> av.VideoStream | None:
+    """The stream that is shown, of those that are decoded."""
+    pictures = [one for one in list_media(container) if isinstance(one, av.VideoStream)]
+    best = container.streams.best("video")
+    return next((one for one in pictures if one is best), next(iter(pictures), None))
+
+
+def decode_whole(container: InputContainer, still_at: float = math.inf) -> Decoded:
+    """All of it; each stream's picture at `still_at` (seconds from the beginning) is kept."""
+    decoded = _prepare(container, is_whole=True, still_at=still_at)
     decoded.take(container.demux([one.stream for one in decoded.readings]))
     return decoded
 
@@ -154,8 +183,9 @@ def decode_samples(container: InputContainer) -> Decoded:
     return decoded
 
 
-def _prepare(container: InputContainer, *, is_whole: bool) -> Decoded:
-    readings = [Reading(one) for one in list_media(container)]
+def _prepare(container: InputContainer, *, is_whole: bool, still_at: float = math.inf) -> Decoded:
+    origin = (container.start_time or 0) / av.time_base
+    readings = [Reading(one, origin, still_at) for one in list_media(container)]
     for one in readings:
         one.stream.codec_context.options = STRICT
         # With several threads H.264 now and then loses what it has noticed of a damaged frame.

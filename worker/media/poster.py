@@ -14,8 +14,8 @@ from av.container import InputContainer
 from av.filter import Graph
 
 from worker.errors import MediaRefusedError
-from worker.media.decode import MAX_PIXELS, list_media, open_video
-from worker.media.probe import VideoFacts
+from worker.media.decode import MAX_PIXELS, Still, find_picture, open_video
+from worker.media.probe import STILL_PLACE, VideoFacts
 
 POSTER_WIDTH = 640
 SHEET_COLUMNS, SHEET_ROWS = 4, 3
@@ -25,26 +25,20 @@ SHEET_GAP = 4
 # Of 2 (best) to 31: a poster 640 wide takes some tens of kilobytes.
 QUANTISER = 4
 # Where a frame is looked for, as parts of the length: the first one that is not black.
-PLACES = (1 / 3, 1 / 2, 2 / 3, 1 / 6, 5 / 6, 0.0)
+PLACES = (STILL_PLACE, 1 / 2, 2 / 3, 1 / 6, 5 / 6, 0.0)
 # Of 255, the mean of a thumbnail: scenes at night are lighter, and faded ones are not.
 LIGHT = 20
 THUMB_SIDE = 16
 TURNS = {90: ("transpose", "clock"), 180: ("rotate", "PI"), 270: ("transpose", "cclock")}
 
 
-def make_poster(path: Path, facts: VideoFacts) -> bytes:
-    """A JPEG at most POSTER_WIDTH wide. Raises MediaRefusedError if no frame can be read."""
-    best, light = None, -1.0
-    with _reading(path) as (container, stream):
-        for place in PLACES:
-            frame = _read_frame(container, stream, place * facts.duration.total_seconds())
-            found = -1.0 if frame is None else measure_light(frame)
-            if found > light:
-                best, light = frame, found
-            if light >= LIGHT:
-                break
-        if best is None:
-            raise MediaRefusedError("no frame of the video can be shown")
+def make_poster(path: Path, facts: VideoFacts, still: Still | None = None) -> bytes:
+    """A JPEG at most POSTER_WIDTH wide. Raises MediaRefusedError if no frame can be read.
+
+    The file is read only if the still that was kept of its decoding is not the poster's frame.
+    """
+    with _refusing():
+        best = still.frame if still and _is_chosen(still, facts) else _choose_frame(path, facts)
         return encode_jpeg(_draw(best, facts, POSTER_WIDTH, best.width + best.height))
 
 
@@ -85,21 +79,47 @@ def encode_jpeg(frame: av.VideoFrame) -> bytes:
     return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
 
 
+def _is_chosen(still: Still, facts: VideoFacts) -> bool:
+    """Whether `_choose_frame` would choose it, as the first frame that it looks at."""
+    seconds = PLACES[0] * facts.duration.total_seconds()
+    return still.since <= seconds < still.until and measure_light(still.frame) >= LIGHT
+
+
+def _choose_frame(path: Path, facts: VideoFacts) -> av.VideoFrame:
+    best, light = None, -1.0
+    with _reading(path) as (container, stream):
+        for place in PLACES:
+            frame = _read_frame(container, stream, place * facts.duration.total_seconds())
+            found = -1.0 if frame is None else measure_light(frame)
+            if found > light:
+                best, light = frame, found
+            if light >= LIGHT:
+                break
+    if best is None:
+        raise MediaRefusedError("no frame of the video can be shown")
+    return best
+
+
 @contextmanager
-def _reading(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+def _refusing() -> Iterator[None]:
     """Raises MediaRefusedError for whatever FFmpeg cannot do with the file."""
     try:
-        with open_video(path) as container:
-            streams = (one for one in list_media(container) if isinstance(one, av.VideoStream))
-            stream = next(streams, None)
-            if stream is None:
-                raise MediaRefusedError("no frame of the video can be shown: it has none")
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-            stream.thread_type = "AUTO"
-            yield container, stream
+        yield
     except (av.FFmpegError, OSError) as error:
         reason = f"no frame of the video can be shown: {error.strerror}"
         raise MediaRefusedError(reason) from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """Raises MediaRefusedError, as above."""
+    with _refusing(), open_video(path) as container:
+        stream = find_picture(container)
+        if stream is None:
+            raise MediaRefusedError("no frame of the video can be shown: it has none")
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        stream.thread_type = "AUTO"
+        yield container, stream
 
 
 def _read_frame(

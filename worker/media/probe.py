@@ -15,9 +15,10 @@ from worker.errors import MediaRefusedError, Mismatch
 from worker.media.decode import (
     Decoded,
     Reading,
+    Still,
     decode_samples,
     decode_whole,
-    list_media,
+    find_picture,
     open_video,
 )
 from worker.media.extent import find_cut
@@ -40,6 +41,8 @@ WHOLE_PIXELS = 4_000_000_000
 # Lengths differ by the padding of a sound codec's last block, and by rounding to a time base.
 LEAST_SECONDS = 0.25
 LENGTH_PART = 0.02
+# Where the picture is taken that stands for the whole, as a part of the length.
+STILL_PLACE = 1 / 3
 UNKNOWN_TYPE = "application/octet-stream"
 
 _CLOCK = re.compile(r"([0-9]+):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
@@ -91,7 +94,8 @@ class Examined:
     """A video's facts, what is wrong with it in itself, and what else may be called its rate.
 
     Its frames are counted, or reckoned from its length. `rates` are the ways in which a frame rate
-    can be read, and `lengths` those of the picture and of the file.
+    can be read, and `lengths` those of the picture and of the file. `still` is the picture about
+    STILL_PLACE of its length, if the whole was decoded and has one.
     """
 
     facts: VideoFacts
@@ -99,6 +103,7 @@ class Examined:
     is_counted: bool
     rates: tuple[float, ...]
     lengths: tuple[float, ...]
+    still: Still | None = None
 
 
 def probe_video(path: Path) -> VideoFacts:
@@ -135,14 +140,16 @@ def _examine(path: Path, bounds: tuple[int, int]) -> Examined:
     """What fails in samples is decoded whole, to be sure of it."""
     with open_video(path) as container:
         picture = _choose_picture(container)
-        pixels = _count_pixels(picture, _read_span(container)[1])
+        seconds = _read_span(container)[1]
+        pixels = _count_pixels(picture, seconds)
+        still_at = STILL_PLACE * _guess_length(picture, seconds)
         if path.stat().st_size <= bounds[0] and pixels <= bounds[1]:
-            return _describe(container, path, decode_whole(container))
+            return _describe(container, path, decode_whole(container, still_at))
         decoded = decode_samples(container)
         if not decoded.has_failures:
             return _describe(container, path, decoded)
     with open_video(path) as container:
-        return _describe(container, path, decode_whole(container))
+        return _describe(container, path, decode_whole(container, still_at))
 
 
 def _describe(container: InputContainer, path: Path, decoded: Decoded) -> Examined:
@@ -172,7 +179,7 @@ def _describe(container: InputContainer, path: Path, decoded: Decoded) -> Examin
     flaws = tuple(chain(_list_failures(decoded), _list_losses(decoded, begin, length)))
     ways = (*map(float, rates), *((frames / length,) if length else ()))
     is_counted = is_whole or bool(picture.frames)
-    return Examined(facts, flaws, is_counted, ways, (frames / fps, length))
+    return Examined(facts, flaws, is_counted, ways, (frames / fps, length), shown.still)
 
 
 def _read_span(container: InputContainer) -> tuple[float, float]:
@@ -181,11 +188,16 @@ def _read_span(container: InputContainer) -> tuple[float, float]:
 
 
 def _choose_picture(container: InputContainer) -> av.VideoStream:
-    pictures = [one for one in list_media(container) if isinstance(one, av.VideoStream)]
-    if not pictures:
+    picture = find_picture(container)
+    if picture is None:
         raise MediaRefusedError("not a readable video: it has no video stream")
-    best = container.streams.best("video")
-    return next((one for one in pictures if one is best), pictures[0])
+    return picture
+
+
+def _guess_length(picture: av.VideoStream, seconds: float) -> float:
+    """How long the picture is to last, if the container tells of it; else as long as that does."""
+    told = picture.frames / picture.average_rate if picture.average_rate else 0
+    return float(told) or seconds
 
 
 def _count_pixels(picture: av.VideoStream, seconds: float) -> int:

@@ -65,8 +65,8 @@ class Stated:
     duration: float | None = None
 
 
-def verify_video(path: Path, stated: Stated) -> VideoFacts:
-    """The video's facts. Raises MediaMismatchError with everything that is not as stated."""
+def verify_video(path: Path, stated: Stated) -> Examined:
+    """What the video is. Raises MediaMismatchError with everything that is not as stated."""
     size = path.stat().st_size
     lengths = tuple(compare_lengths(stated, size))
     try:
@@ -77,7 +77,7 @@ def verify_video(path: Path, stated: Stated) -> VideoFacts:
     evidence = (*lengths, *examined.flaws, *compare_facts(stated, examined))
     if evidence:
         raise MediaMismatchError(evidence)
-    return examined.facts
+    return examined
 
 
 def compare_lengths(stated: Stated, size: int) -> Iterator[Mismatch]:

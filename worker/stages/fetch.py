@@ -13,7 +13,7 @@ from worker.jobs.values import Job
 from worker.media.download import download_video
 from worker.media.hosts import MediaHosts
 from worker.media.intake import Download, DownloadLimits
-from worker.media.probe import VideoFacts, choose_extension
+from worker.media.probe import Examined, choose_extension
 from worker.media.spool import SpoolFile
 from worker.media.unpack import is_inline, is_unpacked, unpack_video
 from worker.media.verify import verify_video
@@ -31,7 +31,7 @@ class Fetched:
     """A verified video, whole in its file; `job` has the result that it was fetched by."""
 
     job: Job
-    facts: VideoFacts
+    examined: Examined
     extension: str
 
 
@@ -72,8 +72,8 @@ class Fetcher:
         holder.check()
         file.begin_flush()  # the disk is busy with it while the processor is with decoding
         video = parse_output(job.result).video
-        facts = verify_video(file.path, read_stated(video, download.announced))
-        return Fetched(job, facts, name_extension(video, download))
+        examined = verify_video(file.path, read_stated(video, download.announced))
+        return Fetched(job, examined, name_extension(video, download))
 
     def _take(self, job: Job, file: SpoolFile, holder: Holder) -> Download:
         """From its host, or out of the result itself."""

@@ -27,7 +27,7 @@ from worker.jobs import attempts
 from worker.jobs.values import Attempt, Job
 from worker.media.layout import ArchiveNames, Layout, name_quarantine
 from worker.media.poster import make_poster, make_sheet
-from worker.media.probe import HEAD_BYTES, VideoFacts, choose_extension
+from worker.media.probe import HEAD_BYTES, Examined, choose_extension
 from worker.media.recipe import FileRecord, Recipe, describe_file, parse_recipe
 from worker.media.spool import SpoolFile
 from worker.media.store import Store, StoredObject
@@ -76,9 +76,9 @@ class Keeper:
             return self._publish(fetched, file, holder)
 
     def _publish(self, fetched: Fetched, file: SpoolFile, holder: Holder) -> Kept:
-        job, facts = fetched.job, fetched.facts
+        job, facts = fetched.job, fetched.examined.facts
         names = self.layout.name(job.id, job.tenant, job.enqueued_at, fetched.extension)
-        pictures = dict(self._draw(file, facts, names))
+        pictures = dict(self._draw(file, fetched.examined, names))
         video = FileRecord(name=names.video, bytes=file.bytes, sha256=file.sha256())
         recipe = build_recipe(
             job,
@@ -110,14 +110,14 @@ class Keeper:
         return Kept(fetched.job, columns, stored)
 
     def _draw(
-        self, file: SpoolFile, facts: VideoFacts, names: ArchiveNames
+        self, file: SpoolFile, examined: Examined, names: ArchiveNames
     ) -> Iterator[tuple[str, bytes]]:
         """The pictures by their names. A video without them is as good."""
         with suppress(MediaRefusedError):  # no frame of it can be shown: the video counts
-            yield names.poster, make_poster(file.path, facts)
+            yield names.poster, make_poster(file.path, examined.facts, examined.still)
         if self.has_sheet:
             with suppress(MediaRefusedError):  # as above
-                yield names.sheet, make_sheet(file.path, facts)
+                yield names.sheet, make_sheet(file.path, examined.facts)
 
     def _reserve(self, name: str, recipe: Recipe) -> None:
         """Write the sidecar, but never over that of another job. Raises NameTakenError."""
