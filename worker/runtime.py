@@ -190,7 +190,7 @@ class Runtime:
     def keeper(self) -> Keeper:
         settings = self.settings
         fetcher = Fetcher(
-            Source(self.db, lambda: self.requests, lambda: self.signer),
+            Source(lambda: self.requests, lambda: self.signer),
             self.media,
             hosts=_read_setting("fal_media_hosts", settings.fal_media_hosts, parse_media_hosts),
             limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),

@@ -83,7 +83,7 @@ def build_whole(directory: Path, hosts: MediaHosts, urls: Sequence[str]) -> Act:
     database_url = f"sqlite:///{directory / 'jobs.db'}"
     upgrade_schema(database_url)
     db = Database(database_url)
-    fetcher = Fetcher(Source(db, ask_nobody, ask_nobody), MediaClient(), hosts, LIMITS)
+    fetcher = Fetcher(Source(ask_nobody, ask_nobody), MediaClient(), hosts, LIMITS)
     store = LocalStore(directory / "archive")
     keeper = Keeper(db, store, fetcher, parse_layout("{yyyy}/{mm}/{dd}/{job_id}.{ext}"))
     jobs = {url: insert_completed(db, url) for url in urls}

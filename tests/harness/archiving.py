@@ -76,7 +76,7 @@ class Archiver:
         return replace(self, **changes)
 
     def build_keeper(self, clock: FakeClock | None = None) -> Keeper:
-        source = Source(self.db, self.open_requests, self.open_signer)
+        source = Source(self.open_requests, self.open_signer)
         hosts = parse_media_hosts(self.hosts)
         fetcher = Fetcher(source, self.client, hosts, self.limits)
         return Keeper(

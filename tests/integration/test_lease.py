@@ -115,7 +115,7 @@ def test_heartbeat_renews_at_once_when_it_is_asked_to(db, claimed, clock):
 
 
 class FlakyDatabase(Database):
-    """Away for the first transactions, then back."""
+    """Away for the first renewals, then back."""
 
     def __init__(self, url, failures):
         super().__init__(url)
@@ -123,12 +123,12 @@ class FlakyDatabase(Database):
         self.failed = Event()
 
     @override
-    def transaction(self):
+    def statement(self):
         if self.failures:
             self.failures -= 1
             self.failed.set()
             raise OperationalError("SELECT 1", {}, Exception("the database is away"))
-        return super().transaction()
+        return super().statement()
 
 
 def test_heartbeat_outlives_an_outage_of_the_database(db, database_url, claimed, clock):

@@ -87,10 +87,11 @@ def is_early(job: Job, clock: Clock) -> bool:
 
 def record_archive(kept: Kept, *, db: Database, clock: Clock) -> Job | None:
     """Write where the video is."""
-    with db.transaction() as connection:
+    was_inline = is_inline(parse_output(kept.job.result).video.url)
+    with db.transaction() if was_inline else db.statement() as connection:
         move = Move(clock(), columns=describe_copy(kept))
         moved = table.apply_event(connection, kept.job, JobEvent.ARCHIVE_RECORDED, move)
-        if moved is not None and is_inline(parse_output(kept.job.result).video.url):
+        if moved is not None and was_inline:
             marker = parse_output(moved.result).video.url
             # Base64 is a third longer than its content: a shorter body does not hold the video.
             inline.replace_bodies(connection, moved.id, marker.encode(), kept.stored.bytes)

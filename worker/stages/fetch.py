@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from worker.errors import MediaGoneError, MediaMismatchError
 from worker.fal.extend_video import VideoFile, parse_output
-from worker.jobs.values import Job
+from worker.jobs.values import Attempt, Job
 from worker.media.download import download_video
 from worker.media.hosts import MediaHosts
 from worker.media.intake import Download, DownloadLimits
@@ -44,38 +44,44 @@ class Fetcher:
     hosts: MediaHosts
     limits: DownloadLimits
 
-    def fetch_video(self, job: Job, file: SpoolFile, holder: Holder) -> Fetched:
-        """Fill the file with the job's video.
+    def fetch_video(
+        self, job: Job, made: Attempt | None, file: SpoolFile, holder: Holder
+    ) -> Fetched:
+        """Fill the file with the job's video; `made` as in Source.
 
         Raises MediaMismatchError for what came twice and was not that video (its bytes are in the
         file then), MediaGoneError, MediaUnavailableError, MediaRefusedError, StoreUnavailableError,
         and ClaimLostError.
         """
         try:
-            return self._fetch_verified(job, file, holder)
+            return self._fetch_verified(job, made, file, holder)
         except MediaGoneError as refusal:
-            renewed = self.source.renew_result(job, refusal)
+            renewed = self.source.renew_result(job, made, refusal)
         file.restart()
-        return self._fetch_verified(renewed, file, holder)
+        return self._fetch_verified(renewed, made, file, holder)
 
-    def _fetch_verified(self, job: Job, file: SpoolFile, holder: Holder) -> Fetched:
+    def _fetch_verified(
+        self, job: Job, made: Attempt | None, file: SpoolFile, holder: Holder
+    ) -> Fetched:
         try:
-            return self._fetch_once(job, file, holder)
+            return self._fetch_once(job, made, file, holder)
         except MediaMismatchError:
             if is_inline(parse_output(job.result).video.url):
                 raise
         file.restart()
-        return self._fetch_once(job, file, holder)
+        return self._fetch_once(job, made, file, holder)
 
-    def _fetch_once(self, job: Job, file: SpoolFile, holder: Holder) -> Fetched:
-        download = self._take(job, file, holder)
+    def _fetch_once(
+        self, job: Job, made: Attempt | None, file: SpoolFile, holder: Holder
+    ) -> Fetched:
+        download = self._take(job, made, file, holder)
         holder.check()
         file.begin_flush()  # the disk is busy with it while the processor is with decoding
         video = parse_output(job.result).video
         examined = verify_video(file.path, read_stated(video, download.announced))
         return Fetched(job, examined, name_extension(video, download))
 
-    def _take(self, job: Job, file: SpoolFile, holder: Holder) -> Download:
+    def _take(self, job: Job, made: Attempt | None, file: SpoolFile, holder: Holder) -> Download:
         """From its host, or out of the result itself."""
         url = parse_output(job.result).video.url
         if is_unpacked(url):
@@ -83,7 +89,7 @@ class Fetcher:
         if is_inline(url):
             return unpack_video(url, file, limits=self.limits, on_progress=holder.check)
         return download_video(
-            self.source.find_url(job, self.limits.total + MARGIN),
+            self.source.find_url(job, made, self.limits.total + MARGIN),
             file,
             client=self.client,
             hosts=self.hosts,

@@ -5,7 +5,7 @@ finds how it was made, too (ADR 13).
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,7 +33,7 @@ from worker.media.spool import SpoolFile
 from worker.media.store import Store, StoredObject
 from worker.stages.fetch import Fetched, Fetcher
 from worker.stages.lease import Holder
-from worker.stages.record import ArchivedFiles, build_recipe
+from worker.stages.record import ArchivedFiles, build_recipe, find_maker
 
 JSON, JPEG, BYTES = "application/json", "image/jpeg", "application/octet-stream"
 # A data URI is quoted by its beginning.
@@ -68,21 +68,24 @@ class Keeper:
         worst, what belongs to the video.
         """
         with self.store.spool.begin(str(job.id)) as file:
+            tried = self._list_attempts(job)
             try:
-                fetched = self.fetcher.fetch_video(job, file, holder)
+                fetched = self.fetcher.fetch_video(job, find_maker(job, tried), file, holder)
             except MediaMismatchError as mismatch:
                 holder.renew()
                 raise self._quarantine(job, file, mismatch) from mismatch
-            return self._publish(fetched, file, holder)
+            return self._publish(fetched, tried, file, holder)
 
-    def _publish(self, fetched: Fetched, file: SpoolFile, holder: Holder) -> Kept:
+    def _publish(
+        self, fetched: Fetched, tried: Sequence[Attempt], file: SpoolFile, holder: Holder
+    ) -> Kept:
         job, facts = fetched.job, fetched.examined.facts
         names = self.layout.name(job.id, job.tenant, job.enqueued_at, fetched.extension)
         pictures = dict(self._draw(file, fetched.examined, names))
         video = FileRecord(name=names.video, bytes=file.bytes, sha256=file.sha256())
         recipe = build_recipe(
             job,
-            self._list_attempts(job),
+            tried,
             facts,
             ArchivedFiles(
                 video,

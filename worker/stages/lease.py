@@ -82,7 +82,7 @@ class Heartbeat:
 
     def renew(self) -> None:
         """Renew now. Raises ClaimLostError if another worker has taken the job over."""
-        with self._db.transaction() as connection:
+        with self._db.statement() as connection:
             if not table.extend_claim(connection, self._job, self._clock() + self._lease):
                 self._lost.set()
         self.check()

@@ -20,7 +20,7 @@ from worker.media.recipe import VERSION, AttemptRecord, FileRecord, Recipe, Time
 from worker.media.unpack import is_unpacked, make_marker
 from worker.media.verify import Stated
 
-SOFTWARE = "extend-video"
+SOFTWARE = f"extend-video {version('extend-video')}"
 INLINE_FIELDS = {"video_url": "video", "end_image_url": "image"}
 
 
@@ -51,11 +51,11 @@ def build_recipe(
     job: Job, attempts: Sequence[Attempt], facts: VideoFacts, files: ArchivedFiles
 ) -> Recipe:
     """The recipe of a job with a result. Raises InvalidResultError if it has none."""
-    made = _find_maker(job, attempts)
+    made = find_maker(job, attempts)
     video = files.video
     return Recipe(
         recipe=VERSION,
-        software=f"{SOFTWARE} {version(SOFTWARE)}",
+        software=SOFTWARE,
         job_id=job.id,
         tenant=job.tenant,
         labels=job.labels,
@@ -117,7 +117,7 @@ def mark_result(result: dict[str, Any], sha256: str, size: int) -> dict[str, Jso
     return {**result, "video": {**result["video"], "url": marker}}
 
 
-def _find_maker(job: Job, attempts: Sequence[Attempt]) -> Attempt | None:
+def find_maker(job: Job, attempts: Sequence[Attempt]) -> Attempt | None:
     """The attempt whose request made the result."""
     made = (one for one in attempts if one.fal_request_id == job.fal_request_id is not None)
     return next(made, None)

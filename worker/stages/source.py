@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from worker.db import Database
 from worker.errors import InvalidResultError, MediaGoneError
 from worker.fal.completion import Completion
 from worker.fal.extend_video import parse_output
@@ -17,51 +16,43 @@ from worker.fal.file_access import FileSigner
 from worker.fal.options import needs_signing, parse_options
 from worker.fal.requests import RequestClient
 from worker.fal.truth import Forgotten, Pending, ResultGone, Truth, Unclear
-from worker.jobs import attempts
 from worker.jobs.values import Attempt, Job
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Both clients are opened when they are first needed: most videos need neither."""
+    """Both clients are opened when they are first needed: most videos need neither.
 
-    db: Database
+    `made` is the attempt whose request made the job's result; None if it is not known.
+    """
+
     open_requests: Callable[[], RequestClient]
     open_signer: Callable[[], FileSigner]
 
-    def find_url(self, job: Job, life: timedelta) -> str:
+    def find_url(self, job: Job, made: Attempt | None, life: timedelta) -> str:
         """The URL to read the job's video by, for at least so long.
 
         Raises MediaUnavailableError and MediaRefusedError where fal signs none.
         """
         url = parse_output(job.result).video.url
-        attempt = self._find_attempt(job)
-        if attempt is None or not needs_signing(parse_options(attempt.options)):
+        if made is None or not needs_signing(parse_options(made.options)):
             return url
         return self.open_signer().sign_file(url, life)
 
-    def renew_result(self, job: Job, refusal: MediaGoneError) -> Job:
+    def renew_result(self, job: Job, made: Attempt | None, refusal: MediaGoneError) -> Job:
         """The job with the result that fal has now.
 
         Raises the refusal, with what fal says, if that is the same, or none any more.
         """
-        attempt = self._find_attempt(job)
-        if attempt is None:
+        if made is None:
             raise refusal
-        truth = self.open_requests().find_truth(attempt, str(attempt.fal_request_id))
+        truth = self.open_requests().find_truth(made, str(made.fal_request_id))
         result = read_result(truth)
         if result is None:
             raise MediaGoneError(f"{refusal}; fal was asked again: {describe_truth(truth)}")
         if parse_output(result).video.url == parse_output(job.result).video.url:
             raise MediaGoneError(f"{refusal}; fal was asked again: it names the same URL")
         return replace(job, result=result)
-
-    def _find_attempt(self, job: Job) -> Attempt | None:
-        """The attempt whose request made the result."""
-        if job.fal_request_id is None:
-            return None
-        with self.db.reading() as connection:
-            return attempts.find_attempt_by_request(connection, job.fal_request_id)
 
 
 def read_result(truth: Truth) -> dict[str, Any] | None:
