@@ -249,7 +249,9 @@ class Deployment:
         """On a socket that is bound already: its port is known, and nobody takes it."""
         address = f"fd://{self.listener.fileno()}"
         command = [str(BIN / "gunicorn"), "--bind", address, "--threads", "4"]
-        command += ["--graceful-timeout", "20", "--no-control-socket", "webhook:create_app()"]
+        # As long as workers drain.
+        command += ["--graceful-timeout", self.settings.get("DRAIN_SECONDS", "20")]
+        command += ["--no-control-socket", "webhook:create_app()"]
         return self.yard.start("receiver", command, self.settings, [self.listener.fileno()])
 
     def start_workers(self, *, but: Collection[str] = ()) -> None:

@@ -98,11 +98,12 @@ def run_scene(
             ) as deployment,
         ):
             table = open_table(database_url)
-            producer = Celery("producer", broker=broker_url, set_as_current=False)
+            stack.callback(table.engine.dispose)
+            producer = stack.enter_context(
+                Celery("producer", broker=broker_url, set_as_current=False)
+            )
             producer.conf.update(producer_options or {})
             yield Scene(deployment, emulator, relay, table, producer)
-            producer.close()
-            table.engine.dispose()
 
 
 def same_json(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -16,11 +16,20 @@ from tests.harness.waiting import wait_until
 from tests.system.conftest import YARDS
 from tests.system.relay import Point
 from tests.system.scene import Scene, run_scene
+from worker.daemons import MARGIN
 
-PATIENCE = 30.0
-"""What supervisors give."""
+DRAIN_SECONDS = 4
+PATIENCE = DRAIN_SECONDS + MARGIN.total_seconds()
+"""What supervisors give beyond the drain; that the default fits their 30 s, deployment tests say."""
 FORKING: WorkerPlan = {"worker": ("-c", "4")}
-PRODUCTION = {"LEASE_SECONDS": "60", "DRAIN_SECONDS": "20"}
+SCALED_DOWN = {
+    "LEASE_SECONDS": "12",
+    "DRAIN_SECONDS": str(DRAIN_SECONDS),
+    # A claim that was committed while its worker never heard so is unknown, which ends by time.
+    "POLL_SECONDS": "5",
+    "START_TIMEOUT_SECONDS": "30",
+    "UNKNOWN_SECONDS": "40",
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ Away = Callable[[Servers], AbstractContextManager[None]]
 def working(tmp_path, request, servers, clip, workers: WorkerPlan) -> Iterator[Scene]:
     url = servers.postgres.url_of(servers.postgres.create_database())
     broker = servers.broker.url
-    with run_scene(tmp_path, url, clip, workers, broker_url=broker, changes=PRODUCTION) as scene:
+    with run_scene(tmp_path, url, clip, workers, broker_url=broker, changes=SCALED_DOWN) as scene:
         request.node.stash.setdefault(YARDS, []).append(scene.deployment.yard)
         yield scene
 
