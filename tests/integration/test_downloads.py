@@ -135,7 +135,7 @@ def test_claims_of_one_job_at_once_succeed_once(db):
 
 
 def test_count_of_running_downloads_searches_an_index_of_few_rows(db):
-    make_waiting(db, 3)
+    job, *_ = make_waiting(db, 3)
     sent: list[tuple[str, object]] = []
 
     def note(_connection, _cursor, statement, parameters, *_):
@@ -147,7 +147,8 @@ def test_count_of_running_downloads_searches_an_index_of_few_rows(db):
             # so few rows are read whole otherwise
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         event.listen(connection, "before_cursor_execute", note)
-        downloads._count_running(connection, NOW)
+        terms = Claim("tester:1", NOW, NOW + LEASE)
+        assert downloads.claim_download(connection, job.id, terms, most=1, defer=lambda at: at)
         event.remove(connection, "before_cursor_execute", note)
         word = "EXPLAIN" if db.engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
         ((statement, parameters),) = sent

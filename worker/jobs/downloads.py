@@ -2,23 +2,20 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, func, or_, select, update
+from sqlalchemy import Connection, Update, bindparam, func, or_, select, update
 
-from worker.jobs import table
 from worker.jobs.models import JobRow
 from worker.jobs.rows import is_postgres, table_of
 from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import Claim, Job
+from worker.jobs.transitions import apply_change, build_claim, name_claim
+from worker.jobs.values import Claim, Job, Move
 
 # Any number that no other program on this database locks.
 _ADVISORY_LOCK = 0x6578_7465_6E64_0001
-_JOBS = table_of(JobRow)
 _LOCK = select(func.pg_advisory_xact_lock(_ADVISORY_LOCK))
-_COUNT = select(func.count()).where(
-    _JOBS.c.state == JobState.ARCHIVING, _JOBS.c.due_at > bindparam("now")
-)
 
 
 def claim_download(
@@ -35,8 +32,38 @@ def claim_download(
     one since when it has waited.
     """
     _wait_for_turn(connection)
-    if _count_running(connection, claim.now) < most:
-        return table.claim_job(connection, job_id, JobEvent.ARCHIVE_CLAIMED, claim)
+    event = JobEvent.ARCHIVE_CLAIMED
+    source, values = name_claim(job_id, event, claim)
+    values["most"] = most
+    job = apply_change(connection, _build_claim(), values, source, event, Move(claim.now))
+    if job is None:
+        _turn_away(connection, job_id, claim, defer)
+    return job
+
+
+def _wait_for_turn(connection: Connection) -> None:
+    """Until this transaction ends nobody else counts; on SQLite it is the only writer anyway.
+
+    A statement of its own: the next one sees what those before it in the queue have committed.
+    """
+    if is_postgres(connection):
+        connection.execute(_LOCK)
+
+
+@cache
+def _build_claim() -> Update:
+    """Of the downloads those run whose worker has been heard of within its lease."""
+    running = table_of(JobRow).alias("running")
+    count = select(func.count()).where(
+        running.c.state == JobState.ARCHIVING, running.c.due_at > bindparam("now")
+    )
+    return build_claim().where(count.scalar_subquery() < bindparam("most"))
+
+
+def _turn_away(
+    connection: Connection, job_id: UUID, claim: Claim, defer: Callable[[datetime], datetime]
+) -> None:
+    """Let a job that could be claimed but for the others wait; any other is left alone."""
     is_claimable = (
         JobRow.id == job_id,
         JobRow.state == JobState.COMPLETED,
@@ -46,15 +73,3 @@ def claim_download(
     if found is not None:
         due_at = defer(found[0] or claim.now)
         connection.execute(update(JobRow).where(*is_claimable).values(due_at=due_at))
-    return None
-
-
-def _wait_for_turn(connection: Connection) -> None:
-    """Until this transaction ends nobody else counts; on SQLite it is the only writer anyway."""
-    if is_postgres(connection):
-        connection.execute(_LOCK)
-
-
-def _count_running(connection: Connection, now: datetime) -> int:
-    """Those whose worker has been heard of within its lease."""
-    return int(connection.execute(_COUNT, {"now": now}).scalar_one())

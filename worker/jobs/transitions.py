@@ -66,13 +66,13 @@ def insert_row(connection: Connection, new: NewJob) -> Job | None:
     values = {**name_values(new), "state": JobState.QUEUED, "fence": 0}
     change = _build_insert(tuple(values), for_postgres=is_postgres(connection))
     move = Move(new.enqueued_at)
-    return _apply(connection, change, name_new(values), None, JobEvent.ENQUEUED, move)
+    return apply_change(connection, change, name_new(values), None, JobEvent.ENQUEUED, move)
 
 
 def claim_row(connection: Connection, job_id: UUID, event: JobEvent, claim: Claim) -> Job | None:
     """The one edge of a claim; None if the row is not where it begins, or waits for a time."""
     source, values = name_claim(job_id, event, claim)
-    return _apply(connection, build_claim(), values, source, event, Move(claim.now))
+    return apply_change(connection, build_claim(), values, source, event, Move(claim.now))
 
 
 def name_claim(job_id: UUID, event: JobEvent, claim: Claim) -> tuple[JobState, dict[str, Any]]:
@@ -94,10 +94,10 @@ def move_row(
     """Write the values, exactly as the job was read: same state, same fence. Else None."""
     change = _build_move(tuple(values))
     named = name_read(job) | name_new(values)
-    return _apply(connection, change, named, job.state, event, move)
+    return apply_change(connection, change, named, job.state, event, move)
 
 
-def _apply(
+def apply_change(
     connection: Connection,
     change: Change,
     values: Mapping[str, Any],
@@ -105,6 +105,7 @@ def _apply(
     event: JobEvent,
     move: Move,
 ) -> Job | None:
+    """The changed job, with its line in the history; None if the change matches no row."""
     if is_postgres(connection):
         told = name_told(source, event, move)
         return fetch_one(connection, Job, _tell_change(change), {**values, **told})
