@@ -85,7 +85,7 @@ class Load:
 def measure(plan: Plan) -> list[Figure]:
     host, count = plan.directory / "host", plan.pick(200, 4)
     host.mkdir()
-    write_raw(host / "large.mov", plan.pick(1024, 16))
+    write_raw(host / "large.mov", plan.pick(1024, 8))
     write_clip(host / "small.mp4")
     large_size, small_size = ((host / name).stat().st_size for name in ("large.mov", "small.mp4"))
     with run_host(host) as url:

@@ -44,9 +44,9 @@ Measure = Callable[[int], list[float]]
 def measure(plan: Plan) -> list[Figure]:
     with run_both(plan.directory) as (ours, reference):
         for hand_over in (ours, reference):
-            hand_over(plan.pick(20, 5))
+            hand_over(plan.pick(20, 2))
         sides = {"ours": ours, "celery": reference}
-        amount = plan.pick(40, 8)
+        amount = plan.pick(40, 4)
         found = plan.alternate(
             {name: partial(measure_one, hand_over, amount) for name, hand_over in sides.items()}
         )

@@ -72,10 +72,10 @@ class Side:
 
 
 def measure(plan: Plan) -> list[Figure]:
-    jobs = plan.pick(60, 10)
+    jobs = plan.pick(60, 4)
     with run_sides(plan.directory) as sides:
         for side in sides.values():
-            side.run(plan.pick(20, 5))
+            side.run(plan.pick(20, 1))
         rounds = plan.alternate({name: partial(side.run, jobs) for name, side in sides.items()})
     ours, bare = rounds["ours"], rounds["bare"]
     return [

@@ -61,7 +61,7 @@ AT = {
 
 def measure(plan: Plan) -> list[Figure]:
     size = Size(
-        many=plan.pick(int(os.environ.get("ENDED_ROWS", MANY)), 20_000),
+        many=plan.pick(int(os.environ.get("ENDED_ROWS", MANY)), 5_000),
         few=plan.pick(FEW, 100),
         due=plan.pick(1_000, 110),
     )

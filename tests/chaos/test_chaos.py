@@ -1,4 +1,4 @@
-"""The short form of every experiment, on one database each; `make chaos` is the long one, on both."""
+"""The short form of each experiment on one database; `make chaos` is the long one, on both."""
 
 import pytest
 

@@ -20,7 +20,7 @@ from worker.daemons import MARGIN
 
 DRAIN_SECONDS = 4
 PATIENCE = DRAIN_SECONDS + MARGIN.total_seconds()
-"""What supervisors give beyond the drain; that the default fits their 30 s, deployment tests say."""
+"""What supervisors give. That the defaults fit into their 30 s is tested with the deployment."""
 FORKING: WorkerPlan = {"worker": ("-c", "4")}
 SCALED_DOWN = {
     "LEASE_SECONDS": "12",
