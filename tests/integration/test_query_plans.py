@@ -140,6 +140,7 @@ def test_claims_of_a_worker_are_searched_among_live_rows(full, explain):
 
 def test_running_downloads_are_counted_in_an_index_of_live_rows(full, explain):
     job = lead_job(full, insert_job(full), JobEvent.RESULT_ARRIVED)
+    assert job is not None
     claim, claimed = Claim("tester:1", NOW, NOW + LEASE), []
     plan = explain(
         lambda connection: claimed.append(
