@@ -1,5 +1,7 @@
 """The hot queries stay on their indices when ended rows pile up."""
 
+import shutil
+from contextlib import closing
 from datetime import timedelta
 from uuid import UUID
 
@@ -8,6 +10,7 @@ from sqlalchemy import event, insert, inspect
 from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import ENDPOINT, LEASE, NOW, insert_job, lead_job, list_all_jobs, make_job
+from worker.db import Database
 from worker.jobs import (
     archives,
     attempts,
@@ -31,9 +34,46 @@ LIVE_ROWS = 40
 PROMPT = "Slow push towards the lighthouse as its lamp comes on. " * 20
 
 
+@pytest.fixture(scope="module")
+def full_sqlite(sqlite_template, tmp_path_factory):
+    path = shutil.copyfile(sqlite_template, tmp_path_factory.mktemp("full") / "jobs.db")
+    fill_table(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def full_postgres(postgres, postgres_template):
+    name = postgres.create_database(postgres_template)
+    fill_table(postgres.url_of(name))
+    return name
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def full_url(request, tmp_path):
+    """Of a copy for one test: filling it takes a hundred times as long."""
+    if request.param == "sqlite":
+        path = shutil.copyfile(request.getfixturevalue("full_sqlite"), tmp_path / "full.db")
+        yield f"sqlite:///{path}"
+        return
+    postgres = request.getfixturevalue("postgres")
+    name = postgres.create_database(request.getfixturevalue("full_postgres"))
+    yield postgres.url_of(name)
+    postgres.drop_database(name)
+
+
 @pytest.fixture
-def full(db):
-    """A job table as it looks after a while: nearly all rows have ended."""
+def full(full_url):
+    with closing(Database(full_url)) as db:
+        yield db
+
+
+def fill_table(url):
+    """As it looks after a while: nearly all rows have ended."""
+    with closing(Database(url)) as db:
+        insert_rows(db)
+
+
+def insert_rows(db):
     rows = [
         {
             "id": uuid7(),
@@ -75,7 +115,6 @@ def full(db):
     make_job(db, JobState.SUBMISSION_UNKNOWN)
     with db.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ANALYZE")
-    return db
 
 
 @pytest.fixture
