@@ -177,8 +177,7 @@ def run_site(
                 changes={**SETTINGS, **(changes or {})},
             )
         )
-        table = open_table(url)
-        stack.callback(table.engine.dispose)
+        table = stack.enter_context(open_table(url))
         celery = stack.enter_context(Celery("chaos", broker=broker.url, set_as_current=False))
         supervisor = stack.enter_context(Supervisor(deployment))
         name = "SQLite" if postgres is None else "PostgreSQL"

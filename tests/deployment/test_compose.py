@@ -280,9 +280,8 @@ def test_services_started_in_order_archive_a_video_and_are_healthy(site) -> None
 
     assert enqueued.returncode == 0, enqueued.stderr
     url = (site.yard.directory / "secrets" / "database_url").read_text()
-    table = open_table(url)
-    job = table.wait_for_end(UUID(json.loads(enqueued.stdout)["id"]), seconds=90)
-    table.engine.dispose()
+    with open_table(url) as table:
+        job = table.wait_for_end(UUID(json.loads(enqueued.stdout)["id"]), seconds=90)
     assert Path(urlsplit(job["archive_uri"]).path).stat().st_size == job["archive_bytes"]
     assert_page_opens_by_its_secret(site)
 

@@ -63,13 +63,12 @@ def main() -> None:
                 changes={"MONITOR_TOKEN": TOKEN},
             ) as deployment,
             run_browser() as browser,
+            open_table(database_url) as table,
         ):
-            table = open_table(database_url)
             jobs = [enqueue(broker_url, emulator, prompt) for prompt in PROMPTS]
             for job_id in jobs:
                 table.wait_for_end(job_id, seconds=120)
             take_all(browser, deployment, jobs[0], find_failed(table))
-            table.engine.dispose()
     sys.stdout.write("\n".join(str(path) for path in sorted(IMAGES.glob("*.png"))) + "\n")
 
 

@@ -355,9 +355,8 @@ def test_archived_video_plays_and_is_sought_by_range(deployment, page) -> None:
         *("enqueue", "--prompt", "it really plays", "--video", sample, "--set", "num_frames=49")
     )
     job_id = UUID(enqueued.stdout.strip())
-    table = open_table(deployment.settings["DATABASE_URL"])
-    job = table.wait_for_end(job_id, seconds=90)
-    table.engine.dispose()
+    with open_table(deployment.settings["DATABASE_URL"]) as table:
+        job = table.wait_for_end(job_id, seconds=90)
     answers: list[tuple[int, str | None, str | None]] = []
 
     def note(response) -> None:

@@ -1,7 +1,8 @@
 """The job table as another service reads it: plain SQL, and nothing of this project's code."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -68,8 +69,14 @@ class JobTable:
         return jobs
 
 
-def open_table(database_url: str) -> JobTable:
-    return JobTable(create_engine(database_url))
+@contextmanager
+def open_table(database_url: str) -> Iterator[JobTable]:
+    """Closed at the end of the block, also when a test fails in it."""
+    engine = create_engine(database_url)
+    try:
+        yield JobTable(engine)
+    finally:
+        engine.dispose()
 
 
 def read_row(row: Mapping[str, Any]) -> Row:

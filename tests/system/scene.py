@@ -97,8 +97,7 @@ def run_scene(
                 changes=changes,
             ) as deployment,
         ):
-            table = open_table(database_url)
-            stack.callback(table.engine.dispose)
+            table = stack.enter_context(open_table(database_url))
             producer = stack.enter_context(
                 Celery("producer", broker=broker_url, set_as_current=False)
             )

@@ -199,8 +199,7 @@ def haunt(yard: Yard, postgres, clip) -> Iterator[Haunt]:
                 changes=SETTINGS,
             )
         )
-        table = open_table(url)
-        stack.callback(table.engine.dispose)
+        table = stack.enter_context(open_table(url))
         yield Haunt(deployment, table, wire, emulator)
 
 

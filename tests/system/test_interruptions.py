@@ -223,6 +223,5 @@ def test_wish_of_a_killed_worker_comes_back_after_a_lease(yard, sqlite_url):
         first.kill()
         writer.rollback()
 
-        table = open_table(sqlite_url)
-        wait_until(lambda: table.find_job(job_id) is not None, 30)
-        table.engine.dispose()
+        with open_table(sqlite_url) as table:
+            wait_until(lambda: table.find_job(job_id) is not None, 30)

@@ -102,10 +102,9 @@ def test_job_goes_from_wish_to_archive_with_the_old_code_on_the_new_schema(
             [EXTEND_VIDEO, "enqueue", *wish, "--set", "num_frames=9"], deployment.settings
         )
         assert enqueued.returncode == 0, enqueued.stderr
-        table = open_table(url)
-        (job,) = table.select("SELECT * FROM jobs")
-        table.wait_for_end(job["id"], seconds=90)
-        assert len(table.list_attempts(job["id"])) == 1
-        table.engine.dispose()
+        with open_table(url) as table:
+            (job,) = table.select("SELECT * FROM jobs")
+            table.wait_for_end(job["id"], seconds=90)
+            assert len(table.list_attempts(job["id"])) == 1
         looked = deployment.run("doctor")
         assert looked.returncode == 0, looked.stdout

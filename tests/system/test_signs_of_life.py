@@ -81,9 +81,8 @@ def test_worker_whose_broker_is_silent_stays_and_works_on_afterwards(
         wait_until(lambda: part.read_log().count("broker_unavailable") > 4, 90)
     assert part.is_running
     publish_sweep(settings)
-    table = open_table(sqlite_url)
-    wait_until(lambda: table.select("SELECT name FROM tallies WHERE name = 'sweep'"), 60)
-    table.engine.dispose()
+    with open_table(sqlite_url) as table:
+        wait_until(lambda: table.select("SELECT name FROM tallies WHERE name = 'sweep'"), 60)
     assert "worker_wedged" not in part.read_log()
 
 

@@ -86,7 +86,8 @@ def test_up_archives_a_video_and_ends_all_on_sigterm(yard, settings, clip):
         enqueued = yard.run([EXTEND_VIDEO, "enqueue", *wish, "--json"], settings)
         assert enqueued.returncode == 0, enqueued.stderr
         job_id = UUID(json.loads(enqueued.stdout)["id"])
-        open_table(settings["DATABASE_URL"]).wait_for_end(job_id)
+        with open_table(settings["DATABASE_URL"]) as table:
+            table.wait_for_end(job_id)
         yard.parts["emulator"].end()
 
         part.process.send_signal(signal.SIGTERM)
