@@ -25,7 +25,7 @@ def measure(plan: Plan) -> list[Figure]:
         run_yard(plan.directory) as yard,
         run_receiver(yard, postgres, broker) as (jobs, ours),
     ):
-        run_load(ours.build_load(jobs.sign(plan.pick(300, 5))), plan.directory)
+        run_load(ours.build_load(jobs.sign(plan.pick(300, 100))), plan.directory)
         rounds = [measure_one(plan, jobs, ours) for _ in range(min(plan.rounds, MOST_ROUNDS))]
     names = {
         "lost": ("", Goal("<=", 0)),

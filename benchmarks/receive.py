@@ -24,7 +24,7 @@ Send = Callable[[int, float | None], Answers]
 def measure(plan: Plan) -> list[Figure]:
     with run_both(plan.directory) as (ours, reference):
         for send in (ours, reference):
-            send(plan.pick(300, 5), None)
+            send(plan.pick(300, 100), None)
         found = plan.alternate(
             {
                 "ours": partial(measure_one, plan, ours),
@@ -49,8 +49,8 @@ def measure(plan: Plan) -> list[Figure]:
 
 
 def measure_one(plan: Plan, send: Send) -> dict[str, float]:
-    fast = send(plan.pick(600, 50), None)
-    steady = send(plan.pick(4 * STEADY_RATE, 40), STEADY_RATE)
+    fast = send(plan.pick(600, 100), None)
+    steady = send(plan.pick(4 * STEADY_RATE, 100), STEADY_RATE)
     return {
         "rate": fast.rate,
         "p50": 1000 * find_quantile(steady.latencies, 0.5),
