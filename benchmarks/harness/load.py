@@ -73,9 +73,15 @@ def run_load(load: Load, directory: Path) -> Answers:
 
 @dataclass
 class Sender:
-    """Gives each request to a connection that has nothing to do, the oldest request first."""
+    """Gives each request to a connection that has nothing to do, the oldest request first.
+
+    One is opened when a request wants it, for a connection on which nothing comes holds up a thread
+    of gunicorn's for seconds.
+    """
 
     load: Load
+    opened: int = 0
+    opening: set[asyncio.Future[None]] = field(default_factory=set)
     idle: list["Line"] = field(default_factory=list)
     waiting: deque[tuple[float, bytes]] = field(default_factory=deque)
     latencies: list[float] = field(default_factory=list)
@@ -83,8 +89,6 @@ class Sender:
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> Answers:
-        for _ in range(self.load.connections):
-            await self.connect()
         began = time.monotonic()
         for number, request in enumerate(self.load.requests):
             due = began if self.load.rate is None else began + number / self.load.rate
@@ -93,15 +97,35 @@ class Sender:
             self.waiting.append((due, request.encode()))
             self.send_waiting()
         await self.done.wait()
+        for failed in self.opening:
+            failed.result()
         return Answers(time.monotonic() - began, dict(self.statuses), self.latencies)
 
-    async def connect(self) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: Line(self), self.load.host, self.load.port)
-
     def send_waiting(self) -> None:
-        while self.waiting and self.idle:
-            self.idle.pop().send(*self.waiting.popleft())
+        while self.waiting and (self.idle or self.opened < self.load.connections):
+            due, request = self.waiting.popleft()
+            if self.idle:
+                self.idle.pop().send(due, request)
+            else:
+                self.open(due, request)
+
+    def open(self, due: float, request: bytes) -> None:
+        self.opened += 1
+        opening = asyncio.ensure_future(self._connect(due, request))
+        self.opening.add(opening)
+        opening.add_done_callback(self._note_opened)
+
+    async def _connect(self, due: float, request: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        made = loop.create_connection(lambda: Line(self), self.load.host, self.load.port)
+        _, line = await made
+        line.send(due, request)
+
+    def _note_opened(self, opening: asyncio.Future[None]) -> None:
+        if opening.exception() is None:
+            self.opening.discard(opening)
+        else:
+            self.done.set()
 
     def take(self, due: float, status: str) -> None:
         self.latencies.append(time.monotonic() - due)
@@ -122,8 +146,6 @@ class Line(asyncio.Protocol):
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._sender.idle.append(self)
-        self._sender.send_waiting()
 
     def send(self, due: float, request: bytes) -> None:
         self._sent = (due, request)
@@ -145,10 +167,11 @@ class Line(asyncio.Protocol):
         """The server ends connections that rest; what it did not answer is sent again."""
         if self in self._sender.idle:
             self._sender.idle.remove(self)
+        self._sender.opened -= 1
         if self._sent is not None:
             self._sender.waiting.appendleft(self._sent)
         if not self._sender.done.is_set():
-            self._reconnecting = asyncio.ensure_future(self._sender.connect())
+            self._sender.send_waiting()
 
 
 def read_length(head: bytes) -> int:

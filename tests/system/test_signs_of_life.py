@@ -51,6 +51,12 @@ def publish_sweep(settings: dict[str, str]) -> None:
     app.close()
 
 
+def test_worker_starts_without_looking_for_others(yard, settings) -> None:
+    log = start_worker(yard, settings, "threads").read_log()
+    assert "Connected to" in log
+    assert "mingle" not in log
+
+
 @POOLS
 def test_worker_whose_loop_stands_still_ends_for_its_supervisor(yard, settings, pool) -> None:
     part = start_worker(yard, settings, pool)
