@@ -17,6 +17,6 @@ class Consumer(CeleryConsumer):
     from SQL.
     """
 
-    def __init__(self, on_task_request: Callable[..., None], **settings: Any) -> None:  # noqa: ANN401
+    def __init__(self, on_task_request: Callable[..., None], **settings: Any) -> None:  # noqa: ANN401 - Celery's own
         options: Mapping[str, Any] = settings.pop("worker_options", None) or {}
         super().__init__(on_task_request, worker_options={**options, **_SILENT}, **settings)

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -137,12 +137,10 @@ class SharedDatabase:
 
     def empty(self) -> None:
         """Ready for the next test. Few rows are deleted sooner than all files are truncated."""
-        try:
+        with suppress(psycopg.Error):  # the test has ended our connection, or dropped the tables
             if self._read_schema() == self._pristine:
                 self._connection.execute(EMPTY if self._count_bytes() < MOST_BYTES else TRUNCATE)
                 return
-        except psycopg.Error:  # the test has ended our connection, or dropped the tables
-            pass
         self.close()
         self._postgres.drop_database(self._name)
         self._create()

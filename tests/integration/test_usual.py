@@ -1,7 +1,7 @@
 """The usual path on PostgreSQL does what the long way does, and nothing if anything is unusual."""
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -42,6 +42,13 @@ def bench(postgres_url, scripted_clients) -> Iterator[Bench]:
 def dump(bench: Bench) -> dict[str, list[dict[str, Any]]]:
     with bench.db.reading() as connection:
         return {name: read_rows(connection, name) for name in TABLES}
+
+
+@contextmanager
+def nothing_written(bench: Bench) -> Iterator[None]:
+    before = dump(bench)
+    yield
+    assert dump(bench) == before
 
 
 def read_rows(connection: Connection, name: str) -> list[dict[str, Any]]:
@@ -138,9 +145,8 @@ def take(bench: Bench) -> Job:
 @pytest.mark.parametrize("prepare", [shut, block, take])
 def test_attempt_is_not_begun_while_anything_holds_the_job_up(bench, prepare: Callable[..., Job]):
     job = prepare(bench)
-    before = dump(bench)
-    assert begin(bench, job) is None
-    assert dump(bench) == before
+    with nothing_written(bench):
+        assert begin(bench, job) is None
 
 
 def accept_twice(bench: Bench) -> Submission:
@@ -179,9 +185,8 @@ def test_submission_is_not_accepted_if_anything_came_between(
     bench, prepare: Callable[..., Submission]
 ):
     submission = prepare(bench)
-    before = dump(bench)
-    assert accept(bench, submission) is None
-    assert dump(bench) == before
+    with nothing_written(bench):
+        assert accept(bench, submission) is None
 
 
 def deliver_twice(bench: Bench) -> Submission:
@@ -211,18 +216,16 @@ def test_result_is_not_recorded_if_it_does_not_come_first(
     bench, prepare: Callable[..., Submission]
 ):
     submission = prepare(bench)
-    before = dump(bench)
-    assert record(bench, submission) is None
-    assert dump(bench) == before
+    with nothing_written(bench):
+        assert record(bench, submission) is None
 
 
 def test_result_of_another_request_or_token_is_not_recorded(bench):
     submission = accept_twice(bench)
     stranger = replace(submission, token="unknown")
-    before = dump(bench)
-    assert record(bench, submission, OTHER_ID) is None
-    assert record(bench, stranger) is None
-    assert dump(bench) == before
+    with nothing_written(bench):
+        assert record(bench, submission, OTHER_ID) is None
+        assert record(bench, stranger) is None
 
 
 def test_result_that_came_without_proof_before_is_believed_once_it_is_proven(bench):
