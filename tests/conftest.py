@@ -9,6 +9,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 
 from tests.harness.s3 import S3, run_s3
 from tests.harness.servers import Postgres, SharedDatabase, run_postgres, run_redis
@@ -40,6 +41,13 @@ def clean_environment(monkeypatch, tmp_path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def clean_log_context() -> Iterator[None]:
+    """The job that one test's steps bound to their log lines is not named in another's."""
+    yield
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture(scope="session")
