@@ -34,7 +34,14 @@ from worker.jobs import table as jobs_sql
 from worker.jobs.models import Base
 from worker.jobs.states import JobState
 from worker.jobs.values import Outcome, Settlement
-from worker.schema import build_config, check_schema, read_head, read_revision, upgrade_schema
+from worker.schema import (
+    build_config,
+    check_schema,
+    list_revisions,
+    read_head,
+    read_revision,
+    upgrade_schema,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 ADVISORY_LOCK = 0x6578_7476
@@ -244,8 +251,11 @@ def test_downgrade_of_a_dead_attempt_makes_it_unknown_again(empty_url):
     assert rows == {"attempts": ["('nobody knows it', 'unknown')"], "deliveries": []}
 
 
-def test_migrations_have_one_head():
-    assert ScriptDirectory(str(schema.SCRIPTS)).get_heads() == [read_head()]
+def test_revisions_by_their_files_names_are_those_that_alembic_finds():
+    scripts = ScriptDirectory(str(schema.SCRIPTS))
+    assert scripts.get_heads() == [read_head()]
+    found = [script.revision for script in scripts.walk_revisions()]
+    assert list_revisions() == found[::-1]
 
 
 # equal to the models
