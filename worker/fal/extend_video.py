@@ -7,7 +7,7 @@ OpenAPI schema. fal changes defaults without notice, so every field is sent expl
 import secrets
 from collections.abc import Callable, Mapping
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from worker import violations
 from worker.errors import InvalidResultError
@@ -49,90 +49,113 @@ def draw_seed() -> int:
 class ExtendVideoInput(BaseModel):
     """All 39 fields, with the defaults of the model's API page; build it by `complete_input`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    prompt: Prompt
-    """What happens in the new part of the video."""
-    video_url: VideoUrl
-    """Where fal fetches the video to extend."""
-    end_image_url: ImageUrl | None = None
-    """Where fal fetches a picture on which the new part ends; null: none."""
-    num_frames: FrameCount = 121
-    """Frames to generate, context included."""
-    video_size: Size = VideoSize.AUTO
-    """Size of the picture by name, or width and height in pixels; auto follows the source."""
-    generate_audio: Flag = True
-    """Generate sound too."""
-    use_multiscale: Flag = True
-    """Generate small first, and the full size guided by it: more coherent."""
-    match_input_fps: Flag = True
-    """Keep the source's frame rate; `fps` is then unused."""
-    fps: FrameRate = 24.0
-    """Frames per second, if the source's rate is not kept."""
-    num_inference_steps: StepCount = 15
-    """Denoising steps: more is slower and finer."""
-    video_cfg_scale: CfgScale = 3.0
-    """How closely the picture follows the prompt."""
-    video_stg_scale: StgScale = 1.0
-    """Strength of the spatiotemporal guidance of the picture; 0 turns it off."""
-    video_rescaling_scale: Strength = 0.85
-    """Balance between both guidances of the picture."""
-    video_modality_scale: ModalityScale = 3.0
-    """How strongly the sound guides the picture."""
-    audio_cfg_scale: CfgScale = 7.0
-    """How closely the sound follows the prompt."""
-    audio_stg_scale: StgScale = 0.0
-    """Strength of the spatiotemporal guidance of the sound; 0 turns it off."""
-    audio_rescaling_scale: Strength = 0.7
-    """Balance between both guidances of the sound."""
-    audio_modality_scale: ModalityScale = 3.0
-    """How strongly the picture guides the sound."""
-    gradient_estimation_gamma: ModalityScale = 0.0
-    """Gamma of the gradient estimation while denoising; 0 turns it off."""
-    use_restart_sampling: Flag = True
-    """Add a little noise at each step, which often gives finer pictures."""
-    scheduler: Scheduler = Scheduler.BETA
-    """How the noise falls from step to step."""
-    acceleration: Acceleration = Acceleration.NONE
-    """How much quality may be given up for speed."""
-    camera_lora: CameraLora = CameraLora.NONE
-    """A camera movement, kept more exactly than one told in the prompt."""
-    camera_lora_scale: Strength = 1.0
-    """Strength of the camera movement."""
-    negative_prompt: Text = (
+    prompt: Prompt = Field(description="What happens in the new part of the video.")
+    video_url: VideoUrl = Field(description="Where fal fetches the video to extend.")
+    end_image_url: ImageUrl | None = Field(
+        None, description="Where fal fetches a picture on which the new part ends; null: none."
+    )
+    num_frames: FrameCount = Field(121, description="Frames to generate, context included.")
+    video_size: Size = Field(
+        VideoSize.AUTO,
+        description="Size of the picture by name, or as width and height; auto follows the source.",
+    )
+    generate_audio: Flag = Field(default=True, description="Generate sound too.")
+    use_multiscale: Flag = Field(
+        default=True,
+        description="Generate small first, and the full size guided by it: more coherent.",
+    )
+    match_input_fps: Flag = Field(
+        default=True, description="Keep the source's frame rate; `fps` is then unused."
+    )
+    fps: FrameRate = Field(24.0, description="Frames per second, if the source's rate is not kept.")
+    num_inference_steps: StepCount = Field(
+        15, description="Denoising steps: more is slower and finer."
+    )
+    video_cfg_scale: CfgScale = Field(
+        3.0, description="How closely the picture follows the prompt."
+    )
+    video_stg_scale: StgScale = Field(
+        1.0, description="Strength of the spatiotemporal guidance of the picture; 0 turns it off."
+    )
+    video_rescaling_scale: Strength = Field(
+        0.85, description="Balance between both guidances of the picture."
+    )
+    video_modality_scale: ModalityScale = Field(
+        3.0, description="How strongly the sound guides the picture."
+    )
+    audio_cfg_scale: CfgScale = Field(7.0, description="How closely the sound follows the prompt.")
+    audio_stg_scale: StgScale = Field(
+        0.0, description="Strength of the spatiotemporal guidance of the sound; 0 turns it off."
+    )
+    audio_rescaling_scale: Strength = Field(
+        0.7, description="Balance between both guidances of the sound."
+    )
+    audio_modality_scale: ModalityScale = Field(
+        3.0, description="How strongly the picture guides the sound."
+    )
+    gradient_estimation_gamma: ModalityScale = Field(
+        0.0, description="Gamma of the gradient estimation while denoising; 0 turns it off."
+    )
+    use_restart_sampling: Flag = Field(
+        default=True,
+        description="Add a little noise at each step, which often gives finer pictures.",
+    )
+    scheduler: Scheduler = Field(
+        Scheduler.BETA, description="How the noise falls from step to step."
+    )
+    acceleration: Acceleration = Field(
+        Acceleration.NONE, description="How much quality may be given up for speed."
+    )
+    camera_lora: CameraLora = Field(
+        CameraLora.NONE,
+        description="A camera movement, kept more exactly than one told in the prompt.",
+    )
+    camera_lora_scale: Strength = Field(1.0, description="Strength of the camera movement.")
+    negative_prompt: Text = Field(
         "news broadcast, 3d animation, computer graphics, pc game, console game, video game, "
         "cartoon, childish, watermark, logo, text, on screen text, subtitles, titles, signature, "
-        "slowmo, static"
+        "slowmo, static",
+        description="What the video is not to look like; may be empty.",
     )
-    """What the video is not to look like; may be empty."""
-    seed: Seed | None = None
-    """Start of the random numbers; null: drawn when the job is enqueued."""
-    enable_prompt_expansion: Flag = True
-    """Let fal enrich the prompt; the result tells the prompt used."""
-    enable_safety_checker: Flag = True
-    """Let fal check for unsafe content."""
-    video_output_type: VideoOutputType = VideoOutputType.MP4
-    """Codec and container of the result."""
-    video_quality: VideoQuality = VideoQuality.HIGH
-    """Quality at which the result is encoded."""
-    video_write_mode: VideoWriteMode = VideoWriteMode.BALANCED
-    """Whether encoding aims at speed or at a small file."""
-    sync_mode: Flag = False
-    """Return the video inside the result as a data URI, kept by fal for minutes only."""
-    distill_lora_first_pass_scale: Strength = 0.2
-    """Strength of the distillation in the first pass; 0 turns it off."""
-    distill_lora_second_pass_scale: Strength = 0.5
-    """Strength of the distillation in later passes."""
-    extend_direction: ExtendDirection = ExtendDirection.FORWARD
-    """Whether to add after the end or before the beginning."""
-    num_context_frames: ContextFrameCount = 25
-    """Frames of the source that the new part is made from."""
-    video_strength: Strength = 1.0
-    """How firmly the context's picture is kept."""
-    audio_strength: Strength = 1.0
-    """How firmly the context's sound is kept."""
-    end_image_strength: Strength = 1.0
-    """How firmly the end picture is met."""
+    seed: Seed | None = Field(
+        None, description="Start of the random numbers; null: drawn when the job is enqueued."
+    )
+    enable_prompt_expansion: Flag = Field(
+        default=True, description="Let fal enrich the prompt; the result tells the prompt used."
+    )
+    enable_safety_checker: Flag = Field(
+        default=True, description="Let fal check for unsafe content."
+    )
+    video_output_type: VideoOutputType = Field(
+        VideoOutputType.MP4, description="Codec and container of the result."
+    )
+    video_quality: VideoQuality = Field(
+        VideoQuality.HIGH, description="Quality at which the result is encoded."
+    )
+    video_write_mode: VideoWriteMode = Field(
+        VideoWriteMode.BALANCED, description="Whether encoding aims at speed or at a small file."
+    )
+    sync_mode: Flag = Field(
+        default=False,
+        description="Return the video in the result as a data URI, kept by fal for minutes only.",
+    )
+    distill_lora_first_pass_scale: Strength = Field(
+        0.2, description="Strength of the distillation in the first pass; 0 turns it off."
+    )
+    distill_lora_second_pass_scale: Strength = Field(
+        0.5, description="Strength of the distillation in later passes."
+    )
+    extend_direction: ExtendDirection = Field(
+        ExtendDirection.FORWARD, description="Whether to add after the end or before the beginning."
+    )
+    num_context_frames: ContextFrameCount = Field(
+        25, description="Frames of the source that the new part is made from."
+    )
+    video_strength: Strength = Field(1.0, description="How firmly the context's picture is kept.")
+    audio_strength: Strength = Field(1.0, description="How firmly the context's sound is kept.")
+    end_image_strength: Strength = Field(1.0, description="How firmly the end picture is met.")
 
     def to_json(self) -> dict[str, JsonValue]:
         """Every field in order of declaration, nulls included: what is stored and what is sent."""

@@ -153,28 +153,36 @@ class InitialAcl(BaseModel):
 class RequestOptions(BaseModel):
     """What may be said about one request. Build it by `parse_options`, or by name."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    priority: Annotated[Priority | None, Field(strict=False)] = None
-    """Low lets all normal requests of the endpoint go first."""
-    start_timeout: Seconds | None = None
-    """How long the request may wait for its start, retries of fal's included; then it fails."""
-    object_expiration: Expiration | None = None
-    """When fal deletes the files that the request makes; given as null: never."""
-    initial_acl: InitialAcl | None = None
-    """Who may read these files."""
-    tags: Tags | None = None
-    """Words of one's own, by which fal's dashboard tells requests apart."""
-    no_retry: bool | None = None
-    """Have fal not start the request again on another runner when the first one dies."""
-    disable_fallback: bool | None = None
-    """Have fal not turn to an equivalent model when this one cannot be started."""
-    store_io: bool | None = None
-    """Have fal keep input and output JSON for 30 days."""
-    runner_hint: Hint | None = None
-    """Requests with the same hint go to the same runner, if fal can."""
+    priority: Annotated[Priority | None, Field(strict=False)] = Field(
+        None, description="Low lets all normal requests of the endpoint go first."
+    )
+    start_timeout: Seconds | None = Field(
+        None,
+        description="How long the request may wait for its start, with fal's retries, or fail.",
+    )
+    object_expiration: Expiration | None = Field(
+        None, description="When fal deletes the files that the request makes; given as null: never."
+    )
+    initial_acl: InitialAcl | None = Field(None, description="Who may read these files.")
+    tags: Tags | None = Field(
+        None, description="Words of one's own, by which fal's dashboard tells requests apart."
+    )
+    no_retry: bool | None = Field(
+        None,
+        description="Have fal not start the request again on another runner when one dies.",
+    )
+    disable_fallback: bool | None = Field(
+        None,
+        description="Have fal not turn to an equivalent model when this one cannot be started.",
+    )
+    store_io: bool | None = Field(
+        None, description="Have fal keep input and output JSON for 30 days."
+    )
+    runner_hint: Hint | None = Field(
+        None, description="Requests with the same hint go to the same runner, if fal can."
+    )
 
     def to_json(self) -> dict[str, JsonValue]:
         """The options that were given, and no others: what is stored."""
