@@ -241,10 +241,10 @@ def test_sample_takes_each_copy_as_often_as_any_other(db, store, monkeypatch, fe
     monkeypatch.setattr(verify_stage, "FEWEST_HITS", fewest_hits)
     ids = [archive_ended(db, store).id for _ in range(8)]
     insert_job(db)
-    drawn = Counter(one for _ in range(200) for one in draw_sample(db, Scope(LATER), 2))
-    # 50 are expected of each; five standard deviations are 31
+    drawn = Counter(one for _ in range(100) for one in draw_sample(db, Scope(LATER), 2))
+    # 25 are expected of each; five standard deviations are 22
     assert set(drawn) == set(ids)
-    assert all(19 <= times <= 81 for times in drawn.values()), drawn
+    assert all(3 <= times <= 47 for times in drawn.values()), drawn
 
 
 def test_sample_that_goes_on_repeats_what_was_found_and_reads_others(db, store):
@@ -267,6 +267,9 @@ def test_sample_of_many_rows_is_drawn_by_address_and_only_of_its_scope(db):
     ]
     jobs += [{**job, "id": uuid7(), "archive_verified_at": LATER} for job in jobs[:1000]]
     insert_all_ended(db, jobs, JobState.ARCHIVED, NOW)
+    with db.transaction() as connection:
+        # As the database does by itself before long: without, its plans are for a small table.
+        connection.exec_driver_sql("ANALYZE")
     scope = Scope(LATER, "t1")
     with db.reading() as connection:
         assert len(sampling.probe_copies(connection, scope)) >= verify_stage.FEWEST_HITS

@@ -135,16 +135,17 @@ def measure_copies(db: Database, scope: Scope) -> tuple[int, int]:
 def draw_sample(db: Database, scope: Scope, size: int) -> list[UUID]:
     """So many ids of copies in the scope, each as likely as any other; sorted.
 
-    Where few of the rows are such copies, or there are few rows, the table is walked instead.
+    Where few of the rows are such copies, or few are left to draw, the table is walked instead.
     """
     drawn: set[UUID] = set()
     for _ in range(MOST_PROBINGS):
         with db.reading() as connection:
             found = sampling.probe_copies(connection, scope)
-        drawn |= found
+        new = found - drawn
+        drawn |= new
         if len(drawn) >= size:
             return sorted(SystemRandom().sample(sorted(drawn), size))
-        if len(found) < FEWEST_HITS:
+        if len(new) < FEWEST_HITS:
             break
     return draw_by_walk(db, scope, size)
 
