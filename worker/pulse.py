@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
 from worker.clock import read_clock
-from worker.daemons import DRAIN
+from worker.daemons import MARGIN
 from worker.db import Database
 from worker.dispatch import Dispatcher
 from worker.jobs.workers import SeenWorker, forget_workers, keep_worker, note_step, remove_worker
@@ -175,7 +175,8 @@ class Watch:
         """Let it drain if its loop still turns, else end it here and now."""
         log.error("worker_wedged", reason=reason)
         state.should_stop = WEDGED  # type: ignore[assignment]  # an exit code, or None
-        threading.Event().wait(DRAIN.total_seconds())
+        patience = self.settings.drain_seconds + MARGIN
+        threading.Event().wait(patience.total_seconds())
         for child in getattr(getattr(self.consumer.pool, "_pool", None), "_pool", None) or ():
             with suppress(OSError, AttributeError):  # it has ended by itself
                 os.kill(child.pid, signal.SIGKILL)

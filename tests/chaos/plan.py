@@ -35,7 +35,7 @@ LONG = Plan(
     lock_seconds=25,
 )
 SHORT = Plan(
-    kills=60,
+    kills=100,
     pace=6,
     jobs=20,
     crowd=100,

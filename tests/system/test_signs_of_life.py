@@ -32,6 +32,7 @@ def settings(broker, sqlite_url) -> dict[str, str]:
         "FAL_KEY": "emulator-key",
         "WEBHOOK_BASE_URL": "http://127.0.0.1:9",
         "WATCHDOG_SECONDS": "1",
+        "DRAIN_SECONDS": "1",
         "SWEEP_SECONDS": "1",
     }
 
