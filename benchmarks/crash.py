@@ -124,8 +124,8 @@ def measure_peers(plan: Plan, postgres: Postgres) -> dict[str, Crowds | str]:
 def run_crowds(plan: Plan, engine: Engine) -> Crowds:
     """Every engine is killed at the moments that the same seeds draw."""
     few = Size(plan.pick(20, 6), 10, plan.pick(3, 1), 0.6, PATIENCE_SECONDS)
-    # As many in a second as two cores keep up with, or the backlog would be measured.
-    many = Size(plan.pick(1000, 20), 14, plan.pick(5, 1), plan.pick(8, 1), PATIENCE_SECONDS)
+    # As many in a second as two slow cores keep up with, or the backlog would be measured.
+    many = Size(plan.pick(1000, 20), 6, plan.pick(5, 1), plan.pick(8, 1), PATIENCE_SECONDS)
     return {
         "20 jobs": [run_round(engine, few, seed) for seed in range(plan.rounds)],
         "1,000 jobs": [run_round(engine, many, plan.rounds)],

@@ -27,7 +27,7 @@ def draw_ratios(question: Question, figures: Sequence[Figure], directory: Path) 
         if figure.goal is not None:
             axes.plot([figure.goal.bound], [place], "D", color=GOAL, markersize=7)
     axes.axvline(1, color="#888888", linewidth=1)
-    axes.set_yticks(range(len(compared)), [figure.name for figure in reversed(compared)])
+    axes.set_yticks(range(len(compared)), [_label(figure) for figure in reversed(compared)])
     axes.set_ylim(-0.6, len(compared) - 0.4)
     axes.set_xlim(left=0)
     axes.set_xlabel("ours / reference; bar: median, diamond: goal")
@@ -38,3 +38,8 @@ def draw_ratios(question: Question, figures: Sequence[Figure], directory: Path) 
     canvas.savefig(path, dpi=120)
     plt.close(canvas)
     return path
+
+
+def _label(figure: Figure) -> str:
+    beside = figure.reference_name
+    return f"{figure.name}\nbeside {beside}" if beside else figure.name
