@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from psycopg.errors import LockNotAvailable, QueryCanceled, UndefinedTable
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import inspect, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 import migrations
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 SCRIPTS = Path(migrations.__file__).parent
-VERSION_TABLE = "alembic_version"
 MIGRATOR_PATIENCE = timedelta(seconds=60)
 
 
@@ -79,7 +78,10 @@ def read_head() -> str:
 def read_revision(db: Database) -> str | None:
     """The revision that the database has; None for an empty one."""
     with db.reading() as connection:
-        return _read_version(connection) if inspect(connection).has_table(VERSION_TABLE) else None
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        version = text("SELECT version_num FROM alembic_version")
+        return connection.execute(version).scalar_one_or_none()
 
 
 def check_schema(db: Database) -> None:
@@ -92,10 +94,6 @@ def check_schema(db: Database) -> None:
         raise OutdatedSchemaError(
             f"the job table is at {revision}, not at {head}: run `extend-video migrate`"
         )
-
-
-def _read_version(connection: Connection) -> str | None:
-    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
 def explain_database_error(error: DBAPIError) -> str:

@@ -116,7 +116,7 @@ def test_worker_without_work_ends_at_once(short_scene):
 @pytest.mark.timeout(300)
 def test_both_workers_end_within_patience_under_load(tmp_path, request, postgres, clip):
     """With the times of production: one holds a download, the other a POST, and more is queued."""
-    changes = {"LEASE_SECONDS": "30", "DRAIN_SECONDS": "20"}
+    changes = {"LEASE_SECONDS": "60", "DRAIN_SECONDS": "20"}
     with ExitStack() as stack:
         arguments = (tmp_path, request, postgres, clip, TWO_WORKERS, changes)
         scene = stack.enter_context(running(*arguments))
