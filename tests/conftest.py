@@ -13,12 +13,14 @@ import structlog
 
 from tests.harness.s3 import S3, run_s3
 from tests.harness.servers import Postgres, SharedDatabase, run_postgres, run_redis
+from tests.harness.time_limit import TimeLimit
 from worker.db import Database
 from worker.schema import upgrade_schema
 
 # How long an example takes says more of the machine's load than of the code.
-hypothesis.settings.register_profile("any machine", deadline=None)
-hypothesis.settings.load_profile("any machine")
+hypothesis.settings.register_profile("test", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("soak", deadline=None, max_examples=500)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 OUR_VARIABLES = (
     *("FAL_", "DATABASE_URL", "BROKER_", "WEBHOOK_", "ARCHIVE_", "SPOOL_DIR", "LOG_"),
@@ -27,10 +29,21 @@ OUR_VARIABLES = (
 OUR_SUFFIXES = ("_SECONDS", "_POLICY")
 
 
-def pytest_configure() -> None:
-    """A shell that starts the suite in the background has it, and all it starts, ignore SIGINT."""
+def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts the suite in the background has it, and all it starts, ignore SIGINT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(TimeLimit(reporter))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """SQLite, and PostgreSQL too where the mark `both_databases` says that SQL decides."""
+    if "database_url" in metafunc.fixturenames:
+        both = metafunc.definition.get_closest_marker("both_databases") is not None
+        names = ["sqlite", "postgresql"] if both else ["sqlite"]
+        metafunc.parametrize("database_url", names, indirect=True, scope="function")
 
 
 @pytest.fixture(autouse=True)
@@ -91,9 +104,9 @@ def postgres_url(shared_database) -> Iterator[str]:
     shared_database.empty()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def database_url(request) -> str:
-    """Both databases in turn."""
+    """The URL of an empty, migrated job table; see `pytest_generate_tests`."""
     fixture = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
     return str(request.getfixturevalue(fixture))
 
