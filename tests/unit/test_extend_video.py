@@ -1,3 +1,5 @@
+"""The model's 39 fields, what each of them allows, and what is read of a result."""
+
 import base64
 import contextlib
 import json
@@ -93,34 +95,21 @@ NUMBERS = {
     "end_image_strength": (0, 1),
 }
 FLAGS = [name for name, value in DEFAULTS.items() if isinstance(value, bool)]
-TEXTS = ["prompt", "video_url", "end_image_url", "negative_prompt"]
+TEXTS = {"prompt", "video_url", "end_image_url", "negative_prompt"}
 ENUMS = {
-    "video_size": [
-        "auto",
-        "square_hd",
-        "square",
-        "portrait_4_3",
-        "portrait_16_9",
-        "landscape_4_3",
-        "landscape_16_9",
-    ],
-    "scheduler": ["ltx2", "linear_quadratic", "beta"],
-    "acceleration": ["none", "regular", "high", "full"],
-    "camera_lora": [
-        "dolly_in",
-        "dolly_out",
-        "dolly_left",
-        "dolly_right",
-        "jib_up",
-        "jib_down",
-        "static",
-        "none",
-    ],
-    "video_output_type": ["X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)", "GIF (.gif)"],
-    "video_quality": ["low", "medium", "high", "maximum"],
-    "video_write_mode": ["fast", "balanced", "small"],
-    "extend_direction": ["forward", "backward"],
-}
+    name: values.split()
+    for name, values in {
+        "video_size": (
+            "auto square_hd square portrait_4_3 portrait_16_9 landscape_4_3 landscape_16_9"
+        ),
+        "scheduler": "ltx2 linear_quadratic beta",
+        "acceleration": "none regular high full",
+        "camera_lora": "dolly_in dolly_out dolly_left dolly_right jib_up jib_down static none",
+        "video_quality": "low medium high maximum",
+        "video_write_mode": "fast balanced small",
+        "extend_direction": "forward backward",
+    }.items()
+} | {"video_output_type": ["X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)", "GIF (.gif)"]}
 VIDEO: dict[str, Any] = {"url": "https://v3b.fal.media/files/b/0a/clip.mp4"}
 RESULT: dict[str, Any] = {"video": VIDEO, "seed": 7, "prompt": "A boat."}
 
@@ -171,21 +160,14 @@ def refuse_one(name: str, value: object) -> Violation:
     return violation
 
 
-def test_complete_input_without_choices_sends_all_defaults():
+# ------------------------------------------------------------------ the fields
+
+
+def test_complete_input_without_choices_sends_all_defaults_in_order_and_type():
     sent = complete(seed=5).to_json()
-    assert sent == REQUIRED | DEFAULTS | {"seed": 5}
-    assert list(sent) == [*REQUIRED, *DEFAULTS]
+    expected = REQUIRED | DEFAULTS | {"seed": 5}
+    assert json.dumps(sent) == json.dumps(expected)
     assert len(sent) == 39
-
-
-def test_defaults_keep_their_json_types():
-    sent = complete(seed=5).to_json()
-    wanted = {name: type(value) for name, value in DEFAULTS.items() if name != "seed"}
-    assert {name: type(sent[name]) for name in wanted} == wanted
-
-
-def test_fields_are_all_covered_by_strategies():
-    assert FIELDS.keys() == ExtendVideoInput.model_fields.keys()
 
 
 def test_fields_all_carry_a_description():
@@ -193,181 +175,113 @@ def test_fields_all_carry_a_description():
     assert all(text and text.endswith(".") for text in described)
 
 
-@pytest.mark.parametrize(("name", "bounds"), (INTEGERS | NUMBERS).items())
-def test_complete_input_at_bounds_keeps_value(name, bounds):
-    for bound in bounds:
-        assert complete(**{name: bound}).to_json()[name] == bound
+def test_each_field_allows_what_the_models_page_says():
+    """What is refused follows from the same schema; below, one case for each kind of bound."""
+    kinds = {
+        **{name: f"an integer from {low} to {high}" for name, (low, high) in INTEGERS.items()},
+        **{name: f"a number from {low} to {high}" for name, (low, high) in NUMBERS.items()},
+        **{name: f"one of {', '.join(values)}" for name, values in ENUMS.items()},
+        **dict.fromkeys(FLAGS, "true or false"),
+    }
+    kinds["seed"] += ", or null"
+    kinds["video_size"] += (
+        ", or an object with "
+        "width (an integer from 1 to 14142) and height (an integer from 1 to 14142)"
+    )
+    assert {name: describe_allowed(name) for name in kinds} == kinds
+    assert kinds.keys() | TEXTS == ExtendVideoInput.model_fields.keys() == FIELDS.keys()
 
 
-@pytest.mark.parametrize(("name", "bounds"), INTEGERS.items())
-def test_complete_input_beyond_integer_bounds_names_both(name, bounds):
-    for value in (bounds[0] - 1, bounds[1] + 1):
-        violation = refuse_one(name, value)
-        assert (violation.field, violation.value) == (name, str(value))
-        assert violation.allowed.startswith(f"an integer from {bounds[0]} to {bounds[1]}")
-
-
-@pytest.mark.parametrize(("name", "bounds"), NUMBERS.items())
-def test_complete_input_beyond_number_bounds_names_both(name, bounds):
-    below, above = math.nextafter(bounds[0], -math.inf), math.nextafter(bounds[1], math.inf)
-    for value in (below, above):
-        allowed = f"a number from {bounds[0]} to {bounds[1]}"
-        assert refuse_one(name, value) == Violation(name, json.dumps(value), allowed)
-
-
+# One field for each kind of type and bound: value that is kept, value that is refused.
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in ENUMS.items() for value in values]
+    ("name", "kept", "refused"),
+    [
+        ("num_frames", [9, 481], [8, 482, "121", True, 12.5, math.nan, math.inf, [], None]),
+        ("seed", [-(2**63), 2**63 - 1, 0], [-(2**63) - 1, 2**63, "7", False]),
+        (
+            "fps",
+            [1, 60],
+            [math.nextafter(1, 0), math.nextafter(60, 61), "1", True, None, math.nan, 10**400],
+        ),
+        ("video_strength", [0, 1], [-5e-324, math.nextafter(1, 2), -math.inf, []]),
+        ("sync_mode", [True, False], ["true", 1, 0, 1.0, None, []]),
+        ("scheduler", ENUMS["scheduler"], ["euler", "", 1, None, ["beta"], True]),
+        ("video_size", ENUMS["video_size"], ["sideways", "", 1, None, ["auto"]]),
+        ("negative_prompt", ["", "ä" * 65_536], ["ä" * 65_537, 1, None, ["a"], b"a", "a\0b"]),
+        ("prompt", ["x"], ["", " \t\n", "\u2003", "\ud800", None]),
+        ("end_image_url", [None, "https://a.test/b.png"], ["\0", "https://a.test/\ud800", b"x"]),
+        ("video_url", ["https://media.test/".ljust(8_192, "a")], [None, ["a"], "x" * 9000]),
+    ],
 )
-def test_complete_input_with_enum_value_keeps_it(name, value):
-    assert complete(**{name: value}).to_json()[name] == value
+def test_complete_input_keeps_what_a_kind_of_field_allows_and_refuses_the_rest(name, kept, refused):
+    for value in kept:
+        assert complete(**{name: value}).to_json()[name] == value
+    for value in refused:
+        violation = refuse_one(name, value)
+        assert (violation.field, violation.allowed) == (name, describe_allowed(name))
+        assert violation.value == show_value(value)
 
 
-@pytest.mark.parametrize("name", ENUMS)
-@pytest.mark.parametrize("value", ["sideways", "", 1, None, ["auto"], True])
-def test_complete_input_with_wrong_enum_value_lists_allowed(name, value):
-    violation = refuse_one(name, value)
-    assert violation.field == name
-    assert violation.value == json.dumps(value)
-    assert violation.allowed.startswith("one of " + ", ".join(ENUMS[name]))
-
-
-@pytest.mark.parametrize("name", FLAGS)
-@pytest.mark.parametrize("value", ["true", 1, 0, 1.0, None, []])
-def test_complete_input_with_other_type_for_flag_is_refused(name, value):
-    assert refuse_one(name, value) == Violation(name, json.dumps(value), "true or false")
-
-
-@pytest.mark.parametrize("name", INTEGERS)
-@pytest.mark.parametrize("value", ["121", True, 12.5, math.nan, math.inf, 1e300, [], {}])
-def test_complete_input_with_other_type_for_integer_is_refused(name, value):
-    assert refuse_one(name, value).field == name
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", ["1", True, None, math.nan, math.inf, -math.inf, 10**400, []])
-def test_complete_input_with_other_type_for_number_is_refused(name, value):
-    assert refuse_one(name, value).field == name
-
-
-@pytest.mark.parametrize("name", [name for name in INTEGERS if name != "seed"])
-def test_complete_input_with_null_for_integer_is_refused(name):
-    assert refuse_one(name, None).value == "null"
-
-
-@pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.parametrize("value", [1, True, ["a"], b"https://media.test/a.mp4"])
-def test_complete_input_with_other_type_for_text_is_refused(name, value):
-    assert refuse_one(name, value).field == name
-
-
-def test_complete_input_with_integral_number_takes_the_integer():
-    sent = complete(num_frames=121.0, video_size={"width": 640.0}).to_json()
-    assert json.dumps(sent["num_frames"]) == "121"
-    assert sent["video_size"] == {"width": 640, "height": 512}
+def test_complete_input_with_integral_numbers_sends_the_fields_own_type():
+    sent = complete(num_frames=121.0, video_size={"width": 640.0}, fps=25).to_json()
+    assert json.dumps([sent["num_frames"], sent["fps"]]) == "[121, 25.0]"
     assert json.dumps(sent["video_size"]) == '{"width": 640, "height": 512}'
 
 
-def test_complete_input_with_integer_for_number_sends_a_number():
-    assert json.dumps(complete(fps=25).to_json()["fps"]) == "25.0"
-
-
 @pytest.mark.parametrize("side", ["width", "height"])
-def test_complete_input_with_size_at_bounds_keeps_it(side):
+def test_complete_input_with_exact_size_bounds_each_side(side):
     for pixels in (1, 14142):
         other = {"width": 512, "height": 512} | {side: pixels}
         assert complete(video_size={side: pixels}).to_json()["video_size"] == other
+    for wrong in (0, 14143, "640", True, None):
+        [violation] = refuse(REQUIRED | {"video_size": {side: wrong}})
+        allowed = "an integer from 1 to 14142"
+        assert violation == Violation(f"video_size.{side}", json.dumps(wrong), allowed)
 
 
-@pytest.mark.parametrize("side", ["width", "height"])
-@pytest.mark.parametrize("pixels", [0, 14143, "640", True, None])
-def test_complete_input_with_wrong_size_names_the_side(side, pixels):
-    [violation] = refuse(REQUIRED | {"video_size": {side: pixels}})
-    allowed = "an integer from 1 to 14142"
-    assert violation == Violation(f"video_size.{side}", json.dumps(pixels), allowed)
+@pytest.mark.parametrize(
+    ("size", "field"),
+    [
+        ({"width": 640, "hight": 480}, "video_size.hight"),
+        ({1: 2}, "video_size"),
+        ({"\ud800": 2}, "video_size"),
+    ],
+)
+def test_complete_input_with_unknown_side_is_refused(size, field):
+    violation = refuse_one("video_size", size)
+    assert violation.field.startswith(field)
+    assert ("did you mean height?" in violation.allowed) == (field == "video_size.hight")
 
 
-def test_complete_input_with_unknown_side_suggests_the_known():
-    violation = refuse_one("video_size", {"width": 640, "hight": 480})
-    allowed = "no such field; did you mean height?"
-    assert violation == Violation("video_size.hight", "480", allowed)
-
-
-@pytest.mark.parametrize("size", [{1: 2}, {"\ud800": 2}])
-def test_complete_input_with_unreadable_side_is_refused(size):
-    assert refuse_one("video_size", size).field.startswith("video_size")
-
-
-@pytest.mark.parametrize("prompt", ["", " \t\n", "\u2003"])
-def test_complete_input_with_blank_prompt_is_refused(prompt):
-    assert "not blank" in refuse_one("prompt", prompt).allowed
-
-
-def test_complete_input_with_empty_negative_prompt_keeps_it():
-    assert complete(negative_prompt="").negative_prompt == ""
-
-
-@pytest.mark.parametrize("name", TEXTS)
-@pytest.mark.parametrize("character", ["\0", "\ud800", chr(0xDFFF)])
-def test_complete_input_with_unstorable_character_is_refused(name, character):
-    violation = refuse_one(name, f"https://media.test/a{character}b")
-    assert violation.field == name
-    assert violation.value.isascii()
-
-
-@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
-def test_complete_input_with_long_text_is_bounded(name):
-    assert len(str(complete(**{name: "ä" * 65_536}).to_json()[name])) == 65_536
-    violation = refuse_one(name, "ä" * 65_537)
-    assert "at most 65536 characters" in violation.allowed
-    assert len(violation.value) == 80
-
-
-@pytest.mark.parametrize("name", ["video_url", "end_image_url"])
-def test_complete_input_with_long_url_is_bounded(name):
-    url = "https://media.test/".ljust(8_192, "a")
-    assert complete(**{name: url}).to_json()[name] == url
-    assert "at most 8192 characters" in refuse_one(name, url + "a").allowed
-
-
-@pytest.mark.parametrize("name", ["video_url", "end_image_url"])
 @pytest.mark.parametrize(
     "url",
     [
         "http://media.test",
         "https://media.test:8443/a.mp4?token=a%20b#t=1",
         "HTTPS://MEDIA.test/a@b.mp4",
-        "http://127.0.0.1:9000/a.mp4",
         "http://[::1]:9000/a.mp4",
         "https://medien.test/größe.mp4",
     ],
 )
-def test_complete_input_with_absolute_url_keeps_it_verbatim(name, url):
-    assert complete(**{name: url}).to_json()[name] == url
+def test_complete_input_with_absolute_url_keeps_it_verbatim(url):
+    assert complete(video_url=url).to_json()["video_url"] == url
 
 
-@pytest.mark.parametrize("name", ["video_url", "end_image_url"])
 @pytest.mark.parametrize(
     "url",
     [
         "",
-        "boat.mp4",
         "/srv/boat.mp4",
         "file:///srv/boat.mp4",
-        "ftp://media.test/boat.mp4",
-        "data:audio/mp4;base64,AAAA",
         "data:video/mp4,AAAA",
-        "data:",
         "//media.test/boat.mp4",
         "https:///boat.mp4",
         "https://:443/boat.mp4",
         "https:media.test/boat.mp4",
-        "https://user@media.test/boat.mp4",
         "https://user:secret@media.test/boat.mp4",
         "https://@media.test/boat.mp4",
         "https://media.test\\@other.test/boat.mp4",
-        "https://media.test/the boat.mp4",
         " https://media.test/boat.mp4",
-        "https://media.test/boat.mp4\n",
         "https://media.test/bo\tat.mp4",
         "https://media.test/boat\x7f.mp4",
         "https://media.test:port/boat.mp4",
@@ -376,8 +290,8 @@ def test_complete_input_with_absolute_url_keeps_it_verbatim(name, url):
         "https://[::1/boat.mp4",
     ],
 )
-def test_complete_input_with_other_url_is_refused(name, url):
-    violation = refuse_one(name, url)
+def test_complete_input_with_other_url_is_refused(url):
+    violation = refuse_one("video_url", url)
     assert violation.value == json.dumps(url, ensure_ascii=False)
     assert violation.allowed.startswith("an absolute http or https URL with a host")
     assert "or a data URI in base64" in violation.allowed
@@ -403,6 +317,9 @@ def test_complete_input_bounds_what_a_data_uri_holds():
     assert len(refuse_one("video_url", largest + "AAAA").value) == 80
 
 
+# ------------------------------------------------------------------ the whole
+
+
 def test_complete_input_with_many_errors_lists_all_at_once():
     violations = refuse(
         {
@@ -411,63 +328,39 @@ def test_complete_input_with_many_errors_lists_all_at_once():
             "sync_mode": "true",
             "scheduler": "euler",
             "video_size": {"width": 0, "height": 14143},
-            "frames_per_second": 3,
             "num_frame": 9,
         }
     )
     assert [violation.field for violation in violations] == [
-        "prompt",
-        "video_url",
-        "num_frames",
-        "video_size.width",
-        "video_size.height",
-        "scheduler",
-        "sync_mode",
-        "frames_per_second",
-        "num_frame",
+        *("prompt", "video_url", "num_frames", "video_size.width", "video_size.height"),
+        *("scheduler", "sync_mode", "num_frame"),
     ]
     assert violations[1].value == "nothing"
     assert violations[1].allowed.startswith("required: an absolute http or https URL")
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("name", "shown", "meant"),
     [
-        ("num_frame", "num_frames"),
-        ("image_size", "video_size"),
-        ("video_strenght", "video_strength"),
+        ("num_frame", "num_frame", "; did you mean num_frames?"),
+        ("image_size", "image_size", "; did you mean video_size?"),
+        ("a b", '"a b"', ""),
+        ("\ud800", r'"\ud800"', ""),
+        (7, "7", ""),
+        ("", '""', ""),
+        ("x" * 500, '"' + "x" * 78 + "…", ""),
     ],
 )
-def test_complete_input_with_misspelt_field_suggests_the_known(name, meant):
-    allowed = f"no such field; did you mean {meant}?"
-    assert refuse_one(name, [1, "a"]) == Violation(name, '[1, "a"]', allowed)
+def test_complete_input_with_unknown_field_names_it_and_the_known(name, shown, meant):
+    assert refuse_one(name, None) == Violation(shown, "null", f"no such field{meant}")
 
 
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [("webhook", "webhook"), ("a b", '"a b"'), ("\ud800", r'"\ud800"'), (7, "7"), ("", '""')],
-)
-def test_complete_input_with_unknown_field_names_it(name, shown):
-    assert refuse_one(name, None) == Violation(shown, "null", "no such field")
-
-
-def test_complete_input_with_overlong_field_name_shortens_it():
-    assert len(refuse_one("x" * 500, None).field) == 80
-
-
-def test_complete_input_without_seed_draws_once():
+def test_complete_input_draws_a_seed_once_and_only_if_none_is_given():
     drawn = iter([11, 12])
     assert complete_input(REQUIRED, draw_seed=lambda: next(drawn)).seed == 11
+    assert complete_input(REQUIRED | {"seed": 0}, draw_seed=lambda: next(drawn)).seed == 0
     assert complete_input(REQUIRED | {"seed": None}, draw_seed=lambda: next(drawn)).seed == 12
     assert next(drawn, None) is None
-
-
-def test_complete_input_with_seed_keeps_it():
-    def refuse_to_draw() -> int:
-        raise AssertionError
-
-    for seed in (0, 5, -1):
-        assert complete_input(REQUIRED | {"seed": seed}, draw_seed=refuse_to_draw).seed == seed
 
 
 def test_draw_seed_often_stays_in_range_and_varies():
@@ -476,12 +369,8 @@ def test_draw_seed_often_stays_in_range_and_varies():
     assert len(drawn) > 90
 
 
-def test_complete_input_with_any_mapping_reads_it():
-    assert complete_input(MappingProxyType(REQUIRED)).prompt == REQUIRED["prompt"]
-
-
 def test_input_once_built_cannot_be_changed():
-    built = complete(video_size={"width": 640})
+    built = complete_input(MappingProxyType(REQUIRED | {"video_size": {"width": 640}}))
     for model, name in ((built, "seed"), (built.video_size, "width")):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(model, name, 1)
@@ -497,15 +386,24 @@ def test_to_json_read_again_gives_the_same_input(fields):
     assert {name: sent[name] for name in given} == given
 
 
-def write_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+@given(json_values | st.dictionaries(st.sampled_from(sorted(FIELDS)), json_values))
+def test_complete_input_of_any_json_refuses_with_violations(fields):
+    with pytest.raises(InvalidInputError) as refused:
+        complete_input(fields)
+    assert refused.value.violations
+    for violation in refused.value.violations:
+        assert len(violation.value) <= 80
+        assert re.search(r"[\0-\x1f\ud800-\udfff]", str(violation)) is None
+
+
+# ------------------------------------------------------------------ text of a shell
 
 
 @given(st.data())
 def test_parse_field_of_written_value_gives_it_back(data):
     name = data.draw(st.sampled_from(sorted(FIELDS)))
     value = data.draw(FIELDS[name])
-    parsed = parse_field(name, write_text(value))
+    parsed = parse_field(name, value if isinstance(value, str) else json.dumps(value))
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -524,9 +422,8 @@ def test_parse_field_of_any_text_refuses_or_yields_json(name, text):
     assert refusals in ([], [Violation(name, show_value(text), describe_allowed(name))])
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
+def test_parse_field_follows_the_fields_type():
+    for name, text, value in [
         ("video_size", "1280x720", {"width": 1280, "height": 720}),
         ("video_size", '{"width": 640}', {"width": 640}),
         ("video_size", "square_hd", "square_hd"),
@@ -534,31 +431,20 @@ def test_parse_field_of_any_text_refuses_or_yields_json(name, text):
         ("seed", "-3", -3),
         ("end_image_url", "null", None),
         ("prompt", "null", "null"),
-        ("prompt", "true", "true"),
         ("sync_mode", "false", False),
         ("fps", ".5", 0.5),
         ("fps", "25", 25.0),
         ("fps", "2.5e1", 25.0),
-    ],
-)
-def test_parse_field_follows_the_fields_type(name, text, value):
-    assert parse_field(name, text) == value
+    ]:
+        assert parse_field(name, text) == value, (name, text)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("sync_mode", "yes"),
-        ("sync_mode", "True"),
-        ("num_frames", "121.0"),
-        ("num_frames", "1_000"),
-        ("num_frames", "٣"),
-        ("num_frames", ""),
-        ("num_frames", "null"),
-        ("fps", "nan"),
-        ("fps", "inf"),
-        ("fps", "."),
-        ("fps", "1_0"),
+        *(("sync_mode", text) for text in ("yes", "True")),
+        *(("num_frames", text) for text in ("121.0", "1_000", "٣", "", "null")),
+        *(("fps", text) for text in ("nan", ".", "1_0")),
         ("video_size", "{width: 3}"),
     ],
 )
@@ -570,69 +456,34 @@ def test_parse_field_of_other_text_is_refused(name, text):
     assert violation.allowed == describe_allowed(name)
 
 
-def test_parse_field_of_unknown_name_suggests_the_known():
+def test_unknown_name_suggests_the_known():
     with pytest.raises(InvalidInputError, match=r"num_frame=\"9\": .* did you mean num_frames\?"):
         parse_field("num_frame", "9")
+    assert describe_allowed("video_size.hight") == "no such field; did you mean height?"
+    assert describe_allowed("video_size.height") == "an integer from 1 to 14142"
+    assert describe_allowed("prompt.first") == describe_allowed("a.b.c") == "no such field"
 
 
-@pytest.mark.parametrize(
-    ("field", "allowed"),
-    [
-        ("video_size.height", "an integer from 1 to 14142"),
-        ("video_size.hight", "no such field; did you mean height?"),
-        ("prompt.first", "no such field"),
-        ("a.b.c", "no such field"),
-        ("generate_audio", "true or false"),
-        ("fps", "a number from 1 to 60"),
-    ],
-)
-def test_describe_allowed_says_it_in_words(field, allowed):
-    assert describe_allowed(field) == allowed
-
-
-def test_describe_allowed_of_size_names_both_ways():
-    assert describe_allowed("video_size") == (
-        f"one of {', '.join(ENUMS['video_size'])}, or an object with "
-        "width (an integer from 1 to 14142) and height (an integer from 1 to 14142)"
-    )
-
-
-@given(json_values | st.dictionaries(st.sampled_from(sorted(FIELDS)), json_values))
-def test_complete_input_of_any_json_refuses_with_violations(fields):
-    with pytest.raises(InvalidInputError) as refused:
-        complete_input(fields)
-    assert refused.value.violations
-    for violation in refused.value.violations:
-        assert len(violation.value) <= 80
-        assert re.search(r"[\0-\x1f\ud800-\udfff]", str(violation)) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
+def test_show_value_writes_short_json_of_anything():
+    endless: list[Any] = []
+    endless.append(endless)
+    for value, shown in [
         ("ü\n", '"ü\\n"'),
         ({"a": [1, None, True]}, '{"a": [1, null, true]}'),
         (b"a", "\"b'a'\""),
         ({(1, 2): 3}, "{}"),
         ("x" * 78, '"' + "x" * 78 + '"'),
         ("x" * 79, '"' + "x" * 78 + "…"),
-    ],
-)
-def test_show_value_writes_short_json(value, shown):
-    assert show_value(value) == shown
+        (10**5000, "<int>"),
+        (endless, "[" * 79 + "…"),
+    ]:
+        assert show_value(value) == shown
 
 
-def test_show_value_of_huge_integer_names_its_type():
-    assert show_value(10**5000) == "<int>"
+# ------------------------------------------------------------------ results
 
 
-def test_show_value_of_endless_value_ends():
-    endless: list[Any] = []
-    endless.append(endless)
-    assert show_value(endless) == "[" * 79 + "…"
-
-
-def test_parse_output_of_full_result_reads_all():
+def test_parse_output_of_full_result_reads_all_and_keeps_the_unknown():
     video = VIDEO | {
         "content_type": "video/mp4",
         "file_name": "clip.mp4",
@@ -642,41 +493,35 @@ def test_parse_output_of_full_result_reads_all():
         "fps": 25,
         "duration": 6.44,
         "num_frames": 161,
+        "codec": "h264",
     }
-    output = parse_output(RESULT | {"video": video})
+    payload = RESULT | {"timings": {"inference": [1.5]}, "video": video}
+    output = parse_output(payload)
     assert output.video.model_dump() == video
     assert (output.seed, output.prompt) == (7, "A boat.")
-    assert output.to_json() == RESULT | {"video": video}
+    assert output.to_json() == payload
 
 
-@pytest.mark.parametrize("video", [VIDEO, VIDEO | {"width": None, "fps": None, "file_name": None}])
-def test_parse_output_with_missing_or_null_fields_reads_none(video):
+@pytest.mark.parametrize(
+    "video",
+    [
+        VIDEO,
+        VIDEO | {"width": None, "fps": None, "file_name": None},
+        {"url": "data:video/mp4;base64,AAAA"},
+        {"url": "http://127.0.0.1:9/a.mp4"},
+    ],
+)
+def test_parse_output_with_a_url_is_enough(video):
     output = parse_output(RESULT | {"video": video})
     assert (output.video.width, output.video.fps, output.video.file_name) == (None, None, None)
     assert output.to_json()["video"] == video
 
 
-def test_parse_output_with_integral_floats_reads_integers():
-    video = VIDEO | {"width": 1248.0, "num_frames": 161.0}
-    output = parse_output(RESULT | {"video": video, "seed": 7.0})
-    assert json.dumps([output.video.width, output.video.num_frames, output.seed]) == (
-        "[1248, 161, 7]"
-    )
-
-
-def test_parse_output_with_unknown_fields_keeps_them():
-    payload = RESULT | {"timings": {"inference": [1.5]}, "video": VIDEO | {"codec": "h264"}}
-    assert parse_output(payload).to_json() == payload
-
-
-@pytest.mark.parametrize("url", ["data:video/mp4;base64,AAAA", "http://127.0.0.1:9/a.mp4"])
-def test_parse_output_with_legal_url_keeps_it(url):
-    assert parse_output(RESULT | {"video": {"url": url}}).video.url == url
-
-
-def test_parse_output_with_unstorable_values_mends_them():
-    payload = RESULT | {"prompt": "a\0b\ud800", "video": VIDEO | {"duration": math.nan}}
-    output = parse_output(payload)
+def test_parse_output_with_odd_values_mends_them():
+    video = VIDEO | {"width": 1248.0, "num_frames": 161.0, "duration": math.nan}
+    output = parse_output({"prompt": "a\0b\ud800", "video": video, "seed": 7.0})
+    numbers = [output.video.width, output.video.num_frames, output.seed]
+    assert json.dumps(numbers) == "[1248, 161, 7]"
     assert output.prompt.startswith("a\ufffdb")
     assert output.prompt.isprintable()
     assert output.video.duration is None
@@ -686,11 +531,9 @@ def test_parse_output_with_unstorable_values_mends_them():
     ("payload", "reason"),
     [
         (None, "payload=null: an object with video"),
-        ([], "payload=\\[\\]: an object with video"),
         ({}, "video=nothing: required: an object with url"),
         (RESULT | {"video": "https://a.test/b"}, 'video="https://a.test/b": an object with url'),
         (RESULT | {"video": {}}, "video.url=nothing: required: an absolute http or https URL"),
-        (RESULT | {"video": {"url": ""}}, 'video.url="": an absolute http or https URL, or a data'),
         (RESULT | {"video": {"url": "ftp://a.test/b"}}, 'video.url="ftp://a.test/b": an absolute'),
         (RESULT | {"video": VIDEO | {"width": "wide"}}, 'video.width="wide": an integer, or null'),
         (RESULT | {"video": VIDEO | {"num_frames": 1.5}}, "num_frames=1.5: an integer, or null"),

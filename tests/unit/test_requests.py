@@ -1,7 +1,13 @@
-"""How fal's words about one request are sorted: status (3.1), result (3.3), cancellation (3.4)."""
+"""What each reply of fal about one request means: status (3.1), result (3.3), cancellation (3.4).
+
+The three tables are the whole of it, by kind; other levels rely on them. Then: which URL is asked,
+and that asking and cancelling, which are safe to repeat, go to the backup host without a
+connection, and only then.
+"""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -10,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from tests.harness.brokers import find_closed_port
+from tests.harness.web import run_server, send_json
 from worker.fal import requests
 from worker.fal.completion import Completion
-from worker.fal.http import Reply, accept_url
+from worker.fal.http import BACKUP_URLS, Reply, accept_url, exchange_again, move_url
 from worker.fal.requests import RequestClient
 from worker.fal.truth import (
     CancelAnswer,
@@ -35,6 +43,7 @@ MODEL_ERROR = {"detail": [{"loc": ["body"], "msg": "no", "type": "content_policy
 NOT_FOUND_BODY = {"status": "NOT_FOUND"}
 PLATFORM_ERROR = {"detail": "stopped", "error_type": "runner_disconnected"}
 NGINX = b"<html>nginx</html>"
+DONE = {"status": "COMPLETED", "request_id": "r-1", "metrics": {"inference_time": 1.5}}
 
 
 def reply(status: int, body: object) -> Reply:
@@ -42,136 +51,108 @@ def reply(status: int, body: object) -> Reply:
     return Reply(status, {}, raw)
 
 
-# ------------------------------------------------------------------ status
+# ------------------------------------------------------------------ what a reply means
+
+UNNAMED = Unclear("the status call named no known status")
+STATUSES: list[tuple[int, object, object]] = [
+    # the word decides, not which 2xx it comes with
+    (202, {"status": "IN_QUEUE", "logs": None, "queue_position": 0}, Pending("IN_QUEUE")),
+    (200, {"status": "IN_PROGRESS", "new": 1}, Pending("IN_PROGRESS")),
+    (200, DONE, WELL),
+    (202, DONE, WELL),
+    # COMPLETED with any error is no success
+    *((200, DONE | {"error": none, "error_type": none}, WELL) for none in (None, "", {}, False)),
+    (200, DONE | {"error": "it broke"}, Finished("it broke", None)),
+    (200, DONE | {"error": "it broke", "error_type": "x"}, Finished("it broke", "x")),
+    (200, DONE | {"error_type": "client_cancelled"}, Finished(*["client_cancelled"] * 2)),
+    (200, DONE | {"error": {"code": 7}}, Finished('{"code": 7}', None)),
+    (200, DONE | {"error": True}, Finished("true", None)),
+    # fal does not know the request, whatever else it says
+    *((404, body, Forgotten()) for body in (NOT_FOUND_BODY, PLATFORM_ERROR, b"", NGINX, DONE)),
+    (410, b"", Forgotten()),
+    # a status call that failed is no conclusion
+    *(
+        (code, DONE, Unclear(f"the status call answered {code}"))
+        for code in (301, 400, 401, 403, 408, 422, 429, 500, 502, 503, 504)
+    ),
+    (503, NGINX, Unclear("the status call answered 503")),
+    # words that we do not know, and shapes
+    *((200, {"status": odd}, UNNAMED) for odd in ("FAILED", "completed", "", None, 7, ["x"])),
+    (200, {}, UNNAMED),
+    *(
+        (200, body, Unclear("the status call answered 200"))
+        for body in (b"", b"{", NGINX, b"null", [], "COMPLETED")
+    ),
+]
 
 
-@pytest.mark.parametrize("http_status", [200, 202])
-@pytest.mark.parametrize("status", ["IN_QUEUE", "IN_PROGRESS"])
-def test_read_status_before_the_end_is_pending(http_status, status) -> None:
-    body = {"status": status, "request_id": "r-1", "logs": None, "queue_position": 0}
-    assert read_status(reply(http_status, body)) == Pending(status)
-
-
-@pytest.mark.parametrize(
-    ("told", "finished"),
-    [
-        ({}, WELL),
-        ({"error": None, "error_type": None}, WELL),
-        ({"error": "", "error_type": ""}, WELL),
-        ({"error": {}, "error_type": False}, WELL),
-        ({"error": "it broke"}, Finished("it broke", None)),
-        ({"error": "it broke", "error_type": "x"}, Finished("it broke", "x")),
-        ({"error_type": "client_cancelled"}, Finished("client_cancelled", "client_cancelled")),
-        ({"error": {"code": 7}}, Finished('{"code": 7}', None)),
-        ({"error": ["no"]}, Finished('["no"]', None)),
-        ({"error": True}, Finished("true", None)),
-    ],
-)
-def test_read_status_completed_with_any_error_is_no_success(told, finished) -> None:
-    body = {"status": "COMPLETED", "request_id": "r-1", "metrics": {"inference_time": 1.5}}
-    assert read_status(reply(200, body | told)) == finished
-
-
-@pytest.mark.parametrize("http_status", [404, 410])
-@pytest.mark.parametrize("body", [NOT_FOUND_BODY, PLATFORM_ERROR, b"", NGINX])
-def test_read_status_of_unknown_request_is_forgotten(http_status, body) -> None:
-    assert read_status(reply(http_status, body)) == Forgotten()
-
-
-@pytest.mark.parametrize("http_status", [301, 400, 401, 403, 408, 429, 500, 502, 503, 504])
-@pytest.mark.parametrize("body", [PLATFORM_ERROR, NGINX, {"status": "COMPLETED"}])
-def test_read_status_that_failed_is_no_conclusion(http_status, body) -> None:
-    told = f"the status call answered {http_status}"
-    assert read_status(reply(http_status, body)) == Unclear(told)
-
-
-@pytest.mark.parametrize("status", ["FAILED", "CANCELLED", "completed", "", None, 7, ["COMPLETED"]])
-def test_read_status_of_unknown_name_is_unclear(status) -> None:
-    assert isinstance(read_status(reply(200, {"status": status})), Unclear)
-
-
-@pytest.mark.parametrize("body", [b"", b"{", NGINX, b"null", [], "COMPLETED", {}])
-def test_read_status_in_no_known_shape_is_unclear(body) -> None:
-    assert isinstance(read_status(reply(200, body)), Unclear)
-
-
-# ------------------------------------------------------------------ result
+@pytest.mark.parametrize(("http_status", "body", "meaning"), STATUSES)
+def test_status_means(http_status, body, meaning) -> None:
+    assert read_status(reply(http_status, body)) == meaning
 
 
 def told(status: str, payload: object, error: str | None) -> Completion:
     return Completion("r-1", None, status, payload, error)  # type: ignore[arg-type] # any words
 
 
-@pytest.mark.parametrize(
-    ("http_status", "body", "truth"),
-    [
-        (200, RESULT, told("OK", RESULT, None)),
-        (201, RESULT, told("OK", RESULT, None)),
-        (200, {}, told("OK", {}, None)),
-        (200, b"<html>", Unclear("the result is not JSON")),
-        (200, b'{"video": {"ur', Unclear("the result is not JSON")),
-        (422, MODEL_ERROR, told("ERROR", MODEL_ERROR, "HTTP 422")),
-        (400, MODEL_ERROR, told("ERROR", MODEL_ERROR, "HTTP 400")),
-        (404, MODEL_ERROR, told("ERROR", MODEL_ERROR, "HTTP 404")),
-        (404, NOT_FOUND_BODY, ResultGone()),
-        (410, b"", ResultGone()),
-        (404, {"detail": "gone"}, ResultGone()),
-        (400, {"detail": "Request is still in progress"}, Unclear("the result call answered 400")),
-        (401, PLATFORM_ERROR, Unclear("the result call answered 401")),
-        (403, PLATFORM_ERROR, Unclear("the result call answered 403")),
-        (429, PLATFORM_ERROR, Unclear("the result call answered 429")),
-        (500, MODEL_ERROR, Unclear("the result call answered 500")),
-        (502, NGINX, Unclear("the result call answered 502")),
-        (503, PLATFORM_ERROR, Unclear("the result call answered 503")),
-        (504, NGINX, Unclear("the result call answered 504")),
-        (302, b"", Unclear("the result call answered 302")),
-    ],
-)
-def test_sort_result_of_run_without_error(http_status, body, truth: Truth) -> None:
-    assert sort_result(reply(http_status, body), WELL, "r-1") == truth
+# The result of a run that its status calls a success.
+RESULTS: list[tuple[int, object, Truth]] = [
+    (200, RESULT, told("OK", RESULT, None)),
+    (201, RESULT, told("OK", RESULT, None)),
+    (200, {}, told("OK", {}, None)),
+    (200, b'{"video": {"ur', Unclear("the result is not JSON")),
+    # a client error in the model's words: it failed after all
+    *((code, MODEL_ERROR, told("ERROR", MODEL_ERROR, f"HTTP {code}")) for code in (400, 404, 422)),
+    # 404 and 410 in no model's words: the result cannot be read any more
+    *((404, body, ResultGone()) for body in (NOT_FOUND_BODY, {"detail": "gone"}, b"")),
+    (410, b"", ResultGone()),
+    # anything else passes by
+    (400, {"detail": "Request is still in progress"}, Unclear("the result call answered 400")),
+    *(
+        (code, PLATFORM_ERROR, Unclear(f"the result call answered {code}"))
+        for code in (302, 401, 403, 408, 429, 500, 503)
+    ),
+    (500, MODEL_ERROR, Unclear("the result call answered 500")),
+    (502, NGINX, Unclear("the result call answered 502")),
+]
 
 
-@pytest.mark.parametrize("http_status", [200, 404, 422, 429, 500, 503])
-@pytest.mark.parametrize("body", [NGINX, NOT_FOUND_BODY, b"", RESULT, []])
-def test_sort_result_of_failed_run_without_models_words_has_platforms(http_status, body) -> None:
-    """Whatever the result call says: it is failed already."""
+@pytest.mark.parametrize(("http_status", "body", "meaning"), RESULTS)
+def test_result_of_run_without_error_means(http_status, body, meaning) -> None:
+    assert sort_result(reply(http_status, body), WELL, "r-1") == meaning
+
+
+@pytest.mark.parametrize("http_status", [200, 404, 422, 429, 500])
+@pytest.mark.parametrize("body", [NGINX, NOT_FOUND_BODY, RESULT, MODEL_ERROR])
+def test_result_of_failed_run_means_failure_whatever_it_says(http_status, body) -> None:
+    """In the model's own words if it has any, else in those of the status."""
     platform = {"detail": ILL.error, "error_type": ILL.error_type}
-    assert sort_result(reply(http_status, body), ILL, "r-1") == told("ERROR", platform, ILL.error)
+    words = MODEL_ERROR if body is MODEL_ERROR else platform
+    assert sort_result(reply(http_status, body), ILL, "r-1") == told("ERROR", words, ILL.error)
 
 
-@pytest.mark.parametrize("http_status", [400, 422, 500, 504])
-def test_sort_result_of_failed_run_has_models_words(http_status) -> None:
-    truth = sort_result(reply(http_status, MODEL_ERROR), ILL, "r-1")
-    assert truth == told("ERROR", MODEL_ERROR, ILL.error)
+CANCELLATIONS: list[tuple[int, object, CancelAnswer]] = [
+    # the word decides where it is known
+    (200, {"status": "OK"}, CancelAnswer.OK),
+    (202, {"status": "CANCELLATION_REQUESTED"}, CancelAnswer.REQUESTED),
+    (400, {"status": "ALREADY_COMPLETED"}, CancelAnswer.ALREADY_COMPLETED),
+    (404, NOT_FOUND_BODY, CancelAnswer.NOT_FOUND),
+    # else the code does
+    *(
+        (code, body, CancelAnswer.REQUESTED)
+        for code, body in [(200, {"success": True}), (202, b""), (200, {"status": ["OK"]})]
+    ),
+    (200, {"status": "UNCLEAR"}, CancelAnswer.REQUESTED),
+    (404, b"", CancelAnswer.NOT_FOUND),
+    (410, NGINX, CancelAnswer.NOT_FOUND),
+    *((code, PLATFORM_ERROR, CancelAnswer.UNCLEAR) for code in (302, 400, 401, 405, 429, 500)),
+    (502, NGINX, CancelAnswer.UNCLEAR),
+]
 
 
-# ------------------------------------------------------------------ cancellation
-
-
-@pytest.mark.parametrize(
-    ("http_status", "body", "answer"),
-    [
-        (200, {"status": "OK"}, CancelAnswer.OK),
-        (202, {"status": "CANCELLATION_REQUESTED"}, CancelAnswer.REQUESTED),
-        (400, {"status": "ALREADY_COMPLETED"}, CancelAnswer.ALREADY_COMPLETED),
-        (404, NOT_FOUND_BODY, CancelAnswer.NOT_FOUND),
-        (200, {"success": True}, CancelAnswer.REQUESTED),
-        (202, b"", CancelAnswer.REQUESTED),
-        (200, {"status": "UNCLEAR"}, CancelAnswer.REQUESTED),
-        (200, {"status": ["OK"]}, CancelAnswer.REQUESTED),
-        (404, b"", CancelAnswer.NOT_FOUND),
-        (410, NGINX, CancelAnswer.NOT_FOUND),
-        (400, {"detail": "no"}, CancelAnswer.UNCLEAR),
-        (401, PLATFORM_ERROR, CancelAnswer.UNCLEAR),
-        (405, b"", CancelAnswer.UNCLEAR),
-        (429, PLATFORM_ERROR, CancelAnswer.UNCLEAR),
-        (302, b"", CancelAnswer.UNCLEAR),
-        (500, PLATFORM_ERROR, CancelAnswer.UNCLEAR),
-        (502, NGINX, CancelAnswer.UNCLEAR),
-    ],
-)
-def test_read_cancel_answer_by_word_or_by_code(http_status, body, answer) -> None:
-    assert read_cancel_answer(reply(http_status, body)) is answer
+@pytest.mark.parametrize(("http_status", "body", "meaning"), CANCELLATIONS)
+def test_answer_to_a_cancellation_means(http_status, body, meaning) -> None:
+    assert read_cancel_answer(reply(http_status, body)) is meaning
 
 
 # ------------------------------------------------------------------ anything
@@ -206,22 +187,23 @@ finished = st.builds(Finished, st.none() | odd_text, st.none() | odd_text)
 
 
 @given(codes, raw_bodies)
-def test_read_status_of_anything_concludes_only_from_success(http_status, body) -> None:
-    match read_status(Reply(http_status, {}, body)):
+def test_status_and_cancellation_of_anything_conclude_only_from_their_code(code, body) -> None:
+    assert isinstance(read_cancel_answer(Reply(code, {}, body)), CancelAnswer)
+    match read_status(Reply(code, {}, body)):
         case Finished(error, _):
-            assert 200 <= http_status < 300
+            assert 200 <= code < 300
             assert error is None or error.encode()
         case Pending(status):
-            assert 200 <= http_status < 300
+            assert 200 <= code < 300
             assert status in {"IN_QUEUE", "IN_PROGRESS"}
         case Forgotten():
-            assert http_status in {404, 410}
+            assert code in {404, 410}
         case Unclear(message):
             assert message
 
 
 @given(codes, raw_bodies, finished)
-def test_sort_result_of_anything_never_turns_failure_into_success(http_status, body, end) -> None:
+def test_result_of_anything_never_turns_failure_into_success(http_status, body, end) -> None:
     truth = sort_result(Reply(http_status, {}, body), end, "r-1")
     if end.error is not None:
         assert isinstance(truth, Completion)
@@ -234,11 +216,6 @@ def test_sort_result_of_anything_never_turns_failure_into_success(http_status, b
         json.dumps(truth.payload, ensure_ascii=False, allow_nan=False).encode()
 
 
-@given(codes, raw_bodies)
-def test_read_cancel_answer_of_anything_is_one_of_five(http_status, body) -> None:
-    assert isinstance(read_cancel_answer(Reply(http_status, {}, body)), CancelAnswer)
-
-
 @given(odd_text.map(lambda rest: f"{BASE}{rest}") | odd_text.map(lambda rest: f"https:{rest}"))
 def test_accept_url_takes_only_what_can_be_asked_at_our_host(url) -> None:
     if accept_url(url, BASE) is not None:
@@ -246,7 +223,7 @@ def test_accept_url_takes_only_what_can_be_asked_at_our_host(url) -> None:
         assert (read.scheme, read.host, read.userinfo) == ("https", "queue.fal.run", b"")
 
 
-@pytest.mark.parametrize("end", ["\x07", "\n", "/a\nb", "/\x7f", "/" + "x" * 70_000])
+@pytest.mark.parametrize("end", ["\n", "/a\nb", "/\x7f", "/" + "x" * 70_000])
 def test_accept_url_drops_what_cannot_be_asked(end) -> None:
     """Else it would be stored, and every later question about the request would raise."""
     assert accept_url(BASE + end, BASE) is None
@@ -265,22 +242,33 @@ class Ref:
     cancel_url: str | None = None
 
 
-def list_asked(ref: Ref, fal_request_id: str) -> list[str]:
-    """What is asked for status, result and cancellation."""
-    asked: list[str] = []
+@dataclass
+class Network:
+    """All hosts there are: each request is noted, then answered, or broken at these hosts."""
 
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(f"{request.method} {request.url}")
-        return httpx.Response(200, stream=httpx.ByteStream(b'{"status": "COMPLETED"}'))
+    breaks: Callable[[str], Exception | None] = lambda _: None
+    status: int = 200
+    asked: list[str] = field(default_factory=list)
 
-    http = httpx.Client(transport=httpx.MockTransport(answer))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(requests, "build_client", lambda *_, **__: http)
-        client = RequestClient(BASE, SecretStr("key"))
-    client.find_truth(ref, fal_request_id)
-    client.cancel(ref, fal_request_id)
-    client.close()
-    return asked
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert request.headers["authorization"] == "Key key"
+        self.asked.append(f"{request.method} {request.url}")
+        if error := self.breaks(request.url.host):
+            raise error
+        return httpx.Response(self.status, stream=httpx.ByteStream(b'{"status": "COMPLETED"}'))
+
+    def ask(self, ref: Ref, fal_request_id: str, base_url: str = BASE) -> list[str]:
+        """What is asked for status, result and cancellation."""
+        http = httpx.Client(
+            transport=httpx.MockTransport(self), headers={"Authorization": "Key key"}
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(requests, "build_client", lambda *_, **__: http)
+            client = RequestClient(base_url, SecretStr("key"))
+        client.find_truth(ref, fal_request_id)
+        client.cancel(ref, fal_request_id)
+        client.close()
+        return self.asked
 
 
 @pytest.mark.parametrize(
@@ -294,7 +282,7 @@ def list_asked(ref: Ref, fal_request_id: str) -> list[str]:
 )
 def test_request_without_urls_is_asked_by_owner_and_app(endpoint, app) -> None:
     place = f"{BASE}/{app}/requests/r%2F1%3Fx"
-    assert list_asked(Ref(endpoint), "r/1?x") == [
+    assert Network().ask(Ref(endpoint), "r/1?x") == [
         f"GET {place}/status?logs=1",
         f"GET {place}",
         f"PUT {place}/cancel",
@@ -303,7 +291,7 @@ def test_request_without_urls_is_asked_by_owner_and_app(endpoint, app) -> None:
 
 def test_request_is_asked_by_the_urls_that_fal_returned() -> None:
     urls = [f"{BASE}/elsewhere/{name}?a=1" for name in ("status", "response", "cancel")]
-    assert list_asked(Ref("fal-ai/app", *urls), "r-1") == [
+    assert Network().ask(Ref("fal-ai/app", *urls), "r-1") == [
         f"GET {urls[0]}&logs=1",
         f"GET {urls[1]}",
         f"PUT {urls[2]}",
@@ -312,8 +300,62 @@ def test_request_is_asked_by_the_urls_that_fal_returned() -> None:
 
 def test_request_with_foreign_urls_is_asked_at_our_host() -> None:
     foreign = ["https://evil.test/status", f"{BASE}@evil.test/r", f"{BASE}:444/cancel"]
-    assert all(" https://queue.fal.run/" in one for one in list_asked(Ref("a/b", *foreign), "r-1"))
+    asked = Network().ask(Ref("a/b", *foreign), "r-1")
+    assert len(asked) == 3
+    assert all(" https://queue.fal.run/" in one for one in asked)
 
 
 def test_request_of_endless_id_is_unclear_and_asks_nobody() -> None:
-    assert list_asked(Ref(), "x" * 70_000) == []
+    assert Network().ask(Ref(), "x" * 70_000) == []
+
+
+# ------------------------------------------------------------------ the backup host
+
+
+def break_at_first(error: Exception) -> Callable[[str], Exception | None]:
+    return lambda host: error if host == "queue.fal.run" else None
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("x"), httpx.ConnectTimeout("x")])
+def test_question_without_connection_is_asked_at_the_backup(error) -> None:
+    asked = Network(break_at_first(error)).ask(Ref("a/b"), "r-1")
+    paths = ["a/b/requests/r-1/status?logs=1", "a/b/requests/r-1", "a/b/requests/r-1/cancel"]
+    assert asked == [
+        f"{method} {host}/{path}"
+        for method, path in zip(("GET", "GET", "PUT"), paths, strict=True)
+        for host in (BASE, "https://queue.falrun.com")
+    ]
+
+
+@pytest.mark.parametrize("error", [httpx.ReadTimeout("x"), httpx.WriteError("x"), None])
+def test_question_that_was_sent_is_not_asked_at_the_backup(error) -> None:
+    network = Network(break_at_first(error)) if error else Network(status=503)
+    assert all(" https://queue.fal.run/" in one for one in network.ask(Ref("a/b"), "r-1"))
+
+
+def test_only_fals_own_queue_has_a_backup() -> None:
+    assert BACKUP_URLS == {BASE: "https://queue.falrun.com"}
+    network = Network(lambda _: httpx.ConnectError("x"))
+    assert len(network.ask(Ref("a/b"), "r-1", "https://other.test")) == 2
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+def test_what_is_not_safe_to_repeat_is_never_sent_twice(method) -> None:
+    network = Network()
+    with httpx.Client(transport=httpx.MockTransport(network)) as client:
+        request = client.build_request(method, f"{BASE}/x")
+        with pytest.raises(ValueError, match="never sent twice"):
+            exchange_again(client, request, backup_url="https://backup.test")
+    assert network.asked == []
+
+
+def test_backup_is_asked_over_a_real_connection_with_path_and_query() -> None:
+    """The first host is a port where nobody listens."""
+    with run_server(send_json({"status": "IN_PROGRESS"}, 202)) as server:
+        closed = f"http://127.0.0.1:{find_closed_port()}"
+        client = RequestClient(closed, SecretStr("key"), backup_url=server.url)
+        assert client.find_truth(Ref("a/b"), "r-1") == Pending("IN_PROGRESS")
+        client.close()
+        assert [one.target for one in server.asked] == ["/a/b/requests/r-1/status?logs=1"]
+    moved = move_url(httpx.URL(f"{BASE}:444/a/b%2Fc?logs=1"), "https://backup.test")
+    assert str(moved) == "https://backup.test/a/b%2Fc?logs=1"
