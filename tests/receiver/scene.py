@@ -23,7 +23,6 @@ from worker.settings import Settings
 
 ARCHIVE_QUEUE = "extend_video.archive"
 ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 LEASE = timedelta(seconds=60)
 LIMIT = 64 * 1024
 

@@ -1,12 +1,10 @@
 """Bodies that cannot be read, and mistakes of our own."""
 
-import pytest
 from werkzeug.test import run_wsgi_app
 
 from tests.harness.jobs import TOKEN
 from tests.harness.posts import write_post
 from tests.harness.webhooks import build_delivery
-from tests.receiver.scene import ON_SQLITE
 
 
 class BrokenBody:
@@ -16,7 +14,6 @@ class BrokenBody:
         raise RuntimeError("Invalid chunk size: b'zz'")
 
 
-@ON_SQLITE
 def test_receive_body_that_the_server_cannot_read_answers_400(scene, job) -> None:
     before = scene.read_table()
     environ = write_post(build_delivery(), chunked=True).to_environ()
@@ -26,7 +23,6 @@ def test_receive_body_that_the_server_cannot_read_answers_400(scene, job) -> Non
     assert scene.read_table() == before
 
 
-@ON_SQLITE
 def test_receiver_with_a_mistake_answers_500_and_logs_no_token(
     capsys, scene, job, monkeypatch
 ) -> None:
@@ -41,9 +37,3 @@ def test_receiver_with_a_mistake_answers_500_and_logs_no_token(
     assert "RuntimeError: a mistake" in logged
     assert "receiver_broken" in logged
     assert TOKEN not in logged
-
-
-@ON_SQLITE
-@pytest.mark.parametrize("path", ["/nowhere", f"/webhooks/fal/{TOKEN}/"])
-def test_receiver_still_answers_what_is_wrong_with_a_request(scene, path) -> None:
-    assert scene.client.post(path).status_code == 404

@@ -1,4 +1,4 @@
-"""Deliveries spoilt in every way, by tens of thousands: none changes or breaks anything.
+"""Deliveries spoilt in every way, by thousands: none changes or breaks anything.
 
 Each has a seed of its own, which a failure prints: `Mutator(LIMIT).draw(seed)` makes it again.
 """
@@ -25,17 +25,16 @@ from tests.harness.mutations import OTHER_REQUEST_ID, OTHER_TOKEN, Mutator
 from tests.harness.posts import Post
 from tests.harness.processes import run_yard
 from tests.harness.webhooks import USER_ID, SignedDelivery
-from tests.receiver.scene import LIMIT, ON_SQLITE, Scene
+from tests.receiver.scene import LIMIT, Scene
 from tests.receiver.test_process import run_gunicorn
 from worker.jobs import attempts
 from worker.jobs.states import JobState
 from worker.jobs.values import Outcome, Settlement
 
-DELIVERIES = int(os.environ.get("FUZZ_DELIVERIES", "20000"))
-SENT = max(3000, DELIVERIES // 10)
-PARTS = 10
-# A fresh signature is good for five minutes; a look at the tables costs as much as many deliveries.
+DELIVERIES = int(os.environ.get("FUZZ_DELIVERIES", "2000"))
+# A fresh signature is good for five minutes; reading the tables costs as much as many deliveries.
 ROUND = 1000
+SENT = DELIVERIES // 10
 # Silence answers what is no HTTP, 100 whoever asks whether to go on.
 ANSWERS = frozenset(
     {b"none", b"100", b"400", b"401", b"404", b"405", b"413", b"414", b"417", b"431", b"503"}
@@ -90,26 +89,20 @@ def hand_over(app: Flask, post: Post) -> tuple[int, str | None]:
     return int(status[:3]), headers.get("Content-Type")
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    ("database_url", "part"),
-    [("sqlite" if part else "postgresql", part) for part in range(PARTS)],
-    indirect=["database_url"],
-)
+@pytest.mark.slow  # a thousand deliveries
+@pytest.mark.parametrize("part", range(DELIVERIES // ROUND))
 def test_receive_spoilt_deliveries_changes_nothing(scene, two_jobs, confessions, part) -> None:
     answers: Counter[int] = Counter()
     before = scene.read_table()
-    for start in range(0, DELIVERIES // PARTS, ROUND):
-        mutator = Mutator(LIMIT)
-        for number in range(start, min(start + ROUND, DELIVERIES // PARTS)):
-            seed = f"{part}-{number}"
-            post = mutator.draw(seed)
-            status, content_type = hand_over(scene.client.application, post)
-            assert status in REFUSALS, f"seed {seed!r}: {status}"
-            assert content_type == "application/json", f"seed {seed!r}"
-            assert confessions.heard == [], f"seed {seed!r}"
-            answers[status] += 1
-        assert scene.read_table() == before, f"one of the seeds {part}-{start} and following"
+    mutator = Mutator(LIMIT)
+    for number in range(ROUND):
+        seed = f"{part}-{number}"
+        status, content_type = hand_over(scene.client.application, mutator.draw(seed))
+        assert status in REFUSALS, f"seed {seed!r}: {status}"
+        assert content_type == "application/json", f"seed {seed!r}"
+        assert confessions.heard == [], f"seed {seed!r}"
+        answers[status] += 1
+    assert scene.read_table() == before, f"one of the seeds {part}-0 and following"
     rung = scene.take_doorbells()
     # What is too large to be read, under a known token, has fal asked; nothing else does.
     assert set(rung) <= {"extend_video.reconcile"}
@@ -145,7 +138,7 @@ def exchange(place: tuple[str, int], raw: bytes) -> bytes:
     return bytes(received)
 
 
-@ON_SQLITE
+@pytest.mark.slow  # starts gunicorn
 @pytest.mark.timeout(900)
 def test_gunicorn_survives_spoilt_deliveries_and_broken_http(
     tmp_path, scene, two_jobs, keys, redis_url
@@ -180,7 +173,7 @@ def test_gunicorn_survives_spoilt_deliveries_and_broken_http(
         ]
 
     assert [one.json() for one in post_genuine] == [{"verdict": "recorded"}] * 2
-    assert set(answers) >= {b"400", b"401", b"404", b"405", b"413"}, answers
+    assert set(answers) >= {b"400", b"401", b"404", b"405"}, answers
     assert "Traceback" not in log
     # gunicorn quotes a line that is no request; ours are JSON.
     assert [line for line in log.splitlines() if line.startswith("{") and TOKEN in line] == []

@@ -1,4 +1,4 @@
-"""What the receiver writes for each genuine delivery, on both databases."""
+"""What the receiver writes for each genuine delivery."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -28,6 +28,7 @@ from worker.stages.submit import submit_job
 from worker.stages.sweep import sweep_jobs
 
 
+@pytest.mark.both_databases
 def test_receive_success_commits_result_and_rings(scene, job) -> None:
     answer = scene.post(build_delivery())
 
@@ -41,6 +42,7 @@ def test_receive_success_commits_result_and_rings(scene, job) -> None:
     assert scene.take_doorbells() == ["extend_video.archive"]
 
 
+@pytest.mark.both_databases
 def test_receive_failure_commits_its_code_and_rings_for_nobody(scene, job) -> None:
     detail = [{"loc": ["body", "video_url"], "msg": "no such file", "type": "file_download_error"}]
     body = build_body(status="ERROR", error="Invalid status code: 422", payload={"detail": detail})
@@ -63,6 +65,7 @@ def test_receive_keeps_raw_body(scene, job) -> None:
     assert (bytes(kept.body), kept.times_received) == (body, 1)
 
 
+@pytest.mark.both_databases
 def test_receive_duplicate_is_answered_and_recorded_once(scene, job) -> None:
     delivery = build_delivery()
     verdicts = [scene.post(delivery).get_json()["verdict"] for _ in range(3)]
@@ -82,6 +85,7 @@ def test_receive_redelivery_signed_anew_is_duplicate(scene, job) -> None:
     assert scene.post(build_delivery(at=later)).get_json() == {"verdict": "duplicate"}
 
 
+@pytest.mark.both_databases
 def test_receive_same_delivery_at_once_records_once(scene, job) -> None:
     delivery = build_delivery()
     answers = call_together(*[lambda: scene.post(delivery)] * 6)
@@ -93,6 +97,7 @@ def test_receive_same_delivery_at_once_records_once(scene, job) -> None:
     assert scene.count("deliveries") == 1
 
 
+@pytest.mark.both_databases
 def test_receive_other_body_after_end_is_kept(scene, job) -> None:
     scene.post(build_delivery())
     before = read_job(scene.db, job.id)
@@ -127,6 +132,7 @@ def test_receive_result_without_payload_is_kept_and_asked_for(scene, state) -> N
         assert scene.take_doorbells() == ["extend_video.reconcile"]
 
 
+@pytest.mark.both_databases
 def test_receive_result_without_payload_after_refusal_buys_no_second_run(scene) -> None:
     """Fal refused the attempt, yet ran it: to look at the job at once would be to pay again."""
     now = datetime.now(UTC)
@@ -149,6 +155,7 @@ def test_receive_result_without_payload_while_archiving_leaves_claim(scene) -> N
     assert read_job(scene.db, job.id).due_at == job.due_at
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("state", [JobState.SUBMITTING, JobState.SUBMISSION_UNKNOWN])
 def test_receive_before_submit_reply_adopts_request(scene, state) -> None:
     job = make_job(scene.db, state, now=datetime.now(UTC))
@@ -159,6 +166,7 @@ def test_receive_before_submit_reply_adopts_request(scene, state) -> None:
     assert recorded.submitted_at is not None
 
 
+@pytest.mark.both_databases
 def test_receive_webhook_during_submission_completes_paid_job(scene) -> None:
     job = make_job(scene.db, now=datetime.now(UTC))
 

@@ -17,28 +17,18 @@ from tests.harness.webhooks import (
     build_body,
     build_delivery,
 )
-from tests.receiver.scene import LIMIT, ON_SQLITE, refuse, take_as_hint
+from tests.receiver.scene import LIMIT, refuse, take_as_hint
 from worker.jobs.states import JobState
 
 
-@ON_SQLITE
 @pytest.mark.parametrize(
     "body",
     [
         b"",
-        b"{",
         b"\xff\xfe\x00",
-        b'"text"',
         b"[]",
-        b"null",
-        b"{}",
-        json.dumps(build_body(status=...)).encode(),
         json.dumps(build_body(status="FAILED")).encode(),
         json.dumps(build_body(request_id=...)).encode(),
-        json.dumps(build_body(request_id=7)).encode(),
-        json.dumps(build_body(gateway_request_id=[])).encode(),
-        json.dumps(build_body(error={"a": 1})).encode(),
-        b"[" * 30_000,
         b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
         b"1" * 5_000,
     ],
@@ -47,13 +37,8 @@ def test_receive_genuine_body_of_wrong_shape_answers_400(scene, job, body) -> No
     refuse(scene, build_delivery(body), 400, "invalid_delivery")
 
 
-def test_receive_unknown_token_answers_401(scene, job) -> None:
-    refuse(scene, build_delivery(token="another-token"), 401, "invalid_signature")
-
-
-@ON_SQLITE
-@pytest.mark.parametrize("token", ["%00", "%ff%fe", "ü", "x" * 5000, TOKEN + "%20", TOKEN.upper()])
-def test_receive_odd_token_answers_401(scene, job, token) -> None:
+@pytest.mark.parametrize("token", ["another-token", "%00", "%ff%fe", "x" * 5000, TOKEN.upper()])
+def test_receive_unknown_token_answers_401(scene, job, token) -> None:
     refuse(scene, build_delivery(token=token), 401, "invalid_signature")
 
 
@@ -63,32 +48,25 @@ def test_receive_token_hash_as_token_answers_401(scene, job) -> None:
     refuse(scene, build_delivery(token=attempt.token_hash), 401, "invalid_signature")
 
 
-@ON_SQLITE
 @pytest.mark.parametrize("name", ["Request-Id", "User-Id", "Timestamp", "Signature"])
 def test_receive_without_header_answers_401(scene, job, name) -> None:
     refuse(scene, build_delivery().without_header(name), 401, "invalid_signature")
 
 
-@ON_SQLITE
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("Request-Id", "another-request"),
         ("User-Id", f"{USER_ID} "),
         ("Timestamp", "now"),
-        ("Timestamp", "-1"),
-        ("Timestamp", "9" * 13),
         ("Signature", "00" * 64),
         ("Signature", "zz" * 64),
-        ("Signature", "00" * 63),
-        ("Signature", ""),
     ],
 )
 def test_receive_altered_header_answers_401(scene, job, name, value) -> None:
     refuse(scene, build_delivery().with_header(name, value), 401, "invalid_signature")
 
 
-@ON_SQLITE
 def test_receive_timestamp_of_same_value_in_other_digits_answers_401(scene, job) -> None:
     """The header is signed as it stands, not as the number it means."""
     delivery = build_delivery()
@@ -96,12 +74,10 @@ def test_receive_timestamp_of_same_value_in_other_digits_answers_401(scene, job)
     refuse(scene, delivery.with_header("Timestamp", zero_first), 401, "invalid_signature")
 
 
-@ON_SQLITE
 def test_receive_signature_of_foreign_key_answers_401(scene, job) -> None:
     refuse(scene, build_delivery(key=OTHER_KEY), 401, "invalid_signature")
 
 
-@ON_SQLITE
 def test_receive_body_encoded_anew_answers_401(scene, job) -> None:
     """The signature is over the bytes, not over what they mean."""
     delivery = build_delivery()
@@ -110,12 +86,10 @@ def test_receive_body_encoded_anew_answers_401(scene, job) -> None:
     refuse(scene, SignedDelivery(TOKEN, delivery.headers, anew), 401, "invalid_signature")
 
 
-@ON_SQLITE
 def test_receive_delivery_of_other_user_answers_401(scene, job) -> None:
     refuse(scene, build_delivery(user_id="someone-else"), 401, "invalid_signature")
 
 
-@ON_SQLITE
 def test_receive_any_user_where_none_is_set_records(open_scene, job) -> None:
     scene = open_scene(fal_user_id=None)
     assert scene.post(build_delivery(user_id="someone-else")).status_code == 200
@@ -144,10 +118,7 @@ def clock_at(moment: datetime) -> Iterator[None]:
         yield
 
 
-@ON_SQLITE
-@pytest.mark.parametrize(
-    ("age", "status"), [(-301, 202), (-300, 200), (0, 200), (300, 200), (301, 202), (7200, 202)]
-)
+@pytest.mark.parametrize(("age", "status"), [(-301, 202), (-300, 200), (300, 200), (301, 202)])
 def test_receive_at_edge_of_time_window_answers(scene, job, age, status) -> None:
     signed_at = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
     delivery = build_delivery(at=signed_at)
@@ -161,6 +132,7 @@ def test_receive_at_edge_of_time_window_answers(scene, job, age, status) -> None
 OLD = datetime.now(UTC) - timedelta(hours=2)
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("state", [JobState.SUBMITTED, JobState.SUBMISSION_UNKNOWN])
 def test_receive_stale_delivery_has_fal_asked_at_once(scene, state) -> None:
     job = make_job(scene.db, state, now=datetime.now(UTC))
@@ -186,12 +158,10 @@ def test_receive_stale_delivery_then_proven_one_is_recorded(scene, job) -> None:
     assert scene.count("deliveries") == 1
 
 
-@ON_SQLITE
 def test_receive_stale_delivery_with_unknown_token_answers_401(scene, job) -> None:
     refuse(scene, build_delivery(at=OLD, token="another-token"), 401, "invalid_signature")
 
 
-@ON_SQLITE
 def test_receive_stale_delivery_of_another_request_answers_401(scene) -> None:
     make_job(scene.db, JobState.SUBMITTED, now=datetime.now(UTC))
     scene.post(build_delivery())
@@ -201,25 +171,19 @@ def test_receive_stale_delivery_of_another_request_answers_401(scene) -> None:
     refuse(scene, stale, 401, "invalid_signature")
 
 
-@ON_SQLITE
 def test_receive_stale_delivery_whose_header_names_another_request_answers_401(scene, job) -> None:
     stale = build_delivery(build_body(request_id="other-request"), at=OLD)
     refuse(scene, stale, 401, "invalid_signature")
 
 
-@ON_SQLITE
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}"])
-def test_receive_stale_body_that_cannot_be_read_answers_401(scene, job, body) -> None:
-    refuse(scene, build_delivery(body, at=OLD), 401, "stale_signature")
+def test_receive_stale_body_that_cannot_be_read_answers_401(scene, job) -> None:
+    refuse(scene, build_delivery(b"{", at=OLD), 401, "stale_signature")
 
 
-@ON_SQLITE
 def test_receive_stale_forgery_is_no_stale_signature(scene, job) -> None:
-    old = datetime.now(UTC) - timedelta(hours=2)
-    refuse(scene, build_delivery(at=old, key=OTHER_KEY), 401, "invalid_signature")
+    refuse(scene, build_delivery(at=OLD, key=OTHER_KEY), 401, "invalid_signature")
 
 
-@ON_SQLITE
 def test_receive_body_at_limit_is_read(scene, job) -> None:
     filling = LIMIT - len(json.dumps(build_body(filling="")))
     delivery = build_delivery(build_body(filling="x" * filling))
@@ -243,24 +207,19 @@ def test_receive_body_above_limit_answers_413_and_has_fal_asked(scene, job) -> N
     assert scene.count("deliveries") == 0
 
 
-@ON_SQLITE
 def test_receive_body_above_limit_of_unknown_token_writes_nothing(scene, job) -> None:
     refuse(scene, build_too_large("another-token"), 413, "request_entity_too_large")
 
 
-@ON_SQLITE
-@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.COMPLETED, JobState.ARCHIVED])
-def test_receive_body_above_limit_of_job_elsewhere_writes_nothing(scene, state) -> None:
-    make_job(scene.db, state, now=datetime.now(UTC))
+def test_receive_body_above_limit_of_job_with_a_result_writes_nothing(scene) -> None:
+    make_job(scene.db, JobState.COMPLETED, now=datetime.now(UTC))
     refuse(scene, build_too_large(), 413, "request_entity_too_large")
 
 
-@ON_SQLITE
 def test_receive_forged_body_that_is_no_json_is_verified_first(scene, job) -> None:
     refuse(scene, build_delivery(b"{", key=OTHER_KEY), 401, "invalid_signature")
 
 
-@ON_SQLITE
 def test_receive_compressed_body_is_verified_as_it_came(scene, job) -> None:
     body = gzip.compress(json.dumps(build_body()).encode())
     delivery = build_delivery(body)
@@ -268,9 +227,7 @@ def test_receive_compressed_body_is_verified_as_it_came(scene, job) -> None:
     refuse(scene, SignedDelivery(TOKEN, headers, body), 400, "invalid_delivery")
 
 
-@ON_SQLITE
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
-def test_receive_under_other_content_type_reads_same_bytes(scene, job, content_type) -> None:
+def test_receive_under_other_content_type_reads_same_bytes(scene, job) -> None:
     delivery = build_delivery()
-    headers = {**delivery.headers, "Content-Type": content_type}
+    headers = {**delivery.headers, "Content-Type": "application/x-www-form-urlencoded"}
     assert scene.post(SignedDelivery(TOKEN, headers, delivery.body)).status_code == 200

@@ -5,26 +5,18 @@ from sqlalchemy import text
 
 from tests.harness.brokers import find_closed_port
 from tests.harness.jobs import TOKEN
-from tests.receiver.scene import ON_SQLITE
 
 
-@ON_SQLITE
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_webhook_route_by_other_method_answers_405(scene, method) -> None:
     assert scene.client.open(f"/webhooks/fal/{TOKEN}", method=method).status_code == 405
 
 
-@ON_SQLITE
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/webhooks/fal",
-        "/webhooks/fal/",
         f"/webhooks/fal/{TOKEN}/",
-        f"/webhooks/fal/{TOKEN}/more",
-        f"/webhooks/fal//{TOKEN}",
-        f"//webhooks/fal/{TOKEN}",
         f"/webhooks//fal/{TOKEN}",
         f"/webhooks/fal/a%2F{TOKEN}",
         f"/webhooks/fal/../fal/{TOKEN}",
@@ -36,7 +28,6 @@ def test_post_to_unknown_path_answers_404_and_never_redirects(scene, path) -> No
     assert (answer.status_code, answer.content_type) == (404, "application/json")
 
 
-@ON_SQLITE
 def test_healthz_answers_whatever_is_away(open_scene) -> None:
     scene = open_scene(
         broker_url=f"redis://127.0.0.1:{find_closed_port()}/0",
@@ -52,7 +43,6 @@ def test_readyz_with_all_parts_there_answers_200(scene) -> None:
     assert answer.get_json() == {"database": "ok", "broker": "ok"}
 
 
-@ON_SQLITE
 def test_readyz_without_broker_answers_503_naming_it(open_scene) -> None:
     scene = open_scene(broker_url=f"redis://127.0.0.1:{find_closed_port()}/0")
     answer = scene.client.get("/readyz")
@@ -68,7 +58,6 @@ def test_readyz_without_table_answers_503_naming_command(open_scene, db) -> None
     assert "extend-video migrate" in answer.get_json()["message"]
 
 
-@ON_SQLITE
 @pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "postgresql+psycopg://u@{}/x"])
 def test_readyz_without_database_answers_503(open_scene, url) -> None:
     scene = open_scene(database_url=url.format(f"127.0.0.1:{find_closed_port()}"))
