@@ -67,20 +67,16 @@ ROWS: list[tuple[str, ErrorClass, tuple[int, ...], Retryable, Charge]] = [
 UNKNOWN = "a_type_that_fal_has_not_thought_of_yet"
 
 
-@pytest.mark.parametrize(("name", "error_class", "statuses", "retryable", "charge"), ROWS)
-def test_error_type_is_as_fals_pages_have_it(
-    name, error_class, statuses, retryable, charge
-) -> None:
-    known = find_error_type(name)
-    assert known.error_class is error_class
-    assert (known.http_statuses, known.retryable, known.charge) == (statuses, retryable, charge)
-    assert known.sentence.endswith(".")
-    assert known.sentence != GENERIC_SENTENCE
-
-
-def test_error_types_are_those_of_fals_pages_and_no_others() -> None:
-    assert sorted(ERROR_TYPES) == sorted(row[0] for row in ROWS)
-    assert all(name == one.name for name, one in ERROR_TYPES.items())
+def test_error_types_are_as_fals_pages_have_them_and_no_others() -> None:
+    known = [
+        (one.name, one.error_class, one.http_statuses, one.retryable, one.charge)
+        for one in ERROR_TYPES.values()
+    ]
+    assert sorted(known) == sorted(ROWS)
+    assert list(ERROR_TYPES) == [row[0] for row in known]
+    sentences = {one.sentence for one in ERROR_TYPES.values()}
+    assert all(sentence.endswith(".") for sentence in sentences)
+    assert GENERIC_SENTENCE not in sentences
 
 
 def test_unknown_error_type_keeps_its_name_and_promises_nothing() -> None:
@@ -100,11 +96,9 @@ def test_unknown_error_type_about_fields_is_one_of_the_input() -> None:
     ("body", "words"),
     [
         ({"error": {"type": "rate_limited", "message": "slow"}}, "HTTP 429, rate_limited: slow"),
-        ({"error": {"type": "rate_limited"}}, "HTTP 429, rate_limited"),
         ({"error": {"message": "x" * 9999}}, f"HTTP 429, {'x' * MAX_DETAIL_TEXT}"),
         ({"error": {"type": 7, "message": None}}, "HTTP 429"),
         ({"error": "slow"}, "HTTP 429"),
-        ([], "HTTP 429"),
         (None, "HTTP 429"),
     ],
 )
@@ -120,9 +114,7 @@ def test_platforms_envelope_is_told_as_far_as_it_goes(body, words) -> None:
         ({"X-Fal-Needs-Retry": "0"}, False),
         ({"X-Fal-Retryable": "true"}, True),
         ({"X-Fal-Retryable": "False"}, False),
-        ({"X-Fal-Retryable": " yes "}, True),
         ({"X-Fal-Retryable": "maybe"}, None),
-        ({"X-Fal-Retryable": ""}, None),
         ({"X-Fal-Needs-Retry": "0", "X-Fal-Retryable": "true"}, False),
         ({"X-Fal-Needs-Retry": "?", "X-Fal-Retryable": "true"}, True),
     ],
@@ -131,20 +123,13 @@ def test_retry_header_of_either_name_is_read_and_the_newer_wins(headers, said) -
     assert read_retry_header(httpx.Headers(headers)) is said
 
 
-MODEL_TYPES = [row[0] for row in ROWS[:31]] + [UNKNOWN]
-PLATFORM_TYPES = [row[0] for row in ROWS[31:]] + [UNKNOWN]
-
-
-@pytest.mark.parametrize("name", MODEL_TYPES)
-def test_parse_model_error_names_its_type(name) -> None:
+@pytest.mark.parametrize("name", ["content_policy_violation", UNKNOWN, "x" * 5000])
+def test_parse_error_of_either_shape_names_its_type(name) -> None:
     item = {"loc": ["body", "video_url"], "msg": "told", "type": name, "url": "u", "ctx": {"a": 1}}
-    assert parse_failure({"detail": [item]}, "x") == FalFailure(name, "video_url: told", (item,))
-
-
-@pytest.mark.parametrize("name", PLATFORM_TYPES)
-def test_parse_platform_error_names_its_type(name) -> None:
-    body = {"detail": "told", "error_type": name}
-    assert parse_failure(body, "x") == FalFailure(name, "told")
+    failure = parse_failure({"detail": [item]}, "x")
+    assert failure is not None
+    assert (failure.code, failure.message) == (name, "video_url: told")
+    assert parse_failure({"detail": "told", "error_type": name}, "x") == FalFailure(name, "told")
 
 
 @pytest.mark.parametrize(
@@ -152,12 +137,10 @@ def test_parse_platform_error_names_its_type(name) -> None:
     [
         ({"detail": "told"}, FalFailure(UNNAMED_CODE, "told")),
         ({"detail": ""}, FalFailure(UNNAMED_CODE, "fallback")),
-        ({"detail": "told", "error_type": None}, FalFailure(UNNAMED_CODE, "told")),
         ({"detail": "told", "error_type": 5}, FalFailure(UNNAMED_CODE, "told")),
         ({"detail": [{}]}, FalFailure(UNNAMED_CODE, "no message")),
         ({"detail": [{"msg": "m", "type": ""}]}, FalFailure(UNNAMED_CODE, "m")),
         ({"detail": [{"msg": "m", "loc": "body"}]}, FalFailure(UNNAMED_CODE, "m")),
-        ({"detail": [{"msg": "m", "loc": []}]}, FalFailure(UNNAMED_CODE, "m")),
         (
             {"detail": [{"msg": "m", "loc": ["body", "video_size", 0]}]},
             FalFailure(UNNAMED_CODE, "video_size.0: m"),
@@ -179,15 +162,11 @@ def test_parse_error_of_either_shape_says_what_is_known(body, failure) -> None:
     [
         None,
         "detail",
-        7,
-        [],
         [{"detail": "told"}],
         {},
-        {"detail": None},
         {"detail": {}},
         {"detail": []},
         {"detail": ["told"]},
-        {"detail": 7},
         {"error": {"type": "not_found", "message": "told"}},
         {"error_type": "bad_request"},
     ],
@@ -211,13 +190,10 @@ def bound(*items: JsonValue) -> tuple[dict[str, JsonValue], ...]:
     return failure.details[1:]
 
 
-def test_details_of_many_fields_are_counted_out() -> None:
+def test_details_of_many_fields_are_counted_out_and_other_shapes_left_out() -> None:
+    assert bound("text", 7, None, ["list"]) == ()
     many: list[JsonValue] = [{"msg": "m"} for _ in range(50)]
     assert len(bound(*many)) == MAX_DETAILS - 1
-
-
-def test_details_of_other_shapes_are_left_out() -> None:
-    assert bound("text", 7, None, ["list"]) == ()
 
 
 def test_detail_is_cut_to_what_a_row_may_hold() -> None:
@@ -238,11 +214,11 @@ def test_detail_is_cut_to_what_a_row_may_hold() -> None:
     assert set(detail) == {"loc", "msg", "type"}
 
 
-@pytest.mark.parametrize(("characters", "kept"), [(198, True), (199, False)])
-def test_detail_echoes_input_of_200_characters_and_no_longer(characters, kept) -> None:
+def test_detail_echoes_input_of_200_characters_and_no_longer() -> None:
     """As JSON, so with its quotes."""
-    [detail] = bound({"msg": "m", "input": "i" * characters})
-    assert ("input" in detail) is kept
+    kept, cut = bound({"msg": "m", "input": "i" * 198}, {"msg": "m", "input": "i" * 199})
+    assert "input" in kept
+    assert "input" not in cut
 
 
 def test_detail_keeps_context_and_value_as_they_are() -> None:
@@ -257,18 +233,10 @@ def test_detail_keeps_context_and_value_as_they_are() -> None:
     assert bound(item) == (item,)
 
 
-@pytest.mark.parametrize(
-    ("place", "field"),
-    [
-        (["body", "num_frames"], "num_frames"),
-        (["body", "video_size", "width"], "video_size.width"),
-        (["body"], ""),
-        ([], ""),
-        (None, ""),
-    ],
-)
-def test_field_of_detail_is_its_place_within_the_body(place, field) -> None:
-    assert name_field({"loc": place}) == field
+def test_field_of_detail_is_its_place_within_the_body() -> None:
+    assert name_field({"loc": ["body", "num_frames"]}) == "num_frames"
+    assert name_field({"loc": ["body", "video_size", "width"]}) == "video_size.width"
+    assert name_field({"loc": ["body"]}) == name_field({"loc": None}) == ""
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(
@@ -289,9 +257,3 @@ def test_parse_anything_gives_bounded_failure_or_none(body) -> None:
         assert len(failure.message) <= MAX_MESSAGE
         json.dumps([failure.code, failure.message]).encode()
         assert len(json.dumps(failure.details)) <= 100_000
-
-
-@given(st.text(min_size=1))
-def test_parse_long_type_still_fits_a_code(name) -> None:
-    failure = parse_failure({"detail": "told", "error_type": name}, "x")
-    assert failure == FalFailure(name, "told")

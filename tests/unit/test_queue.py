@@ -59,21 +59,23 @@ def sort(status: int, body: object, **headers: str) -> SubmitReply:
 ACCEPTED, AMBIGUOUS = "accepted", "ambiguous"
 INPUT, ACCOUNT = RefusalClass.INPUT, RefusalClass.ACCOUNT
 BUSY, UNAVAILABLE = RefusalClass.BUSY, RefusalClass.UNAVAILABLE
-LISTED = {"detail": [{"loc": ["body", "fps"], "msg": "too big", "type": "less_than_equal"}]}
+LISTED: dict[str, Any] = {
+    "detail": [{"loc": ["body", "fps"], "msg": "too big", "type": "less_than_equal"}]
+}
 TYPED = {"detail": "no", "error_type": "bad_request"}
+
+NO_ACCEPTANCE: list[object] = [
+    *(b"", b"<html>", b"\xff", b"[" * 100_000, b"null", NGINX, [], {}, DETAIL),
+    *({"request_id": wrong} for wrong in ("", None, 7, ["r-1"])),
+]
+NOBODYS_WORDS: list[object] = [b"", NGINX, {}, [], {"error": {"type": "x"}}]
 
 # status, body, headers -> accepted, refused (of what class, by what code), or ambiguous
 REPLIES: list[tuple[int, object, dict[str, str], str, str]] = [
     # 200: accepted with a request id, and with nothing else
     (200, {"request_id": "r-1"}, {}, ACCEPTED, ""),
     (200, {"request_id": "r-1", "status": "IN_QUEUE", "new": 1}, FROM_FAL, ACCEPTED, ""),
-    *(
-        (200, body, {}, AMBIGUOUS, "")
-        for body in (
-            *(b"", b"<html>", b"\xff", b"[" * 100_000, b"null", NGINX, [], {}, DETAIL),
-            *({"request_id": wrong} for wrong in ("", None, 7, ["r-1"])),
-        )
-    ),
+    *((200, body, {}, AMBIGUOUS, "") for body in NO_ACCEPTANCE),
     # 4xx in fal's own words: refused; by the code, whether for good, for the account or for now
     *((status, DETAIL, {}, INPUT, f"fal_http_{status}") for status in (400, 404, 409, 413, 422)),
     (401, DETAIL, FROM_FAL, ACCOUNT, "fal_http_401"),
@@ -94,7 +96,7 @@ REPLIES: list[tuple[int, object, dict[str, str], str, str]] = [
     (422, {"detail": [{"msg": "plain"}]}, {}, INPUT, "fal_http_422"),
     (422, {"detail": "", "error_type": ""}, {}, INPUT, "fal_http_422"),
     # 4xx in nobody's words: a gateway's page does not prove that fal has refused
-    *((422, body, {}, AMBIGUOUS, "") for body in (b"", NGINX, {}, [], {"error": {"type": "x"}})),
+    *((422, body, {}, AMBIGUOUS, "") for body in NOBODYS_WORDS),
     *((status, NGINX, {}, AMBIGUOUS, "") for status in (400, 401, 403, 404, 429)),
     # 408 and 499 say that the connection was lost, not that the request was refused
     (408, DETAIL, {}, AMBIGUOUS, ""),

@@ -53,6 +53,9 @@ def reply(status: int, body: object) -> Reply:
 
 # ------------------------------------------------------------------ what a reply means
 
+NO_ERROR: list[object] = [None, "", {}, False]
+ANYTHING: list[object] = [NOT_FOUND_BODY, PLATFORM_ERROR, b"", NGINX, DONE]
+NO_STATUS: list[object] = [b"", b"{", NGINX, b"null", [], "COMPLETED"]
 UNNAMED = Unclear("the status call named no known status")
 STATUSES: list[tuple[int, object, object]] = [
     # the word decides, not which 2xx it comes with
@@ -61,14 +64,14 @@ STATUSES: list[tuple[int, object, object]] = [
     (200, DONE, WELL),
     (202, DONE, WELL),
     # COMPLETED with any error is no success
-    *((200, DONE | {"error": none, "error_type": none}, WELL) for none in (None, "", {}, False)),
+    *((200, DONE | {"error": none, "error_type": none}, WELL) for none in NO_ERROR),
     (200, DONE | {"error": "it broke"}, Finished("it broke", None)),
     (200, DONE | {"error": "it broke", "error_type": "x"}, Finished("it broke", "x")),
     (200, DONE | {"error_type": "client_cancelled"}, Finished(*["client_cancelled"] * 2)),
     (200, DONE | {"error": {"code": 7}}, Finished('{"code": 7}', None)),
     (200, DONE | {"error": True}, Finished("true", None)),
     # fal does not know the request, whatever else it says
-    *((404, body, Forgotten()) for body in (NOT_FOUND_BODY, PLATFORM_ERROR, b"", NGINX, DONE)),
+    *((404, body, Forgotten()) for body in ANYTHING),
     (410, b"", Forgotten()),
     # a status call that failed is no conclusion
     *(
@@ -79,10 +82,7 @@ STATUSES: list[tuple[int, object, object]] = [
     # words that we do not know, and shapes
     *((200, {"status": odd}, UNNAMED) for odd in ("FAILED", "completed", "", None, 7, ["x"])),
     (200, {}, UNNAMED),
-    *(
-        (200, body, Unclear("the status call answered 200"))
-        for body in (b"", b"{", NGINX, b"null", [], "COMPLETED")
-    ),
+    *((200, body, Unclear("the status call answered 200")) for body in NO_STATUS),
 ]
 
 

@@ -66,41 +66,30 @@ def refuse(monkeypatch: pytest.MonkeyPatch, **variables: str) -> dict[str, Viola
     return by_name
 
 
-@pytest.mark.parametrize("name", CONTRACT)
-def test_setting_without_variable_has_contracts_default(name) -> None:
-    assert read(name) == CONTRACT[name]
-
-
-@pytest.mark.parametrize("name", CONTRACT)
-def test_setting_with_empty_variable_has_default(monkeypatch, name) -> None:
-    monkeypatch.setenv(name, "")
-    assert read(name) == CONTRACT[name]
+def test_settings_without_variables_or_with_empty_ones_have_the_contracts_defaults(
+    monkeypatch,
+) -> None:
+    assert {name: read(name) for name in CONTRACT} == CONTRACT
+    for name in CONTRACT:
+        monkeypatch.setenv(name, "")
+    assert {name: read(name) for name in CONTRACT} == CONTRACT
 
 
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
         ("DATABASE_URL", "postgresql+psycopg://u:p@h:5432/x", "postgresql+psycopg://u:p@h:5432/x"),
-        ("DATABASE_URL", "sqlite:////var/lib/jobs.db", "sqlite:////var/lib/jobs.db"),
         ("BROKER_URL", "amqp://u:p@h//", "amqp://u:p@h//"),
-        ("BROKER_URL", "rediss://h/1", "rediss://h/1"),
         ("BROKER_URL", "redis+socket:///tmp/r.sock", "redis+socket:///tmp/r.sock"),
         ("FAL_ENDPOINT", "fal-ai/ltx-2.3-22b/extend-video/lora", None),
-        ("FAL_QUEUE_URL", "http://127.0.0.1:8001", None),
         ("FAL_QUEUE_URL", "https://queue.fal.run/", "https://queue.fal.run"),
         ("FAL_QUEUE_URL", "http://[::1]:8001", None),
-        ("WEBHOOK_BASE_URL", "https://hooks.example.com/base/", "https://hooks.example.com/base"),
         ("FAL_STORE_IO", "false", False),
-        ("FAL_STORE_IO", "0", False),
         ("FAL_STORE_IO", "TRUE", True),
         ("UNKNOWN_POLICY", "hold", UnknownPolicy.HOLD),
-        ("LEASE_SECONDS", "1", timedelta(seconds=1)),
         ("LEASE_SECONDS", "1.5", timedelta(seconds=1.5)),
         ("LEASE_SECONDS", "604800", timedelta(days=7)),
         ("WEBHOOK_MAX_BYTES", "1024", 1024),
-        ("MAX_VIDEO_BYTES", "1", 1),
-        ("LOG_LEVEL", "debug", "debug"),
-        ("LOG_FORMAT", "json", "json"),
     ],
 )
 def test_setting_within_bounds_is_read(monkeypatch, name, text, value) -> None:
@@ -108,7 +97,7 @@ def test_setting_within_bounds_is_read(monkeypatch, name, text, value) -> None:
     assert read(name) == (text if value is None else value)
 
 
-@pytest.mark.parametrize("value", ["0", "0.99", "604801", "-5", "1h", "nan", "inf", "ten", "1,5"])
+@pytest.mark.parametrize("value", ["0.99", "604801", "-5", "1h", "nan", "inf"])
 def test_duration_out_of_bounds_is_refused(monkeypatch, value) -> None:
     for violation in refuse(monkeypatch, **dict.fromkeys(DURATIONS, value)).values():
         assert violation.value == value
@@ -119,15 +108,11 @@ def test_duration_out_of_bounds_is_refused(monkeypatch, value) -> None:
     "value",
     [
         "queue.fal.run",
-        "ftp://queue.fal.run",
         "https://",
         "https://host/?a=b",
-        "https://host/#a",
         "https://user@host",
         "https://ho st",
-        "https://host:port",
         "https://host:99999",
-        "https://[::1",
     ],
 )
 def test_url_of_wrong_form_is_refused(monkeypatch, value) -> None:
@@ -141,21 +126,15 @@ def test_url_of_wrong_form_is_refused(monkeypatch, value) -> None:
     [
         ("DATABASE_URL", "mysql://h/x", "must be sqlite:///FILE or postgresql+psycopg://"),
         ("DATABASE_URL", "postgresql://h/x", "must be sqlite:///FILE or postgresql+psycopg://"),
-        ("DATABASE_URL", "jobs.db", "must be sqlite:///FILE or postgresql+psycopg://"),
         ("DATABASE_URL", "postgresql+psycopg://h:x/y", "must be sqlite:///FILE or postgresql+"),
         ("BROKER_URL", "memory://", "must be a redis://"),
-        ("BROKER_URL", "127.0.0.1:6379", "must be a redis://"),
-        ("FAL_ENDPOINT", "extend-video", "must be a model endpoint"),
         ("FAL_ENDPOINT", "fal-ai/../x?y", "must be a model endpoint"),
         ("FAL_STORE_IO", "perhaps", "must be true or false"),
         ("UNKNOWN_POLICY", "retry", "must be 'resubmit' or 'hold'"),
         ("WEBHOOK_MAX_BYTES", "1023", "must be at least 1024"),
         ("WEBHOOK_MAX_BYTES", str(256 * 1024**2 + 1), "must be at most 268435456"),
         ("WEBHOOK_MAX_BYTES", "1 MiB", "must be a whole number"),
-        ("WEBHOOK_MAX_BYTES", "1024.5", "must be a whole number"),
-        ("MAX_VIDEO_BYTES", "0", "must be at least 1"),
         ("LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error'"),
-        ("LOG_FORMAT", "xml", "must be 'auto', 'json' or 'text'"),
     ],
 )
 def test_setting_of_wrong_value_is_refused_with_what_is_allowed(
@@ -172,9 +151,7 @@ def test_every_wrong_setting_is_named_at_once(monkeypatch) -> None:
     refuse(monkeypatch, **wrong)
 
 
-@pytest.mark.parametrize(
-    "text", [f"{KEY}\n", f" {KEY}", f"{KEY}\u00e9", f"two {KEY}", "\t", f"{KEY}\x7f"]
-)
+@pytest.mark.parametrize("text", [f"{KEY}\n", f"{KEY}\u00e9", f"two {KEY}", f"{KEY}\x7f"])
 def test_key_that_fits_into_no_header_is_refused(monkeypatch, text) -> None:
     """Such a key would spoil the paid POST itself, after the attempt is written."""
     for violation in refuse(monkeypatch, **dict.fromkeys(KEYS, text)).values():
@@ -187,14 +164,10 @@ def test_key_that_fits_into_no_header_is_refused(monkeypatch, text) -> None:
         ("DATABASE_URL", f"mysql://u:{PASSWORD}@h/x"),
         ("DATABASE_URL", f"mysql://u:a@{PASSWORD}@h/x"),
         ("DATABASE_URL", f"mysql://u:a/{PASSWORD}@h/x"),
-        ("DATABASE_URL", f"mysql://:{PASSWORD}@h/x"),
         ("DATABASE_URL", f"u:{PASSWORD}@h/x"),
         ("DATABASE_URL", f"postgresql://h/x?user=u&password={PASSWORD}"),
-        ("BROKER_URL", f"http://:{PASSWORD}@h/0"),
         ("BROKER_URL", f"kafka://u:{PASSWORD}@h:1,h2:2/0"),
-        ("BROKER_URL", f"u:{PASSWORD}@h"),
         ("FAL_QUEUE_URL", f"https://u:{PASSWORD}@h"),
-        ("WEBHOOK_BASE_URL", f"https://u:a@{PASSWORD}@h"),
     ],
 )
 def test_wrong_url_is_shown_without_password(monkeypatch, name, value) -> None:
@@ -210,18 +183,11 @@ def test_settings_show_no_secret_however_they_are_written(monkeypatch) -> None:
     monkeypatch.setenv("BROKER_URL", f"redis://:{PASSWORD}@h/0")
     settings = load_settings()
 
-    for text in (repr(settings), str(settings), settings.model_dump_json(), f"{settings}"):
+    shown = (repr(settings), str(settings), settings.model_dump_json(), repr(Runtime(settings)))
+    for text in shown:
         assert KEY not in text
         assert PASSWORD not in text
     assert PASSWORD in settings.database_url, "the value itself is whole"
-
-
-def test_runtime_shows_no_secret(monkeypatch) -> None:
-    monkeypatch.setenv("FAL_KEY", KEY)
-    monkeypatch.setenv("DATABASE_URL", f"postgresql+psycopg://u:{PASSWORD}@h/x")
-    shown = repr(Runtime(load_settings()))
-    assert KEY not in shown
-    assert PASSWORD not in shown
 
 
 def test_settings_are_frozen() -> None:
@@ -279,6 +245,7 @@ def test_require_settings_names_every_missing_one() -> None:
     ]
     assert all("(not set)" in line for line in lines)
     assert "FAL_KEY_ID and FAL_KEY_SECRET" in lines[1]
+    require_settings(load_settings(fal_key=SecretStr(KEY)), ["fal_credentials", "archive_url"])
 
 
 @pytest.mark.parametrize(
@@ -291,11 +258,6 @@ def test_half_a_key_names_its_other_half(monkeypatch, given, missing) -> None:
     [violation] = refused.value.violations
     assert violation.field == missing
     assert "half" not in violation.value
-
-
-def test_require_settings_with_all_set_passes(monkeypatch) -> None:
-    monkeypatch.setenv("FAL_KEY", KEY)
-    require_settings(load_settings(), ["fal_credentials", "archive_url"])
 
 
 def test_settings_have_a_description_each() -> None:
@@ -347,13 +309,8 @@ def test_command_with_wrong_settings_ends_naming_them(yard, command) -> None:
     assert not [secret for secret in (KEY, PASSWORD) if secret in printed]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [[*CELERY, "worker", "-P", "solo"], [EXTEND_VIDEO, "up", "--port", "0"]],
-    ids=["worker", "up"],
-)
-def test_worker_without_needed_settings_ends_naming_them(yard, command, sqlite_url) -> None:
-    ended = yard.run(command, {"DATABASE_URL": sqlite_url})
+def test_worker_without_needed_settings_ends_naming_them(yard, sqlite_url) -> None:
+    ended = yard.run([*CELERY, "worker", "-P", "solo"], {"DATABASE_URL": sqlite_url})
 
     printed = ended.stdout + ended.stderr
     assert ended.returncode not in {0, None}
@@ -363,23 +320,20 @@ def test_worker_without_needed_settings_ends_naming_them(yard, command, sqlite_u
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "message"),
+    ("url", "message"),
     [
-        ("FAL_MEDIA_HOSTS", "https://fal.media", "FAL_MEDIA_HOSTS=https://fal.media: "),
-        ("DATABASE_URL", "sqlite:///empty.db", "extend-video migrate"),
-        ("DATABASE_URL", "sqlite:////nowhere/at/all.db", "database_unavailable: "),
+        ("sqlite:///empty.db", "extend-video migrate"),
+        ("sqlite:////nowhere/at/all.db", "database_unavailable: "),
     ],
 )
-def test_worker_that_could_not_work_ends_with_reason(
-    yard, sqlite_url, redis_url, variable, value, message
-) -> None:
+def test_worker_without_usable_database_ends_with_reason(yard, redis_url, url, message) -> None:
     settings = {
-        "DATABASE_URL": sqlite_url,
+        "DATABASE_URL": url,
         "BROKER_URL": redis_url,
         "FAL_KEY": KEY,
         "WEBHOOK_BASE_URL": "https://hooks.example.com",
     }
-    ended = yard.run([*CELERY, "worker", "-P", "solo"], {**settings, variable: value})
+    ended = yard.run([*CELERY, "worker", "-P", "solo"], settings)
 
     printed = ended.stdout + ended.stderr
     assert ended.returncode not in {0, None}

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typing_extensions import override
 
@@ -195,10 +195,8 @@ def test_read_headers_in_any_case_finds_them():
 @pytest.mark.parametrize("name", ["Request-Id", "User-Id", "Timestamp", "Signature"])
 def test_read_headers_without_one_names_it(name):
     headers = sign()
-    for incomplete in (
-        {key: value for key, value in headers.items() if key != PREFIX + name},
-        headers | {PREFIX + name: ""},
-    ):
+    absent = {key: value for key, value in headers.items() if key != PREFIX + name}
+    for incomplete in (absent, headers | {PREFIX + name: ""}):
         with pytest.raises(InvalidSignatureError, match=f"{PREFIX}{name} is missing"):
             read_headers(incomplete)
 
@@ -206,26 +204,12 @@ def test_read_headers_without_one_names_it(name):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("Request-Id", "r\n1"),
-        ("Request-Id", "r 1"),
-        ("Request-Id", "r" * 257),
-        ("User-Id", "ü"),
-        ("User-Id", "\ud800"),
-        ("Timestamp", "-1"),
-        ("Timestamp", "+1795435200"),
-        ("Timestamp", " 1795435200"),
-        ("Timestamp", "1795435200\n"),
-        ("Timestamp", "1795435200.0"),
-        ("Timestamp", "1_795_435_200"),
-        ("Timestamp", "١٧٩٥٤٣٥٢٠٠"),
-        ("Timestamp", "9" * 13),
-        ("Timestamp", "9" * 5000),
-        ("Timestamp", "1e9"),
-        ("Timestamp", "now"),
-        ("Signature", "0" * 127),
-        ("Signature", "0" * 129),
+        *(("Request-Id", value) for value in ("r\n1", "r 1", "r" * 257)),
+        *(("User-Id", value) for value in ("ü", "\ud800")),
+        *(("Timestamp", value) for value in ("-1", " 1795435200", "1795435200.0", "1e9", "9" * 13)),
+        *(("Timestamp", value) for value in ("1_795_435_200", "١٧٩٥٤٣٥٢٠٠")),
+        *(("Signature", "0" * length) for length in (127, 129)),
         ("Signature", "0" * 126 + "0g"),
-        ("Signature", "0 " * 64),
         ("Signature", "\uff10" * 128),
     ],
 )
@@ -241,13 +225,10 @@ def test_signed_message_joins_parts_and_body_digest():
 
 @pytest.mark.parametrize("keys", [[KEY], [OTHER_KEY, KEY], [KEY, OTHER_KEY]])
 def test_verify_signature_with_any_fitting_key_passes(keys):
-    verify_signature(read_headers(sign()), BODY, [k.public_key() for k in keys])
-
-
-def test_verify_signature_in_upper_case_passes():
     headers = sign()
+    verify_signature(read_headers(headers), BODY, [k.public_key() for k in keys])
     headers[f"{PREFIX}Signature"] = headers[f"{PREFIX}Signature"].upper()
-    verify_signature(read_headers(headers), BODY, publish(KEY))
+    verify_signature(read_headers(headers), BODY, [k.public_key() for k in keys])
 
 
 @pytest.mark.parametrize("keys", [[], [OTHER_KEY]])
@@ -279,12 +260,12 @@ def test_verify_signature_of_anything_signed_passes(request_id, user_id, timesta
     verify_signature(replace(headers, signature=signature), body, publish(KEY))
 
 
-@pytest.mark.parametrize("away", [0, 299, 300, -299, -300])
+@pytest.mark.parametrize("away", [0, 300, -300])
 def test_check_freshness_within_window_passes(away):
     check_freshness(UNSIGNED, NOW + away * SECOND)
 
 
-@pytest.mark.parametrize("away", [301, -301, 300.001, -300.001, 86_400])
+@pytest.mark.parametrize("away", [300.001, -300.001, 86_400])
 def test_check_freshness_outside_window_is_stale(away):
     with pytest.raises(StaleSignatureError, match="s old, 0:05:00 is allowed"):
         check_freshness(UNSIGNED, NOW + away * SECOND)
@@ -298,20 +279,16 @@ def test_check_freshness_with_own_window_uses_it():
 
 @pytest.mark.parametrize("timestamp", ["0", "9" * 12])
 def test_check_freshness_of_farthest_times_is_stale(timestamp):
-    with pytest.raises(StaleSignatureError):
+    with pytest.raises(StaleSignatureError) as refused:
         check_freshness(replace(UNSIGNED, timestamp=timestamp), NOW)
-
-
-def test_stale_signature_error_has_its_own_code():
-    assert StaleSignatureError.code == "stale_signature"
-    assert issubclass(StaleSignatureError, InvalidSignatureError)
+    assert refused.value.code == "stale_signature"
+    assert isinstance(refused.value, InvalidSignatureError)
 
 
 @pytest.mark.parametrize(
     "entry",
     [
         write_entry(),
-        write_entry(kty="OKP"),
         write_entry(kty="OKP", crv="Ed25519", use="sig", kid="1"),
         {"x": write_entry()["x"] + "="},
     ],
@@ -324,20 +301,14 @@ def test_parse_jwks_with_ed25519_key_reads_it(entry):
     "entry",
     [
         None,
-        [],
-        "x",
         {},
-        {"x": None},
         {"x": 5},
-        {"x": ""},
         {"x": write_entry()["x"][:-1]},
         {"x": write_entry()["x"] + "A"},
-        {"x": write_entry()["x"] + "=="},
         {"x": "/" * 43},
         {"x": "é" * 43},
         write_entry(kty="RSA"),
         write_entry(crv="X25519"),
-        write_entry() | {"kty": None},
         write_entry() | {"crv": ["Ed25519"]},
     ],
 )
@@ -345,12 +316,6 @@ def test_parse_jwks_with_other_entry_passes_over_it(entry):
     assert parse_jwks({"keys": [entry, write_entry(OTHER_KEY)]}) == publish(OTHER_KEY)
     with pytest.raises(KeysUnavailableError, match="no Ed25519 key"):
         parse_jwks({"keys": [entry]})
-
-
-@pytest.mark.parametrize("document", [None, [], "keys", 5, {}, {"keys": None}, {"keys": {}}])
-def test_parse_jwks_of_other_document_is_refused(document):
-    with pytest.raises(KeysUnavailableError):
-        parse_jwks(document)
 
 
 @given(
@@ -363,6 +328,7 @@ def test_parse_jwks_of_other_document_is_refused(document):
         max_leaves=10,
     )
 )
+@example({"keys": None})
 def test_parse_jwks_of_any_json_reads_or_refuses(document):
     with contextlib.suppress(KeysUnavailableError):
         assert parse_jwks(document)
@@ -400,15 +366,12 @@ def test_keys_are_fetched_without_the_clients_secrets(server, ticker):
     [
         (send(write_jwks(KEY), status=302, headers={"Location": "/other.json"}), "HTTP 302"),
         (send(write_jwks(KEY), status=500), "HTTP 500"),
-        (send(write_jwks(KEY), status=204), "HTTP 204"),
         (send(write_jwks(KEY).ljust(64 * 1024 + 1)), "more than 65536 bytes"),
         (trickle(b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65_536), "more than 65536 bytes"),
         (send(b"<html>"), "JSONDecodeError"),
-        (send(b"\xff\xfe\xff"), "UnicodeDecodeError"),
         (send(b"[" * 60_000), "RecursionError"),
         (send(b'{"keys": []}'), "no Ed25519 key"),
         (send(gzip.compress(write_jwks(KEY)), headers={"Content-Encoding": "gzip"}), "Error"),
-        (lambda handler: handler.wfile.write(b"nonsense\r\n\r\n"), "RemoteProtocolError"),
         (lambda handler: handler.close_connection, "RemoteProtocolError"),
     ],
 )
@@ -431,40 +394,25 @@ def test_keys_with_nobody_listening_are_unavailable(client, ticker):
         KeyCache(url, client, clock=ticker).keys()
 
 
-def test_keys_with_closed_client_tell_of_the_mistake(server, ticker):
-    with httpx.Client(trust_env=False) as closed:
-        cache = KeyCache(server.url, closed, clock=ticker)
-    with pytest.raises(RuntimeError, match="closed"):
-        cache.keys()
-
-
 @pytest.mark.parametrize(
     "start", [b"", b"HTTP/1.1 200 OK\r\nX-Padding: ", b"HTTP/1.1 200 OK\r\n\r\n"]
 )
 def test_keys_from_trickling_server_give_up_in_time(server, client, ticker, start):
     server.answer = trickle(start)
     cache = KeyCache(server.url, client, clock=ticker, timeout=timedelta(seconds=0.2))
-    began = time.monotonic()
     with pytest.raises(KeysUnavailableError):
         cache.keys()
-    assert time.monotonic() - began < 2
+    if start.endswith(b"\r\n\r\n"):
+        assert server.dropped.wait(PATIENCE), "it hangs up by itself"
 
 
 def test_keys_from_silent_server_give_up_in_time(server, client, ticker):
     server.gate.clear()
-    cache = KeyCache(server.url, client, clock=ticker, timeout=timedelta(seconds=0.2))
+    cache = KeyCache(server.url, client, clock=ticker, timeout=timedelta(seconds=0.1))
     began = time.monotonic()
     with pytest.raises(KeysUnavailableError):
         cache.keys()
     assert time.monotonic() - began < 2
-
-
-def test_download_of_trickling_body_hangs_up_by_itself(server, client, ticker):
-    server.answer = trickle(b"HTTP/1.1 200 OK\r\n\r\n", b" ")
-    cache = KeyCache(server.url, client, clock=ticker, timeout=timedelta(seconds=0.2))
-    with pytest.raises(KeysUnavailableError):
-        cache.keys()
-    assert server.dropped.wait(PATIENCE)
 
 
 def test_keys_never_fetched_are_tried_every_five_seconds(cache, server, ticker):
@@ -570,11 +518,8 @@ def test_keys_being_renewed_serve_other_threads_meanwhile(cache, server, ticker)
         assert renewing.result(PATIENCE) == publish(OTHER_KEY)
 
 
-def test_verify_of_genuine_delivery_returns_its_headers(verifier):
+def test_verify_returns_the_headers_of_a_genuine_delivery_and_refuses_an_altered_one(verifier):
     assert verifier.verify(sign(), BODY, NOW).request_id == "r-1"
-
-
-def test_verify_of_altered_body_is_refused(verifier):
     with pytest.raises(InvalidSignatureError, match="no key of fal fits"):
         verifier.verify(sign(), BODY + b" ", NOW)
 
@@ -625,10 +570,10 @@ def test_verify_of_expected_account_passes_another_is_refused(cache):
         verifier.verify(sign(user_id="u-2"), BODY, NOW)
 
 
-@pytest.mark.parametrize("age", [301 * SECOND, -301 * SECOND])
-def test_verify_of_stale_genuine_delivery_is_stale(verifier, age):
-    with pytest.raises(StaleSignatureError):
-        verifier.verify(sign(), BODY, NOW + age)
+def test_verify_of_stale_genuine_delivery_is_stale(cache):
+    for window, age in ((timedelta(minutes=5), 301), (SECOND, 2), (SECOND, -2)):
+        with pytest.raises(StaleSignatureError):
+            WebhookVerifier(cache, window=window).verify(sign(), BODY, NOW + age * SECOND)
 
 
 def test_verify_of_stale_garbage_is_invalid_and_never_refetches(verifier, server, ticker):
@@ -638,12 +583,6 @@ def test_verify_of_stale_garbage_is_invalid_and_never_refetches(verifier, server
         verifier.verify(sign(key=OTHER_KEY), BODY, NOW + 301 * SECOND)
     assert not isinstance(refused.value, StaleSignatureError)
     assert len(server.requests) == 1
-
-
-def test_verify_with_own_window_uses_it(cache):
-    verifier = WebhookVerifier(cache, window=SECOND)
-    with pytest.raises(StaleSignatureError):
-        verifier.verify(sign(), BODY, NOW + 2 * SECOND)
 
 
 anything: st.SearchStrategy[Any] = st.text(st.characters(), max_size=30)

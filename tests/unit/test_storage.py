@@ -119,9 +119,8 @@ def test_key_goes_to_fal_and_no_credential_to_the_signed_host(storage, start, si
     assert find_credentials(storage.bytes) == set()
 
 
-@pytest.mark.parametrize("size", [10, LONG])
-def test_lifecycle_is_never_said_of_an_input(storage, start, size) -> None:
-    start(size).finish()
+def test_lifecycle_is_never_said_of_an_input(storage, start) -> None:
+    start(LONG).finish()
     names = {
         name.lower()
         for host in (storage.rest, storage.bytes)
@@ -144,19 +143,17 @@ def test_part_without_a_tag_is_refused(storage, start) -> None:
     assert storage.bytes.count("complete") == 0
 
 
-@pytest.mark.parametrize("name", ["upload_url", "file_url"])
 @pytest.mark.parametrize(
-    "url",
+    ("name", "url"),
     [
-        None,
-        7,
-        "",
-        "upload/1",
-        "http://elsewhere.example/upload",
-        "https://user:word@elsewhere.example/upload",
-        "ftp://elsewhere.example/upload",
-        "https://",
-        "https://[::1/upload",
+        ("file_url", None),
+        ("file_url", "http://elsewhere.example/upload"),
+        ("upload_url", 7),
+        ("upload_url", "upload/1"),
+        ("upload_url", "http://elsewhere.example/upload"),
+        ("upload_url", "https://user:word@elsewhere.example/upload"),
+        ("upload_url", "https://"),
+        ("upload_url", "https://[::1/upload"),
     ],
 )
 def test_url_that_is_not_safe_is_refused_before_a_byte_is_sent(storage, start, name, url) -> None:
@@ -176,8 +173,14 @@ def test_part_cut_off_half_way_is_sent_again_alone(storage, start, tmp_path) -> 
     assert storage.bytes.join_parts() == read_content(tmp_path)
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
-@pytest.mark.parametrize("step", ["initiate-multipart", "4", "complete"])
+@pytest.mark.parametrize(
+    ("step", "status"),
+    [
+        ("initiate-multipart", 429),
+        ("complete", 500),
+        *(("4", status) for status in (408, 425, 502, 503, 504)),
+    ],
+)
 def test_step_that_fails_in_passing_is_tried_again(storage, start, step, status) -> None:
     host = storage.rest if step.startswith("initiate") else storage.bytes
     host.refusals[step] = [status, status]
@@ -213,7 +216,7 @@ def test_upload_goes_on_by_itself_while_parts_arrive(storage, tmp_path, step) ->
     assert storage.bytes.join_parts() == read_content(tmp_path)
 
 
-@pytest.mark.parametrize(("step", "tried"), [("1", 3), ("4", 6), ("complete", 6)])
+@pytest.mark.parametrize(("step", "tried"), [("1", 3), ("complete", 6)])
 def test_upload_ends_once_no_part_arrives_any_more(storage, tmp_path, step, tried) -> None:
     storage.bytes.refusals[step] = [503] * 9
     with (
@@ -238,7 +241,7 @@ def test_parts_that_end_in_another_order_are_completed_in_theirs(storage, start)
     assert numbers == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("status", [307, 400, 401, 403, 404, 413])
+@pytest.mark.parametrize("status", [307, 400, 403])
 def test_refusal_of_the_signed_host_is_final_and_begins_anew(storage, start, status) -> None:
     storage.bytes.refusals["video.mp4"] = [status]
     upload = start()
@@ -250,9 +253,8 @@ def test_refusal_of_the_signed_host_is_final_and_begins_anew(storage, start, sta
     assert storage.rest.count("initiate") == 2, "a signature may be too old: another is asked for"
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_refused_account_is_not_asked_again_at_once(storage, start, status) -> None:
-    storage.rest.refusals["initiate"] = [status]
+def test_refused_account_is_not_asked_again_at_once(storage, start) -> None:
+    storage.rest.refusals["initiate"] = [403]
     with pytest.raises(UploadUnavailableError, match="fal refuses the account"):
         start().finish()
     assert storage.rest.count("initiate") == 1
@@ -288,17 +290,15 @@ def test_time_allowed_grows_with_the_size() -> None:
     assert timedelta(hours=1) < large < timedelta(hours=12)
 
 
-def test_file_that_became_shorter_is_refused(storage, start, tmp_path) -> None:
-    upload = start(100)
-    (tmp_path / "video.mp4").write_bytes(b"short")
-    with pytest.raises(UploadRefusedError, match="became shorter"):
-        upload.finish()
-
-
-def test_file_that_is_gone_is_refused(storage, start, tmp_path) -> None:
+@pytest.mark.parametrize(("content", "reason"), [(b"short", "became shorter"), (None, "No such")])
+def test_file_that_became_shorter_or_is_gone_is_refused(
+    storage, start, tmp_path, content, reason
+) -> None:
     upload = start(100)
     (tmp_path / "video.mp4").unlink()
-    with pytest.raises(UploadRefusedError, match="No such file"):
+    if content is not None:
+        (tmp_path / "video.mp4").write_bytes(content)
+    with pytest.raises(UploadRefusedError, match=reason):
         upload.finish()
 
 
@@ -316,21 +316,19 @@ def test_progress_never_goes_back_and_ends_at_the_total(storage, start, size) ->
     assert sent[-1] == size
 
 
-@pytest.mark.parametrize("size", [100, LONG])
-def test_what_the_callback_raises_ends_the_upload_and_passes_through(storage, start, size) -> None:
+def test_what_the_callback_raises_ends_the_upload_and_passes_through(storage, start) -> None:
     def interrupt(_sent: int, _total: int) -> None:
         raise LookupError("enough")
 
     with pytest.raises(LookupError, match="enough"):
-        start(size).finish(interrupt)
+        start(LONG).finish(interrupt)
     assert storage.bytes.count("complete") == 0
 
 
 # ------------------------------------------------------------------ with a CDN token
 
 
-@pytest.mark.parametrize("status", [404, 405, 410, 501])
-@pytest.mark.parametrize("size", [100, LONG])
+@pytest.mark.parametrize(("size", "status"), [(100, 404), (100, 501), (LONG, 405), (LONG, 410)])
 def test_token_takes_the_keys_place_where_no_url_is_signed(
     storage, start, tmp_path, size, status
 ) -> None:
@@ -364,9 +362,8 @@ def test_token_never_leaves_the_cdns_host(storage, start, url) -> None:
     assert find_credentials(storage.rest) == {f"Key {KEY}"}
 
 
-@pytest.mark.parametrize("answer", [{}, {"token": 7, "token_type": "Bearer"}, []])
-def test_missing_token_is_told(storage, start, answer) -> None:
+def test_missing_token_is_told(storage, start) -> None:
     storage.rest.refusals["initiate"] = [404]
-    storage.rest.answers["token"] = answer
+    storage.rest.answers["token"] = {"token": 7, "token_type": "Bearer"}
     with pytest.raises(UploadRefusedError, match="no token"):
         start().finish()
