@@ -19,126 +19,84 @@ from worker.media.wire import MediaClient
 MINUTE = timedelta(minutes=1)
 LIMITS = DownloadLimits(timedelta(seconds=30), 1024 * 1024)
 
-NEVER = [
-    # unspecified, "this network", broadcast, reserved
-    "0.0.0.0",
-    "0.1.2.3",
-    "255.255.255.255",
-    "240.0.0.1",
-    "254.1.1.1",
-    "::",
-    # link-local, and the metadata services of clouds, wherever these are
-    "169.254.0.1",
-    "169.254.169.254",
-    "169.254.170.2",
-    "fe80::1",
-    "fe80::a9fe:a9fe",
-    "fd00:ec2::254",
-    "fd00:ec2::23",
-    "fd20:ce::254",
-    "100.100.100.200",
-    "192.0.0.192",
-    "168.63.129.16",
-    # multicast
-    "224.0.0.1",
-    "239.255.255.255",
-    "ff02::1",
-    "ff0e::1",
-    # mapped, compatible and translated IPv4
-    "::ffff:127.0.0.1",
-    "::ffff:10.0.0.1",
-    "::ffff:169.254.169.254",
-    "::ffff:8.8.8.8",
-    "::ffff:0:127.0.0.1",
-    "::127.0.0.1",
-    "::8.8.8.8",
-    "::2",
-    # 6to4, Teredo, NAT64 and ISATAP around what must not be reached
-    "2002:7f00:1::",
-    "2002:a9fe:a9fe::1",
-    "2002:0808:0808::1",
-    "2001:0:7f00:1::",
-    "2001:0:4136:e378:8000:63bf:80ff:fffe",
-    "64:ff9b::127.0.0.1",
-    "64:ff9b::10.1.2.3",
-    "64:ff9b::169.254.169.254",
-    "64:ff9b::100.64.0.1",
-    "64:ff9b:1::127.0.0.1",
-    "64:ff9b:1::8.8.8.8",
-    "fe80::5efe:127.0.0.1",
-    "192.88.99.1",
-    # documentation, benchmarks, discard, site-local, segment routing, not given out
-    "192.0.2.1",
-    "198.51.100.7",
-    "203.0.113.9",
-    "198.18.0.1",
-    "198.19.255.255",
-    "2001:db8::1",
-    "3fff::1",
-    "2001:2::1",
-    "100::1",
-    "fec0::1",
-    "5f00::1",
-    "4000::1",
-    # with a zone, or no address at all
-    "fe80::1%eth0",
-    "2606:4700::1%1",
-    "127.1",
-    "2130706433",
-    "0x7f000001",
-    "0177.0.0.1",
-    "127.0.0.1.",
-    "",
-    "localhost",
-]
-NEAR = [
-    "127.0.0.1",
-    "127.255.255.254",
-    "10.0.0.1",
-    "10.255.255.255",
-    "172.16.0.1",
-    "172.31.255.255",
-    "192.168.0.1",
-    "192.168.255.255",
-    "100.64.0.1",
-    "100.127.255.255",
-    "::1",
-    "fc00::1",
-    "fd12:3456::1",
-]
-PUBLIC = [
-    "1.1.1.1",
-    "8.8.8.8",
-    "9.255.255.255",
-    "11.0.0.1",
-    "100.63.255.255",
-    "100.128.0.0",
-    "172.15.255.255",
-    "172.32.0.0",
-    "192.167.255.255",
-    "223.255.255.255",
-    "2606:4700:4700::1111",
-    "2a00:1450:4001:80b::200e",
-    "64:ff9b::8.8.8.8",
-]
+NEVER = {
+    "unspecified": "0.0.0.0",
+    "this network": "0.1.2.3",
+    "broadcast": "255.255.255.255",
+    "reserved": "240.0.0.1",
+    "unspecified of version 6": "::",
+    # wherever a cloud has its metadata service
+    "link-local": "169.254.169.254",
+    "link-local of version 6": "fe80::a9fe:a9fe",
+    "metadata of AWS in version 6": "fd00:ec2::254",
+    "metadata of Google in version 6": "fd20:ce::254",
+    "metadata of Alibaba": "100.100.100.200",
+    "metadata of Oracle": "192.0.0.192",
+    "metadata of Azure": "168.63.129.16",
+    "multicast": "224.0.0.1",
+    "multicast of version 6": "ff02::1",
+    "mapped": "::ffff:127.0.0.1",
+    "mapped and public": "::ffff:8.8.8.8",
+    "translated": "::ffff:0:127.0.0.1",
+    "compatible": "::127.0.0.1",
+    "6to4": "2002:a9fe:a9fe::1",
+    "6to4 relay": "192.88.99.1",
+    "Teredo": "2001:0:7f00:1::",
+    "NAT64": "64:ff9b::169.254.169.254",
+    "NAT64 of a site": "64:ff9b:1::8.8.8.8",
+    "ISATAP": "fe80::5efe:127.0.0.1",
+    "documentation": "192.0.2.1",
+    "documentation of version 6": "2001:db8::1",
+    "benchmarks": "198.18.0.1",
+    "discard": "100::1",
+    "site-local": "fec0::1",
+    "segment routing": "5f00::1",
+    "not given out": "4000::1",
+    "with a zone": "2606:4700::1%1",
+    "short": "127.1",
+    "one number": "2130706433",
+    "octal": "0177.0.0.1",
+    "with a final dot": "127.0.0.1.",
+    "empty": "",
+    "a name": "localhost",
+}
+NEAR = {
+    "loopback": ("127.0.0.1", "127.255.255.254"),
+    "private 10": ("10.0.0.1", "10.255.255.255"),
+    "private 172": ("172.16.0.1", "172.31.255.255"),
+    "private 192": ("192.168.0.1", "192.168.255.255"),
+    "shared": ("100.64.0.1", "100.127.255.255"),
+    "loopback of version 6": ("::1", "::1"),
+    "unique local": ("fc00::1", "fd12:3456::1"),
+}
+PUBLIC = {
+    "beside private 10": ("9.255.255.255", "11.0.0.1"),
+    "beside shared": ("100.63.255.255", "100.128.0.0"),
+    "beside private 172": ("172.15.255.255", "172.32.0.0"),
+    "beside multicast": ("223.255.255.255", "1.1.1.1"),
+    "version 6": ("2606:4700:4700::1111", "2a00:1450:4001:80b::200e"),
+    "NAT64": ("64:ff9b::8.8.8.8", "64:ff9b::1.1.1.1"),
+}
 
 
-@pytest.mark.parametrize("address", NEVER)
-@pytest.mark.parametrize("is_pointed", [True, False])
-def test_may_connect_to_what_nobody_may_reach_is_false_however_named(address, is_pointed):
-    assert not may_connect(address, is_pointed=is_pointed)
+@pytest.mark.parametrize("kind", NEVER)
+def test_may_connect_to_what_nobody_may_reach_is_false_however_named(kind):
+    assert not may_connect(NEVER[kind], is_pointed=True)
+    assert not may_connect(NEVER[kind], is_pointed=False)
 
 
-@pytest.mark.parametrize("address", NEAR)
-def test_may_connect_nearby_only_to_a_host_that_was_pointed_at(address):
-    assert may_connect(address, is_pointed=True)
-    assert not may_connect(address, is_pointed=False)
+@pytest.mark.parametrize("kind", NEAR)
+def test_may_connect_nearby_only_to_a_host_that_was_pointed_at(kind):
+    for address in NEAR[kind]:
+        assert may_connect(address, is_pointed=True)
+        assert not may_connect(address, is_pointed=False)
 
 
-@pytest.mark.parametrize("address", PUBLIC)
-@pytest.mark.parametrize("is_pointed", [True, False])
-def test_may_connect_to_a_public_address_is_true(address, is_pointed):
-    assert may_connect(address, is_pointed=is_pointed)
+@pytest.mark.parametrize("kind", PUBLIC)
+def test_may_connect_to_a_public_address_is_true(kind):
+    for address in PUBLIC[kind]:
+        assert may_connect(address, is_pointed=True)
+        assert may_connect(address, is_pointed=False)
 
 
 WRAPPED = ipaddress.IPv6Network("64:ff9b::/96")
@@ -196,13 +154,10 @@ def test_find_addresses_gives_each_once_in_their_order():
     assert found == ("8.8.8.8", "1.1.1.1")
 
 
-@pytest.mark.parametrize(
-    "bad", ["10.0.0.1", "127.0.0.1", "169.254.169.254", "::1", "fd00:ec2::254"]
-)
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_find_addresses_with_one_bad_among_good_is_refused_whole(bad, place):
+def test_find_addresses_with_one_bad_among_good_is_refused_whole(place):
     addresses = ["8.8.8.8", "1.1.1.1"]
-    addresses.insert(place, bad)
+    addresses.insert(place, "10.0.0.1")
     with pytest.raises(MediaRefusedError, match=r"leads to .*, which is no public address"):
         find("https://v3.fal.media/x", "*.fal.media", resolve_to(*addresses))
 
@@ -210,7 +165,6 @@ def test_find_addresses_with_one_bad_among_good_is_refused_whole(bad, place):
 @pytest.mark.parametrize(
     ("hosts", "url", "is_allowed"),
     [
-        ("localhost:8123", "http://localhost:8123/x", True),
         ("minio.local:9000", "http://minio.local:9000/x", True),
         ("cdn.example:443", "https://cdn.example/x", True),
         ("cdn.example", "https://cdn.example/x", False),
@@ -221,8 +175,8 @@ def test_find_addresses_with_one_bad_among_good_is_refused_whole(bad, place):
         ("*.cdn.example,b.cdn.example:443", "https://a.cdn.example/x", False),
     ],
 )
-@pytest.mark.parametrize("address", ["127.0.0.1", "192.168.1.1", "fc00::1"])
-def test_find_addresses_nearby_needs_a_name_with_its_port(hosts, url, is_allowed, address):
+def test_find_addresses_nearby_needs_a_name_with_its_port(hosts, url, is_allowed):
+    address = "192.168.1.1"
     if is_allowed:
         assert find(url, hosts, resolve_to(address)) == (address,)
         return
@@ -234,8 +188,6 @@ def test_find_addresses_nearby_needs_a_name_with_its_port(hosts, url, is_allowed
     ("hosts", "url", "address"),
     [
         ("127.0.0.1:8123", "http://127.0.0.1:8123/x", "127.0.0.1"),
-        ("127.0.0.1", "https://127.0.0.1/x", "127.0.0.1"),
-        ("[::1]:80", "http://[::1]/x", "::1"),
         ("[fc00::1]", "https://[FC00:0::1]/x", "fc00::1"),
         ("8.8.8.8", "https://8.8.8.8/x", "8.8.8.8"),
     ],
@@ -247,9 +199,7 @@ def test_find_addresses_of_an_address_is_itself_without_any_look_up(hosts, url, 
     assert find(url, hosts, fail) == (address,)
 
 
-@pytest.mark.parametrize(
-    "host", ["169.254.169.254", "0.0.0.0", "[fd00:ec2::254]", "[::ffff:127.0.0.1]", "[fe80::1]"]
-)
+@pytest.mark.parametrize("host", ["169.254.169.254", "[::ffff:127.0.0.1]"])
 def test_find_addresses_of_a_forbidden_address_is_refused_though_an_entry_names_it(host):
     with pytest.raises(MediaRefusedError, match="no public address"):
         find(f"http://{host}:80/x", f"{host}:80", resolve_to())
@@ -304,8 +254,8 @@ def fetch(url, hosts, names):
     return bytes(sink.content)
 
 
-def redirect_to(location, status=302):
-    return lambda handler: handler.answer(status, Location=location, Content_Length="0")
+def redirect_to(location):
+    return lambda handler: handler.answer(302, Location=location, Content_Length="0")
 
 
 def send_video(handler):
@@ -348,14 +298,11 @@ def test_download_from_a_wildcard_host_on_this_machine_is_refused_unasked(server
     assert server.received == []
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_download_redirected_to_a_host_that_leads_inside_is_refused_unasked(
-    server, start_server, status
-):
+def test_download_redirected_to_a_host_that_leads_inside_is_refused_unasked(server, start_server):
     inner = start_server()
     inner.serve("/v", send_video)
     target = f"http://a.cdn.invalid:{inner.server_port}/v"
-    server.serve("/old", redirect_to(target, status))
+    server.serve("/old", redirect_to(target))
     hosts = f"{server.place},*.cdn.invalid:{inner.server_port}"
     with pytest.raises(MediaRefusedError, match=r"leads to 127\.0\.0\.1"):
         fetch(f"http://{server.place}/old", hosts, Names(a_cdn_invalid=[["127.0.0.1"]]))
@@ -366,21 +313,12 @@ def test_download_redirected_to_a_host_that_leads_inside_is_refused_unasked(
     "location",
     [
         "http://169.254.169.254/latest/meta-data/",
-        "http://[fd00:ec2::254]/latest/meta-data/",
-        "http://100.100.100.200/",
         "http://metadata.google.internal/",
-        "http://localhost/",
-        "http://127.1/",
         "http://2130706433/",
-        "http://0x7f000001/",
-        "http://0177.0.0.1/",
         "http://[::ffff:127.0.0.1]/",
-        "http://[::]/",
         "//169.254.169.254/",
         "https://user:secret@127.0.0.1/",
         "file:///etc/passwd",
-        "ftp://127.0.0.1/",
-        "gopher://127.0.0.1/",
         "data:video/mp4;base64,AAAA",
     ],
 )

