@@ -23,9 +23,8 @@ from tests.harness.jobs import (
     read_job,
 )
 from tests.harness.together import call_together
-from worker.errors import InvalidDeliveryError, InvalidSignatureError
-from worker.fal.completion import Completion, parse_webhook
-from worker.fal.errors import UNNAMED_CODE
+from worker.errors import InvalidSignatureError
+from worker.fal.completion import parse_webhook
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Ending, Job, Outcome, Settlement, Verdict
@@ -53,7 +52,6 @@ EMPTY: dict[str, Any] = {
     "payload_error": "Response payload is too big",
 }
 SECOND_REQUEST = "the-second-request"
-UNREADABLE: dict[str, Any] = {"status": "OK", "payload": {"video": {"url": "ftp://x/y"}}}
 
 
 def build_body(content, **changes):
@@ -95,14 +93,14 @@ GIVEN_UP = {S.QUEUED, S.FAILED, S.CANCELLED}
 TARGETS = {
     "ok": dict.fromkeys(WAITING | GIVEN_UP, S.COMPLETED),
     "error": dict.fromkeys(WAITING, S.FAILED),
-    "unreadable": dict.fromkeys(WAITING, S.FAILED),
 }
 # What fal could not put into its message is asked for.
 FETCHED = WAITING | GIVEN_UP
-CONTENTS = {"ok": OK, "error": ERROR, "unreadable": UNREADABLE, "empty": EMPTY}
+CONTENTS = {"ok": OK, "error": ERROR, "empty": EMPTY}
 PAIRS = sorted(product(S, CONTENTS))
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("state", "kind"), [(state, kind) for state, kind in PAIRS if state in TARGETS.get(kind, {})]
 )
@@ -139,6 +137,7 @@ def test_receive_delivery_of_no_use_is_kept_and_changes_nothing(db, state, kind)
     assert delivery.verdict == Verdict.KEPT
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("state", sorted(FETCHED))
 def test_receive_delivery_without_payload_has_fal_asked_now(db, state):
     job = make_attempted(db, state)
@@ -158,6 +157,7 @@ def test_receive_delivery_without_payload_has_fal_asked_now(db, state):
 # what is written
 
 
+@pytest.mark.both_databases
 def test_receive_delivery_stores_the_result_as_fal_sent_it(db):
     job = make_job(db, S.SUBMITTED)
     payload = {**build_result(), "novelty": {"a": [1, 2.5, None, True, "ü🎬"]}}
@@ -170,15 +170,6 @@ def test_receive_delivery_stores_the_result_as_fal_sent_it(db):
     assert receipt.job.doorbell == Doorbell(Step.ARCHIVE, job.id)
 
 
-def test_receive_delivery_of_an_unknown_submission_adopts_it(db):
-    job = make_job(db, S.SUBMISSION_UNKNOWN)
-    deliver(db, OK)
-    after = read_job(db, job.id)
-    assert (after.state, after.fal_request_id) == (S.COMPLETED, REQUEST_ID)
-    assert (after.submitted_at, after.blocked_reason) == (NOW, None)
-    assert read_attempts(db, job.id)[0].fal_request_id == REQUEST_ID
-
-
 def test_receive_delivery_of_a_failure_writes_its_code_and_words(db):
     job = make_job(db, S.SUBMITTED)
     receipt = deliver(db, ERROR)
@@ -189,32 +180,7 @@ def test_receive_delivery_of_a_failure_writes_its_code_and_words(db):
     assert list_events(db, job)[-1].detail == receipt.job.error_message
 
 
-@pytest.mark.parametrize(
-    ("changes", "code", "message"),
-    [
-        (
-            {"payload": {"detail": "it broke", "error_type": "internal_error"}},
-            "internal_error",
-            "it broke",
-        ),
-        ({"payload": {"detail": "it broke"}}, UNNAMED_CODE, "it broke"),
-        ({"payload": {"detail": ""}}, UNNAMED_CODE, "Invalid status code: 422"),
-        ({"payload": None}, UNNAMED_CODE, "Invalid status code: 422"),
-        ({"payload": [1]}, UNNAMED_CODE, "Invalid status code: 422"),
-        (
-            {"payload": None, "error": None},
-            UNNAMED_CODE,
-            "fal reports an error without a message",
-        ),
-    ],
-)
-def test_receive_delivery_of_any_failure_names_it(db, changes, code, message):
-    make_job(db, S.SUBMITTED)
-    receipt = deliver(db, ERROR, **changes)
-    assert (receipt.job.error_code, receipt.job.error_message) == (code, message)
-
-
-@pytest.mark.parametrize("payload", [{}, [], "text", 7, False, {"video": None}, {"video": {}}])
+@pytest.mark.parametrize("payload", [[], {"video": {"url": "ftp://x/y"}}])
 def test_receive_delivery_of_an_unreadable_result_fails_the_job(db, payload):
     make_job(db, S.SUBMITTED)
     receipt = deliver(db, OK, payload=payload)
@@ -235,6 +201,7 @@ def test_receive_delivery_keeps_its_body_as_it_came(db):
 # again, and at once
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("kind", CONTENTS)
 def test_receive_delivery_again_only_counts(db, kind):
     job = make_job(db, S.SUBMITTED)
@@ -259,13 +226,7 @@ def test_receive_delivery_with_another_body_is_kept_beside_the_first(db):
     assert [one.times_received for one in list_deliveries(db, job)] == [1, 1, 1]
 
 
-def test_receive_delivery_with_the_result_after_one_without_completes(db):
-    job = make_job(db, S.SUBMITTED)
-    deliver(db, EMPTY)
-    assert deliver(db, OK).verdict is Verdict.RECORDED
-    assert read_job(db, job.id).state is S.COMPLETED
-
-
+@pytest.mark.both_databases
 def test_receive_delivery_of_two_at_once_records_one(db):
     job = make_job(db, S.SUBMITTED)
     receipts = call_together(lambda: deliver(db, OK), lambda: deliver(db, OK))
@@ -276,6 +237,7 @@ def test_receive_delivery_of_two_at_once_records_one(db):
     assert (delivery.times_received, delivery.verdict) == (2, Verdict.RECORDED)
 
 
+@pytest.mark.both_databases
 def test_receive_delivery_of_result_and_failure_at_once_ends_with_the_result(db):
     job = make_job(db, S.SUBMITTED)
     result, failure = call_together(lambda: deliver(db, OK), lambda: deliver(db, ERROR))
@@ -303,7 +265,7 @@ def test_receive_delivery_of_result_and_failure_in_any_order_ends_with_the_resul
 # who may speak for which attempt
 
 
-@pytest.mark.parametrize("token", ["", "x", TOKEN[:-1], TOKEN + "x", attempts.hash_token(TOKEN)])
+@pytest.mark.parametrize("token", ["", TOKEN[:-1], attempts.hash_token(TOKEN)])
 def test_receive_delivery_with_an_unknown_token_is_refused(db, token):
     job = make_job(db, S.SUBMITTED)
     with pytest.raises(InvalidSignatureError, match="token"):
@@ -370,6 +332,7 @@ def make_second_attempt(db) -> Job:
     return accepted
 
 
+@pytest.mark.both_databases
 def test_receive_delivery_of_an_earlier_attempt_brings_its_result(db):
     job = make_second_attempt(db)
     receipt = deliver(db, OK)
@@ -383,6 +346,7 @@ def test_receive_delivery_of_an_earlier_attempt_brings_its_result(db):
     assert second.extra_charge_at == LATER
 
 
+@pytest.mark.both_databases
 def test_receive_delivery_of_a_second_result_counts_an_extra_charge(db):
     job = make_second_attempt(db)
     first = deliver(db, OK)
@@ -415,6 +379,7 @@ def test_receive_delivery_of_an_earlier_attempts_failure_leaves_the_later_one(db
 # a wish to cancel
 
 
+@pytest.mark.both_databases
 def test_receive_delivery_of_a_cancellation_that_was_wished_cancels_the_job(db):
     job = move_job(db, make_job(db, S.SUBMITTED), JobEvent.CANCEL_REQUESTED)
     with db.transaction() as connection:
@@ -452,12 +417,11 @@ def hint(db, content, *, token=TOKEN, **changes):
     return receive_hint(token, parse_webhook(body), body, db=db, clock=FakeClock(LATER))
 
 
-@pytest.mark.parametrize("kind", CONTENTS)
 @pytest.mark.parametrize("state", list(S))
-def test_receive_hint_believes_nothing_and_has_fal_asked(db, state, kind):
+def test_receive_hint_believes_nothing_and_has_fal_asked(db, state):
     job = make_attempted(db, state)
     events = list_events(db, job)
-    receipt = hint(db, CONTENTS[kind])
+    receipt = hint(db, OK)
     waits = state in {S.SUBMITTED, S.SUBMISSION_UNKNOWN}
     done = state in {S.COMPLETED, S.ARCHIVING, S.ARCHIVED}
     after = replace(job, due_at=LATER) if waits else job
@@ -470,7 +434,7 @@ def test_receive_hint_believes_nothing_and_has_fal_asked(db, state, kind):
     assert (delivery.verdict, delivery.fal_request_id) == (Verdict.HINT, REQUEST_ID)
 
 
-@pytest.mark.parametrize("token", ["", "x", f"{TOKEN}x", attempts.hash_token(TOKEN)])
+@pytest.mark.parametrize("token", ["", attempts.hash_token(TOKEN)])
 def test_receive_hint_with_an_unknown_token_is_refused(db, token):
     job = make_job(db, S.SUBMITTED)
     with pytest.raises(InvalidSignatureError, match="token"):
@@ -486,6 +450,7 @@ def test_receive_hint_of_another_request_than_the_attempts_is_refused(db):
     assert len(list_deliveries(db, job)) == 1
 
 
+@pytest.mark.both_databases
 def test_receive_delivery_after_its_own_hint_is_recorded(db):
     job = make_job(db, S.SUBMISSION_UNKNOWN)
     hint(db, OK)
@@ -508,76 +473,15 @@ def test_receive_hint_after_its_own_proof_takes_nothing_back(db):
 # bodies that are odd but genuine
 
 
-def read_body(content) -> Completion:
-    return parse_webhook(json.dumps({"request_id": "r", "status": "OK", **content}).encode())
-
-
-def test_parse_webhook_reads_every_key():
-    body = build_body(ERROR, gateway_request_id="g", metrics={"x": 1})
-    assert parse_webhook(body) == Completion(
-        REQUEST_ID, "g", "ERROR", MODEL_ERROR, "Invalid status code: 422"
-    )
-
-
-def test_parse_webhook_without_optional_keys_reads_nulls():
-    assert read_body({}) == Completion("r", None, "OK", None, None)
-
-
-def test_parse_webhook_keeps_the_payload_error_beside_the_error():
-    assert read_body({"payload_error": "p"}).error is None
-    completion = read_body({"payload_error": "p", "error": "e"})
-    assert (completion.error, completion.payload_error) == ("e", "p")
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"\xff\xfe",
-        b"{",
-        b"null",
-        b"[]",
-        b'"text"',
-        b"{}",
-        b'{"request_id": "r"}',
-        b'{"request_id": 7, "status": "OK"}',
-        b'{"request_id": null, "status": "OK"}',
-        b'{"request_id": "r", "status": "ok"}',
-        b'{"request_id": "r", "status": "COMPLETED"}',
-        b'{"request_id": "r", "status": "OK", "error": 7}',
-        b'{"request_id": "r", "status": "OK", "gateway_request_id": 7}',
-        b'{"request_id": "r", "status": "OK", "payload": ' + b"9" * 5000 + b"}",
-        b'{"request_id": "r", "status": "OK", "payload": ' + b"[" * 500 + b"]" * 500 + b"}",
-        b'{"request_id": "r", "status": "OK", "payload": ' + b"[" * 10**5 + b"]" * 10**5 + b"}",
-    ],
-)
-def test_parse_webhook_of_a_wrong_body_is_refused_with_a_reason(body):
-    with pytest.raises(InvalidDeliveryError) as caught:
-        parse_webhook(body)
-    assert 0 < len(str(caught.value)) < 500
-
-
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(body=st.binary() | st.text().map(str.encode))
-def test_parse_webhook_of_any_bytes_parses_or_refuses(body):
-    try:
-        completion = parse_webhook(body)
-    except InvalidDeliveryError:
-        return
-    assert completion.fal_request_id
-
-
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("raw", "stored"),
     [
         (r'"a\u0000b"', "a\ufffdb"),
         (r'"a\ud800b"', "a?b"),
         (r'"\ud83c\udfac"', "🎬"),
-        ("NaN", None),
-        ("[Infinity, -Infinity, 1e999, -0.0]", [None, None, None, 0.0]),
-        ("123456789012345678901234567890", 123456789012345678901234567890),
+        ("[NaN, -Infinity, 1e999, -0.0, 1e-300]", [None, None, None, 0.0, 1e-300]),
         ("9" * 4000, int("9" * 4000)),
-        ("1e-300", 1e-300),
         (r'{"a\u0000": {"\udfff": "\u0000"}}', {"a\ufffd": {"?": "\ufffd"}}),
         ("[" * 100 + "]" * 100, json.loads("[" * 100 + "]" * 100)),
     ],
@@ -593,11 +497,12 @@ def test_receive_delivery_stores_what_no_database_can_hold_made_storable(db, raw
     assert list_deliveries(db, job)[0].body == body
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("odd", ["a\0b", "a\ud800b"])
-@pytest.mark.parametrize("name", ["request_id", "gateway_request_id", "error"])
-def test_receive_delivery_stores_odd_text_anywhere(db, name, odd):
+def test_receive_delivery_stores_odd_text_anywhere(db, odd):
     job = make_job(db, S.SUBMISSION_UNKNOWN)
-    receipt = deliver(db, ERROR, **{"payload": {"detail": odd, "error_type": odd}, name: odd})
+    texts = dict.fromkeys(("request_id", "gateway_request_id", "error"), odd)
+    receipt = deliver(db, ERROR, payload={"detail": odd, "error_type": odd}, **texts)
     assert (receipt.verdict, receipt.job) == (Verdict.RECORDED, read_job(db, job.id))
     assert receipt.job.state is S.FAILED
 
@@ -614,8 +519,8 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.both_databases
 @settings(
-    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,

@@ -10,7 +10,7 @@ from sqlalchemy.exc import OperationalError
 from typing_extensions import override
 
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import LEASE, NOW, make_job, move_job, read_job
+from tests.harness.jobs import LEASE, make_job, move_job, read_job
 from tests.harness.waiting import wait_until
 from worker.db import Database
 from worker.errors import ClaimLostError
@@ -46,6 +46,7 @@ def list_beats(job):
     return [thread for thread in list_threads() if thread.name == f"heartbeat {job.id}"]
 
 
+@pytest.mark.both_databases
 def test_heartbeat_renews_again_and_again_while_its_context_is_open(db, claimed, clock):
     with Heartbeat(claimed, db=db, lease=SHORT, clock=clock) as heartbeat:
         for _ in range(3):
@@ -83,6 +84,7 @@ def test_heartbeat_ends_with_its_context_also_by_an_exception(db, claimed, clock
     assert list_beats(claimed) == []
 
 
+@pytest.mark.both_databases
 def test_heartbeat_of_a_lost_claim_tells_at_the_next_check(db, claimed, clock):
     with Heartbeat(claimed, db=db, lease=SHORT, clock=clock) as heartbeat:
         after = take_over(db, claimed)
@@ -94,6 +96,7 @@ def test_heartbeat_of_a_lost_claim_tells_at_the_next_check(db, claimed, clock):
     assert read_job(db, claimed.id) == after
 
 
+@pytest.mark.both_databases
 def test_heartbeat_does_not_renew_what_another_worker_has_claimed_since(db, clock):
     """Same state again, but of a later fence: the zombie must not keep the new holder's claim."""
     zombie = make_job(db, JobState.ARCHIVING)
@@ -105,13 +108,6 @@ def test_heartbeat_does_not_renew_what_another_worker_has_claimed_since(db, cloc
     with pytest.raises(ClaimLostError):
         heartbeat.check()
     assert read_job(db, zombie.id) == holder
-
-
-def test_heartbeat_renews_at_once_when_it_is_asked_to(db, claimed, clock):
-    heartbeat = Heartbeat(claimed, db=db, lease=LEASE, clock=clock)
-    clock.move(LEASE / 2)
-    heartbeat.renew()
-    assert read_job(db, claimed.id).due_at == NOW + LEASE / 2 + LEASE
 
 
 class FlakyDatabase(Database):
@@ -131,6 +127,7 @@ class FlakyDatabase(Database):
         return super().statement()
 
 
+@pytest.mark.both_databases
 def test_heartbeat_outlives_an_outage_of_the_database(db, database_url, claimed, clock):
     with (
         closing(FlakyDatabase(database_url, failures=3)) as flaky,
