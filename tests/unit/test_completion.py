@@ -26,60 +26,40 @@ def parse(**body: object) -> Completion:
     return parse_webhook(json.dumps(body).encode())
 
 
-def test_parse_success_takes_fals_words() -> None:
-    payload: JsonValue = {"video": {"url": "https://v3.fal.media/a.mp4"}, "seed": 1, "prompt": "p"}
-    completion = parse(request_id="r", gateway_request_id="g", status="OK", payload=payload)
-    assert completion == Completion("r", "g", "OK", payload, None)
-
-
-def test_parse_failure_takes_error_and_detail() -> None:
+def test_parse_takes_fals_words_of_success_and_failure() -> None:
     payload: JsonValue = {"detail": [{"loc": ["body"], "msg": "m", "type": "t"}]}
-    completion = parse(
-        request_id="r", status="ERROR", error="Invalid status code: 422", payload=payload
-    )
-    assert completion == Completion("r", None, "ERROR", payload, "Invalid status code: 422")
+    told = {"request_id": "r", "gateway_request_id": "g", "payload": payload, "news": [1]}
+    assert parse(**told, status="OK") == Completion("r", "g", "OK", payload, None)
+    failure = Completion("r", "g", "ERROR", payload, "Invalid status code: 422")
+    assert parse(**told, status="ERROR", error="Invalid status code: 422") == failure
 
 
-@pytest.mark.parametrize("status", ["OK", "ERROR"])
-def test_parse_without_payload_keeps_its_reason(status) -> None:
-    completion = parse(request_id="r", status=status, payload=None, payload_error="too large")
-    assert completion == Completion("r", None, status, None, None, "too large")
-
-
-def test_parse_keeps_error_and_payload_error_apart() -> None:
+def test_parse_without_payload_keeps_its_reason_apart_from_the_error() -> None:
     completion = parse(request_id="r", status="ERROR", error="first", payload_error="second")
-    assert (completion.error, completion.payload_error) == ("first", "second")
+    assert completion == Completion("r", None, "ERROR", None, "first", "second")
 
 
-def test_parse_passes_over_unknown_fields() -> None:
-    assert parse(request_id="r", status="OK", news=[1]) == Completion("r", None, "OK", None, None)
+def test_parse_takes_payload_of_any_shape() -> None:
+    payloads: list[JsonValue] = [7, 1.5, True, "text", [1, {"a": None}], {}, {"a": [[]]}]
+    for payload in payloads:
+        assert parse(request_id="r", status="OK", payload=payload).payload == payload
 
 
-@pytest.mark.parametrize("payload", [7, 1.5, True, "text", [1, {"a": None}], {}, {"a": [[]]}])
-def test_parse_takes_payload_of_any_shape(payload) -> None:
-    assert parse(request_id="r", status="OK", payload=payload).payload == payload
-
-
-@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b" \n\t"])
-def test_parse_reads_past_mark_and_space(start) -> None:
-    assert parse_webhook(start + b'{"request_id": "r", "status": "OK"}').fal_request_id == "r"
+def test_parse_reads_past_mark_and_space() -> None:
+    for start in (b"\xef\xbb\xbf", b" \n\t"):
+        assert parse_webhook(start + b'{"request_id": "r", "status": "OK"}').fal_request_id == "r"
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"", "the body is not JSON"),
         (b"{", "the body is not JSON"),
         (b"\xff", "the body is not JSON"),
         (b"[" * 100_000, "the body is not JSON"),
-        (b"1" * 5000, "the body is not JSON"),
         (b"[]", "body: "),
-        (b"null", "body: "),
         (b"{}", "request_id: "),
         (b'{"request_id": "r"}', "status: "),
-        (b'{"request_id": null, "status": "OK"}', "request_id: "),
         (b'{"request_id": 1, "status": "OK"}', "request_id: "),
-        (b'{"request_id": "r", "status": "ok"}', "status: "),
         (b'{"request_id": "r", "status": "COMPLETED"}', "status: "),
         (b'{"request_id": "r", "status": "OK", "error": 5}', "error: "),
         (b'{"request_id": "r", "status": "OK", "gateway_request_id": {}}', "gateway_request_id: "),
@@ -90,9 +70,8 @@ def test_parse_wrong_body_is_refused_with_what_is_wrong(body, message) -> None:
         parse_webhook(body)
 
 
-@pytest.mark.parametrize(
-    ("value", "storable"),
-    [
+def test_make_storable_replaces_what_no_column_holds() -> None:
+    pairs: list[tuple[Any, Any]] = [
         ("a\0b", f"a{REPLACED}b"),
         ("\ud800", "?"),
         ("\U0001f600", "\U0001f600"),
@@ -105,10 +84,9 @@ def test_parse_wrong_body_is_refused_with_what_is_wrong(body, message) -> None:
         (None, None),
         (["\0", [math.nan]], [REPLACED, [None]]),
         ({"\0": {"\ud800": math.nan}}, {REPLACED: {"?": None}}),
-    ],
-)
-def test_make_storable_replaces_what_no_column_holds(value, storable) -> None:
-    assert make_storable(value) == storable
+    ]
+    for value, storable in pairs:
+        assert make_storable(value) == storable
 
 
 def list_leaves(value: object) -> list[object]:

@@ -108,10 +108,3 @@ def test_missing_ids_are_bounded() -> None:
     history = History()
     history.add([replace(ENQUEUED, id=10**9)], NOW)
     assert len(history.gaps) == MOST_GAPS
-
-
-def test_longest_time_lands_beyond_the_last_bound() -> None:
-    history = History()
-    end = NOW + timedelta(days=9)
-    history.add([replace(ARCHIVED, at=end, archived_at=end)], NOW)
-    assert history.phases["whole"].counts[-1] == 1

@@ -38,7 +38,7 @@ def test_worker_name_is_not_shared_with_any_other() -> None:
     assert f":{os.getpid()}:" in first.worker
 
 
-@pytest.mark.parametrize("part", ["queue", "requests", "platform", "reconciler", "submit_terms"])
+@pytest.mark.parametrize("part", ["queue", "submit_terms"])
 def test_part_without_its_setting_is_refused(part) -> None:
     with pytest.raises(InvalidSettingsError, match=r"\(not set\)"):
         getattr(Runtime(load_settings()), part)
@@ -97,26 +97,17 @@ def test_archive_terms_carry_the_settings() -> None:
     ("name", "value"),
     [
         ("fal_media_hosts", "https://fal.media"),
-        ("fal_media_hosts", "*"),
-        ("fal_media_hosts", ","),
-        ("archive_url", "ftp://h/x"),
-        ("archive_url", "archive"),
+        ("archive_url", "ftp://user:s3cret@h/x"),
         ("archive_url", "file:"),
     ],
 )
-def test_check_worker_refuses_setting_by_name(name, value) -> None:
+def test_check_worker_refuses_setting_by_name_without_its_secret(name, value) -> None:
     runtime = Runtime(load_settings(**WHOLE, **{name: value}))
     with pytest.raises(InvalidSettingsError) as caught:
         runtime.check_worker()
     (violation,) = caught.value.violations
-    assert (violation.field, violation.value) == (name.upper(), value)
+    assert violation.field == name.upper()
     assert len(violation.allowed) > 10
-
-
-def test_check_worker_shows_no_secret_of_archive_url() -> None:
-    runtime = Runtime(load_settings(**WHOLE, archive_url="ftp://user:s3cret@h/x"))
-    with pytest.raises(InvalidSettingsError) as caught:
-        runtime.check_worker()
     assert "s3cret" not in str(caught.value)
 
 

@@ -1,15 +1,15 @@
+"""fal's signature: what is signed, how old it may be, and where the keys come from."""
+
 import base64
 import contextlib
 import gzip
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import httpx
@@ -17,8 +17,17 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import example, given
 from hypothesis import strategies as st
-from typing_extensions import override
 
+from tests.harness.brokers import find_closed_port
+from tests.harness.web import (
+    Answer,
+    ScriptedHandler,
+    ScriptedServer,
+    break_off,
+    hang,
+    run_server,
+    send_body,
+)
 from worker.errors import InvalidSignatureError, KeysUnavailableError
 from worker.fal.signature import (
     KeyCache,
@@ -66,63 +75,27 @@ def write_jwks(*keys: Ed25519PrivateKey) -> bytes:
     ).encode()
 
 
-NO_HEADERS: Mapping[str, str] = {}
-Answer = Callable[["KeyHandler"], None]
-
-
-class KeyServer(ThreadingHTTPServer):
-    """Answers each GET as told; `stop` ends answers that would go on for ever."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), KeyHandler)
-        self.url = f"http://127.0.0.1:{self.server_port}/jwks.json"
-        self.answer: Answer = send(write_jwks(KEY))
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        self.arrived = Event()
-        self.gate = Event()
-        self.dropped = Event()
-        self.stop = Event()
-        self.gate.set()
-
-
-class KeyHandler(BaseHTTPRequestHandler):
-    server: KeyServer
-
-    def do_GET(self) -> None:
-        self.server.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}))
-        self.server.arrived.set()
-        self.server.gate.wait(PATIENCE)
-        try:
-            self.server.answer(self)
-        except ConnectionError:
-            self.server.dropped.set()
-
-    @override
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep the test's output clean."""
-
-
-def send(body: bytes, status: int = 200, headers: Mapping[str, str] = NO_HEADERS) -> Answer:
-    def answer(handler: KeyHandler) -> None:
-        handler.send_response(status)
-        for name, value in headers.items():
-            handler.send_header(name, value)
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    return answer
-
-
 def trickle(start: bytes, chunk: bytes = b"a") -> Answer:
-    def answer(handler: KeyHandler) -> None:
+    def answer(handler: ScriptedHandler) -> None:
         handler.wfile.write(start)
-        while not handler.server.stop.wait(0.01):
+        while not handler.server.closing.wait(0.01):
             handler.wfile.write(chunk)
 
     return answer
+
+
+class Gate:
+    """Holds answers back until it is opened."""
+
+    def __init__(self, server: ScriptedServer) -> None:
+        self.arrived, self.opened = Event(), Event()
+        self._answer = server.answer
+        server.answer = self._hold
+
+    def _hold(self, handler: ScriptedHandler) -> None:
+        self.arrived.set()
+        self.opened.wait(PATIENCE)
+        self._answer(handler)
 
 
 class Ticker:
@@ -134,21 +107,12 @@ class Ticker:
         return self.now
 
 
-@contextlib.contextmanager
-def run_server() -> Iterator[KeyServer]:
-    with KeyServer() as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.stop.set()
-        server.gate.set()
-        server.shutdown()
-        thread.join()
+JWKS = "/jwks.json"
 
 
 @pytest.fixture
 def server():
-    with run_server() as running:
+    with run_server(send_body(write_jwks(KEY))) as running:
         yield running
 
 
@@ -165,7 +129,7 @@ def ticker():
 
 @pytest.fixture
 def cache(server, client, ticker):
-    return KeyCache(server.url, client, clock=ticker)
+    return KeyCache(server.url + JWKS, client, clock=ticker)
 
 
 @pytest.fixture
@@ -175,9 +139,10 @@ def verifier(cache):
 
 @pytest.fixture(scope="module")
 def shared_verifier():
-    with run_server() as running, httpx.Client(trust_env=False) as opened:
+    answer = send_body(write_jwks(KEY))
+    with run_server(answer) as running, httpx.Client(trust_env=False) as opened:
         yield WebhookVerifier(KeyCache(running.url, opened, clock=Ticker()))
-        assert len(running.requests) == 1
+        assert len(running.asked) == 1
 
 
 def publish(key: Ed25519PrivateKey) -> tuple[Ed25519PublicKey, ...]:
@@ -339,12 +304,12 @@ def test_keys_asked_often_are_fetched_once(cache, server, ticker):
     ticker.now += 24 * 3600 - 1
     assert cache.keys() is first
     assert first == publish(KEY)
-    assert len(server.requests) == 1
+    assert len(server.asked) == 1
 
 
 def test_keys_a_day_old_are_fetched_again(cache, server, ticker):
     cache.keys()
-    server.answer = send(write_jwks(OTHER_KEY))
+    server.answer = send_body(write_jwks(OTHER_KEY))
     ticker.now += 24 * 3600
     assert cache.keys() == publish(OTHER_KEY)
 
@@ -354,42 +319,36 @@ def test_keys_are_fetched_without_the_clients_secrets(server, ticker):
     with httpx.Client(
         headers=headers, auth=("user", "secret"), cookies={"a": "secret"}, trust_env=False
     ) as client:
-        KeyCache(server.url, client, clock=ticker).keys()
-    [(path, seen)] = server.requests
-    assert path == "/jwks.json"
-    assert "secret" not in str(seen)
-    assert not {"authorization", "cookie"} & seen.keys()
+        KeyCache(server.url + JWKS, client, clock=ticker).keys()
+    [asked] = server.asked
+    assert asked.path == JWKS
+    assert "secret" not in str(asked.headers)
+    assert not {"authorization", "cookie"} & {name.lower() for name in asked.headers}
 
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (send(write_jwks(KEY), status=302, headers={"Location": "/other.json"}), "HTTP 302"),
-        (send(write_jwks(KEY), status=500), "HTTP 500"),
-        (send(write_jwks(KEY).ljust(64 * 1024 + 1)), "more than 65536 bytes"),
+        (send_body(write_jwks(KEY), 302, Location="/other.json"), "HTTP 302"),
+        (send_body(write_jwks(KEY), 500), "HTTP 500"),
+        (send_body(write_jwks(KEY).ljust(64 * 1024 + 1)), "more than 65536 bytes"),
         (trickle(b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65_536), "more than 65536 bytes"),
-        (send(b"<html>"), "JSONDecodeError"),
-        (send(b"[" * 60_000), "RecursionError"),
-        (send(b'{"keys": []}'), "no Ed25519 key"),
-        (send(gzip.compress(write_jwks(KEY)), headers={"Content-Encoding": "gzip"}), "Error"),
-        (lambda handler: handler.close_connection, "RemoteProtocolError"),
+        (send_body(b"<html>"), "JSONDecodeError"),
+        (send_body(b"[" * 60_000), "RecursionError"),
+        (send_body(b'{"keys": []}'), "no Ed25519 key"),
+        (send_body(gzip.compress(write_jwks(KEY)), 200, Content_Encoding="gzip"), "Error"),
+        (break_off(), "RemoteProtocolError"),
     ],
 )
 def test_keys_with_useless_answer_are_unavailable(cache, server, answer, reason):
     server.answer = answer
     with pytest.raises(KeysUnavailableError, match=f"/jwks.json: .*{reason}"):
         cache.keys()
-    assert [path for path, _ in server.requests] == ["/jwks.json"]
-
-
-def test_keys_at_largest_size_are_read(cache, server):
-    server.answer = send(write_jwks(KEY).ljust(64 * 1024))
-    assert cache.keys() == publish(KEY)
+    assert [asked.path for asked in server.asked] == [JWKS]
 
 
 def test_keys_with_nobody_listening_are_unavailable(client, ticker):
-    with KeyServer() as closed:
-        url = closed.url
+    url = f"http://127.0.0.1:{find_closed_port()}"
     with pytest.raises(KeysUnavailableError, match="ConnectError"):
         KeyCache(url, client, clock=ticker).keys()
 
@@ -399,16 +358,16 @@ def test_keys_with_nobody_listening_are_unavailable(client, ticker):
 )
 def test_keys_from_trickling_server_give_up_in_time(server, client, ticker, start):
     server.answer = trickle(start)
-    cache = KeyCache(server.url, client, clock=ticker, timeout=timedelta(seconds=0.2))
+    cache = KeyCache(server.url + JWKS, client, clock=ticker, timeout=timedelta(seconds=0.2))
     with pytest.raises(KeysUnavailableError):
         cache.keys()
     if start.endswith(b"\r\n\r\n"):
-        assert server.dropped.wait(PATIENCE), "it hangs up by itself"
+        assert server.hung_up.wait(PATIENCE), "it hangs up by itself"
 
 
 def test_keys_from_silent_server_give_up_in_time(server, client, ticker):
-    server.gate.clear()
-    cache = KeyCache(server.url, client, clock=ticker, timeout=timedelta(seconds=0.1))
+    server.answer = hang
+    cache = KeyCache(server.url + JWKS, client, clock=ticker, timeout=timedelta(seconds=0.1))
     began = time.monotonic()
     with pytest.raises(KeysUnavailableError):
         cache.keys()
@@ -416,12 +375,12 @@ def test_keys_from_silent_server_give_up_in_time(server, client, ticker):
 
 
 def test_keys_never_fetched_are_tried_every_five_seconds(cache, server, ticker):
-    server.answer = send(b"", status=503)
+    server.answer = send_body(b"", 503)
     for _ in range(3):
         with pytest.raises(KeysUnavailableError, match="HTTP 503"):
             cache.keys()
-    assert len(server.requests) == 1
-    server.answer = send(write_jwks(KEY))
+    assert len(server.asked) == 1
+    server.answer = send_body(write_jwks(KEY))
     ticker.now += 4.9
     with pytest.raises(KeysUnavailableError, match="HTTP 503"):
         cache.keys()
@@ -431,90 +390,82 @@ def test_keys_never_fetched_are_tried_every_five_seconds(cache, server, ticker):
 
 def test_keys_that_cannot_be_renewed_stay_in_use(cache, server, ticker):
     cache.keys()
-    server.answer = send(b"", status=503)
+    server.answer = send_body(b"", 503)
     ticker.now += 24 * 3600
     for _ in range(3):
         assert cache.keys() == publish(KEY)
-    assert len(server.requests) == 2
+    assert len(server.asked) == 2
     ticker.now += 60
     assert cache.keys() == publish(KEY)
-    assert len(server.requests) == 3
+    assert len(server.asked) == 3
 
 
 def test_refetch_often_fetches_once_a_minute(cache, server, ticker):
     keys = cache.keys()
-    server.answer = send(write_jwks(OTHER_KEY))
+    server.answer = send_body(write_jwks(OTHER_KEY))
     ticker.now += 59.9
     assert not any(cache.refetch(keys) for _ in range(5))
-    assert len(server.requests) == 1
+    assert len(server.asked) == 1
     ticker.now += 0.1
     assert cache.refetch(keys)
     assert cache.keys() == publish(OTHER_KEY)
-    assert len(server.requests) == 2
-
-
-def test_refetch_of_same_keys_brings_none(cache, ticker):
-    keys = cache.keys()
-    ticker.now += 60
-    assert not cache.refetch(keys)
+    assert len(server.asked) == 2
 
 
 def test_refetch_failing_keeps_keys_and_waits_a_minute(cache, server, ticker):
     keys = cache.keys()
-    server.answer = send(b"", status=503)
+    server.answer = send_body(b"", 503)
     ticker.now += 60
     assert not any(cache.refetch(keys) for _ in range(5))
     ticker.now += 59.9
     assert not cache.refetch(keys)
     assert cache.keys() == keys
-    assert len(server.requests) == 2
+    assert len(server.asked) == 2
 
 
 def test_refetch_after_another_threads_brings_its_keys(cache, server, ticker):
     tried = cache.keys()
-    server.answer = send(write_jwks(OTHER_KEY))
+    server.answer = send_body(write_jwks(OTHER_KEY))
     ticker.now += 60
     assert cache.refetch(tried)
     assert cache.refetch(tried)
-    assert len(server.requests) == 2
+    assert len(server.asked) == 2
 
 
 def test_keys_asked_by_many_threads_are_fetched_once(cache, server):
-    server.gate.clear()
+    gate = Gate(server)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(cache.keys) for _ in range(8)]
-        assert server.arrived.wait(PATIENCE)
-        server.gate.set()
+        assert gate.arrived.wait(PATIENCE)
+        gate.opened.set()
         assert [future.result(PATIENCE) for future in asked] == [publish(KEY)] * 8
-    assert len(server.requests) == 1
+    assert len(server.asked) == 1
 
 
 def test_refetch_by_many_threads_waits_for_one_fetch(cache, server, ticker):
     tried = cache.keys()
-    server.answer = send(write_jwks(OTHER_KEY))
-    server.arrived.clear()
-    server.gate.clear()
+    server.answer = send_body(write_jwks(OTHER_KEY))
+    gate = Gate(server)
     ticker.now += 60
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(cache.refetch, tried) for _ in range(8)]
-        assert server.arrived.wait(PATIENCE)
-        server.gate.set()
+        assert gate.arrived.wait(PATIENCE)
+        gate.opened.set()
         assert all(future.result(PATIENCE) for future in asked)
-    assert len(server.requests) == 2
+    assert len(server.asked) == 2
 
 
 def test_keys_being_renewed_serve_other_threads_meanwhile(cache, server, ticker):
     old = cache.keys()
-    server.answer = send(write_jwks(OTHER_KEY))
-    server.arrived.clear()
-    server.gate.clear()
+    server.answer = send_body(write_jwks(OTHER_KEY))
+    gate = Gate(server)
     ticker.now += 24 * 3600
     with ThreadPoolExecutor(1) as pool:
         renewing = pool.submit(cache.keys)
-        assert server.arrived.wait(PATIENCE)
+        assert gate.arrived.wait(PATIENCE)
         assert cache.keys() == old
         assert not renewing.done()
-        server.gate.set()
+        gate.opened.set()
         assert renewing.result(PATIENCE) == publish(OTHER_KEY)
 
 
@@ -526,11 +477,11 @@ def test_verify_returns_the_headers_of_a_genuine_delivery_and_refuses_an_altered
 
 def test_verify_after_rotation_refetches_once(verifier, server, ticker):
     verifier.verify(sign(), BODY, NOW)
-    server.answer = send(write_jwks(KEY, OTHER_KEY))
+    server.answer = send_body(write_jwks(KEY, OTHER_KEY))
     ticker.now += 60
     for key in (OTHER_KEY, KEY):
         assert verifier.verify(sign(key=key), BODY, NOW).user_id == "u-1"
-    assert len(server.requests) == 2
+    assert len(server.asked) == 2
 
 
 def test_verify_of_garbage_flood_fetches_once_a_minute(verifier, server, ticker):
@@ -538,16 +489,16 @@ def test_verify_of_garbage_flood_fetches_once_a_minute(verifier, server, ticker)
         for _ in range(20):
             with pytest.raises(InvalidSignatureError):
                 verifier.verify(sign(key=OTHER_KEY), BODY, NOW)
-        assert len(server.requests) == fetches
+        assert len(server.asked) == fetches
         ticker.now += 60
 
 
 def test_verify_with_no_keys_at_all_is_unavailable(verifier, server):
-    server.answer = send(b"", status=503)
+    server.answer = send_body(b"", 503)
     for _ in range(3):
         with pytest.raises(KeysUnavailableError):
             verifier.verify(sign(), BODY, NOW)
-    assert len(server.requests) == 1
+    assert len(server.asked) == 1
 
 
 def test_verify_of_malformed_or_foreign_delivery_fetches_nothing(cache, server):
@@ -560,7 +511,7 @@ def test_verify_of_malformed_or_foreign_delivery_fetches_nothing(cache, server):
     ):
         with pytest.raises(InvalidSignatureError):
             verifier.verify(headers, BODY, NOW)
-    assert server.requests == []
+    assert server.asked == []
 
 
 def test_verify_of_expected_account_passes_another_is_refused(cache):
@@ -582,7 +533,7 @@ def test_verify_of_stale_garbage_is_invalid_and_never_refetches(verifier, server
     with pytest.raises(InvalidSignatureError) as refused:
         verifier.verify(sign(key=OTHER_KEY), BODY, NOW + 301 * SECOND)
     assert not isinstance(refused.value, StaleSignatureError)
-    assert len(server.requests) == 1
+    assert len(server.asked) == 1
 
 
 anything: st.SearchStrategy[Any] = st.text(st.characters(), max_size=30)

@@ -159,11 +159,6 @@ def test_download_that_failed_waits_for_its_next_try() -> None:
         ([replace(ATTEMPT, outcome="accepted")], {}, f"{REDRIVE} --pay-again buys a new run"),
         (
             [replace(ATTEMPT, outcome="accepted")],
-            {"error_code": "result_gone"},
-            f"{REDRIVE} asks fal once more for the paid result",
-        ),
-        (
-            [replace(ATTEMPT, outcome="accepted")],
             {"result": build_result()},
             f"{REDRIVE} archives the paid result again",
         ),
