@@ -102,9 +102,9 @@ def test_moving_gif_is_taken_as_video_and_as_picture(tmp_path) -> None:
         ("libwebp", FileKind("image/webp", "webp")),
     ],
 )
-@pytest.mark.parametrize("name", ["nameless", "%03d.mp4"])
-def test_picture_is_taken_by_its_bytes(tmp_path, codec, kind, name) -> None:
-    assert inspect_image(make_picture(tmp_path / name, codec)) == kind
+def test_picture_is_taken_by_its_bytes(tmp_path, codec, kind) -> None:
+    # A name that FFmpeg would take for a sequence of pictures.
+    assert inspect_image(make_picture(tmp_path / "%03d.mp4", codec)) == kind
 
 
 Make = Callable[[Path], Path]
@@ -128,7 +128,6 @@ def _cut_clip(path: Path) -> Path:
     ("make", "reason"),
     [
         (_write(b"no video at all"), "not a readable video"),
-        (_write(b"\0" * 5000), "not a readable video"),
         (_write(b"#EXTM3U\nhttp://127.0.0.1:9/a.ts\n"), "not a readable video"),
         (_write(b"ffconcat version 1.0\nfile /etc/passwd\n"), "not a readable video"),
         (_cut_clip, "not a readable video"),

