@@ -31,16 +31,20 @@ def emulator(directory) -> Iterator[Emulator]:
 
 @pytest.fixture(scope="session")
 def occupied(tmp_path_factory, sample) -> Iterator[Emulator]:
-    options = ("--concurrency", "1", "--run-seconds", "3600")
+    options = ("--render", "fake", "--concurrency", "1", "--run-seconds", "3600")
+    webhooks = ("--webhook-retry-seconds", "0", "--webhook-concurrency", "2")
     directory = lay_out(tmp_path_factory.mktemp("busy"), sample)
-    with start_emulator(directory, *options) as emulator:
+    with start_emulator(directory, *options, *webhooks) as emulator:
         emulator.wait_for_status(emulator.submit(), "IN_PROGRESS")
         yield emulator
 
 
 @pytest.fixture
 def busy(occupied) -> Iterator[Emulator]:
-    """One whose only runner is taken by a request that does not end; nobody waits behind it."""
+    """One whose only runner is taken by a request that does not end; nobody waits behind it.
+
+    It repeats webhooks without a pause, and posts two at once.
+    """
     yield occupied
     for request in occupied.list_requests():
         if request["status"] == "IN_QUEUE":
@@ -52,6 +56,16 @@ def quick(tmp_path_factory, sample) -> Iterator[Emulator]:
     directory = lay_out(tmp_path_factory.mktemp("quick"), sample)
     options = ("--render", "fake", "--webhook-retry-seconds", "0.05", "--concurrency", "4")
     with start_emulator(directory, *options) as emulator:
+        yield emulator
+
+
+@pytest.fixture(scope="session")
+def unhurried(tmp_path_factory, sample) -> Iterator[Emulator]:
+    """One that lets each request wait and run a while, and forgets long results at once."""
+    directory = lay_out(tmp_path_factory.mktemp("unhurried"), sample)
+    options = ("--render", "fake", "--concurrency", "1", "--large-result-seconds", "0")
+    times = ("--queue-seconds", "0.2", "--run-seconds", "0.3", "--keep-alive-seconds", "0.05")
+    with start_emulator(directory, *options, *times) as emulator:
         yield emulator
 
 

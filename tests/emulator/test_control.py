@@ -1,7 +1,6 @@
 import pytest
 
-from tests.emulator.conftest import lay_out
-from tests.emulator.processes import SHORT, start_emulator, wait_until
+from tests.emulator.processes import SHORT
 
 
 def test_faults_are_replaced_shown_and_cleared(faulty):
@@ -15,7 +14,7 @@ def test_faults_are_replaced_shown_and_cleared(faulty):
 
 
 @pytest.mark.parametrize("what", ["faults", "hooks"])
-@pytest.mark.parametrize("body", [b"{", b"{}", b'[{"point": "door"}]', b"\xff"])
+@pytest.mark.parametrize("body", [b"{", b'[{"point": "door"}]'])
 def test_wrong_setting_is_refused_and_changes_nothing(faulty, what, body):
     faulty.order({"point": "jwks", "kind": "drop"})
     faulty.arm({"point": "cdn_sent"})
@@ -38,13 +37,6 @@ def test_request_never_made_is_not_found(faulty, tail):
     assert (response.status_code, response.json()) == (404, {"detail": "No such request"})
 
 
-def test_request_is_shown_alone(faulty):
-    request_id = faulty.submit()
-    shown = faulty.client.get(f"/_emulator/requests/{request_id}").json()
-    assert shown["request_id"] == request_id
-    assert shown["erased"] is False
-
-
 def test_erased_request_is_known_behind_the_scenes_only(faulty):
     request_id = faulty.submit()
     video = faulty.get_result(request_id).json()["video"]
@@ -55,18 +47,9 @@ def test_erased_request_is_known_behind_the_scenes_only(faulty):
     assert [(one.status_code, one.json()) for one in answers] == [
         (404, {"status": "NOT_FOUND"})
     ] * 3
-    assert faulty.find(request_id)["erased"] is True
+    shown = faulty.client.get(f"/_emulator/requests/{request_id}").json()
+    assert (shown["request_id"], shown["erased"]) == (request_id, True)
     assert faulty.client.get(video["url"]).status_code == 200
-
-
-def test_result_expires_after_its_time(tmp_path, sample):
-    options = ("--render", "fake", "--result-seconds", "0.3", "--run-seconds", "0.4")
-    with start_emulator(lay_out(tmp_path / "a", sample), *options) as emulator:
-        request_id = emulator.submit()
-        wait_until(lambda: emulator.find(request_id)["erased"])
-        response = emulator.client.get(f"{SHORT}/requests/{request_id}")
-        assert (response.status_code, response.json()) == (404, {"status": "NOT_FOUND"})
-        assert emulator.find(request_id)["status"] == "COMPLETED"
 
 
 def test_ledger_groups_by_exact_input(faulty):
@@ -83,16 +66,9 @@ def test_ledger_groups_by_exact_input(faulty):
     ]
 
 
-def test_ledger_tells_of_cancelled_ones_whether_they_were_charged(tmp_path, sample):
-    options = ("--render", "fake", "--concurrency", "1", "--run-seconds", "3600")
-    with start_emulator(lay_out(tmp_path / "a", sample), *options) as emulator:
-        running, waiting = emulator.submit(), emulator.submit()
-        emulator.wait_for_status(running, "IN_PROGRESS")
-        for request_id in (running, waiting):
-            emulator.cancel(request_id)
-        ledger = emulator.client.get("/_emulator/ledger").json()
-    assert ledger["cancelled"] == [
-        {"request_id": running, "charged": True},
-        {"request_id": waiting, "charged": False},
-    ]
-    assert (ledger["submissions"], ledger["charges"]) == (2, 1)
+def test_ledger_tells_that_a_run_cancelled_too_late_was_charged(unhurried):
+    request_id = unhurried.submit()
+    unhurried.wait_for_status(request_id, "IN_PROGRESS")
+    unhurried.cancel(request_id)
+    ledger = unhurried.client.get("/_emulator/ledger").json()
+    assert ledger["cancelled"][-1] == {"request_id": request_id, "charged": True}

@@ -1,10 +1,11 @@
 import json
 import time
+from datetime import datetime
+from itertools import pairwise
 
 import pytest
 from cryptography.exceptions import InvalidSignature
 
-from tests.emulator.conftest import lay_out
 from tests.emulator.processes import start_emulator
 from tests.emulator.receiver import Received, start_meeting
 from tests.emulator.signatures import verify
@@ -53,7 +54,7 @@ def test_webhook_signature_fails_over_another_body(emulator, receiver):
         verify(emulator, Received(received.path, received.headers, received.body + b" "))
 
 
-@pytest.mark.parametrize("answer", [500, 503, 404, 401])
+@pytest.mark.parametrize("answer", [500, 401])
 def test_webhook_refused_is_sent_again_with_same_body(emulator, receiver, answer):
     receiver.answers.put(answer)
     request_id = emulator.submit(fal_webhook=receiver.url)
@@ -70,18 +71,20 @@ def test_webhook_retries_wait_twice_as_long_each_time(emulator, receiver):
         receiver.answers.put(500)
     request_id = emulator.submit(fal_webhook=receiver.url)
     deliveries = emulator.wait_for_deliveries(request_id, 4)
+    times = [datetime.fromisoformat(one["at"]) for one in deliveries]
+    gaps = [(after - before).total_seconds() for before, after in pairwise(times)]
     assert [one["status_code"] for one in deliveries] == [500, 500, 500, 200]
+    assert all(gap > 0.9 * least for gap, least in zip(gaps, (0.05, 0.1, 0.2), strict=True))
 
 
-@pytest.mark.parametrize("answer", [301, 302, 307, 308])
-def test_webhook_redirect_is_neither_followed_nor_repeated(emulator, receiver, answer):
-    receiver.answers.put(answer)
+def test_webhook_redirect_is_neither_followed_nor_repeated(emulator, receiver):
+    receiver.answers.put(307)
     request_id = emulator.submit(fal_webhook=receiver.url)
     receiver.take()
     deliveries = emulator.wait_for_deliveries(request_id, 1)
     emulator.submit(fal_webhook=f"{receiver.url}/next")
     assert receiver.take().path == "/next"
-    assert [one["status_code"] for one in deliveries] == [answer]
+    assert [one["status_code"] for one in deliveries] == [307]
 
 
 def test_webhook_to_nobody_records_the_error_and_goes_on(emulator):
@@ -91,25 +94,24 @@ def test_webhook_to_nobody_records_the_error_and_goes_on(emulator):
     assert "127.0.0.1" in deliveries[0]["error"]
 
 
-def test_webhook_gives_up_after_ten_retries(tmp_path, sample, receiver):
+def test_webhook_gives_up_after_ten_retries(busy, receiver):
     for _ in range(20):
         receiver.answers.put(500)
-    directory = lay_out(tmp_path / "a", sample)
-    with start_emulator(directory, "--webhook-retry-seconds", "0") as emulator:
-        request_id = emulator.submit(fal_webhook=receiver.url)
-        emulator.wait_for_deliveries(request_id, 11)
-        emulator.submit(fal_webhook=f"{receiver.url}/next")
-        paths = [receiver.take().path for _ in range(12)]
+    request_id = busy.submit(fal_webhook=receiver.url)
+    busy.cancel(request_id)
+    busy.wait_for_deliveries(request_id, 11)
+    busy.cancel(busy.submit(fal_webhook=f"{receiver.url}/next"))
+    paths = [receiver.take().path for _ in range(12)]
     assert paths.count("/") == 11
     assert paths[-1] == "/next"
 
 
-def test_webhooks_are_posted_so_many_at_once(tmp_path, sample):
-    options = ("--render", "fake", "--webhook-concurrency", "2", "--concurrency", "4")
-    directory = lay_out(tmp_path / "a", sample)
-    with start_meeting(2) as meeting, start_emulator(directory, *options) as emulator:
-        ids = [emulator.submit(fal_webhook=meeting.url) for _ in range(8)]
-        deliveries = [emulator.wait_for_deliveries(one, 1)[0] for one in ids]
+def test_webhooks_are_posted_so_many_at_once(busy):
+    with start_meeting(2) as meeting:
+        ids = [busy.submit(fal_webhook=meeting.url) for _ in range(8)]
+        for request_id in ids:
+            busy.cancel(request_id)
+        deliveries = [busy.wait_for_deliveries(one, 1)[0] for one in ids]
     assert [one["status_code"] for one in deliveries] == [200] * 8
     assert max(meeting.present) == 2
 

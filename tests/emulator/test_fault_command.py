@@ -36,12 +36,6 @@ def test_fault_may_be_json_or_short(faulty, capsys, text):
     assert (told["point"], told["kind"]) == ("status", "stuck")
 
 
-def test_list_may_be_one_argument(faulty, capsys):
-    faults = [{"point": "jwks", "kind": "drop"}, {"point": "cancel", "kind": "drop"}]
-    assert main(["faults", faulty.url, "set", json.dumps(faults)]) == 0
-    assert len(json.loads(capsys.readouterr().out)) == 2
-
-
 def test_faults_are_a_command_of_the_module(faulty):
     command = [sys.executable, "-m", "emulator", "faults", faulty.url, "set", "status/stuck"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -53,21 +47,12 @@ def test_faults_are_a_command_of_the_module(faulty):
     [
         ("cdn/truncate:bytes=100", {"point": "cdn", "kind": "truncate", "bytes": 100}),
         (
-            "submit/foreign_urls:base=https://queue.fal.invalid:times=1",
-            {
-                "point": "submit",
-                "kind": "foreign_urls",
-                "base": "https://queue.fal.invalid",
-                "times": 1,
-            },
+            "submit/foreign_urls:base=https://queue.fal.invalid",
+            {"point": "submit", "kind": "foreign_urls", "base": "https://queue.fal.invalid"},
         ),
         (
             "webhook/stale:also=true:rate=0.5",
             {"point": "webhook", "kind": "stale", "also": True, "rate": 0.5},
-        ),
-        (
-            "webhook/payload_null:status=ERROR",
-            {"point": "webhook", "kind": "payload_null", "status": "ERROR"},
         ),
     ],
 )
@@ -80,7 +65,7 @@ def test_refusal_of_the_emulator_is_told(faulty, capsys):
     assert "unknown point: 'door'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nowhere", "http://[", "gopher://a"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://["])
 def test_silence_of_the_emulator_is_told(capsys, url):
     assert main(["faults", url, "show"]) == 1
     assert url in capsys.readouterr().err
@@ -89,11 +74,9 @@ def test_silence_of_the_emulator_is_told(capsys, url):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["show"],
         ["URL", "mend"],
         ["URL", "set"],
         ["URL", "clear", "status/stuck"],
-        ["URL", "set", "status"],
         ["URL", "set", "status/code:503"],
         ["URL", "set", "[{"],
     ],

@@ -24,50 +24,36 @@ def fire(faults: Faults, prompts: str) -> dict[str, list[bool]]:
     return fired
 
 
-@pytest.mark.parametrize(("point", "kind"), KINDS)
-def test_parse_of_bare_fault_fills_in_defaults(point, kind):
-    [fault] = parse_faults([{"point": point, "kind": kind}])
-    assert (fault.rate, fault.times, fault.match) == (1.0, None, Match())
-    assert set(fault.options) == set(POINTS[point][kind])
-    assert parse_faults([fault.to_json()]) == (fault,)
+def test_parse_of_bare_fault_fills_in_defaults():
+    for point, kind in KINDS:
+        [fault] = parse_faults([{"point": point, "kind": kind}])
+        assert (fault.rate, fault.times, fault.match) == (1.0, None, Match())
+        assert set(fault.options) == set(POINTS[point][kind])
+        assert parse_faults([fault.to_json()]) == (fault,)
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
         ({"point": "door"}, "unknown point: 'door'; known: submit, webhook, status"),
-        ({"point": None}, "unknown point: None"),
-        ({"point": ["status"]}, "unknown point"),
         ({"kind": "lost"}, "unknown kind at point \"status\": 'lost'; known: status, ingress"),
-        ({"kind": {}}, "unknown kind"),
-        ({"seconds": 1}, 'unknown option "seconds" of status/stuck; known: none'),
         ({"kind": "hang", "second": 1}, 'unknown option "second" of status/hang; known: seconds'),
         ({"kind": "hang", "seconds": -1}, "seconds must be a number of seconds from 0 to 86400"),
         ({"kind": "hang", "seconds": float("nan")}, "seconds must be"),
-        ({"kind": "hang", "seconds": True}, "seconds must be"),
-        ({"kind": "hang", "seconds": "1"}, "seconds must be"),
         ({"kind": "status", "code": 200}, "code must be a whole number from 400 to 599, not 200"),
-        ({"kind": "status", "code": "500"}, "code must be"),
         ({"kind": "status", "detail": 7}, "detail must be a string or a list"),
         ({"kind": "status", "error_type": 7}, "error_type must be a string"),
         ({"kind": "status", "headers": []}, "headers must be an object of strings or nulls"),
-        ({"kind": "status", "headers": {"a": 1}}, "headers must be"),
         ({"kind": "status", "headers": {"a": "b\nc"}}, "headers must be"),
         ({"kind": "ingress", "code": 500}, "code must be 502 or 503 or 504, not 500"),
-        ({"kind": "ingress", "code": "502"}, "code must be"),
         ({"kind": "malformed", "form": "odd"}, "form must be 'not_json' or 'truncated'"),
         ({"point": "webhook", "kind": "repeat", "count": 0}, "count must be a whole number from 1"),
         ({"point": "webhook", "kind": "forged", "also": 1}, "also must be true or false"),
         ({"point": "cdn", "kind": "truncate", "bytes": -1}, "bytes must be a whole number from 0"),
         ({"point": "cdn", "kind": "drip", "bytes_per_second": 0}, "must be a number above 0"),
         ({"point": "cdn", "kind": "wrong_length", "surplus": 0}, "a whole number but 0"),
-        ({"point": "cdn", "kind": "wrong_length", "surplus": True}, "a whole number but 0"),
-        ({"point": "cdn", "kind": "expire", "code": 500}, "must be 403 or 404 or 410"),
-        ({"point": "cdn", "kind": "redirect", "hops": 0}, "must be a whole number from 1"),
         ({"rate": 1.5}, "rate must be a number from 0 to 1, not 1.5"),
-        ({"rate": "1"}, "rate must be"),
         ({"times": 0}, "times must be null or a whole number from 1, not 0"),
-        ({"times": True}, "times must be"),
         ({"match": "p"}, "match must be an object"),
         ({"match": {"job": "1"}}, 'unknown key "job" of match; known: prompt, request_id'),
         ({"match": {"prompt": 1}}, "match.prompt must be a string, not 1"),
@@ -126,8 +112,8 @@ def test_take_of_early_is_apart_from_the_other_webhook_faults():
 
 def test_take_by_rate_fires_that_often():
     faults = Faults([Fault("status", "stuck", rate=0.25)], seed=3)
-    fired = fire(faults, "p" * 2000)["p"]
-    assert 0.2 < sum(fired) / 2000 < 0.3
+    fired = fire(faults, "p" * 1000)["p"]
+    assert 0.2 < sum(fired) / 1000 < 0.3
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0, False), (1, True)])

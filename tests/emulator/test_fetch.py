@@ -60,16 +60,11 @@ def test_fetch_that_fails_is_a_download_error(server, tmp_path, name):
     "url",
     [
         "",
-        "no url",
-        "ftp://127.0.0.1/x",
         "file:///etc/passwd",
-        "http://",
         "http://[::1",
         "http://\x00",
-        "data:",
         "data:nothing",
         "data:video/mp4;base64,%%%",
-        "data:;base64,abc",
     ],
 )
 def test_fetch_of_unusable_url_is_a_download_error(tmp_path, url):
@@ -97,7 +92,6 @@ def test_fetch_of_too_large_file_names_the_limit(server, tmp_path, monkeypatch):
     ("uri", "content"),
     [
         ("data:text/plain,a%20b", b"a b"),
-        ("data:,", b""),
         (
             f"data:video/mp4;base64,{base64.b64encode(bytes(range(256))).decode()}",
             bytes(range(256)),

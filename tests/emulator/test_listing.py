@@ -1,11 +1,11 @@
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.emulator.conftest import lay_out
-from tests.emulator.processes import Emulator, start_emulator, wait_until
+from tests.emulator.processes import Emulator, wait_until
 
 PATH = "/v1/models/requests/by-endpoint"
 ENDPOINT_ID = "fal-ai/ltx-2.3-22b/extend-video"
@@ -27,35 +27,45 @@ def find_item(emulator: Emulator, request_id: str, **query: object) -> dict[str,
     return dict(item)
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory, sample):
-    """An emulator with seven requests, ended in order: good ones, two bad ones; one runs on."""
-    directory = lay_out(tmp_path_factory.mktemp("listing"), sample)
-    options = ("--render", "fake", "--concurrency", "1")
-    with start_emulator(directory, *options) as emulator:
-        for number in range(7):
-            fields = {"fps": 0} if number in (2, 4) else {}
-            emulator.get_result(emulator.submit(fields))
-        yield emulator
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """Seven requests, ended in order, two of them badly; newest first, as they are listed."""
+
+    emulator: Emulator
+    ids: list[str]
+    window: dict[str, str]
+    """The query that leads to these alone."""
+
+    def ask(self, **query: Any) -> dict[str, Any]:
+        return ask(self.emulator, **{**self.window, **query})
+
+    def list_ids(self, **query: Any) -> list[str]:
+        return [one["request_id"] for one in self.ask(**query)["items"]]
 
 
 @pytest.fixture(scope="module")
-def ids(archive):
-    """Newest first, as they are listed."""
-    return [one["request_id"] for one in archive.list_requests()][::-1]
+def archive(quick):
+    start = datetime.now(UTC)
+    ids = []
+    for number in range(7):
+        ids.append(quick.submit({"fps": 0} if number in (2, 4) else {}))
+        quick.get_result(ids[-1])
+    window = {"start": start.isoformat(), "end": datetime.now(UTC).isoformat()}
+    return Archive(quick, ids[::-1], window)
 
 
-def test_listing_shows_newest_ends_first(archive, ids):
-    page = ask(archive)
-    assert [one["request_id"] for one in page["items"]] == ids
+def test_listing_shows_newest_ends_first(archive):
+    page = archive.ask()
+    assert [one["request_id"] for one in page["items"]] == archive.ids
     assert (page["next_cursor"], page["has_more"]) == (None, False)
 
 
-def test_listing_item_has_times_code_and_no_payloads(archive, ids):
-    item = find_item(archive, ids[0])
-    record = archive.find(ids[0])
+def test_listing_item_has_times_code_and_no_payloads(archive):
+    request_id = archive.ids[0]
+    item = find_item(archive.emulator, request_id)
+    record = archive.emulator.find(request_id)
     assert item == {
-        "request_id": ids[0],
+        "request_id": request_id,
         "endpoint_id": ENDPOINT_ID,
         "started_at": record["started_at"],
         "sent_at": record["submitted_at"],
@@ -67,94 +77,86 @@ def test_listing_item_has_times_code_and_no_payloads(archive, ids):
 
 
 @pytest.mark.parametrize("sort", ["end_time", "duration"])
-@pytest.mark.parametrize("limit", [1, 2, 3, 7, 100])
-def test_listing_by_pages_shows_each_once(archive, ids, sort, limit):
+@pytest.mark.parametrize("limit", [2, 7])
+def test_listing_by_pages_shows_each_once(archive, sort, limit):
     seen: list[str] = []
     pages = 0
     page: dict[str, Any] = {"next_cursor": None, "has_more": True}
     while page["has_more"]:
         cursor = {"cursor": page["next_cursor"]} if page["next_cursor"] else {}
-        page = ask(archive, limit=limit, sort=sort, **cursor)
+        page = archive.ask(limit=limit, sort=sort, **cursor)
         seen += [one["request_id"] for one in page["items"]]
         pages += 1
-    assert seen == list_ids(archive, sort=sort)
-    assert sorted(seen) == sorted(ids)
+    assert seen == archive.list_ids(sort=sort)
+    assert sorted(seen) == sorted(archive.ids)
     assert pages == -(-7 // limit)
 
 
 def test_listing_by_duration_shows_longest_first(archive):
-    durations = [one["duration"] for one in ask(archive, sort="duration")["items"]]
+    durations = [one["duration"] for one in archive.ask(sort="duration")["items"]]
     assert durations == sorted(durations, reverse=True)
 
 
-@pytest.mark.parametrize(("status", "places"), [("user_error", [2, 4]), ("error", [])])
-def test_listing_by_status_shows_those_only(archive, ids, status, places):
-    assert list_ids(archive, status=status) == [ids[place] for place in places]
+@pytest.mark.parametrize(
+    ("status", "places"), [("user_error", [2, 4]), ("error", []), ("success", [0, 1, 3, 5, 6])]
+)
+def test_listing_by_status_shows_those_only(archive, status, places):
+    assert archive.list_ids(status=status) == [archive.ids[place] for place in places]
 
 
-def test_listing_of_success_leaves_out_errors(archive, ids):
-    assert list_ids(archive, status="success") == [ids[place] for place in (0, 1, 3, 5, 6)]
+def test_listing_of_window_is_closed_at_its_start_only(archive):
+    first, last = (archive.emulator.find(archive.ids[place])["submitted_at"] for place in (4, 2))
+    assert archive.list_ids(start=first, end=last) == archive.ids[3:5]
 
 
-def test_listing_of_window_is_closed_at_its_start_only(archive, ids):
-    first, last = (archive.find(ids[place])["submitted_at"] for place in (4, 2))
-    assert list_ids(archive, start=first, end=last) == ids[3:5]
-
-
-def test_listing_of_naive_time_takes_it_for_utc(archive, ids):
-    start = datetime.now(UTC) - timedelta(hours=1)
-    assert list_ids(archive, start=start.replace(tzinfo=None).isoformat()) == ids
-    later = (start + timedelta(hours=2)).replace(tzinfo=None)
-    assert list_ids(archive, start=later.isoformat()) == []
+def test_listing_of_naive_time_takes_it_for_utc(archive):
+    start = datetime.fromisoformat(archive.window["start"]).replace(tzinfo=None)
+    assert archive.list_ids(start=start.isoformat()) == archive.ids
+    assert archive.list_ids(start=(start + timedelta(hours=1)).isoformat()) == []
 
 
 @pytest.mark.parametrize(
     ("endpoints", "count"),
     [
-        ([ENDPOINT_ID], 7),
         (["fal-ai/other", ENDPOINT_ID], 7),
         ([f"fal-ai/other,{ENDPOINT_ID}"], 7),
         (["fal-ai/other"], 0),
     ],
 )
 def test_listing_of_endpoints_shows_theirs(archive, endpoints, count):
-    assert len(list_ids(archive, endpoint_id=endpoints)) == count
+    assert len(archive.list_ids(endpoint_id=endpoints)) == count
 
 
 @pytest.mark.parametrize(
     ("query", "complaint"),
     [
         ({"endpoint_id": ""}, "endpoint_id"),
-        ({"endpoint_id": ",".join("x" * 51)}, "endpoint_id"),
-        ({"limit": "0"}, "limit"),
         ({"limit": "101"}, "limit"),
         ({"limit": "many"}, "limit"),
         ({"start": "yesterday"}, "start"),
-        ({"end": "tomorrow"}, "end"),
         ({"status": "done"}, "status"),
         ({"sort": "size"}, "sort"),
         ({"expand": "all"}, "expand"),
-        ({"cursor": "x"}, "cursor"),
         ({"cursor": "bnVsbA=="}, "cursor"),
         ({"cursor": "\u00fc"}, "cursor"),
     ],
 )
-def test_listing_of_wrong_query_names_the_parameter(archive, query, complaint):
-    response = archive.client.get(PATH, params={"endpoint_id": ENDPOINT_ID, **query})
+def test_listing_of_wrong_query_names_the_parameter(quick, query, complaint):
+    response = quick.client.get(PATH, params={"endpoint_id": ENDPOINT_ID, **query})
     error = response.json()["error"]
     assert (response.status_code, error["type"]) == (400, "validation_error")
     assert error["message"].startswith(f"{complaint}: ")
 
 
-def test_listing_without_key_is_refused_in_the_envelope(archive):
-    url = f"{archive.url}{PATH}?endpoint_id={ENDPOINT_ID}"
+def test_listing_without_key_is_refused_in_the_envelope(quick):
+    url = f"{quick.url}{PATH}?endpoint_id={ENDPOINT_ID}"
     response = httpx.get(url, trust_env=False)
     assert response.status_code == 401
     assert response.json()["error"]["type"] == "authorization_error"
 
 
-def test_meta_needs_no_key_and_names_loopback(archive):
-    body = httpx.get(f"{archive.url}/v1/meta", trust_env=False).json()
+def test_meta_needs_no_key_and_names_loopback(quick):
+    body = httpx.get(f"{quick.url}/v1/meta", trust_env=False).json()
     assert body == {"webhook_ip_ranges": ["127.0.0.1/32", "::1/128"]}
 
 
@@ -175,24 +177,29 @@ def test_expanded_item_lacks_payloads_that_were_not(faulty, headers):
     assert (item["json_input"], item["json_output"]) == (None, None)
 
 
-def test_running_and_waiting_requests_come_first_without_an_end(tmp_path, sample):
-    options = ("--render", "fake", "--concurrency", "1", "--run-seconds", "3600")
-    with start_emulator(lay_out(tmp_path / "a", sample), *options) as emulator:
-        running = emulator.post(headers=STORED).json()["request_id"]
-        emulator.wait_for_status(running, "IN_PROGRESS")
-        waiting, gone = emulator.submit(), emulator.submit()
-        emulator.cancel(gone)
-        items = {one["request_id"]: one for one in ask(emulator, expand="payloads")["items"]}
-        assert set(list(items)[:2]) == {running, waiting}
-        ends = ("ended_at", "status_code", "duration", "json_output")
-        assert [items[running][name] for name in ends] == [None] * 4
-        assert items[running]["started_at"] == emulator.find(running)["started_at"]
-        assert items[running]["json_input"]["prompt"] == "on it goes"
-        assert items[waiting]["started_at"] is None
-        assert items[gone]["status_code"] == 499
-        assert list_ids(emulator, status="user_error") == [gone]
-        emulator.order({"point": "listing", "kind": "omit_running"})
-        assert list_ids(emulator) == [gone]
+def test_running_and_waiting_requests_come_first_without_an_end(busy):
+    running = busy.list_requests()[0]["request_id"]
+    waiting = busy.post(headers=STORED).json()["request_id"]
+    gone = busy.submit()
+    busy.cancel(gone)
+    items = {one["request_id"]: one for one in ask(busy, expand="payloads")["items"]}
+    assert set(list(items)[:2]) == {running, waiting}
+    ends = ("ended_at", "status_code", "duration", "json_output")
+    assert [items[running][name] for name in ends] == [None] * 4
+    assert items[running]["started_at"] == busy.find(running)["started_at"]
+    assert items[waiting]["json_input"]["prompt"] == "on it goes"
+    assert items[waiting]["started_at"] is None
+    assert items[gone]["status_code"] == 499
+
+
+def test_listing_with_running_omitted_shows_ended_ones_only(busy):
+    waiting, gone = busy.submit(), busy.submit()
+    busy.cancel(gone)
+    busy.order({"point": "listing", "kind": "omit_running"})
+    listed = list_ids(busy)
+    busy.order()
+    assert gone in listed
+    assert waiting not in listed
 
 
 def test_listing_with_payloads_omitted_has_none(faulty):

@@ -16,59 +16,42 @@ COMMAND = [sys.executable, "-m", "emulator"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_process_cleanly_and_removes_its_directory(tmp_path, number, monkeypatch):
+def test_signal_ends_process_cleanly_and_the_log_never_shows_the_key(tmp_path, number, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     root = Path(__file__).parents[2]
-    with subprocess.Popen(COMMAND, stdout=subprocess.PIPE, text=True, cwd=root) as process:
-        url = read_address(process)
-        assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
-        assert len(list(tmp_path.glob("emulator-*"))) == 1
-        process.send_signal(number)
-        assert process.communicate(timeout=10)[0] == ""
-        assert process.returncode == 0
-    assert list(tmp_path.glob("emulator-*")) == []
-
-
-def test_log_never_shows_the_key(tmp_path):
-    root = Path(__file__).parents[2]
-    command = [*COMMAND, "--directory", str(tmp_path / "new"), "--key", "top-secret"]
-    pipe = subprocess.PIPE
+    command, pipe = [*COMMAND, "--key", "top-secret"], subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=root) as process:
         url = read_address(process)
         headers = {"Authorization": "Key top-secret"}
         submit = f"{url}/fal-ai/ltx-2.3-22b/extend-video"
         response = httpx.post(submit, json={}, headers=headers, trust_env=False)
-        process.terminate()
-        _, log = process.communicate(timeout=10)
-    assert response.status_code == 200
+        assert len(list(tmp_path.glob("emulator-*"))) == 1
+        process.send_signal(number)
+        output, log = process.communicate(timeout=10)
+    assert (process.returncode, output) == (0, "")
+    assert list(tmp_path.glob("emulator-*")) == []
     assert response.json()["request_id"] in log
     assert "top-secret" not in log
 
 
-def test_ipv6_loopback_is_named_in_brackets():
-    with run_process([*COMMAND, "--host", "::1"]) as process:
+def test_ipv6_address_is_named_in_brackets_and_may_be_remote(tmp_path):
+    command = [*COMMAND, "--host", "::", "--allow-remote", "--directory", str(tmp_path)]
+    with run_process(command) as process:
         url = read_address(process)
-        assert url.startswith("http://[::1]:")
-        assert httpx.get(f"{url}/healthz", trust_env=False).status_code == 200
+        assert url.startswith("http://[::]:")
+        near = url.replace("[::]", "[::1]")
+        assert httpx.get(f"{near}/healthz", trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["--host", "0.0.0.0"], "--allow-remote"),
-        (["--host", "example.org"], "--allow-remote"),
         (["--port", "65536"], "not a port from 0 to 65535"),
-        (["--port", "-1"], "not a port from 0 to 65535"),
-        (["--port", "http"], "invalid read_port value"),
-        (["--run-seconds", "-1"], "not a number of seconds"),
         (["--run-seconds", "nan"], "not a number of seconds"),
-        (["--queue-seconds", "soon"], "invalid"),
         (["--concurrency", "0"], "not a whole number"),
-        (["--webhook-concurrency", "0"], "not a whole number"),
         (["--render", "well"], "invalid choice"),
         (["--faults", "/nowhere/faults.json"], "No such file"),
-        (["--faults", __file__], "Expecting value"),
-        (["--seed", "x"], "invalid"),
     ],
 )
 def test_wrong_usage_is_refused_with_a_reason(capsys, arguments, complaint):
@@ -90,23 +73,14 @@ def test_directory_that_cannot_be_made_is_told_in_a_line(tmp_path, capfd):
     assert capfd.readouterr().err == "emulator: Not a directory\n"
 
 
-def test_allow_remote_listens_everywhere(tmp_path):
-    command = [*COMMAND, "--host", "0.0.0.0", "--allow-remote", "--directory", str(tmp_path)]
-    with run_process(command) as process:
-        assert read_address(process).startswith("http://0.0.0.0:")
-
-
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
-        ("127.0.0.1", True),
         ("127.9.9.9", True),
         ("::1", True),
         ("localhost", True),
-        ("0.0.0.0", False),
         ("::", False),
         ("10.0.0.1", False),
-        ("fal.run", False),
     ],
 )
 def test_loopback_is_recognized(host, expected):

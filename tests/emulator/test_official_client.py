@@ -22,15 +22,6 @@ def test_sync_client_submits_follows_and_gets_result(emulator, point_at, client)
     assert emulator.find(handle.request_id)["headers"]["user-agent"].startswith("fal-client/")
 
 
-def test_sync_client_subscribes(emulator, point_at, client):
-    updates: list[object] = []
-    result = client.subscribe(
-        APPLICATION, point_at(emulator), with_logs=True, on_queue_update=updates.append
-    )
-    assert result["seed"] == 7
-    assert isinstance(updates[-1], fal_client.Completed)
-
-
 def test_sync_client_sees_positions_and_cancels(busy, point_at, client):
     arguments = point_at(busy)
     first = client.submit(APPLICATION, arguments)
@@ -42,12 +33,6 @@ def test_sync_client_sees_positions_and_cancels(busy, point_at, client):
     cancelled = client.status(APPLICATION, first.request_id)
     assert isinstance(cancelled, fal_client.Completed)
     assert cancelled.error_type == "client_cancelled"
-
-
-def test_sync_client_sees_running_request(busy, point_at, client):
-    point_at(busy)
-    running = busy.list_requests()[0]["request_id"]
-    assert isinstance(client.status(APPLICATION, running), fal_client.InProgress)
 
 
 def test_sync_client_raises_on_refused_input(emulator, point_at, client):
@@ -78,24 +63,13 @@ def test_async_client_submits_follows_and_gets_result(emulator, point_at):
     assert result["video"]["num_frames"] == 28
 
 
-def test_async_client_subscribes_and_cancels(emulator, busy, point_at):
-    async def scenario() -> dict[str, Any]:
-        async with open_async_client() as client:
-            handle = await client.submit(APPLICATION, point_at(busy))
-            await handle.cancel()
-            assert isinstance(await handle.status(), fal_client.Completed)
-            return dict(await client.subscribe(APPLICATION, point_at(emulator)))
-
-    assert asyncio.run(scenario())["seed"] == 7
-
-
 def test_sync_client_that_times_out_cancels(busy, point_at, client):
     with pytest.raises(fal_client.FalClientTimeoutError) as caught:
-        client.subscribe(APPLICATION, point_at(busy), client_timeout=3)
+        client.subscribe(APPLICATION, point_at(busy), client_timeout=1.1)
     request_id = caught.value.request_id
     assert request_id is not None
     wait_until(lambda: busy.find(request_id)["cancel_requested"])
-    assert busy.find(request_id)["headers"]["x-fal-request-timeout"] == "3.0"
+    assert busy.find(request_id)["headers"]["x-fal-request-timeout"] == "1.1"
 
 
 def test_sync_client_is_refused_without_a_key(quick, point_at):
@@ -115,55 +89,6 @@ def test_sync_client_submits_again_after_a_lost_reply(faulty, point_at, client):
     assert entry["submissions"] == 2
 
 
-def test_sync_client_tells_of_an_error_of_fal(faulty, point_at, client):
-    faulty.order({"point": "submit", "kind": "status", "code": 403})
-    with pytest.raises(fal_client.FalClientHTTPError) as caught:
-        client.submit(APPLICATION, point_at(faulty))
-    assert "User is locked" in str(caught.value)
-
-
 def test_sync_client_takes_a_result_in_sync_mode(quick, point_at, client):
     result = client.subscribe(APPLICATION, {**point_at(quick), "sync_mode": True})
     assert result["video"]["url"].startswith("data:video/mp4;base64,")
-
-
-def test_async_client_sees_positions_logs_and_cancels(busy, point_at):
-    async def scenario() -> tuple[fal_client.Status, fal_client.Status]:
-        async with open_async_client() as client:
-            first = await client.submit(APPLICATION, point_at(busy))
-            second = await client.submit(APPLICATION, point_at(busy), priority="low")
-            before = await client.status(APPLICATION, second.request_id, with_logs=True)
-            await client.cancel(APPLICATION, second.request_id)
-            await first.cancel()
-            return before, await client.status(APPLICATION, second.request_id)
-
-    before, after = asyncio.run(scenario())
-    assert isinstance(before, fal_client.Queued)
-    assert before.position == 1
-    assert isinstance(after, fal_client.Completed)
-    assert after.error_type == "client_cancelled"
-
-
-def test_async_client_raises_on_refused_input(quick, point_at):
-    async def scenario() -> None:
-        async with open_async_client() as client:
-            handle = await client.submit(APPLICATION, {**point_at(quick), "num_frames": 1})
-            await client.result(APPLICATION, handle.request_id)
-
-    with pytest.raises(fal_client.FalClientHTTPError) as caught:
-        asyncio.run(scenario())
-    assert caught.value.status_code == 422
-    assert caught.value.response.json()["detail"][0]["type"] == "greater_than_equal"
-
-
-def test_async_client_submits_again_after_a_lost_reply(faulty, point_at):
-    async def scenario() -> None:
-        async with open_async_client() as client:
-            await client.submit(APPLICATION, arguments)
-
-    arguments = {**point_at(faulty), "prompt": "paid twice by fal's async client"}
-    faulty.order({"point": "submit", "kind": "execute_then_drop", "times": 1})
-    asyncio.run(scenario())
-    ledger = faulty.client.get("/_emulator/ledger").json()["by_input"]
-    [entry] = [one for one in ledger if one["prompt"] == arguments["prompt"]]
-    assert entry["submissions"] == 2

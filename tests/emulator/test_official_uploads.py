@@ -1,17 +1,14 @@
 """fal's own Python client, unchanged but for its addresses and sizes, uploads to the emulator."""
 
-import asyncio
 import os
 from pathlib import Path
-from typing import Any
 
 import fal_client
 import fal_client.client
 import pytest
 
-from tests.emulator.official import APPLICATION, open_async_client
-from tests.emulator.processes import Emulator
-from tests.emulator.uploading import find_path, get, get_token
+from tests.emulator.official import APPLICATION
+from tests.emulator.uploading import find_upload, get, get_token
 
 CHUNK_BYTES = 256 * 1024
 CONTENT = os.urandom(3 * CHUNK_BYTES + 77)
@@ -31,17 +28,6 @@ def file(tmp_path) -> Path:
     return path
 
 
-def find_upload(emulator: Emulator, url: str) -> dict[str, Any]:
-    """The upload that became the file, as the emulator tells of it."""
-    name = find_path(url).removeprefix("/files/")
-    shown = emulator.client.get("/_emulator/uploads").json()
-    return dict(next(one for one in shown if one["name"] == name))
-
-
-def count_leaks(emulator: Emulator) -> int:
-    return len(emulator.client.get("/_emulator/leaks").json())
-
-
 def test_sync_client_uploads_bytes(quick, point_at, client):
     point_at(quick)
     url = client.upload(CONTENT, "video/mp4", "clip.mp4")
@@ -51,13 +37,6 @@ def test_sync_client_uploads_bytes(quick, point_at, client):
     assert find_upload(quick, url)["multipart"] is False
 
 
-def test_sync_client_uploads_a_file(quick, point_at, client, file):
-    point_at(quick)
-    url = client.upload_file(file)
-    assert get(url).content == CONTENT
-    assert url.endswith("_my_clip.mp4")
-
-
 def test_sync_client_uploads_a_file_in_parts(quick, point_at, client, small_parts, file):
     point_at(quick)
     url = client.upload_file(file)
@@ -65,13 +44,6 @@ def test_sync_client_uploads_a_file_in_parts(quick, point_at, client, small_part
     assert get(url).content == CONTENT
     assert (shown["parts"], shown["bytes"]) == (4, len(CONTENT))
     assert (shown["multipart"], shown["content_type"]) == (True, "video/mp4")
-
-
-def test_sync_client_uploads_bytes_in_parts(quick, point_at, client, small_parts):
-    point_at(quick)
-    url = client.upload(CONTENT, "video/mp4")
-    assert get(url).content == CONTENT
-    assert find_upload(quick, url)["parts"] == 4
 
 
 def test_sync_client_uploads_with_a_lifecycle(quick, point_at, client, small_parts, file):
@@ -113,44 +85,9 @@ def test_sync_client_tries_no_part_again(faulty, point_at, client, small_parts, 
 def test_sync_client_sends_its_key_to_a_signed_url(quick, point_at, client):
     """The client's own fault: in its fallback the key goes along to whoever signed the URL."""
     point_at(quick)
-    before = count_leaks(quick)
+    before = len(quick.client.get("/_emulator/leaks").json())
     with pytest.raises(fal_client.FalClientHTTPError) as caught:
         client.upload(b"a", "video/mp4", repository="fal", fallback_repository=[])
     leaks = quick.client.get("/_emulator/leaks").json()[before:]
     assert caught.value.status_code == 403
     assert [(one["place"], one["credential"]) for one in leaks] == [("signed_upload", "key")]
-
-
-def test_async_client_uploads_bytes_and_a_file(quick, point_at, file):
-    async def scenario() -> list[str]:
-        async with open_async_client() as client:
-            first = await client.upload(CONTENT, "video/mp4", "clip.mp4")
-            return [first, await client.upload_file(file)]
-
-    point_at(quick)
-    urls = asyncio.run(scenario())
-    assert [get(url).content for url in urls] == [CONTENT] * 2
-    assert [find_upload(quick, url)["multipart"] for url in urls] == [False] * 2
-
-
-def test_async_client_uploads_in_parts(quick, point_at, small_parts, file):
-    async def scenario() -> list[str]:
-        async with open_async_client() as client:
-            first = await client.upload(CONTENT, "video/mp4", "clip.mp4")
-            return [first, await client.upload_file(file)]
-
-    point_at(quick)
-    urls = asyncio.run(scenario())
-    assert [get(url).content for url in urls] == [CONTENT] * 2
-    assert [find_upload(quick, url)["parts"] for url in urls] == [4, 4]
-
-
-def test_async_client_extends_what_it_uploaded(emulator, point_at, sample):
-    async def scenario() -> dict[str, Any]:
-        async with open_async_client() as client:
-            url = await client.upload_file(sample)
-            arguments = {**point_at(emulator), "video_url": url}
-            return dict(await client.subscribe(APPLICATION, arguments))
-
-    point_at(emulator)
-    assert asyncio.run(scenario())["video"]["num_frames"] == 28

@@ -68,15 +68,6 @@ def test_page_shows_inputs_that_were_paid_twice(quick):
     assert words.count("paid twice") == 3
 
 
-def test_page_shows_who_is_held(faulty):
-    faulty.arm({"point": "webhook_sending", "times": 1, "match": {"prompt": "held on the page"}})
-    request_id = faulty.submit({"prompt": "held on the page"}, fal_webhook="http://127.0.0.1:1")
-    faulty.wait_for_held()
-    words = read_page(faulty).text
-    assert "held" in words
-    assert words.count(request_id) == 2
-
-
 def test_page_escapes_what_strangers_wrote(quick):
     prompt = "<script>alert(1)</script>&"
     request_id = quick.submit({"prompt": prompt})
@@ -90,7 +81,4 @@ def test_page_needs_nothing_from_elsewhere_and_renews_itself(quick):
     reader = read_page(quick)
     assert [attrs for _, attrs in reader.seen if {"src", "href"} & set(attrs)] == []
     assert {"http-equiv": "refresh", "content": "2"} in [attrs for _, attrs in reader.seen]
-
-
-def test_page_never_shows_the_key(quick):
-    assert "emulator-key" not in httpx.get(f"{quick.url}/", trust_env=False).text
+    assert "emulator-key" not in "".join(reader.text)

@@ -1,12 +1,12 @@
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 import pytest
 
 from emulator.queue import Queue
 from emulator.records import FalRequest, Outcome, Status
-from tests.emulator.conftest import lay_out
-from tests.emulator.processes import SHORT, Emulator, start_emulator
+from tests.emulator.processes import SHORT, Emulator
 
 BROKEN = RuntimeError("broken run")
 
@@ -35,24 +35,14 @@ def test_low_priority_waits_behind_normal(busy):
     assert read_positions(busy, [unknown, normal, low, lowest]) == [0, 1, 2, 3]
 
 
-def test_concurrency_bounds_running_requests(tmp_path, sample):
-    options = ("--concurrency", "2", "--run-seconds", "3600")
-    with start_emulator(lay_out(tmp_path / "two", sample), *options) as emulator:
-        first, second, third = (emulator.submit() for _ in range(3))
-        emulator.wait_for_status(first, "IN_PROGRESS")
-        emulator.wait_for_status(second, "IN_PROGRESS")
-        assert emulator.get_status(third)["status"] == "IN_QUEUE"
-
-
-def test_queue_and_run_times_are_least_times(tmp_path, sample):
-    options = ("--queue-seconds", "0.3", "--run-seconds", "0.4", "--concurrency", "1")
-    with start_emulator(lay_out(tmp_path / "slow", sample), *options) as emulator:
-        first, second = emulator.submit(), emulator.submit()
-        emulator.wait_for_status(second, "COMPLETED")
-        before, after = emulator.find(first), emulator.find(second)
-        assert read_seconds(before, "submitted_at", "started_at") >= 0.3
-        assert emulator.get_status(second)["metrics"]["inference_time"] >= 0.4
-        assert after["started_at"] >= before["completed_at"]
+def test_queue_and_run_times_are_least_times_and_runs_follow_each_other(unhurried):
+    first, second = unhurried.submit(), unhurried.submit()
+    unhurried.wait_for_status(first, "COMPLETED")
+    unhurried.wait_for_status(second, "COMPLETED")
+    before, after = unhurried.find(first), unhurried.find(second)
+    assert read_seconds(before, "submitted_at", "started_at") >= 0.2
+    assert unhurried.get_status(second)["metrics"]["inference_time"] >= 0.3
+    assert after["started_at"] >= before["completed_at"]
 
 
 @pytest.mark.parametrize("name", ["X-Fal-Request-Start-Timeout", "X-Fal-Request-Timeout"])
@@ -66,22 +56,18 @@ def test_start_timeout_ends_waiting_request(busy, name):
     assert busy.find(request_id)["charged"] is False
 
 
-def test_start_timeout_prefers_new_header_name(busy):
-    headers = {"X-Fal-Request-Start-Timeout": "0.11", "X-Fal-Request-Timeout": "3600"}
-    request_id = busy.post(headers=headers).json()["request_id"]
-    assert busy.get_result(request_id).status_code == 504
+def test_start_timeout_spares_started_request():
+    async def run_on(_request: FalRequest) -> Outcome:
+        await asyncio.sleep(0.05)
+        return Outcome(200, {})
+
+    request = FalRequest(origin="http://x", input={}, start_timeout=timedelta(seconds=0.01))
+    assert complete(request, run_on).status_code == 200
 
 
-def test_start_timeout_spares_started_request(tmp_path, sample):
-    with start_emulator(lay_out(tmp_path / "a", sample), "--run-seconds", "0.7") as emulator:
-        headers = {"X-Fal-Request-Start-Timeout": "0.5"}
-        request_id = emulator.post(headers=headers).json()["request_id"]
-        assert emulator.get_result(request_id).status_code == 200
-
-
-@pytest.mark.parametrize("value", ["0.1", "0", "-1", "soon", "nan", "inf", "1e300", ""])
-def test_start_timeout_out_of_bounds_is_bad_request(emulator, value):
-    response = emulator.post(headers={"X-Fal-Request-Start-Timeout": value})
+@pytest.mark.parametrize("value", ["0.1", "soon", "nan", "1e300"])
+def test_start_timeout_out_of_bounds_is_bad_request(quick, value):
+    response = quick.post(headers={"X-Fal-Request-Start-Timeout": value})
     assert response.status_code == 400
     assert response.json()["error_type"] == "bad_request"
 
@@ -94,9 +80,9 @@ def test_max_queue_length_refuses_longer_queue(busy):
     assert isinstance(refused.json()["detail"], str)
 
 
-@pytest.mark.parametrize("value", ["-1", "many", "1.5", ""])
-def test_max_queue_length_of_no_number_is_bad_request(emulator, value):
-    assert emulator.post(query={"fal_max_queue_length": value}).status_code == 400
+@pytest.mark.parametrize("value", ["-1", "many"])
+def test_max_queue_length_of_no_number_is_bad_request(quick, value):
+    assert quick.post(query={"fal_max_queue_length": value}).status_code == 400
 
 
 def test_cancel_of_waiting_request_removes_it(busy):
@@ -110,20 +96,19 @@ def test_cancel_of_waiting_request_removes_it(busy):
     assert busy.find(request_id)["charged"] is False
 
 
-def test_cancel_of_running_request_lets_it_complete(tmp_path, sample):
-    with start_emulator(lay_out(tmp_path / "a", sample), "--run-seconds", "1") as emulator:
-        request_id = emulator.submit()
-        emulator.wait_for_status(request_id, "IN_PROGRESS")
-        answer = emulator.cancel(request_id)
-        assert (answer.status_code, answer.json()) == (202, {"status": "CANCELLATION_REQUESTED"})
-        assert emulator.get_result(request_id).status_code == 200
-        assert emulator.find(request_id)["cancel_requested"] is True
+def test_cancel_of_running_request_lets_it_complete(unhurried):
+    request_id = unhurried.submit()
+    unhurried.wait_for_status(request_id, "IN_PROGRESS")
+    answer = unhurried.cancel(request_id)
+    assert (answer.status_code, answer.json()) == (202, {"status": "CANCELLATION_REQUESTED"})
+    assert unhurried.get_result(request_id).status_code == 200
+    assert unhurried.find(request_id)["cancel_requested"] is True
 
 
-def test_cancel_of_completed_request_is_too_late(emulator):
-    request_id = emulator.submit()
-    emulator.wait_for_status(request_id, "COMPLETED")
-    answer = emulator.cancel(request_id)
+def test_cancel_of_completed_request_is_too_late(quick):
+    request_id = quick.submit()
+    quick.wait_for_status(request_id, "COMPLETED")
+    answer = quick.cancel(request_id)
     assert (answer.status_code, answer.json()) == (400, {"status": "ALREADY_COMPLETED"})
 
 
@@ -131,18 +116,25 @@ def test_run_that_breaks_completes_as_internal_error():
     async def break_down(_request: FalRequest) -> Outcome:
         raise BROKEN
 
-    async def scenario() -> FalRequest:
+    outcome = complete(FalRequest(origin="http://x", input={}), break_down)
+    assert (outcome.status_code, outcome.error_type) == (500, "internal_error")
+
+
+def complete(request: FalRequest, run: Callable[[FalRequest], Awaitable[Outcome]]) -> Outcome:
+    """The outcome of the request, alone in a queue of its own."""
+
+    async def scenario() -> None:
         completed: asyncio.Queue[FalRequest] = asyncio.Queue()
         queue = Queue(
             concurrency=1,
             queue_time=timedelta(0),
-            run=break_down,
+            run=run,
             on_completed=completed.put_nowait,
         )
-        queue.submit(FalRequest(origin="http://x", input={}))
-        return await completed.get()
+        queue.submit(request)
+        await completed.get()
 
-    request = asyncio.run(scenario())
+    asyncio.run(scenario())
     assert request.status is Status.COMPLETED
     assert request.outcome is not None
-    assert (request.outcome.status_code, request.outcome.error_type) == (500, "internal_error")
+    return request.outcome

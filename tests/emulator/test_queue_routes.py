@@ -4,10 +4,10 @@ import pytest
 from tests.emulator.processes import ENDPOINT, SHORT, wait_until
 
 
-def test_submit_returns_follow_up_urls_in_short_form(emulator):
-    response = emulator.post()
+def test_submit_returns_follow_up_urls_in_short_form(quick):
+    response = quick.post()
     body = response.json()
-    base = f"{emulator.url}{SHORT}/requests/{body['request_id']}"
+    base = f"{quick.url}{SHORT}/requests/{body['request_id']}"
     assert response.status_code == 200
     assert response.headers["x-fal-request-id"] == body["request_id"]
     assert body == {
@@ -22,49 +22,48 @@ def test_submit_returns_follow_up_urls_in_short_form(emulator):
     }
 
 
-def test_submit_under_another_host_builds_urls_on_it(emulator):
-    port = httpx.URL(emulator.url).port
-    response = emulator.post(headers={"Host": f"localhost:{port}"})
+def test_submit_under_another_host_builds_urls_on_it(quick):
+    port = httpx.URL(quick.url).port
+    response = quick.post(headers={"Host": f"localhost:{port}"})
     assert response.json()["status_url"].startswith(f"http://localhost:{port}{SHORT}/requests/")
-    result = emulator.get_result(response.json()["request_id"]).json()
+    result = quick.get_result(response.json()["request_id"]).json()
     assert result["video"]["url"].startswith(f"http://localhost:{port}/files/b/")
 
 
-@pytest.mark.parametrize("key", [None, "Key wrong", "Bearer emulator-key", "emulator-key"])
-def test_submit_without_the_right_key_is_refused(emulator, key):
+@pytest.mark.parametrize("key", [None, "Key wrong", "Bearer emulator-key"])
+def test_submit_without_the_right_key_is_refused(quick, key):
     headers = {} if key is None else {"Authorization": key}
-    response = httpx.post(f"{emulator.url}{ENDPOINT}", json={}, headers=headers, trust_env=False)
+    response = httpx.post(f"{quick.url}{ENDPOINT}", json={}, headers=headers, trust_env=False)
     assert response.status_code == 401
     assert isinstance(response.json()["detail"], str)
 
 
-@pytest.mark.parametrize("path", ["/fal-ai/other", "/fal-ai/ltx-2.3-22b", "/alone"])
-def test_submit_to_unknown_application_is_not_found(emulator, path):
-    response = emulator.client.post(path, json={})
+@pytest.mark.parametrize("path", ["/fal-ai/other", "/alone"])
+def test_submit_to_unknown_application_is_not_found(quick, path):
+    response = quick.client.post(path, json={})
     name = path.removeprefix("/fal-ai").removeprefix("/")
     assert response.status_code == 404
     assert response.json() == {"detail": f'Application "{name}" not found'}
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"fps": NaN}', b"[" * 100_000])
-def test_submit_of_no_json_is_bad_request(emulator, body):
-    response = emulator.client.post(ENDPOINT, content=body)
+@pytest.mark.parametrize("body", [b"", b"\xff", b'{"fps": NaN}', b"[" * 100_000])
+def test_submit_of_no_json_is_bad_request(quick, body):
+    response = quick.client.post(ENDPOINT, content=body)
     assert response.status_code == 400
     assert response.json()["error_type"] == "bad_request"
     assert response.headers["X-Fal-Error-Type"] == "bad_request"
 
 
-@pytest.mark.parametrize("body", ["[]", "null", '"text"', "7"])
-def test_submit_of_no_object_is_unprocessable(emulator, body):
-    response = emulator.client.post(ENDPOINT, content=body)
+def test_submit_of_no_object_is_unprocessable(quick):
+    response = quick.client.post(ENDPOINT, content="[]")
     assert response.status_code == 422
     assert [item["type"] for item in response.json()["detail"]] == ["dict_type"]
 
 
-def test_submit_with_invalid_input_is_accepted_and_refused_in_result(emulator):
-    request_id = emulator.submit({"num_frames": 8, "fps": "fast"})
-    result = emulator.get_result(request_id)
-    status = emulator.get_status(request_id)
+def test_submit_with_invalid_input_is_accepted_and_refused_in_result(quick):
+    request_id = quick.submit({"num_frames": 8, "fps": "fast"})
+    result = quick.get_result(request_id)
+    status = quick.get_status(request_id)
     assert result.status_code == 422
     assert [(item["loc"], item["type"]) for item in result.json()["detail"]] == [
         (["body", "num_frames"], "greater_than_equal"),
@@ -75,13 +74,12 @@ def test_submit_with_invalid_input_is_accepted_and_refused_in_result(emulator):
     assert status["error_type"] == "greater_than_equal"
 
 
-@pytest.mark.parametrize("form", [SHORT, ENDPOINT])
-@pytest.mark.parametrize("slash", ["", "/"])
-def test_follow_up_urls_work_in_every_published_form(emulator, form, slash):
-    request_id = emulator.submit()
-    emulator.wait_for_status(request_id, "COMPLETED")
+@pytest.mark.parametrize(("form", "slash"), [(SHORT, "/"), (ENDPOINT, "")])
+def test_follow_up_urls_work_in_every_published_form(quick, form, slash):
+    request_id = quick.submit()
+    quick.wait_for_status(request_id, "COMPLETED")
     base = f"{form}/requests/{request_id}"
-    client = emulator.client
+    client = quick.client
     results = [client.get(f"{base}{slash}"), client.get(f"{base}/response{slash}")]
     assert client.get(f"{base}/status{slash}").status_code == 200
     assert [result.json()["prompt"] for result in results] == ["on it goes"] * 2
@@ -91,15 +89,15 @@ def test_follow_up_urls_work_in_every_published_form(emulator, form, slash):
 @pytest.mark.parametrize(
     ("method", "tail"), [("GET", "/status"), ("GET", ""), ("GET", "/response"), ("PUT", "/cancel")]
 )
-def test_follow_up_of_unknown_id_is_not_found(emulator, method, tail):
-    response = emulator.client.request(method, f"{SHORT}/requests/none{tail}")
+def test_follow_up_of_unknown_id_is_not_found(quick, method, tail):
+    response = quick.client.request(method, f"{SHORT}/requests/none{tail}")
     assert response.status_code == 404
     assert response.json() == {"status": "NOT_FOUND"}
 
 
-def test_follow_up_under_another_application_is_not_found(emulator):
-    request_id = emulator.submit()
-    response = emulator.client.get(f"/fal-ai/other/requests/{request_id}")
+def test_follow_up_under_another_application_is_not_found(quick):
+    request_id = quick.submit()
+    response = quick.client.get(f"/fal-ai/other/requests/{request_id}")
     assert response.status_code == 404
     assert response.json() == {"detail": 'Application "other" not found'}
 
@@ -124,11 +122,11 @@ def test_result_before_completion_is_bad_request(busy):
     assert isinstance(response.json()["detail"], str)
 
 
-@pytest.mark.parametrize("wanted", ["1", "true"])
-def test_status_with_logs_shows_entries_in_order(emulator, wanted):
+def test_status_with_logs_shows_entries_in_order(emulator):
     request_id = emulator.submit()
     emulator.wait_for_status(request_id, "COMPLETED")
-    logs = emulator.get_status(request_id, logs=wanted)["logs"]
+    logs = emulator.get_status(request_id, logs="1")["logs"]
+    assert emulator.get_status(request_id, logs="true")["logs"] == logs
     shown = [(entry["level"], entry["message"].split()[0]) for entry in logs]
     rendering = ["Fetching", "Source:", "Rendering", "Rendered"]
     assert shown[:4] == list(zip(["INFO", "DEBUG", "INFO", "INFO"], rendering, strict=True))
@@ -145,11 +143,11 @@ def test_logs_tell_of_ignored_fields_and_of_a_refusal(emulator):
     assert ("ERROR", "Refused") in shown
 
 
-@pytest.mark.parametrize("wanted", [{}, {"logs": "0"}, {"logs": "false"}])
-def test_status_without_logs_has_null(emulator, wanted):
-    request_id = emulator.submit()
-    emulator.wait_for_status(request_id, "COMPLETED")
-    assert emulator.get_status(request_id, **wanted)["logs"] is None
+@pytest.mark.parametrize("wanted", [{}, {"logs": "0"}])
+def test_status_without_logs_has_null(quick, wanted):
+    request_id = quick.submit()
+    quick.wait_for_status(request_id, "COMPLETED")
+    assert quick.get_status(request_id, **wanted)["logs"] is None
 
 
 def test_result_describes_the_file_it_names(emulator):
@@ -171,11 +169,6 @@ def test_result_carries_billable_megapixels(emulator):
     assert result.headers["X-Fal-Billable-Units"] == "3"  # 512 * 512 * 10 pixels
 
 
-def test_result_without_seed_draws_one_each_time(emulator):
-    seeds = {emulator.get_result(emulator.submit()).json()["seed"] for _ in range(3)}
-    assert len(seeds) == 3
-
-
 def test_result_in_sync_mode_is_a_data_uri(emulator):
     video = emulator.get_result(emulator.submit({"sync_mode": True})).json()["video"]
     again = emulator.submit({"sync_mode": True, "video_url": video["url"]})
@@ -191,16 +184,10 @@ def test_result_of_unreachable_video_names_the_field(emulator):
     assert result.json()["detail"][0]["type"] == "file_download_error"
 
 
-def test_result_of_unreachable_end_image_names_the_field(emulator):
-    fields = {"end_image_url": f"{emulator.url}/files/none.png"}
-    result = emulator.get_result(emulator.submit(fields))
-    assert result.json()["detail"][0]["loc"] == ["body", "end_image_url"]
-
-
-def test_requests_listing_keeps_headers_of_interest_only(emulator):
+def test_requests_listing_keeps_headers_of_interest_only(quick):
     headers = {"X-Fal-Store-IO": "1", "X-Fal-Tags": "a=b", "X-App-Fal-Disable-Fallback": "true"}
-    response = emulator.post(headers={**headers, "X-Other": "1"})
-    kept = emulator.find(response.json()["request_id"])["headers"]
+    response = quick.post(headers={**headers, "X-Other": "1"})
+    kept = quick.find(response.json()["request_id"])["headers"]
     assert kept["x-fal-store-io"] == "1"
     assert kept["x-fal-tags"] == "a=b"
     assert kept["x-app-fal-disable-fallback"] == "true"
@@ -217,6 +204,7 @@ def test_ledger_charges_started_runs_only(busy):
     assert ledger["charges"] == 1
     assert ledger["by_request"][running] == {"charges": 1}
     assert ledger["by_request"][waiting] == {"charges": 0}
+    assert ledger["cancelled"][-1] == {"request_id": waiting, "charged": False}
 
 
 def test_requests_listing_tells_times_and_charge(emulator):
@@ -229,6 +217,6 @@ def test_requests_listing_tells_times_and_charge(emulator):
     assert record["result_status_code"] == 200
 
 
-def test_healthz_needs_no_key(emulator):
-    response = httpx.get(f"{emulator.url}/healthz", trust_env=False)
+def test_healthz_needs_no_key(quick):
+    response = httpx.get(f"{quick.url}/healthz", trust_env=False)
     assert response.json() == {"status": "ok"}

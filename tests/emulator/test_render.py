@@ -53,7 +53,7 @@ def render_fields(directory: Path, video: Path, image: Path | None, fields: dict
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize(
     ("num_frames", "context", "expected"),
-    [(9, 0, 33), (9, 1, 32), (17, 5, 36), (9, 8, 25), (9, 9, 24), (9, 121, 24), (60, 50, 34)],
+    [(9, 0, 33), (9, 8, 25), (9, 121, 24)],
 )
 def test_render_has_source_frames_plus_new_ones(extend, direction, num_frames, context, expected):
     fields = {"num_frames": num_frames, "num_context_frames": context}
@@ -70,17 +70,11 @@ def test_render_keeps_the_source_part(extend, sample, direction, kept):
     assert seen.luma[kept] == pytest.approx(source.luma, abs=0.5)
 
 
-def test_render_of_new_part_moves(extend):
-    _, seen = extend()
-    assert len(set(seen.prints[24:])) == 12
-
-
 @pytest.mark.parametrize(
     ("video_size", "expected"),
     [
         ("auto", (128, 96)),
-        *SIZES.items(),
-        ({"width": 200, "height": 50}, (200, 50)),
+        ("square", SIZES["square"]),
         ({"width": 131, "height": 67}, (130, 66)),
         ({"width": 1, "height": 17}, (16, 16)),
     ],
@@ -103,7 +97,7 @@ def test_render_matches_source_rate_exactly(extend, tmp_path):
     assert seen.frames == 36
 
 
-@pytest.mark.parametrize(("fps", "expected"), [(24, 48 + 12), (12, 24 + 12), (5, 10 + 12)])
+@pytest.mark.parametrize(("fps", "expected"), [(24, 48 + 12), (5, 10 + 12)])
 def test_render_at_own_rate_keeps_the_speed(extend, fps, expected):
     clip, seen = extend(match_input_fps=False, fps=fps)
     assert clip.frames == seen.frames == expected
@@ -125,14 +119,11 @@ def test_render_with_audio_continues_it_quieter(extend, direction):
     assert 0 < seen.loudness[new] < 0.6 * seen.loudness[source]
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_render_of_silent_source_adds_a_soft_tone(extend, tmp_path, direction):
-    video = make_clip(tmp_path / "silent.mp4", has_audio=False)
-    _, seen = extend(video, extend_direction=direction)
-    new, source = (4, 1) if direction == "forward" else (0, 3)
+def test_render_of_silent_source_adds_a_soft_tone(extend, tmp_path):
+    _, seen = extend(make_clip(tmp_path / "silent.mp4", has_audio=False))
     assert seen.sound_seconds == pytest.approx(3, abs=0.05)
-    assert 500 < seen.loudness[new] < 3000
-    assert seen.loudness[source] < 10
+    assert 500 < seen.loudness[4] < 3000
+    assert seen.loudness[1] < 10
 
 
 def test_render_without_audio_has_no_such_stream(extend):
@@ -144,32 +135,27 @@ def test_render_without_audio_has_no_such_stream(extend):
 @pytest.mark.parametrize(("direction", "outermost"), [("forward", -1), ("backward", 0)])
 def test_render_with_end_image_fades_to_it(extend, tmp_path, direction, outermost):
     image = make_image(tmp_path / "white")
-    _, plain = extend(extend_direction=direction)
+    _, none = extend(image=image, extend_direction=direction, end_image_strength=0)
     _, faded = extend(image=image, extend_direction=direction)
     _, half = extend(image=image, extend_direction=direction, end_image_strength=0.5)
-    _, none = extend(image=image, extend_direction=direction, end_image_strength=0)
-    halfway = (plain.luma[outermost] + 235) / 2
+    halfway = (none.luma[outermost] + 235) / 2
     assert faded.luma[outermost] == pytest.approx(235, abs=3)
     assert half.luma[outermost] == pytest.approx(halfway, abs=6)
-    assert none.luma[outermost] == pytest.approx(plain.luma[outermost], abs=3)
+    assert none.luma[outermost] < 200
 
 
-def test_render_of_single_new_frame_shows_end_image(extend, tmp_path):
-    image = make_image(tmp_path / "white", size=(30, 50))
-    _, seen = extend(image=image, num_frames=9, num_context_frames=8)
-    assert seen.luma[-1] == pytest.approx(235, abs=3)
-
-
-@pytest.mark.parametrize("kind", ["X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)", "GIF (.gif)"])
-def test_render_of_same_seed_gives_same_bytes(extend, tmp_path, kind):
+@pytest.mark.parametrize("kind", ["X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)"])
+def test_render_of_same_seed_gives_same_bytes_that_own_up_to_no_model(extend, kind):
     first, seen = extend(video_output_type=kind)
     before = first.path.read_bytes()
     again, _ = extend(video_output_type=kind)
     assert again.path.read_bytes() == before
     assert seen.frames == 36
+    assert seen.comment == COMMENT
+    assert "no model" in COMMENT
 
 
-@pytest.mark.parametrize("move", ["none", "static", "dolly_in"])
+@pytest.mark.parametrize("move", ["none", "dolly_in"])
 def test_render_of_other_seed_gives_other_pixels(extend, move):
     _, one = extend(seed=1, camera_lora=move)
     _, two = extend(seed=2, camera_lora=move)
@@ -187,13 +173,6 @@ def test_render_with_scale_zero_stands_still(extend):
     _, moved = extend(camera_lora="dolly_in", camera_lora_scale=0)
     _, static = extend(camera_lora="static")
     assert moved.prints == static.prints
-
-
-@pytest.mark.parametrize("kind", ["X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)"])
-def test_render_says_in_metadata_that_no_model_was_used(extend, kind):
-    _, seen = extend(video_output_type=kind)
-    assert seen.comment == COMMENT
-    assert "no model" in COMMENT
 
 
 def test_render_of_gif_says_in_comment_block_that_no_model_was_used(extend):
@@ -217,12 +196,18 @@ def test_render_of_mp4_puts_index_first(extend):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no video", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"]
+    "content",
+    [
+        b"",
+        b"no video",
+        b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+        b"GIF89a\x10\0\x10\0\0\0\0;",  # without a frame
+    ],
 )
 def test_render_of_no_video_is_an_unsupported_format(extend, tmp_path, content):
-    (tmp_path / "text").write_bytes(content)
+    (tmp_path / "file").write_bytes(content)
     with pytest.raises(ModelError) as caught:
-        extend(tmp_path / "text")
+        extend(tmp_path / "file")
     [problem] = caught.value.problems
     assert (problem.type, problem.loc) == ("unsupported_video_format", ("video_url",))
     assert problem.ctx is not None
@@ -235,14 +220,7 @@ def test_render_of_sound_alone_is_an_unsupported_format(extend, tmp_path):
     assert caught.value.problems[0].type == "unsupported_video_format"
 
 
-def test_render_of_video_without_frames_is_an_unsupported_format(extend, tmp_path):
-    (tmp_path / "empty.gif").write_bytes(b"GIF89a\x10\0\x10\0\0\0\0;")
-    with pytest.raises(ModelError) as caught:
-        extend(tmp_path / "empty.gif")
-    assert caught.value.problems[0].type == "unsupported_video_format"
-
-
-@pytest.mark.parametrize("degrees", [90, 180, 270])
+@pytest.mark.parametrize("degrees", [90, 180])
 def test_render_of_turned_video_is_upright(extend, tmp_path, sample, degrees):
     clip, _ = extend(turn_clip(sample, tmp_path / "turned.mp4", degrees), video_quality="maximum")
     expected = read_picture(sample)

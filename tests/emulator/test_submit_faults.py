@@ -22,11 +22,6 @@ def prompt(request) -> str:
     ("options", "body"),
     [
         ({"code": 401}, {"detail": "Cannot access application without a key"}),
-        (
-            {"code": 403, "detail": "User is locked. Reason: Exhausted balance."},
-            {"detail": "User is locked. Reason: Exhausted balance."},
-        ),
-        ({"code": 404}, {"detail": "Not found"}),
         ({"code": 400}, {"detail": "Bad request", "error_type": "bad_request"}),
         ({"code": 500}, {"detail": "Internal server error", "error_type": "internal_error"}),
         (
@@ -60,11 +55,10 @@ def test_submit_with_status_fault_carries_ordered_headers(faulty):
     assert "x-fal-request-id" not in answered
 
 
-@pytest.mark.parametrize("code", [502, 503, 504])
-def test_submit_with_ingress_fault_shows_nothing_of_fal(faulty, prompt, code):
-    faulty.order({"point": "submit", "kind": "ingress", "code": code})
+def test_submit_with_ingress_fault_shows_nothing_of_fal(faulty, prompt):
+    faulty.order({"point": "submit", "kind": "ingress", "code": 504})
     response = faulty.post({"prompt": prompt})
-    assert response.status_code == code
+    assert response.status_code == 504
     assert response.headers["content-type"].startswith("text/html")
     assert "<center>nginx</center>" in response.text
     assert not [name for name in response.headers if name.startswith("x-fal")]
@@ -75,9 +69,9 @@ def test_submit_with_ingress_fault_shows_nothing_of_fal(faulty, prompt, code):
     ("fault", "submissions", "seconds"),
     [
         ({"kind": "drop"}, 0, 0),
-        ({"kind": "hang", "seconds": 0.3}, 0, 0.3),
+        ({"kind": "hang", "seconds": 0.1}, 0, 0.1),
         ({"kind": "execute_then_drop"}, 1, 0),
-        ({"kind": "execute_then_hang", "seconds": 0.3}, 1, 0.3),
+        ({"kind": "execute_then_hang", "seconds": 0.1}, 1, 0.1),
     ],
 )
 def test_submit_that_breaks_off_queues_if_it_says_so(faulty, prompt, fault, submissions, seconds):
@@ -97,7 +91,6 @@ def test_submit_that_breaks_off_queues_if_it_says_so(faulty, prompt, fault, subm
     ("fault", "code", "is_fals"),
     [
         ({"kind": "execute_then_status"}, 500, True),
-        ({"kind": "execute_then_status", "code": 504}, 504, True),
         ({"kind": "execute_then_ingress", "code": 502}, 502, False),
     ],
 )
@@ -111,14 +104,14 @@ def test_submit_executed_then_refused_runs_all_the_same(faulty, prompt, fault, c
 
 
 def test_submit_with_late_reply_is_queued_at_once(faulty, prompt):
-    faulty.order({"point": "submit", "kind": "late", "seconds": 0.4})
+    faulty.order({"point": "submit", "kind": "late", "seconds": 0.2})
     response = faulty.post({"prompt": prompt})
     replied_at = datetime.now(UTC)
     [found] = find_by_prompt(faulty, prompt)
     assert response.json()["request_id"] == found["request_id"]
     assert response.json()["status"] == "IN_QUEUE"
     queued_at = datetime.fromisoformat(found["submitted_at"])
-    assert (replied_at - queued_at).total_seconds() >= 0.4
+    assert (replied_at - queued_at).total_seconds() >= 0.2
 
 
 @pytest.mark.parametrize("form", ["not_json", "truncated"])

@@ -3,27 +3,28 @@
 import hashlib
 import re
 import socket
-import sys
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import pytest
 
-from tests.emulator.processes import Emulator, read_address, run_process, wait_until
+from tests.emulator.processes import wait_until
 from tests.emulator.uploading import (
     complete,
     find_path,
+    find_upload,
     get,
     get_token,
     initiate,
     list_leaks,
     name_part,
     put,
+    send_signed,
     upload,
 )
 
-PARTS = [b"one " * 300_000, b"two " * 300_000, b"three"]
+PARTS = [b"one " * 30_000, b"two " * 30_000, b"three"]
 
 
 def test_file_put_to_signed_url_is_served_with_its_type(quick):
@@ -34,13 +35,6 @@ def test_file_put_to_signed_url_is_served_with_its_type(quick):
     assert response.headers["etag"] == f'"{hashlib.md5(b"content").hexdigest()}"'
     assert (served.content, served.headers["content-type"]) == (b"content", "video/mp4")
     assert given["file_url"].endswith("_my_clip.mp4")
-
-
-def test_file_put_again_replaces_the_first(quick):
-    given = initiate(quick)
-    for content in (b"first", b"second"):
-        put(given["upload_url"], content)
-    assert get(given["file_url"]).content == b"second"
 
 
 def test_file_is_not_there_before_it_was_put(quick):
@@ -75,11 +69,9 @@ def test_unknown_storage_type_is_refused(quick, path):
     ("body", "code"),
     [
         (b'{"file_name": "a"}', 422),
-        (b'{"content_type": "a/b"}', 422),
         (b'{"file_name": 1, "content_type": "a/b"}', 422),
         (b'{"file_name": "a", "content_type": "a/b\\r\\nX: y"}', 422),
         (b"[]", 422),
-        (b"{", 400),
         (b"[" * 100_000, 400),
     ],
 )
@@ -89,7 +81,7 @@ def test_description_that_lacks_something_is_refused(quick, body, code):
     assert response.json()["detail"]
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "a\\b", "", "é?#%2f", "x" * 400])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "", "é?#%2f", "x" * 400])
 def test_file_name_never_leads_elsewhere(quick, name):
     body = {"file_name": name, "content_type": "a/b"}
     given = quick.client.post("/storage/upload/initiate", json=body).json()
@@ -101,37 +93,21 @@ def test_file_name_never_leads_elsewhere(quick, name):
 # ------------------------------------------------------------------ credentials
 
 
-@pytest.mark.parametrize(
-    ("header", "credential"),
-    [
-        ("Key emulator-key", "key"),
-        ("Key of-somebody-else", "key"),
-        ("Bearer emulator-key", "key"),
-        ("Basic abc", "other"),
-    ],
-)
+@pytest.mark.parametrize("credential", ["key", "other", "cdn_token"])
 @pytest.mark.parametrize("tail", ["", "/1"])
-def test_credential_at_signed_url_is_refused_and_remembered(quick, header, credential, tail):
+def test_credential_at_signed_url_is_refused_and_remembered(quick, credential, tail):
+    header = {"key": "Key emulator-key", "other": "Basic abc", **get_token(quick)}
+    header["cdn_token"] = header.pop("Authorization")
     given = initiate(quick, is_multipart=bool(tail))
     url = name_part(given["upload_url"], 1) if tail else given["upload_url"]
-    response = put(url, b"content", Authorization=header)
+    response = put(url, b"content", Authorization=header[credential])
     [leak] = list_leaks(quick, find_path(given["upload_url"]))
     assert response.status_code == 403
-    assert (leak["place"], leak["credential"], leak["method"]) == (
-        "signed_upload",
-        credential,
-        "PUT",
-    )
-    assert header not in str(leak)
+    told = (leak["place"], leak["credential"], leak["method"])
+    assert told == ("signed_upload", credential, "PUT")
+    assert header[credential] not in str(leak)
     assert "emulator-key" not in str(leak)
     assert get(given["file_url"]).status_code == 404
-
-
-def test_cdn_token_at_signed_url_is_refused_and_remembered(quick):
-    given = initiate(quick)
-    assert put(given["upload_url"], b"a", **get_token(quick)).status_code == 403
-    [leak] = list_leaks(quick, find_path(given["upload_url"]))
-    assert leak["credential"] == "cdn_token"
 
 
 def test_upload_without_credential_is_no_leak(quick):
@@ -140,17 +116,14 @@ def test_upload_without_credential_is_no_leak(quick):
     assert list_leaks(quick, find_path(given["upload_url"])) == []
 
 
-def test_leaks_can_be_cleared(tmp_path):
-    with run_process(make_command(tmp_path)) as process:
-        url = read_address(process)
-        with httpx.Client(base_url=url, headers={"Authorization": "Key emulator-key"}) as client:
-            client.post("/files/upload", content=b"a")
-            assert len(client.get("/_emulator/leaks").json()) == 1
-            assert client.delete("/_emulator/leaks").json() == []
-            assert client.get("/_emulator/leaks").json() == []
+def test_leaks_can_be_cleared(quick):
+    quick.client.post("/files/upload", content=b"a")
+    assert quick.client.get("/_emulator/leaks").json()
+    assert quick.client.delete("/_emulator/leaks").json() == []
+    assert quick.client.get("/_emulator/leaks").json() == []
 
 
-@pytest.mark.parametrize("signature", ["", "1.abc", "9999999999.00", "é", "x.y", "9" * 5000])
+@pytest.mark.parametrize("signature", ["", "9999999999.00", "é", "x.y"])
 def test_wrong_signature_is_refused(quick, signature):
     url = initiate(quick)["upload_url"].partition("?")[0]
     response = httpx.put(url, params={"signature": signature}, content=b"a", trust_env=False)
@@ -164,10 +137,10 @@ def test_signature_of_one_upload_is_of_no_use_for_another(quick):
 
 
 @pytest.mark.parametrize("path", ["upload", "upload/multipart", "b/1/2/multipart/3/complete"])
-@pytest.mark.parametrize("header", [{}, {"Authorization": "Key emulator-key"}])
-def test_cdn_takes_no_upload_without_its_own_token(quick, path, header):
-    response = httpx.post(f"{quick.url}/files/{path}", content=b"a", headers=header)
-    assert response.status_code == 401
+def test_cdn_takes_no_upload_without_its_own_token(quick, path):
+    for header in ({}, {"Authorization": "Key emulator-key"}):
+        response = httpx.post(f"{quick.url}/files/{path}", content=b"a", headers=header)
+        assert response.status_code == 401
 
 
 def test_key_sent_to_cdn_with_an_upload_is_remembered(quick):
@@ -179,19 +152,6 @@ def test_key_sent_to_cdn_with_an_upload_is_remembered(quick):
 
 
 # ------------------------------------------------------------------ parts
-
-
-def send_signed(emulator: Emulator, parts: list[bytes]) -> tuple[dict[str, str], list[object]]:
-    """Every part, the last first; what fal's JavaScript client would complete with."""
-    given = initiate(emulator, is_multipart=True)
-    told = []
-    for number in range(len(parts), 0, -1):
-        response = put(name_part(given["upload_url"], number), parts[number - 1])
-        assert response.status_code == 200, response.text
-        told.append(response.json())
-        assert response.headers["etag"] == response.json()["etag"]
-        assert response.json()["partNumber"] == number
-    return given, told
 
 
 def test_parts_sent_backwards_become_the_file(quick):
@@ -235,13 +195,9 @@ def test_completing_twice_is_completing_once(quick):
     given, told = send_signed(quick, PARTS)
     answers = [complete(given["upload_url"], told) for _ in range(2)]
     assert [one.status_code for one in answers] == [200, 200]
-    [shown] = [one for one in list_uploads(quick) if one["name"] in given["file_url"]]
+    shown = find_upload(quick, given["file_url"])
     assert (shown["parts"], shown["bytes"]) == (3, len(b"".join(PARTS)))
     assert (shown["completed"], shown["multipart"]) == (True, True)
-
-
-def list_uploads(emulator: Emulator) -> list[dict[str, Any]]:
-    return list(emulator.client.get("/_emulator/uploads").json())
 
 
 @pytest.mark.parametrize(
@@ -249,12 +205,10 @@ def list_uploads(emulator: Emulator) -> list[dict[str, Any]]:
     [
         (lambda told: told[:-1], "numbered from 1"),
         (lambda told: [*told, told[0]], "each once"),
-        (lambda told: [], "numbered from 1"),
         (lambda told: [*told, {"partNumber": 4, "etag": "x"}], "part 4 was not received"),
         (lambda told: [{**told[0], "etag": '"0"'}, *told[1:]], "another etag"),
         (lambda told: [{"number": 1}], "must be like"),
         (lambda told: None, "must be like"),
-        (lambda told: "abc", "must be like"),
     ],
 )
 def test_completing_with_other_parts_than_received_is_refused(quick, change, complaint):
@@ -266,7 +220,7 @@ def test_completing_with_other_parts_than_received_is_refused(quick, change, com
     assert complete(given["upload_url"], told).status_code == 200
 
 
-@pytest.mark.parametrize("number", ["0", "10001", "9" * 400])
+@pytest.mark.parametrize("number", ["0", "10001"])
 def test_part_of_impossible_number_is_refused(quick, number):
     url = initiate(quick, is_multipart=True)["upload_url"]
     assert put(name_part(url, number), b"a").status_code == 400
@@ -293,35 +247,35 @@ def test_part_of_unknown_upload_is_not_found(quick):
 # ------------------------------------------------------------------ going wrong
 
 
-def test_upload_broken_off_leaves_nothing_behind(tmp_path):
-    with run_process(make_command(tmp_path)) as process:
-        emulator = read_address(process)
-        with httpx.Client(base_url=emulator, headers={"Authorization": "Key emulator-key"}) as one:
-            given = initiate(Emulator(emulator, tmp_path, one))
-            break_off(given["upload_url"])
-        wait_until(lambda: list((tmp_path / "scratch").iterdir()) == [])
-        assert get(given["file_url"]).status_code == 404
+def test_upload_broken_off_leaves_nothing_behind(quick):
+    given = initiate(quick)
+    upload_id = find_path(given["upload_url"]).split("/")[2]
+    scratch = quick.directory / "scratch"
+    with promise_more_than_is_sent(given["upload_url"]):
+        wait_until(lambda: bool(list(scratch.glob(f"upload-{upload_id}-*"))))
+    wait_until(lambda: not list(scratch.glob(f"upload-{upload_id}-*")))
+    assert get(given["file_url"]).status_code == 404
 
 
-def break_off(url: str) -> None:
-    """Promise more than is sent, once something of it was received."""
+@contextmanager
+def promise_more_than_is_sent(url: str) -> Iterator[None]:
+    """An upload that breaks off when the block is left."""
     target = httpx.URL(url)
     assert target.port is not None
     with socket.create_connection((target.host, target.port)) as connection:
         path = target.raw_path.decode()
         head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
         connection.sendall(head.encode() + b"a" * 100_000)
+        yield
 
 
 @pytest.mark.parametrize("point", ["upload", "upload_part", "upload_complete"])
-@pytest.mark.parametrize(
-    ("kind", "code"), [("status", 500), ("ingress", 502), ("drop", None), ("hang", None)]
-)
+@pytest.mark.parametrize(("kind", "code"), [("status", 500), ("hang", None)])
 def test_fault_comes_instead_of_the_step_of_an_upload(faulty, point, kind, code):
     given = initiate(faulty, is_multipart=point != "upload")
     url = given["upload_url"]
     told = put(name_part(url, 1), b"a").json() if point == "upload_complete" else {}
-    options = {"seconds": 0.05} if kind == "hang" else {}
+    options = {"seconds": 0.01} if kind == "hang" else {}
     faulty.order({"point": point, "kind": kind, "times": 1, **options})
     if code is None:
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)):
@@ -351,39 +305,3 @@ def test_uploaded_video_is_extended(emulator, sample):
     url = upload(emulator, sample.read_bytes())
     result = emulator.get_result(emulator.submit({"video_url": url}))
     assert (result.status_code, result.json()["video"]["num_frames"]) == (200, 28)
-
-
-def make_command(directory: Path) -> list[str]:
-    return [sys.executable, "-m", "emulator", "--directory", str(directory)]
-
-
-def test_memory_stays_flat_while_a_large_file_comes_in_parts(tmp_path):
-    part, count = b"0123456789abcdef" * (1 << 20), 12  # 16 MiB each
-    with run_process(make_command(tmp_path)) as process:
-        url = read_address(process)
-        with httpx.Client(base_url=url, headers={"Authorization": "Key emulator-key"}) as client:
-            emulator = Emulator(url, tmp_path, client)
-            send_signed(emulator, [b"a", b"b"])
-            before = read_peak(process.pid)
-            given, told = send_signed(emulator, [part] * count)
-            assert complete(given["upload_url"], told).status_code == 200
-            peak = read_peak(process.pid)
-        digest = hash_served(given["file_url"])
-    assert digest == hashlib.sha256(part * count).hexdigest()
-    assert peak - before < 48 << 20, f"from {before >> 20} to {peak >> 20} MiB"
-
-
-def hash_served(url: str) -> str:
-    digest = hashlib.sha256()
-    with httpx.stream("GET", url, trust_env=False) as response:
-        for chunk in response.iter_raw():
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def read_peak(pid: int) -> int:
-    """The most memory the process ever had, in bytes."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", text)
-    assert found is not None
-    return int(found[1]) * 1024

