@@ -194,6 +194,7 @@ def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Disp
             policy=settings.unknown_policy,
             max_attempts=settings.max_attempts,
             grace=settings.lease_seconds,
+            start_timeout=settings.start_timeout_seconds,
         ),
         sender=open_sender(settings),
     )

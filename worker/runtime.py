@@ -1,5 +1,6 @@
 """What a process works with, built from its settings: database, clients, archive, dispatcher."""
 
+import hashlib
 import os
 import secrets
 import socket
@@ -45,6 +46,7 @@ from worker.stages.fetch import Fetcher
 from worker.stages.judge import SubmitTerms
 from worker.stages.keep import Keeper
 from worker.stages.lease import Holder
+from worker.stages.observe import Observer
 from worker.stages.rearchive import Rearchiver
 from worker.stages.reconcile import Reconciler
 from worker.stages.resolve import Resolver, ResolveTerms
@@ -147,6 +149,8 @@ class Runtime:
             policy=settings.unknown_policy,
             max_attempts=settings.max_attempts,
             grace=settings.lease_seconds,
+            start_timeout=settings.start_timeout_seconds,
+            account=name_account(settings.fal_credentials),
         )
 
     @cached_property
@@ -179,7 +183,12 @@ class Runtime:
             poll_after=settings.poll_seconds,
             retry_for=settings.retry_seconds,
             probe_after=settings.probe_seconds,
+            account=name_account(settings.fal_credentials),
         )
+
+    @cached_property
+    def observer(self) -> Observer:
+        return Observer(2 * self.settings.sweep_seconds)
 
     @property
     def archive_terms(self) -> ArchiveTerms:
@@ -216,6 +225,7 @@ class Runtime:
         How many jobs were overdue, and for how many of them the broker took the doorbell.
         """
         began = time.monotonic()
+        self.observer.note(self.db)
         overdue, rung = self._ring_batches()
         note_sweep(overdue, time.monotonic() - began, db=self.db)
         return overdue, rung
@@ -227,6 +237,7 @@ class Runtime:
                 db=self.db,
                 lease=self.settings.lease_seconds,
                 archive_deadline=self.settings.archive_deadline_seconds,
+                probe_after=self.settings.probe_seconds,
             )
             overdue += len(swept.doorbells)
             if not self.dispatcher.ring_all(swept.doorbells):
@@ -246,12 +257,13 @@ class Runtime:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""
         require_settings(self.settings, WORKER_NEEDS)
         _ = (self.keeper, self.submit_terms)
-        if self.settings.unknown_seconds < self.settings.start_timeout_seconds:
-            log.warning(
-                "unknown_seconds_too_short",
-                reason="UNKNOWN_SECONDS is below START_TIMEOUT_SECONDS: a request may still start "
-                "at fal after it was given up, and be paid twice",
-            )
+
+
+def name_account(credentials: SecretStr | None) -> str | None:
+    """A fingerprint of the key that is no secret: with another key, fal's listing is another's."""
+    if credentials is None:
+        return None
+    return hashlib.sha256(credentials.get_secret_value().encode()).hexdigest()[:16]
 
 
 def build_runtime() -> Runtime:

@@ -69,7 +69,10 @@ def list_problems(
     if measures.sweep_lag > late:
         problems.append(f"jobs have been due for {tell_duration(measures.sweep_lag)}")
     if measures.held:
-        problems.append(f"{measures.held} dead submissions wait for an operator")
+        problems.append(
+            f"{measures.held} held submissions wait for a decision: "
+            "extend-video list --state submission_unknown says why"
+        )
     return problems
 
 

@@ -12,7 +12,7 @@ from worker.errors import PaysAgainError
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import ENDED, JobEvent
 from worker.jobs.values import Attempt, Delivery, Event, Job
-from worker.stages.pause import find_pause
+from worker.stages.pause import list_pauses
 from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolveTerms
 from worker.stays import Stay, list_stays
@@ -42,7 +42,7 @@ def read_story(
         tried = attempts.list_attempts(connection, job_id)
         received = deliveries.list_deliveries(connection, job_id)
         events = table.list_events(connection, job_id)
-        gate = find_pause(connection)
+        gate = next(iter(list_pauses(connection)), None)
     now = clock()
     stays = list_stays(events, now)
     wait = explain_wait(job, tried, gate, now, terms=terms)

@@ -164,7 +164,8 @@ def _foresee_death(
         follows = "is held for an operator"
     else:
         follows = "is submitted once more"
-    at = describe_time(since + terms.unknown_after, now)
+    wait = terms.judge_after(attempts[-1]) if attempts else terms.unknown_after
+    at = describe_time(since + wait, now)
     return f"from {at} on it counts as dead if it is not there, and {follows}"
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from pydantic import JsonValue, SecretStr
+from sqlalchemy import update
 
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import (
     LEASE,
+    NOW,
     REQUEST_ID,
     build_result,
     insert_job,
@@ -24,13 +26,14 @@ from worker.fal.platform import PlatformClient
 from worker.fal.queue import Accepted, QueueClient, SubmitReply
 from worker.fal.requests import RequestClient
 from worker.jobs import gates, table
+from worker.jobs.models import ObservedTimeRow
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Attempt, Event, Gate, Job
 from worker.setting_types import UnknownPolicy
 from worker.stages.cancel import Cancelled, cancel_job, cancel_requests
 from worker.stages.complete import Receipt, receive_delivery, receive_hint
 from worker.stages.judge import SubmitTerms
-from worker.stages.pause import SUBMISSIONS_GATE
+from worker.stages.pause import ACCOUNT_GATE
 from worker.stages.reconcile import Reconciler
 from worker.stages.redrive import redrive_job
 from worker.stages.resolve import Resolver, ResolveTerms
@@ -59,8 +62,9 @@ SUBMIT_TERMS = SubmitTerms(
     poll_after=POLL,
     retry_for=RETRY,
     probe_after=PROBE,
+    account="tester",
 )
-RESOLVE_TERMS = ResolveTerms(UNKNOWN, UnknownPolicy.RESUBMIT, 3, LEASE)
+RESOLVE_TERMS = ResolveTerms(UNKNOWN, UnknownPolicy.RESUBMIT, 3, LEASE, account="tester")
 
 
 @dataclass(frozen=True)
@@ -101,18 +105,26 @@ class Bench:
     def reasons(self, job: Job) -> list[str]:
         return [event.reason for event in self.events(job)]
 
-    def gate(self, name: str = SUBMISSIONS_GATE) -> Gate | None:
+    def gate(self, name: str = ACCOUNT_GATE) -> Gate | None:
         with self.db.reading() as connection:
             return gates.find_gate(connection, name)
 
     # 2. submit
 
     def submit(self, job: Job) -> Job | None:
+        self.observe()
         return submit_job(
             job.id, db=self.db, queue=self.queue, terms=self.submit_terms, clock=self.clock
         )
 
+    def observe(self) -> None:
+        """Somebody has watched since the clock's beginning: observed time is the clock's."""
+        seconds = (self.clock() - NOW).total_seconds()
+        with self.db.transaction() as connection:
+            connection.execute(update(ObservedTimeRow).values(seconds=seconds))
+
     def try_begin(self, job: Job) -> Submission | None:
+        self.observe()
         return begin_submission(job.id, db=self.db, terms=self.submit_terms, clock=self.clock)
 
     def begin(self, job: Job) -> Submission:
@@ -165,6 +177,7 @@ class Bench:
     # beside the path
 
     def reconcile(self, job: Job) -> list[Doorbell]:
+        self.observe()
         return self.reconciler.reconcile_job(job.id)
 
     def cancel(self, job: Job) -> Cancelled:

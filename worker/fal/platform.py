@@ -5,8 +5,9 @@ requests that still run, and their inputs, is not promised: absence from it prov
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 import httpx
 from pydantic import JsonValue, SecretStr
@@ -19,6 +20,7 @@ PAGE = 100
 MAX_PAGES = 50
 MAX_PAGE_BYTES = 64 * 1024 * 1024
 FIRST_ERROR = 400
+CLOCK_TOLERANCE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Listing:
     requests: tuple[ListedRequest, ...]
     gap: str | None
     lists_all: bool = False
+    clock_gap: str | None = None
+    """Why the listing's times cannot be compared with ours; None if the two clocks agree."""
 
 
 class PlatformClient:
@@ -66,11 +70,17 @@ class PlatformClient:
         window = {"start": start.isoformat(), "end": end.isoformat()}
         return self._list({"endpoint_id": endpoint, **window})
 
-    def find_request(self, endpoint: str, fal_request_id: str) -> ListedRequest | None:
-        """The request of this id, if the listing knows it (90 days back)."""
+    def find_request(self, endpoint: str, fal_request_id: str) -> Listing:
+        """The listing's line of this request (90 days back); none of any other."""
         listing = self._list({"endpoint_id": endpoint, "request_id": fal_request_id})
         found = (one for one in listing.requests if one.fal_request_id == fal_request_id)
-        return next(found, None)
+        return replace(listing, requests=tuple(found))
+
+    def explain_unreadable(self, endpoint: str, now: datetime) -> str | None:
+        """Why this key cannot read the listing; None if it can (checked at a worker's start)."""
+        window = {"start": (now - CLOCK_TOLERANCE).isoformat(), "end": now.isoformat()}
+        page = self._read_page({"endpoint_id": endpoint, **window})
+        return page if isinstance(page, str) else None
 
     def close(self) -> None:
         self._http.close()
@@ -84,16 +94,18 @@ class PlatformClient:
             page = self._read_page(query | ({"cursor": cursor} if cursor else {}))
             if isinstance(page, str):
                 return Listing(tuple(found), page)
+            clock_gap = page.clock_gap
             listed = list(_read_items(page.items))
             found += listed
             if len(listed) < len(page.items):
-                return Listing(tuple(found), "it has items without a request id")
+                return Listing(tuple(found), "has items without a request id")
             if page.cursor is None:
-                return Listing(tuple(found), _find_gap(found), lists_all=True)
+                gap = _find_gap(found)
+                return Listing(tuple(found), gap, lists_all=True, clock_gap=clock_gap)
             if page.cursor in seen:
-                return Listing(tuple(found), "it does not say where it goes on")
+                return Listing(tuple(found), "does not say where it goes on")
             cursor = page.cursor
-        return Listing(tuple(found), f"it has more than {MAX_PAGES} pages")
+        return Listing(tuple(found), f"has more than {MAX_PAGES} pages")
 
     def _read_page(self, query: dict[str, str]) -> "_Page | str":
         """One page, or why there is none."""
@@ -103,12 +115,13 @@ class PlatformClient:
             request = self._http.build_request("GET", url, params=params)
             reply: Reply = exchange(self._http, request, max_bytes=MAX_PAGE_BYTES)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            return f"it cannot be read: {describe_error(error)}"
+            return f"cannot be read: {describe_error(error)}"
         body = reply.parse_json()
         if reply.http_status != httpx.codes.OK or not isinstance(body, dict):
             why = describe_platform_error(reply.http_status, body)
-            return f"it cannot be read: {why}"
-        return _parse_page(body) or "it cannot be read: no items"
+            return f"cannot be read: {why}"
+        page = _parse_page(body, _find_clock_gap(reply.headers.get("date")))
+        return page or "cannot be read: it has no items"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +130,17 @@ class _Page:
 
     items: list[JsonValue]
     cursor: str | None
+    clock_gap: str | None
 
 
-def _parse_page(body: dict[str, JsonValue]) -> _Page | None:
+def _parse_page(body: dict[str, JsonValue], clock_gap: str | None) -> _Page | None:
     items, cursor, has_more = body.get("items"), body.get("next_cursor"), body.get("has_more")
     if not isinstance(items, list):
         return None
     # In doubt there is more: what was not read must not count as what is not there.
     is_last = has_more is False or (not has_more and not cursor)
     known = cursor if isinstance(cursor, str) else ""
-    return _Page(items, None if is_last else known)
+    return _Page(items, None if is_last else known, clock_gap)
 
 
 def _read_items(items: list[JsonValue]) -> Iterator[ListedRequest]:
@@ -143,7 +157,19 @@ def _read_items(items: list[JsonValue]) -> Iterator[ListedRequest]:
             )
 
 
+def _find_clock_gap(date: str | None) -> str | None:
+    """What the reply's Date header (RFC 9110, 6.6.1) says against this host's clock."""
+    try:
+        theirs = parsedate_to_datetime(date or "")
+    except ValueError:
+        return "fal's reply has no date to check this host's clock by"
+    difference = abs(theirs.astimezone(UTC) - datetime.now(UTC))
+    if difference <= CLOCK_TOLERANCE:
+        return None
+    return f"this host's clock differs from fal's by {difference.total_seconds():.0f} s"
+
+
 def _find_gap(found: list[ListedRequest]) -> str | None:
     """Requests without input could be any."""
     hidden = sum(one.input is None for one in found)
-    return f"{hidden} of its {len(found)} requests show no input" if hidden else None
+    return f"shows no input for {hidden} of {len(found)} requests" if hidden else None

@@ -20,8 +20,8 @@ MAX_RETRY_AFTER = timedelta(hours=1)
 # They tell that the connection was lost, not that the request is refused.
 LOST_CONNECTION = frozenset({408, 499})
 ACCOUNT_CODES = frozenset({401, 403})
-# What fal's front door answers without having asked anybody behind it (fal-api, section 4.4).
-INGRESS_CODES = frozenset({502, 503, 504})
+# A front door answers it when it has nobody to pass a request to. Its 502 and 504 may come after
+# the request was passed on, so they prove nothing (ADR 16; fal-api, section 4.4).
 INGRESS_MARK = b"nginx"
 
 
@@ -36,7 +36,7 @@ class RefusalClass(StrEnum):
     BUSY = "busy"
     # no connection, no TLS
     UNREACHABLE = "unreachable"
-    # the front door's own 502, 503, 504
+    # the front door's own 503
     UNAVAILABLE = "unavailable"
 
 
@@ -115,8 +115,12 @@ class QueueClient:
 
 
 def sort_transport_error(error: httpx.HTTPError | TimeoutError) -> SubmitReply:
-    """Without a connection no byte of the request left; after that nobody knows."""
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+    """Without a connection no byte of the request left; after that nobody knows.
+
+    A proxy error is a refused CONNECT or SOCKS handshake: the tunnel to fal was never open.
+    """
+    never_sent = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+    if isinstance(error, never_sent):
         return Refused(RefusalClass.UNREACHABLE, None, "fal_unreachable", describe_error(error))
     return Ambiguous(None, describe_error(error))
 
@@ -150,7 +154,7 @@ def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
 
 def _is_from_ingress(reply: Reply) -> bool:
     return (
-        reply.http_status in INGRESS_CODES
+        reply.http_status == httpx.codes.SERVICE_UNAVAILABLE
         and "x-fal-request-id" not in reply.headers
         and INGRESS_MARK in reply.body.lower()
     )

@@ -19,11 +19,14 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    type_coerce,
     update,
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker.jobs.models import AttemptRow, JobRow
+from worker.jobs.columns import UtcDateTime
+from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
+from worker.jobs.observed import observed_seconds
 from worker.jobs.rows import (
     bind_new,
     columns_of,
@@ -34,10 +37,20 @@ from worker.jobs.rows import (
     table_of,
 )
 from worker.jobs.states import JobState
-from worker.jobs.values import Attempt, Ending, Job, NewAttempt, Outcome, Settlement
+from worker.jobs.values import (
+    Attempt,
+    Ending,
+    Job,
+    NewAttempt,
+    Outcome,
+    RequestClaim,
+    Settlement,
+    Verdict,
+)
 
 # What is known of every request that fal has finished.
 FINISHED = {"fal_status": "COMPLETED", "queue_position": None, "cancel_due_at": None}
+HTTP_ACCEPTED = 200
 _ATTEMPTS = table_of(AttemptRow)
 _SELECT = select(*_ATTEMPTS.c)
 _LIST = _SELECT.where(_ATTEMPTS.c.job_id == bindparam("of_job_id")).order_by(_ATTEMPTS.c.number)
@@ -50,7 +63,8 @@ def _build_insert() -> Insert:
     bound = bind_new(_ATTEMPTS, (*(field.name for field in fields(NewAttempt)), *ours))
     earlier = select(func.count()).where(_ATTEMPTS.c.job_id == bound["job_id"])
     number = earlier.scalar_subquery() + 1
-    return insert(_ATTEMPTS).values({**bound, "number": number}).returning(*_ATTEMPTS.c)
+    values = {**bound, "number": number, "observed_start": observed_seconds()}
+    return insert(_ATTEMPTS).values(values).returning(*_ATTEMPTS.c)
 
 
 def _build_adopt() -> Update:
@@ -285,6 +299,25 @@ def list_known_requests(connection: Connection, fal_request_ids: Sequence[str]) 
     known = AttemptRow.fal_request_id
     found = connection.execute(select(known).where(known.in_(fal_request_ids))).scalars()
     return {fal_request_id for fal_request_id in found if fal_request_id is not None}
+
+
+def list_claims(connection: Connection, fal_request_ids: Sequence[str]) -> dict[str, RequestClaim]:
+    """Who has those of the requests that an attempt has, and whether a reply or webhook says so."""
+    delivered = exists().where(
+        DeliveryRow.attempt_id == AttemptRow.id, DeliveryRow.verdict != Verdict.HINT
+    )
+    is_proven = or_(AttemptRow.http_status == HTTP_ACCEPTED, delivered)
+    claimed_at = func.coalesce(AttemptRow.ended_at, AttemptRow.started_at)
+    statement = select(
+        AttemptRow.fal_request_id,
+        AttemptRow.id,
+        type_coerce(claimed_at, UtcDateTime()),
+        is_proven,
+    ).where(AttemptRow.fal_request_id.in_(fal_request_ids))
+    return {
+        str(fal_request_id): RequestClaim(attempt_id, claimed, bool(proven))
+        for fal_request_id, attempt_id, claimed, proven in connection.execute(statement)
+    }
 
 
 def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | None:

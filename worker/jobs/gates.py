@@ -1,11 +1,12 @@
 """SQL on `gates`: pauses that all workers keep, by the same rules as `table.py`."""
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, bindparam, delete, select
+from sqlalchemy import Connection, bindparam, delete, or_, select
 
 from worker.jobs.models import GateRow
-from worker.jobs.rows import fetch_one, insert_for, table_of
+from worker.jobs.rows import fetch_all, fetch_one, insert_for, table_of
 from worker.jobs.values import Gate
 
 _GATES = table_of(GateRow)
@@ -18,9 +19,15 @@ def find_gate(connection: Connection, name: str, *, lock: bool = False) -> Gate 
     return fetch_one(connection, Gate, _LOCK if lock else _FIND, {"of_name": name})
 
 
+def list_gates(connection: Connection, names: Sequence[str], *, lock: bool = False) -> list[Gate]:
+    """Those of the gates that there are; with `lock`, nobody else moves them before this ends."""
+    statement = select(*_GATES.c).where(_GATES.c.name.in_(names)).order_by(_GATES.c.name)
+    return fetch_all(connection, Gate, statement.with_for_update() if lock else statement)
+
+
 def shut_gate(connection: Connection, gate: Gate) -> None:
     """Let nobody pass before `gate.opens_at`."""
-    values = {"opens_at": gate.opens_at, "reason": gate.reason}
+    values = {"opens_at": gate.opens_at, "reason": gate.reason, "strikes": gate.strikes}
     connection.execute(
         insert_for(connection, GateRow)
         .values(name=gate.name, **values)
@@ -28,13 +35,28 @@ def shut_gate(connection: Connection, gate: Gate) -> None:
     )
 
 
-def pass_gate(connection: Connection, name: str, now: datetime, opens_at: datetime) -> bool:
-    """Pass if it is open by now, and shut it behind; of many at once only one passes."""
+def count_strike(connection: Connection, name: str, now: datetime) -> int:
+    """One more in a row; how many there are. The gate is open as long as it has no reason."""
     statement = (
         insert_for(connection, GateRow)
-        .values(name=name, opens_at=opens_at)
+        .values(name=name, opens_at=now, strikes=1)
+        .on_conflict_do_update(index_elements=["name"], set_={"strikes": GateRow.strikes + 1})
+        .returning(GateRow.strikes)
+    )
+    return int(connection.execute(statement).scalar_one())
+
+
+def pass_gate(connection: Connection, name: str, now: datetime, pause: timedelta) -> bool:
+    """Pass if it is open by now, and shut it for the pause; of many at once only one passes.
+
+    A time further ahead than the pause was written by a clock that was wrong.
+    """
+    is_open = or_(GateRow.opens_at <= now, GateRow.opens_at > now + pause)
+    statement = (
+        insert_for(connection, GateRow)
+        .values(name=name, opens_at=now + pause)
         .on_conflict_do_update(
-            index_elements=["name"], set_={"opens_at": opens_at}, where=GateRow.opens_at <= now
+            index_elements=["name"], set_={"opens_at": now + pause}, where=is_open
         )
         .returning(GateRow.name)
     )

@@ -187,7 +187,9 @@ class AttemptRow(Base):
     input: Mapped[dict[str, Any]]
     options: Mapped[dict[str, Any]] = mapped_column(Json, server_default=text("'{}'"))
     claimed_by: Mapped[str]
+    account: Mapped[str | None]
     started_at: Mapped[datetime]
+    observed_start: Mapped[float | None] = mapped_column(Float)
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     http_status: Mapped[int | None] = mapped_column(SmallInteger)
@@ -260,13 +262,28 @@ class UploadRow(Base):
 
 
 class GateRow(Base):
-    """A pause that all workers keep: until `opens_at` only one of them passes, who moves it on."""
+    """A pause that all workers keep: until `opens_at` only one of them passes, who moves it on.
+
+    `strikes` counts what leads to the pause, while that is not one yet.
+    """
 
     __tablename__ = "gates"
 
     name: Mapped[str] = mapped_column(primary_key=True)
     opens_at: Mapped[datetime]
     reason: Mapped[str | None]
+    strikes: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+
+
+class ObservedTimeRow(Base):
+    """One row: the seconds in which somebody watched; `noted_at` is the database's time since 1970."""
+
+    __tablename__ = "observed_time"
+    __table_args__ = (CheckConstraint("id = 1", name="id"),)
+
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, autoincrement=False)
+    seconds: Mapped[float] = mapped_column(Float)
+    noted_at: Mapped[float] = mapped_column(Float)
 
 
 class TallyRow(Base):

@@ -6,7 +6,7 @@ its caller leaves things be.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, null, select, update
@@ -151,6 +151,12 @@ def hasten_blocked(connection: Connection, reason_start: str, now: datetime) -> 
 def advance_due(connection: Connection, job: Job, due_at: datetime) -> None:
     """Let the sweep look at the row at `due_at`, without moving it; nothing if it has moved."""
     connection.execute(_SET_DUE, {**transitions.name_read(job), "new_due_at": due_at})
+
+
+def clamp_due(connection: Connection, now: datetime, longest: timedelta, limit: int) -> None:
+    """Make rows due now whose time is further ahead than any wait: a clock had been wrong."""
+    beyond = select(JobRow.id).where(JobRow.due_at > now + longest).limit(limit)
+    connection.execute(update(JobRow).where(JobRow.id.in_(beyond)).values(due_at=now))
 
 
 def list_events(connection: Connection, job_id: UUID) -> list[Event]:

@@ -144,6 +144,8 @@ class NewAttempt:
     token_hash: str
     started_at: datetime
     options: dict[str, Any] = field(default_factory=dict)
+    account: str | None = None
+    """A fingerprint of the key that pays: another account's silence proves nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,9 @@ class Attempt:
     input: dict[str, Any]
     options: dict[str, Any]
     claimed_by: str
+    account: str | None
     started_at: datetime
+    observed_start: float | None
     ended_at: datetime | None
     outcome: str | None
     http_status: int | None
@@ -193,6 +197,15 @@ class Attempt:
     queue_position: int | None
     inference_seconds: float | None
     logs: list[Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestClaim:
+    """An attempt that has a listed request; proven by a reply or a webhook, not by its input."""
+
+    attempt_id: UUID
+    claimed_at: datetime
+    is_proven: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,3 +259,4 @@ class Gate:
     name: str
     opens_at: datetime
     reason: str | None = None
+    strikes: int = 0

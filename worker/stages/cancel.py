@@ -56,7 +56,12 @@ def cancel_job(job_id: UUID, *, db: Database, clock: Clock = read_clock) -> Canc
                     table.apply_permitted(connection, job, JobEvent.JOB_CANCELLED, move), None
                 )
             case JobState.SUBMISSION_UNKNOWN if job.is_held:
-                return Cancelled(_end(connection, job, "it was held: it is dead at fal", now), None)
+                return Cancelled(
+                    _end(
+                        connection, job, "it was held; a result that comes late is still taken", now
+                    ),
+                    None,
+                )
             case JobState.SUBMITTING | JobState.SUBMISSION_UNKNOWN | JobState.SUBMITTED:
                 return _request_cancel(connection, job, now)
             case _:

@@ -17,7 +17,7 @@ from worker.db import Database
 from worker.errors import InvalidResultError, InvalidSignatureError
 from worker.fal.completion import Completion
 from worker.fal.extend_video import parse_output
-from worker.jobs import attempts, deliveries, table, usual
+from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Ending, Job, Move, NewDelivery, Verdict
 from worker.stages.ending import (
@@ -53,9 +53,6 @@ def receive_delivery(
     another request: a valid signature alone proves only that some fal account sent it.
     """
     now = clock()
-    moved = _record_usual(token, completion, body, db=db, now=now, grace=grace)
-    if moved is not None:
-        return Receipt(Verdict.RECORDED, moved, moved.doorbell)
     with db.transaction() as connection:
         attempt, job = _find_attempt(connection, token, completion)
         if _is_repeated(connection, attempt, _describe(completion, body, Verdict.RECORDED, now)):
@@ -213,31 +210,6 @@ def _find_attempt(
     if attempt.fal_request_id not in {None, completion.fal_request_id}:
         raise InvalidSignatureError("the attempt is of another fal request")
     return attempt, job
-
-
-def _record_usual(
-    token: str,
-    completion: Completion,
-    body: bytes,
-    *,
-    db: Database,
-    now: datetime,
-    grace: timedelta,
-) -> Job | None:
-    """A result that comes first, of a job's only attempt, at the price of one statement.
-
-    None, and nothing is written, for whatever is unusual; and on SQLite, which has no such one.
-    """
-    result = _as_object(completion.payload)
-    if not db.is_postgres or result is None or find_failure(completion) is not None:
-        return None
-    new = _describe(completion, body, Verdict.RECORDED, now)
-    with db.statement() as connection:
-        token_hash = attempts.hash_token(token)
-        job = usual.record_result(connection, token_hash, new, result, Move(now, now + grace))
-    if job is not None:
-        bind_contextvars(job_id=str(job.id), attempt=1)
-    return job
 
 
 def _describe(completion: Completion, body: bytes, verdict: Verdict, now: datetime) -> NewDelivery:

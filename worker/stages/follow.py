@@ -77,7 +77,7 @@ class Follower:
         now = self.clock()
         with self.db.transaction() as connection:
             return all(
-                gates.pass_gate(connection, name, now, now + pause)
+                gates.pass_gate(connection, name, now, pause)
                 for name, pause in zip(names, (ALL_PAUSE, JOB_PAUSE), strict=False)
             )
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
 
+import httpx
+
 from worker.backoff import Backoff, choose_poll_delay
 from worker.fal.options import RequestOptions
 from worker.fal.queue import (
@@ -22,7 +24,7 @@ from worker.fal.queue import (
 from worker.fal.retention import find_retention
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, Outcome, Settlement
-from worker.stages.pause import describe_pause
+from worker.stages.pause import ACCOUNT_GATE, describe_pause
 
 BACKOFFS = {
     RefusalClass.BUSY: Backoff(timedelta(seconds=20), timedelta(minutes=10)),
@@ -45,6 +47,8 @@ class SubmitTerms:
     poll_after: timedelta
     retry_for: timedelta
     probe_after: timedelta
+    account: str | None = None
+    """A fingerprint of the key, stored with each attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ def judge_reply(
             return Ruling(
                 JobEvent.SUBMISSION_ACCEPTED,
                 Move(now, now + delay, columns=known),
-                Settlement(Outcome.ACCEPTED, now, **asdict(reply)),
+                Settlement(Outcome.ACCEPTED, now, httpx.codes.OK, **asdict(reply)),
             )
         case Refused():
             return _judge_refusal(reply, job, now, terms, streak)
@@ -124,7 +128,7 @@ def choose_delay(reply: Refused, tries: int, terms: SubmitTerms) -> timedelta:
 
 def describe_refusal(reply: Refused) -> str:
     words = f"{reply.code}: {reply.message}"
-    return describe_pause(words) if reply.why is RefusalClass.ACCOUNT else words
+    return describe_pause(ACCOUNT_GATE, words) if reply.why is RefusalClass.ACCOUNT else words
 
 
 def measure_streak(tried: Sequence[Attempt], attempt: Attempt, since: datetime) -> Streak:

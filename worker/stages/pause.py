@@ -1,11 +1,12 @@
-"""Beneath the path. All submissions pause while fal refuses the account (ADR 10).
+"""Beneath the path. All submissions pause while fal refuses the account, or its replies are unclear.
 
-A refusal of the account would meet every job alike, so one job at a time is tried and the others
-wait, without attempts, as long as it takes.
+A refusal of the account would meet every job alike (ADR 10), and an outage behind fal's front door
+would leave every job unknown (ADR 16). So one job at a time is tried, as a probe, and the others
+wait, without attempts, as long as it takes. Each cause is a row of its own and ends by its own rule.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
@@ -13,32 +14,77 @@ from sqlalchemy import Connection
 
 from worker.clock import Clock
 from worker.db import Database
+from worker.fal.queue import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
 from worker.jobs import gates, table
 from worker.jobs.values import Gate
 
-SUBMISSIONS_GATE = "submissions"
-# How `blocked_reason` begins for all who wait for the account, whatever fal said to whom.
-MARK = "fal refuses the account"
+ACCOUNT_GATE = "submissions"
+AMBIGUOUS_GATE = "ambiguous"
+# How `blocked_reason` begins for all who wait for one of them.
+MARKS = {ACCOUNT_GATE: "fal refuses the account", AMBIGUOUS_GATE: "fal's replies are ambiguous"}
+# So many ambiguous replies in a row are an outage.
+MOST_AMBIGUOUS = 3
+# A pause that goes on further was written by a clock that was wrong.
+LONGEST_PAUSE = timedelta(hours=1)
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-def find_pause(connection: Connection, *, lock: bool = False) -> Gate | None:
-    """The pause in force, with fal's words and when one job may be tried; None if there is none."""
-    return gates.find_gate(connection, SUBMISSIONS_GATE, lock=lock)
+def list_pauses(connection: Connection, *, lock: bool = False) -> list[Gate]:
+    """The pauses in force, the one that opens last first; a count of replies is none yet."""
+    found = gates.list_gates(connection, list(MARKS), lock=lock)
+    return sorted((one for one in found if one.reason), key=lambda one: one.opens_at, reverse=True)
 
 
-def describe_pause(words: str) -> str:
-    return f"{MARK}: {words}"
+def is_closed(pause: Gate, now: datetime, probe_after: timedelta) -> bool:
+    """Whether nobody may submit: not before `opens_at`, which a wrong clock may have set; pure."""
+    return now < pause.opens_at <= now + max(probe_after, LONGEST_PAUSE)
 
 
-def begin_pause(connection: Connection, reason: str, until: datetime) -> None:
-    """Begin a pause, or let one go on: nobody submits before `until`, and then one job does."""
-    gates.shut_gate(connection, Gate(SUBMISSIONS_GATE, until, reason))
+def describe_pause(cause: str, words: str) -> str:
+    return f"{MARKS[cause]}: {words}"
 
 
-def end_pause(connection: Connection) -> None:
-    gates.remove_gate(connection, SUBMISSIONS_GATE)
+def push_on(connection: Connection, pauses: Sequence[Gate], until: datetime) -> None:
+    """Let nobody but the caller submit before `until`."""
+    for pause in pauses:
+        gates.shut_gate(connection, Gate(pause.name, until, pause.reason, pause.strikes))
+
+
+def note_reply(
+    connection: Connection, reply: SubmitReply, seen: Sequence[Gate], until: datetime
+) -> None:
+    """Begin, lengthen or end pauses by what a reply proves; `seen` are the gates before the POST.
+
+    Called before any job is locked, so that two cannot deadlock.
+    """
+    match reply:
+        case Ambiguous():
+            strikes = gates.count_strike(connection, AMBIGUOUS_GATE, until)
+            if strikes >= MOST_AMBIGUOUS:
+                words = f"{strikes} in a row, the last: {reply.message}"
+                _begin(connection, AMBIGUOUS_GATE, words, until, strikes)
+        case Refused(why=RefusalClass.ACCOUNT):
+            _begin(connection, ACCOUNT_GATE, f"{reply.code}: {reply.message}", until)
+            _end(connection, seen, AMBIGUOUS_GATE)
+        case Accepted() | Refused(why=RefusalClass.INPUT | RefusalClass.BUSY):
+            _end(connection, seen, AMBIGUOUS_GATE, ACCOUNT_GATE)
+        case Refused():
+            pass  # nobody at fal has answered: that says nothing about either
+
+
+def _begin(
+    connection: Connection, cause: str, words: str, until: datetime, strikes: int = 0
+) -> None:
+    reason = describe_pause(cause, words)
+    gates.shut_gate(connection, Gate(cause, until, reason, strikes))
+    log.error("submissions_paused", cause=cause, reason=reason)
+
+
+def _end(connection: Connection, seen: Sequence[Gate], *causes: str) -> None:
+    for gate in seen:
+        if gate.name in causes:
+            gates.remove_gate(connection, gate.name)
 
 
 def block_submissions(
@@ -48,12 +94,15 @@ def block_submissions(
     table.block_queued(connection, job_ids, until, str(pause.reason))
 
 
-def hasten_blocked(*, db: Database, clock: Clock) -> None:
-    """Once a pause is over, let the sweep ring at once for all who waited for that.
+def release_waiting(*, db: Database, clock: Clock) -> None:
+    """Once a pause is over, let the sweep publish at once for all that waited for it.
 
     In a transaction of its own: locking many rows after one would invite a deadlock.
     """
     with db.transaction() as connection:
-        if find_pause(connection) is None:
-            waiting = table.hasten_blocked(connection, MARK, clock())
-            log.info("submissions_resumed", waiting=waiting)
+        in_force = {pause.name for pause in list_pauses(connection)}
+        for cause, mark in MARKS.items():
+            if cause not in in_force:
+                waiting = table.hasten_blocked(connection, mark, clock())
+                if waiting:
+                    log.info("submissions_resumed", cause=cause, waiting=waiting)

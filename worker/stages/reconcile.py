@@ -5,7 +5,7 @@ no conclusion; only a result that fal had, and has no more, ends a job here.
 """
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import assert_never
 from uuid import UUID
 
@@ -14,16 +14,16 @@ from structlog.contextvars import bind_contextvars
 from worker.backoff import choose_poll_delay
 from worker.clock import Clock
 from worker.fal.completion import Completion
-from worker.fal.platform import ListedRequest
+from worker.fal.platform import Listing
 from worker.fal.progress import Progress
 from worker.fal.retention import find_retention
 from worker.fal.truth import CancelAnswer, Forgotten, Known, Pending, ResultGone, Unclear
-from worker.jobs import attempts, deliveries, table
+from worker.jobs import attempts, deliveries, observed, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Attempt, Ending, Job, Move, Outcome, Settlement
 from worker.stages.complete import has_video, record_completion
 from worker.stages.follow import record_progress
-from worker.stages.resolve import Resolver
+from worker.stages.resolve import Resolver, measure_wait
 
 RESULT_GONE = "result_gone"
 
@@ -105,21 +105,32 @@ class Reconciler:
 
     def _ask_listing(self, job: Job, attempt: Attempt, fal_request_id: str) -> Job | None:
         """The queue has no result (any more): the platform's listing may have kept it."""
-        listed = self.resolver.platform.find_request(attempt.endpoint, fal_request_id)
+        listing = self.resolver.platform.find_request(attempt.endpoint, fal_request_id)
+        listed = next(iter(listing.requests), None)
         if listed is not None and listed.completion is not None:
             return self._record(job, attempt, listed.completion)
         removed = attempt.cancel_status == CancelAnswer.OK and job.cancel_requested_at is not None
-        if removed or self._is_gone(attempt, listed, self.clock()):
+        if removed or self._is_gone(attempt, listing):
             return self._give_up(job, attempt, fal_request_id)
         self._wait(job, attempt)
         return None
 
-    def _is_gone(self, attempt: Attempt, listed: ListedRequest | None, now: datetime) -> bool:
-        """Not before fal has surely finished; and twice as late where the listing says nothing."""
-        unknown_after = self.resolver.terms.unknown_after
-        if listed is None:
-            return now - attempt.started_at >= 2 * unknown_after
-        return listed.ended and now - attempt.started_at >= unknown_after
+    def _is_gone(self, attempt: Attempt, listing: Listing) -> bool:
+        """Whether this account's fal surely has the result no more.
+
+        Not before fal must have finished, by observed time; and twice as late where the listing has
+        never shown the request. Another account's silence, or a listing that cannot be read, says
+        nothing.
+        """
+        terms = self.resolver.terms
+        if attempt.account is None or attempt.account != terms.account:
+            return False
+        with self.resolver.db.reading() as connection:
+            waited = measure_wait(attempt, observed.read_observed(connection))
+        judge_after = terms.judge_after(attempt)
+        if not listing.requests:
+            return listing.lists_all and waited >= 2 * judge_after
+        return listing.requests[0].ended and waited >= judge_after
 
     def _record(
         self,

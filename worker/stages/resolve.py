@@ -1,13 +1,16 @@
 """Beside the path. resolve: find out what became of a submission whose outcome is unknown.
 
 Evidence, the strongest first: a proven webhook with the attempt's token (`complete.py`); a delivery
-that names a request which fal knows; a request in fal's listing with exactly this input; and, once
-fal's start timeout and a run are surely over, the absence of all these. Only then may money be
-spent again, by policy, and the decision is written into `events` with what it rests on.
+that names a request which fal knows; a request in fal's listing with exactly this input; and the
+absence of all these, once fal's start timeout and a run are surely over. Absence is proof only if it
+was observed for so long, in a whole listing of the very account that paid, by clocks that agree
+(ADR 17). Only then may money be spent again, by policy; else the job is held, and says why. The
+decision is written into `events` with what it rests on.
 """
 
+import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -17,49 +20,73 @@ from pydantic import JsonValue
 from worker.backoff import Backoff, spread
 from worker.clock import Clock
 from worker.db import Database
+from worker.fal.options import RequestOptions
 from worker.fal.platform import ListedRequest, Listing, PlatformClient
 from worker.fal.requests import RequestClient
 from worker.fal.truth import Forgotten, Known, Unclear
-from worker.jobs import attempts, deliveries, gates, table
+from worker.jobs import attempts, deliveries, gates, observed, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
-from worker.jobs.values import HELD, Attempt, Job, Move, Outcome, Settlement
+from worker.jobs.values import HELD, Attempt, Job, Move, Outcome, RequestClaim, Settlement
 from worker.setting_types import UnknownPolicy
 
 # One search serves every unknown submission; all workers together begin one in this time.
 LISTING_GATE = "listing"
 SEARCH_PAUSE = timedelta(seconds=2)
 SEARCHES = Backoff(timedelta(seconds=5), timedelta(minutes=5))
+HELD_PAUSE = timedelta(minutes=10)
 MOST_UNSETTLED = 5000
 # The two clocks may differ, and fal may have noted the request later than it was sent.
 SKEW = timedelta(minutes=5)
+SETTLE = "extend-video redrive ID --pay-again pays again, extend-video cancel ID gives it up"
 
 
 @dataclass(frozen=True, slots=True)
 class ResolveTerms:
-    """What every resolution shares."""
+    """What every resolution shares. `account` is the fingerprint of the key that reads the listing."""
 
     unknown_after: timedelta
     policy: UnknownPolicy
     max_attempts: int
     grace: timedelta
+    start_timeout: timedelta = timedelta(hours=1)
+    account: str | None = None
+
+    def judge_after(self, attempt: Attempt) -> timedelta:
+        """How long an attempt must have been waited for before its absence means anything.
+
+        Its own start timeout, and a run with a margin: what UNKNOWN_SECONDS leaves beyond
+        START_TIMEOUT_SECONDS, at least a third of it.
+        """
+        options = RequestOptions.model_validate(attempt.options)
+        run = max(self.unknown_after - self.start_timeout, self.unknown_after / 3)
+        return max(self.unknown_after, (options.start_timeout or self.start_timeout) + run)
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """How long nothing has been heard of an attempt, and what a search for it was worth."""
+    """How long nothing was heard of an attempt, and why a search for it proves nothing, if so."""
 
     waited: timedelta
-    gap: str | None
+    judge_after: timedelta
+    gaps: tuple[str, ...] = ()
 
-    def is_proof(self, unknown_after: timedelta) -> bool:
-        """A search with a gap proves nothing before twice the time."""
-        return self.waited >= unknown_after * (1 if self.gap is None else 2)
+    @property
+    def is_due(self) -> bool:
+        return self.waited >= self.judge_after
 
     def describe(self) -> str:
-        found = "fal's listing has no request with its input"
-        if self.gap is not None:
-            found = f"fal's listing cannot tell: {self.gap}"
-        return f"no webhook within {self.waited.total_seconds():.0f} s, and {found}"
+        heard = f"no webhook within {self.waited.total_seconds():.0f} s"
+        if self.gaps:
+            return f"{heard}, and its absence is not proven: {'; '.join(self.gaps)}"
+        return f"{heard}, and fal's listing has no request with its input"
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Which request each attempt became; `ambiguous` ones may be any of several, or none."""
+
+    paired: Mapping[UUID, str]
+    ambiguous: frozenset[UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,46 +132,62 @@ class Resolver:
         return None
 
     def search_listing(self) -> list[Doorbell]:
-        """One pass over fal's listing for all submissions that are unknown now."""
-        with self.db.reading() as connection:
+        """Search fal's listing for all submissions that are unknown now, a window at a time."""
+        with self.db.transaction() as connection:
             unsettled = attempts.list_unsettled(connection, MOST_UNSETTLED)
-        by_endpoint: dict[str, list[tuple[Attempt, datetime]]] = defaultdict(list)
+            for attempt, _ in unsettled:
+                if attempt.observed_start is None:
+                    observed.start_observing(connection, attempt.id)
+            now_observed = observed.read_observed(connection)
+        by_endpoint: dict[str, list[Waiting]] = defaultdict(list)
         for attempt, due_at in unsettled:
-            by_endpoint[attempt.endpoint].append((attempt, due_at))
-        rung: list[Doorbell] = []
-        for endpoint, waiting in by_endpoint.items():
-            rung += self._search_endpoint(endpoint, waiting)
-        return rung
+            waited = measure_wait(attempt, now_observed)
+            waiting = Waiting(attempt, due_at, waited, self.terms.judge_after(attempt))
+            by_endpoint[attempt.endpoint].append(waiting)
+        published: list[Doorbell] = []
+        for endpoint, waiting_there in by_endpoint.items():
+            for window in split_windows(waiting_there, self.clock()):
+                published += self._search_window(endpoint, window)
+        return published
 
-    def _search_endpoint(
-        self, endpoint: str, waiting: Sequence[tuple[Attempt, datetime]]
-    ) -> list[Doorbell]:
+    def _search_window(self, endpoint: str, window: "Window") -> list[Doorbell]:
         now = self.clock()
-        start = min(attempt.started_at for attempt, _ in waiting) - SKEW
-        listing = self.platform.list_requests(endpoint, start, now + SKEW)
-        found = self._match(listing, [attempt for attempt, _ in waiting])
-        rung: list[Doorbell] = []
-        for attempt, due_at in waiting:
-            if attempt.outcome is None:
-                # Its POST is under way.
-                continue
-            if attempt.id in found:
-                detail = "found in fal's listing by its exact input"
-                moved = self._adopt(attempt, found[attempt.id], detail)
-            elif due_at <= now + self.terms.grace:
-                moved = self._judge_absence(attempt, listing.gap)
-            else:
-                continue
-            rung += [moved.doorbell] if moved is not None and moved.doorbell else []
-        return rung
-
-    def _match(self, listing: Listing, unsettled: Sequence[Attempt]) -> dict[UUID, str]:
-        """Which request each attempt became, where that is certain."""
-        ids = [one.fal_request_id for one in listing.requests]
+        listing = self.platform.list_requests(endpoint, window.start, window.end)
         with self.db.reading() as connection:
-            known = attempts.list_known_requests(connection, ids)
-        free = [one for one in listing.requests if one.fal_request_id not in known]
-        return match_requests(free, unsettled, self.clock() - self.terms.unknown_after)
+            claims = attempts.list_claims(
+                connection, [one.fal_request_id for one in listing.requests]
+            )
+        matches = match_requests(listing.requests, claims, window.waiting, now)
+        published: list[Doorbell] = []
+        for waiting in window.waiting:
+            attempt, moved = waiting.attempt, None
+            if attempt.outcome is None:
+                continue  # its POST is under way
+            if attempt.id in matches.paired:
+                detail = "found in fal's listing by its exact input"
+                moved = self._adopt(attempt, matches.paired[attempt.id], detail)
+            elif waiting.due_at <= now + self.terms.grace:
+                gaps = self._list_gaps(waiting, listing, matches)
+                moved = self._record_absence(waiting, gaps)
+            published += [moved.doorbell] if moved is not None and moved.doorbell else []
+        return published
+
+    def _list_gaps(self, waiting: "Waiting", listing: Listing, matches: Matches) -> list[str]:
+        """Every reason why this search does not prove that the attempt has no request."""
+        attempt = waiting.attempt
+        gaps = [f"fal's listing {listing.gap}"] if listing.gap else []
+        if listing.clock_gap:
+            gaps.append(listing.clock_gap)
+        if attempt.account is None or attempt.account != self.terms.account:
+            gaps.append(
+                "it was submitted with another key than FAL_KEY, whose listing says nothing"
+            )
+        if attempt.id in matches.ambiguous:
+            gaps.append("fal's listing has requests with its input that may be another job's")
+        if waiting.waited >= waiting.judge_after and not gaps:
+            # A delivery with the token says that there is a request: fal has to deny that first.
+            gaps += self._list_hint_gaps(attempt)
+        return gaps
 
     def _adopt(self, attempt: Attempt, fal_request_id: str, detail: str) -> Job | None:
         now = self.clock()
@@ -162,43 +205,37 @@ class Resolver:
                 attempts.order_cancel(connection, attempt.id, now)
         return moved
 
-    def _judge_absence(self, attempt: Attempt, gap: str | None) -> Job | None:
-        evidence = Evidence(self.clock() - attempt.started_at, gap)
-        if evidence.is_proof(self.terms.unknown_after) and self._list_hints(attempt):
-            # Somebody with the token says that there is a request: fal has to deny that first.
-            evidence = Evidence(evidence.waited, self._find_hint_gap(attempt) or gap)
+    def _record_absence(self, waiting: "Waiting", gaps: Sequence[str]) -> Job | None:
+        """Go on waiting, or decide on the job; None if it has not moved."""
+        attempt, now = waiting.attempt, self.clock()
+        evidence = Evidence(waiting.waited, waiting.judge_after, tuple(gaps))
         with self.db.transaction() as connection:
             job = table.get_job(connection, attempt.job_id, lock=True)
             if job.state is not JobState.SUBMISSION_UNKNOWN or job.fence != attempt.fence:
                 return None
-            if not evidence.is_proof(self.terms.unknown_after):
-                due_at = self.clock() + self._choose_pause(evidence.waited)
-                table.advance_due(connection, job, due_at)
+            if not evidence.is_due:
+                table.advance_due(connection, job, now + choose_pause(evidence))
                 return None
             lost = [Outcome.UNKNOWN, Outcome.DEAD]
             spent = attempts.count_attempts(connection, job.id, lost, job.tried_since)
-            event, move = judge_death(job, evidence, spent, self.terms, self.clock())
-            if event is not JobEvent.SUBMISSION_HELD:
-                settlement = Settlement(Outcome.DEAD, move.now, error_message=move.detail)
+            event, move = judge_absence(job, evidence, spent, self.terms, now)
+            if event is JobEvent.SUBMISSION_HELD:
+                reason = move.columns["blocked_reason"]
+                if job.blocked_reason == reason:  # decided before, and only searched again
+                    table.advance_due(connection, job, move.due_at or now)
+                    return None
+            else:
+                outcome = Outcome.UNKNOWN if evidence.gaps else Outcome.DEAD
+                settlement = Settlement(outcome, now, error_message=move.detail)
                 attempts.settle_attempt(connection, attempt.id, settlement)
-            if event is JobEvent.SUBMISSION_HELD and job.is_held:
-                # Decided before; it is only looked for again.
-                table.advance_due(connection, job, move.due_at or move.now)
-                return None
             return table.apply_event(connection, job, event, move)
 
-    def _find_hint_gap(self, attempt: Attempt) -> str | None:
+    def _list_hint_gaps(self, attempt: Attempt) -> list[str]:
         for fal_request_id in self._list_hints(attempt):
             truth = self.requests.find_truth(attempt, fal_request_id)
             if not isinstance(truth, Forgotten):
-                return f"a delivery named request {fal_request_id}, which fal does not deny"
-        return None
-
-    def _choose_pause(self, waited: timedelta) -> timedelta:
-        """Half as long again as it has been waited for, and not past the time of the decision."""
-        pause = spread(min(max(waited / 2, SEARCHES.first), SEARCHES.longest))
-        left = self.terms.unknown_after - waited
-        return min(pause, left) if left > timedelta() else pause
+                return [f"a delivery named request {fal_request_id}, which fal does not deny"]
+        return []
 
     def _list_hints(self, attempt: Attempt) -> list[str]:
         with self.db.reading() as connection:
@@ -207,36 +244,110 @@ class Resolver:
     def _may_search(self) -> bool:
         now = self.clock()
         with self.db.transaction() as connection:
-            return gates.pass_gate(connection, LISTING_GATE, now, now + SEARCH_PAUSE)
+            return gates.pass_gate(connection, LISTING_GATE, now, SEARCH_PAUSE)
 
     def _look_again(self, job: Job, due_at: datetime) -> None:
         with self.db.transaction() as connection:
             table.advance_due(connection, job, due_at)
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An attempt without an outcome that is certain: when its job is due, how long was waited."""
+
+    attempt: Attempt
+    due_at: datetime
+    waited: timedelta
+    judge_after: timedelta
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its own reply or webhook may still come."""
+        return self.attempt.outcome is None or self.waited < self.judge_after
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Attempts near each other in time, and the part of the listing that would have them."""
+
+    start: datetime
+    end: datetime
+    waiting: tuple[Waiting, ...]
+
+
+def measure_wait(attempt: Attempt, now_observed: timedelta) -> timedelta:
+    """The observed time since the attempt's start; none yet if its start was not observed; pure."""
+    if attempt.observed_start is None:
+        return timedelta()
+    return max(now_observed - timedelta(seconds=attempt.observed_start), timedelta())
+
+
+def split_windows(waiting: Sequence[Waiting], now: datetime) -> Iterator[Window]:
+    """A window for attempts that began within one wait of each other; pure.
+
+    It reaches from the first start to where the last one's run must have ended, whichever time of a
+    request the listing goes by. A start that lies after what was observed is the clock's mistake.
+    """
+    group: list[Waiting] = []
+    starts = {one.attempt.id: min(one.attempt.started_at, now - one.waited) for one in waiting}
+    for one in [*sorted(waiting, key=lambda one: starts[one.attempt.id]), None]:
+        is_near = (
+            one is not None
+            and group
+            and starts[one.attempt.id] - starts[group[0].attempt.id] <= group[0].judge_after
+        )
+        if group and not is_near:
+            ends = (
+                max(each.attempt.started_at, now - each.waited) + each.judge_after for each in group
+            )
+            yield Window(
+                starts[group[0].attempt.id] - SKEW, min(max(ends), now) + SKEW, tuple(group)
+            )
+            group = []
+        if one is not None:
+            group.append(one)
+
+
 def match_requests(
-    free: Iterable[ListedRequest], unsettled: Sequence[Attempt], certain_before: datetime
-) -> dict[UUID, str]:
+    listed: Sequence[ListedRequest],
+    claims: Mapping[str, RequestClaim],
+    waiting: Sequence[Waiting],
+    now: datetime,
+) -> Matches:
     """Pair attempts with requests of the very same input; pure.
 
-    Two attempts with the same input (a seed given twice) cannot be told apart while the reply or
-    webhook of either may still come; after that it does not matter which request is whose.
+    Attempts with the same input (a seed given twice) cannot be told apart while the reply or
+    webhook of any may still come; after that it does not matter which request is whose. None of them
+    is absent while the listing has as many requests that nobody has, or that were lately given to
+    somebody by their input alone, as there are attempts.
     """
     by_sign: dict[tuple[str, str], list[ListedRequest]] = defaultdict(list)
-    for request in free:
+    for request in listed:
         by_sign[_sign(request.input)].append(request)
-    rivals: dict[tuple[str, str], int] = defaultdict(int)
-    for attempt in unsettled:
-        rivals[_sign(attempt.input)] += attempt.started_at > certain_before
+    groups: dict[str, list[Waiting]] = defaultdict(list)
+    for one in waiting:
+        groups[json.dumps(one.attempt.input, sort_keys=True)].append(one)
     paired: dict[UUID, str] = {}
-    for attempt in sorted(unsettled, key=lambda one: one.started_at):
-        sign = _sign(attempt.input)
-        same = [one for one in by_sign[sign] if is_same_input(one.input, attempt.input)]
-        alone = rivals[sign] == (attempt.started_at > certain_before)
-        if same and alone and attempt.outcome is not None:
-            by_sign[sign].remove(same[0])
-            paired[attempt.id] = same[0].fal_request_id
-    return paired
+    ambiguous: set[UUID] = set()
+    for group in groups.values():
+        sent = group[0].attempt.input
+        same = [one for one in by_sign[_sign(sent)] if is_same_input(one.input, sent)]
+        free = [one.fal_request_id for one in same if one.fal_request_id not in claims]
+        held = (claims[one.fal_request_id] for one in same if one.fal_request_id in claims)
+        doubtful = sum(is_doubtful(claim, now, group[0].judge_after) for claim in held)
+        group.sort(key=lambda one: one.attempt.started_at)
+        if len(group) > 1 and any(one.is_open for one in group):
+            ambiguous |= {one.attempt.id for one in group if free or doubtful}
+            continue
+        paired |= {one.attempt.id: request_id for one, request_id in zip(group, free, strict=False)}
+        if len(free) + doubtful >= len(group):
+            ambiguous |= {one.attempt.id for one in group[len(free) :]}
+    return Matches(paired, frozenset(ambiguous))
+
+
+def is_doubtful(claim: RequestClaim, now: datetime, judge_after: timedelta) -> bool:
+    """Whether the request may be another attempt's: it was given by its input, and lately; pure."""
+    return not claim.is_proven and now - claim.claimed_at < judge_after
 
 
 def is_same_input(listed: JsonValue, sent: dict[str, JsonValue]) -> bool:
@@ -246,21 +357,40 @@ def is_same_input(listed: JsonValue, sent: dict[str, JsonValue]) -> bool:
     return all(listed.get(name) == value for name, value in sent.items())
 
 
-def judge_death(
+def choose_pause(evidence: Evidence) -> timedelta:
+    """Half as long again as it has been waited for, and not past the time of the decision."""
+    pause = spread(min(max(evidence.waited / 2, SEARCHES.first), SEARCHES.longest))
+    return min(pause, evidence.judge_after - evidence.waited)
+
+
+def judge_absence(
     job: Job, evidence: Evidence, spent: int, terms: ResolveTerms, now: datetime
 ) -> tuple[JobEvent, Move]:
-    """What follows once an attempt is proven dead, `spent` attempts being lost by now; pure."""
+    """What follows once an attempt has been waited for long enough; pure.
+
+    `spent` attempts are lost by now. Whatever the policy, nothing is bought again without proof.
+    """
     detail = evidence.describe()
     if job.cancel_requested_at is not None:
         return JobEvent.JOB_CANCELLED, Move(now, detail=detail)
+    if evidence.gaps:
+        return _hold(
+            f"whether fal ran it is not known: {'; '.join(evidence.gaps)}", detail, terms, now
+        )
     if spent >= terms.max_attempts:
         message = f"{spent} submissions were lost; {detail}"
         why = {"error_code": "submission_exhausted", "error_message": message}
         return JobEvent.SUBMISSION_EXHAUSTED, Move(now, detail=message, columns=why)
     if terms.policy is UnknownPolicy.HOLD:
-        blocked = {"blocked_reason": f"{HELD}: {detail}; redrive with --pay-again, or cancel"}
-        return JobEvent.SUBMISSION_HELD, Move(now, now + terms.unknown_after, detail, blocked)
+        return _hold("fal has not run it, and UNKNOWN_POLICY is hold", detail, terms, now)
     return JobEvent.DEATH_PROVEN, Move(now, now + terms.grace, detail)
+
+
+def _hold(why: str, detail: str, terms: ResolveTerms, now: datetime) -> tuple[JobEvent, Move]:
+    """The job waits for a person; fal's listing is searched for it all the same."""
+    columns = {"blocked_reason": f"{HELD}: {why}. {SETTLE}"}
+    due_at = now + spread(min(HELD_PAUSE, terms.unknown_after))
+    return JobEvent.SUBMISSION_HELD, Move(now, due_at, detail, columns)
 
 
 def _sign(value: JsonValue) -> tuple[str, str]:

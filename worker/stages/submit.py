@@ -20,16 +20,14 @@ from uuid_utils.compat import uuid7
 from worker.clock import Clock, read_clock
 from worker.db import AWAY, Database, describe_database_error
 from worker.fal.options import RequestOptions
-from worker.fal.queue import Accepted, Ambiguous, QueueClient, RefusalClass, Refused, SubmitReply
-from worker.jobs import attempts, table, usual
+from worker.fal.queue import Accepted, QueueClient, RefusalClass, Refused, SubmitReply
+from worker.jobs import attempts, gates, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Attempt, Claim, Gate, Job, NewAttempt, Settlement
 from worker.stages import pause
 from worker.stages.judge import (
     Ruling,
-    Streak,
     SubmitTerms,
-    describe_refusal,
     judge_reply,
     measure_streak,
 )
@@ -46,14 +44,14 @@ log = structlog.stdlib.get_logger(__name__)
 class Submission:
     """A claimed job with its committed attempt, and the token that only its webhook URL knows.
 
-    `gate` is set if this is the one job that is tried while submissions pause.
+    `gates` are those that stood before the POST; if one is a pause, this job is its probe.
     """
 
     job: Job
     attempt: Attempt
     token: str
     send_before: datetime
-    gate: Gate | None = None
+    gates: tuple[Gate, ...] = ()
 
 
 def submit_job(
@@ -75,8 +73,8 @@ def submit_job(
             # Should the database stay away, the paid request is still known from the log.
             log.info("submission_accepted", fal_request_id=reply.fal_request_id)
         moved = keep_reply(submission, reply, db=db, terms=terms, clock=clock)
-    if submission.gate is not None:
-        pause.hasten_blocked(db=db, clock=clock)
+    if any(gate.reason for gate in submission.gates):
+        pause.release_waiting(db=db, clock=clock)
     return moved
 
 
@@ -87,34 +85,23 @@ def begin_submission(
     now = clock()
     token = secrets.token_urlsafe(32)
     claim = Claim(terms.worker, now, now + terms.lease)
-    new = NewAttempt(uuid7(), attempts.hash_token(token), now, terms.options.to_json())
-    if (begun := _begin_usual(job_id, claim, new, db=db)) is not None:
-        return Submission(begun[1], begun[0], token, claim.until)
     with db.transaction() as connection:
-        # The gate is locked before any job, here and everywhere, so that two cannot deadlock.
-        gate = pause.find_pause(connection, lock=True)
-        if gate is not None and now < gate.opens_at:
-            pause.block_submissions(connection, [job_id], gate, gate.opens_at)
+        # Gates are locked before any job, here and everywhere, so that two cannot deadlock.
+        seen = gates.list_gates(connection, list(pause.MARKS), lock=True)
+        pauses = [gate for gate in seen if gate.reason]
+        closed = [one for one in pauses if pause.is_closed(one, now, terms.probe_after)]
+        if closed:
+            last = max(closed, key=lambda one: one.opens_at)
+            pause.block_submissions(connection, [job_id], last, last.opens_at)
             return None
         job = table.claim_job(connection, job_id, JobEvent.SUBMISSION_CLAIMED, claim)
         if job is None:
             return None
-        if gate is not None:
-            pause.begin_pause(connection, str(gate.reason), now + terms.probe_after)
+        pause.push_on(connection, pauses, now + terms.probe_after)
         options = RequestOptions.model_validate(job.options).fill_in(terms.options)
-        new = replace(new, options=options.to_json())
+        new = NewAttempt(uuid7(), attempts.hash_token(token), now, options.to_json(), terms.account)
         attempt = attempts.insert_attempt(connection, job, new)
-    return Submission(job, attempt, token, claim.until, gate)
-
-
-def _begin_usual(
-    job_id: UUID, claim: Claim, new: NewAttempt, *, db: Database
-) -> tuple[Attempt, Job] | None:
-    """While submissions do not pause; None, and nothing is written, if the job is not claimed."""
-    if not db.is_postgres:
-        return None
-    with db.statement() as connection:
-        return usual.begin_attempt(connection, job_id, claim, new, pause.SUBMISSIONS_GATE)
+    return Submission(job, attempt, token, claim.until, tuple(seen))
 
 
 def post_once(
@@ -156,14 +143,8 @@ def record_reply(
     for unknown, or it has even been given up and tried again.
     """
     now = clock()
-    if (moved := _record_usual(submission, reply, db=db, terms=terms, now=now)) is not None:
-        return moved
     with db.transaction() as connection:
-        if isinstance(reply, Refused) and reply.why is RefusalClass.ACCOUNT:
-            pause.begin_pause(connection, describe_refusal(reply), now + terms.probe_after)
-            log.error("submissions_paused", reason=describe_refusal(reply))
-        elif submission.gate is not None and not isinstance(reply, Ambiguous):
-            pause.end_pause(connection)
+        pause.note_reply(connection, reply, submission.gates, now + terms.probe_after)
         job = table.get_job(connection, submission.job.id, lock=True)
         tried = attempts.list_attempts(connection, job.id) if isinstance(reply, Refused) else []
         streak = measure_streak(tried, submission.attempt, job.tried_since)
@@ -173,18 +154,6 @@ def record_reply(
         if isinstance(reply, Accepted) and job.fal_request_id != reply.fal_request_id:
             _order_cancels(connection, moved, submission.attempt, now, is_own=is_own)
         return moved
-
-
-def _record_usual(
-    submission: Submission, reply: SubmitReply, *, db: Database, terms: SubmitTerms, now: datetime
-) -> Job | None:
-    """An acceptance that nothing came between; None, and nothing is written, for anything else."""
-    if not db.is_postgres or not isinstance(reply, Accepted) or submission.gate is not None:
-        return None
-    job, attempt = submission.job, submission.attempt
-    ruling = judge_reply(reply, job, now, terms, Streak(1, attempt.started_at))
-    with db.statement() as connection:
-        return usual.accept_submission(connection, attempt, ruling.settlement, ruling.move)
 
 
 def _settle(connection: Connection, attempt: Attempt, settlement: Settlement) -> bool:

@@ -13,13 +13,17 @@ from sqlalchemy import Connection
 from worker.backoff import spread
 from worker.clock import Clock, read_clock
 from worker.db import Database
+from worker.fal.queue import MAX_RETRY_AFTER, RefusalClass
 from worker.jobs import attempts, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Gate, Job, Move, Outcome, Settlement
 from worker.media.store import Store
 from worker.stages import alarm, pause
+from worker.stages.judge import BACKOFFS
 
 BATCH = 100
+# No live row waits longer by itself: a due time further ahead is the work of a wrong clock.
+LONGEST_WAIT = MAX_RETRY_AFTER + BACKOFFS[RefusalClass.BUSY].longest + timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ def sweep_jobs(
     db: Database,
     lease: timedelta,
     archive_deadline: timedelta = alarm.ARCHIVE_DEADLINE,
+    probe_after: timedelta = timedelta(minutes=1),
     limit: int = BATCH,
     clock: Clock = read_clock,
 ) -> Swept:
@@ -47,11 +52,12 @@ def sweep_jobs(
     """
     now = clock()
     with db.transaction() as connection:
+        table.clamp_due(connection, now, max(LONGEST_WAIT, 2 * lease, 2 * probe_after), limit)
         overdue = table.find_overdue(connection, now, limit)
         late = alarm.raise_alarms(connection, overdue, archive_deadline, now)
-        gate = pause.find_pause(connection)
+        pauses = pause.list_pauses(connection)
         queued = [job for job in overdue if job.state is JobState.QUEUED]
-        held_back = _hold_back(connection, queued, gate, now)
+        held_back = _hold_back(connection, queued, pauses, now, probe_after)
         waiting = [job for job in overdue if job.doorbell is not None and job.id not in held_back]
         _push_on(connection, waiting, now + lease)
         returned = [_take_over(connection, job, now, lease) for job in overdue if job.claimed_by]
@@ -68,14 +74,20 @@ def remove_partials(store: Store) -> int:
 
 
 def _hold_back(
-    connection: Connection, queued: list[Job], gate: Gate | None, now: datetime
+    connection: Connection,
+    queued: list[Job],
+    pauses: list[Gate],
+    now: datetime,
+    probe_after: timedelta,
 ) -> set[UUID]:
-    """While submissions pause, keep all back but one, which tries the account when it is time."""
-    if gate is None:
+    """While submissions pause, keep all back but one, which is the probe when it is time."""
+    if not pauses:
         return set()
-    held_back = [job.id for job in (queued[1:] if now >= gate.opens_at else queued)]
-    wait = spread(max(gate.opens_at - now, timedelta(seconds=1)))
-    pause.block_submissions(connection, held_back, gate, now + wait)
+    last = pauses[0]
+    is_closed = pause.is_closed(last, now, probe_after)
+    held_back = [job.id for job in (queued if is_closed else queued[1:])]
+    wait = spread(max(last.opens_at - now, timedelta(seconds=1)) if is_closed else probe_after)
+    pause.block_submissions(connection, held_back, last, now + wait)
     return set(held_back)
 
 

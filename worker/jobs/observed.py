@@ -1,0 +1,59 @@
+"""SQL on `observed_time`: for how long this deployment has been watching, by no wall clock alone.
+
+Time in which nobody swept, or by which a clock was set, does not count. An attempt stores the value
+at its start; what it has waited is the difference (ADR 17).
+"""
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Float, ScalarSelect, func, literal, select, update
+
+from worker.jobs.models import AttemptRow, ObservedTimeRow
+from worker.jobs.rows import is_postgres, table_of
+
+_OBSERVED, _ATTEMPTS = table_of(ObservedTimeRow), table_of(AttemptRow)
+_UNIX_EPOCH_JULIAN_DAY = 2440587.5
+_DAY_SECONDS = 86400.0
+
+
+def observed_seconds() -> ScalarSelect[float]:
+    """The value now, for use inside another statement."""
+    return select(_OBSERVED.c.seconds).scalar_subquery()
+
+
+def read_observed(connection: Connection) -> timedelta:
+    return timedelta(seconds=connection.execute(select(_OBSERVED.c.seconds)).scalar_one())
+
+
+def add_observed(connection: Connection, since_seen: timedelta, most: timedelta) -> None:
+    """Add the least of: the database's time since the last pass, `since_seen`, `most`.
+
+    `since_seen` is this process's monotonic time since it last did this. A clock that was set back
+    adds nothing.
+    """
+    now = _read_database_clock(connection)
+    least, greatest = (
+        (func.least, func.greatest) if is_postgres(connection) else (func.min, func.max)
+    )
+    gained = greatest(
+        literal(0.0),
+        least(now - _OBSERVED.c.noted_at, since_seen.total_seconds(), most.total_seconds()),
+    )
+    connection.execute(update(_OBSERVED).values(seconds=_OBSERVED.c.seconds + gained, noted_at=now))
+
+
+def start_observing(connection: Connection, attempt_id: UUID) -> None:
+    """For an attempt that an earlier release has written: its waiting counts from now."""
+    connection.execute(
+        update(_ATTEMPTS)
+        .where(_ATTEMPTS.c.id == attempt_id, _ATTEMPTS.c.observed_start.is_(None))
+        .values(observed_start=observed_seconds())
+    )
+
+
+def _read_database_clock(connection: Connection) -> ColumnElement[float]:
+    """Seconds since 1970 by the database; on SQLite that is this host's clock."""
+    if is_postgres(connection):
+        return func.extract("epoch", func.clock_timestamp()).cast(Float)
+    return (func.julianday("now") - _UNIX_EPOCH_JULIAN_DAY) * _DAY_SECONDS
