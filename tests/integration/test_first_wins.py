@@ -45,7 +45,7 @@ class Race:
         first = bench.begin(bench.insert())
         bench.lose(first)
         bench.clock.now = first.attempt.started_at + UNKNOWN
-        bench.reconciler.resolver._judge_absence(first.attempt, None)
+        bench.reconcile(first.job)
         second = bench.begin(first.job)
         return cls(bench, [first, second], [str(uuid7()), str(uuid7())])
 

@@ -46,7 +46,7 @@ def begin_probe(bench: Bench) -> Submission:
     """The pause is over, and this is the job that is tried."""
     bench.clock.move(PROBE)
     submission = bench.begin(bench.insert())
-    assert submission.gate is not None
+    assert submission.gates
     return submission
 
 
@@ -138,7 +138,7 @@ def test_certain_reply_to_the_probe_ends_the_pause(bench, kind):
     pause(bench)
     bench.reply(begin_probe(bench), ENDS_PAUSE[kind]())
     assert bench.gate() is None
-    assert bench.begin(bench.insert()).gate is None
+    assert not bench.begin(bench.insert()).gates
 
 
 def test_ambiguous_reply_to_the_probe_leaves_the_pause(bench):

@@ -144,8 +144,8 @@ def test_failure_that_the_listing_has_kept_is_recorded(bench, desk, lost):
 @GONE
 @pytest.mark.parametrize(
     ("listing", "times"),
-    [(list_items(build_item()), 1), (send_json({}, 401), 2)],
-    ids=["ended", "401"],
+    [(list_items(build_item()), 1), (list_items(), 2)],
+    ids=["ended", "never-listed"],
 )
 def test_result_is_given_up_only_after_its_time(bench, desk, lost, listing, times):
     submission = submit(bench)
@@ -160,6 +160,20 @@ def test_result_is_given_up_only_after_its_time(bench, desk, lost, listing, time
     ended = bench.read(job)
     assert (ended.state, ended.error_code) == (S.FAILED, "result_gone")
     assert REQUEST_ID in str(ended.error_message)
+
+
+@pytest.mark.parametrize(
+    ("listing", "account"),
+    [(send_json({}, 401), "tester"), (list_items(), "another key")],
+    ids=["listing-unreadable", "another-account"],
+)
+def test_result_that_nobody_can_deny_is_never_given_up(bench, desk, listing, account):
+    job = submit(bench).job
+    desk.forget()
+    desk.listing = listing
+    bench.clock.move(UNKNOWN * 5)
+    bench.resolving(account=account).reconcile(job)
+    assert bench.read(job).state is S.SUBMITTED
 
 
 def test_result_is_not_given_up_while_the_listing_says_that_it_runs(bench, desk):

@@ -1,8 +1,10 @@
 """How fal's request listing is read: by pages, to an end, and never as more than it is."""
 
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from typing import Any
 
 import httpx
@@ -49,7 +51,8 @@ class Pages:
         given = page if isinstance(page, httpx.Response) else httpx.Response(200, json=page)
         # Not read yet, as from a socket.
         body = httpx.ByteStream(given.content)
-        return httpx.Response(given.status_code, headers=given.headers, stream=body)
+        headers = {"date": formatdate(), **given.headers}
+        return httpx.Response(given.status_code, headers=headers, stream=body)
 
 
 def read(*pages: object) -> tuple[Listing, list[httpx.Request]]:
@@ -108,7 +111,7 @@ def test_list_of_many_pages_follows_cursor() -> None:
 )
 def test_list_that_hides_where_it_goes_on_has_gap(page) -> None:
     listing, asked = read(page)
-    assert (listing.gap, listing.lists_all) == ("it does not say where it goes on", False)
+    assert (listing.gap, listing.lists_all) == ("does not say where it goes on", False)
     assert len(asked) == 1
 
 
@@ -124,27 +127,27 @@ def test_list_that_runs_in_circle_ends_with_gap() -> None:
         build_page(cursor="b", has_more=True),
         build_page(cursor="a", has_more=True),
     )
-    assert listing.gap == "it does not say where it goes on"
+    assert listing.gap == "does not say where it goes on"
     assert len(asked) == 3
 
 
 def test_list_without_end_is_left_with_gap() -> None:
     pages = [build_page(build_item(n), cursor=f"c{n}", has_more=True) for n in range(MAX_PAGES + 9)]
     listing, asked = read(*pages)
-    assert listing.gap == f"it has more than {MAX_PAGES} pages"
+    assert listing.gap == f"has more than {MAX_PAGES} pages"
     assert len(asked) == len(listing.requests) == MAX_PAGES
 
 
 @pytest.mark.parametrize("item", [None, "r-1", {}, {"request_id": ""}])
 def test_list_with_item_that_nobody_can_name_has_gap(item) -> None:
     listing, _ = read(build_page(build_item(1), item, build_item(2)))
-    assert listing.gap == "it has items without a request id"
+    assert listing.gap == "has items without a request id"
     assert [one.fal_request_id for one in listing.requests] == ["r-1", "r-2"]
 
 
 def test_list_without_inputs_has_gap_and_every_request() -> None:
     listing, _ = read(build_page(build_item(1), build_item(2, json_input=None)))
-    assert (listing.gap, listing.lists_all) == ("1 of its 2 requests show no input", True)
+    assert (listing.gap, listing.lists_all) == ("shows no input for 1 of 2 requests", True)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,7 @@ def test_list_without_inputs_has_gap_and_every_request() -> None:
 def test_list_broken_off_keeps_what_was_read_and_has_gap(answer) -> None:
     listing, _ = read(build_page(build_item(1), cursor="a", has_more=True), answer)
     assert [one.fal_request_id for one in listing.requests] == ["r-1"]
-    assert str(listing.gap).startswith("it cannot be read: ")
+    assert str(listing.gap).startswith("cannot be read: ")
     assert not listing.lists_all
 
 
@@ -250,8 +253,7 @@ def client(fal) -> Iterator[PlatformClient]:
 
 
 def test_find_request_asks_for_its_id_with_the_key(fal, client) -> None:
-    found = client.find_request(ENDPOINT, "r-1")
-    assert found is not None
+    (found,) = client.find_request(ENDPOINT, "r-1").requests
     assert found.fal_request_id == "r-1"
     (asked,) = fal.asked
     assert asked.path == "/v1/models/requests/by-endpoint"
@@ -260,7 +262,31 @@ def test_find_request_asks_for_its_id_with_the_key(fal, client) -> None:
 
 
 def test_find_request_takes_no_other_for_it(client) -> None:
-    assert client.find_request(ENDPOINT, "r-2") is None
+    listing = client.find_request(ENDPOINT, "r-2")
+    assert (listing.requests, listing.gap) == ((), None)
+
+
+def test_request_in_a_listing_that_cannot_be_read_is_not_known_to_be_absent(fal, client) -> None:
+    fal.answer = send_json({"detail": "no"}, 401)
+    assert not client.find_request(ENDPOINT, "r-1").lists_all
+    assert "HTTP 401" in str(client.explain_unreadable(ENDPOINT, END))
+
+
+@pytest.mark.parametrize(
+    ("date", "gap"),
+    [
+        (formatdate(), None),
+        (formatdate(time.time() + 55), None),
+        (formatdate(time.time() - 7200), "this host's clock differs from fal's by 7200 s"),
+        ("yesterday", "fal's reply has no date to check this host's clock by"),
+        ("", "fal's reply has no date to check this host's clock by"),
+    ],
+    ids=["same", "within-a-minute", "two-hours", "no-date", "none"],
+)
+def test_date_of_the_reply_is_compared_with_this_hosts_clock(date, gap) -> None:
+    listing, _ = read(httpx.Response(200, json=build_page(), headers={"Date": date}))
+    found = listing.clock_gap
+    assert found is None if gap is None else str(found)[:43] == gap[:43]
 
 
 def test_list_shows_nobody_else_the_key(fal, client) -> None:
@@ -271,7 +297,7 @@ def test_list_shows_nobody_else_the_key(fal, client) -> None:
 
         fal.answer = redirect
         listing = client.list_requests(ENDPOINT, START, END)
-        assert listing == Listing((), "it cannot be read: HTTP 307")
+        assert listing == Listing((), "cannot be read: HTTP 307")
         assert stranger.asked == []
 
 
@@ -279,10 +305,10 @@ def test_list_over_broken_connection_has_gap(fal, client) -> None:
     fal.answer = break_off(b'{"items": []}', 1000)
     listing = client.list_requests(ENDPOINT, START, END)
     assert listing.requests == ()
-    assert str(listing.gap).startswith("it cannot be read: RemoteProtocolError")
+    assert str(listing.gap).startswith("cannot be read: RemoteProtocolError")
 
 
 def test_list_larger_than_bound_has_gap(fal, client, monkeypatch) -> None:
     monkeypatch.setattr(platform, "MAX_PAGE_BYTES", 10)
     listing = client.list_requests(ENDPOINT, START, END)
-    assert listing.gap == "it cannot be read: ReplyTooLargeError: the reply has more than 10 bytes"
+    assert listing.gap == "cannot be read: ReplyTooLargeError: the reply has more than 10 bytes"

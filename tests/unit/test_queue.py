@@ -108,8 +108,10 @@ REPLIES: list[tuple[int, object, dict[str, str], str, str]] = [
     (503, {"detail": "nginx said so"}, {}, AMBIGUOUS, ""),
     (503, "nginx", {}, AMBIGUOUS, ""),
     (504, {"request_id": "r-1", "server": "nginx"}, {}, AMBIGUOUS, ""),
-    # the front door's own 502, 503, 504: nobody behind it was asked
-    *((status, NGINX, {}, UNAVAILABLE, "fal_unavailable") for status in (502, 503, 504)),
+    # the front door's own 503: it had nobody to pass the request to
+    (503, NGINX, {}, UNAVAILABLE, "fal_unavailable"),
+    # a gateway may answer these after it has passed the request on (ADR 16)
+    *((status, NGINX, {}, AMBIGUOUS, "") for status in (502, 504)),
     (503, b"<hr>NGINX/1.27</hr>", {}, UNAVAILABLE, "fal_unavailable"),
     # without one of the three (its code, its words, no id of fal's) fal may have it
     (500, NGINX, {}, AMBIGUOUS, ""),
@@ -146,7 +148,9 @@ def test_reply_means_accepted_refused_or_ambiguous(status, body, headers, outcom
         (httpx.PoolTimeout("words"), False),
         *((kind("words"), True) for kind in (httpx.ReadTimeout, httpx.WriteTimeout)),
         *((kind("words"), True) for kind in (httpx.ReadError, httpx.WriteError, httpx.CloseError)),
-        *((kind("words"), True) for kind in (httpx.RemoteProtocolError, httpx.ProxyError)),
+        *((kind("words"), True) for kind in (httpx.RemoteProtocolError,)),
+        # a refused CONNECT: there was no tunnel to send anything through
+        (httpx.ProxyError("words"), False),
         *((kind("words"), True) for kind in (httpx.LocalProtocolError, httpx.DecodingError)),
         *((kind("words"), True) for kind in (httpx.UnsupportedProtocol, httpx.TooManyRedirects)),
     ],
@@ -169,8 +173,8 @@ def test_refusal_has_fals_words_and_each_wrong_field() -> None:
     )
     assert sort(400, TYPED) == Refused(INPUT, 400, "bad_request", "no")
     assert sort(422, {"detail": ""}) == Refused(INPUT, 422, "fal_http_422", "HTTP 422")
-    assert sort(504, NGINX) == Refused(
-        UNAVAILABLE, 504, "fal_unavailable", "fal's front door answered 504"
+    assert sort(503, NGINX) == Refused(
+        UNAVAILABLE, 503, "fal_unavailable", "fal's front door answered 503"
     )
 
 
@@ -262,7 +266,7 @@ def test_sort_reply_of_anything_is_one_storable_value(status, body, retry_after,
             texts = (reply.code, reply.message, None, None)
             assert timedelta() <= reply.retry_after <= MAX_RETRY_AFTER
             if reply.why is RefusalClass.UNAVAILABLE:
-                assert status in {502, 503, 504}
+                assert status == 503
                 assert b"nginx" in body
                 assert not has_id
             else:

@@ -276,7 +276,7 @@ class GateRow(Base):
 
 
 class ObservedTimeRow(Base):
-    """One row: the seconds in which somebody watched; `noted_at` is the database's time since 1970."""
+    """One row: the seconds in which somebody watched; `noted_at` is seconds since 1970."""
 
     __tablename__ = "observed_time"
     __table_args__ = (CheckConstraint("id = 1", name="id"),)

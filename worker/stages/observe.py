@@ -1,6 +1,6 @@
 """Beside the path. observe: count the time in which this process has watched the job table.
 
-A verdict on a lost submission needs observed waiting, not the difference of two wall clocks (ADR 17).
+A verdict on a lost submission needs observed waiting, not the difference of two clocks (ADR 17).
 """
 
 import time

@@ -1,8 +1,8 @@
-"""Beneath the path. All submissions pause while fal refuses the account, or its replies are unclear.
+"""Beneath the path. Submissions pause while fal refuses the account, or its replies are unclear.
 
 A refusal of the account would meet every job alike (ADR 10), and an outage behind fal's front door
 would leave every job unknown (ADR 16). So one job at a time is tried, as a probe, and the others
-wait, without attempts, as long as it takes. Each cause is a row of its own and ends by its own rule.
+wait, without attempts, as long as it takes. Each cause is a row of its own, with its own end.
 """
 
 from collections.abc import Sequence

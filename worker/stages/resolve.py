@@ -2,8 +2,8 @@
 
 Evidence, the strongest first: a proven webhook with the attempt's token (`complete.py`); a delivery
 that names a request which fal knows; a request in fal's listing with exactly this input; and the
-absence of all these, once fal's start timeout and a run are surely over. Absence is proof only if it
-was observed for so long, in a whole listing of the very account that paid, by clocks that agree
+absence of all these, once fal's start timeout and a run are surely over. Absence is proof only if
+it was observed for so long, in a whole listing of the very account that paid, by clocks that agree
 (ADR 17). Only then may money be spent again, by policy; else the job is held, and says why. The
 decision is written into `events` with what it rests on.
 """
@@ -42,7 +42,7 @@ SETTLE = "extend-video redrive ID --pay-again pays again, extend-video cancel ID
 
 @dataclass(frozen=True, slots=True)
 class ResolveTerms:
-    """What every resolution shares. `account` is the fingerprint of the key that reads the listing."""
+    """What every resolution shares; `account` is the fingerprint of the key that lists."""
 
     unknown_after: timedelta
     policy: UnknownPolicy
@@ -317,9 +317,9 @@ def match_requests(
     """Pair attempts with requests of the very same input; pure.
 
     Attempts with the same input (a seed given twice) cannot be told apart while the reply or
-    webhook of any may still come; after that it does not matter which request is whose. None of them
-    is absent while the listing has as many requests that nobody has, or that were lately given to
-    somebody by their input alone, as there are attempts.
+    webhook of any may still come; after that it does not matter which request is whose. None of
+    them is absent while the listing has as many requests that nobody has, or that were lately given
+    to somebody by their input alone, as there are attempts.
     """
     by_sign: dict[tuple[str, str], list[ListedRequest]] = defaultdict(list)
     for request in listed:
