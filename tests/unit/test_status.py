@@ -57,7 +57,7 @@ def test_deployment_at_work_has_no_problem() -> None:
         ({"swept_at": None}, "no sweep for ever"),
         ({"swept_at": NOW - SOONEST_LATE - SECOND}, "no sweep for 31 s"),
         ({"sweep_lag": 2 * SOONEST_LATE}, "jobs have been due for 1 min"),
-        ({"held": 2}, "2 dead submissions wait for an operator"),
+        ({"held": 2}, "2 held submissions wait for a decision: extend-video list --state submission_unknown says why"),
     ],
 )
 def test_each_thing_that_is_wrong_is_told(changes, problem) -> None:
