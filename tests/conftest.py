@@ -35,7 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(TimeLimit(reporter))
+        config.pluginmanager.register(TimeLimit(reporter), "time-limit")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
