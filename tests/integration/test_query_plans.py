@@ -207,6 +207,7 @@ def test_rivals_of_a_batch_are_searched_by_their_keys(explain):
     assert len(found) == 50
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("name", "index"),
     [
