@@ -93,12 +93,6 @@ def test_id_that_never_comes_is_given_up() -> None:
     assert history.gaps == {}
 
 
-def test_ids_missing_among_old_events_are_not_looked_for() -> None:
-    history = History()
-    history.add([ENQUEUED, ACCEPTED], NOW + timedelta(days=1))
-    assert history.gaps == {}
-
-
 def test_missing_ids_are_bounded() -> None:
     history = History()
     history.add([replace(ENQUEUED, id=10**9)], NOW)
