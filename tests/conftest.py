@@ -29,13 +29,14 @@ OUR_VARIABLES = (
 OUR_SUFFIXES = ("_SECONDS", "_POLICY")
 
 
+@pytest.hookimpl(trylast=True)  # after pytest has registered its reporter
 def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts the suite in the background has it, and all it starts, ignore SIGINT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(TimeLimit(reporter))
+        config.pluginmanager.register(TimeLimit(reporter), "time-limit")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

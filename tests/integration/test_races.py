@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 from uuid_utils.compat import uuid7
 
 from tests.harness.stages import SECOND, UNKNOWN, Bench, build_completion, build_failure
@@ -14,8 +15,10 @@ from worker.jobs.values import Attempt
 from worker.stages.pause import release_waiting
 from worker.stages.submit import Submission
 
+pytestmark = pytest.mark.both_databases
+
 S = JobState
-ROUNDS = 8
+ROUNDS = 5
 LOCKED = Refused(RefusalClass.ACCOUNT, 403, "locked", "User is locked.")
 
 

@@ -16,6 +16,8 @@ from worker.db import Database
 from worker.jobs.states import JobState
 from worker.stages.enqueue import enqueue_job, parse_wish
 
+pytestmark = pytest.mark.both_databases
+
 WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
 # A transition and its line in the history are one statement on PostgreSQL, two on SQLite.
 STATEMENTS = {
@@ -90,9 +92,6 @@ def counted(bench: Bench, archive: Archiver, cdn) -> Meter:
     return meter
 
 
-def test_a_job_takes_so_many_statements_and_no_more(db, counted):
+def test_a_job_takes_so_many_statements_and_commits_and_no_more(db, counted):
     assert counted.statements == STATEMENTS[db.engine.dialect.name]
-
-
-def test_a_job_takes_so_many_commits_and_no_more(counted):
     assert counted.commits == COMMITS
