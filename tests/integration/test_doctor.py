@@ -670,7 +670,7 @@ def test_shut_gate_is_noted_and_no_violation(db) -> None:
     job = insert_job(db, now=NOW)
     with db.transaction() as connection:
         gates.shut_gate(connection, Gate("submissions", NOW + LEASE, "fal_http_403: locked"))
-        gates.pass_gate(connection, "listing", NOW, NOW + LEASE)
+        gates.pass_gate(connection, "listing", NOW, LEASE)
         table.block_queued(connection, [job.id], NOW + LEASE, "fal_http_403")
     diagnosis = run_doctor(db)
     change(db, "DELETE FROM gates")
@@ -836,7 +836,7 @@ def test_list_with_a_gap_proves_nothing(db, fal, compare) -> None:
     assert diagnosis.is_clean
     assert diagnosis.listed == 0
     gap, undecided = diagnosis.notes
-    assert gap.startswith("fal's list is not whole: it cannot be read: ")
+    assert gap.startswith("fal's list is not whole: cannot be read: ")
     assert undecided.endswith("which proves nothing: the list is not whole")
 
 
@@ -946,7 +946,7 @@ def test_command_with_key_and_no_fal_says_what_it_cannot_tell(db, run, monkeypat
     monkeypatch.setenv("FAL_PLATFORM_URL", f"http://127.0.0.1:{find_closed_port()}/v1")
     code, printed = run()
     assert code == 0
-    assert "note  fal's list is not whole: it cannot be read: ConnectError" in printed
+    assert "note  fal's list is not whole: cannot be read: ConnectError" in printed
 
 
 def test_command_used_wrongly_ends_with_2(run) -> None:

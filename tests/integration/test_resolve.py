@@ -19,7 +19,6 @@ from tests.harness.stages import (
     open_clients,
 )
 from tests.harness.together import call_together
-from tests.harness.web import break_off, send_json
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Job, Outcome
 from worker.setting_types import UnknownPolicy
@@ -139,29 +138,6 @@ def test_absence_is_proof_after_its_time_and_the_job_is_submitted_again(bench, d
     assert bench.read(job).state is S.SUBMITTED
 
 
-# What each page of the listing is worth: `unit/test_platform.py`.
-SHOWS_NOTHING = {
-    "500": send_json({}, 500),
-    "dropped": break_off(),
-    "inputs hidden": list_items(build_item("somebody", None)),
-}
-
-
-@pytest.mark.parametrize("name", SHOWS_NOTHING)
-def test_listing_that_shows_nothing_proves_nothing_before_twice_the_time(bench, desk, name):
-    desk.listing = SHOWS_NOTHING[name]
-    job = lose(bench).job
-    for waited in (LEASE + SECOND, UNKNOWN + SECOND, 2 * UNKNOWN - SECOND):
-        assert look_after(bench, job, waited) == []
-        after = bench.read(job)
-        assert after.state is S.SUBMISSION_UNKNOWN
-        assert after.due_at is not None
-        assert bench.clock() < after.due_at <= bench.clock() + timedelta(minutes=6)
-    look_after(bench, job, 2 * UNKNOWN + timedelta(minutes=6))
-    assert bench.read(job).state is S.QUEUED
-    assert "cannot tell" in str(bench.events(job)[-1].detail)
-
-
 def test_running_request_that_the_listing_omits_comes_to_light_once_it_has_ended(bench, desk):
     submission = lose(bench)
     look_after(bench, submission.job, UNKNOWN / 2)
@@ -249,7 +225,7 @@ def test_hint_is_adopted_if_fal_knows_the_request(bench, desk):
 def test_hint_that_fal_does_not_deny_is_no_proof_of_death(bench, desk, answer):
     submission = lose(bench)
     bench.hint(submission, build_completion())
-    desk.status = SHOWS_NOTHING[answer]
+    desk.status = answer
     look_after(bench, submission.job, UNKNOWN + SECOND)
     assert bench.read(submission.job).state is S.SUBMISSION_UNKNOWN
     desk.status = show_status("IN_PROGRESS")
