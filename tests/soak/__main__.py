@@ -156,6 +156,8 @@ def list_names(arguments: Sequence[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    # Whoever ends it leaves no process behind.
+    # Whoever ends it leaves no process behind. A shell that starts it in the background has it, and
+    # all it starts, ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with termination_as_interrupt():
         sys.exit(main(list(list_names(sys.argv[1:]))))
