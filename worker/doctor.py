@@ -81,7 +81,7 @@ def examine(
     diagnosis = Diagnosis(Counter(dict.fromkeys(made, 0)))
     paid = _examine_tables(diagnosis, db, ArchiveLook(store), terms, now)
     with db.reading() as connection:
-        diagnosis.notes += _note_gates(connection)
+        diagnosis.notes += [*_note_gates(connection), *_note_held(connection)]
     if platform is not None:
         start = now - terms.window
         listing = platform.list_requests(terms.endpoint, start - MARGIN, clock() + MARGIN)
@@ -172,9 +172,15 @@ def _note_gates(connection: Connection) -> Iterator[str]:
     for gate in slices.list_shut_gates(connection):
         waiting = slices.count_blocked(connection)
         yield (
-            f"{gate.name} are paused, next try at {gate.opens_at:%Y-%m-%d %H:%M:%S} UTC, "
+            f"submissions are paused, next try at {gate.opens_at:%Y-%m-%d %H:%M:%S} UTC, "
             f"{waiting} queued jobs wait: {gate.reason}"
         )
+
+
+def _note_held(connection: Connection) -> Iterator[str]:
+    """Held jobs are no violation either; each reason says what would settle it."""
+    for reason, jobs in slices.count_held(connection):
+        yield f"{jobs} submissions are {reason}"
 
 
 # ------------------------------------------------------------------ fal's list

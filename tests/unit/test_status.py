@@ -52,8 +52,10 @@ def test_each_thing_that_is_wrong_is_told() -> None:
         ("no sweep for 31 s", {"swept_at": NOW - SOONEST_LATE - SECOND}),
         ("jobs have been due for 1 min", {"sweep_lag": 2 * SOONEST_LATE}),
         (
-            "2 held submissions wait for a decision: "
-            "extend-video list --state submission_unknown says why",
+            (
+                "2 held submissions wait for a decision: "
+                "extend-video list --state submission_unknown says why"
+            ),
             {"held": 2},
         ),
     ]
