@@ -372,6 +372,7 @@ def test_alembic_without_a_database_to_write_sql_for_is_refused(sqlite_url):
         command.upgrade(build_config(sqlite_url), "head", sql=True)
 
 
+@pytest.mark.slow  # starts Alembic twice
 def test_alembic_upgrade_by_two_at_once_migrates_once(make_empty_url):
     """The command of the project's root, with nothing but DATABASE_URL."""
     url = make_empty_url()
