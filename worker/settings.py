@@ -147,7 +147,7 @@ class Settings(FiledSettings):
     )
     unknown_seconds: Seconds = Field(
         timedelta(seconds=5400),
-        description="after this, a submission whose outcome stayed unknown is proven dead",
+        description="least time before a submission whose outcome stayed unknown may be submitted again",
     )
     unknown_policy: UnknownPolicy = Field(
         UnknownPolicy.RESUBMIT, description="what follows then: resubmit, or hold for a human"
