@@ -1,4 +1,4 @@
-"""Run migrations: one transaction each, with short locks, one migrator at a time."""
+"""Run migrations: on PostgreSQL a transaction each, with short locks; one migrator at a time."""
 
 from datetime import timedelta
 
@@ -32,11 +32,14 @@ def run_migrations() -> None:
     try:
         with db.engine.connect() as connection:
             prepare_connection(connection)
+            is_sqlite = connection.dialect.name == "sqlite"
             context.configure(
                 connection=connection,
                 target_metadata=Base.metadata,
-                transaction_per_migration=True,
-                render_as_batch=connection.dialect.name == "sqlite",
+                # SQLite has no advisory lock: one transaction, which the next migrator waits for,
+                # holds what is read of the revision as well as what is changed.
+                transaction_per_migration=not is_sqlite,
+                render_as_batch=is_sqlite,
                 compare_server_default=True,
             )
             with context.begin_transaction():
