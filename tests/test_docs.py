@@ -225,7 +225,7 @@ def test_variables_in_document_exist(path) -> None:
     """A renamed setting is renamed everywhere."""
     text = path.read_text()
     prefixes = "FAL|WEBHOOK|LEASE|SWEEP|POLL|UNKNOWN|START_TIMEOUT|ARCHIVE|BROKER|DATABASE|LOG|MAX"
-    prefixes += "|RETRY|PROBE|DRAIN|WATCHDOG"
+    prefixes += "|RETRY|PROBE|DRAIN|WATCHDOG|TOKEN"
     named = set(re.findall(rf"\b(?:{prefixes})_[A-Z_]+\b", text))
     known = {name.upper() for name in Settings.model_fields}
     assert named - known - {f"{name}_FILE" for name in known} == set()

@@ -46,6 +46,7 @@ from worker.schema import (
 ROOT = Path(__file__).resolve().parents[2]
 ADVISORY_LOCK = 0x6578_7476
 TABLES = {"jobs", "attempts", "deliveries", "events", "gates", "uploads", "tallies", "workers"}
+TABLES |= {"restores", "stray_deliveries"}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -63,16 +63,23 @@ _NOW = bindparam("now", type_=_JOBS.c.enqueued_at.type)
 
 
 def begin_attempt(
-    connection: Connection, job_id: UUID, claim: Claim, new: NewAttempt, gate: str
+    connection: Connection,
+    job_id: UUID,
+    claim: Claim,
+    new: NewAttempt,
+    gate: str,
+    *,
+    only_first: bool = False,
 ) -> tuple[Attempt, Job] | None:
     """Claim the job and write the intent to pay, unless the gate has been shut.
 
-    `new.options` are the defaults: the job's own go before.
+    `new.options` are the defaults: the job's own go before. With `only_first` not for a job that
+    has been tried before: a signed token names the attempt's number.
     """
     event = JobEvent.SUBMISSION_CLAIMED
     source, values = name_claim(job_id, event, claim)
     values |= {"of_gate": gate, **_name(new), **name_told(source, event, Move(claim.now))}
-    found = connection.execute(_build_beginning(), values).one_or_none()
+    found = connection.execute(_build_beginning(only_first=only_first), values).one_or_none()
     return None if found is None else read_pair(found)
 
 
@@ -100,9 +107,11 @@ def _name(value: NewAttempt | Settlement | NewDelivery) -> dict[str, Any]:
 
 
 @cache
-def _build_beginning() -> Select[Any]:
-    is_shut = exists().where(_GATES.c.name == bindparam("of_gate"))
-    claimed = build_claim().where(~is_shut).cte("changed")
+def _build_beginning(*, only_first: bool) -> Select[Any]:
+    claim = build_claim().where(~exists().where(_GATES.c.name == bindparam("of_gate")))
+    if only_first:
+        claim = claim.where(~exists().where(_ATTEMPTS.c.job_id == _JOBS.c.id))
+    claimed = claim.cte("changed")
     earlier = select(func.count()).where(_ATTEMPTS.c.job_id == claimed.c.id).scalar_subquery()
     defaults = bindparam("new_options", type_=JSONB)
     values = {

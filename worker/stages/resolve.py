@@ -7,20 +7,19 @@ spent again, by policy, and the decision is written into `events` with what it r
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
-
-from pydantic import JsonValue
 
 from worker.backoff import Backoff, spread
 from worker.clock import Clock
 from worker.db import Database
 from worker.fal.platform import ListedRequest, Listing, PlatformClient
 from worker.fal.requests import RequestClient
+from worker.fal.same_input import is_same_input, sign_input
 from worker.fal.truth import Forgotten, Known, Unclear
-from worker.jobs import attempts, deliveries, gates, table
+from worker.jobs import attempts, deliveries, gates, restores, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Move, Outcome, Settlement
 from worker.setting_types import UnknownPolicy
@@ -163,7 +162,7 @@ class Resolver:
         return moved
 
     def _judge_absence(self, attempt: Attempt, gap: str | None) -> Job | None:
-        evidence = Evidence(self.clock() - attempt.started_at, gap)
+        evidence = Evidence(self._measure_silence(attempt), gap)
         if evidence.is_proof(self.terms.unknown_after) and self._list_hints(attempt):
             # Somebody with the token says that there is a request: fal has to deny that first.
             evidence = Evidence(evidence.waited, self._find_hint_gap(attempt) or gap)
@@ -186,6 +185,13 @@ class Resolver:
                 table.advance_due(connection, job, move.due_at or move.now)
                 return None
             return table.apply_event(connection, job, event, move)
+
+    def _measure_silence(self, attempt: Attempt) -> timedelta:
+        """From a restore on, if there was one: of what was sent in the gap nobody knows when."""
+        with self.db.reading() as connection:
+            restore = restores.find_newest(connection)
+        since = attempt.started_at
+        return self.clock() - (since if restore is None else max(since, restore.restored_at))
 
     def _find_hint_gap(self, attempt: Attempt) -> str | None:
         for fal_request_id in self._list_hints(attempt):
@@ -222,28 +228,21 @@ def match_requests(
     Two attempts with the same input (a seed given twice) cannot be told apart while the reply or
     webhook of either may still come; after that it does not matter which request is whose.
     """
-    by_sign: dict[tuple[str, str], list[ListedRequest]] = defaultdict(list)
+    by_sign: dict[Hashable, list[ListedRequest]] = defaultdict(list)
     for request in free:
-        by_sign[_sign(request.input)].append(request)
-    rivals: dict[tuple[str, str], int] = defaultdict(int)
+        by_sign[sign_input(request.input)].append(request)
+    rivals: dict[Hashable, int] = defaultdict(int)
     for attempt in unsettled:
-        rivals[_sign(attempt.input)] += attempt.started_at > certain_before
+        rivals[sign_input(attempt.input)] += attempt.started_at > certain_before
     paired: dict[UUID, str] = {}
     for attempt in sorted(unsettled, key=lambda one: one.started_at):
-        sign = _sign(attempt.input)
+        sign = sign_input(attempt.input)
         same = [one for one in by_sign[sign] if is_same_input(one.input, attempt.input)]
         alone = rivals[sign] == (attempt.started_at > certain_before)
         if same and alone and attempt.outcome is not None:
             by_sign[sign].remove(same[0])
             paired[attempt.id] = same[0].fal_request_id
     return paired
-
-
-def is_same_input(listed: JsonValue, sent: dict[str, JsonValue]) -> bool:
-    """Whether the listed input has every field as it was sent; fal may show more fields."""
-    if not isinstance(listed, dict):
-        return False
-    return all(listed.get(name) == value for name, value in sent.items())
 
 
 def judge_death(
@@ -261,10 +260,3 @@ def judge_death(
         blocked = {"blocked_reason": f"{HELD}: {detail}; redrive with --pay-again, or cancel"}
         return JobEvent.SUBMISSION_HELD, Move(now, now + terms.unknown_after, detail, blocked)
     return JobEvent.DEATH_PROVEN, Move(now, now + terms.grace, detail)
-
-
-def _sign(value: JsonValue) -> tuple[str, str]:
-    """A cheap key that the same inputs share."""
-    if not isinstance(value, dict):
-        return "", ""
-    return str(value.get("seed")), str(value.get("prompt"))

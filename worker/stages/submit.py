@@ -5,7 +5,6 @@ whether it was paid, so nobody sends it again, and `resolve.py` finds out. Next:
 webhook, `complete.py`.
 """
 
-import secrets
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -34,6 +33,7 @@ from worker.stages.judge import (
     measure_streak,
 )
 from worker.stages.lease import Heartbeat
+from worker.stages.tokens import make_token
 
 # How long a reply is held while it cannot be written: within a worker's time to drain.
 RECORD_TIME = timedelta(seconds=25)
@@ -85,11 +85,9 @@ def begin_submission(
 ) -> Submission | None:
     """Commit the claim and the intent to pay, before a byte leaves for fal."""
     now = clock()
-    token = secrets.token_urlsafe(32)
     claim = Claim(terms.worker, now, now + terms.lease)
-    new = NewAttempt(uuid7(), attempts.hash_token(token), now, terms.options.to_json())
-    if (begun := _begin_usual(job_id, claim, new, db=db)) is not None:
-        return Submission(begun[1], begun[0], token, claim.until)
+    if (begun := _begin_usual(job_id, claim, db=db, terms=terms)) is not None:
+        return begun
     with db.transaction() as connection:
         # The gate is locked before any job, here and everywhere, so that two cannot deadlock.
         gate = pause.find_pause(connection, lock=True)
@@ -102,19 +100,30 @@ def begin_submission(
         if gate is not None:
             pause.begin_pause(connection, str(gate.reason), now + terms.probe_after)
         options = RequestOptions.model_validate(job.options).fill_in(terms.options)
-        new = replace(new, options=options.to_json())
+        token = make_token(connection, job_id, terms.token_secrets)
+        new = NewAttempt(uuid7(), attempts.hash_token(token), now, options.to_json())
         attempt = attempts.insert_attempt(connection, job, new)
     return Submission(job, attempt, token, claim.until, gate)
 
 
 def _begin_usual(
-    job_id: UUID, claim: Claim, new: NewAttempt, *, db: Database
-) -> tuple[Attempt, Job] | None:
+    job_id: UUID, claim: Claim, *, db: Database, terms: SubmitTerms
+) -> Submission | None:
     """While submissions do not pause; None, and nothing is written, if the job is not claimed."""
     if not db.is_postgres:
         return None
     with db.statement() as connection:
-        return usual.begin_attempt(connection, job_id, claim, new, pause.SUBMISSIONS_GATE)
+        token = make_token(connection, job_id, terms.token_secrets, number=1)
+        new = NewAttempt(uuid7(), attempts.hash_token(token), claim.now, terms.options.to_json())
+        begun = usual.begin_attempt(
+            connection,
+            job_id,
+            claim,
+            new,
+            pause.SUBMISSIONS_GATE,
+            only_first=bool(terms.token_secrets),
+        )
+    return None if begun is None else Submission(begun[1], begun[0], token, claim.until)
 
 
 def post_once(
