@@ -29,6 +29,7 @@ OUR_VARIABLES = (
 OUR_SUFFIXES = ("_SECONDS", "_POLICY")
 
 
+@pytest.hookimpl(trylast=True)  # after pytest has registered its reporter
 def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts the suite in the background has it, and all it starts, ignore SIGINT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

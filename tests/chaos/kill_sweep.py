@@ -24,10 +24,14 @@ def sweep_kills(site: Site, plan: Plan) -> Iterator[Finding]:
     sweep = Round(site, "kill sweep")
     with sweep.loaded(plan.pace), ThreadPoolExecutor(1) as thread:
         hunt = thread.submit(pack.hunt)
-        while not hunt.done():
-            if site.count_live() < MOST_LIVE:
-                site.send_wish()
-            PAUSE.wait(WISH_PAUSE)
+        try:
+            while not hunt.done():
+                if site.count_live() < MOST_LIVE:
+                    site.send_wish()
+                PAUSE.wait(WISH_PAUSE)
+        finally:
+            # Whoever interrupts the sweep does not wait for all its kills.
+            pack.enough.set()
         hunt.result()
     strikes = met_moments(pack)
     sweep.remarks.append(f"{sum(strikes)} strikes at {len(strikes)} moments, the others at random")

@@ -1,16 +1,11 @@
 """`python -m emulator faults …`: faults by shell."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from emulator.__main__ import main
 from emulator.fault_command import read_short
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_faults_are_set_shown_and_cleared_by_shell(faulty, capsys):
@@ -34,12 +29,6 @@ def test_fault_may_be_json_or_short(faulty, capsys, text):
     assert main(["faults", faulty.url, "set", text]) == 0
     [told] = json.loads(capsys.readouterr().out)
     assert (told["point"], told["kind"]) == ("status", "stuck")
-
-
-def test_faults_are_a_command_of_the_module(faulty):
-    command = [sys.executable, "-m", "emulator", "faults", faulty.url, "set", "status/stuck"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert json.loads(ended.stdout) == faulty.client.get("/_emulator/faults").json()
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,8 @@ SCHEMA = b"""SELECT relname::text, attname::text, atttypid::text FROM pg_class
     WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
     UNION ALL SELECT relname::text, pg_get_indexdef(oid), '' FROM pg_class
     WHERE relkind = 'i' AND relnamespace = 'public'::regnamespace
+    UNION ALL SELECT conname::text, pg_get_constraintdef(oid), convalidated::text
+    FROM pg_constraint WHERE connamespace = 'public'::regnamespace
     UNION ALL SELECT 'revision', version_num, '' FROM alembic_version ORDER BY 1, 2"""
 
 

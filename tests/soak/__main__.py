@@ -43,6 +43,12 @@ class Result:
             else:
                 self.passed += 1
 
+    @property
+    def outcome(self) -> str:
+        if self.failed:
+            return "FAILED"
+        return "passed" if self.passed else "not run"
+
     def list_cells(self) -> list[str]:
         left_out = "; ".join(f"{count}: {reason}" for reason, count in self.skipped.items())
         numbers = (str(self.passed), str(self.failed))
@@ -85,9 +91,9 @@ def run_part(part: Part, extra: Sequence[str], directory: Path) -> Result:
     for number, command in enumerate(part.commands):
         run_command(command, extra, log, directory / f"{part.name}-{number}.xml", result)
     result.seconds = monotonic() - began
-    outcome = f"FAILED, see {log}" if result.failed else "passed"
-    print(f"{part.name}: {outcome}, {result.seconds:.0f} s", flush=True)
+    print(f"{part.name}: {result.outcome}, {result.seconds:.0f} s", flush=True)
     if result.failed:
+        print(f"the last lines of {log}:", flush=True)
         print(*log.read_text(errors="replace").splitlines()[-LAST_LINES:], sep="\n", flush=True)
     return result
 
@@ -150,6 +156,8 @@ def list_names(arguments: Sequence[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    # Whoever ends it leaves no process behind.
+    # Whoever ends it leaves no process behind. A shell that starts it in the background has it, and
+    # all it starts, ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with termination_as_interrupt():
         sys.exit(main(list(list_names(sys.argv[1:]))))

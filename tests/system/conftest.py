@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.emulator.clips import make_clip
-from tests.harness.processes import ONE_WORKER, TWO_WORKERS, Yard, find_marked, run_yard
+from tests.harness.processes import (
+    ONE_WORKER,
+    START_SECONDS,
+    TWO_WORKERS,
+    Yard,
+    find_marked,
+    run_yard,
+)
 from tests.harness.servers import run_redis
 from tests.system.scene import SOURCE_FRAMES, Scene, run_scene
 
@@ -84,9 +91,11 @@ def sqlite_scene(request) -> Scene:
 
 
 def prepare_scene(request: pytest.FixtureRequest, fixture: str) -> Scene:
-    """A test finds every process running, and shows what they said if it fails."""
+    """A test finds every daemon at work, and shows what they said if it fails."""
     scene: Scene = request.getfixturevalue(fixture)
     scene.deployment.start_missing()
+    for name in scene.deployment.workers:
+        scene.deployment.yard.parts[name].wait_for_log(" ready.", START_SECONDS)
     request.node.stash.setdefault(YARDS, []).append(scene.deployment.yard)
     return scene
 

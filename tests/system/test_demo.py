@@ -14,6 +14,8 @@ DEMO = [EXTEND_VIDEO, "demo"]
 STATES = ["queued", "submitting", "submitted", "completed", "archiving", "archived"]
 MOST_SECONDS = 60
 
+pytestmark = pytest.mark.slow  # the whole demo, or as much of it as finds out what is wrong
+
 
 def read_fact(printed: str, name: str) -> str:
     """The value of a line such as `  sha256  0f…`."""

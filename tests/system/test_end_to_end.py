@@ -30,7 +30,7 @@ def find_archived(job: Row) -> str:
     return unquote(uri.path)
 
 
-@pytest.mark.slow  # the first test of a deployment waits until its daemons have started
+@pytest.mark.slow  # a Python starts, and imports Celery
 def test_producer_with_only_celery_gets_its_video_archived(scene):
     job_id = UUID("018f0000-0000-7000-8000-0000000e2e01")
     send_wish(scene, job_id, prompt="Ein Schwenk über \U0001f30a, „weiter“ \\u0041 %s", fps=30)

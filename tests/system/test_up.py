@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from uuid import UUID
 
 import httpx
+import pytest
 
 from tests.harness.processes import (
     EXTEND_VIDEO,
@@ -33,6 +34,7 @@ def start_up(yard: Yard, settings: Mapping[str, str], port: int = 0) -> Part:
     return part
 
 
+@pytest.mark.slow  # every daemon starts, and ends
 def test_up_archives_a_video_and_ends_all_on_sigterm(yard, up_settings, clip):
     files = yard.directory / "emulator" / "files"
     files.mkdir(parents=True)
@@ -62,6 +64,7 @@ def test_up_archives_a_video_and_ends_all_on_sigterm(yard, up_settings, clip):
         assert "Traceback" not in part.read_log()
 
 
+@pytest.mark.slow  # as much of it starts as looks at the port
 def test_up_on_a_taken_port_says_which_and_starts_nothing(yard, up_settings):
     with bind_listener() as listener:
         _, port = listener.getsockname()

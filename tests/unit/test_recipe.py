@@ -288,9 +288,8 @@ def test_marked_input_is_restored_from_the_same_content_only() -> None:
 # ------------------------------------------------------------------ what is read
 
 
-@pytest.mark.parametrize(
-    ("content", "field", "reason"),
-    [
+def test_each_fault_of_a_sidecar_is_named_with_its_reason() -> None:
+    for content, field, reason in [
         (b"\xff\xfe{}", "sidecar", "JSON in UTF-8"),
         (b"<html>", "sidecar", "<html>"),
         (b"[" * 100_000, "sidecar", "JSON in UTF-8"),
@@ -305,10 +304,9 @@ def test_marked_input_is_restored_from_the_same_content_only() -> None:
         (change(video={"name": "x"}), "video.sha256", "required: 64 hexadecimal digits"),
         (change(video={"name": "x", "media": {}}), "video.media.frames", "required: an integer"),
         (change(poster={"name": "x", "bytes": 1, "sha256": "AB"}), "poster.sha256", "64 hex"),
-    ],
-)
-def test_each_fault_of_a_sidecar_is_named_with_its_reason(content, field, reason) -> None:
-    assert reason in list_wrong(content)[field]
+    ]:
+        assert reason in list_wrong(content)[field]
+    assert list(list_wrong(change(seed="x", job_id="x"))) == ["job_id", "seed"]
 
 
 def test_fields_of_a_later_software_are_passed_over() -> None:
