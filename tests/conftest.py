@@ -24,7 +24,7 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 OUR_VARIABLES = (
     *("FAL_", "DATABASE_URL", "BROKER_", "WEBHOOK_", "ARCHIVE_", "SPOOL_DIR", "LOG_"),
-    *("MONITOR_", "TRUSTED_", "AWS_", "GOOGLE_", "AZURE_"),
+    *("MONITOR_", "TOKEN_", "TRUSTED_", "AWS_", "GOOGLE_", "AZURE_"),
 )
 OUR_SUFFIXES = ("_SECONDS", "_POLICY")
 

@@ -209,7 +209,7 @@ def test_links_of_documents_lead_somewhere() -> None:
 def test_variables_in_documents_exist() -> None:
     """A renamed setting is renamed everywhere."""
     prefixes = "FAL|WEBHOOK|LEASE|SWEEP|POLL|UNKNOWN|START_TIMEOUT|ARCHIVE|BROKER|DATABASE|LOG|MAX"
-    prefixes += "|RETRY|PROBE|DRAIN|WATCHDOG"
+    prefixes += "|RETRY|PROBE|DRAIN|WATCHDOG|TOKEN"
     known = {name.upper() for name in Settings.model_fields}
     known |= {f"{name}_FILE" for name in known}
     for path in DOCUMENTS:

@@ -34,6 +34,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         dispatcher=Dispatcher(settings),
         grace=settings.lease_seconds,
         max_bytes=settings.webhook_max_bytes,
+        token_secrets=settings.token_secrets,
     )
     # What was answered, but not yet rung for, when gunicorn ends a worker.
     atexit.register(receiver.dispatcher.close)

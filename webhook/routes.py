@@ -4,12 +4,14 @@ What fal does with the answers: 2xx ends the delivery, anything else is sent aga
 pauses, and a redirect ends it as failed. So 503 means "again, please".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeAlias
 
 import structlog
 from flask import Blueprint, Flask, g, request
+from pydantic import SecretStr
 from sqlalchemy.exc import (
     IntegrityError,
     InterfaceError,
@@ -56,6 +58,7 @@ class Receiver:
     dispatcher: Dispatcher
     grace: timedelta
     max_bytes: int
+    token_secrets: Sequence[SecretStr] = ()
 
     def receive(self, token: str) -> Answer:
         """Record fal's delivery. Committed first and published second: the sweep heals the gap."""
@@ -64,7 +67,8 @@ class Receiver:
             body = read_body(self.max_bytes)
         except RequestEntityTooLarge:
             # fal may send it again and again: it is asked instead, for the result may not last.
-            self.dispatcher.ring_soon(expect_poll(token, db=self.db))
+            doorbell = expect_poll(token, db=self.db, token_secrets=self.token_secrets)
+            self.dispatcher.ring_soon(doorbell)
             raise
         headers = dict(request.headers)
         try:
@@ -72,7 +76,14 @@ class Receiver:
         except (StaleSignatureError, KeysUnavailableError) as doubt:
             return self._take_hint(token, read_headers(headers), body, doubt)
         completion = read_completion(signed, body)
-        receipt = receive_delivery(token, completion, body, db=self.db, grace=self.grace)
+        receipt = receive_delivery(
+            token,
+            completion,
+            body,
+            db=self.db,
+            grace=self.grace,
+            token_secrets=self.token_secrets,
+        )
         return self._answer(receipt, 200)
 
     def _take_hint(
@@ -83,19 +94,21 @@ class Receiver:
             completion = read_completion(headers, body)
         except InvalidDeliveryError:
             raise doubt from None
-        receipt = receive_hint(token, completion, body, db=self.db)
+        receipt = receive_hint(
+            token, completion, body, db=self.db, token_secrets=self.token_secrets
+        )
         return self._answer(receipt, 202)
 
     def _answer(self, receipt: Receipt, status: int) -> Answer:
         # fal need not wait for it: a ring that fails changes nothing about the answer.
         self.dispatcher.ring_soon(receipt.doorbell)
-        log.info(
-            "delivery_received",
-            verdict=receipt.verdict.value,
-            state=receipt.job.state.value,
-        )
-        trace_since("receive", receipt.job.id, g.received_at, verdict=receipt.verdict.value)
-        trace_end(receipt.job if receipt.verdict is Verdict.RECORDED else None)
+        job = receipt.job
+        if job is None:
+            log.error("delivery_without_job", verdict=receipt.verdict.value)
+        else:
+            log.info("delivery_received", verdict=receipt.verdict.value, state=job.state.value)
+            trace_since("receive", job.id, g.received_at, verdict=receipt.verdict.value)
+            trace_end(job if receipt.verdict is Verdict.RECORDED else None)
         return {"verdict": receipt.verdict.value}, status
 
     def check_ready(self) -> Answer:

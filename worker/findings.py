@@ -48,6 +48,10 @@ ABOUT_CHECKS: dict[Check, tuple[str, str]] = {
         "every webhook that was taken has had its effect on its attempt",
         "ask fal for the request's status; the body is kept in deliveries",
     ),
+    Check.STRAY_DELIVERY: (
+        "every webhook with a token of ours has found its job's row",
+        "a job lost by a restore, or pruned: keep its result, then delete the row here",
+    ),
     Check.ARCHIVED_FILE: (
         "every archived file that was looked at is there, at its full size",
         "run this where the archive is mounted; restore the file, or fetch it from jobs.result",

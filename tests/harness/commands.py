@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.harness.logs import preserved_logging
-from worker import care, cli, listing, orders, pruning, replay
+from worker import care, cli, listing, orders, pruning, replay, restoring
 from worker.runtime import Runtime, build_runtime
 
 
@@ -41,7 +41,7 @@ def build_run(
         opened.append(build())
         return opened[-1]
 
-    for module in (care, cli, listing, orders, pruning, replay):
+    for module in (care, cli, listing, orders, pruning, replay, restoring):
         monkeypatch.setattr(module, "build_runtime", build_and_keep)
 
     def run(*arguments: str) -> Ended:

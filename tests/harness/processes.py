@@ -286,7 +286,8 @@ def run_deployment(
 ) -> Iterator[Deployment]:
     """Migrate if need be, then start every daemon.
 
-    `fal_url` is the emulator, or something in front of it; `changes` are settings that differ from a test's usual ones.
+    `fal_url` is the emulator, or something in front of it; `changes` are settings that differ from
+    a test's usual ones.
     """
     with bind_listener() as listener:
         settings = build_settings(

@@ -35,7 +35,7 @@ PASSWORD = "s3cret"
 NOBODY = str(uuid.UUID(int=7))
 NAMES = (
     *("enqueue", "list", "show", "cancel", "redrive", "sweep", "migrate", "up", "demo"),
-    *("doctor", "emulator", "verify", "rearchive", "prune", "replay"),
+    *("doctor", "emulator", "verify", "rearchive", "prune", "replay", "restore"),
 )
 
 

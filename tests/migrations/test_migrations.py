@@ -49,6 +49,8 @@ TABLES = {
     "tallies",
     "workers",
     "observed_time",
+    "restores",
+    "stray_deliveries",
 }
 
 

@@ -14,7 +14,7 @@ from tests.harness.processes import BIN, EXTEND_VIDEO, Yard, run_yard
 from worker.errors import InvalidSettingsError, Violation
 from worker.runtime import Runtime
 from worker.setting_types import UnknownPolicy
-from worker.settings import Settings, load_settings, require_settings
+from worker.settings import Settings, list_secrets, load_settings, require_settings
 
 ROOT = Path(__file__).parents[2]
 KEY = "the-secret-key"
@@ -358,3 +358,17 @@ def test_worker_package_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'applications'"):
         _ = worker.applications
     assert os.environ.get("FAL_KEY") is None
+
+
+@pytest.mark.parametrize("text", ["n" * 31, f"{'n' * 32},", f"{'n' * 32},short", f"{'n' * 32}, x"])
+def test_token_secret_that_is_too_short_is_refused_without_being_shown(monkeypatch, text) -> None:
+    violation = refuse(monkeypatch, TOKEN_SECRET=text)["TOKEN_SECRET"]
+    assert text not in str(violation)
+
+
+def test_each_token_secret_is_masked_by_itself(monkeypatch) -> None:
+    secrets = ["n" * 32, "o" * 40]
+    monkeypatch.setenv("TOKEN_SECRET", ",".join(secrets))
+    settings = load_settings()
+    assert [one.get_secret_value() for one in settings.token_secrets] == secrets
+    assert set(secrets) <= set(list_secrets(settings))

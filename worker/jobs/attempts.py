@@ -108,6 +108,12 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def find_next_number(connection: Connection, job_id: UUID) -> int:
+    """What the job's next attempt is called; good for as long as the job's row is locked."""
+    earlier = select(func.count()).where(_ATTEMPTS.c.job_id == job_id)
+    return int(connection.execute(earlier).scalar_one()) + 1
+
+
 def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt:
     """The intent to pay once for `job`, with the very input and options that will be sent."""
     values = {
@@ -318,6 +324,12 @@ def list_claims(connection: Connection, fal_request_ids: Sequence[str]) -> dict[
         str(fal_request_id): RequestClaim(attempt_id, claimed, bool(proven))
         for fal_request_id, attempt_id, claimed, proven in connection.execute(statement)
     }
+
+
+def give_token(connection: Connection, attempt_id: UUID, token_hash: str) -> None:
+    """Have an attempt that stands for a lost one found by the lost one's token."""
+    of_id = AttemptRow.id == attempt_id
+    connection.execute(update(AttemptRow).where(of_id).values(token_hash=token_hash))
 
 
 def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | None:

@@ -17,6 +17,7 @@ class Check(StrEnum):
     DAMAGED_ARCHIVE = "damaged_archive"
     LATE_ARCHIVE = "late_archive"
     UNMATCHED_DELIVERY = "unmatched_delivery"
+    STRAY_DELIVERY = "stray_delivery"
     ARCHIVED_FILE = "archived_file"
     ORPHAN_AT_FAL = "orphan_at_fal"
     MISSING_AT_FAL = "missing_at_fal"

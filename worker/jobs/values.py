@@ -40,6 +40,8 @@ class Verdict(StrEnum):
     KEPT = "kept"
     # Nothing is proven by it: fal is asked.
     HINT = "hint"
+    # Genuine, by a token of ours, but its job has no row: it is kept for an operator.
+    STRAY = "stray"
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,3 +262,13 @@ class Gate:
     opens_at: datetime
     reason: str | None = None
     strikes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """A row of `restores`."""
+
+    id: int
+    epoch: str
+    lost_since: datetime
+    restored_at: datetime

@@ -4,19 +4,19 @@ Webhook, poll and listing come through the same door. Next: `archive.py`.
 """
 
 import hmac
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import JsonValue
+from pydantic import JsonValue, SecretStr
 from sqlalchemy import Connection
 from structlog.contextvars import bind_contextvars
 
 from worker.clock import Clock, read_clock
 from worker.db import Database
-from worker.errors import InvalidResultError, InvalidSignatureError
+from worker.errors import InvalidSignatureError
 from worker.fal.completion import Completion
-from worker.fal.extend_video import parse_output
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Ending, Job, Move, NewDelivery, Verdict
@@ -25,37 +25,47 @@ from worker.stages.ending import (
     RETRY_WORDS,
     find_ending,
     find_failure,
+    has_video,
     needs_fetching,
 )
+from worker.stages.rebuild import find_lost
+from worker.stages.tokens import TokenName, read_token
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A delivery's verdict, its job as committed, and whom to ring for."""
+    """A delivery's verdict, its job as committed if there is one, and whom to ring for."""
 
     verdict: Verdict
-    job: Job
+    job: Job | None
     doorbell: Doorbell | None = None
 
 
-def receive_delivery(
+def receive_delivery(  # noqa: PLR0913 - as the receiver has them
     token: str,
     completion: Completion,
     body: bytes,
     *,
     db: Database,
     grace: timedelta,
+    token_secrets: Sequence[SecretStr] = (),
     clock: Clock = read_clock,
 ) -> Receipt:
     """Keep a verified webhook and record what it tells, in one transaction.
+
+    With `token_secrets` also one of an attempt, or of a job, whose row is lost.
 
     Raises InvalidSignatureError if no attempt has this token, or if the attempt is known to be of
     another request: a valid signature alone proves only that some fal account sent it.
     """
     now = clock()
+    new = _describe(completion, body, Verdict.RECORDED, now)
     with db.transaction() as connection:
-        attempt, job = _find_attempt(connection, token, completion)
-        if _is_repeated(connection, attempt, _describe(completion, body, Verdict.RECORDED, now)):
+        found = _find_attempt(connection, token, completion, new, token_secrets)
+        if isinstance(found, TokenName):
+            return _keep_stray(connection, found, token, new)
+        attempt, job = found
+        if _is_repeated(connection, attempt, new):
             return Receipt(Verdict.DUPLICATE, job)
         owner = _adopt(connection, attempt, completion.fal_request_id)
         if needs_fetching(completion):
@@ -70,7 +80,13 @@ def receive_delivery(
 
 
 def receive_hint(
-    token: str, completion: Completion, body: bytes, *, db: Database, clock: Clock = read_clock
+    token: str,
+    completion: Completion,
+    body: bytes,
+    *,
+    db: Database,
+    token_secrets: Sequence[SecretStr] = (),
+    clock: Clock = read_clock,
 ) -> Receipt:
     """Keep a delivery that proves nothing but knows the token, and have fal asked at once.
 
@@ -78,18 +94,22 @@ def receive_hint(
     InvalidSignatureError as `receive_delivery` does.
     """
     now = clock()
+    new = _describe(completion, body, Verdict.HINT, now)
     with db.transaction() as connection:
-        attempt, job = _find_attempt(connection, token, completion)
-        deliveries.count_delivery(
-            connection, attempt, _describe(completion, body, Verdict.HINT, now)
-        )
+        found = _find_attempt(connection, token, completion, new, token_secrets)
+        if isinstance(found, TokenName):
+            return _keep_stray(connection, found, token, new)
+        attempt, job = found
+        deliveries.count_delivery(connection, attempt, new)
         if job.state in AWAITING_FAL:
             table.advance_due(connection, job, now)
         doorbell = None if has_video(job) else Doorbell(Step.RECONCILE, job.id)
         return Receipt(Verdict.HINT, job, doorbell)
 
 
-def expect_poll(token: str, *, db: Database) -> Doorbell | None:
+def expect_poll(
+    token: str, *, db: Database, token_secrets: Sequence[SecretStr] = ()
+) -> Doorbell | None:
     """Have fal asked at once about the attempt of this token: its delivery cannot be read here.
 
     None if no attempt has the token, or if its job does not wait for fal. Nothing is written for
@@ -97,19 +117,11 @@ def expect_poll(token: str, *, db: Database) -> Doorbell | None:
     """
     with db.reading() as connection:
         attempt = attempts.find_attempt_by_token(connection, attempts.hash_token(token))
-        job = None if attempt is None else table.find_job(connection, attempt.job_id)
+        named = attempt or read_token(token, token_secrets)
+        job = None if named is None else table.find_job(connection, named.job_id)
     if job is None or job.state not in AWAITING_FAL:
         return None
     return Doorbell(Step.RECONCILE, job.id)
-
-
-def has_video(job: Job) -> bool:
-    """Whether the job has a result that it can archive, or has archived; pure."""
-    try:
-        parse_output(job.result)
-    except InvalidResultError:
-        return False
-    return True
 
 
 def expect_result(
@@ -198,18 +210,38 @@ def is_only_attempt(job: Job, attempt: Attempt) -> bool:
 
 
 def _find_attempt(
-    connection: Connection, token: str, completion: Completion
-) -> tuple[Attempt, Job]:
-    """The job's row is locked first, here and everywhere, so that two writers cannot deadlock."""
+    connection: Connection,
+    token: str,
+    completion: Completion,
+    new: NewDelivery,
+    token_secrets: Sequence[SecretStr],
+) -> tuple[Attempt, Job] | TokenName:
+    """The job's row is locked first, here and everywhere, so that two writers cannot deadlock.
+
+    A signed token whose rows are lost gives its attempt anew, or its name if there is no job.
+    """
     token_hash = attempts.hash_token(token)
+    found: tuple[Attempt, Job] | TokenName | None
     found = deliveries.find_addressee(connection, token_hash)
     if found is None or not hmac.compare_digest(found[0].token_hash, token_hash):
-        raise InvalidSignatureError("no attempt has this token")
+        found = find_lost(connection, token, completion, new, token_secrets)
+    if isinstance(found, TokenName):
+        return found
     attempt, job = found
     bind_contextvars(job_id=str(attempt.job_id), attempt=attempt.number)
     if attempt.fal_request_id not in {None, completion.fal_request_id}:
         raise InvalidSignatureError("the attempt is of another fal request")
     return attempt, job
+
+
+def _keep_stray(connection: Connection, name: TokenName, token: str, new: NewDelivery) -> Receipt:
+    """Its job has no row: it may be paid for, so what fal says of it is not thrown away."""
+    if new.verdict is Verdict.RECORDED:
+        new = replace(new, verdict=Verdict.KEPT)
+    token_hash = attempts.hash_token(token)
+    deliveries.keep_stray(connection, name.job_id, name.number, token_hash, new)
+    bind_contextvars(job_id=str(name.job_id), attempt=name.number)
+    return Receipt(Verdict.STRAY, None)
 
 
 def _describe(completion: Completion, body: bytes, verdict: Verdict, now: datetime) -> NewDelivery:

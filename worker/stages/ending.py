@@ -4,7 +4,7 @@ from worker.errors import InvalidResultError
 from worker.fal.completion import Completion
 from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
 from worker.fal.extend_video import parse_output
-from worker.jobs.values import Ending
+from worker.jobs.values import Ending, Job
 
 # fal's own type for a request that was cancelled, by us or by anybody with the key.
 CANCELLED_CODE = "client_cancelled"
@@ -14,6 +14,15 @@ RETRY_WORDS = {
     True: " (fal says that trying again can help)",
     False: " (fal says that trying again changes nothing)",
 }
+
+
+def has_video(job: Job) -> bool:
+    """Whether the job has a result that it can archive, or has archived; pure."""
+    try:
+        parse_output(job.result)
+    except InvalidResultError:
+        return False
+    return True
 
 
 def needs_fetching(completion: Completion) -> bool:

@@ -21,7 +21,8 @@ from worker.fal.truth import CancelAnswer, Forgotten, Known, Pending, ResultGone
 from worker.jobs import attempts, deliveries, observed, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Attempt, Ending, Job, Move, Outcome, Settlement
-from worker.stages.complete import has_video, record_completion
+from worker.stages.complete import record_completion
+from worker.stages.ending import has_video
 from worker.stages.follow import record_progress
 from worker.stages.resolve import Resolver, measure_wait
 
@@ -44,11 +45,12 @@ class Reconciler:
         with self.resolver.db.reading() as connection:
             job = table.find_job(connection, job_id)
             attempt = attempts.find_current_attempt(connection, job) if job else None
-        if job is None or attempt is None:
+        if job is None:
             return []
+        doorbells = self._ring(self._follow_rivals(job))
+        if doorbells or attempt is None:
+            return doorbells
         bind_contextvars(attempt=attempt.number)
-        if attempt.number > 1 and (rung := self._ring(self._follow_rivals(job))):
-            return rung
         match job.state:
             case JobState.SUBMITTED:
                 return self._ring(self._poll_request(job, attempt))

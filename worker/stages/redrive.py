@@ -13,7 +13,7 @@ from worker.errors import PaysAgainError, TooLateError
 from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, Outcome
-from worker.stages.complete import has_video
+from worker.stages.ending import has_video
 from worker.stages.reconcile import RESULT_GONE
 
 # Outcomes that surely cost nothing.
