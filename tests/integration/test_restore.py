@@ -25,6 +25,7 @@ STEP = timedelta(minutes=5)
 
 
 def restore_at(bench: Bench, since: datetime) -> Restored:
+    bench.observe()
     options = SUBMIT_TERMS.options
     return restore_jobs(since, db=bench.db, options=options, account="tester", clock=bench.clock)
 

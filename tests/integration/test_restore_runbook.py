@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from pydantic import SecretStr
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from tests.emulator.processes import Emulator
@@ -26,6 +27,7 @@ from webhook import create_app
 from worker.jobs import deliveries
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
+from worker.runtime import name_account
 from worker.settings import load_settings
 
 S = JobState
@@ -127,6 +129,9 @@ def test_restored_back_up_of_an_hour_ago_pays_each_job_once(
             if one["input"]["prompt"].startswith(mark)
         }
 
+    bench = bench.resolving(account=name_account(SecretStr("emulator-key")))
+    bench.clock.now = datetime.now(UTC)
+    bench.observe()
     path = Path(bench.db.engine.url.database)
     jobs = {name: enqueue(bench, emulator, f"{mark} {name}") for name in QUEUED_AT_BACK_UP}
 

@@ -5,7 +5,7 @@ Webhook, poll and listing come through the same door. Next: `archive.py`.
 
 import hmac
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
