@@ -167,6 +167,7 @@ def record_completion(
         if is_turned_down(job, attempt):
             return None
         detail = "it came in spite of the cancellation" if job.cancel_requested_at else None
+        columns["archive_warnings"] = [one.to_json() for one in completion.oddities] or None
         move = Move(now, now + grace, detail, columns)
         moved = table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
         if moved is not None and not (is_plain and is_only_attempt(job, attempt)):
@@ -229,7 +230,8 @@ def _record_usual(
     None, and nothing is written, for whatever is unusual; and on SQLite, which has no such one.
     """
     result = _as_object(completion.payload)
-    if not db.is_postgres or result is None or find_failure(completion) is not None:
+    is_unusual = result is None or completion.oddities or find_failure(completion) is not None
+    if not db.is_postgres or result is None or is_unusual:
         return None
     new = _describe(completion, body, Verdict.RECORDED, now)
     with db.statement() as connection:
