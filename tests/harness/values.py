@@ -36,6 +36,7 @@ JOB = Job(
     archive_sha256=None,
     archive_bytes=None,
     archive_media=None,
+    archive_warnings=None,
     archive_poster_uri=None,
     archive_sidecar_uri=None,
     archive_verified_at=None,

@@ -57,11 +57,6 @@ def test_parse_reads_past_mark_and_space() -> None:
         ("body: ", [b"[]"]),
         ("request_id: ", [b"{}", b'{"request_id": 1, "status": "OK"}']),
         ("status: ", [b'{"request_id": "r"}', b'{"request_id": "r", "status": "COMPLETED"}']),
-        ("error: ", [b'{"request_id": "r", "status": "OK", "error": 5}']),
-        (
-            "gateway_request_id: ",
-            [b'{"request_id": "r", "status": "OK", "gateway_request_id": {}}'],
-        ),
     ],
 )
 def test_parse_wrong_body_is_refused_with_what_is_wrong(message, bodies) -> None:

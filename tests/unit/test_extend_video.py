@@ -505,8 +505,8 @@ def test_parse_output_with_odd_values_mends_them():
     output = parse_output({"prompt": "a\0b\ud800", "video": video, "seed": 7.0})
     numbers = [output.video.width, output.video.num_frames, output.seed]
     assert json.dumps(numbers) == "[1248, 161, 7]"
-    assert output.prompt.startswith("a\ufffdb")
-    assert output.prompt.isprintable()
+    assert str(output.prompt).startswith("a\ufffdb")
+    assert str(output.prompt).isprintable()
     assert output.video.duration is None
 
 
@@ -518,10 +518,6 @@ def test_parse_output_with_odd_values_mends_them():
         (RESULT | {"video": "https://a.test/b"}, 'video="https://a.test/b": an object with url'),
         (RESULT | {"video": {}}, "video.url=nothing: required: an absolute http or https URL"),
         (RESULT | {"video": {"url": "ftp://a.test/b"}}, 'video.url="ftp://a.test/b": an absolute'),
-        (RESULT | {"video": VIDEO | {"width": "wide"}}, 'video.width="wide": an integer, or null'),
-        (RESULT | {"video": VIDEO | {"num_frames": 1.5}}, "num_frames=1.5: an integer, or null"),
-        (RESULT | {"seed": None}, "seed=null: an integer"),
-        (RESULT | {"prompt": 5}, "prompt=5: text"),
     ],
 )
 def test_parse_output_of_other_shape_says_why(payload, reason):
@@ -530,12 +526,13 @@ def test_parse_output_of_other_shape_says_why(payload, reason):
 
 
 @pytest.mark.parametrize("depth", [300, 5000])
-def test_parse_output_nested_too_deeply_is_refused(depth):
+def test_parse_output_leaves_out_what_is_nested_too_deeply(depth):
     nested: list[Any] = []
     for _ in range(depth):
         nested = [nested]
-    with pytest.raises(InvalidResultError, match="nested too deeply"):
-        parse_output(RESULT | {"extra": nested})
+    output = parse_output(RESULT | {"extra": nested})
+    assert output.video.url == RESULT["video"]["url"]
+    assert len(json.dumps(output.to_json()["extra"])) < 450
 
 
 @given(json_values, json_values, json_values, json_values)

@@ -148,6 +148,7 @@ def test_recipe_says_all_that_the_video_came_of() -> None:
 
     assert told == {
         "recipe": 1,
+        "archive_warnings": [],
         "software": told["software"],
         "job_id": str(JOB_ID),
         "tenant": "acme",

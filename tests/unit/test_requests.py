@@ -123,12 +123,16 @@ def test_result_of_run_without_error_means(http_status, body, meaning) -> None:
 
 
 @pytest.mark.parametrize("http_status", [200, 404, 422, 500])
-@pytest.mark.parametrize("body", [NGINX, RESULT, MODEL_ERROR])
-def test_result_of_failed_run_means_failure_whatever_it_says(http_status, body) -> None:
+@pytest.mark.parametrize("body", [NGINX, {"video": {}}, MODEL_ERROR])
+def test_result_of_failed_run_means_failure_whatever_else_it_says(http_status, body) -> None:
     """In the model's own words if it has any, else in those of the status."""
     platform = {"detail": ILL.error, "error_type": ILL.error_type}
     words = MODEL_ERROR if body is MODEL_ERROR else platform
     assert sort_result(reply(http_status, body), ILL, "r-1") == told("ERROR", words, ILL.error)
+
+
+def test_result_with_a_video_is_one_whatever_error_the_status_names() -> None:
+    assert sort_result(reply(200, RESULT), ILL, "r-1") == told("OK", RESULT, None)
 
 
 CANCELLATIONS: list[tuple[int, object, CancelAnswer]] = [

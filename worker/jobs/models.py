@@ -129,6 +129,7 @@ class JobRow(Base):
     archive_sha256: Mapped[str | None] = mapped_column(String(64))
     archive_bytes: Mapped[int | None] = mapped_column(BigInteger)
     archive_media: Mapped[dict[str, Any] | None]
+    archive_warnings: Mapped[list[Any] | None]
     archive_poster_uri: Mapped[str | None]
     archive_sidecar_uri: Mapped[str | None]
     archive_verified_at: Mapped[datetime | None]

@@ -88,6 +88,7 @@ class Job:
     archive_sha256: str | None
     archive_bytes: int | None
     archive_media: dict[str, Any] | None
+    archive_warnings: list[Any] | None
     archive_poster_uri: str | None
     archive_sidecar_uri: str | None
     archive_verified_at: datetime | None

@@ -176,6 +176,7 @@ def record_completion(
         if is_turned_down(job, attempt):
             return None
         detail = "it came in spite of the cancellation" if job.cancel_requested_at else None
+        columns["archive_warnings"] = [one.to_json() for one in completion.oddities] or None
         move = Move(now, now + grace, detail, columns)
         moved = table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
         if moved is not None and not (is_plain and is_only_attempt(job, attempt)):

@@ -32,15 +32,16 @@ def needs_fetching(completion: Completion) -> bool:
 
 
 def find_failure(completion: Completion) -> FalFailure | None:
-    """Why this completion is no video; None if it is one. Pure."""
-    if completion.status == "ERROR":
-        message = completion.error or "fal reports an error without a message"
-        return parse_failure(completion.payload, message) or FalFailure(UNNAMED_CODE, message)
+    """Why this completion is no video; None if it is one, whatever else fal says. Pure."""
     try:
         parse_output(completion.payload)
     except InvalidResultError as error:
-        return FalFailure(error.code, str(error))
-    return None
+        if completion.status == "OK":
+            return FalFailure(error.code, str(error))
+    else:
+        return None
+    message = completion.error or "fal reports an error without a message"
+    return parse_failure(completion.payload, message) or FalFailure(UNNAMED_CODE, message)
 
 
 def find_ending(failure: FalFailure | None) -> Ending:

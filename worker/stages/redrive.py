@@ -74,5 +74,6 @@ def _reset(event: JobEvent, now: datetime) -> dict[str, object]:
         "redriven_at": now,
         "fal_request_id": None,
         "result": None,
+        "archive_warnings": None,
         "cancel_requested_at": None,
     }
