@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, null, select, update
+from sqlalchemy import Connection, and_, bindparam, null, select, update
 
 from worker.errors import JobNotFoundError
 from worker.jobs import transitions
@@ -30,6 +30,10 @@ _ENTERED_AT = {
 _JOBS = table_of(JobRow)
 _FIND = select(*_JOBS.c).where(_JOBS.c.id == bindparam("of_id"))
 _LOCK = _FIND.with_for_update()
+_IS_LATE = and_(
+    JobRow.archive_alarmed_at.is_not(None),
+    JobRow.state.in_([JobState.COMPLETED, JobState.ARCHIVING]),
+)
 _SET_DUE = update(_JOBS).where(transitions.AS_READ).values(due_at=bindparam("new_due_at"))
 
 
@@ -98,13 +102,14 @@ def apply_permitted(connection: Connection, job: Job, event: JobEvent, move: Mov
 def find_overdue(connection: Connection, now: datetime, limit: int) -> list[Job]:
     """Live rows whose time has come, locked; rows that another sweep holds are passed over.
 
-    Without their results, which can be as large as videos.
+    Paid videos that are late come first, then those of the highest priority. Without their results,
+    which can be as large as videos.
     """
     columns = [null().label("result") if one.key == "result" else one for one in columns_of(JobRow)]
     statement = (
         select(*columns)
         .where(JobRow.due_at <= now)
-        .order_by(JobRow.priority.desc(), JobRow.due_at)
+        .order_by(_IS_LATE.desc(), JobRow.priority.desc(), JobRow.due_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )

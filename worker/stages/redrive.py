@@ -74,5 +74,7 @@ def _reset(event: JobEvent, now: datetime) -> dict[str, object]:
         "redriven_at": now,
         "fal_request_id": None,
         "result": None,
+        # What is bought anew may be late anew.
+        "archive_alarmed_at": None,
         "cancel_requested_at": None,
     }
