@@ -16,7 +16,7 @@ from worker.jobs import transitions
 from worker.jobs.models import EventRow, JobRow
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, table_of
 from worker.jobs.states import JobEvent, JobState, next_state
-from worker.jobs.values import Claim, Event, Job, Move, NewJob
+from worker.jobs.values import UNRECORDABLE, Claim, Event, Job, Move, NewJob
 
 # Set when a job first enters the state, and never moved by a later visit.
 _ENTERED_AT = {
@@ -136,6 +136,15 @@ def block_queued(
         update(JobRow)
         .where(JobRow.id.in_(job_ids), JobRow.state == JobState.QUEUED)
         .values(due_at=due_at, blocked_reason=reason)
+    )
+
+
+def note_unrecordable(connection: Connection, job_id: UUID, reason: str) -> None:
+    """Write why the submitted job's result is not; recording it clears the reason."""
+    connection.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state == JobState.SUBMITTED)
+        .values(blocked_reason=f"{UNRECORDABLE}: {reason}")
     )
 
 
