@@ -7,7 +7,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from worker.db import Database
-from worker.errors import InvalidSettingsError
+from worker.errors import InvalidSettingsError, UnsuitableDatabaseError
 from worker.jobs.models import Base
 from worker.log import configure_logging
 from worker.settings import load_settings
@@ -21,13 +21,18 @@ ADVISORY_LOCK = 0x6578_7476
 
 def run_migrations() -> None:
     database_url = context.config.attributes.get("database_url")
-    if database_url is None:
-        try:
-            settings = load_settings()
-        except InvalidSettingsError as error:
-            raise CommandError(str(error)) from None
+    if database_url is not None:
+        migrate_database(database_url)
+        return
+    try:
+        settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
-        database_url = settings.database_url
+        migrate_database(settings.database_url)
+    except (InvalidSettingsError, UnsuitableDatabaseError) as error:
+        raise CommandError(str(error)) from None
+
+
+def migrate_database(database_url: str) -> None:
     db = Database(database_url)
     try:
         with db.engine.connect() as connection:

@@ -35,6 +35,7 @@
         ├── StoreObjectMissingError     object_missing        the archive has no such object
         ├── UploadRefusedError          upload_refused        fal does not take a file
         ├── OutdatedSchemaError         outdated_schema
+        ├── UnsuitableDatabaseError     unsuitable_database   it cannot store every text
         ├── MissingProgramError         missing_program
         ├── SubmissionRefusedError *    submission_refused
         ├── AccountRefusedError *       account_refused
@@ -221,6 +222,10 @@ class UploadRefusedError(PermanentError):
 
 class OutdatedSchemaError(PermanentError):
     code = "outdated_schema"
+
+
+class UnsuitableDatabaseError(PermanentError):
+    code = "unsuitable_database"
 
 
 class MissingProgramError(PermanentError):

@@ -40,6 +40,10 @@ ABOUT_CHECKS: dict[Check, tuple[str, str]] = {
         "verify has found no archived file missing or changed",
         "extend-video rearchive, while fal still has the video; else restore the file",
     ),
+    Check.UNRECORDED_RESULT: (
+        "every result that fal has delivered could be recorded",
+        "put right what the reason names, while fal still keeps the result: it is asked again",
+    ),
     Check.LATE_ARCHIVE: (
         "no completed job waits for its download beyond the deadline",
         "mend what holds it up before fal deletes the video: disk, network, FAL_MEDIA_HOSTS",

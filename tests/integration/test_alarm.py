@@ -62,7 +62,11 @@ def test_job_not_archived_at_the_deadline_goes_first_and_is_told_of(db, told, st
     job = make_job(db, state, priority=-7)
     sweep(db, NOW + DEADLINE)
     after = read_job(db, job.id)
-    assert (after.archive_alarmed_at, after.priority) == (NOW + DEADLINE, 100)
+    assert (after.archive_alarmed_at, after.priority) == (NOW + DEADLINE, -7)
+    urgent = make_job(db, JobState.QUEUED, priority=100)
+    with db.transaction() as connection:
+        first, second = table.find_overdue(connection, NOW + DEADLINE + LEASE, 2)
+    assert (first.id, second.id) == (job.id, urgent.id)
     line = {"job_id": str(job.id), "age_seconds": 3600, "blocked_reason": None}
     assert told == [("archive_deadline_near", line)]
 
@@ -108,7 +112,7 @@ def test_alarm_is_kept_as_a_fact_after_archiving_and_listed_no_more(db, told):
     claimed = move_job(db, read_job(db, job.id), JobEvent.ARCHIVE_CLAIMED, now=now)
     assert len(list_late(db, now)) == 1
     archived = move_job(db, claimed, JobEvent.ARCHIVE_RECORDED, now=now)
-    assert (archived.archive_alarmed_at, archived.priority) == (now, 100)
+    assert archived.archive_alarmed_at == now
     assert list_late(db, now) == []
 
 

@@ -257,10 +257,10 @@ def test_find_job_by_key_searches_its_unique_index(explain):
     check_plan(plan, "jobs_")
 
 
-def test_list_options_of_late_jobs_searches_by_their_ids(full, explain):
+def test_list_sources_of_late_jobs_searches_by_their_ids(full, explain):
     with full.reading() as connection:
         ids = [job.id for job in list_all_jobs(connection)[:3]]
-    plan = explain(lambda connection: archives.list_options(connection, ids))
+    plan = explain(lambda connection: archives.list_sources(connection, ids))
     check_plan(plan, "attempts_")
 
 

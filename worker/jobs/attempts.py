@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     Connection,
     Insert,
     Update,
@@ -171,6 +172,23 @@ def complete_attempt(
     values = {"of_id": attempt_id, "new_completed_at": now, "new_ending": ending}
     found = connection.execute(_COMPLETE[ending], values).one_or_none()
     return found is not None and found.extra_charge_at is None
+
+
+def result_time() -> ColumnElement[datetime | None]:
+    """When fal had finished the request whose result the row of `jobs` has.
+
+    `jobs.completed_at` keeps the time of the first result, also of one that was bought anew.
+    """
+    completed = select(AttemptRow.completed_at).where(
+        AttemptRow.job_id == JobRow.id, AttemptRow.fal_request_id == JobRow.fal_request_id
+    )
+    known = func.coalesce(completed.correlate(JobRow).scalar_subquery(), JobRow.completed_at)
+    return type_coerce(known, UtcDateTime())
+
+
+def find_result_time(connection: Connection, job_id: UUID) -> datetime | None:
+    found = connection.execute(select(result_time()).where(JobRow.id == job_id))
+    return found.scalar_one_or_none()
 
 
 def is_completed(connection: Connection, attempt_id: UUID) -> bool:

@@ -33,7 +33,7 @@ from worker.jobs.findings import Check, Finding
 from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, StrayDeliveryRow
 from worker.jobs.slices import Slice
 from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
-from worker.jobs.values import Ending, Outcome, Verdict
+from worker.jobs.values import UNRECORDABLE, Ending, Outcome, Verdict
 
 __all__ = ["Check", "Finding", "check_slice", "find_strays"]
 
@@ -249,6 +249,19 @@ def find_unmatched_deliveries(
         )
 
 
+def find_unrecorded_results(
+    connection: Connection, part: Slice, _now: datetime
+) -> Iterator[Finding]:
+    """What fal has finished, and the database refuses each time it is told."""
+    statement = select(JobRow.id, JobRow.fal_request_id, JobRow.blocked_reason).where(
+        part.covers(JobRow.id),
+        JobRow.state == JobState.SUBMITTED,
+        JobRow.blocked_reason.startswith(UNRECORDABLE),
+    )
+    for job_id, fal_request_id, reason in connection.execute(statement):
+        yield Finding(Check.UNRECORDED_RESULT, job_id, str(reason), fal_request_id=fal_request_id)
+
+
 _FINDERS: Sequence[Callable[[Connection, Slice, datetime], Iterator[Finding]]] = (
     find_wrong_due_times,
     find_untracked_payments,
@@ -258,4 +271,5 @@ _FINDERS: Sequence[Callable[[Connection, Slice, datetime], Iterator[Finding]]] =
     find_damaged_archives,
     find_late_archives,
     find_unmatched_deliveries,
+    find_unrecorded_results,
 )

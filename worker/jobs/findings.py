@@ -15,6 +15,7 @@ class Check(StrEnum):
     BROKEN_HISTORY = "broken_history"
     INCOMPLETE_ARCHIVED_ROW = "incomplete_archived_row"
     DAMAGED_ARCHIVE = "damaged_archive"
+    UNRECORDED_RESULT = "unrecorded_result"
     LATE_ARCHIVE = "late_archive"
     UNMATCHED_DELIVERY = "unmatched_delivery"
     STRAY_DELIVERY = "stray_delivery"

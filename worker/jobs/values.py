@@ -11,6 +11,8 @@ from worker.jobs.states import Doorbell, JobState, step_for
 
 # How `blocked_reason` begins where a dead submission is left to an operator.
 HELD = "held"
+# The same where the database refuses the result that fal has.
+UNRECORDABLE = "unrecordable"
 
 
 class Outcome(StrEnum):
@@ -112,6 +114,11 @@ class Job:
     def is_held(self) -> bool:
         """Whether the job's submission is proven dead, and an operator decides what follows."""
         return (self.blocked_reason or "").startswith(HELD)
+
+    @property
+    def is_unrecordable(self) -> bool:
+        """Whether fal has finished the job, and the database does not take what came of it."""
+        return (self.blocked_reason or "").startswith(UNRECORDABLE)
 
     @property
     def doorbell(self) -> Doorbell | None:

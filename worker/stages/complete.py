@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import JsonValue, SecretStr
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 from structlog.contextvars import bind_contextvars
 
 from worker.clock import Clock, read_clock
-from worker.db import Database
+from worker.db import Database, describe_database_error
 from worker.errors import InvalidSignatureError
 from worker.fal.completion import Completion
 from worker.jobs import attempts, deliveries, table
@@ -30,6 +31,8 @@ from worker.stages.ending import (
 )
 from worker.stages.rebuild import find_lost
 from worker.stages.tokens import TokenName, read_token
+
+REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,39 @@ def receive_delivery(  # noqa: PLR0913 - as the receiver has them
             deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
             return Receipt(Verdict.KEPT, job)
         return Receipt(Verdict.RECORDED, moved, moved.doorbell)
+
+
+def note_unrecordable(
+    token: str,
+    completion: Completion,
+    error: Exception,
+    *,
+    db: Database,
+    clock: Clock = read_clock,
+) -> Doorbell | None:
+    """Leave the reason why a proven delivery cannot be recorded, in a transaction of its own.
+
+    The request is adopted all the same: it is known to be paid, and must never count as lost. A
+    poll may read a result that the database takes.
+    """
+    now = clock()
+    with db.transaction() as connection:
+        found = deliveries.find_addressee(connection, attempts.hash_token(token))
+        if found is None:
+            return None  # its row is lost: there is none to write the reason into
+        attempt, job = found
+        owner = _adopt(connection, attempt, completion.fal_request_id)
+        doorbell = expect_result(connection, job, owner, completion.fal_request_id, now)
+        table.note_unrecordable(connection, job.id, describe_refusal(error))
+    return doorbell
+
+
+def describe_refusal(error: Exception) -> str:
+    """A short reason that quotes nothing of the refused value; pure."""
+    name = type(error).__name__
+    if not isinstance(error, SQLAlchemyError):
+        return name
+    return f"{name}: {describe_database_error(error)}"[:REASON_CHARACTERS]
 
 
 def receive_hint(

@@ -75,5 +75,7 @@ def _reset(event: JobEvent, now: datetime) -> dict[str, object]:
         "fal_request_id": None,
         "result": None,
         "archive_warnings": None,
+        # What is bought anew may be late anew.
+        "archive_alarmed_at": None,
         "cancel_requested_at": None,
     }
