@@ -475,6 +475,7 @@ def test_shell_tells_of_an_upload_that_failed(run, monkeypatch, clip) -> None:
     assert err.startswith("upload_unavailable: asking where to upload: fal refuses the account")
 
 
+@pytest.mark.slow  # a shell of its own starts, uploads and is interrupted
 def test_shell_interrupted_while_uploading_ends_and_writes_nothing(
     environment, emulator, clip, db
 ) -> None:
