@@ -8,18 +8,18 @@ ARGS ?=
 NAME ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos bench peers screenshots lint fmt lock audit clean
+.PHONY: help demo test soak bench peers screenshots lint fmt lock audit clean
 
 ##@ Use
 demo: $(VENV)/.run  ## extend a real video end to end on this machine (ARGS="--video my.mp4 --prompt '...'")
 	@$(BIN)/extend-video demo $(ARGS)
 
 ##@ Develop
-test: $(VENV)/.dev  ## run the whole suite, real PostgreSQL and Redis included (ARGS="-k name")
+test: $(VENV)/.dev  ## run the suite, real PostgreSQL and Redis included: six minutes (ARGS="-k name")
 	@$(BIN)/python -m pytest $(ARGS)
 
-chaos: $(VENV)/.dev  ## kill, starve and confuse a deployment for half an hour; one table (ARGS="--short --only kills")
-	@$(BIN)/python -m tests.chaos $(ARGS)
+soak: $(VENV)/.dev  ## run what takes longer, in parts, with one table (NAME=kills, NAME=? lists them)
+	@$(BIN)/python -m tests.soak "$(NAME)" -- $(ARGS)
 
 bench: $(VENV)/.bench $(if $(NAME),$(filter peers,$(NAME:crash=peers)),peers)  ## measure beside references, each question or one (NAME=path ARGS="--rounds 9")
 	@$(BIN)/python -m benchmarks $(NAME) $(ARGS)

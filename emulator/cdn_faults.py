@@ -79,6 +79,8 @@ def spoil_headers(fault: Fault, headers: dict[str, str]) -> None:
     """Change what is said of the file, which itself comes as it is."""
     if fault.kind == "wrong_type":
         headers["Content-Type"] = fault.options["content_type"]
+    elif fault.kind == "odd_encoding":
+        headers["Content-Encoding"] = fault.options["encoding"]
     elif fault.kind == "no_ranges":
         headers["Accept-Ranges"] = "none"
     elif fault.kind == "new_version":

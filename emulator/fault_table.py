@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LONGEST_SECONDS = 86_400.0
 
@@ -71,6 +71,8 @@ def build_text(default: str) -> Option:
 CODE = Option(500, is_code, "a whole number from 400 to 599")
 FLAG = Option(False, lambda value: isinstance(value, bool), "true or false")
 HEADERS = Option({}, is_header_map, "an object of strings or nulls")
+OBJECT = Option({}, lambda value: isinstance(value, dict), "an object")
+NAMES = Option([], lambda value: isinstance(value, list), "a list of strings")
 DETAIL = Option(None, lambda value: isinstance(value, str | list | None), "a string or a list")
 ERROR_TYPE = Option(None, lambda value: isinstance(value, str | None), "a string")
 BYTES = Option(0, lambda value: value == 0 or is_count(value), "a whole number from 0")
@@ -85,7 +87,7 @@ OFFSET = Option(
     lambda value: is_number(value) and abs(float(str(value))) <= LONGEST_SECONDS,
     "a number of seconds from -86400 to 86400",
 )
-FIELDS = Option({"request_source": "api"}, lambda value: isinstance(value, dict), "an object")
+FIELDS = replace(OBJECT, default={"request_source": "api"})
 INGRESS_CODE = build_choice(502, 503, 504)
 MALFORMED: Options = {"form": build_choice("not_json", "truncated", "empty", "no_request_id")}
 STATUS: Options = {
@@ -124,6 +126,7 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         "wrong_user": {"user_id": build_text("somebody-else"), **ALSO},
         "payload_null": {"status": build_choice("OK", "ERROR"), **ALSO},
         "truncated": ALSO,
+        "odd_message": {"fields": OBJECT, **ALSO},
     },
     "status": {**REFUSALS, "malformed": MALFORMED, "stuck": {}},
     "result": {**REFUSALS, "malformed": MALFORMED},
@@ -137,6 +140,7 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         "drip": {"bytes_per_second": PACE},
         "drip_headers": {"bytes_per_second": PACE, "seconds": build_seconds(60)},
         "wrong_type": {"content_type": build_text("text/html")},
+        "odd_encoding": {"encoding": build_text("aws-chunked")},
         "wrong_length": {"surplus": SURPLUS},
         "html": {},
         "no_ranges": {},
@@ -162,6 +166,7 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         },
     },
     "date": {"wrong": {"seconds": OFFSET}, "missing": {}},
+    "output": {"odd_fields": {"merge": OBJECT, "delete": NAMES}},
     "upload": REFUSALS,
     "upload_part": REFUSALS,
     "upload_complete": REFUSALS,

@@ -89,6 +89,11 @@ def _take_payload(letter: Letter, fault: Fault) -> Letter:
     return replace(letter, body=json.dumps(body).encode())
 
 
+def _add_fields(letter: Letter, fault: Fault) -> Letter:
+    body = json.loads(letter.body) | fault.options["fields"]
+    return replace(letter, body=json.dumps(body).encode())
+
+
 def _scrawl(signer: Signer, request_id: str, body: bytes) -> dict[str, str]:
     """Right in all but the signature."""
     headers = signer.sign(request_id, body)
@@ -103,4 +108,5 @@ SPOILERS: Mapping[str, Callable[[Letter, Fault], Letter]] = {
     "stale": _sign_long_ago,
     "truncated": _truncate,
     "payload_null": _take_payload,
+    "odd_message": _add_fields,
 }

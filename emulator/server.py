@@ -26,9 +26,17 @@ from emulator.model import ExtendVideo
 from emulator.page import add_page_routes
 from emulator.queue import Queue
 from emulator.queue_routes import QUEUE, add_queue_routes
+from emulator.records import FalRequest
 from emulator.seal import Seal
 from emulator.signing import KeyRing
-from emulator.spoiling import FAULTS, HOOKS, answer, compose_platform_error, spoil_date
+from emulator.spoiling import (
+    FAULTS,
+    HOOKS,
+    answer,
+    compose_platform_error,
+    spoil_date,
+    spoil_output,
+)
 from emulator.storage import Storage
 from emulator.stream import KEEP_ALIVE, add_stream_routes
 from emulator.upload_routes import UPLOADS, add_upload_routes
@@ -112,11 +120,18 @@ async def run_queue(app: web.Application) -> AsyncIterator[None]:
         retry=options.webhook_retry,
         concurrency=options.webhook_concurrency,
     )
+
+    def announce(request: FalRequest) -> None:
+        fault = app[FAULTS].take("output", request)
+        if fault is not None:
+            spoil_output(request, fault)
+        courier.dispatch(request)
+
     app[QUEUE] = Queue(
         concurrency=options.concurrency,
         queue_time=options.queue_time,
         run=model.run,
-        on_completed=courier.dispatch,
+        on_completed=announce,
         result_time=options.result_time,
         large_result_time=options.large_result_time,
     )

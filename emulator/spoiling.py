@@ -3,7 +3,8 @@
 import asyncio
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -21,6 +22,7 @@ Compose = Callable[[Fault | None], web.Response]
 """Makes the genuine reply. It obeys the faults that only it can: the others are not its affair."""
 
 REFUSALS = ("status", "ingress", "hang", "drop")
+OK = 200
 NOT_FOUND = 404
 UNPROCESSABLE = 422
 SERVER_ERROR = 500
@@ -156,6 +158,26 @@ def compose_ingress_refusal(code: int) -> web.Response:
     return web.Response(
         text=f"{head}{tail}\r\n", status=code, content_type="text/html", headers=headers
     )
+
+
+def spoil_output(request: FalRequest, fault: Fault) -> None:
+    """Change the result's side fields: both its webhook and its URL tell it so."""
+    outcome = request.outcome
+    if outcome is None or outcome.status_code != OK:
+        return
+    body = merge(outcome.body, fault.options["merge"])
+    kept = {name: value for name, value in body.items() if name not in fault.options["delete"]}
+    request.outcome = replace(outcome, body=kept)
+
+
+def merge(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:
+    """Objects field by field, all else as a whole; null is a value."""
+    merged = dict(old)
+    for name, value in new.items():
+        known = merged.get(name)
+        is_object = isinstance(known, Mapping) and isinstance(value, Mapping)
+        merged[name] = merge(known, value) if is_object else value  # type: ignore[arg-type]
+    return merged
 
 
 def malform(reply: web.Response, form: str) -> web.Response:

@@ -1,4 +1,4 @@
-"""Run migrations: one transaction each, with short locks, one migrator at a time."""
+"""Run migrations: on PostgreSQL a transaction each, with short locks; one migrator at a time."""
 
 from datetime import timedelta
 
@@ -7,7 +7,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from worker.db import Database
-from worker.errors import InvalidSettingsError
+from worker.errors import InvalidSettingsError, UnsuitableDatabaseError
 from worker.jobs.models import Base
 from worker.log import configure_logging
 from worker.settings import load_settings
@@ -21,22 +21,30 @@ ADVISORY_LOCK = 0x6578_7476
 
 def run_migrations() -> None:
     database_url = context.config.attributes.get("database_url")
-    if database_url is None:
-        try:
-            settings = load_settings()
-        except InvalidSettingsError as error:
-            raise CommandError(str(error)) from None
+    if database_url is not None:
+        migrate_database(database_url)
+        return
+    try:
+        settings = load_settings()
         configure_logging(settings.log_level, settings.log_format)
-        database_url = settings.database_url
+        migrate_database(settings.database_url)
+    except (InvalidSettingsError, UnsuitableDatabaseError) as error:
+        raise CommandError(str(error)) from None
+
+
+def migrate_database(database_url: str) -> None:
     db = Database(database_url)
     try:
         with db.engine.connect() as connection:
             prepare_connection(connection)
+            is_sqlite = connection.dialect.name == "sqlite"
             context.configure(
                 connection=connection,
                 target_metadata=Base.metadata,
-                transaction_per_migration=True,
-                render_as_batch=connection.dialect.name == "sqlite",
+                # SQLite has no advisory lock: one transaction, which the next migrator waits for,
+                # holds what is read of the revision as well as what is changed.
+                transaction_per_migration=not is_sqlite,
+                render_as_batch=is_sqlite,
                 compare_server_default=True,
             )
             with context.begin_transaction():

@@ -24,18 +24,19 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 OUR_VARIABLES = (
     *("FAL_", "DATABASE_URL", "BROKER_", "WEBHOOK_", "ARCHIVE_", "SPOOL_DIR", "LOG_"),
-    *("MONITOR_", "TRUSTED_", "AWS_", "GOOGLE_", "AZURE_"),
+    *("MONITOR_", "TOKEN_", "TRUSTED_", "AWS_", "GOOGLE_", "AZURE_"),
 )
 OUR_SUFFIXES = ("_SECONDS", "_POLICY")
 
 
+@pytest.hookimpl(trylast=True)  # after pytest has registered its reporter
 def pytest_configure(config: pytest.Config) -> None:
     # A shell that starts the suite in the background has it, and all it starts, ignore SIGINT.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(TimeLimit(reporter))
+        config.pluginmanager.register(TimeLimit(reporter), "time-limit")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

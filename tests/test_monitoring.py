@@ -44,13 +44,10 @@ def list_names(expression: str) -> set[str]:
     return set(re.findall(r"\bextend_video_\w+", expression))
 
 
-def test_each_name_in_dashboard_and_alerts_is_told_by_metrics(told) -> None:
+def test_dashboard_and_alerts_name_metrics_that_there_are_and_dashboard_each(told) -> None:
     used = set().union(*map(list_names, EXPRESSIONS))
     assert len(used) > 15
     assert used - told == set()
-
-
-def test_each_metric_is_on_the_dashboard(told) -> None:
     shown = set().union(*map(list_names, QUERIES))
     missing = {
         name for name in told if not {name, re.sub(r"_(sum|count)$", "_bucket", name)} & shown
@@ -111,19 +108,18 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
     assert max(x for x, _ in cells) < 24
 
 
-@pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_brackets_of_expression_are_closed(expression) -> None:
+def test_brackets_of_expressions_are_closed() -> None:
     """All that a parser of ours would see; promtool says the rest where it is installed."""
-    bare = re.sub(r'"[^"]*"', '""', expression)
     pairs = {")": "(", "}": "{", "]": "["}
-    opened: list[str] = []
-    for character in bare:
-        if character in pairs.values():
-            opened.append(character)
-        elif character in pairs:
-            assert opened
-            assert opened.pop() == pairs[character]
-    assert opened == []
+    for expression in EXPRESSIONS:
+        opened: list[str] = []
+        for character in re.sub(r'"[^"]*"', '""', expression):
+            if character in pairs.values():
+                opened.append(character)
+            elif character in pairs:
+                assert opened[-1:] == [pairs[character]], expression
+                opened.pop()
+        assert opened == [], expression
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="NOT RUN: no promtool; parsed above")

@@ -2,6 +2,8 @@
 
 import atexit
 import sys
+from contextlib import closing, suppress
+from typing import NoReturn
 
 import httpx
 from flask import Flask
@@ -12,9 +14,9 @@ from webhook.counters import count_requests
 from webhook.metrics import register_metrics
 from webhook.page import register_page
 from webhook.routes import Receiver, register_routes
-from worker.db import Database
+from worker.db import AWAY, Database
 from worker.dispatch import Dispatcher
-from worker.errors import InvalidSettingsError
+from worker.errors import InvalidSettingsError, UnsuitableDatabaseError
 from worker.fal.signature import KeyCache, WebhookVerifier
 from worker.log import configure_logging
 from worker.settings import Settings, list_secrets, load_settings
@@ -27,6 +29,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     """Build the receiver; without settings, from the environment, ending the process if wrong."""
     settings = settings or _load_or_exit()
     configure_logging(settings.log_level, settings.log_format, list_secrets(settings))
+    _check_database_or_exit(settings)
     keys = KeyCache(settings.fal_jwks_url, httpx.Client())
     receiver = Receiver(
         db=Database(settings.database_url, pool_size=CONNECTIONS),
@@ -34,6 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         dispatcher=Dispatcher(settings),
         grace=settings.lease_seconds,
         max_bytes=settings.webhook_max_bytes,
+        token_secrets=settings.token_secrets,
     )
     # What was answered, but not yet rung for, when gunicorn ends a worker.
     atexit.register(receiver.dispatcher.close)
@@ -62,6 +66,20 @@ def _load_or_exit() -> Settings:
     try:
         return load_settings()
     except InvalidSettingsError as error:
-        # gunicorn prints no more than this, and does not start its workers again and again.
-        print(*error.violations, sep="\n", file=sys.stderr)  # noqa: T201 - logging is not set up
-        sys.exit(4)
+        _exit(*error.violations)
+
+
+def _check_database_or_exit(settings: Settings) -> None:
+    """A database that is away may come back; one of the wrong encoding never gets another."""
+    with closing(Database(settings.database_url)) as db, suppress(*AWAY):
+        # The connections of requests are others': gunicorn may fork after this.
+        try:
+            db.check_encoding()
+        except UnsuitableDatabaseError as error:
+            _exit(f"{error.code}: {error}")
+
+
+def _exit(*reasons: object) -> NoReturn:
+    """Gunicorn prints no more than this, and does not start its workers again and again."""
+    print(*reasons, sep="\n", file=sys.stderr)  # noqa: T201 - it may come before logging is set up
+    sys.exit(4)

@@ -4,24 +4,19 @@ What fal does with the answers: 2xx ends the delivery, anything else is sent aga
 pauses, and a redirect ends it as failed. So 503 means "again, please".
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeAlias
 
 import structlog
 from flask import Blueprint, Flask, g, request
-from sqlalchemy.exc import (
-    IntegrityError,
-    InterfaceError,
-    OperationalError,
-    ProgrammingError,
-    SQLAlchemyError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from pydantic import SecretStr
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 
 from worker.clock import read_clock
-from worker.db import Database, describe_database_error
+from worker.db import REFUSED, Database, describe_database_error, will_repeat
 from worker.dispatch import Dispatcher
 from worker.errors import (
     ExtendVideoError,
@@ -29,6 +24,7 @@ from worker.errors import (
     InvalidSignatureError,
     KeysUnavailableError,
     OutdatedSchemaError,
+    UnsuitableDatabaseError,
 )
 from worker.fal.completion import Completion, parse_webhook
 from worker.fal.signature import (
@@ -37,9 +33,16 @@ from worker.fal.signature import (
     WebhookVerifier,
     read_headers,
 )
-from worker.jobs.values import Verdict
+from worker.jobs.values import UNRECORDABLE, Verdict
 from worker.schema import check_schema
-from worker.stages.complete import Receipt, expect_poll, receive_delivery, receive_hint
+from worker.stages.complete import (
+    Receipt,
+    describe_refusal,
+    expect_poll,
+    note_unrecordable,
+    receive_delivery,
+    receive_hint,
+)
 from worker.traces import trace_end, trace_since
 
 Answer: TypeAlias = tuple[dict[str, str], int]
@@ -56,6 +59,7 @@ class Receiver:
     dispatcher: Dispatcher
     grace: timedelta
     max_bytes: int
+    token_secrets: Sequence[SecretStr] = ()
 
     def receive(self, token: str) -> Answer:
         """Record fal's delivery. Committed first and published second: the sweep heals the gap."""
@@ -64,7 +68,8 @@ class Receiver:
             body = read_body(self.max_bytes)
         except RequestEntityTooLarge:
             # fal may send it again and again: it is asked instead, for the result may not last.
-            self.dispatcher.ring_soon(expect_poll(token, db=self.db))
+            doorbell = expect_poll(token, db=self.db, token_secrets=self.token_secrets)
+            self.dispatcher.ring_soon(doorbell)
             raise
         headers = dict(request.headers)
         try:
@@ -72,8 +77,33 @@ class Receiver:
         except (StaleSignatureError, KeysUnavailableError) as doubt:
             return self._take_hint(token, read_headers(headers), body, doubt)
         completion = read_completion(signed, body)
-        receipt = receive_delivery(token, completion, body, db=self.db, grace=self.grace)
+        try:
+            receipt = receive_delivery(
+                token,
+                completion,
+                body,
+                db=self.db,
+                grace=self.grace,
+                token_secrets=self.token_secrets,
+            )
+        except Exception as error:
+            if not will_repeat(error):
+                raise
+            self._note_unrecordable(token, completion, error)
+            if not isinstance(error, REFUSED):
+                raise
+            return {"error": UNRECORDABLE, "message": "send it again later"}, 503
         return self._answer(receipt, 200)
+
+    def _note_unrecordable(self, token: str, completion: Completion, error: Exception) -> None:
+        """The row says why, and `doctor` lists it: else fal would come again and again in vain."""
+        reason, is_noted = describe_refusal(error), True
+        try:
+            doorbell = note_unrecordable(token, completion, error, db=self.db)
+            self.dispatcher.ring_soon(doorbell)
+        except (SQLAlchemyError, ExtendVideoError):
+            is_noted = False
+        log.error("completion_not_recorded", reason=reason, is_noted=is_noted)
 
     def _take_hint(
         self, token: str, headers: SignedHeaders, body: bytes, doubt: ExtendVideoError
@@ -83,19 +113,21 @@ class Receiver:
             completion = read_completion(headers, body)
         except InvalidDeliveryError:
             raise doubt from None
-        receipt = receive_hint(token, completion, body, db=self.db)
+        receipt = receive_hint(
+            token, completion, body, db=self.db, token_secrets=self.token_secrets
+        )
         return self._answer(receipt, 202)
 
     def _answer(self, receipt: Receipt, status: int) -> Answer:
         # fal need not wait for it: a ring that fails changes nothing about the answer.
         self.dispatcher.ring_soon(receipt.doorbell)
-        log.info(
-            "delivery_received",
-            verdict=receipt.verdict.value,
-            state=receipt.job.state.value,
-        )
-        trace_since("receive", receipt.job.id, g.received_at, verdict=receipt.verdict.value)
-        trace_end(receipt.job if receipt.verdict is Verdict.RECORDED else None)
+        job = receipt.job
+        if job is None:
+            log.error("delivery_without_job", verdict=receipt.verdict.value)
+        else:
+            log.info("delivery_received", verdict=receipt.verdict.value, state=job.state.value)
+            trace_since("receive", job.id, g.received_at, verdict=receipt.verdict.value)
+            trace_end(job if receipt.verdict is Verdict.RECORDED else None)
         return {"verdict": receipt.verdict.value}, status
 
     def check_ready(self) -> Answer:
@@ -138,11 +170,7 @@ def register_routes(app: Flask, receiver: Receiver) -> None:
     app.register_blueprint(routes)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(ExtendVideoError, _answer_error)
-    # A missing table is an operational error on SQLite, a programming error on PostgreSQL; and two
-    # that adopt one request at once are told apart by its unique index: the loser comes again.
-    away_errors = (OperationalError, InterfaceError, ProgrammingError, IntegrityError)
-    for away in (*away_errors, PoolTimeoutError):
-        app.register_error_handler(away, _answer_database_away)
+    app.register_error_handler(SQLAlchemyError, _answer_database_away)
     app.register_error_handler(Exception, _answer_mistake)
 
 
@@ -155,6 +183,7 @@ _STATUS_OF_ERROR: dict[type[ExtendVideoError], int] = {
     InvalidDeliveryError: 400,
     KeysUnavailableError: 503,
     OutdatedSchemaError: 503,
+    UnsuitableDatabaseError: 503,
 }
 
 

@@ -44,6 +44,7 @@ from worker.orders import cancel, redrive
 from worker.progress import show_progress
 from worker.pruning import prune
 from worker.replay import replay
+from worker.restoring import restore
 from worker.runtime import build_runtime
 from worker.setting_faults import mask_url
 from worker.settings import load_settings
@@ -208,7 +209,7 @@ def migrate(as_json: Json = False) -> None:
         display.out.print(f"the job table is at revision {revision}")
 
 
-for command in (schema, verify, rearchive, prune, replay, status):
+for command in (schema, verify, rearchive, prune, replay, restore, status):
     app.command(epilog=show_examples(command.__name__))(command)
 
 

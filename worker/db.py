@@ -8,12 +8,23 @@ from sqlite3 import Connection as SQLiteConnection
 from typing import Any
 
 import psycopg
+from psycopg.errors import ProgramLimitExceeded, ReadOnlySqlTransaction, UniqueViolation
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import InterfaceError, InvalidatePoolError, OperationalError, SQLAlchemyError
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import (
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    InvalidatePoolError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from worker.errors import ExtendVideoError, UnsuitableDatabaseError
 
 READ_ONLY = "extend_video_read_only"
 BUSY_TIMEOUT_MS = 10_000
@@ -31,8 +42,11 @@ RESTS_SINCE = "rests_since"
 _ALONE = {"isolation_level": "AUTOCOMMIT"}
 
 
-# What is raised by a database that is away, locked, or breaks a deadlock: it may be well soon.
-AWAY = (OperationalError, InterfaceError, PoolTimeoutError)
+# What is raised by a database that is away, locked, read-only after a failover, or breaks a
+# deadlock: the same statement may succeed soon.
+AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
+# What is raised for a value that cannot be written: by the database, or while it is encoded.
+REFUSED = (SQLAlchemyError, ValueError, OverflowError)
 
 
 class Database:
@@ -48,7 +62,9 @@ class Database:
             self._reading = {READ_ONLY: True}
             _prepare_sqlite(self.engine)
         else:
+            _check_encoding(self.engine)
             _check_rested(self.engine)
+            _leave_read_only(self.engine)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -75,13 +91,32 @@ class Database:
         with self.engine.connect().execution_options(**self._reading) as connection:
             yield connection
 
+    def check_encoding(self) -> None:
+        """Raise UnsuitableDatabaseError for a database that cannot store every text."""
+        if self.is_postgres:
+            self.engine.connect().close()
+
     def close(self) -> None:
         self.engine.dispose()
 
 
-def describe_database_error(error: SQLAlchemyError) -> str:
+def describe_database_error(error: Exception) -> str:
     """The first line of what the database said: the next ones may quote a row."""
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+
+
+def will_repeat(error: Exception) -> bool:
+    """Whether the same write fails however often it is tried: the database refuses its values.
+
+    A unique index is no such refusal: of two that adopt one request at once, the loser sees at its
+    next try that it is. Nor is a missing table, or a permission: somebody puts them right.
+    """
+    orig = getattr(error, "orig", None)
+    if isinstance(error, IntegrityError):
+        return not isinstance(orig, UniqueViolation) and "UNIQUE" not in str(orig)
+    if isinstance(orig, ProgramLimitExceeded):
+        return True
+    return not isinstance(error, (*AWAY, ProgrammingError, ExtendVideoError))
 
 
 def name_sqlite(path: Path) -> str:
@@ -98,10 +133,40 @@ def _engine_options(url: str, pool_size: int) -> dict[str, Any]:
         "pool_timeout": CONNECT_TIMEOUT_S,
         "connect_args": {
             "connect_timeout": CONNECT_TIMEOUT_S,
+            # Whatever PGCLIENTENCODING says.
+            "client_encoding": "utf8",
             "options": options,
             **PEER_CHECKS,
         },
     }
+
+
+def _check_encoding(engine: Engine) -> None:
+    """Use no database that cannot store every text: some paid result would never be recorded.
+
+    The server states its encoding at each connection, so that it costs no statement.
+    """
+
+    @event.listens_for(engine, "connect", insert=True)
+    def _refuse(connection: psycopg.Connection, _record: object) -> None:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding in {"UTF8", None}:
+            return
+        name = connection.info.dbname
+        connection.close()
+        raise UnsuitableDatabaseError(
+            f"the encoding of database {name} is {encoding}, which cannot store every text: create "
+            f"another one with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        )
+
+
+def _leave_read_only(engine: Engine) -> None:
+    """Connect anew after a write that a read-only server refused: the primary is elsewhere now."""
+
+    @event.listens_for(engine, "handle_error")
+    def _disconnect(context: ExceptionContext) -> None:
+        if isinstance(context.original_exception, ReadOnlySqlTransaction):
+            context.is_disconnect = True
 
 
 def _check_rested(engine: Engine) -> None:

@@ -221,8 +221,8 @@ def _find_source(plan: DemoPlan) -> Path | None:
 
 def _describe_length(path: Path) -> str:
     facts = probe_video(path)
-    seconds = facts.duration.total_seconds()
-    return f"{seconds:.2f} s, {facts.frames} frames, {facts.width}x{facts.height}"
+    seconds = f"{facts.duration.total_seconds():.2f} s" if facts.duration else "unknown length"
+    return f"{seconds}, {facts.frames} frames, {facts.width}x{facts.height}"
 
 
 def name_directory() -> Path:

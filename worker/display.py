@@ -101,6 +101,10 @@ def print_story(story: Story) -> None:
     print_section("states")
     for line in show_stays(story.stays):
         out.print(line)
+    if story.job.archive_warnings:
+        print_section("archive warnings")
+        for one in story.job.archive_warnings:
+            out.print(f"  {escape(one['message'])}")
     explanation = explain_failure(story.job, story.attempts)
     if explanation is not None:
         print_section("failure")

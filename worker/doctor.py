@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from pydantic import JsonValue
 from sqlalchemy import Connection
 
 from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.fal.platform import ListedRequest, Listing, PlatformClient
+from worker.fal.same_input import is_same_input, sign_input
 from worker.jobs import slices
 from worker.jobs.attempts import list_known_requests
-from worker.jobs.doctor import Check, Finding, check_slice
+from worker.jobs.doctor import Check, Finding, check_slice, find_strays
 from worker.jobs.slices import ArchivedFile, IdlessAttempt, PaidRequest, Slice
 from worker.media.look import ArchiveLook
 from worker.media.store import Store
@@ -81,7 +81,8 @@ def examine(
     diagnosis = Diagnosis(Counter(dict.fromkeys(made, 0)))
     paid = _examine_tables(diagnosis, db, ArchiveLook(store), terms, now)
     with db.reading() as connection:
-        diagnosis.notes += _note_gates(connection)
+        diagnosis.add(find_strays(connection))
+        diagnosis.notes += [*_note_gates(connection), *_note_held(connection)]
     if platform is not None:
         start = now - terms.window
         listing = platform.list_requests(terms.endpoint, start - MARGIN, clock() + MARGIN)
@@ -172,9 +173,15 @@ def _note_gates(connection: Connection) -> Iterator[str]:
     for gate in slices.list_shut_gates(connection):
         waiting = slices.count_blocked(connection)
         yield (
-            f"{gate.name} are paused, next try at {gate.opens_at:%Y-%m-%d %H:%M:%S} UTC, "
+            f"submissions are paused, next try at {gate.opens_at:%Y-%m-%d %H:%M:%S} UTC, "
             f"{waiting} queued jobs wait: {gate.reason}"
         )
+
+
+def _note_held(connection: Connection) -> Iterator[str]:
+    """Held jobs are no violation either; each reason says what would settle it."""
+    for reason, jobs in slices.count_held(connection):
+        yield f"{jobs} submissions are {reason}"
 
 
 # ------------------------------------------------------------------ fal's list
@@ -247,18 +254,19 @@ def _find_owners(
     db: Database, endpoint: str, strangers: list[ListedRequest]
 ) -> tuple[dict[str, IdlessAttempt], bool]:
     """By request the attempt that sent its input, an open one before others; if any is open."""
-    by_input: dict[Hashable, list[str]] = {}
+    by_sign: dict[Hashable, list[ListedRequest]] = {}
     for one in strangers:
         if one.input is not None:
-            by_input.setdefault(_freeze(one.input), []).append(one.fal_request_id)
+            by_sign.setdefault(sign_input(one.input), []).append(one)
     owners: dict[str, IdlessAttempt] = {}
     any_open = False
     for attempts in _walk(db, lambda c, part: _list_inputs(c, part, endpoint)):
         for attempt in attempts:
             any_open = any_open or attempt.is_open
-            for fal_request_id in by_input.get(_freeze(attempt.input), ()):
-                if attempt.is_open or fal_request_id not in owners:
-                    owners[fal_request_id] = attempt
+            for one in by_sign.get(sign_input(attempt.input), ()):
+                is_wanted = attempt.is_open or one.fal_request_id not in owners
+                if is_wanted and is_same_input(one.input, attempt.input):
+                    owners[one.fal_request_id] = attempt
     return owners, any_open
 
 
@@ -274,7 +282,10 @@ def _describe_orphan(one: ListedRequest, owner: IdlessAttempt | None) -> Finding
         return Finding(Check.ORPHAN_AT_FAL, None, detail, fal_request_id=one.fal_request_id)
     detail = f"it {end}; an attempt taken for {owner.outcome} has sent its very input"
     if owner.attempt_id is None:
-        detail = f"it {end}; this job is queued with its very input, and would pay again: cancel it"
+        detail = (
+            f"it {end}; this job is queued with its very input, and would pay again: after a "
+            "restore run extend-video restore, else cancel the job"
+        )
     return Finding(
         Check.ORPHAN_AT_FAL,
         owner.job_id,
@@ -282,14 +293,3 @@ def _describe_orphan(one: ListedRequest, owner: IdlessAttempt | None) -> Finding
         owner.attempt_id,
         fal_request_id=one.fal_request_id,
     )
-
-
-def _freeze(value: JsonValue) -> Hashable:
-    """Equal for equal JSON, whatever the order of its keys and the spelling of its numbers."""
-    match value:
-        case dict():
-            return tuple(sorted((key, _freeze(item)) for key, item in value.items()))
-        case list():
-            return ("list", *map(_freeze, value))
-        case _:
-            return value

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import NoReturn, TypeVar
 
@@ -17,7 +18,7 @@ import structlog
 from billiard.process import active_children
 from celery.signals import task_prerun, worker_process_init, worker_shutting_down
 
-from worker.db import AWAY
+from worker.db import describe_database_error
 from worker.deadline import call_within
 from worker.stages.drain import end_leases, return_downloads
 from worker.tasks import get_runtime
@@ -51,14 +52,17 @@ def end_child_when_told(**_: object) -> None:
 
 def _drain() -> None:
     time.sleep(get_runtime().settings.drain_seconds.total_seconds())
-    for child in active_children():
-        child.terminate()
-    _give_back()
-    time.sleep(LAST_WORDS.total_seconds())
-    for child in active_children():
-        if child.pid is not None:
-            os.kill(child.pid, signal.SIGKILL)
-    _end_process()
+    try:
+        for child in active_children():
+            child.terminate()
+        _give_back()
+        time.sleep(LAST_WORDS.total_seconds())
+        for child in active_children():
+            if child.pid is not None:
+                with suppress(ProcessLookupError):  # it has ended by itself
+                    os.kill(child.pid, signal.SIGKILL)
+    finally:
+        _end_process()
 
 
 def _give_back() -> None:
@@ -72,16 +76,19 @@ def _give_back() -> None:
 
 def _end_process() -> NoReturn:
     """Now, in whatever step; what it holds can be taken over at once."""
-    runtime = get_runtime()
-    _give_back()
-    left = _try_within_time(lambda: end_leases(runtime.worker, db=runtime.db))
-    log.warning("worker_ended_at_work", job_ids=[str(job_id) for job_id in left or []])
-    os._exit(0)
+    try:
+        runtime = get_runtime()
+        _give_back()
+        left = _try_within_time(lambda: end_leases(runtime.worker, db=runtime.db))
+        log.warning("worker_ended_at_work", job_ids=[str(job_id) for job_id in left or []])
+    finally:
+        os._exit(0)
 
 
 def _try_within_time(write: Callable[[], V]) -> V | None:
     try:
         return call_within(RETURN_TIME, write)
-    except (*AWAY, TimeoutError) as error:
-        log.warning("rows_not_given_back", reason=type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - whatever fails, the process has to end in time
+        reason = describe_database_error(error)
+        log.warning("rows_not_given_back", error=type(error).__name__, reason=reason)
         return None

@@ -4,7 +4,7 @@
     ├── RetryableError                  the same step may be tried again later
     │   ├── KeysUnavailableError        keys_unavailable      fal's signing keys cannot be read
     │   ├── MediaUnavailableError       media_unavailable     a video cannot be downloaded now
-    │   ├── MediaMismatchError          media_mismatch        what came is not the video fal stated
+    │   ├── MediaMismatchError          media_mismatch        what came is no video, or damaged
     │   ├── StoreUnavailableError       store_unavailable     the archive cannot be written now
     │   ├── SubmissionPostponedError    submission_postponed  (these and those marked with a star
     │   ├── RequestPendingError         request_pending       are of `FalClient`, and in
@@ -25,16 +25,17 @@
         ├── TooLateError                too_late              the job is past what was asked for
         ├── PaysAgainError              pays_again            it costs money nobody agreed to
         ├── ClaimLostError              claim_lost            another worker has taken the job over
-        ├── InvalidResultError          invalid_result        fal's result lacks the promised shape
+        ├── InvalidResultError          invalid_result        fal's result names no video
         ├── MediaGoneError              media_gone            its host has the video no more
         ├── MediaRefusedError           media_refused         a URL we may not download from
-        ├── UnarchivableError           unarchivable          fetched again, and still no such video
+        ├── UnarchivableError           unarchivable          fetched again, still no whole video
         ├── NameTakenError              name_taken            its name in the archive is another's
         ├── InvalidRecipeError          invalid_recipe        a sidecar that cannot be replayed
         ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
         ├── StoreObjectMissingError     object_missing        the archive has no such object
         ├── UploadRefusedError          upload_refused        fal does not take a file
         ├── OutdatedSchemaError         outdated_schema
+        ├── UnsuitableDatabaseError     unsuitable_database   it cannot store every text
         ├── MissingProgramError         missing_program
         ├── SubmissionRefusedError *    submission_refused
         ├── AccountRefusedError *       account_refused
@@ -46,7 +47,7 @@
 Each class has a stable `code`, which is what lands in `jobs.error_code`, in logs and in answers.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from typing_extensions import override
@@ -66,16 +67,25 @@ class Violation:
 
 
 @dataclass(frozen=True, slots=True)
-class Mismatch:
-    """One thing in which a file is not what was stated: by fal, by its host, or by itself."""
+class Finding:
+    """One odd or wrong thing about a result or its file, as `jobs.archive_warnings` lists them.
 
-    field: str
-    stated: str
-    found: str
+    `code` is stable, and `message` stands alone. `field` is a path in fal's result.
+    """
+
+    code: str
+    message: str
+    field: str | None = None
+    stated: str | None = None
+    found: str | None = None
 
     @override
     def __str__(self) -> str:
-        return f"{self.field}: stated {self.stated}, found {self.found}"
+        return self.message
+
+    def to_json(self) -> dict[str, str]:
+        """Without what is not known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class ExtendVideoError(Exception):
@@ -109,11 +119,11 @@ class MediaUnavailableError(RetryableError):
 
 
 class MediaMismatchError(RetryableError):
-    """A downloaded file that is not the stated video, with all that shows it."""
+    """A downloaded file that is no video or a damaged one, with the proof."""
 
     code = "media_mismatch"
 
-    def __init__(self, evidence: tuple[Mismatch, ...]) -> None:
+    def __init__(self, evidence: tuple[Finding, ...]) -> None:
         super().__init__("; ".join(map(str, evidence)))
         self.evidence = evidence
 
@@ -179,13 +189,13 @@ class MediaGoneError(PermanentError):
 
 
 class UnarchivableError(PermanentError):
-    """Fetched again and still not the stated video; `evidence` as the last file gave it."""
+    """Fetched again and still no whole video; `evidence` as the last file gave it."""
 
     code = "unarchivable"
 
-    def __init__(self, evidence: tuple[Mismatch, ...], quarantine_uri: str) -> None:
+    def __init__(self, evidence: tuple[Finding, ...], quarantine_uri: str) -> None:
         told = "; ".join(map(str, evidence))
-        super().__init__(f"not the video that fal stated: {told}; its bytes are {quarantine_uri}")
+        super().__init__(f"no video that can be read: {told}; its bytes are {quarantine_uri}")
         self.evidence = evidence
         self.quarantine_uri = quarantine_uri
 
@@ -212,6 +222,10 @@ class UploadRefusedError(PermanentError):
 
 class OutdatedSchemaError(PermanentError):
     code = "outdated_schema"
+
+
+class UnsuitableDatabaseError(PermanentError):
+    code = "unsuitable_database"
 
 
 class MissingProgramError(PermanentError):

@@ -51,6 +51,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'extend-video replay my.json --set "prompt=Dusk falls" --set seed=8 --dry-run',
         "extend-video replay - --json",
     ),
+    "restore": (
+        "extend-video restore --since 2026-11-24T18:30 --dry-run",
+        "extend-video restore --since 2026-11-24T18:30 --json",
+    ),
     "status": ("extend-video status", "extend-video status --json"),
     "up": ("extend-video up", "extend-video up --host 0.0.0.0 --port 8080"),
     "demo": ("extend-video demo", 'extend-video demo --video my.mp4 --prompt "The camera rises"'),

@@ -40,6 +40,10 @@ ABOUT_CHECKS: dict[Check, tuple[str, str]] = {
         "verify has found no archived file missing or changed",
         "extend-video rearchive, while fal still has the video; else restore the file",
     ),
+    Check.UNRECORDED_RESULT: (
+        "every result that fal has delivered could be recorded",
+        "put right what the reason names, while fal still keeps the result: it is asked again",
+    ),
     Check.LATE_ARCHIVE: (
         "no completed job waits for its download beyond the deadline",
         "mend what holds it up before fal deletes the video: disk, network, FAL_MEDIA_HOSTS",
@@ -47,6 +51,10 @@ ABOUT_CHECKS: dict[Check, tuple[str, str]] = {
     Check.UNMATCHED_DELIVERY: (
         "every webhook that was taken has had its effect on its attempt",
         "ask fal for the request's status; the body is kept in deliveries",
+    ),
+    Check.STRAY_DELIVERY: (
+        "every webhook with a token of ours has found its job's row",
+        "a job lost by a restore, or pruned: keep its result, then delete the row here",
     ),
     Check.ARCHIVED_FILE: (
         "every archived file that was looked at is there, at its full size",

@@ -123,10 +123,14 @@ class Watch:
         watchdog = Watchdog(limit)
         dispatcher = Dispatcher(self.settings)
         while not self._ending.wait(min(LOOK, limit / 4).total_seconds()):
-            look = self._look(dispatcher)
-            if look.at - look.looped_at < limit.total_seconds() or look.is_busy:
-                self._keep_row()
-            reason = watchdog.judge(look)
+            try:
+                look = self._look(dispatcher)
+                if look.at - look.looped_at < limit.total_seconds() or look.is_busy:
+                    self._keep_row()
+                reason = watchdog.judge(look)
+            except Exception as error:  # noqa: BLE001 - without its thread nobody watches
+                log.warning("pulse_missed", error=type(error).__name__, reason=str(error))
+                continue
             if reason is not None and not self._ending.is_set():
                 self._end_worker(reason)
         self._remove_row()

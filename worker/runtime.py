@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from threading import Event
@@ -21,7 +21,7 @@ from worker.clock import read_clock
 from worker.db import Database
 from worker.dispatch import Dispatcher
 from worker.doctor import Diagnosis, DoctorTerms, examine
-from worker.errors import InvalidInputError, InvalidSettingsError, Violation
+from worker.errors import DaemonError, InvalidInputError, InvalidSettingsError, Violation
 from worker.fal.file_access import FileSigner
 from worker.fal.options import RequestOptions, parse_option, parse_options, split_tags
 from worker.fal.platform import PlatformClient
@@ -30,8 +30,9 @@ from worker.fal.requests import RequestClient
 from worker.fal.storage import StorageClient
 from worker.fal.transfer import OnProgress
 from worker.jobs.values import Job
+from worker.jobs.workers import list_workers
 from worker.log import configure_logging
-from worker.measures import note_sweep
+from worker.measures import list_seen, note_sweep
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
@@ -50,6 +51,7 @@ from worker.stages.observe import Observer
 from worker.stages.rearchive import Rearchiver
 from worker.stages.reconcile import Reconciler
 from worker.stages.resolve import Resolver, ResolveTerms
+from worker.stages.restore import Restored, foresee_restore, restore_jobs
 from worker.stages.source import Source
 from worker.stages.sweep import BATCH, sweep_jobs
 from worker.stages.upload import FileTerms, make_wish
@@ -184,6 +186,7 @@ class Runtime:
             retry_for=settings.retry_seconds,
             probe_after=settings.probe_seconds,
             account=name_account(settings.fal_credentials),
+            token_secrets=settings.token_secrets,
         )
 
     @cached_property
@@ -252,6 +255,23 @@ class Runtime:
         platform = None if settings.fal_credentials is None else self.platform
         terms = DoctorTerms(settings.fal_endpoint, every_file, timedelta(hours=hours))
         return examine(db=self.db, store=self.store, platform=platform, terms=terms)
+
+    def restore(self, lost_since: datetime, *, dry_run: bool) -> Restored:
+        """Put in doubt what fal may have taken since then. Raises DaemonError if workers run."""
+        if dry_run:
+            return foresee_restore(lost_since, db=self.db)
+        with self.db.reading() as connection:
+            seen = list_seen(list_workers(connection), read_clock())
+        if seen:
+            names = ", ".join(worker.name for worker in seen)
+            raise DaemonError(f"seen within the last minute: {names}; stop every worker first")
+        settings = self.settings
+        return restore_jobs(
+            lost_since,
+            db=self.db,
+            options=read_request_options(settings),
+            account=name_account(settings.fal_credentials),
+        )
 
     def check_worker(self) -> None:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""

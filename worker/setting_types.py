@@ -19,6 +19,8 @@ MOST_UPLOAD_BYTES = 100_000 * 1024 * 1024
 MOST_INLINE_BYTES = 8 * 1024 * 1024
 
 SHORTEST_TOKEN = 16
+# As long as the digest it is the key of.
+SHORTEST_SECRET = 32
 
 
 DEFAULT_LAYOUT = "{yyyy}/{mm}/{dd}/{job_id}.{ext}"
@@ -63,6 +65,13 @@ def check_long(value: SecretStr) -> SecretStr:
     """A secret that opens a page on the internet has to be hard to guess."""
     if len(value.get_secret_value()) < SHORTEST_TOKEN:
         raise ValueError(f"at least {SHORTEST_TOKEN} characters")
+    return value
+
+
+def check_secrets(value: SecretStr) -> SecretStr:
+    """A comma list; each of them is as good as the others."""
+    if min(map(len, value.get_secret_value().split(","))) < SHORTEST_SECRET:
+        raise ValueError(f"a comma list of secrets with at least {SHORTEST_SECRET} characters each")
     return value
 
 

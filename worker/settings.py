@@ -35,6 +35,7 @@ from worker.setting_types import (
     check_file,
     check_long,
     check_password_hash,
+    check_secrets,
 )
 
 
@@ -108,6 +109,11 @@ class Settings(FiledSettings):
     webhook_base_url: HttpUrl | None = Field(
         None, description="public URL of the receiver; required by the worker"
     )
+    token_secret: Annotated[Key, AfterValidator(check_secrets)] | None = Field(
+        None,
+        description="signs webhook tokens, so that they survive the loss of their row: comma list, "
+        "newest first, the same for receivers and workers; none: random tokens",
+    )
     webhook_max_bytes: int = Field(
         1024 * 1024,
         ge=1024,
@@ -147,7 +153,7 @@ class Settings(FiledSettings):
     )
     unknown_seconds: Seconds = Field(
         timedelta(seconds=5400),
-        description="after this, a submission whose outcome stayed unknown is proven dead",
+        description="least time before a submission that stayed unknown may be sent again",
     )
     unknown_policy: UnknownPolicy = Field(
         UnknownPolicy.RESUBMIT, description="what follows then: resubmit, or hold for a human"
@@ -245,6 +251,13 @@ class Settings(FiledSettings):
             f"{self.fal_key_id.get_secret_value()}:{self.fal_key_secret.get_secret_value()}"
         )
 
+    @property
+    def token_secrets(self) -> tuple[SecretStr, ...]:
+        """The first one signs webhook tokens, all of them verify."""
+        if self.token_secret is None:
+            return ()
+        return tuple(map(SecretStr, self.token_secret.get_secret_value().split(",")))
+
 
 # By their type, so that a new one is masked from its first day.
 SECRET_FIELDS = {
@@ -255,6 +268,7 @@ SECRET_FIELDS = {
 def list_secrets(settings: Settings) -> list[str]:
     """Every text in the settings that nobody may read, for whoever writes logs."""
     held = [value for _, value in settings if isinstance(value, SecretStr)]
+    held += settings.token_secrets
     keys = [one.get_secret_value() for one in (*held, settings.fal_credentials) if one is not None]
     urls = (settings.database_url, settings.broker_url, settings.archive_url)
     passwords = [urlsplit(url).password for url in urls]

@@ -7,8 +7,9 @@ acknowledges late: until its row is committed, the message is all there is of th
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cache
+from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from celery.signals import (
     worker_init,
     worker_process_init,
     worker_process_shutdown,
+    worker_ready,
     worker_shutdown,
 )
 from sqlalchemy.exc import DataError, DBAPIError
@@ -37,6 +39,7 @@ from worker.errors import (
     UploadUnavailableError,
     Violation,
 )
+from worker.fal.platform import PlatformClient
 from worker.jobs.states import Doorbell, Step
 from worker.measures import refresh_measures
 from worker.runtime import Runtime
@@ -85,6 +88,23 @@ def check_worker(**_: object) -> None:
         sys.exit(f"database_unavailable: {describe_database_error(error)}")
     finally:
         runtime.db.close()
+
+
+@worker_ready.connect
+def check_listing(**_: object) -> None:
+    """Say once, at the start, if a lost submission could only be held; without waiting for fal."""
+    Thread(target=_warn_of_unreadable_listing, name="listing check", daemon=True).start()
+
+
+def _warn_of_unreadable_listing() -> None:
+    settings = load_settings()
+    with closing(PlatformClient(settings.fal_platform_url, Runtime(settings).credentials)) as fal:
+        gap = fal.explain_unreadable(settings.fal_endpoint, read_clock())
+    if gap is not None:
+        log.warning(
+            "listing_unreadable",
+            reason=f"fal's listing {gap}: a submission whose reply is lost will be held",
+        )
 
 
 @worker_process_init.connect

@@ -176,6 +176,11 @@ def _explain_submitted(job: Job, newest: Attempt | None, now: datetime) -> _Case
         waits_for = f"fal to end it, as was asked for (fal answered {answer or 'nothing yet'})"
         then = "fal is asked how it ended; a result that comes all the same is archived"
         return _Case(waits_for, job.due_at, then, CANCEL_WISHED)
+    if job.is_unrecordable:
+        waits_for = f"the database to take what fal has made ({job.blocked_reason})"
+        then = "fal is asked for it again"
+        may_do = "put right what the reason names: fal keeps the paid result for a limited time"
+        return _Case(waits_for, job.due_at, then, may_do)
     if _is_overdue(job, now):
         return _explain_overdue(job, f"be asked about at fal{told}", CANCEL_ASKED)
     then = "fal is asked about it, and again after growing pauses"

@@ -68,7 +68,7 @@ def describe_command(given: argparse.Namespace) -> str:
     words = [f"--only {name}" for name in given.only or ()]
     words += [f"--database {given.database}"] if given.database != "both" else []
     words += ["--short"] if given.short else []
-    return f'make chaos ARGS="{" ".join(words)}"' if words else "make chaos"
+    return " ".join(["python -m tests.chaos", *words])
 
 
 if __name__ == "__main__":

@@ -79,11 +79,15 @@ def sweep_kills(site: Site, plan: Plan) -> Iterator[Finding]:
     sweep = Round(site, "kill sweep")
     with sweep.loaded(plan.pace), ThreadPoolExecutor(1) as thread:
         hunt = thread.submit(pack.hunt)
-        while not hunt.done():
-            listing.turn()
-            if site.count_live() < MOST_LIVE:
-                site.send_wish()
-            PAUSE.wait(WISH_PAUSE)
+        try:
+            while not hunt.done():
+                listing.turn()
+                if site.count_live() < MOST_LIVE:
+                    site.send_wish()
+                PAUSE.wait(WISH_PAUSE)
+        finally:
+            # Whoever interrupts the sweep does not wait for all its kills.
+            pack.enough.set()
         hunt.result()
     # Jobs that are held for want of a listing are resolved once there is one.
     listing.change()

@@ -1,4 +1,4 @@
-"""How long and how hard: the long form for `make chaos`, the short one for CI."""
+"""How long and how hard: the long form for `make soak`, the short one for CI."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ LONG = Plan(
     lock_seconds=25,
 )
 SHORT = Plan(
-    kills=100,
+    kills=30,
     pace=6,
     jobs=20,
     crowd=100,

@@ -111,12 +111,12 @@ def test_table_replaces_what_stands_between_the_marks(tmp_path) -> None:
     document = tmp_path / "reliability.md"
     document.write_text("a\n<!-- begin of chaos table -->\nold\n<!-- end of chaos table -->\nb\n")
     finding = Finding("kill sweep", "SQLite", 1200, 1000, 0, 0, 12.34, problems=["x"])
-    write_table([finding], "make chaos", document)
+    write_table([finding], "python -m tests.chaos", document)
     written = document.read_text()
     assert written.startswith("a\n<!-- begin")
     assert written.endswith("<!-- end of chaos table -->\nb\n")
     assert "old" not in written
-    assert "`make chaos`, 20" in written
+    assert "`python -m tests.chaos`, 20" in written
     assert render_table([finding]) in written
     assert "1,200 | 1,000 | 0    | 0          | 12.3 " in written
 
@@ -125,7 +125,7 @@ def test_table_without_marks_is_refused(tmp_path) -> None:
     document = tmp_path / "reliability.md"
     document.write_text("no marks")
     with pytest.raises(ValueError, match="marks"):
-        write_table([], "make chaos", document)
+        write_table([], "python -m tests.chaos", document)
     assert document.read_text() == "no marks"
 
 

@@ -2,17 +2,10 @@
 
 import json
 import re
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path
-
-import pytest
 
 from tests.deployment.compose import ROOT, list_commands, read_compose
-from tests.harness.processes import BIN
 from worker.settings import Settings
 
 OF_PYTHON = {"PATH", "PYTHONUNBUFFERED"}
@@ -117,31 +110,3 @@ def test_version_of_the_image_is_the_projects() -> None:
     for service in read_compose({"WEBHOOK_BASE_URL": "https://x"})["services"].values():
         if "build" in service:
             assert service["image"] == f"extend-video:{version}"
-
-
-@pytest.mark.timeout(300)
-def test_copied_files_are_enough_to_install_and_start_every_command(tmp_path) -> None:
-    """As the build stage does, from what it has copied alone."""
-    source, target = tmp_path / "app", tmp_path / "site"
-    for name in list_sources(BUILD):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name)
-        else:
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, source / name)
-    install = [sys.executable, "-m", "pip", "--quiet", "install", "--no-deps", "--target", target]
-    install += ["--no-build-isolation", "--disable-pip-version-check", "."]
-    subprocess.run(install, cwd=source, check=True)
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import emulator.server, migrations, webhook, worker, worker.cli, worker.tasks\n"
-        "for one in (emulator, migrations, webhook, worker):\n"
-        "    assert one.__path__[0].startswith(sys.argv[1]), one\n"
-        "from worker.schema import upgrade_schema\n"
-        "print(upgrade_schema(f'sqlite:///{sys.argv[2]}'))\n"
-    )
-    command = [str(BIN / "python"), "-I", "-c", script, str(target), str(tmp_path / "jobs.db")]
-    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.strip()
-    assert Path(target / "bin" / "extend-video").exists()

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from cryptography.exceptions import InvalidSignature
 
-from tests.emulator.processes import start_emulator
+from emulator.signing import KeyRing
 from tests.emulator.receiver import Received, start_meeting
 from tests.emulator.signatures import verify
 
@@ -117,9 +117,7 @@ def test_webhooks_are_posted_so_many_at_once(busy):
 
 
 def test_signing_key_survives_a_restart(tmp_path):
-    keys = []
-    for _ in range(2):
-        with start_emulator(tmp_path, "--user-id", "me") as emulator:
-            keys.append(emulator.client.get("/.well-known/jwks.json").json())
+    path = tmp_path / "signing-key"
+    keys = [KeyRing(path, "me").signer.publish_keys() for _ in range(2)]
     assert keys[0] == keys[1]
-    assert (tmp_path / "signing-key").stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -1,5 +1,4 @@
 import itertools
-from typing import Any
 
 import pytest
 
@@ -41,14 +40,10 @@ def test_parse_of_bare_fault_fills_in_defaults():
         ({"kind": "hang", "seconds": -1}, "seconds must be a number of seconds from 0 to 86400"),
         ({"kind": "hang", "seconds": float("nan")}, "seconds must be"),
         ({"kind": "status", "code": 200}, "code must be a whole number from 400 to 599, not 200"),
-        ({"kind": "status", "detail": 7}, "detail must be a string or a list"),
-        ({"kind": "status", "error_type": 7}, "error_type must be a string"),
-        ({"kind": "status", "headers": []}, "headers must be an object of strings or nulls"),
         ({"kind": "status", "headers": {"a": "b\nc"}}, "headers must be"),
         ({"kind": "ingress", "code": 500}, "code must be 502 or 503 or 504, not 500"),
         ({"kind": "malformed", "form": "odd"}, "form must be 'not_json' or 'truncated'"),
         ({"point": "webhook", "kind": "repeat", "count": 0}, "count must be a whole number from 1"),
-        ({"point": "webhook", "kind": "forged", "also": 1}, "also must be true or false"),
         ({"point": "cdn", "kind": "truncate", "bytes": -1}, "bytes must be a whole number from 0"),
         ({"point": "cdn", "kind": "drip", "bytes_per_second": 0}, "must be a number above 0"),
         ({"point": "cdn", "kind": "wrong_length", "surplus": 0}, "a whole number but 0"),
@@ -65,17 +60,6 @@ def test_parse_of_wrong_fault_names_place_and_reason(change, complaint):
         parse_faults([STATUS, {**STATUS, **change}])
     assert str(caught.value).startswith("faults[1]: ")
     assert complaint in str(caught.value)
-
-
-@pytest.mark.parametrize(("value", "complaint"), [({}, "must be a list"), ([1], "must be an obj")])
-def test_parse_of_no_list_of_objects_is_refused(value: Any, complaint):
-    with pytest.raises(WrongSettingError, match=complaint):
-        parse_faults(value)
-
-
-def test_take_at_another_point_gives_nothing():
-    faults = Faults([Fault("status", "stuck")])
-    assert faults.take("result", make_request()) is None
 
 
 def test_take_with_several_gives_first_that_still_fires():
@@ -114,12 +98,6 @@ def test_take_by_rate_fires_that_often():
     faults = Faults([Fault("status", "stuck", rate=0.25)], seed=3)
     fired = fire(faults, "p" * 1000)["p"]
     assert 0.2 < sum(fired) / 1000 < 0.3
-
-
-@pytest.mark.parametrize(("rate", "expected"), [(0, False), (1, True)])
-def test_take_by_extreme_rate_is_certain(rate, expected):
-    fired = fire(Faults([Fault("status", "stuck", rate=rate)]), "p" * 200)["p"]
-    assert set(fired) == {expected}
 
 
 def test_take_with_same_seed_repeats_whatever_the_order():

@@ -64,21 +64,17 @@ def test_header_of_uploads_says_nothing_of_results(quick):
     assert get(quick.get_result(request_id).json()["video"]["url"]).status_code == 200
 
 
-def test_uploaded_file_is_deleted_at_its_end(quick):
-    url = upload(quick, b"content", {HEADERS[0]: write_lifecycle(seconds=1)})
-    path = quick.directory / find_path(url).removeprefix("/")
+def test_files_are_deleted_at_their_end_and_a_result_is_still_shown(quick):
+    uploaded = upload(quick, b"content", {HEADERS[0]: write_lifecycle(seconds=1)})
+    path = quick.directory / find_path(uploaded).removeprefix("/")
     assert path.read_bytes() == b"content"
-    wait_until(lambda: get(url).status_code == 404)
-    assert not path.exists()
-    assert get(url, **get_token(quick)).status_code == 404
-
-
-def test_result_is_deleted_at_its_end_and_still_told_of(quick):
     headers = {HEADERS[1]: json.dumps({"expiration_duration_seconds": 1})}
     request_id = quick.post(headers=headers).json()["request_id"]
-    url = quick.get_result(request_id).json()["video"]["url"]
-    wait_until(lambda: get(url).status_code == 404)
-    assert quick.get_result(request_id).json()["video"]["url"] == url
+    rendered = quick.get_result(request_id).json()["video"]["url"]
+    wait_until(lambda: [get(url).status_code for url in (uploaded, rendered)] == [404, 404])
+    assert not path.exists()
+    assert get(uploaded, **get_token(quick)).status_code == 404
+    assert quick.get_result(request_id).json()["video"]["url"] == rendered
 
 
 def test_file_that_may_not_be_read_cannot_be_an_input(emulator, sample):
@@ -89,13 +85,9 @@ def test_file_that_may_not_be_read_cannot_be_an_input(emulator, sample):
 
 WRONG = [
     "{",
-    "[]",
-    '{"expires": 1}',
     '{"expiration_duration_seconds": 0}',
     '{"expiration_duration_seconds": "1h"}',
-    '{"initial_acl": "hide"}',
     '{"initial_acl": {"default": "deny"}}',
-    '{"initial_acl": {"rules": {}}}',
     '{"initial_acl": {"rules": [{"user": 1, "decision": "hide"}]}}',
 ]
 
@@ -109,11 +101,6 @@ def test_wrong_lifecycle_is_refused_and_named(quick, value):
     assert [submitted.status_code, initiated.status_code] == [400, 400]
     assert HEADERS[1] in submitted.json()["detail"]
     assert HEADERS[0] in initiated.json()["detail"]
-
-
-def test_life_longer_than_a_century_is_cut(quick):
-    url = upload(quick, b"a", {HEADERS[0]: '{"expiration_duration_seconds": 1000000000000000}'})
-    assert get(url).status_code == 200
 
 
 # ------------------------------------------------------------------ asked and changed
@@ -132,18 +119,7 @@ def test_acl_is_shown_and_replaced(quick, base):
     assert get(url).status_code == 200
 
 
-def test_acl_can_be_set_on_what_a_person_put_there(quick):
-    put_there = {"url": quick.sample_url}
-    quick.client.put("/v1/storage/files/acl", params=put_there, json={"default": "hide"})
-    assert get(quick.sample_url).status_code == 404
-    quick.client.put("/v1/storage/files/acl", params=put_there, json={})
-    assert get(quick.sample_url).status_code == 200
-
-
-@pytest.mark.parametrize(
-    ("method", "url"),
-    [("GET", ""), ("PUT", "/files/none"), ("POST", "http://["), ("GET", "/etc/passwd")],
-)
+@pytest.mark.parametrize(("method", "url"), [("PUT", "/files/none"), ("POST", "http://[")])
 def test_file_that_is_none_is_not_found(quick, method, url):
     path = "/v1/storage/files/" + ("sign" if method == "POST" else "acl")
     response = quick.client.request(method, path, params={"url": url}, json={})
@@ -151,20 +127,20 @@ def test_file_that_is_none_is_not_found(quick, method, url):
     assert response.json()["error"]["type"] == "not_found"
 
 
-@pytest.mark.parametrize("body", [b"{", b'{"default": "deny"}'])
-def test_wrong_acl_is_refused_and_changes_nothing(quick, body):
+def test_wrong_acl_is_refused_and_changes_nothing(quick):
     url = upload(quick, b"content", {HEADERS[0]: write_lifecycle("hide")})
-    response = quick.client.put("/v1/storage/files/acl", params={"url": url}, content=body)
+    body = {"default": "deny"}
+    response = quick.client.put("/v1/storage/files/acl", params={"url": url}, json=body)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "validation_error"
     assert get(url).status_code == 404
 
 
-@pytest.mark.parametrize("path", ["acl", "sign"])
-def test_access_is_asked_for_with_the_key(quick, path):
-    response = httpx.get(f"{quick.url}/v1/storage/files/{path}", trust_env=False)
-    assert response.status_code == 401
-    assert response.json()["error"]["type"] == "authorization_error"
+def test_access_is_asked_for_with_the_key(quick):
+    for path in ("acl", "sign"):
+        response = httpx.get(f"{quick.url}/v1/storage/files/{path}", trust_env=False)
+        assert response.status_code == 401
+        assert response.json()["error"]["type"] == "authorization_error"
 
 
 # ------------------------------------------------------------------ signed URLs
@@ -192,7 +168,7 @@ def test_signed_url_opens_no_other_file(quick):
     assert get(f"{one}?{query}").status_code == 404
 
 
-@pytest.mark.parametrize("seconds", [0, 604_801, "60", 1.5])
+@pytest.mark.parametrize("seconds", [604_801, "60"])
 def test_wrong_time_of_a_signed_url_is_refused(quick, seconds):
     url = upload(quick, b"a")
     body = {"expiration_seconds": seconds}
@@ -200,13 +176,6 @@ def test_wrong_time_of_a_signed_url_is_refused(quick, seconds):
     headers = get_token(quick)
     by_token = httpx.post(f"{url}/sign", json={"duration": seconds}, headers=headers)
     assert [by_key.status_code, by_token.status_code] == [400, 400]
-
-
-def test_signing_at_cdn_takes_its_token_and_a_file_that_is_there(quick):
-    url = upload(quick, b"a")
-    assert quick.client.post(f"{url}/sign").status_code == 401
-    assert quick.client.post(f"{url}x/sign", headers=get_token(quick)).status_code == 404
-    assert list_leaks(quick, find_path(url))[0]["credential"] == "key"
 
 
 def test_key_sent_along_with_a_download_is_remembered_and_of_no_use(quick):

@@ -68,17 +68,14 @@ def test_page_shows_inputs_that_were_paid_twice(quick):
     assert words.count("paid twice") == 3
 
 
-def test_page_escapes_what_strangers_wrote(quick):
+def test_page_escapes_what_strangers_wrote_and_needs_nothing_from_elsewhere(quick):
     prompt = "<script>alert(1)</script>&"
     request_id = quick.submit({"prompt": prompt})
     quick.wait_for_status(request_id, "COMPLETED")
     reader = read_page(quick)
+    attributes = [attrs for _, attrs in reader.seen]
     assert prompt in "".join(reader.text)
-    assert "script" not in [tag for tag, _ in reader.seen]
-
-
-def test_page_needs_nothing_from_elsewhere_and_renews_itself(quick):
-    reader = read_page(quick)
-    assert [attrs for _, attrs in reader.seen if {"src", "href"} & set(attrs)] == []
-    assert {"http-equiv": "refresh", "content": "2"} in [attrs for _, attrs in reader.seen]
     assert "emulator-key" not in "".join(reader.text)
+    assert "script" not in [tag for tag, _ in reader.seen]
+    assert [attrs for attrs in attributes if {"src", "href"} & set(attrs)] == []
+    assert {"http-equiv": "refresh", "content": "2"} in attributes

@@ -62,12 +62,12 @@ def test_listing_with_status_fault_has_the_platforms_envelope(faulty, done, code
     assert response.headers["retry-after"] == "7"
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_answer_with_ingress_fault_is_html(faulty, done, point):
-    faulty.order({"point": point, "kind": "ingress", "code": 504})
-    response = ask(faulty, point, done)
-    assert response.status_code == 504
-    assert "nginx" in response.text
+def test_answer_with_ingress_fault_is_html(faulty, done):
+    for point in POINTS:
+        faulty.order({"point": point, "kind": "ingress", "code": 504})
+        response = ask(faulty, point, done)
+        assert (point, response.status_code) == (point, 504)
+        assert "nginx" in response.text
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -116,29 +116,23 @@ def test_answer_malformed_is_of_no_use(faulty, done, point, form):
         assert (response.text == "{}") is (form == "empty")
 
 
-@pytest.mark.parametrize("kind", ["status", "hang"])
-def test_cancel_that_is_refused_cancels_nothing(faulty, kind):
-    faulty.order({"point": "cancel", "kind": kind, **({"seconds": 0} if kind == "hang" else {})})
+def test_cancel_that_is_refused_cancels_nothing(faulty):
+    faulty.order({"point": "cancel", "kind": "status"})
     request_id = faulty.submit()
-    try:
-        code = faulty.cancel(request_id).status_code
-    except BROKEN_OFF:
-        code = 0
-    assert code == (500 if kind == "status" else 0)
+    assert faulty.cancel(request_id).status_code == 500
     assert faulty.get_result(request_id).status_code == 200
     assert faulty.find(request_id)["cancel_requested"] is False
 
 
-@pytest.mark.parametrize("fields", [{}, {"fps": 0}])
-def test_status_stuck_is_in_progress_for_ever(faulty, fields):
-    request_id = faulty.submit(fields)
+def test_status_stuck_is_in_progress_for_ever(faulty):
+    request_id = faulty.submit({"fps": 0})
     faulty.wait_for_status(request_id, "COMPLETED")
     faulty.order({"point": "status", "kind": "stuck"})
     response = ask(faulty, "status", request_id)
     body = response.json()
     assert (response.status_code, body["status"], body["metrics"]) == (202, "IN_PROGRESS", {})
     assert not {"queue_position", "error", "error_type"} & set(body)
-    assert ask(faulty, "result", request_id).status_code in (200, 422)
+    assert ask(faulty, "result", request_id).status_code == 422
 
 
 def test_file_truncated_again_and_again_is_whole_in_ranges(faulty, done):
@@ -267,24 +261,6 @@ def test_file_that_expired_is_dead_and_the_result_names_a_fresh_url(faulty, done
     assert {**fresh, "url": None} == {**old, "url": None}
     assert faulty.client.get(fresh["url"]).content == whole
     assert faulty.client.get(old["url"]).status_code == code
-
-
-def test_file_may_expire_again_under_its_fresh_url(faulty, done):
-    faulty.order({"point": "cdn", "kind": "expire", "times": 2})
-    urls = []
-    for _ in range(2):
-        urls.append(faulty.find(done)["result"]["video"]["url"])
-        assert faulty.client.get(urls[-1]).status_code == 403
-    assert ask(faulty, "cdn", done).status_code == 200
-    assert [faulty.client.get(url).status_code for url in urls] == [403, 403]
-
-
-def test_file_of_another_prompt_or_of_nobody_is_spared(faulty, done):
-    faulty.order({"point": "cdn", "kind": "status", "match": {"prompt": "some other"}})
-    assert ask(faulty, "cdn", done).status_code == 200
-    faulty.order({"point": "cdn", "kind": "status"})
-    assert faulty.client.get(faulty.sample_url).status_code == 200
-    assert faulty.count_fired() == [0]
 
 
 def read_until_broken(response: httpx.Response) -> bytes:

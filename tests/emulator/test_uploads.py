@@ -21,7 +21,6 @@ from tests.emulator.uploading import (
     name_part,
     put,
     send_signed,
-    upload,
 )
 
 PARTS = [b"one " * 30_000, b"two " * 30_000, b"three"]
@@ -41,21 +40,10 @@ def test_file_is_not_there_before_it_was_put(quick):
     assert get(initiate(quick)["file_url"]).status_code == 404
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/storage/upload/initiate", "/storage/upload/initiate-multipart", "/storage/auth/token"],
-)
-def test_asking_without_key_is_refused(quick, path):
-    response = httpx.post(f"{quick.url}{path}", json={}, trust_env=False)
-    assert response.status_code == 401
-
-
-@pytest.mark.parametrize("kind", ["fal-cdn-v3", "gcs"])
-def test_both_storage_types_of_the_clients_are_known(quick, kind):
-    body = {"file_name": "a", "content_type": "b/c"}
-    path = "/storage/upload/initiate"
-    response = quick.client.post(path, params={"storage_type": kind}, json=body)
-    assert set(response.json()) == {"upload_url", "file_url"}
+def test_asking_without_key_is_refused(quick):
+    for path in ("upload/initiate", "upload/initiate-multipart", "auth/token"):
+        response = httpx.post(f"{quick.url}/storage/{path}", json={}, trust_env=False)
+        assert (path, response.status_code) == (path, 401)
 
 
 @pytest.mark.parametrize("path", ["/storage/upload/initiate", "/storage/auth/token"])
@@ -69,9 +57,7 @@ def test_unknown_storage_type_is_refused(quick, path):
     ("body", "code"),
     [
         (b'{"file_name": "a"}', 422),
-        (b'{"file_name": 1, "content_type": "a/b"}', 422),
         (b'{"file_name": "a", "content_type": "a/b\\r\\nX: y"}', 422),
-        (b"[]", 422),
         (b"[" * 100_000, 400),
     ],
 )
@@ -81,7 +67,7 @@ def test_description_that_lacks_something_is_refused(quick, body, code):
     assert response.json()["detail"]
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "", "é?#%2f", "x" * 400])
+@pytest.mark.parametrize("name", ["../../etc/passwd", "é?#%2f" + "x" * 400])
 def test_file_name_never_leads_elsewhere(quick, name):
     body = {"file_name": name, "content_type": "a/b"}
     given = quick.client.post("/storage/upload/initiate", json=body).json()
@@ -93,8 +79,9 @@ def test_file_name_never_leads_elsewhere(quick, name):
 # ------------------------------------------------------------------ credentials
 
 
-@pytest.mark.parametrize("credential", ["key", "other", "cdn_token"])
-@pytest.mark.parametrize("tail", ["", "/1"])
+@pytest.mark.parametrize(
+    ("credential", "tail"), [("key", ""), ("key", "/1"), ("other", ""), ("cdn_token", "")]
+)
 def test_credential_at_signed_url_is_refused_and_remembered(quick, credential, tail):
     header = {"key": "Key emulator-key", "other": "Basic abc", **get_token(quick)}
     header["cdn_token"] = header.pop("Authorization")
@@ -110,12 +97,6 @@ def test_credential_at_signed_url_is_refused_and_remembered(quick, credential, t
     assert get(given["file_url"]).status_code == 404
 
 
-def test_upload_without_credential_is_no_leak(quick):
-    given = initiate(quick)
-    put(given["upload_url"], b"content")
-    assert list_leaks(quick, find_path(given["upload_url"])) == []
-
-
 def test_leaks_can_be_cleared(quick):
     quick.client.post("/files/upload", content=b"a")
     assert quick.client.get("/_emulator/leaks").json()
@@ -123,7 +104,7 @@ def test_leaks_can_be_cleared(quick):
     assert quick.client.get("/_emulator/leaks").json() == []
 
 
-@pytest.mark.parametrize("signature", ["", "9999999999.00", "é", "x.y"])
+@pytest.mark.parametrize("signature", ["", "9999999999.00", "é"])
 def test_wrong_signature_is_refused(quick, signature):
     url = initiate(quick)["upload_url"].partition("?")[0]
     response = httpx.put(url, params={"signature": signature}, content=b"a", trust_env=False)
@@ -136,11 +117,11 @@ def test_signature_of_one_upload_is_of_no_use_for_another(quick):
     assert put(mixed, b"a").status_code == 403
 
 
-@pytest.mark.parametrize("path", ["upload", "upload/multipart", "b/1/2/multipart/3/complete"])
-def test_cdn_takes_no_upload_without_its_own_token(quick, path):
-    for header in ({}, {"Authorization": "Key emulator-key"}):
-        response = httpx.post(f"{quick.url}/files/{path}", content=b"a", headers=header)
-        assert response.status_code == 401
+def test_cdn_takes_no_upload_without_its_own_token(quick):
+    for path in ("upload", "upload/multipart", "b/1/2/multipart/3/complete"):
+        for header in ({}, {"Authorization": "Key emulator-key"}):
+            response = httpx.post(f"{quick.url}/files/{path}", content=b"a", headers=header)
+            assert (path, response.status_code) == (path, 401)
 
 
 def test_key_sent_to_cdn_with_an_upload_is_remembered(quick):
@@ -207,7 +188,6 @@ def test_completing_twice_is_completing_once(quick):
         (lambda told: [*told, told[0]], "each once"),
         (lambda told: [*told, {"partNumber": 4, "etag": "x"}], "part 4 was not received"),
         (lambda told: [{**told[0], "etag": '"0"'}, *told[1:]], "another etag"),
-        (lambda told: [{"number": 1}], "must be like"),
         (lambda told: None, "must be like"),
     ],
 )
@@ -270,18 +250,15 @@ def promise_more_than_is_sent(url: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("point", ["upload", "upload_part", "upload_complete"])
-@pytest.mark.parametrize(("kind", "code"), [("status", 500), ("hang", None)])
-def test_fault_comes_instead_of_the_step_of_an_upload(faulty, point, kind, code):
+def test_fault_comes_instead_of_the_step_of_an_upload(faulty, point):
     given = initiate(faulty, is_multipart=point != "upload")
     url = given["upload_url"]
     told = put(name_part(url, 1), b"a").json() if point == "upload_complete" else {}
-    options = {"seconds": 0.01} if kind == "hang" else {}
-    faulty.order({"point": point, "kind": kind, "times": 1, **options})
-    if code is None:
-        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)):
-            go_on(point, url, told)
-    else:
-        assert go_on(point, url, told).status_code == code
+    faulty.order({"point": point, "kind": "ingress", "times": 1})
+    assert go_on(point, url, told).status_code == 502
+    faulty.order({"point": point, "kind": "drop", "times": 1})
+    with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)):
+        go_on(point, url, told)
     assert get(given["file_url"]).status_code == 404
     assert go_on(point, url, told).status_code == 200
 
@@ -293,15 +270,4 @@ def go_on(point: str, url: str, told: object) -> httpx.Response:
     return put(name_part(url, 1), b"a") if point == "upload_part" else complete(url, [told])
 
 
-def test_fault_of_uploads_matches_no_request(faulty):
-    fault = {"point": "upload", "kind": "drop", "match": {"prompt": "a"}}
-    assert faulty.client.put("/_emulator/faults", json=[fault]).status_code == 400
-
-
 # ------------------------------------------------------------------ use and size
-
-
-def test_uploaded_video_is_extended(emulator, sample):
-    url = upload(emulator, sample.read_bytes())
-    result = emulator.get_result(emulator.submit({"video_url": url}))
-    assert (result.status_code, result.json()["video"]["num_frames"]) == (200, 28)

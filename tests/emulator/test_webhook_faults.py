@@ -55,19 +55,6 @@ def test_webhook_early_is_answered_before_the_submission(faulty, receiver):
     assert faulty.count_fired() == [1]
 
 
-def test_webhook_early_waits_no_longer_than_told(faulty, receiver):
-    early = {"point": "webhook", "kind": "early", "seconds": 0.1}
-    faulty.order(early, {"point": "webhook", "kind": "delay", "seconds": 3600})
-    body = faulty.post(query={"fal_webhook": receiver.url}).json()
-    assert faulty.find(body["request_id"])["deliveries"] == []
-
-
-def test_webhook_early_of_request_without_webhook_does_nothing(faulty):
-    faulty.order({"point": "webhook", "kind": "early", "seconds": 3600})
-    assert faulty.post().status_code == 200
-    assert faulty.count_fired() == [0]
-
-
 def test_webhook_delayed_comes_so_much_later(faulty, receiver):
     faulty.order({"point": "webhook", "kind": "delay", "seconds": 0.2})
     request_id = submit_to_end(faulty, receiver)
@@ -82,13 +69,6 @@ def test_webhook_reordered_comes_after_the_next_one(faulty, receiver):
     second = submit_to_end(faulty, receiver, "the second")
     ids = [json.loads(receiver.take().body)["request_id"] for _ in range(2)]
     assert ids == [second, first]
-
-
-def test_webhooks_all_reordered_are_swapped_in_pairs(faulty, receiver):
-    faulty.order({"point": "webhook", "kind": "reorder"})
-    submitted = [submit_to_end(faulty, receiver) for _ in range(2)]
-    ids = [json.loads(receiver.take().body)["request_id"] for _ in range(2)]
-    assert ids == submitted[::-1]
 
 
 def test_webhook_reordered_without_another_comes_after_all(faulty, receiver):
@@ -143,7 +123,6 @@ def test_webhook_truncated_is_signed_as_it_is(faulty, receiver):
     ("fields", "status", "error"),
     [
         ({}, "OK", None),
-        ({}, "ERROR", "Invalid status code: 500"),
         ({"fps": 0}, "ERROR", "Invalid status code: 422"),
     ],
 )
@@ -157,15 +136,14 @@ def test_webhook_without_payload_says_why(faulty, receiver, fields, status, erro
     assert body["payload_error"]
 
 
-@pytest.mark.parametrize("kind", ["forged", "payload_null"])
-def test_webhook_spoiled_and_genuine_both_come_if_so_ordered(faulty, receiver, kind):
-    faulty.order({"point": "webhook", "kind": kind, "also": True})
+def test_webhook_spoiled_and_genuine_both_come_if_so_ordered(faulty, receiver):
+    faulty.order({"point": "webhook", "kind": "forged", "also": True})
     request_id = submit_to_end(faulty, receiver)
     received = [receiver.take() for _ in range(2)]
     verify(faulty, received[1])
     assert json.loads(received[1].body)["payload"] == faulty.get_result(request_id).json()
     deliveries = faulty.wait_for_deliveries(request_id, 2)
-    assert [one["fault"] for one in deliveries] == [kind, None]
+    assert [one["fault"] for one in deliveries] == ["forged", None]
 
 
 def test_rotated_key_alone_is_published_and_kept(faulty, receiver):

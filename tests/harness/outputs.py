@@ -31,14 +31,12 @@ class Output:
     stated: Stated
 
 
-def render_output(
-    directory: Path, form: str, *, rate: Fraction | int = 12, **fields: object
-) -> Output:
-    """24 frames of source at that rate and 12 new ones, unless the fields say otherwise."""
+def render_output(directory: Path, form: str) -> Output:
+    """24 frames of source, 12 per second, and 12 new ones."""
     named = {"prompt": "p", "video_url": "v", "video_output_type": FORMS[form]}
     directory.mkdir(parents=True, exist_ok=True)
-    order = place_order(read_input({**named, **FEW, **fields}), directory)
-    clip = make_clip(directory / "clip.mp4", rate=rate)
+    order = place_order(read_input({**named, **FEW}), directory)
+    clip = make_clip(directory / "clip.mp4")
     shutil.move(clip, order.video)
     rendered = render(order, lambda: False)
     size = rendered.path.stat().st_size

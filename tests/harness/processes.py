@@ -16,6 +16,7 @@ import httpx
 
 from tests.emulator.processes import READY, Emulator
 from tests.harness.waiting import wait_until
+from worker.schema import upgrade_schema
 
 BIN = Path(sys.executable).parent
 MARK = "EXTEND_VIDEO_TEST_MARK"
@@ -283,9 +284,10 @@ def run_deployment(
     workers: WorkerPlan,
     changes: Mapping[str, str] | None = None,
 ) -> Iterator[Deployment]:
-    """Migrate, then start every daemon. `fal_url` is the emulator, or something in front of it.
+    """Migrate if need be, then start every daemon.
 
-    `changes` are settings that differ from a test's usual ones.
+    `fal_url` is the emulator, or something in front of it; `changes` are settings that differ from
+    a test's usual ones.
     """
     with bind_listener() as listener:
         settings = build_settings(
@@ -297,8 +299,7 @@ def run_deployment(
             broker_url=broker_url,
         )
         deployment = Deployment(yard, listener, {**settings, **(changes or {})}, workers)
-        migrated = deployment.run("migrate")
-        assert migrated.returncode == 0, migrated.stderr
+        upgrade_schema(database_url)
         deployment.start_missing()
         yield deployment
 

@@ -163,17 +163,21 @@ class SharedDatabase:
 
 
 MOST_BYTES = 256 * 1024
-TRUNCATE = b"TRUNCATE jobs, gates, uploads, tallies, workers RESTART IDENTITY CASCADE"
+TRUNCATE = b"""TRUNCATE jobs, gates, uploads, tallies, workers, restores, stray_deliveries
+    RESTART IDENTITY CASCADE"""
 SIZE = b"""SELECT sum(pg_relation_size(oid)) FROM pg_class
     WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"""
 EMPTY = b"""DELETE FROM jobs; DELETE FROM gates; DELETE FROM uploads; DELETE FROM tallies;
-    DELETE FROM workers; SELECT setval(oid::regclass, 1, false) FROM pg_class
+    DELETE FROM workers; DELETE FROM restores; DELETE FROM stray_deliveries;
+    SELECT setval(oid::regclass, 1, false) FROM pg_class
     WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace"""
 SCHEMA = b"""SELECT relname::text, attname::text, atttypid::text FROM pg_class
     JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
     WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
     UNION ALL SELECT relname::text, pg_get_indexdef(oid), '' FROM pg_class
     WHERE relkind = 'i' AND relnamespace = 'public'::regnamespace
+    UNION ALL SELECT conname::text, pg_get_constraintdef(oid), convalidated::text
+    FROM pg_constraint WHERE connamespace = 'public'::regnamespace
     UNION ALL SELECT 'revision', version_num, '' FROM alembic_version ORDER BY 1, 2"""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.emulator.processes import Emulator, start_emulator
 from tests.harness.brokers import take_messages
 from tests.harness.fal import ScriptedFal, run_fal
 from tests.harness.stages import Bench, Clients, open_clients
@@ -34,6 +35,38 @@ def desk(scripted_fal: ScriptedFal) -> ScriptedFal:
 @pytest.fixture
 def bench(db, desk, scripted_clients) -> Bench:
     return Bench(db, *scripted_clients)
+
+
+@pytest.fixture(scope="session")
+def shared_emulator(tmp_path_factory) -> Iterator[Emulator]:
+    directory = tmp_path_factory.mktemp("fal")
+    with start_emulator(directory, "--render", "fake", "--concurrency", "8") as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(shared_emulator: Emulator) -> Iterator[Emulator]:
+    """One that answers at once, and goes wrong as the test orders."""
+    yield shared_emulator
+    shared_emulator.client.delete("/_emulator/faults")
+
+
+@pytest.fixture(scope="session")
+def shared_busy_emulator(tmp_path_factory) -> Iterator[Emulator]:
+    options = ("--render", "fake", "--concurrency", "1", "--run-seconds", "3600")
+    with start_emulator(tmp_path_factory.mktemp("busy"), *options) as emulator:
+        emulator.wait_for_status(emulator.submit(), "IN_PROGRESS")
+        yield emulator
+
+
+@pytest.fixture
+def busy_emulator(shared_busy_emulator: Emulator) -> Iterator[Emulator]:
+    """One whose only runner is taken by a request that does not end; nobody waits behind it."""
+    yield shared_busy_emulator
+    shared_busy_emulator.client.delete("/_emulator/faults")
+    for request in shared_busy_emulator.list_requests():
+        if request["status"] == "IN_QUEUE":
+            shared_busy_emulator.cancel(request["request_id"])
 
 
 @pytest.fixture

@@ -1,16 +1,12 @@
 """`extend-video verify`, `rearchive`, `prune`: what they print, how they end, and being killed."""
 
 import io
-import json
 import os
 import pty
 import re
 import shlex
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,36 +24,18 @@ from tests.harness.archives import (
     name_of,
     set_columns,
 )
+from tests.harness.commands import Run, build_run
 from tests.harness.jobs import insert_job, read_job
-from tests.harness.logs import preserved_logging
 from tests.harness.processes import EXTEND_VIDEO, Yard, run_yard
 from tests.harness.waiting import wait_until
-from worker import care, cli, pruning
 from worker.db import Database
 from worker.jobs.models import JobRow
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.media.local_store import LocalStore
-from worker.runtime import Runtime, build_runtime
 
 NOW = datetime.now(UTC)
 LONG_AGO = NOW - timedelta(days=100)
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert self.out.count("\n") == 1, "one line for programs"
-        return json.loads(self.out)
-
-
-Run = Callable[..., Ended]
 
 
 @pytest.fixture
@@ -71,30 +49,10 @@ def settings(database_url, store) -> dict[str, str]:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, settings) -> Iterator[Run]:
-    """Runs the command in this process."""
+def run(monkeypatch, capsys, settings) -> Run:
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-
-    def build_and_close() -> Runtime:
-        opened.append(build_runtime())
-        return opened[-1]
-
-    opened: list[Runtime] = []
-    for module in (care, pruning):
-        monkeypatch.setattr(module, "build_runtime", build_and_close)
-
-    def run_in_process(*arguments: str) -> Ended:
-        monkeypatch.setattr("sys.argv", ["extend-video", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        while opened:
-            opened.pop().db.close()
-        return Ended(int(caught.value.code or 0), captured.out, captured.err)
-
-    with preserved_logging():
-        yield run_in_process
+    return build_run(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -144,7 +102,6 @@ def test_verify_lists_damage_with_its_reason_and_ends_with_1(run, db, store) -> 
     ]
 
 
-@ON_SQLITE
 def test_verify_of_a_sample_reads_so_many(run, db, store) -> None:
     for _ in range(5):
         archive_ended(db, store)
@@ -152,7 +109,6 @@ def test_verify_of_a_sample_reads_so_many(run, db, store) -> None:
     assert run("verify", "--tenant", "nobody").out == "verified 0 copies, 0.0 MiB: all fine\n"
 
 
-@ON_SQLITE
 def test_verify_in_the_wrong_archive_is_no_success(run, db, store, monkeypatch, tmp_path) -> None:
     archive_ended(db, store)
     monkeypatch.setenv("ARCHIVE_URL", f"file:{tmp_path}/other")
@@ -161,21 +117,19 @@ def test_verify_in_the_wrong_archive_is_no_success(run, db, store, monkeypatch, 
     assert ended.out.startswith("note  1 copies are in another archive than ARCHIVE_URL")
 
 
-@ON_SQLITE
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--sample", "0"),
-        ("--sample", "some"),
-        ("--not-since", "yesterday"),
-        ("--not-since", "2026-13-23T12:00:00"),
-        ("--orphans", "--sample", "3"),
-        ("--orphans", "--tenant", "t"),
-        ("all",),
+        ("verify", "--sample", "0"),
+        ("verify", "--not-since", "yesterday"),
+        ("verify", "--orphans", "--sample", "3"),
+        ("verify", "--orphans", "--tenant", "t"),
+        ("rearchive",),
+        ("rearchive", "x"),
     ],
 )
-def test_verify_used_wrongly_ends_with_2(run, arguments) -> None:
-    ended = run("verify", *arguments)
+def test_command_used_wrongly_ends_with_2(monkeypatch, capsys, arguments) -> None:
+    ended = build_run(monkeypatch, capsys)(*arguments)
     assert (ended.code, ended.out) == (2, "")
     assert "Usage:" in ended.err
 
@@ -215,31 +169,24 @@ def block_at(store: LocalStore, job: Job) -> Callable[[], None]:
     return unblock
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_verify_that_is_ended_midway_goes_on_where_it_was(
-    db, store, settings, yard, number
+def test_verify_that_is_interrupted_says_how_to_go_on_where_it_was(
+    run, db, store, settings, yard
 ) -> None:
-    """A signal has it say how; after a kill the time is that of its start."""
     jobs = [archive_ended(db, store) for _ in range(6)]
     remove_video(store, jobs[1])
     unblock = block_at(store, jobs[3])
-    began = datetime.now(UTC)
     part = yard.start("verify", [EXTEND_VIDEO, "verify", "--tenant", "default"], settings)
     wait_until(lambda: count_jobs(db, JobRow.archive_verified_at.is_not(None)) == 3)
-    part.process.send_signal(number)
-    code = part.wait()
+    part.process.send_signal(signal.SIGINT)
+    assert part.wait() == 130
     read = {job.id: read_job(db, job.id).archive_verified_at for job in jobs[:3]}
-    command = ["verify", "--not-since", began.isoformat()]
-    if number is not signal.SIGKILL:
-        assert code == 130
-        assert "3 copies were read; to go on:" in part.read_log()
-        command = shlex.split(part.read_log().splitlines()[-1])[1:]
-        assert command[-2:] == ["--tenant", "default"]
+    assert "3 copies were read; to go on:" in part.read_log()
+    command = shlex.split(part.read_log().splitlines()[-1])[1:]
+    assert command[-2:] == ["--tenant", "default"]
     unblock()
-    ended = yard.run([EXTEND_VIDEO, *command, "--json"], settings)
-    told = json.loads(ended.stdout)
-    assert (ended.returncode, told["checked"]) == (1, 3)
-    assert [one["job_id"] for one in told["damaged"]] == [str(jobs[1].id)]
+    ended = run(*command, "--json")
+    assert (ended.code, ended.json["checked"]) == (1, 3)
+    assert [one["job_id"] for one in ended.json["damaged"]] == [str(jobs[1].id)]
     assert {job_id: read_job(db, job_id).archive_verified_at for job_id in read} == read
     assert count_jobs(db, JobRow.archive_verified_at.is_(None)) == 0
 
@@ -261,7 +208,6 @@ def test_rearchive_tells_of_each_job_and_fails_if_one_does(run, db, store) -> No
     assert told.json == [{"id": str(intact.id), "outcome": "intact", "code": None, "why": None}]
 
 
-@ON_SQLITE
 def test_rearchive_of_what_fal_has_no_more_says_why(run, db, store, monkeypatch) -> None:
     monkeypatch.setenv("FAL_MEDIA_HOSTS", "media.test")
     job = archive_ended(db, store)
@@ -270,12 +216,6 @@ def test_rearchive_of_what_fal_has_no_more_says_why(run, db, store, monkeypatch)
     assert ended.code == 1
     assert re.match(rf"{job.id}  failed  media_refused: .*FAL_MEDIA_HOSTS", ended.out)
     assert read_job(db, job.id).archive_uri == job.archive_uri
-
-
-@ON_SQLITE
-@pytest.mark.parametrize("arguments", [(), ("x",)])
-def test_rearchive_used_wrongly_ends_with_2(run, arguments) -> None:
-    assert run("rearchive", *arguments).code == 2
 
 
 # ------------------------------------------------------------------ prune
@@ -310,7 +250,6 @@ def test_prune_with_consent_deletes_and_tells(run, db, store) -> None:
     assert [str(young.id) in name for name in list_names(store)] == [True] * 4
 
 
-@ON_SQLITE
 def test_prune_of_files_only_keeps_rows(run, db, store) -> None:
     job = archive_ended(db, store, ended_at=LONG_AGO)
     ended = run("prune", *OLD, "--files-only", "--yes")
@@ -320,7 +259,6 @@ def test_prune_of_files_only_keeps_rows(run, db, store) -> None:
     assert run("verify", "--json").json["checked"] == 0
 
 
-@ON_SQLITE
 def test_prune_tells_of_jobs_with_files_elsewhere(run, db, store) -> None:
     job = archive_ended(db, store, ended_at=LONG_AGO)
     set_columns(db, job.id, archive_uri="s3://elsewhere/a.mp4")
@@ -329,13 +267,11 @@ def test_prune_tells_of_jobs_with_files_elsewhere(run, db, store) -> None:
     assert count_jobs(db) == 1
 
 
-@ON_SQLITE
 @pytest.mark.parametrize(
     "arguments",
     [
         (),
-        *(("--older-than", age) for age in ("90", "d", "0d", "-1d", "1.5h", "1 d", "90D", "1w")),
-        *(("--older-than", age) for age in ("36501d", "9999999999d", "٩d", "1d2h", "")),
+        *(("--older-than", age) for age in ("90", "0d", "36501d", "1d2h", "3 months")),
         (*OLD, "--state", "queued"),
         (*OLD, "--label", "team", "--yes"),
         OLD,  # no terminal to ask at
@@ -349,40 +285,25 @@ def test_prune_used_wrongly_ends_with_2_and_deletes_nothing(
     ended = run("prune", *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err
+    assert ("'3 months' is no duration: a whole number" in ended.err) == ("3 months" in arguments)
     assert count_jobs(db) == 1
 
 
-@ON_SQLITE
-def test_wrong_age_says_which_are_right(run) -> None:
-    told = run("prune", "--older-than", "3 months", "--yes").err
-    assert "'3 months' is no duration: a whole number and a unit, as 90d, 12h, 30m or 45s" in told
-
-
-@ON_SQLITE
-@pytest.mark.parametrize("case", [("2", 0, 0), ("y", 1, 2), ("3", 1, 2)])
-def test_prune_on_a_terminal_asks_for_the_number(db, store, settings, yard, case) -> None:
-    typed, code, left = case
+@pytest.mark.parametrize(("typed", "code"), [("2", 0), ("y", 1)])
+def test_prune_on_a_terminal_asks_for_the_number(run, db, monkeypatch, typed, code) -> None:
     for _ in range(2):
-        archive_ended(db, store, ended_at=LONG_AGO)
+        insert_ended(db, ended_at=LONG_AGO)
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [EXTEND_VIDEO, "prune", *OLD],
-        cwd=yard.directory,
-        env=yard.build_env(settings),
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    os.close(theirs)
-    os.write(ours, f"{typed}\n".encode())
-    out, err = process.communicate(timeout=30)
+    with os.fdopen(theirs) as terminal:
+        monkeypatch.setattr("sys.stdin", terminal)
+        os.write(ours, f"{typed}\n".encode())
+        ended = run("prune", *OLD)
     os.close(ours)
-    assert (process.returncode, count_jobs(db)) == (code, left)
-    assert "the same key buys a new run then" in err
-    assert "type their number:" in err
-    assert ("pruned" in out.splitlines()[-1]) is True
-    assert ("nothing was deleted" in err) == bool(code)
+    assert (ended.code, count_jobs(db)) == (code, 2 * code)
+    told = ended.out + ended.err
+    assert "the same key buys a new run then" in told
+    assert "type their number:" in told
+    assert ("nothing was deleted" in told) == bool(code)
 
 
 def fill(db: Database, store: LocalStore, number: int) -> list[Path]:
@@ -402,24 +323,17 @@ def fill(db: Database, store: LocalStore, number: int) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("options", [(), ("--files-only",)])
-def test_prune_killed_again_and_again_ends_with_nothing_left(
-    database_url, store, settings, yard, options
-) -> None:
-    with closing(Database(database_url)) as db:
-        paths = fill(db, store, 180)
-        young, live = archive_ended(db, store, ended_at=NOW), insert_job(db)
-        command = [EXTEND_VIDEO, "prune", *OLD, "--yes", *options]
-        # the last one deleted before each kill: within a batch, and within a job
-        for fatal in (paths[4 * 30 + 1], paths[4 * 130 + 2]):
-            part = yard.start("prune", command, settings)
-            wait_until(lambda fatal=fatal: not fatal.exists(), 60)  # type: ignore[misc]  # bound now
-            assert part.is_running
-            part.kill()
-            assert count_jobs(db, JobRow.archive_pruned_at.is_not(None)) > 0
-        ended = yard.run(command, settings, 90)
-        assert (ended.returncode, ended.stderr) == (0, "")
-        assert count_jobs(db) == (180 if options else 0) + 2
-        assert count_jobs(db, JobRow.archive_uri.is_not(None)) == 1
-        assert [str(young.id) in name for name in list_names(store)] == [True] * 4
-        assert read_job(db, live.id) == live
+def test_prune_killed_within_a_job_is_ended_by_the_next(run, db, store, settings, yard) -> None:
+    paths = fill(db, store, 130)
+    young, live = archive_ended(db, store, ended_at=NOW), insert_job(db)
+    command = ["prune", *OLD, "--yes"]
+    part = yard.start("prune", [EXTEND_VIDEO, *command], settings)
+    wait_until(lambda: not paths[4 * 110 + 2].exists(), 60)
+    part.kill()
+    assert count_jobs(db, JobRow.archive_pruned_at.is_not(None)) > 0
+    ended = run(*command)
+    assert (ended.code, ended.err) == (0, "")
+    assert count_jobs(db) == 2
+    assert count_jobs(db, JobRow.archive_uri.is_not(None)) == 1
+    assert [str(young.id) in name for name in list_names(store)] == [True] * 4
+    assert read_job(db, live.id) == live

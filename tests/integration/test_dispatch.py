@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,6 @@ import pytest
 from celery import Celery
 
 from tests.harness.brokers import find_closed_port, open_black_hole, take_messages
-from tests.harness.servers import run_redis
 from tests.harness.waiting import wait_until
 from worker.app import QUEUES, create_app
 from worker.dispatch import Dispatcher
@@ -45,6 +45,12 @@ def dispatcher(redis_url) -> Iterator[Dispatcher]:
 
 
 @pytest.fixture
+def hasty(monkeypatch) -> None:
+    """A test waits for this bound."""
+    monkeypatch.setattr("worker.dispatch.RING_TIME", timedelta(seconds=0.2))
+
+
+@pytest.fixture
 def capture_logs(monkeypatch) -> list[dict[str, object]]:
     """What the dispatcher logs, from whatever thread."""
     lines: list[dict[str, object]] = []
@@ -63,7 +69,7 @@ def take_all(redis_url: str) -> dict[str, list[dict[str, Any]]]:
 
 def test_ring_all_writes_messages_as_ring_does_in_order(dispatcher, redis_url) -> None:
     """But for what differs between any two messages."""
-    bells = [Doorbell(step, UUID(int=number)) for number in range(250) for step in Step]
+    bells = [Doorbell(step, UUID(int=number)) for number in range(60) for step in Step]
     assert dispatcher.ring_all(bells)
     together = take_all(redis_url)
     for bell in bells:
@@ -89,6 +95,7 @@ def test_ring_all_of_nobody_asks_no_broker() -> None:
     assert build_dispatcher(f"redis://127.0.0.1:{find_closed_port()}/0").ring_all([])
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("away", ["refusing", "silent"])
 def test_ring_all_gives_up_in_time_on_a_broker_that_is_away(away) -> None:
     with open_black_hole() as hole:
@@ -115,11 +122,10 @@ def test_ring_publishes_task_name_and_job_id_only(dispatcher, redis_url, step) -
     assert not any(embed.values())
 
 
-@pytest.mark.parametrize("step", Step)
-def test_ring_writes_no_secret(dispatcher, redis_url, step) -> None:
-    dispatcher.ring(Doorbell(step, JOB_ID))
+def test_ring_writes_no_secret(dispatcher, redis_url) -> None:
+    dispatcher.ring(Doorbell(Step.SUBMIT, JOB_ID))
 
-    (message,) = take_messages(redis_url, f"extend_video.{step.value}")
+    (message,) = take_messages(redis_url, "extend_video.submit")
     text = json.dumps(message) + base64.b64decode(message["body"]).decode()
     assert not [secret for secret in SECRETS if secret in text]
 
@@ -168,6 +174,7 @@ def test_ring_soon_publishes_all_by_flush(dispatcher, redis_url) -> None:
     assert dispatcher.ring(bells[0]), "a flushed one rings again"
 
 
+@pytest.mark.usefixtures("hasty")
 def test_ring_soon_at_silent_broker_waits_for_nothing_and_logs_each(capture_logs) -> None:
     with open_black_hole() as hole:
         dispatcher = build_dispatcher(hole.redis_url)
@@ -195,15 +202,18 @@ def assert_gives_up_in_time(broker_url: str) -> None:
     dispatcher.close()
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_ring_at_refusing_broker_gives_up_in_time(scheme) -> None:
     assert_gives_up_in_time(f"{scheme}://127.0.0.1:{find_closed_port()}//")
 
 
-@pytest.mark.parametrize("scheme", ["redis", "amqp"])
-def test_ring_at_silent_broker_gives_up_and_ends_its_threads(scheme) -> None:
+@pytest.mark.slow  # kombu tries for four seconds before its thread ends
+@pytest.mark.usefixtures("hasty")
+def test_ring_at_silent_broker_gives_up_and_ends_its_threads() -> None:
     with open_black_hole() as hole:
-        assert_gives_up_in_time(hole.redis_url if scheme == "redis" else hole.amqp_url)
+        for url in (hole.redis_url, hole.amqp_url):
+            assert_gives_up_in_time(url)
         assert hole.connections, "the broker was never asked"
         # Threads that stay behind would pile up, one for each delivery while the broker is away.
         wait_until(lambda: not list_call_threads(), seconds=10)
@@ -211,16 +221,6 @@ def test_ring_at_silent_broker_gives_up_and_ends_its_threads(scheme) -> None:
 
 def test_ping_with_broker_there_succeeds(dispatcher) -> None:
     assert dispatcher.ping()
-
-
-def test_ring_after_broker_restart_recovers_by_second_ring() -> None:
-    bell = Doorbell(Step.SUBMIT, JOB_ID)
-    with run_redis() as url:
-        dispatcher = build_dispatcher(url)
-        assert dispatcher.ring(bell)
-    assert not dispatcher.ring(bell)
-    assert not dispatcher.ping()
-    dispatcher.close()
 
 
 def test_ring_over_connection_that_broker_dropped_recovers(redis_url, dispatcher) -> None:

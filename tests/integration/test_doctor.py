@@ -11,10 +11,13 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
+from typing_extensions import override
 from uuid_utils.compat import uuid7
 
 from tests.emulator.processes import Emulator, start_emulator
+from tests.harness.archives import WatchedStore
 from tests.harness.brokers import find_closed_port
+from tests.harness.commands import build_run
 from tests.harness.jobs import (
     ENDPOINT,
     LEASE,
@@ -24,11 +27,11 @@ from tests.harness.jobs import (
     read_attempts,
     read_job,
 )
-from tests.harness.logs import preserved_logging
 from tests.harness.webhooks import build_body
-from worker import cli, doctor
+from worker import doctor
 from worker.db import Database
 from worker.doctor import Diagnosis, DoctorTerms, examine
+from worker.errors import StoreUnavailableError
 from worker.fal.platform import PlatformClient
 from worker.findings import ABOUT_CHECKS
 from worker.jobs import attempts, deliveries, gates, slices, table
@@ -48,14 +51,10 @@ from worker.jobs.values import (
     Settlement,
     Verdict,
 )
-from worker.media import object_store
-from worker.media.store import Store, open_store
-from worker.runtime import Runtime, build_runtime
+from worker.media.store import ListedObject, Store, open_store
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-ON_POSTGRES = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 TERMS = DoctorTerms(ENDPOINT)
 VIDEO = b"a video of sorts"
 
@@ -267,11 +266,9 @@ def test_doctor_of_empty_table_is_clean(db) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [1, 2, 2000])
-def test_doctor_of_sound_table_is_clean_in_slices_of_any_size(
-    db, tmp_path, monkeypatch, size
-) -> None:
-    monkeypatch.setattr(slices, "SLICE", size)
+@pytest.mark.both_databases
+def test_doctor_of_sound_table_is_clean(db, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(slices, "SLICE", 2)
     make_all(db, tmp_path)
     diagnosis = run_doctor(db)
     assert diagnosis.findings == []
@@ -280,15 +277,15 @@ def test_doctor_of_sound_table_is_clean_in_slices_of_any_size(
     assert set(diagnosis.counts) == set(Check) - {Check.ORPHAN_AT_FAL, Check.MISSING_AT_FAL}
 
 
-@pytest.mark.parametrize("size", [1, 2000])
-def test_doctor_finds_each_violation_once_in_slices_of_any_size(db, monkeypatch, size) -> None:
-    monkeypatch.setattr(slices, "SLICE", size)
+def test_doctor_finds_each_violation_once_in_several_slices(db, monkeypatch) -> None:
+    monkeypatch.setattr(slices, "SLICE", 1)
     jobs = [submit_one(db)[0] for _ in range(3)]
     change(db, "DELETE FROM events")
     found = [one.job_id for one in find_all(db, Check.BROKEN_HISTORY)]
     assert sorted(map(str, found)) == sorted(str(job.id) for job in jobs)
 
 
+@pytest.mark.both_databases
 def test_live_row_without_due_time_is_found(db) -> None:
     job, _ = submit_one(db)
     with without_constraint(db, "ck_jobs_due_at"):
@@ -307,6 +304,7 @@ def test_ended_row_with_due_time_is_found(db) -> None:
     assert [one.job_id for one in found] == [job.id]
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("outcome", [None, Outcome.UNKNOWN])
 def test_unsettled_attempt_of_ended_job_is_found(db, outcome) -> None:
     job, attempt = begin_one(db)
@@ -318,14 +316,14 @@ def test_unsettled_attempt_of_ended_job_is_found(db, outcome) -> None:
     assert found.detail.endswith("the job is failed: nobody asks fal")
 
 
-@pytest.mark.parametrize("ending", list(Ending))
-def test_unsettled_attempt_that_fal_has_finished_is_sound(db, ending) -> None:
+def test_unsettled_attempt_that_fal_has_finished_is_sound(db) -> None:
     job, attempt = begin_one(db)
-    complete(db, attempt, ending)
+    complete(db, attempt, Ending.FAILED)
     move_job(db, job, JobEvent.SUBMISSION_REJECTED)
     assert run_doctor(db).is_clean
 
 
+@pytest.mark.both_databases
 def test_attempt_without_outcome_that_nobody_holds_is_found(db) -> None:
     job, attempt = begin_one(db)
     move_job(db, job, JobEvent.SUBMISSION_CLAIM_EXPIRED)
@@ -341,6 +339,7 @@ def test_attempt_of_an_earlier_claim_without_outcome_is_found(db) -> None:
     assert found.attempt_id == attempt.id
 
 
+@pytest.mark.both_databases
 def test_charge_noted_as_extra_is_found(db) -> None:
     job, dead = lose_one(db)
     resubmit(db, job, dead)
@@ -355,6 +354,7 @@ def test_charge_noted_as_extra_is_found(db) -> None:
     )
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("ending", [None, Ending.OK])
 def test_two_requests_of_one_job_are_found(db, ending) -> None:
     job, dead = lose_one(db)
@@ -369,13 +369,12 @@ def test_two_requests_of_one_job_are_found(db, ending) -> None:
     assert found.detail.startswith("2 attempts have a request")
 
 
-@pytest.mark.parametrize("ending", [Ending.FAILED, Ending.CANCELLED])
-def test_second_request_after_one_that_gave_nothing_is_sound(db, ending) -> None:
+def test_second_request_after_one_that_gave_nothing_is_sound(db) -> None:
     job, dead = lose_one(db)
     resubmit(db, job, dead)
     with db.transaction() as connection:
         attempts.adopt_request(connection, dead, "late-request")
-    complete(db, dead, ending)
+    complete(db, dead, Ending.CANCELLED)
     assert run_doctor(db).is_clean
 
 
@@ -392,25 +391,15 @@ def add_event(db: Database, job: Job, source: str | None, target: str, reason: s
     )
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
-    ("target", "reason"),
-    [
-        ("failed", "archive_refused"),
-        ("queued", "submit_redriven"),
-        ("archived", "archive_recorded"),
-    ],
+    ("target", "reason"), [("queued", "submit_redriven"), ("archived", "archive_recorded")]
 )
 def test_event_after_archiving_is_found(db, tmp_path, target, reason) -> None:
     job, _ = archive_one(db, tmp_path)
     add_event(db, job, "archived", target, reason)
     if target != "archived":
-        columns = "due_at = :now" if target == "queued" else "failed_at = :now"
-        change(
-            db,
-            f"UPDATE jobs SET state = '{target}', {columns} WHERE id = :id",
-            id=job.id,
-            now=NOW,
-        )
+        change(db, f"UPDATE jobs SET state = '{target}', due_at = :now", now=NOW)
     (found,) = find_all(db, Check.ENDED_ROW_CHANGED)
     assert found.job_id == job.id
     assert f"archived → {target}" in found.detail
@@ -465,6 +454,7 @@ def test_archived_row_whose_files_are_pruned_is_sound(db, tmp_path) -> None:
     assert run_doctor(db, DoctorTerms(ENDPOINT, every_file=True)).is_clean
 
 
+@pytest.mark.both_databases
 def test_ended_row_that_has_changed_without_event_is_found(db, tmp_path) -> None:
     job, _ = archive_one(db, tmp_path)
     change(db, "UPDATE jobs SET state = 'cancelled', cancelled_at = :now", now=NOW)
@@ -481,14 +471,13 @@ def test_live_row_that_has_changed_without_event_is_found(db) -> None:
     assert found.detail.endswith("is the newest one, yet the job is completed")
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
         ("DELETE FROM events WHERE reason = 'submission_claimed'", "follows an event into queued"),
         ("DELETE FROM events WHERE reason = 'enqueued'", "is the first one, yet not its enqueuing"),
-        ("UPDATE events SET from_state = NULL WHERE reason = 'submission_claimed'", "follows"),
         ("UPDATE events SET reason = 'chance' WHERE reason = 'submission_claimed'", "is no edge"),
-        ("UPDATE events SET reason = 'chance' WHERE reason = 'enqueued'", "is the first one"),
         ("DELETE FROM events", "it has no events"),
     ],
 )
@@ -507,7 +496,8 @@ def test_event_of_a_state_that_nobody_knows_is_found(db) -> None:
     assert {one.job_id for one in findings} == {job.id}
 
 
-@pytest.mark.parametrize("column", ["result", "archive_uri", "archive_sha256", "archive_bytes"])
+@pytest.mark.both_databases
+@pytest.mark.parametrize("column", ["result", "archive_bytes"])
 def test_archived_row_that_lacks_something_is_found(db, tmp_path, column) -> None:
     job, _ = archive_one(db, tmp_path)
     change(db, f"UPDATE jobs SET {column} = NULL")
@@ -516,6 +506,7 @@ def test_archived_row_that_lacks_something_is_found(db, tmp_path, column) -> Non
     ]
 
 
+@pytest.mark.both_databases
 def test_delivery_that_names_another_request_is_found(db) -> None:
     job, attempt = submit_one(db)
     complete(db, attempt)
@@ -539,6 +530,7 @@ def test_delivery_to_attempt_without_request_is_found(db) -> None:
     assert found.delivery_id == delivery_id
 
 
+@pytest.mark.both_databases
 def test_recorded_delivery_without_effect_is_found(db) -> None:
     job, attempt = submit_one(db)
     delivery_id = deliver(db, attempt, Verdict.RECORDED)
@@ -554,6 +546,7 @@ def test_recorded_delivery_of_first_release_is_matched_by_its_jobs_state(db, tmp
     assert run_doctor(db).is_clean
 
 
+@pytest.mark.both_databases
 def test_delivery_of_another_job_than_its_attempt_is_found(db) -> None:
     other, _ = submit_one(db)
     _, attempt = submit_one(db)
@@ -583,8 +576,9 @@ def count_faults(diagnosis: Diagnosis) -> int:
     return diagnosis.counts[Check.ARCHIVED_FILE]
 
 
-@pytest.mark.parametrize("damage", ["removed", "shortened", "directory"])
-@pytest.mark.parametrize("every_file", [True, False])
+@pytest.mark.parametrize(
+    ("damage", "every_file"), [("removed", True), ("shortened", False), ("directory", False)]
+)
 def test_archived_row_without_its_file_is_found(db, tmp_path, damage, every_file) -> None:
     job, _ = archive_one(db, tmp_path)
     path = tmp_path / f"{job.id}.mp4"
@@ -600,10 +594,7 @@ def test_archived_row_without_its_file_is_found(db, tmp_path, damage, every_file
     assert (diagnosis.archived, diagnosis.files) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    "uri",
-    ["file://elsewhere/a.mp4", "file:", "file:///a%00b", "file:///a.mp4", "s3://bucket/a.mp4"],
-)
+@pytest.mark.parametrize("uri", ["file:///a.mp4", "s3://bucket/a.mp4"])
 def test_archived_row_with_a_uri_of_another_archive_is_found(db, tmp_path, uri) -> None:
     archive_one(db, tmp_path)
     change(db, "UPDATE jobs SET archive_uri = :uri", uri=uri)
@@ -611,40 +602,37 @@ def test_archived_row_with_a_uri_of_another_archive_is_found(db, tmp_path, uri) 
     assert found.detail == f"{uri}: it is not of the archive that ARCHIVE_URL names"
 
 
-@ON_SQLITE
-@pytest.mark.parametrize("damage", [None, "removed", "shortened"])
-def test_file_in_an_object_store_is_looked_at_there(db, tmp_path, s3, damage) -> None:
-    store = open_store(f"s3://{s3.make_bucket()}/videos", tmp_path / "spool")
+def test_file_in_a_store_that_is_no_directory_is_looked_at_there(db, tmp_path) -> None:
+    store = open_store("memory:", tmp_path / "spool")
     archive_one(db, tmp_path)
     stored = store.put("2026/a.mp4", VIDEO, "video/mp4")
     change(db, "UPDATE jobs SET archive_uri = :uri", uri=stored.uri)
-    if damage == "removed":
-        store.delete("2026/a.mp4")
-    if damage == "shortened":
-        store.put("2026/a.mp4", VIDEO[:-1], "video/mp4")
+    assert count_faults(run_doctor(db, store=store)) == 0
+    store.put("2026/a.mp4", VIDEO[:-1], "video/mp4")
+    assert count_faults(run_doctor(db, store=store)) == 1
+    store.delete("2026/a.mp4")
     diagnosis = run_doctor(db, store=store)
-    assert (diagnosis.archived, diagnosis.files) == (1, 1)
-    assert count_faults(diagnosis) == len(diagnosis.findings) == (damage is not None)
+    assert (count_faults(diagnosis), diagnosis.archived, diagnosis.files) == (1, 1, 1)
 
 
-@ON_SQLITE
-def test_archive_that_does_not_answer_is_left_alone_after_a_few_files(
-    db, tmp_path, s3, monkeypatch
-) -> None:
-    monkeypatch.setattr(object_store, "MOST_RETRIES", 0)
-    store = open_store("s3://never-made/videos", tmp_path / "spool")
-    for number in range(5):
+class StoreAway(WatchedStore):
+    """One that does not answer."""
+
+    @override
+    def stat(self, name: str) -> ListedObject | None:
+        raise StoreUnavailableError("there is no such bucket")
+
+
+def test_archive_that_does_not_answer_is_left_alone_after_a_few_files(db, tmp_path) -> None:
+    for _ in range(5):
         archive_one(db, tmp_path)
-        uri = f"s3://never-made/videos/{number}.mp4"
-        change(db, "UPDATE jobs SET archive_uri = :uri WHERE archive_uri LIKE 'file:%'", uri=uri)
-    diagnosis = run_doctor(db, store=store)
+    diagnosis = run_doctor(db, store=StoreAway(open_here()))
     assert count_faults(diagnosis) == diagnosis.files == 3
     assert "there is no such bucket" in diagnosis.findings[0].detail
     told = "2 more archived files were not looked at: the archive cannot be read"
     assert told in diagnosis.notes
 
 
-@ON_SQLITE
 def test_sample_of_files_is_bounded_and_all_is_all(db, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(doctor, "SAMPLE", 3)
     monkeypatch.setattr(slices, "SLICE", 2)
@@ -669,7 +657,6 @@ def test_sample_of_files_reaches_every_part_of_the_table(monkeypatch) -> None:
     assert taken == set(range(6))
 
 
-@ON_SQLITE
 def test_findings_beyond_what_can_be_read_are_counted(db, monkeypatch) -> None:
     monkeypatch.setattr(doctor, "MOST_FINDINGS", 2)
     for _ in range(5):
@@ -683,7 +670,7 @@ def test_shut_gate_is_noted_and_no_violation(db) -> None:
     job = insert_job(db, now=NOW)
     with db.transaction() as connection:
         gates.shut_gate(connection, Gate("submissions", NOW + LEASE, "fal_http_403: locked"))
-        gates.pass_gate(connection, "listing", NOW, NOW + LEASE)
+        gates.pass_gate(connection, "listing", NOW, LEASE)
         table.block_queued(connection, [job.id], NOW + LEASE, "fal_http_403")
     diagnosis = run_doctor(db)
     change(db, "DELETE FROM gates")
@@ -764,14 +751,8 @@ def test_request_that_no_attempt_has_is_an_orphan(db, fal, compare) -> None:
     )
 
 
-@pytest.mark.parametrize("outcome", [None, Outcome.UNKNOWN])
-def test_request_with_the_input_of_an_open_attempt_is_being_resolved(
-    db, fal, compare, outcome
-) -> None:
-    if outcome is None:
-        begin_one(db, input=wish(1))
-    else:
-        lose_one(db, input=wish(1))
+def test_request_with_the_input_of_an_open_attempt_is_being_resolved(db, fal, compare) -> None:
+    lose_one(db, input=wish(1))
     buy(fal, dict(reversed(wish(1).items())))
     diagnosis = compare()
     assert diagnosis.is_clean
@@ -806,7 +787,7 @@ def test_request_with_the_input_of_a_queued_job_is_one_that_would_be_paid_again(
         None,
         orphan,
     )
-    assert "would pay again: cancel it" in found.detail
+    assert "would pay again" in found.detail
 
 
 def test_request_without_input_beside_an_open_attempt_is_undecided(db, fal, compare) -> None:
@@ -846,20 +827,16 @@ def test_unlisted_request_that_may_still_run_is_undecided(db, compare) -> None:
     assert note.endswith("which proves nothing: they may still run")
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [{"kind": "status", "code": 500}, {"kind": "ingress"}, {"kind": "malformed", "form": "empty"}],
-)
-def test_list_with_a_gap_proves_nothing(db, fal, compare, fault) -> None:
+def test_list_with_a_gap_proves_nothing(db, fal, compare) -> None:
     _, attempt = submit_one(db, "not-at-fal")
     complete(db, attempt)
     buy(fal, wish(2))
-    fal.order({"point": "listing", **fault})
+    fal.order({"point": "listing", "kind": "status", "code": 500})
     diagnosis = compare()
     assert diagnosis.is_clean
     assert diagnosis.listed == 0
     gap, undecided = diagnosis.notes
-    assert gap.startswith("fal's list is not whole: it cannot be read: ")
+    assert gap.startswith("fal's list is not whole: cannot be read: ")
     assert undecided.endswith("which proves nothing: the list is not whole")
 
 
@@ -885,34 +862,17 @@ def test_attempts_before_the_window_and_of_other_endpoints_are_left_out(db, comp
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, database_url) -> Iterator[Callable[..., tuple[int, str]]]:
+def run(monkeypatch, capsys, database_url) -> Callable[..., tuple[int, str]]:
     """Runs the command in this process; its exit code and what it printed."""
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("ARCHIVE_URL", "file:.")
-    opened: list[Runtime] = []
+    run_command = build_run(monkeypatch, capsys)
 
-    def build_and_keep() -> Runtime:
-        opened.append(build_runtime())
-        return opened[-1]
+    def run_doctor_command(*arguments: str) -> tuple[int, str]:
+        ended = run_command("doctor", *arguments)
+        return ended.code, ended.out + ended.err
 
-    monkeypatch.setattr(cli, "build_runtime", build_and_keep)
-
-    def run_in_process(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["extend-video", "doctor", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        code = caught.value.code
-        assert isinstance(code, int | None)
-        return code or 0, captured.out + captured.err
-
-    with preserved_logging():
-        yield run_in_process
-    for runtime in opened:
-        runtime.db.close()
-        if "platform" in vars(runtime):
-            runtime.platform.close()
+    return run_doctor_command
 
 
 def test_command_on_sound_table_says_so_and_ends_with_0(db, run, tmp_path) -> None:
@@ -937,7 +897,6 @@ def test_command_on_violations_prints_whole_ids_and_ends_with_1(db, run) -> None
         assert f"{check.value}: 1  {ABOUT_CHECKS[check][1]}" in printed
 
 
-@ON_SQLITE
 def test_command_counts_what_it_does_not_print(db, run, monkeypatch) -> None:
     monkeypatch.setattr(doctor, "MOST_FINDINGS", 2)
     for _ in range(5):
@@ -968,7 +927,6 @@ def test_command_prints_json_for_programs(db, run) -> None:
     ]
 
 
-@ON_SQLITE
 def test_command_with_key_compares_with_fal(db, fal, run, monkeypatch) -> None:
     orphan = buy(fal, wish(1))
     monkeypatch.setenv("FAL_KEY", "emulator-key")
@@ -983,19 +941,17 @@ def test_command_with_key_compares_with_fal(db, fal, run, monkeypatch) -> None:
     assert " requests at fal" in printed.splitlines()[-1]
 
 
-@ON_SQLITE
 def test_command_with_key_and_no_fal_says_what_it_cannot_tell(db, run, monkeypatch) -> None:
     monkeypatch.setenv("FAL_KEY", "emulator-key")
     monkeypatch.setenv("FAL_PLATFORM_URL", f"http://127.0.0.1:{find_closed_port()}/v1")
     code, printed = run()
     assert code == 0
-    assert "note  fal's list is not whole: it cannot be read: ConnectError" in printed
+    assert "note  fal's list is not whole: cannot be read: ConnectError" in printed
 
 
-@ON_SQLITE
-@pytest.mark.parametrize("wrong", [("--hours", "0"), ("--hours", "soon"), ("--every",), ("x",)])
-def test_command_used_wrongly_ends_with_2(run, wrong) -> None:
-    assert run(*wrong)[0] == 2
+def test_command_used_wrongly_ends_with_2(run) -> None:
+    for wrong in (("--hours", "0"), ("--hours", "soon"), ("--every",)):
+        assert run(*wrong)[0] == 2
 
 
 def test_command_names_every_check_in_the_operators_document() -> None:
@@ -1007,24 +963,25 @@ def test_command_names_every_check_in_the_operators_document() -> None:
 # ------------------------------------------------------------------ reading only
 
 
-@ON_SQLITE
 def test_doctor_works_on_a_file_that_it_may_not_write(db, sqlite_url, run, monkeypatch) -> None:
     submit_one(db)
     place = sqlite_url.removeprefix("sqlite:///")
     read_only = f"sqlite:///file:{place}?mode=ro&uri=true"
     monkeypatch.setenv("DATABASE_URL", read_only)
+    as_reader = Database(read_only)
     with pytest.raises(Exception, match="readonly"):
-        change(Database(read_only), "DELETE FROM jobs")
+        change(as_reader, "DELETE FROM jobs")
+    as_reader.close()
     assert run()[0] == 0
 
 
-@ON_POSTGRES
-def test_doctor_works_as_a_user_who_may_only_read(db, postgres, database_url, run, monkeypatch):
+def test_doctor_works_as_a_user_who_may_only_read(postgres, postgres_url, run, monkeypatch):
+    db = Database(postgres_url)
     make_one = submit_one(db)[0]
     postgres.execute("CREATE ROLE reader LOGIN")
     change(db, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader")
     postgres.execute("ALTER ROLE reader SET default_transaction_read_only = on")
-    reader = database_url.replace("//postgres:@", "//reader:@")
+    reader = postgres_url.replace("//postgres:@", "//reader:@")
     try:
         as_reader = Database(reader)
         with pytest.raises(Exception, match="read-only transaction"):
@@ -1037,6 +994,7 @@ def test_doctor_works_as_a_user_who_may_only_read(db, postgres, database_url, ru
         postgres.execute("DROP ROLE reader")
     assert code == 0, printed
     assert read_job(db, make_one.id).state is JobState.SUBMITTED
+    db.close()
 
 
 def test_doctor_changes_nothing(db, tmp_path) -> None:

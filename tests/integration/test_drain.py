@@ -10,6 +10,8 @@ from worker.stages.drain import end_leases, return_downloads
 from worker.stages.lease import Heartbeat
 from worker.stages.sweep import sweep_jobs
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.fixture
 def clock():

@@ -9,10 +9,12 @@ from tests.harness.jobs import LEASE, NOW, REQUEST_ID
 from tests.harness.stages import PROBE, SECOND, UNKNOWN, Bench
 from tests.harness.web import send_body, send_json
 from worker.db import Database
+from worker.doctor import DoctorTerms, examine
 from worker.fal import platform
 from worker.jobs import gates, observed, table
 from worker.jobs.states import JobState
 from worker.jobs.values import Gate, Job, Outcome
+from worker.media.store import open_store
 from worker.stages.observe import Observer
 from worker.stages.pause import ACCOUNT_GATE, AMBIGUOUS_GATE, MOST_AMBIGUOUS
 from worker.stages.sweep import LONGEST_WAIT
@@ -141,6 +143,19 @@ def test_each_search_asks_for_a_window_around_its_attempts(bench, desk):
     windows = [one.query for one in desk.asked if one.path.endswith("by-endpoint")]
     assert len(windows) == 2
     assert all("start" in one and "end" in one for one in windows)
+
+
+def test_doctor_says_why_submissions_are_held_and_what_settles_it(bench, desk, tmp_path):
+    desk.listing = send_json({"detail": "no"}, 401)
+    job = lose(bench)
+    ask_after(bench, job, UNKNOWN)
+    terms = DoctorTerms(job.endpoint)
+    store = open_store(f"file:{tmp_path}", tmp_path)
+    diagnosis = examine(db=bench.db, store=store, platform=None, terms=terms, clock=bench.clock)
+    (note,) = diagnosis.notes
+    assert note.startswith("1 submissions are held: ")
+    assert "401" in note
+    assert "redrive ID --pay-again" in note
 
 
 def test_key_that_cannot_list_is_told_from_one_that_can(bench, desk):

@@ -8,13 +8,14 @@ import pytest
 from pydantic import SecretStr
 
 import worker.fal.http
+import worker.fal.platform
 import worker.fal.requests
-from tests.emulator.processes import Emulator, start_emulator
+from tests.emulator.processes import Emulator
 from tests.harness.brokers import find_closed_port, open_black_hole
 from tests.harness.jobs import ENDPOINT
 from worker.fal.completion import Completion
 from worker.fal.options import RequestOptions
-from worker.fal.platform import PAGE, PlatformClient
+from worker.fal.platform import PlatformClient
 from worker.fal.queue import Accepted, Ambiguous, QueueClient, RefusalClass, Refused, SubmitReply
 from worker.fal.requests import RequestClient
 from worker.fal.truth import CancelAnswer, Forgotten, Pending, ResultGone, Truth, Unclear
@@ -34,50 +35,27 @@ class Ref:
     cancel_url: str | None = None
 
 
-@pytest.fixture(scope="module")
-def shared_fal(tmp_path_factory) -> Iterator[Emulator]:
-    directory = tmp_path_factory.mktemp("fal")
-    with start_emulator(directory, "--render", "fake", "--concurrency", "8") as emulator:
-        yield emulator
-
-
 @pytest.fixture
-def fal(shared_fal) -> Iterator[Emulator]:
-    """One that answers at once, and goes wrong as the test orders."""
-    yield shared_fal
-    shared_fal.client.delete("/_emulator/faults")
-
-
-@pytest.fixture(scope="module")
-def busy_fal(tmp_path_factory) -> Iterator[Emulator]:
-    """One whose only runner is taken by a request that does not end."""
-    options = ("--render", "fake", "--concurrency", "1", "--run-seconds", "3600")
-    with start_emulator(tmp_path_factory.mktemp("busy"), *options) as emulator:
-        emulator.wait_for_status(emulator.submit(), "IN_PROGRESS")
-        yield emulator
-
-
-@pytest.fixture
-def ask(fal) -> Iterator[RequestClient]:
-    client = RequestClient(fal.url, KEY)
+def ask(emulator) -> Iterator[RequestClient]:
+    client = RequestClient(emulator.url, KEY)
     yield client
     client.close()
 
 
 @pytest.fixture
-def platform(fal) -> Iterator[PlatformClient]:
-    client = PlatformClient(f"{fal.url}/v1", KEY)
+def platform(emulator) -> Iterator[PlatformClient]:
+    client = PlatformClient(f"{emulator.url}/v1", KEY)
     yield client
     client.close()
 
 
 @pytest.fixture
-def post(fal) -> Iterator[Callable[..., SubmitReply]]:
+def post(emulator) -> Iterator[Callable[..., SubmitReply]]:
     """Submits as the worker does."""
-    client = QueueClient(fal.url, KEY)
+    client = QueueClient(emulator.url, KEY)
 
     def submit(prompt: str = "on it goes", *, store_io: bool = True, **fields: int) -> SubmitReply:
-        url = f"{fal.url}/files/ready.mp4"
+        url = f"{emulator.url}/files/ready.mp4"
         return client.submit(
             ENDPOINT,
             {"prompt": prompt, "video_url": url, **fields},
@@ -99,26 +77,26 @@ def refer(accepted: Accepted) -> Ref:
     return Ref(ENDPOINT, accepted.status_url, accepted.response_url, accepted.cancel_url)
 
 
-def finish(fal: Emulator, accepted: Accepted) -> str:
-    fal.wait_for_status(accepted.fal_request_id, "COMPLETED")
+def finish(emulator: Emulator, accepted: Accepted) -> str:
+    emulator.wait_for_status(accepted.fal_request_id, "COMPLETED")
     return accepted.fal_request_id
 
 
 # ------------------------------------------------------------------ status and result
 
 
-def test_truth_of_finished_request_is_its_result(fal, ask, post) -> None:
+def test_truth_of_finished_request_is_its_result(emulator, ask, post) -> None:
     accepted = submit(post)
-    request_id = finish(fal, accepted)
-    result = fal.get_result(request_id).json()
+    request_id = finish(emulator, accepted)
+    result = emulator.get_result(request_id).json()
     expected = Completion(request_id, None, "OK", result, None)
     assert ask.find_truth(refer(accepted), request_id) == expected
     assert ask.find_truth(Ref(), request_id) == expected, "also without the URLs it came with"
 
 
-def test_truth_of_failed_request_is_models_own_words(fal, ask, post) -> None:
+def test_truth_of_failed_request_is_models_own_words(emulator, ask, post) -> None:
     accepted = submit(post, fps=0)
-    truth = ask.find_truth(refer(accepted), finish(fal, accepted))
+    truth = ask.find_truth(refer(accepted), finish(emulator, accepted))
     assert isinstance(truth, Completion)
     assert truth.status == "ERROR"
     assert isinstance(truth.payload, dict)
@@ -126,11 +104,11 @@ def test_truth_of_failed_request_is_models_own_words(fal, ask, post) -> None:
 
 
 @pytest.mark.parametrize("place", ["running", "waiting"])
-def test_truth_of_unfinished_request_is_pending(busy_fal, place) -> None:
-    running = busy_fal.list_requests()[0]["request_id"]
-    request_id = running if place == "running" else busy_fal.submit()
+def test_truth_of_unfinished_request_is_pending(busy_emulator, place) -> None:
+    running = busy_emulator.list_requests()[0]["request_id"]
+    request_id = running if place == "running" else busy_emulator.submit()
     status = {"running": "IN_PROGRESS", "waiting": "IN_QUEUE"}[place]
-    client = RequestClient(busy_fal.url, KEY)
+    client = RequestClient(busy_emulator.url, KEY)
     assert client.find_truth(Ref(), request_id) == Pending(status)
     client.close()
 
@@ -139,75 +117,46 @@ def test_truth_of_unknown_request_is_forgotten(ask) -> None:
     assert ask.find_truth(Ref(), NOBODY) == Forgotten()
 
 
-def test_truth_of_erased_request_is_forgotten(fal, ask, post) -> None:
+def test_truth_of_erased_request_is_forgotten(emulator, ask, post) -> None:
     accepted = submit(post)
-    request_id = finish(fal, accepted)
-    fal.client.post(f"/_emulator/requests/{request_id}/erase")
+    request_id = finish(emulator, accepted)
+    emulator.client.post(f"/_emulator/requests/{request_id}/erase")
     assert ask.find_truth(refer(accepted), request_id) == Forgotten()
 
 
-def test_truth_of_result_gone_before_it_was_read_says_so(fal, ask, post) -> None:
+def test_truth_of_result_gone_before_it_was_read_says_so(emulator, ask, post) -> None:
     accepted = submit(post)
-    request_id = finish(fal, accepted)
-    fal.order({"point": "result", "kind": "status", "code": 404})
+    request_id = finish(emulator, accepted)
+    emulator.order({"point": "result", "kind": "status", "code": 404})
     assert ask.find_truth(refer(accepted), request_id) == ResultGone()
 
 
 @pytest.mark.parametrize("point", ["status", "result"])
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"kind": "status", "code": 500},
-        {"kind": "status", "code": 503},
-        {"kind": "status", "code": 429},
-        {"kind": "status", "code": 403},
-        {"kind": "ingress", "code": 502},
-        {"kind": "ingress", "code": 504},
-        {"kind": "drop"},
-        {"kind": "malformed", "form": "not_json"},
-        {"kind": "malformed", "form": "truncated"},
-    ],
-)
-def test_truth_behind_fault_is_unclear_and_learnt_later(fal, ask, post, point, fault) -> None:
+@pytest.mark.parametrize("fault", [{"kind": "status", "code": 500}, {"kind": "drop"}])
+def test_truth_behind_fault_is_unclear_and_learnt_later(emulator, ask, post, point, fault) -> None:
     accepted = submit(post)
-    request_id = finish(fal, accepted)
-    fal.order({"point": point, "times": 1, **fault})
+    request_id = finish(emulator, accepted)
+    emulator.order({"point": point, "times": 1, **fault})
     assert isinstance(ask.find_truth(refer(accepted), request_id), Unclear)
     assert isinstance(ask.find_truth(refer(accepted), request_id), Completion)
 
 
-def test_truth_of_status_without_status_is_unclear(fal, ask, post) -> None:
-    accepted = submit(post)
-    fal.order({"point": "status", "kind": "malformed", "form": "empty"})
-    assert ask.find_truth(refer(accepted), accepted.fal_request_id) == Unclear(
-        "the status call named no known status"
-    )
-
-
-def test_truth_of_stuck_request_is_pending(fal, ask, post) -> None:
-    accepted = submit(post)
-    finish(fal, accepted)
-    fal.order({"point": "status", "kind": "stuck"})
-    truth = ask.find_truth(refer(accepted), accepted.fal_request_id)
-    assert truth == Pending("IN_PROGRESS")
-
-
 @pytest.mark.parametrize("point", ["status", "result"])
 def test_truth_of_silent_fal_is_unclear_within_the_bound(
-    fal, ask, post, monkeypatch, point
+    emulator, ask, post, monkeypatch, point
 ) -> None:
     accepted = submit(post)
-    request_id = finish(fal, accepted)
-    fal.order({"point": point, "kind": "hang", "seconds": 60})
-    monkeypatch.setattr(worker.fal.http, "TOTAL_TIMEOUT", timedelta(seconds=0.5))
-    monkeypatch.setattr(worker.fal.requests, "RESULT_TIME", timedelta(seconds=0.5))
+    request_id = finish(emulator, accepted)
+    emulator.order({"point": point, "kind": "hang", "seconds": 60})
+    monkeypatch.setattr(worker.fal.http, "TOTAL_TIMEOUT", timedelta(seconds=0.3))
+    monkeypatch.setattr(worker.fal.requests, "RESULT_TIME", timedelta(seconds=0.3))
     truth = ask.find_truth(refer(accepted), request_id)
-    assert truth == Unclear("no reply within 0.5 s")
+    assert truth == Unclear("no reply within 0.3 s")
 
 
 @pytest.mark.parametrize("place", ["closed", "silent"])
 def test_truth_without_fal_is_unclear(monkeypatch, place) -> None:
-    monkeypatch.setattr(worker.fal.http, "TOTAL_TIMEOUT", timedelta(seconds=0.5))
+    monkeypatch.setattr(worker.fal.http, "TOTAL_TIMEOUT", timedelta(seconds=0.3))
     with open_black_hole() as hole:
         port = hole.port if place == "silent" else find_closed_port()
         client = RequestClient(f"http://127.0.0.1:{port}", KEY)
@@ -220,9 +169,9 @@ def test_truth_without_fal_is_unclear(monkeypatch, place) -> None:
 # ------------------------------------------------------------------ cancellation
 
 
-def test_cancel_of_waiting_request_ends_it_as_cancelled(busy_fal) -> None:
-    request_id = busy_fal.submit()
-    client = RequestClient(busy_fal.url, KEY)
+def test_cancel_of_waiting_request_ends_it_as_cancelled(busy_emulator) -> None:
+    request_id = busy_emulator.submit()
+    client = RequestClient(busy_emulator.url, KEY)
     assert client.cancel(Ref(), request_id) is CancelAnswer.REQUESTED
     truth = client.find_truth(Ref(), request_id)
     client.close()
@@ -232,9 +181,9 @@ def test_cancel_of_waiting_request_ends_it_as_cancelled(busy_fal) -> None:
     assert truth.payload["error_type"] == "client_cancelled"
 
 
-def test_cancel_of_finished_request_comes_too_late(fal, ask, post) -> None:
+def test_cancel_of_finished_request_comes_too_late(emulator, ask, post) -> None:
     accepted = submit(post)
-    request_id = finish(fal, accepted)
+    request_id = finish(emulator, accepted)
     assert ask.cancel(refer(accepted), request_id) is CancelAnswer.ALREADY_COMPLETED
 
 
@@ -242,14 +191,10 @@ def test_cancel_of_unknown_request_says_so(ask) -> None:
     assert ask.cancel(Ref(), NOBODY) is CancelAnswer.NOT_FOUND
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [{"kind": "status", "code": 500}, {"kind": "ingress"}, {"kind": "drop"}],
-)
-def test_cancel_behind_fault_is_unclear(fal, ask, post, fault) -> None:
+def test_cancel_behind_fault_is_unclear(emulator, ask, post) -> None:
     accepted = submit(post)
-    request_id = finish(fal, accepted)
-    fal.order({"point": "cancel", "times": 1, **fault})
+    request_id = finish(emulator, accepted)
+    emulator.order({"point": "cancel", "times": 1, "kind": "drop"})
     assert ask.cancel(refer(accepted), request_id) is CancelAnswer.UNCLEAR
     assert ask.cancel(refer(accepted), request_id) is CancelAnswer.ALREADY_COMPLETED
 
@@ -261,21 +206,18 @@ def test_cancel_behind_fault_is_unclear(fal, ask, post, fault) -> None:
     ("fault", "why"),
     [
         ({"kind": "status", "code": 403}, RefusalClass.ACCOUNT),
-        ({"kind": "status", "code": 401}, RefusalClass.ACCOUNT),
         ({"kind": "status", "code": 429, "retry_after": 7}, RefusalClass.BUSY),
         ({"kind": "status", "code": 422}, RefusalClass.INPUT),
-        ({"kind": "ingress", "code": 502}, RefusalClass.UNAVAILABLE),
         ({"kind": "ingress", "code": 503}, RefusalClass.UNAVAILABLE),
-        ({"kind": "ingress", "code": 504}, RefusalClass.UNAVAILABLE),
     ],
 )
-def test_submission_refused_is_queued_nowhere(fal, post, fault, why) -> None:
-    before = len(fal.list_requests())
-    fal.order({"point": "submit", **fault})
+def test_submission_refused_is_queued_nowhere(emulator, post, fault, why) -> None:
+    before = len(emulator.list_requests())
+    emulator.order({"point": "submit", **fault})
     reply = post()
     assert isinstance(reply, Refused)
     assert (reply.why, reply.retry_after) == (why, timedelta(seconds=fault.get("retry_after", 0)))
-    assert len(fal.list_requests()) == before
+    assert len(emulator.list_requests()) == before
 
 
 @pytest.mark.parametrize(
@@ -283,114 +225,95 @@ def test_submission_refused_is_queued_nowhere(fal, post, fault, why) -> None:
     [
         {"kind": "execute_then_drop"},
         {"kind": "execute_then_status", "code": 500},
-        {"kind": "malformed", "form": "not_json"},
-        {"kind": "malformed", "form": "truncated"},
-        {"kind": "malformed", "form": "empty"},
         {"kind": "malformed", "form": "no_request_id"},
-        {"kind": "status", "code": 500},
-        {"kind": "status", "code": 503},
         {"kind": "drop"},
     ],
 )
-def test_submission_of_unclear_outcome_is_ambiguous_after_one_post(fal, post, fault) -> None:
-    fal.order({"point": "submit", **fault})
-    before = len(fal.list_requests())
+def test_submission_of_unclear_outcome_is_ambiguous_after_one_post(emulator, post, fault) -> None:
+    emulator.order({"point": "submit", **fault})
+    before = len(emulator.list_requests())
     assert isinstance(post(), Ambiguous)
-    assert fal.count_fired() == [1]
+    assert emulator.count_fired() == [1]
     is_queued = fault["kind"].startswith(("execute", "malformed"))
-    assert len(fal.list_requests()) == before + is_queued
+    assert len(emulator.list_requests()) == before + is_queued
 
 
 # ------------------------------------------------------------------ listing
 
 
-def test_listing_shows_input_and_output_of_every_request_in_the_window(fal, platform, post) -> None:
+def test_listing_shows_input_and_output_of_every_request_in_the_window(
+    emulator, platform, post
+) -> None:
     start = datetime.now(UTC)
     accepted = submit(post, seed=11)
-    request_id = finish(fal, accepted)
+    request_id = finish(emulator, accepted)
     end = datetime.now(UTC) + timedelta(seconds=1)
     listing = platform.list_requests(ENDPOINT, start, end)
     assert (listing.gap, listing.lists_all) == (None, True)
     (one,) = listing.requests
     assert (one.fal_request_id, one.ended, one.status_code) == (request_id, True, 200)
-    assert one.input == fal.find(request_id)["input"]
-    result = fal.get_result(request_id).json()
+    assert one.input == emulator.find(request_id)["input"]
+    result = emulator.get_result(request_id).json()
     assert one.completion == Completion(request_id, None, "OK", result, None)
     assert platform.list_requests(ENDPOINT, end, end + RESULT_TIME).requests == ()
     assert platform.list_requests("fal-ai/other", start, end).requests == ()
 
 
-def test_listing_of_more_than_a_page_has_each_request_once(fal, platform, post) -> None:
+def test_listing_of_more_than_a_page_has_each_request_once(
+    emulator, platform, post, monkeypatch
+) -> None:
+    monkeypatch.setattr(worker.fal.platform, "PAGE", 2)
     start = datetime.now(UTC)
-    ids = {submit(post, seed=number).fal_request_id for number in range(2 * PAGE + 1)}
+    ids = {submit(post, seed=number).fal_request_id for number in range(5)}
     for request_id in ids:
-        fal.wait_for_status(request_id, "COMPLETED")
+        emulator.wait_for_status(request_id, "COMPLETED")
     listing = platform.list_requests(ENDPOINT, start, datetime.now(UTC) + RESULT_TIME)
     listed = [one.fal_request_id for one in listing.requests]
     assert listing.gap is None
     assert sorted(listed) == sorted(ids)
 
 
-def test_listing_that_omits_payloads_has_gap_but_every_id(fal, platform, post) -> None:
+def test_listing_that_omits_payloads_has_gap_but_every_id(emulator, platform, post) -> None:
     start = datetime.now(UTC)
     accepted = submit(post)
-    finish(fal, accepted)
-    fal.order({"point": "listing", "kind": "omit_payloads"})
+    finish(emulator, accepted)
+    emulator.order({"point": "listing", "kind": "omit_payloads"})
     listing = platform.list_requests(ENDPOINT, start, datetime.now(UTC) + RESULT_TIME)
-    assert (listing.gap, listing.lists_all) == ("1 of its 1 requests show no input", True)
+    assert (listing.gap, listing.lists_all) == ("shows no input for 1 of 1 requests", True)
     assert [one.completion for one in listing.requests] == [None]
 
 
-def test_listing_of_request_whose_input_fal_does_not_keep_has_gap(fal, platform, post) -> None:
+def test_listing_of_request_whose_input_fal_does_not_keep_has_gap(emulator, platform, post) -> None:
     start = datetime.now(UTC)
     submit(post, store_io=False)
     listing = platform.list_requests(ENDPOINT, start, datetime.now(UTC) + RESULT_TIME)
-    assert listing.gap == "1 of its 1 requests show no input"
+    assert listing.gap == "shows no input for 1 of 1 requests"
 
 
-def test_listing_that_omits_running_requests_looks_whole(busy_fal) -> None:
+def test_listing_that_omits_running_requests_looks_whole(busy_emulator) -> None:
     """So absence of a request that may still run proves nothing."""
-    client = PlatformClient(f"{busy_fal.url}/v1", KEY)
+    client = PlatformClient(f"{busy_emulator.url}/v1", KEY)
     start, end = datetime.now(UTC) - RESULT_TIME, datetime.now(UTC) + RESULT_TIME
-    running = busy_fal.list_requests()[0]["request_id"]
-    assert client.find_request(ENDPOINT, running) is not None
-    busy_fal.order({"point": "listing", "kind": "omit_running"})
-    assert client.find_request(ENDPOINT, running) is None
+    running = busy_emulator.list_requests()[0]["request_id"]
+    assert client.find_request(ENDPOINT, running).requests
+    busy_emulator.order({"point": "listing", "kind": "omit_running"})
+    assert client.find_request(ENDPOINT, running).requests == ()
     assert client.list_requests("fal-ai/other", start, end).gap is None
-    busy_fal.client.delete("/_emulator/faults")
     client.close()
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"kind": "status", "code": 500},
-        {"kind": "status", "code": 429},
-        {"kind": "ingress", "code": 503},
-        {"kind": "drop"},
-        {"kind": "malformed", "form": "not_json"},
-        {"kind": "malformed", "form": "truncated"},
-        {"kind": "malformed", "form": "empty"},
-    ],
-)
-def test_listing_behind_fault_has_gap(fal, platform, fault) -> None:
-    fal.order({"point": "listing", **fault})
+@pytest.mark.parametrize("fault", [{"kind": "drop"}, {"kind": "malformed", "form": "truncated"}])
+def test_listing_behind_fault_has_gap(emulator, platform, fault) -> None:
+    emulator.order({"point": "listing", **fault})
     listing = platform.list_requests(ENDPOINT, datetime.now(UTC) - RESULT_TIME, datetime.now(UTC))
-    assert str(listing.gap).startswith("it cannot be read: ")
+    assert str(listing.gap).startswith("cannot be read: ")
     assert (listing.requests, listing.lists_all) == ((), False)
-    assert platform.find_request(ENDPOINT, NOBODY) is None
+    assert not platform.find_request(ENDPOINT, NOBODY).lists_all
 
 
-def test_listing_of_silent_platform_has_gap_within_the_bound(fal, platform, monkeypatch) -> None:
-    fal.order({"point": "listing", "kind": "hang", "seconds": 60})
-    monkeypatch.setattr(worker.fal.http, "TOTAL_TIMEOUT", timedelta(seconds=0.5))
-    listing = platform.list_requests(ENDPOINT, datetime.now(UTC) - RESULT_TIME, datetime.now(UTC))
-    assert listing.gap == "it cannot be read: no reply within 0.5 s"
-
-
-def test_listing_with_wrong_key_has_gap(fal) -> None:
-    client = PlatformClient(f"{fal.url}/v1", SecretStr("another-key"))
+def test_listing_with_wrong_key_has_gap(emulator) -> None:
+    client = PlatformClient(f"{emulator.url}/v1", SecretStr("another-key"))
     listing = client.list_requests(ENDPOINT, datetime.now(UTC) - RESULT_TIME, datetime.now(UTC))
     client.close()
     assert listing.gap is not None
-    assert listing.gap.startswith("it cannot be read: HTTP 401, authorization_error: ")
+    assert listing.gap.startswith("cannot be read: HTTP 401, authorization_error: ")

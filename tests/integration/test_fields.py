@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 from pydantic import SecretStr
 
-from tests.emulator.processes import Emulator, start_emulator
+from tests.emulator.processes import Emulator
 from tests.harness.brokers import take_messages
 from tests.harness.jobs import LEASE, list_all_jobs, read_attempts
 from tests.harness.logs import preserved_logging
@@ -24,8 +24,6 @@ from worker.runtime import Runtime, read_request_options
 from worker.settings import load_settings
 from worker.stages.judge import SubmitTerms
 from worker.stages.submit import submit_job
-
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 # No field but `sync_mode` has its default here.
 CHOSEN: dict[str, Any] = {
@@ -92,12 +90,6 @@ HEADERS = {
     "x-fal-runner-hint": "sticky",
 }
 Send = Callable[[Mapping[str, Any]], None]
-
-
-@pytest.fixture(scope="module")
-def fal(tmp_path_factory) -> Iterator[Emulator]:
-    with start_emulator(tmp_path_factory.mktemp("fal"), "--render", "fake") as emulator:
-        yield emulator
 
 
 @pytest.fixture(autouse=True)
@@ -167,20 +159,20 @@ def write_pair(name: str, value: object) -> str:
 
 
 @pytest.fixture
-def submit(db, fal, send) -> Callable[[Mapping[str, Any]], tuple[Job, dict[str, Any]]]:
+def submit(db, emulator, send) -> Callable[[Mapping[str, Any]], tuple[Job, dict[str, Any]]]:
     """Sends a wish and submits its job; the job, and the one request that reached fal."""
 
     def submit(wish: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
         send(wish)
-        job = submit_only_job(db, fal)
-        requests = fal.list_requests()
+        job = submit_only_job(db, emulator)
+        requests = emulator.list_requests()
         [request] = [one for one in requests if one["input"]["prompt"] == wish["prompt"]]
         return job, request
 
     return submit
 
 
-def submit_only_job(db: Database, fal: Emulator) -> Job:
+def submit_only_job(db: Database, emulator: Emulator) -> Job:
     with db.reading() as connection:
         [job] = list_all_jobs(connection)
     terms = SubmitTerms(
@@ -192,15 +184,15 @@ def submit_only_job(db: Database, fal: Emulator) -> Job:
         retry_for=timedelta(days=1),
         probe_after=LEASE,
     )
-    queue = QueueClient(fal.url, SecretStr("emulator-key"))
+    queue = QueueClient(emulator.url, SecretStr("emulator-key"))
     moved = submit_job(job.id, db=db, queue=queue, terms=terms)
     queue.close()
     assert moved is not None
     return moved
 
 
-def build_wish(fal: Emulator, **fields: object) -> dict[str, Any]:
-    url = f"{fal.url}/files/ready.mp4"
+def build_wish(emulator: Emulator, **fields: object) -> dict[str, Any]:
+    url = f"{emulator.url}/files/ready.mp4"
     return {"prompt": f"on it goes {uuid4()}", "video_url": url, **fields}
 
 
@@ -211,8 +203,8 @@ def describe_types(value: object) -> object:
     return (type(value).__name__, value)
 
 
-def test_each_field_arrives_with_its_very_type(fal, submit) -> None:
-    wish = build_wish(fal, **CHOSEN)
+def test_each_field_arrives_with_its_very_type(emulator, submit) -> None:
+    wish = build_wish(emulator, **CHOSEN)
     assert list(wish) == list(ExtendVideoInput.model_fields)
 
     _, request = submit(wish)
@@ -222,8 +214,8 @@ def test_each_field_arrives_with_its_very_type(fal, submit) -> None:
     assert len(request["input"]) == len(wish) == 39
 
 
-def test_each_option_arrives_as_its_header_and_is_on_record(db, fal, submit) -> None:
-    job, request = submit(build_wish(fal, fal_options=OPTIONS))
+def test_each_option_arrives_as_its_header_and_is_on_record(db, emulator, submit) -> None:
+    job, request = submit(build_wish(emulator, fal_options=OPTIONS))
 
     assert {name: request["headers"].get(name) for name in HEADERS} == HEADERS
     assert job.options == OPTIONS
@@ -231,8 +223,9 @@ def test_each_option_arrives_as_its_header_and_is_on_record(db, fal, submit) -> 
     assert attempt.options == OPTIONS
 
 
-def test_fields_left_out_arrive_with_their_defaults(fal, submit) -> None:
-    wish = build_wish(fal)
+@pytest.mark.parametrize("send", ["python"], indirect=True)
+def test_fields_left_out_arrive_with_their_defaults(emulator, submit) -> None:
+    wish = build_wish(emulator)
     defaults = {
         name: field.get_default()
         for name, field in ExtendVideoInput.model_fields.items()
@@ -246,18 +239,10 @@ def test_fields_left_out_arrive_with_their_defaults(fal, submit) -> None:
     assert describe_types(arrived) == describe_types(json.loads(json.dumps(defaults)) | wish)
 
 
-def test_numbers_given_as_integers_arrive_as_numbers(fal, submit) -> None:
+@pytest.mark.parametrize("send", ["celery", "shell"], indirect=True)
+def test_numbers_given_as_integers_arrive_as_numbers(emulator, submit) -> None:
     """JSON has one kind of number, and a shell has none."""
     whole = {"fps": 30, "video_cfg_scale": 20, "video_strength": 1, "audio_stg_scale": 0}
-    _, request = submit(build_wish(fal, **whole))
+    _, request = submit(build_wish(emulator, **whole))
     kinds = {name: describe_types(request["input"][name]) for name in whole}
     assert kinds == {name: ("float", float(value)) for name, value in whole.items()}
-
-
-NULLABLE = {"end_image_url", "seed"}
-
-
-def test_nothing_is_null_but_what_may_be(fal, submit) -> None:
-    _, request = submit(build_wish(fal))
-    nulls = {name for name, value in request["input"].items() if value is None}
-    assert nulls == {"end_image_url"} < NULLABLE

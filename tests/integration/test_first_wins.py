@@ -150,15 +150,15 @@ def play(race: Race, steps: Sequence[Step]) -> None:
             assert race.job == before
 
 
-@pytest.mark.parametrize("first", RESULTS[:2], ids=name)
-@pytest.mark.parametrize("second", RESULTS[:2], ids=name)
-def test_two_results_in_any_order_are_one_result_and_one_extra_charge(bench, first, second):
-    steps: list[Step] = [(Race.accept, 0), (Race.accept, 1), (first, 0), (second, 1)]
+@pytest.mark.both_databases
+def test_two_results_in_any_order_are_one_result_and_one_extra_charge(bench):
+    results: list[Step] = [(Race.deliver, 0), (Race.poll, 1)]
+    steps: list[Step] = [(Race.accept, 0), (Race.accept, 1), *results]
     for order in permutations(steps):
         race = Race.begin(bench)
         play(race, order)
         # A poll before the reply knows of no request; then it comes after.
-        play(race, [(first, 0), (second, 1)])
+        play(race, results)
         extra = [one.extra_charge_at is not None for one in race.attempts]
         assert sorted(extra) == [False, True]
         assert [one.ending for one in race.attempts] == ["ok", "ok"]
@@ -171,8 +171,8 @@ ENDS: dict[str, list[Step]] = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS)
-@pytest.mark.parametrize("result", RESULTS, ids=name)
+@pytest.mark.both_databases
+@pytest.mark.parametrize(("end", "result"), list(zip(ENDS, RESULTS, strict=True)), ids=name)
 def test_result_after_the_end_is_taken_all_the_same(bench, end, result):
     race = Race.begin(bench)
     play(race, [*ENDS[end], (Race.accept, 0)])
@@ -195,8 +195,10 @@ STEPS = [
 ]
 
 
+@pytest.mark.both_databases
 @settings(
-    max_examples=25,
+    # Half of what the profile draws: each is a story of up to ten steps.
+    max_examples=settings().max_examples // 2,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -205,6 +207,7 @@ def test_any_story_of_two_attempts_keeps_one_result_and_counts_the_rest(bench, s
     play(Race.begin(bench), steps)
 
 
+@pytest.mark.both_databases
 def test_results_at_the_same_moment_are_one_result(bench):
     for _ in range(6):
         race = Race.begin(bench)
@@ -221,6 +224,7 @@ def test_results_at_the_same_moment_are_one_result(bench):
         assert sum(one.extra_charge_at is not None for one in race.attempts) == 1
 
 
+@pytest.mark.both_databases
 def test_request_of_the_loser_is_cancelled_at_fal(bench, desk: ScriptedFal):
     race = Race.begin(bench)
     race.accept(1)

@@ -30,8 +30,8 @@ from worker.jobs.values import Claim, Event, Job, Move
 from worker.stages.sweep import sweep_jobs
 
 PROFILE = settings(
-    # Half of what the profile draws: each is a story of thirty steps.
-    max_examples=settings().max_examples // 2,
+    # A third of what the profile draws: each is a story of thirty steps.
+    max_examples=settings().max_examples // 3,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,

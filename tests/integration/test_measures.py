@@ -73,6 +73,7 @@ def test_measures_are_new_at_each_reading_of_a_small_table(db, clock):
     assert (measures.jobs[JobState.COMPLETED], measures.jobs[JobState.ARCHIVING]) == (0, 1)
 
 
+@pytest.mark.both_databases
 def test_age_of_a_redriven_job_counts_from_its_restart(db, clock):
     make_job(db, JobState.SUBMITTED)
     with db.transaction() as connection:
@@ -85,6 +86,7 @@ def test_age_of_a_redriven_job_counts_from_its_restart(db, clock):
     assert read_measures(db=db, clock=clock).ages[JobState.SUBMITTED] == 3
 
 
+@pytest.mark.both_databases
 def test_measures_count_attempts_deliveries_and_transitions(db, clock):
     make_job(db, JobState.SUBMITTED)
     completion = build_completion()
@@ -119,6 +121,7 @@ def test_pause_held_submissions_workers_and_sweeps_are_told(db, clock):
     assert job.state is JobState.SUBMISSION_UNKNOWN
 
 
+@pytest.mark.both_databases
 def test_many_who_add_events_at_once_add_each_once(db, clock):
     for _ in range(20):
         make_job_with_own_token(db, JobState.SUBMITTED)
@@ -150,6 +153,7 @@ def test_event_that_commits_after_a_higher_id_is_added_all_the_same(postgres_url
     assert after == {"enqueued": 1, "second": 1, "first": 1}
 
 
+@pytest.mark.both_databases
 def test_history_goes_on_after_the_table_was_emptied(db, clock):
     make_job(db, JobState.ARCHIVED)
     before = read_measures(db=db, clock=clock).history.reasons["enqueued"]
@@ -201,6 +205,7 @@ def test_costly_counts_are_kept_for_others(db, clock, monkeypatch):
     assert kept == {*COUNTS, HISTORY}
 
 
+@pytest.mark.both_databases
 def test_of_two_who_count_at_once_one_is_kept(db, clock):
     tally = Tally("name", 1, clock(), 1.0, {"by": "first"})
     with db.transaction() as connection:
@@ -212,8 +217,9 @@ def test_of_two_who_count_at_once_one_is_kept(db, clock):
     assert found.value == {"by": "third"}
 
 
+@pytest.mark.both_databases
 def test_measures_agree_with_plain_counts_of_a_filled_table(db, clock):
-    fill_table(db, 1300, newest=NOW)
+    fill_table(db, 700, newest=NOW)
     refresh_measures(db=db, clock=clock, budget=timedelta(seconds=60))
     measures = read_measures(db=db, clock=clock)
     with db.reading() as connection:

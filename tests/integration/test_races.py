@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 from uuid_utils.compat import uuid7
 
 from tests.harness.stages import SECOND, UNKNOWN, Bench, build_completion, build_failure
@@ -11,11 +12,13 @@ from worker.errors import InvalidSignatureError, PaysAgainError, TooLateError
 from worker.fal.queue import Accepted, RefusalClass, Refused
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt
-from worker.stages.pause import hasten_blocked
+from worker.stages.pause import release_waiting
 from worker.stages.submit import Submission
 
+pytestmark = pytest.mark.both_databases
+
 S = JobState
-ROUNDS = 8
+ROUNDS = 5
 LOCKED = Refused(RefusalClass.ACCOUNT, 403, "locked", "User is locked.")
 
 
@@ -76,7 +79,7 @@ def test_refusals_of_the_account_beside_sweeps_and_probes(bench):
         calls: list[Callable[[], object]] = [bench.sweep, bench.sweep]
         calls += [partial(bench.reply, second, LOCKED)]
         calls += [partial(bench.try_begin, job) for job in jobs[2:]]
-        calls += [partial(hasten_blocked, db=bench.db, clock=bench.clock)] * 2
+        calls += [partial(release_waiting, db=bench.db, clock=bench.clock)] * 2
         call_together(*map(tolerate, calls))
         tried = sum(len(bench.attempts(job)) for job in jobs[2:])
         assert tried <= 1

@@ -23,11 +23,12 @@ from sqlalchemy import text
 from tests.emulator.clips import make_clip
 from tests.emulator.processes import Emulator, start_emulator
 from tests.harness.brokers import find_closed_port
+from tests.harness.commands import build_run
 from tests.harness.logs import preserved_logging
 from tests.harness.processes import EXTEND_VIDEO
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
-from worker import cli, producer, tasks
+from worker import producer, tasks
 from worker.backoff import Backoff
 from worker.db import Database
 from worker.errors import (
@@ -40,7 +41,6 @@ from worker.fal.storage import StorageClient, UploadTerms
 from worker.fal.storage_api import UploadFile
 from worker.jobs.uploads import Uploaded, find_upload, record_upload
 from worker.jobs.values import Job
-from worker.runtime import Runtime, build_runtime
 from worker.stages.enqueue import enqueue_job
 from worker.stages.upload import FRESH_FOR, FileTerms, make_wish
 
@@ -50,7 +50,6 @@ QUICK = Backoff(timedelta(milliseconds=1), timedelta(milliseconds=5))
 IN_PARTS = UploadTerms(whole_bytes=100 * KIB, part_bytes=64 * KIB, pause=QUICK)
 AT_ONCE = UploadTerms(pause=QUICK)
 PROMPT: dict[str, Any] = {"prompt": "on it goes"}
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
@@ -170,28 +169,18 @@ def test_uploaded_file_is_served_as_it_was(emulator, long_file, terms, parts) ->
 
 
 @pytest.mark.parametrize(
-    "fault",
+    ("fault", "terms"),
     [
-        {"point": "upload", "kind": "status", "code": 500, "times": 2},
-        {"point": "upload", "kind": "drop", "times": 2},
-        {"point": "upload_part", "kind": "status", "code": 503, "times": 4},
-        {"point": "upload_part", "kind": "ingress", "code": 502, "times": 4},
-        {"point": "upload_part", "kind": "drop", "times": 4},
-        {"point": "upload_complete", "kind": "status", "code": 504, "times": 2},
-        {"point": "upload_complete", "kind": "drop", "times": 2},
+        ({"point": "upload", "kind": "drop", "times": 2}, AT_ONCE),
+        ({"point": "upload_part", "kind": "status", "code": 503, "times": 4}, IN_PARTS),
+        ({"point": "upload_complete", "kind": "drop", "times": 2}, IN_PARTS),
     ],
 )
-def test_upload_in_parts_survives_faults(emulator, long_file, fault) -> None:
+def test_upload_survives_faults(emulator, long_file, fault, terms) -> None:
     emulator.order(fault)
-    url = send(emulator, long_file, IN_PARTS)
+    url = send(emulator, long_file, terms)
     assert hash_served(url) == hash_file(long_file)
     assert emulator.count_fired() == [fault["times"]]
-
-
-@pytest.mark.parametrize("kind", ["status", "drop"])
-def test_upload_at_once_survives_faults(emulator, long_file, kind) -> None:
-    emulator.order({"point": "upload", "kind": kind, "times": 3})
-    assert hash_served(send(emulator, long_file, AT_ONCE)) == hash_file(long_file)
 
 
 def test_fault_that_stays_ends_the_upload(emulator, long_file) -> None:
@@ -212,6 +201,7 @@ def build_uploaded(url: str, at: datetime = NOW) -> Uploaded:
     return Uploaded("ab" * 32, 2**40, "video/mp4", url, at)
 
 
+@pytest.mark.both_databases
 def test_fresh_upload_is_kept_against_a_later_one(db) -> None:
     with db.transaction() as connection:
         first = record_upload(connection, build_uploaded("https://a"), NOW - FRESH_FOR)
@@ -221,6 +211,7 @@ def test_fresh_upload_is_kept_against_a_later_one(db) -> None:
     assert first == build_uploaded("https://a")
 
 
+@pytest.mark.both_databases
 def test_stale_upload_gives_way(db) -> None:
     later = NOW + timedelta(seconds=1)
     with db.transaction() as connection:
@@ -280,8 +271,9 @@ def test_same_bytes_are_uploaded_once_whatever_they_come_as(
     assert count_rows(db) == (6, 1)
 
 
-@pytest.mark.parametrize("name", ["idempotency_key", "job_id"])
-@pytest.mark.parametrize("later", [timedelta(), timedelta(days=30)])
+@pytest.mark.parametrize(
+    ("name", "later"), [("idempotency_key", timedelta(days=30)), ("job_id", timedelta())]
+)
 def test_same_key_with_the_same_file_is_the_same_job(
     wish_and_enqueue, clip, emulator, name, later
 ) -> None:
@@ -328,8 +320,8 @@ def test_small_data_uri_goes_inline(wish_and_enqueue, tmp_path, sample, db) -> N
     assert count_rows(db) == (1, 0)
 
 
-@pytest.mark.parametrize("url", ["https://example.com/a.mp4", "http://127.0.0.1:9/never.mp4"])
-def test_url_is_passed_on_and_not_fetched(wish_and_enqueue, url, db) -> None:
+def test_url_is_passed_on_and_not_fetched(wish_and_enqueue, db) -> None:
+    url = "http://127.0.0.1:9/never.mp4"
     job = wish_and_enqueue({"video_url": url, "end_image_url": url})
     assert (job.input["video_url"], job.input["end_image_url"]) == (url, url)
     assert count_rows(db) == (1, 0)
@@ -339,25 +331,16 @@ def test_url_is_passed_on_and_not_fetched(wish_and_enqueue, url, db) -> None:
     ("value", "reason"),
     [
         (b"no video", "video_url=<8 bytes>: not a readable video"),
-        (b"", "video_url=<0 bytes>: it is empty"),
         (bytes(1024 * KIB + 1), "MAX_UPLOAD_BYTES allows 1048576"),
         (
             lambda: io.BytesIO(bytes(1024 * KIB + 1)),
             "video_url=<BytesIO>: it has more than 1048576 bytes",
         ),
-        (lambda: io.StringIO("text"), "binary mode"),
-        (PICTURE, "not a readable video"),
         (Path("missing.mp4"), "video_url=missing.mp4: there is no such file"),
-        (Path(), "it is a directory"),
-        ("missing.mp4", "never as text"),
         ("file:///etc/passwd", "never as text"),
-        ("/etc/passwd", "never as text"),
-        ("data:video/mp4;base64,AAAA", "not a readable video"),
         ("data:video/mp4;base64,AAA", "is base64"),
-        ("data:text/plain;base64,AAAA", "not of text/plain"),
         (f"data:video/mp4;base64,{'A' * 1_398_108}", "at most 1048576 bytes"),
         (7, "a data URI in base64"),
-        (None, "a data URI in base64"),
     ],
 )
 def test_refused_file_is_told_with_all_else_and_leaves_nothing(
@@ -409,7 +392,6 @@ def test_file_changed_meanwhile_is_refused(wish_and_enqueue, clip, emulator, db)
 # ------------------------------------------------------------------ Python
 
 
-@ON_SQLITE
 def test_producer_uploads_and_tells_its_progress(environment, clip, picture) -> None:
     told: list[tuple[int, int]] = []
     job = producer.enqueue(
@@ -424,7 +406,6 @@ def test_producer_uploads_and_tells_its_progress(environment, clip, picture) -> 
     assert hash_served(job.input["video_url"]) == hash_file(clip)
 
 
-@ON_SQLITE
 def test_producer_without_a_key_is_told_so(environment, monkeypatch, clip, db) -> None:
     monkeypatch.delenv("FAL_KEY")
     with pytest.raises(InvalidSettingsError, match=r"FAL_KEY=\(not set\)"):
@@ -439,28 +420,13 @@ def test_producer_without_a_key_is_told_so(environment, monkeypatch, clip, db) -
 
 @pytest.fixture
 def run(environment, monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    opened: list[Runtime] = []
+    run_command = build_run(monkeypatch, capsys)
 
-    def build_and_keep() -> Runtime:
-        opened.append(build_runtime())
-        return opened[-1]
+    def run_enqueue(*arguments: str) -> tuple[int, str, str]:
+        ended = run_command("enqueue", "--prompt", "on it goes", *arguments)
+        return ended.code, ended.out, ended.err
 
-    monkeypatch.setattr(cli, "build_runtime", build_and_keep)
-
-    def run_in_process(*arguments: str) -> tuple[int, str, str]:
-        command = ["extend-video", "enqueue", "--prompt", "on it goes", *arguments]
-        monkeypatch.setattr("sys.argv", command)
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        while opened:
-            opened.pop().db.close()
-        assert "Traceback" not in captured.err
-        code = caught.value.code
-        assert isinstance(code, int | None)
-        return code or 0, captured.out, captured.err
-
-    return run_in_process
+    return run_enqueue
 
 
 def read_input(db: Database, job_id: str) -> dict[str, Any]:
@@ -470,11 +436,8 @@ def read_input(db: Database, job_id: str) -> dict[str, Any]:
     return dict(json.loads(row.input))
 
 
-@ON_SQLITE
-@pytest.mark.parametrize("form", ["path", "relative", "file URL"])
-def test_shell_takes_files_in_any_form(run, db, clip, picture, form) -> None:
-    given = {"path": str(clip), "relative": clip.name, "file URL": clip.as_uri()}[form]
-    code, out, err = run("--video", given, "--end-image", str(picture))
+def test_shell_takes_paths_and_file_urls(run, db, clip, picture) -> None:
+    code, out, err = run("--video", clip.as_uri(), "--end-image", picture.name)
     assert code == 0, err
     stored = read_input(db, out.strip())
     assert hash_served(stored["video_url"]) == hash_file(clip)
@@ -482,7 +445,6 @@ def test_shell_takes_files_in_any_form(run, db, clip, picture, form) -> None:
     assert "uploaded 0." in err
 
 
-@ON_SQLITE
 def test_shell_is_silent_for_programs(run, db, clip) -> None:
     code, out, err = run("--video", str(clip), "--json")
     assert code == 0
@@ -490,28 +452,15 @@ def test_shell_is_silent_for_programs(run, db, clip) -> None:
     assert read_input(db, json.loads(out)["id"])["video_url"].startswith("http://")
 
 
-@ON_SQLITE
-@pytest.mark.parametrize(
-    ("option", "value", "reason"),
-    [
-        ("--video", "missing.mp4", "video_url=missing.mp4: there is no such file"),
-        ("--video", ".", "video_url=.: it is a directory"),
-        ("--video", "notes.txt", "video_url=notes.txt: not a readable video"),
-        ("--video", "file://elsewhere/a.mp4", "an absolute http or https URL"),
-        ("--video", "", "an absolute http or https URL"),
-        ("--end-image", "notes.txt", "end_image_url=notes.txt: not a readable image"),
-    ],
-)
-def test_shell_tells_what_is_wrong_with_a_file(run, db, clip, option, value, reason) -> None:
-    (clip.parent / "notes.txt").write_text("no video at all")
-    given = {"--video": str(clip), option: value}
-    code, out, err = run(*(word for pair in given.items() for word in pair))
+def test_shell_tells_what_is_wrong_with_each_file(run, db) -> None:
+    Path("notes.txt").write_text("no video at all")
+    code, out, err = run("--video", "missing.mp4", "--end-image", "notes.txt")
     assert (code, out) == (2, "")
-    assert reason in err
+    assert "video_url=missing.mp4: there is no such file" in err
+    assert "end_image_url=notes.txt: not a readable image" in err
     assert count_rows(db) == (0, 0)
 
 
-@ON_SQLITE
 def test_shell_without_a_key_is_told_so(run, monkeypatch, clip) -> None:
     monkeypatch.delenv("FAL_KEY")
     code, _, err = run("--video", str(clip))
@@ -519,7 +468,6 @@ def test_shell_without_a_key_is_told_so(run, monkeypatch, clip) -> None:
     assert "FAL_KEY=(not set): must be set" in err
 
 
-@ON_SQLITE
 def test_shell_tells_of_an_upload_that_failed(run, monkeypatch, clip) -> None:
     monkeypatch.setenv("FAL_KEY", "of-somebody-else")
     code, _, err = run("--video", str(clip))
@@ -527,7 +475,7 @@ def test_shell_tells_of_an_upload_that_failed(run, monkeypatch, clip) -> None:
     assert err.startswith("upload_unavailable: asking where to upload: fal refuses the account")
 
 
-@ON_SQLITE
+@pytest.mark.slow  # a shell of its own starts, uploads and is interrupted
 def test_shell_interrupted_while_uploading_ends_and_writes_nothing(
     environment, emulator, clip, db
 ) -> None:
@@ -551,7 +499,6 @@ def test_shell_interrupted_while_uploading_ends_and_writes_nothing(
 # ------------------------------------------------------------------ Celery
 
 
-@ON_SQLITE
 def test_message_with_a_large_data_uri_is_uploaded_once(
     environment, monkeypatch, emulator, clip, db
 ) -> None:
@@ -563,9 +510,9 @@ def test_message_with_a_large_data_uri_is_uploaded_once(
     assert count_rows(db) == (1, 1)
 
 
-@ON_SQLITE
-@pytest.mark.parametrize("value", ["/srv/a.mp4", "a.mp4", "file:///srv/a.mp4", "C:\\a.mp4"])
-@pytest.mark.parametrize("name", ["video_url", "end_image_url"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("video_url", "a.mp4"), ("end_image_url", "file:///srv/a.mp4")]
+)
 def test_message_with_a_path_is_refused(environment, db, name, value) -> None:
     fields = {**PROMPT, "video_url": "https://example.com/a.mp4", name: value}
     with pytest.raises(Reject, match=f"{name}=.*never in a message") as caught:
@@ -574,7 +521,6 @@ def test_message_with_a_path_is_refused(environment, db, name, value) -> None:
     assert count_rows(db) == (0, 0)
 
 
-@ON_SQLITE
 def test_message_comes_back_while_fal_takes_no_upload(
     environment, monkeypatch, emulator, clip, db
 ) -> None:

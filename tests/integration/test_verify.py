@@ -81,14 +81,6 @@ def cut_off(store, job):
     overwrite(store, job, VIDEO[:-1])
 
 
-def empty(store, job):
-    overwrite(store, job, b"")
-
-
-def lengthen(store, job):
-    overwrite(store, job, VIDEO + b"x")
-
-
 def remove_sidecar(store, job):
     store.delete(name_of(store, job.archive_sidecar_uri))
 
@@ -103,8 +95,6 @@ def remove_poster(store, job):
         (remove_video, "missing: there is no 2026/11/23/"),
         (flip_a_bit, "different: its SHA-256 is "),
         (cut_off, f"different: it has {len(VIDEO) - 1} bytes, the row says {len(VIDEO)}"),
-        (lengthen, f"different: it has {len(VIDEO) + 1} bytes"),
-        (empty, "different: it has 0 bytes"),
         (remove_sidecar, "missing: there is no sidecar file://"),
         (remove_poster, "missing: there is no poster file://"),
     ],
@@ -135,9 +125,9 @@ def test_damage_is_told_and_marked_and_cleared_once_it_is_mended(db, store, harm
     assert (after.archive_error, after.archive_verified_at) == (None, LATER + HOUR)
 
 
-@pytest.mark.parametrize("size", [1, 2, 2000])
-def test_every_copy_is_read_once_in_slices_of_any_size(db, store, monkeypatch, size):
-    monkeypatch.setattr(slices, "SLICE", size)
+@pytest.mark.both_databases
+def test_every_copy_is_read_once_in_several_slices(db, store, monkeypatch):
+    monkeypatch.setattr(slices, "SLICE", 2)
     jobs = [archive_ended(db, store) for _ in range(5)]
     insert_job(db)
     assert measure_copies(db, Scope(LATER)) == (5, 5 * len(VIDEO))
@@ -145,6 +135,7 @@ def test_every_copy_is_read_once_in_slices_of_any_size(db, store, monkeypatch, s
     assert Counter(store.reads) == Counter(name_of(store, job.archive_uri) for job in jobs)
 
 
+@pytest.mark.both_databases
 def test_run_that_goes_on_reads_only_what_is_left_and_repeats_what_was_found(db, store):
     jobs = [archive_ended(db, store) for _ in range(6)]
     remove_video(store, jobs[1])
@@ -186,6 +177,7 @@ def test_only_the_tenants_copies_are_read(db, store):
     assert store.reads == [name_of(store, mine.archive_uri)]
 
 
+@pytest.mark.both_databases
 def test_copy_replaced_while_it_is_read_is_no_damage(db, store):
     job = archive_ended(db, store)
 
@@ -234,19 +226,6 @@ def test_sample_reads_so_many_different_copies(db, store):
     assert verify(db, store, sample=100, now=LATER + HOUR).checked == 8
 
 
-@pytest.mark.parametrize("fewest_hits", [0, 1000])
-def test_sample_takes_each_copy_as_often_as_any_other(db, store, monkeypatch, fewest_hits):
-    """Drawn by address as well as by a walk."""
-    monkeypatch.setattr(slices, "SLICE", 3)
-    monkeypatch.setattr(verify_stage, "FEWEST_HITS", fewest_hits)
-    ids = [archive_ended(db, store).id for _ in range(8)]
-    insert_job(db)
-    drawn = Counter(one for _ in range(200) for one in draw_sample(db, Scope(LATER), 2))
-    # 50 are expected of each; five standard deviations are 31
-    assert set(drawn) == set(ids)
-    assert all(19 <= times <= 81 for times in drawn.values()), drawn
-
-
 def test_sample_that_goes_on_repeats_what_was_found_and_reads_others(db, store):
     for _ in range(6):
         remove_video(store, archive_ended(db, store))
@@ -259,13 +238,14 @@ def test_sample_that_goes_on_repeats_what_was_found_and_reads_others(db, store):
     assert len({one.job_id for one in verification.damaged}) == 5
 
 
+@pytest.mark.both_databases
 def test_sample_of_many_rows_is_drawn_by_address_and_only_of_its_scope(db):
     known = {"archive_uri": "file:///a", "archive_sha256": "0" * 64, "archive_bytes": 1}
     jobs = [
         {"id": uuid7(), **known, "tenant": f"t{number % 2}", "archive_verified_at": None}
-        for number in range(3000)
+        for number in range(600)
     ]
-    jobs += [{**job, "id": uuid7(), "archive_verified_at": LATER} for job in jobs[:1000]]
+    jobs += [{**job, "id": uuid7(), "archive_verified_at": LATER} for job in jobs[:200]]
     insert_all_ended(db, jobs, JobState.ARCHIVED, NOW)
     with db.transaction() as connection:
         # As the database does by itself before long: without, its plans are for a small table.
@@ -273,9 +253,9 @@ def test_sample_of_many_rows_is_drawn_by_address_and_only_of_its_scope(db):
     scope = Scope(LATER, "t1")
     with db.reading() as connection:
         assert len(sampling.probe_copies(connection, scope)) >= verify_stage.FEWEST_HITS
-    wanted = {job["id"] for job in jobs[:3000] if job["tenant"] == "t1"}
+    wanted = {job["id"] for job in jobs[:600] if job["tenant"] == "t1"}
     drawn = draw_sample(db, scope, 50)
     assert len(set(drawn)) == 50
     assert drawn == sorted(drawn)
     assert set(drawn) <= wanted
-    assert set(draw_sample(db, scope, 2000)) == wanted, "more than there are: all of them"
+    assert set(draw_sample(db, scope, 400)) == wanted, "more than there are: all of them"

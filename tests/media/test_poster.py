@@ -20,7 +20,7 @@ from worker.media.poster import (
     make_sheet,
     measure_light,
 )
-from worker.media.probe import examine_video, probe_video
+from worker.media.probe import probe_video
 
 Colour = tuple[int, int, int]
 RED, GREEN, BLUE, BLACK = (192, 32, 32), (32, 192, 32), (32, 32, 192), (0, 0, 0)
@@ -96,15 +96,6 @@ def test_every_form_has_a_poster(tmp_path, form) -> None:
     assert (poster.width, poster.height) == (128, 96)
 
 
-def test_poster_of_the_kept_still_is_that_of_the_file_which_is_not_read_again(tmp_path) -> None:
-    path = make_clip(tmp_path / "v.mp4")
-    examined = examine_video(path)
-    of_file = make_poster(path, examined.facts)
-    path.unlink()
-
-    assert make_poster(path, examined.facts, examined.still) == of_file
-
-
 def test_poster_is_of_the_frame_a_third_into_the_video(tmp_path) -> None:
     path = paint_video(tmp_path / "v.mp4", [RED, GREEN, BLUE])
 
@@ -124,31 +115,6 @@ def test_poster_is_not_black_where_another_frame_is_not(tmp_path, colours, wante
     path = paint_video(tmp_path / "v.mp4", colours)
 
     assert is_like(read_colour(make_picture(make_poster, path)), wanted)
-
-
-def test_poster_of_a_dark_still_is_looked_for_in_the_file(tmp_path) -> None:
-    path = paint_video(tmp_path / "v.mp4", [RED, BLACK, BLUE])
-    examined = examine_video(path)
-
-    poster = read_jpeg(make_poster(path, examined.facts, examined.still))
-
-    assert is_like(read_colour(poster), BLUE)
-
-
-def test_poster_of_a_still_from_another_place_is_looked_for_in_the_file(tmp_path) -> None:
-    path = paint_video(tmp_path / "v.mp4", [RED, GREEN, BLUE])
-    examined = examine_video(path)
-    facts = replace(examined.facts, duration=timedelta(hours=1))
-
-    poster = read_jpeg(make_poster(path, facts, examined.still))
-
-    assert is_like(read_colour(poster), BLUE)
-
-
-def test_no_still_is_kept_of_a_file_that_is_read_in_samples(tmp_path) -> None:
-    path = paint_video(tmp_path / "v.mp4", [RED, GREEN, BLUE])
-
-    assert examine_video(path, whole_bytes=0).still is None
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,8 @@ import pytest
 from flask.testing import FlaskClient
 from playwright.sync_api import Browser, BrowserContext, Page
 
-from tests.emulator.clips import make_clip
 from tests.harness.brokers import take_messages
 from tests.harness.logs import preserved_logging
-from tests.harness.processes import ONE_WORKER, Deployment, run_deployment, run_emulator, run_yard
-from tests.harness.servers import run_redis
 from tests.page.browser import TOKEN, run_browser
 from tests.page.scene import Site, build_site, close_site, serve
 from worker.app import QUEUES
@@ -78,34 +75,3 @@ def client(open_site) -> FlaskClient:
     answer = client.post("/jobs/login", data={"secret": TOKEN})
     assert answer.status_code == 303
     return client
-
-
-@pytest.fixture(scope="session")
-def deployment(tmp_path_factory) -> Iterator[Deployment]:
-    """Every daemon, an emulator of fal, and the page."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        yield from _run_deployment(tmp_path_factory)
-
-
-def _run_deployment(tmp_path_factory) -> Iterator[Deployment]:
-    directory = tmp_path_factory.mktemp("page")
-    files = directory / "emulator" / "files"
-    files.mkdir(parents=True)
-    clip = make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=72)
-    (files / "sample.mp4").write_bytes(clip.read_bytes())
-    with (
-        run_redis() as broker_url,
-        run_yard(directory) as yard,
-        run_emulator(yard) as emulator,
-        run_deployment(
-            yard,
-            emulator=emulator,
-            fal_url=emulator.url,
-            database_url=f"sqlite:///{directory / 'jobs.db'}",
-            broker_url=broker_url,
-            workers=ONE_WORKER,
-            changes={"MONITOR_TOKEN": TOKEN, "SAMPLE": emulator.sample_url},
-        ) as running,
-    ):
-        yield running

@@ -12,14 +12,11 @@ from tests.harness.jobs import make_job
 from tests.harness.processes import run_yard
 from tests.harness.waiting import wait_until
 from tests.page.browser import TOKEN
-from tests.receiver.scene import ON_SQLITE
 from tests.receiver.test_process import run_gunicorn
 from webhook.archive import MOST_AT_ONCE
 from worker.jobs.states import JobState
 
 LARGE = 64 * 1024 * 1024
-
-pytestmark = ON_SQLITE
 
 
 @pytest.fixture
@@ -46,6 +43,7 @@ def open_unread(client: httpx.Client, address: str, cookie: str) -> Iterator[Non
         yield
 
 
+@pytest.mark.slow  # starts gunicorn
 def test_players_that_stand_still_leave_threads_for_webhooks(
     tmp_path, database_url, redis_url, address
 ) -> None:

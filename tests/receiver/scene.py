@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import text
@@ -22,7 +21,6 @@ from worker.jobs.values import Job
 from worker.settings import Settings
 
 ARCHIVE_QUEUE = "extend_video.archive"
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 LEASE = timedelta(seconds=60)
 LIMIT = 64 * 1024
 

@@ -13,7 +13,7 @@ from flask import Flask
 from sqlalchemy import text
 
 import worker.db
-from tests.harness.brokers import open_black_hole
+from tests.harness.brokers import find_closed_port, open_black_hole
 from tests.harness.jobs import read_job
 from tests.harness.servers import Postgres
 from tests.harness.waiting import wait_until
@@ -191,6 +191,20 @@ def test_receive_without_database_answers_503_and_later_records(
     assert forged.status_code == 401, "a forgery costs no look at the table"
     assert "select" not in answer.text.lower()
     assert scene.post(build_delivery()).get_json() == {"verdict": "recorded"}
+
+
+def test_receive_where_no_database_listens_answers_503_and_logs_no_password(
+    open_scene, capsys
+) -> None:
+    address = f"postgresql+psycopg://u:the-password@127.0.0.1:{find_closed_port()}/x"
+    scene = open_scene(database_url=address)
+    answer = scene.post(build_delivery())
+    assert (answer.status_code, answer.get_json()["error"]) == (503, "database_unavailable")
+    assert scene.client.get("/readyz").status_code == 503
+    logged = capsys.readouterr().err
+    assert "database_unavailable" in logged
+    assert "Traceback" not in logged
+    assert "the-password" not in logged
 
 
 @pytest.mark.both_databases

@@ -58,8 +58,7 @@ def test_readyz_without_table_answers_503_naming_command(open_scene, db) -> None
     assert "extend-video migrate" in answer.get_json()["message"]
 
 
-@pytest.mark.parametrize("url", ["sqlite:////nowhere/at/all.db", "postgresql+psycopg://u@{}/x"])
-def test_readyz_without_database_answers_503(open_scene, url) -> None:
-    scene = open_scene(database_url=url.format(f"127.0.0.1:{find_closed_port()}"))
+def test_readyz_without_database_answers_503(open_scene) -> None:
+    scene = open_scene(database_url="sqlite:////nowhere/at/all.db")
     answer = scene.client.get("/readyz")
     assert (answer.status_code, answer.get_json()["error"]) == (503, "database_unavailable")

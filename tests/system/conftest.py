@@ -1,15 +1,51 @@
 """Deployments of real processes: one for each database, shared by all tests of a run."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.emulator.clips import make_clip
-from tests.harness.processes import ONE_WORKER, TWO_WORKERS, Yard, run_yard
+from tests.harness.processes import (
+    ONE_WORKER,
+    START_SECONDS,
+    TWO_WORKERS,
+    Yard,
+    find_marked,
+    run_yard,
+)
+from tests.harness.servers import run_redis
 from tests.system.scene import SOURCE_FRAMES, Scene, run_scene
 
 YARDS = pytest.StashKey[list[Yard]]()
+CHANGES = {"DRAIN_SECONDS": "3"}
+"""A worker that is told to end while its work hangs is waited for so long."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Each deployment is started in one of xdist's processes, not in every one.
+
+    Of a run with two processes the first begins with the first test, the second in the middle.
+    SQLite's tests go to the one place, PostgreSQL's to the other.
+    """
+    kinds: dict[str | None, list[pytest.Item]] = {"sqlite": [], "postgresql": [], None: []}
+    for item in items:
+        kinds[find_deployment(item)].append(item)
+    processes = int(getattr(config, "workerinput", {}).get("workercount", 1))
+    middle = max(0, len(items) // processes - len(kinds["sqlite"]))
+    others = kinds[None]
+    items[:] = [*kinds["sqlite"], *others[:middle], *kinds["postgresql"], *others[middle:]]
+
+
+def find_deployment(item: pytest.Item) -> str | None:
+    """The database of the shared deployment that the test uses, if it does."""
+    if not isinstance(item, pytest.Function):
+        return None
+    if "database_name" in item.fixturenames:
+        return str(item.callspec.params["database_name"])
+    return "sqlite" if "sqlite_scene" in item.fixturenames else None
 
 
 @pytest.fixture(scope="session")
@@ -22,16 +58,16 @@ def shared_sqlite_scene(tmp_path_factory, clip) -> Iterator[Scene]:
     """SQLite, and one worker for every queue, with processes of its own."""
     directory = tmp_path_factory.mktemp("sqlite")
     url = f"sqlite:///{directory / 'jobs.db'}"
-    with run_scene(directory, url, clip, ONE_WORKER) as scene:
+    with run_scene(directory, url, clip, ONE_WORKER, changes=CHANGES) as scene:
         yield scene
 
 
 @pytest.fixture(scope="session")
-def shared_postgres_scene(tmp_path_factory, clip, postgres) -> Iterator[Scene]:
+def shared_postgres_scene(tmp_path_factory, clip, postgres, postgres_template) -> Iterator[Scene]:
     """PostgreSQL, and two workers with threads: one submits, one archives."""
     directory = tmp_path_factory.mktemp("postgresql")
-    url = postgres.url_of(postgres.create_database())
-    with run_scene(directory, url, clip, TWO_WORKERS) as scene:
+    url = postgres.url_of(postgres.create_database(postgres_template))
+    with run_scene(directory, url, clip, TWO_WORKERS, changes=CHANGES) as scene:
         yield scene
 
 
@@ -55,9 +91,11 @@ def sqlite_scene(request) -> Scene:
 
 
 def prepare_scene(request: pytest.FixtureRequest, fixture: str) -> Scene:
-    """A test finds every process running, and shows what they said if it fails."""
+    """A test finds every daemon at work, and shows what they said if it fails."""
     scene: Scene = request.getfixturevalue(fixture)
     scene.deployment.start_missing()
+    for name in scene.deployment.workers:
+        scene.deployment.yard.parts[name].wait_for_log(" ready.", START_SECONDS)
     request.node.stash.setdefault(YARDS, []).append(scene.deployment.yard)
     return scene
 
@@ -68,6 +106,46 @@ def yard(request, tmp_path) -> Iterator[Yard]:
     with run_yard(tmp_path) as yard:
         request.node.stash.setdefault(YARDS, []).append(yard)
         yield yard
+
+
+@pytest.fixture
+def up_settings(tmp_path) -> Iterator[dict[str, str]]:
+    """A database that does not exist yet, and a Redis of its own."""
+    with run_redis() as broker_url:
+        yield {
+            "DATABASE_URL": f"sqlite:///{tmp_path / 'jobs.db'}",
+            "BROKER_URL": broker_url,
+            "FAL_KEY": "emulator-key",
+            "WEBHOOK_BASE_URL": "http://127.0.0.1:9",
+            "ARCHIVE_URL": f"file:{tmp_path / 'archive'}",
+            "SWEEP_SECONDS": "1",
+        }
+
+
+@pytest.fixture
+def scratch(yard) -> Iterator[Path]:
+    """Where the demo puts what it needs only while it runs; a short path, for sockets.
+
+    With the yard's mark in it, so that whatever runs there is found.
+    """
+    with tempfile.TemporaryDirectory(prefix=f"{yard.mark}-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def demo_settings(scratch) -> dict[str, str]:
+    return {"TMPDIR": str(scratch)}
+
+
+@pytest.fixture
+def nothing_left(yard, scratch) -> Callable[[], None]:
+    """Whatever the demo was told, no process and no scratch file of it outlives it."""
+
+    def check() -> None:
+        assert find_marked(yard.mark) == []
+        assert list(scratch.iterdir()) == []
+
+    return check
 
 
 @pytest.hookimpl(wrapper=True)

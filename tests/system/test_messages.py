@@ -45,28 +45,20 @@ def test_wish_sent_twice_with_one_key_is_one_job(scene):
     assert [len(scene.list_submissions(job)) for job in jobs] == [1] * 5
 
 
-def test_message_delivered_twice_is_one_job(scene):
-    tenant = f"redelivered-{uuid4()}"
-    task_id, wish = str(uuid4()), scene.build_fields(tenant=tenant)
+def test_message_delivered_twice_is_one_job_and_two_wishes_alike_are_two(sqlite_scene):
+    scene = sqlite_scene
+    redelivered, alike = f"redelivered-{uuid4()}", f"alike-{uuid4()}"
+    task_id, wish = str(uuid4()), scene.build_fields(tenant=redelivered)
     for _ in range(3):
         scene.send("enqueue", task_id=task_id, **wish)
-    assert_worker_is_well(scene)
-
-    [job] = scene.table.wait_for_ends(tenant, 1)
-
-    assert len(scene.list_submissions(job)) == 1
-
-
-def test_two_wishes_alike_are_two_jobs(scene):
-    tenant = f"alike-{uuid4()}"
-    wish = scene.build_fields(tenant=tenant)
     for _ in range(2):
-        scene.send("enqueue", **wish)
+        scene.send("enqueue", **{**wish, "tenant": alike})
 
-    jobs = scene.table.wait_for_ends(tenant, 2)
+    first, second = scene.table.wait_for_ends(alike, 2)
+    [job] = scene.table.wait_for_ends(redelivered, 1)
 
-    assert len(jobs) == 2
-    assert len({job["input"]["seed"] for job in jobs}) == 2
+    assert first["input"]["seed"] != second["input"]["seed"]
+    assert len(scene.list_submissions(job)) == 3, "one for each job with this prompt"
 
 
 def test_doorbells_doubled_by_hand_pay_once(scene):
@@ -82,52 +74,33 @@ def test_doorbells_doubled_by_hand_pay_once(scene):
         assert [one["outcome"] for one in scene.table.list_attempts(job_id)] == ["accepted"]
 
 
-def test_doorbells_after_the_end_change_nothing(scene):
+def test_doorbells_after_the_end_and_for_nobody_change_nothing(sqlite_scene):
+    scene, worker, marker = sqlite_scene, sqlite_scene.deployment.submitter, f"no-{uuid4().hex}"
     job_id = scene.enqueue()
-    before = scene.table.wait_for_end(job_id)
+    ended = scene.table.wait_for_end(job_id)
+    jobs, submissions = count_jobs(scene), len(scene.emulator.list_requests())
     for task in STEPS:
         scene.send(task, str(job_id))
+        scene.send(task, str(uuid4()))
+        for arguments in (*GARBAGE, (marker,)):
+            scene.send(task, *arguments)
     assert_worker_is_well(scene)
 
-    assert scene.table.read_job(job_id) == before
-    assert len(scene.list_submissions(before)) == 1
-
-
-@pytest.mark.parametrize("task", STEPS)
-def test_doorbells_for_nobody_change_nothing(scene, task):
-    before, submissions = count_jobs(scene), len(scene.emulator.list_requests())
-    scene.send(task, str(uuid4()))
-    for arguments in GARBAGE:
-        scene.send(task, *arguments)
-    assert_worker_is_well(scene)
-
-    assert count_jobs(scene) == before + 1
+    assert scene.table.read_job(job_id) == ended
+    assert count_jobs(scene) == jobs + 1
     assert len(scene.emulator.list_requests()) == submissions + 1
-
-
-def test_doorbell_with_a_garbage_id_is_a_line_in_the_log_and_no_traceback(sqlite_scene):
-    worker, marker = sqlite_scene.deployment.submitter, f"no-id-{uuid4().hex}"
-    assert_worker_is_well(sqlite_scene)
-    before = worker.read_log().count("Traceback")
-    sqlite_scene.send("submit", marker)
-    assert_worker_is_well(sqlite_scene)
-
-    assert worker.read_log().count("Traceback") == before
-    assert marker in worker.read_log()
+    told = [line for line in worker.read_log().splitlines() if marker in line]
+    assert len(told) >= len(STEPS)
+    assert not [line for line in told if "Traceback" in line]
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("num_frames", 100_000),
-        ("fps", "fast"),
         ("video_url", "ftp://example.com/a.mp4"),
-        ("video_size", {"width": -1, "height": 5}),
-        ("prompt", None),
         ("no_such_field", 1),
-        ("priority", 101),
         ("job_id", "not-a-uuid"),
-        ("labels", ["a"]),
     ],
 )
 def test_wrong_field_makes_no_row_and_is_named_in_the_log(sqlite_scene, field, value):
@@ -141,10 +114,10 @@ def test_wrong_field_makes_no_row_and_is_named_in_the_log(sqlite_scene, field, v
     assert refusal["code"] == "invalid_input"
     assert field in refusal["reason"]
     assert scene.table.list_jobs(tenant) == []
-    assert_worker_is_well(scene)
 
 
-def test_positional_arguments_make_no_row(scene):
+def test_positional_arguments_make_no_row(sqlite_scene):
+    scene = sqlite_scene
     before, marker = count_jobs(scene), f"positional-{uuid4()}"
     scene.send("enqueue", marker, **scene.build_fields())
 
@@ -155,8 +128,8 @@ def test_positional_arguments_make_no_row(scene):
     assert count_jobs(scene) == before + 1
 
 
-def test_key_with_another_input_is_refused_and_the_first_job_stays(scene):
-    tenant, key = f"conflict-{uuid4()}", f"key-{uuid4()}"
+def test_key_with_another_input_is_refused_and_the_first_job_stays(sqlite_scene):
+    scene, tenant, key = sqlite_scene, f"conflict-{uuid4()}", f"key-{uuid4()}"
     first = scene.build_fields(tenant=tenant, idempotency_key=key)
     scene.send("enqueue", **first)
     [job] = scene.table.wait_for_ends(tenant, 1)
@@ -166,10 +139,10 @@ def test_key_with_another_input_is_refused_and_the_first_job_stays(scene):
 
     assert refusal["code"] == "idempotency_conflict"
     assert scene.table.list_jobs(tenant) == [job]
-    assert_worker_is_well(scene)
 
 
-def test_secrets_never_reach_the_log(scene):
+def test_secrets_never_reach_the_log(sqlite_scene):
+    scene = sqlite_scene
     assert_worker_is_well(scene)
     [last, *_] = reversed(scene.emulator.list_requests())
     token = last["webhook_url"].rpartition("/")[2]
@@ -179,6 +152,7 @@ def test_secrets_never_reach_the_log(scene):
     assert not [log for log in logs if token in log or "emulator-key" in log]
 
 
+@pytest.mark.slow  # a second scheduler starts, and a sweep has to come
 def test_messages_lost_by_the_broker_are_healed_by_two_sweeps(scene):
     worker, broker = scene.deployment.submitter, scene.deployment.settings["BROKER_URL"]
     second = scene.deployment.start_beat("second beat")
@@ -195,20 +169,3 @@ def test_messages_lost_by_the_broker_are_healed_by_two_sweeps(scene):
 
     second.end()
     assert [len(scene.list_submissions(job)) for job in jobs] == [1] * 5
-
-
-def test_video_that_is_not_there_fails_with_fals_own_reason(scene):
-    job_id = scene.enqueue(video_url=f"{scene.emulator.url}/files/none.mp4")
-
-    job = scene.table.wait_for_end(job_id, "failed")
-
-    assert job["error_code"] == "file_download_error"
-    assert "download" in job["error_message"]
-    assert job["failed_at"] is not None
-    assert job["due_at"] is job["archive_uri"] is job["archived_at"] is None
-    [delivery] = scene.table.list_deliveries(job_id)
-    assert delivery["status"] == "ERROR"
-    assert json.loads(delivery["body"])["payload"]["detail"][0]["type"] == "file_download_error"
-    assert [event["to_state"] for event in scene.table.list_events(job_id)][-1] == "failed"
-    assert scene.list_archived(job_id) == []
-    assert len(scene.list_submissions(job)) == 1

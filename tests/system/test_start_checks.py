@@ -11,6 +11,7 @@ WORKER = [*CELERY, "worker", "-P", "threads"]
 BEAT = [*CELERY, "beat"]
 RECEIVER = [str(BIN / "gunicorn"), "--bind", "127.0.0.1:0", "--no-control-socket"]
 RECEIVER += ["webhook:create_app()"]
+pytestmark = pytest.mark.slow  # each starts a daemon
 NOBODY = "redis+socket:///nowhere/redis.sock"
 
 

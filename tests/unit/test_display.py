@@ -158,3 +158,14 @@ def test_control_characters_of_others_reach_no_terminal(capsys) -> None:
     display.print_jobs([job])
     out = read_out(capsys)
     assert not {"\x1b", "\x07", "\r", "\x9b"} & set(out)
+
+
+def test_print_story_has_a_line_for_each_archive_warning(capsys) -> None:
+    told = {"code": "odd_field", "field": "seed", "message": f"seed cannot be read: {MARKUP}"}
+    job = replace(JOB, archive_warnings=[told])
+
+    display.print_story(make_story(job, [], [], []))
+
+    lines = read_out(capsys).splitlines()
+    at = lines.index("archive warnings")
+    assert lines[at + 1] == f"  seed cannot be read: {MARKUP}"

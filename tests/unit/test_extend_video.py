@@ -253,49 +253,35 @@ def test_complete_input_with_unknown_side_is_refused(size, field):
     assert ("did you mean height?" in violation.allowed) == (field == "video_size.hight")
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
+def test_complete_input_with_absolute_url_keeps_it_verbatim():
+    for url in (
         "http://media.test",
         "https://media.test:8443/a.mp4?token=a%20b#t=1",
         "HTTPS://MEDIA.test/a@b.mp4",
         "http://[::1]:9000/a.mp4",
         "https://medien.test/größe.mp4",
-    ],
-)
-def test_complete_input_with_absolute_url_keeps_it_verbatim(url):
-    assert complete(video_url=url).to_json()["video_url"] == url
+    ):
+        assert complete(video_url=url).to_json()["video_url"] == url
 
 
 @pytest.mark.parametrize(
-    "url",
+    "urls",
     [
-        "",
-        "/srv/boat.mp4",
-        "file:///srv/boat.mp4",
-        "data:video/mp4,AAAA",
-        "//media.test/boat.mp4",
-        "https:///boat.mp4",
-        "https://:443/boat.mp4",
-        "https:media.test/boat.mp4",
-        "https://user:secret@media.test/boat.mp4",
-        "https://@media.test/boat.mp4",
-        "https://media.test\\@other.test/boat.mp4",
-        " https://media.test/boat.mp4",
-        "https://media.test/bo\tat.mp4",
-        "https://media.test/boat\x7f.mp4",
-        "https://media.test:port/boat.mp4",
-        "https://media.test:0/boat.mp4",
-        "https://media.test:65536/boat.mp4",
-        "https://[::1/boat.mp4",
+        ["", "/srv/boat.mp4", "file:///srv/boat.mp4", "data:video/mp4,AAAA"],
+        ["//a.test/b", "https:///b", "https://:443/b", "https:a.test/b", "https://[::1/b"],
+        ["https://user:secret@a.test/b", "https://@a.test/b", "https://a.test\\@b.test/b"],
+        [" https://a.test/b", "https://a.test/b\t", "https://a.test/b\x7f"],
+        ["https://a.test:port/b", "https://a.test:0/b", "https://a.test:65536/b"],
     ],
+    ids=["no URL", "no host", "user", "characters", "port"],
 )
-def test_complete_input_with_other_url_is_refused(url):
-    violation = refuse_one("video_url", url)
-    assert violation.value == json.dumps(url, ensure_ascii=False)
-    assert violation.allowed.startswith("an absolute http or https URL with a host")
-    assert "or a data URI in base64" in violation.allowed
-    assert "a file of this machine only as pathlib.Path" in violation.allowed
+def test_complete_input_with_other_url_is_refused(urls):
+    for url in urls:
+        violation = refuse_one("video_url", url)
+        assert violation.value == json.dumps(url, ensure_ascii=False)
+        assert violation.allowed.startswith("an absolute http or https URL with a host")
+        assert "or a data URI in base64" in violation.allowed
+        assert "a file of this machine only as pathlib.Path" in violation.allowed
 
 
 @pytest.mark.parametrize(
@@ -339,20 +325,17 @@ def test_complete_input_with_many_errors_lists_all_at_once():
     assert violations[1].allowed.startswith("required: an absolute http or https URL")
 
 
-@pytest.mark.parametrize(
-    ("name", "shown", "meant"),
-    [
+def test_complete_input_with_unknown_field_names_it_and_the_known():
+    for name, shown, meant in [
         ("num_frame", "num_frame", "; did you mean num_frames?"),
         ("image_size", "image_size", "; did you mean video_size?"),
         ("a b", '"a b"', ""),
         ("\ud800", r'"\ud800"', ""),
-        (7, "7", ""),
         ("", '""', ""),
         ("x" * 500, '"' + "x" * 78 + "…", ""),
-    ],
-)
-def test_complete_input_with_unknown_field_names_it_and_the_known(name, shown, meant):
-    assert refuse_one(name, None) == Violation(shown, "null", f"no such field{meant}")
+    ]:
+        assert refuse_one(name, None) == Violation(shown, "null", f"no such field{meant}")
+    assert refuse({**REQUIRED, 7: None}) == (Violation("7", "null", "no such field"),)  # type: ignore[dict-item]  # JSON has none, Python has
 
 
 def test_complete_input_draws_a_seed_once_and_only_if_none_is_given():
@@ -440,20 +423,20 @@ def test_parse_field_follows_the_fields_type():
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "texts"),
     [
-        *(("sync_mode", text) for text in ("yes", "True")),
-        *(("num_frames", text) for text in ("121.0", "1_000", "٣", "", "null")),
-        *(("fps", text) for text in ("nan", ".", "1_0")),
-        ("video_size", "{width: 3}"),
+        ("sync_mode", ["yes", "True"]),
+        ("num_frames", ["121.0", "1_000", "٣", "", "null"]),
+        ("fps", ["nan", ".", "1_0"]),
+        ("video_size", ["{width: 3}"]),
     ],
 )
-def test_parse_field_of_other_text_is_refused(name, text):
-    with pytest.raises(InvalidInputError) as refused:
-        parse_field(name, text)
-    [violation] = refused.value.violations
-    assert (violation.field, violation.value) == (name, json.dumps(text, ensure_ascii=False))
-    assert violation.allowed == describe_allowed(name)
+def test_parse_field_of_other_text_is_refused(name, texts):
+    for text in texts:
+        with pytest.raises(InvalidInputError) as refused:
+            parse_field(name, text)
+        shown = json.dumps(text, ensure_ascii=False)
+        assert refused.value.violations == (Violation(name, shown, describe_allowed(name)),)
 
 
 def test_unknown_name_suggests_the_known():
@@ -522,8 +505,8 @@ def test_parse_output_with_odd_values_mends_them():
     output = parse_output({"prompt": "a\0b\ud800", "video": video, "seed": 7.0})
     numbers = [output.video.width, output.video.num_frames, output.seed]
     assert json.dumps(numbers) == "[1248, 161, 7]"
-    assert output.prompt.startswith("a\ufffdb")
-    assert output.prompt.isprintable()
+    assert str(output.prompt).startswith("a\ufffdb")
+    assert str(output.prompt).isprintable()
     assert output.video.duration is None
 
 
@@ -535,10 +518,6 @@ def test_parse_output_with_odd_values_mends_them():
         (RESULT | {"video": "https://a.test/b"}, 'video="https://a.test/b": an object with url'),
         (RESULT | {"video": {}}, "video.url=nothing: required: an absolute http or https URL"),
         (RESULT | {"video": {"url": "ftp://a.test/b"}}, 'video.url="ftp://a.test/b": an absolute'),
-        (RESULT | {"video": VIDEO | {"width": "wide"}}, 'video.width="wide": an integer, or null'),
-        (RESULT | {"video": VIDEO | {"num_frames": 1.5}}, "num_frames=1.5: an integer, or null"),
-        (RESULT | {"seed": None}, "seed=null: an integer"),
-        (RESULT | {"prompt": 5}, "prompt=5: text"),
     ],
 )
 def test_parse_output_of_other_shape_says_why(payload, reason):
@@ -547,12 +526,13 @@ def test_parse_output_of_other_shape_says_why(payload, reason):
 
 
 @pytest.mark.parametrize("depth", [300, 5000])
-def test_parse_output_nested_too_deeply_is_refused(depth):
+def test_parse_output_leaves_out_what_is_nested_too_deeply(depth):
     nested: list[Any] = []
     for _ in range(depth):
         nested = [nested]
-    with pytest.raises(InvalidResultError, match="nested too deeply"):
-        parse_output(RESULT | {"extra": nested})
+    output = parse_output(RESULT | {"extra": nested})
+    assert output.video.url == RESULT["video"]["url"]
+    assert len(json.dumps(output.to_json()["extra"])) < 450
 
 
 @given(json_values, json_values, json_values, json_values)

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from datetime import timedelta
 
-import pytest
-
 from tests.harness.jobs import NOW
 from worker.history import BOUNDS, GAP_PATIENCE, MOST_GAPS, History, measure_phases
 from worker.jobs.states import JobState
@@ -42,9 +40,8 @@ ARCHIVED = replace(
 )
 
 
-@pytest.mark.parametrize(
-    ("event", "phases"),
-    [
+def test_phases_end_at_the_first_visit_of_their_state() -> None:
+    for event, phases in [
         (ENQUEUED, []),
         (ACCEPTED, [("submit", 4)]),
         (ARRIVED, [("run", 86)]),
@@ -56,10 +53,8 @@ ARCHIVED = replace(
         (replace(ARCHIVED, at=NOW + 500 * SECOND), []),
         # Clocks of two workers differ.
         (replace(ACCEPTED, submitted_at=NOW - SECOND, at=NOW - SECOND), [("submit", 0)]),
-    ],
-)
-def test_phases_end_at_the_first_visit_of_their_state(event, phases) -> None:
-    assert measure_phases(event) == phases
+    ]:
+        assert measure_phases(event) == phases
 
 
 def test_history_sums_reasons_phases_and_bytes() -> None:
@@ -95,12 +90,6 @@ def test_id_that_never_comes_is_given_up() -> None:
     history.add([], NOW + GAP_PATIENCE - SECOND)
     assert list(history.gaps) == [2]
     history.add([], NOW + GAP_PATIENCE + SECOND)
-    assert history.gaps == {}
-
-
-def test_ids_missing_among_old_events_are_not_looked_for() -> None:
-    history = History()
-    history.add([ENQUEUED, ACCEPTED], NOW + timedelta(days=1))
     assert history.gaps == {}
 
 

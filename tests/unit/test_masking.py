@@ -25,39 +25,49 @@ def logging_undone() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "value",
+    "values",
     [
-        {"deep": ({"deeper": SecretStr(CANARY)},)},
-        {"fal_key": CANARY, "webhook_token": CANARY, "db_password": CANARY},
-        f"POST http://h/webhooks/fal/{CANARY}",
-        f"POST http%3A/webhooks/fal/{CANARY}?x=1",
-        f"{{'Authorization': 'Key {CANARY}'}}",
-        f"postgresql+psycopg://user:{CANARY}@db/x",
-        f"redis://:{CANARY}@redis:6379/0",
-        f"could not connect: host=db password={CANARY}",
-        f"b'/webhooks/fal/{CANARY}'".encode(),
+        pytest.param([SecretStr(CANARY), {"deep": ({"deeper": SecretStr(CANARY)},)}], id="type"),
+        pytest.param(
+            [{"fal_key": CANARY, "webhook_token": CANARY, "db_password": CANARY}], id="name"
+        ),
+        pytest.param(
+            [
+                f"POST http://h/webhooks/fal/{CANARY}",
+                f"POST http%3A/webhooks/fal/{CANARY}?x=1",
+                f"b'/webhooks/fal/{CANARY}'".encode(),
+            ],
+            id="webhook path",
+        ),
+        pytest.param(
+            [
+                f"{{'Authorization': 'Key {CANARY}'}}",
+                f"postgresql+psycopg://user:{CANARY}@db/x",
+                f"redis://:{CANARY}@redis:6379/0",
+                f"could not connect: host=db password={CANARY}",
+            ],
+            id="form",
+        ),
     ],
 )
-def test_secret_is_masked_by_type_name_and_form(value) -> None:
-    masked = mask_value(value)
-    assert CANARY not in repr(masked)
-    assert MASK in repr(masked)
+def test_secret_is_masked_by_type_name_and_form(values) -> None:
+    for value in values:
+        masked = mask_value(value)
+        assert CANARY not in repr(masked)
+        assert MASK in repr(masked)
 
 
 def test_fal_key_is_masked_by_its_form_wherever_it_stands() -> None:
     assert mask_text(f"the key {FAL_KEY}, of course") == f"the key {MASK}, of course"
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
+def test_what_is_no_secret_stays_as_it_is() -> None:
+    for value in (
         "job 0b6c2f3e-1111-4222-8333-0123456789ab is archived",
         {"idempotency_key": "order-7", "seed": 7, "ratio": 0.5, "held": True, "none": None},
         "http://127.0.0.1:8000/readyz",
-    ],
-)
-def test_what_is_no_secret_stays_as_it_is(value) -> None:
-    assert mask_value(value) == value
+    ):
+        assert mask_value(value) == value
 
 
 def test_names_of_secrets_are_masked_at_the_top_of_a_fact() -> None:
@@ -117,7 +127,6 @@ def test_masked_lines_stay_json(capsys) -> None:
     "text",
     [
         "authorization:" + " " * 50_000 + ",",
-        "password=" * 5000,
         "a.b:c@" * 5000,
         "://:" + "a" * 50_000,
     ],

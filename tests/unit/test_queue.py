@@ -147,12 +147,10 @@ def test_reply_means_accepted_refused_or_ambiguous(status, body, headers, outcom
         *((kind("words"), False) for kind in (httpx.ConnectError, httpx.ConnectTimeout)),
         (httpx.PoolTimeout("words"), False),
         *((kind("words"), True) for kind in (httpx.ReadTimeout, httpx.WriteTimeout)),
-        *((kind("words"), True) for kind in (httpx.ReadError, httpx.WriteError, httpx.CloseError)),
-        *((kind("words"), True) for kind in (httpx.RemoteProtocolError,)),
+        *((kind("words"), True) for kind in (httpx.ReadError, httpx.RemoteProtocolError)),
+        (httpx.DecodingError("words"), True),
         # a refused CONNECT: there was no tunnel to send anything through
         (httpx.ProxyError("words"), False),
-        *((kind("words"), True) for kind in (httpx.LocalProtocolError, httpx.DecodingError)),
-        *((kind("words"), True) for kind in (httpx.UnsupportedProtocol, httpx.TooManyRedirects)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
@@ -179,21 +177,19 @@ def test_refusal_has_fals_words_and_each_wrong_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"),
+    ("seconds", "headers"),
     [
-        ("7", 7),
-        ("0000000007", 7),
-        ("3601", 3600),
-        ("9" * 5000, 3600),
-        *((other, 0) for other in ("", "0", "-1", "1.5", "\u0667", "\u00b2")),
-        ("Wed, 21 Oct 2026 07:28:00 GMT", 0),
+        (7, ["7", "0000000007"]),
+        (3600, ["3600", "3601", "9" * 5000]),
+        (0, ["", "0", "-1", "1.5", "\u0667", "\u00b2", "Wed, 21 Oct 2026 07:28:00 GMT"]),
     ],
 )
-def test_refusal_for_now_waits_as_fal_says_within_bounds(header, seconds) -> None:
-    for status, body in ((429, json.dumps(DETAIL).encode()), (503, NGINX)):
-        reply = sort_reply(Reply(status, {"retry-after": header}, body), BASE)
-        assert isinstance(reply, Refused)
-        assert reply.retry_after == timedelta(seconds=seconds)
+def test_refusal_for_now_waits_as_fal_says_within_bounds(seconds, headers) -> None:
+    for header in headers:
+        for status, body in ((429, json.dumps(DETAIL).encode()), (503, NGINX)):
+            reply = sort_reply(Reply(status, {"retry-after": header}, body), BASE)
+            assert isinstance(reply, Refused)
+            assert reply.retry_after == timedelta(seconds=seconds)
 
 
 def test_accepted_request_has_its_urls() -> None:
@@ -201,9 +197,9 @@ def test_accepted_request_has_its_urls() -> None:
     assert sort(200, {"request_id": "r-1", **urls}) == Accepted("r-1", **urls)
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
+def test_accepted_request_keeps_no_url_on_another_host() -> None:
+    """Whoever asks there would show it the key."""
+    foreign = [
         "https://evil.example/requests/r-1/status",
         "http://queue.fal.run/requests/r-1/status",
         "https://queue.fal.run.evil.example/",
@@ -215,14 +211,11 @@ def test_accepted_request_has_its_urls() -> None:
         "/requests/r-1/status",
         "https://[::1/status",
         "https://queue.fal.run\u2100/",
-        "",
-        None,
-        ["https://queue.fal.run/"],
-    ],
-)
-def test_accepted_request_keeps_no_url_on_another_host(url) -> None:
-    body = {"request_id": "r-1", "status_url": url, "response_url": APP, "cancel_url": url}
-    assert sort(200, body) == Accepted("r-1", None, APP, None)
+        *("", None, ["https://queue.fal.run/"]),
+    ]
+    for url in foreign:
+        body = {"request_id": "r-1", "status_url": url, "response_url": APP, "cancel_url": url}
+        assert sort(200, body) == Accepted("r-1", None, APP, None), url
 
 
 # NUL, half a surrogate pair, and what makes a host: rare in random text, common in trouble.

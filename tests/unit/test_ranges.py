@@ -30,18 +30,15 @@ def test_parse_content_range_gives_what_was_written_if_it_can_be(first, last, to
     assert read == (ContentRange(first, last, total) if first <= last < total else None)
 
 
-@pytest.mark.parametrize(
-    ("text", "part"),
-    [
-        (" Bytes  1-2/3 ", ContentRange(1, 2, 3)),
-        *((text, None) for text in (None, "", "bytes", "bytes */5", "bytes 1-2/*", "bytes 1-/3")),
-        *((text, None) for text in ("bytes 2-1/3", "bytes 1-3/3", "bytes 1-2/3, bytes 1-2/3")),
-        *((text, None) for text in ("bytes +1-2/3", "bytes 1-2/3_0", "bytes \u0661-2/3")),
-        *((text, None) for text in (f"bytes 1-2/{'9' * 5000}", "bytes=1-2/3", "items 1-2/3")),
-    ],
-)
-def test_parse_content_range_is_lenient_in_form_only(text, part):
-    assert parse_content_range(text) == part
+def test_parse_content_range_is_lenient_in_form_only():
+    assert parse_content_range(" Bytes  1-2/3 ") == ContentRange(1, 2, 3)
+    assert parse_content_range(None) is None
+    for text in (
+        *("", "bytes", "bytes */5", "bytes 1-2/*", "bytes 1-/3", "bytes 2-1/3"),
+        *("bytes 1-3/3", "bytes 1-2/3, bytes 1-2/3", "bytes +1-2/3", "bytes 1-2/3_0"),
+        *("bytes \u0661-2/3", f"bytes 1-2/{'9' * 5000}", "bytes=1-2/3", "items 1-2/3"),
+    ):
+        assert parse_content_range(text) is None
 
 
 def test_parse_length_reads_one_number_only():
@@ -72,7 +69,8 @@ def test_parse_retry_after_gives_seconds_or_nothing():
     later, earlier = name_time(NOW + timedelta(seconds=9)), name_time(NOW - timedelta(seconds=9))
     for text, seconds in {" 7 ": 7, later: 9, earlier: 0}.items():
         assert parse_retry_after(text, NOW) == timedelta(seconds=seconds)
-    for text in (None, "", "0", "-7", "7.5", "soon"):
+    assert parse_retry_after(None, NOW) == timedelta()
+    for text in ("", "0", "-7", "7.5", "soon"):
         assert parse_retry_after(text, NOW) == timedelta()
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.harness.jobs import ENDPOINT, LEASE, NOW
 from worker.fal.platform import ListedRequest
+from worker.fal.same_input import is_same_input
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Outcome, RequestClaim
 from worker.setting_types import UnknownPolicy
@@ -21,7 +22,6 @@ from worker.stages.resolve import (
     Matches,
     ResolveTerms,
     Waiting,
-    is_same_input,
     judge_absence,
     match_requests,
     measure_wait,

@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,20 +13,12 @@ SPANS = st.timedeltas(timedelta(seconds=1), timedelta(days=7))
 DRAWS = st.floats(0, 1, exclude_max=True)
 
 
-@pytest.mark.parametrize(
-    ("given_input", "expected"),
-    [
-        ({"sync_mode": False, "prompt": "on"}, RETENTION),
-        ({"prompt": "on"}, RETENTION),
-        ({"sync_mode": True, "prompt": "on"}, LARGE_RETENTION),
-        ({"prompt": "x" * (LARGE_PROMPT - 1)}, RETENTION),
-        ({"prompt": "x" * LARGE_PROMPT}, LARGE_RETENTION),
-        ({"prompt": "ü" * (LARGE_PROMPT // 2)}, LARGE_RETENTION),
-        ({"prompt": None}, RETENTION),
-    ],
-)
-def test_find_retention_goes_by_the_size_of_the_result(given_input, expected) -> None:
-    assert find_retention(given_input) == expected
+def test_find_retention_goes_by_the_size_of_the_result() -> None:
+    assert find_retention({"sync_mode": False, "prompt": "x" * (LARGE_PROMPT - 1)}) == RETENTION
+    assert find_retention({"prompt": None}) == RETENTION
+    for prompt in ("x" * LARGE_PROMPT, "ü" * (LARGE_PROMPT // 2)):
+        assert find_retention({"prompt": prompt}) == LARGE_RETENTION
+    assert find_retention({"sync_mode": True, "prompt": "on"}) == LARGE_RETENTION
 
 
 @given(SPANS, SPANS, DRAWS)

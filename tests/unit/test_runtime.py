@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from worker.errors import InvalidSettingsError
-from worker.runtime import Runtime
+from worker.runtime import Runtime, name_account
 from worker.setting_types import UnknownPolicy
 from worker.settings import load_settings
 from worker.stages.archive import ArchiveTerms
@@ -80,6 +80,8 @@ def test_resolve_terms_carry_the_settings() -> None:
         policy=UnknownPolicy.HOLD,
         max_attempts=5,
         grace=timedelta(seconds=20),
+        start_timeout=timedelta(hours=1),
+        account=name_account(settings.fal_credentials),
     )
 
 

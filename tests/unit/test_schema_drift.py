@@ -97,19 +97,17 @@ def test_change_of_one_field_is_the_one_drift(field, changes, expected) -> None:
     assert drift.is_default == (expected[0] == "default")
 
 
-@pytest.mark.parametrize(
-    ("field", "changes"),
-    [
+def test_other_spelling_of_the_same_is_no_drift() -> None:
+    changes: list[tuple[str, Document]] = [
         ("input.prompt", {"maxLength": 100_000, "minLength": 0}),
         ("input.num_frames", {"minimum": ..., "exclusiveMinimum": 8, "default": 121.0}),
-        ("input.num_frames", {"title": "Frames", "description": "How many", "examples": [121]}),
+        ("input.num_frames", {"title": "Frames", "description": "How many"}),
         ("input.seed", {"anyOf": ..., "type": ["integer", "null"], "default": None}),
         ("input.seed", {"anyOf": ..., "type": "integer", "nullable": True}),
         ("input.scheduler", {"$ref": ..., "allOf": [{"$ref": f"{REFS}Scheduler"}]}),
-    ],
-)
-def test_other_spelling_of_the_same_is_no_drift(field, changes) -> None:
-    assert compare(edit(build_document(), field, **changes)) == []
+    ]
+    for field, change in changes:
+        assert compare(edit(build_document(), field, **change)) == []
 
 
 def test_new_fields_are_added_and_lost_ones_removed() -> None:

@@ -14,7 +14,7 @@ from tests.harness.processes import BIN, EXTEND_VIDEO, Yard, run_yard
 from worker.errors import InvalidSettingsError, Violation
 from worker.runtime import Runtime
 from worker.setting_types import UnknownPolicy
-from worker.settings import Settings, load_settings, require_settings
+from worker.settings import Settings, list_secrets, load_settings, require_settings
 
 ROOT = Path(__file__).parents[2]
 KEY = "the-secret-key"
@@ -76,25 +76,31 @@ def test_settings_without_variables_or_with_empty_ones_have_the_contracts_defaul
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "value"),
+    "given",
     [
-        ("DATABASE_URL", "postgresql+psycopg://u:p@h:5432/x", "postgresql+psycopg://u:p@h:5432/x"),
-        ("BROKER_URL", "amqp://u:p@h//", "amqp://u:p@h//"),
-        ("BROKER_URL", "redis+socket:///tmp/r.sock", "redis+socket:///tmp/r.sock"),
-        ("FAL_ENDPOINT", "fal-ai/ltx-2.3-22b/extend-video/lora", None),
-        ("FAL_QUEUE_URL", "https://queue.fal.run/", "https://queue.fal.run"),
-        ("FAL_QUEUE_URL", "http://[::1]:8001", None),
-        ("FAL_STORE_IO", "false", False),
-        ("FAL_STORE_IO", "TRUE", True),
-        ("UNKNOWN_POLICY", "hold", UnknownPolicy.HOLD),
-        ("LEASE_SECONDS", "1.5", timedelta(seconds=1.5)),
-        ("LEASE_SECONDS", "604800", timedelta(days=7)),
-        ("WEBHOOK_MAX_BYTES", "1024", 1024),
+        {
+            "DATABASE_URL": ("postgresql+psycopg://u:p@h:5432/x", None),
+            "BROKER_URL": ("amqp://u:p@h//", None),
+            "FAL_ENDPOINT": ("fal-ai/ltx-2.3-22b/extend-video/lora", None),
+            "FAL_QUEUE_URL": ("https://queue.fal.run/", "https://queue.fal.run"),
+            "FAL_STORE_IO": ("false", False),
+            "UNKNOWN_POLICY": ("hold", UnknownPolicy.HOLD),
+            "LEASE_SECONDS": ("1.5", timedelta(seconds=1.5)),
+            "WEBHOOK_MAX_BYTES": ("1024", 1024),
+        },
+        {
+            "BROKER_URL": ("redis+socket:///tmp/r.sock", None),
+            "FAL_QUEUE_URL": ("http://[::1]:8001", None),
+            "FAL_STORE_IO": ("TRUE", True),
+            "LEASE_SECONDS": ("604800", timedelta(days=7)),
+        },
     ],
 )
-def test_setting_within_bounds_is_read(monkeypatch, name, text, value) -> None:
-    monkeypatch.setenv(name, text)
-    assert read(name) == (text if value is None else value)
+def test_setting_within_bounds_is_read(monkeypatch, given) -> None:
+    for name, (text, _) in given.items():
+        monkeypatch.setenv(name, text)
+    expected = {name: text if value is None else value for name, (text, value) in given.items()}
+    assert {name: read(name) for name in given} == expected
 
 
 @pytest.mark.parametrize("value", ["0.99", "604801", "-5", "1h", "nan", "inf"])
@@ -122,33 +128,32 @@ def test_url_of_wrong_form_is_refused(monkeypatch, value) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "allowed"),
+    "wrong",
     [
-        ("DATABASE_URL", "mysql://h/x", "must be sqlite:///FILE or postgresql+psycopg://"),
-        ("DATABASE_URL", "postgresql://h/x", "must be sqlite:///FILE or postgresql+psycopg://"),
-        ("DATABASE_URL", "postgresql+psycopg://h:x/y", "must be sqlite:///FILE or postgresql+"),
-        ("BROKER_URL", "memory://", "must be a redis://"),
-        ("FAL_ENDPOINT", "fal-ai/../x?y", "must be a model endpoint"),
-        ("FAL_STORE_IO", "perhaps", "must be true or false"),
-        ("UNKNOWN_POLICY", "retry", "must be 'resubmit' or 'hold'"),
-        ("WEBHOOK_MAX_BYTES", "1023", "must be at least 1024"),
-        ("WEBHOOK_MAX_BYTES", str(256 * 1024**2 + 1), "must be at most 268435456"),
-        ("WEBHOOK_MAX_BYTES", "1 MiB", "must be a whole number"),
-        ("LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error'"),
+        {
+            "DATABASE_URL": ("mysql://h/x", "must be sqlite:///FILE or postgresql+psycopg://"),
+            "BROKER_URL": ("memory://", "must be a redis://"),
+            "FAL_ENDPOINT": ("fal-ai/../x?y", "must be a model endpoint"),
+            "FAL_STORE_IO": ("perhaps", "must be true or false"),
+            "UNKNOWN_POLICY": ("retry", "must be 'resubmit' or 'hold'"),
+            "WEBHOOK_MAX_BYTES": ("1023", "must be at least 1024"),
+            "LOG_LEVEL": ("loud", "must be 'debug', 'info', 'warning' or 'error'"),
+        },
+        {
+            "DATABASE_URL": ("postgresql://h/x", "must be sqlite:///FILE or postgresql+psycopg://"),
+            "WEBHOOK_MAX_BYTES": (str(256 * 1024**2 + 1), "must be at most 268435456"),
+        },
+        {
+            "DATABASE_URL": ("postgresql+psycopg://h:x/y", "must be sqlite:///FILE or postgresql+"),
+            "WEBHOOK_MAX_BYTES": ("1 MiB", "must be a whole number"),
+        },
     ],
 )
-def test_setting_of_wrong_value_is_refused_with_what_is_allowed(
-    monkeypatch, name, value, allowed
-) -> None:
-    violation = refuse(monkeypatch, **{name: value})[name]
-    assert violation.value == value
-    assert violation.allowed.startswith(allowed)
-    assert str(violation).startswith(f"{name}={value}: {allowed}")
-
-
-def test_every_wrong_setting_is_named_at_once(monkeypatch) -> None:
-    wrong = dict.fromkeys((*URLS, *DURATIONS, "DATABASE_URL", "BROKER_URL"), "x y")
-    refuse(monkeypatch, **wrong)
+def test_wrong_settings_are_all_named_at_once_with_what_is_allowed(monkeypatch, wrong) -> None:
+    found = refuse(monkeypatch, **{name: value for name, (value, _) in wrong.items()})
+    for name, (value, allowed) in wrong.items():
+        assert found[name].value == value
+        assert str(found[name]).startswith(f"{name}={value}: {allowed}")
 
 
 @pytest.mark.parametrize("text", [f"{KEY}\n", f"{KEY}\u00e9", f"two {KEY}", f"{KEY}\x7f"])
@@ -353,3 +358,17 @@ def test_worker_package_has_no_other_names() -> None:
     with pytest.raises(AttributeError, match="no attribute 'applications'"):
         _ = worker.applications
     assert os.environ.get("FAL_KEY") is None
+
+
+@pytest.mark.parametrize("text", ["n" * 31, f"{'n' * 32},", f"{'n' * 32},short", f"{'n' * 32}, x"])
+def test_token_secret_that_is_too_short_is_refused_without_being_shown(monkeypatch, text) -> None:
+    violation = refuse(monkeypatch, TOKEN_SECRET=text)["TOKEN_SECRET"]
+    assert text not in str(violation)
+
+
+def test_each_token_secret_is_masked_by_itself(monkeypatch) -> None:
+    secrets = ["n" * 32, "o" * 40]
+    monkeypatch.setenv("TOKEN_SECRET", ",".join(secrets))
+    settings = load_settings()
+    assert [one.get_secret_value() for one in settings.token_secrets] == secrets
+    assert set(secrets) <= set(list_secrets(settings))

@@ -19,9 +19,11 @@ def test_long(): time.sleep(0.2)
 def test_marked(): time.sleep(0.2)
 """
 CONFTEST = """
+import pytest
 from datetime import timedelta
 from tests.harness.time_limit import TimeLimit
 
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: .")
     reporter = config.pluginmanager.get_plugin("terminalreporter")
@@ -29,7 +31,10 @@ def pytest_configure(config):
 """
 
 
-def test_only_the_long_test_without_the_mark_fails(pytester: pytest.Pytester, request) -> None:
+def test_only_the_long_test_without_the_mark_fails(
+    pytester: pytest.Pytester, request, monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # the reason is not cut
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(SUITE)
     pytester.syspathinsert(request.config.rootpath)

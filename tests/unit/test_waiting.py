@@ -29,25 +29,25 @@ def build_job(state: JobState, **columns: object) -> Job:
     return replace(JOB, state=state, **(values | columns))  # type: ignore[arg-type]  # any column
 
 
-@pytest.mark.parametrize("state", JobState)
-def test_wait_of_each_state_tells_its_parts_in_one_sentence(state) -> None:
-    wait = explain_wait(build_job(state), [ATTEMPT], None, NOW)
-    assert wait.sentence.startswith("It waits for ")
-    assert wait.sentence.endswith(".")
-    for part in (wait.waits_for, wait.then, wait.may_do):
-        assert part
-        assert part in wait.sentence
-    assert (wait.until is None) == (state in ENDED)
-    assert ("12:01:00 UTC (in 1 min)" in wait.sentence) == (state not in ENDED)
+def test_wait_of_each_state_tells_its_parts_in_one_sentence() -> None:
+    for state in JobState:
+        wait = explain_wait(build_job(state), [ATTEMPT], None, NOW)
+        assert wait.sentence.startswith("It waits for ")
+        assert wait.sentence.endswith(".")
+        for part in (wait.waits_for, wait.then, wait.may_do):
+            assert part
+            assert part in wait.sentence
+        assert (wait.until is None) == (state in ENDED)
+        assert ("12:01:00 UTC (in 1 min)" in wait.sentence) == (state not in ENDED)
 
 
-@pytest.mark.parametrize("state", sorted(set(JobState) - ENDED))
-def test_overdue_wait_says_since_when_and_where_to_look(state) -> None:
-    wait = explain_wait(build_job(state), [ATTEMPT], None, NOW + 2 * MINUTE, terms=TERMS)
-    assert "due since 12:01:00 UTC (1 min ago)" in wait.sentence
-    if state is not JobState.SUBMISSION_UNKNOWN:
-        assert "next sweep" in wait.waits_for
-        assert "extend-video status" in wait.may_do
+def test_overdue_wait_says_since_when_and_where_to_look() -> None:
+    for state in set(JobState) - ENDED:
+        wait = explain_wait(build_job(state), [ATTEMPT], None, NOW + 2 * MINUTE, terms=TERMS)
+        assert "due since 12:01:00 UTC (1 min ago)" in wait.sentence
+        if state is not JobState.SUBMISSION_UNKNOWN:
+            assert "next sweep" in wait.waits_for
+            assert "extend-video status" in wait.may_do
 
 
 def test_queued_job_waits_for_a_worker_and_is_rung_for_again() -> None:

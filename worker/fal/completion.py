@@ -7,7 +7,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from worker.errors import InvalidDeliveryError
+from worker.errors import Finding, InvalidDeliveryError
+
+ODD_DELIVERY = "odd_delivery"
+MOST_DEPTH = 200
+"""What lies deeper in a result is left out: no field that counts does."""
+_TEXTS = ("gateway_request_id", "error", "payload_error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +28,21 @@ class Completion:
     payload_error: str | None = None
     # What fal's header says of trying a failed run again; only a poll sees headers.
     retryable: bool | None = None
+    # Fields of the message that have another type than fal promises, and were taken as text.
+    oddities: tuple[Finding, ...] = ()
 
 
 class _WebhookBody(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     request_id: str
-    gateway_request_id: str | None = None
     status: Literal["OK", "ERROR"]
     # JSON as it was just read: to look through it once more would find nothing.
     payload: Any = None
-    error: str | None = None
-    payload_error: str | None = None
+    # Text is promised for these; a result is never refused for one of another type.
+    gateway_request_id: Any = None
+    error: Any = None
+    payload_error: Any = None
 
 
 def parse_webhook(body: bytes) -> Completion:
@@ -47,17 +55,37 @@ def parse_webhook(body: bytes) -> Completion:
         raise InvalidDeliveryError(f"{field}: {first['msg']}") from None
     except (ValueError, RecursionError):
         raise InvalidDeliveryError("the body is not JSON") from None
+    texts = {name: read_text(getattr(parsed, name)) for name in _TEXTS}
+    odd = [name for name in _TEXTS if not isinstance(getattr(parsed, name), str | None)]
     return Completion(
         fal_request_id=parsed.request_id,
-        gateway_request_id=parsed.gateway_request_id,
+        gateway_request_id=texts["gateway_request_id"],
         status=parsed.status,
         payload=parsed.payload,
-        error=parsed.error,
-        payload_error=parsed.payload_error,
+        error=texts["error"],
+        payload_error=texts["payload_error"],
+        oddities=tuple(
+            Finding(ODD_DELIVERY, f"fal's message has {name}={texts[name]}, no text", name)
+            for name in odd
+        ),
     )
 
 
-def make_storable(value: JsonValue) -> JsonValue:
+def names_video(payload: JsonValue) -> bool:
+    """Whether it has the URL of a video: then the run has succeeded, whatever else is said."""
+    video = payload.get("video") if isinstance(payload, dict) else None
+    url = video.get("url") if isinstance(video, dict) else None
+    return isinstance(url, str) and bool(url)
+
+
+def read_text(value: JsonValue) -> str | None:
+    """Text as it is, anything else as JSON; None for nothing."""
+    if isinstance(value, str | None):
+        return value
+    return json.dumps(value, ensure_ascii=False) if value or value == 0 else None
+
+
+def make_storable(value: JsonValue, depth: int = 0) -> JsonValue:
     """The value without what a JSON column cannot hold: NUL, lone surrogates, NaN, infinity."""
     match value:
         case str() if value.isascii() and "\0" not in value:
@@ -69,9 +97,12 @@ def make_storable(value: JsonValue) -> JsonValue:
             )
         case float():
             return value if math.isfinite(value) else None
-        case list():
-            return [make_storable(item) for item in value]
-        case dict():
-            return {str(make_storable(key)): make_storable(item) for key, item in value.items()}
+        case list() if depth < MOST_DEPTH:
+            return [make_storable(item, depth + 1) for item in value]
+        case dict() if depth < MOST_DEPTH:
+            return {
+                str(make_storable(key)): make_storable(item, depth + 1)
+                for key, item in value.items()
+            }
         case _:
-            return value
+            return None if isinstance(value, list | dict) else value

@@ -6,11 +6,12 @@ OpenAPI schema. fal changes defaults without notice, so every field is sent expl
 
 import secrets
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from worker import violations
-from worker.errors import InvalidResultError
+from worker.errors import Finding, InvalidResultError
 from worker.fal.completion import make_storable
 from worker.fal.field_types import (
     Acceleration,
@@ -40,6 +41,8 @@ from worker.fal.field_types import (
     VideoUrl,
     VideoWriteMode,
 )
+
+MEASURES = ("width", "height", "fps", "duration", "num_frames")
 
 
 def draw_seed() -> int:
@@ -178,14 +181,23 @@ class VideoFile(BaseModel):
     num_frames: Count = None
 
 
-class ExtendVideoOutput(BaseModel):
-    """What fal returns; fields unknown to us are kept. Build it by `parse_output`."""
+def _promise(schema: dict[str, Any]) -> None:
+    """Write into the schema what fal promises of a result, which is more than what we need."""
+    schema["properties"] |= {"seed": {"type": "integer"}, "prompt": {"type": "string"}}
+    schema["required"] = ["video", "seed", "prompt"]
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+
+class ExtendVideoOutput(BaseModel):
+    """What fal returns; only the video is certain. Build it by `parse_output`.
+
+    Fields unknown to us are kept.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", json_schema_extra=_promise)
 
     video: VideoFile
-    seed: int
-    prompt: str
+    seed: Seed | None = None
+    prompt: str | None = None
 
     def to_json(self) -> dict[str, JsonValue]:
         """The fields that fal sent, unknown ones included."""
@@ -219,16 +231,45 @@ def describe_allowed(field: str) -> str:
 
 
 def parse_output(payload: JsonValue) -> ExtendVideoOutput:
-    """Read a result leniently: the video is paid for, and what matters is its URL.
+    """Read a result: the video is paid for, and all that is needed is its URL.
 
-    Raises InvalidResultError.
+    A field that cannot be read counts as not stated. Raises InvalidResultError without a URL.
     """
+    return _read_output(payload)[0]
+
+
+def list_oddities(payload: JsonValue) -> tuple[Finding, ...]:
+    """The fields of a result that count as not stated although fal names or promises them.
+
+    Raises InvalidResultError as `parse_output` does.
+    """
+    output, unread = _read_output(payload)
+    absent = [name for name in ("seed", "prompt") if getattr(output, name) is None]
+    measured = (f"video.{name}" for name in MEASURES if name in output.video.model_fields_set)
+    absent += [name for name in measured if getattr(output.video, name[6:]) is None]
+    odd = [
+        Finding("odd_field", f"{name} cannot be read: {value}", name, stated=value)
+        for name, value in unread.items()
+    ]
+    missing = [name for name in absent if name not in unread]
+    return (*odd, *(Finding("not_stated", f"fal does not state {name}", name) for name in missing))
+
+
+def _read_output(payload: JsonValue) -> tuple[ExtendVideoOutput, dict[str, str]]:
+    """The result, and the values that could not be read by their fields."""
+    fields = make_storable(payload)
     try:
-        output = ExtendVideoOutput.model_validate(make_storable(payload))
-        output.to_json()
+        return ExtendVideoOutput.model_validate(fields), {}
     except ValidationError as error:
+        places = [tuple(map(str, one["loc"][:2])) for one in error.errors(include_url=False)]
         wrong = violations.list_violations(ExtendVideoOutput, error)
+    if not isinstance(fields, dict) or not {(), ("video",), ("video", "url")}.isdisjoint(places):
         raise InvalidResultError("; ".join(map(str, wrong))) from None
-    except (RecursionError, ValueError):  # better refused here than when it is to be stored
-        raise InvalidResultError("the result is nested too deeply") from None
-    return output
+    unread = {}
+    video = fields["video"]
+    readable = {**fields, "video": dict(video) if isinstance(video, dict) else video}
+    for place in places:
+        inner = readable if len(place) == 1 else readable["video"]
+        if isinstance(inner, dict) and place[-1] in inner:
+            unread[".".join(place)] = violations.show_value(inner.pop(place[-1]))
+    return ExtendVideoOutput.model_validate(readable), unread

@@ -127,6 +127,13 @@ def _check_result_url(url: str) -> str:
     return url if url[:5].lower() == "data:" else _check_url(url)
 
 
+def _check_count(value: int) -> int:
+    """What a database and a float hold; nothing of a video is more."""
+    if abs(value) >= 2**63:
+        raise ValueError(value)
+    return value
+
+
 def _take_integral(value: object) -> object:
     """Take 121.0 for 121: JSON has one kind of number, and not every producer keeps them apart."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -184,7 +191,7 @@ CfgScale = Annotated[float, _FINITE, Field(ge=1, le=20)]
 StgScale = Annotated[float, _FINITE, Field(ge=0, le=20)]
 ModalityScale = Annotated[float, _FINITE, Field(ge=0, le=10)]
 Strength = Annotated[float, _FINITE, Field(ge=0, le=1)]
-Count = int | None
+Count = Annotated[int, AfterValidator(_check_count)] | None
 Measure = Annotated[float, Field(allow_inf_nan=False)] | None
 
 

@@ -10,7 +10,7 @@ from enum import StrEnum
 import httpx
 from pydantic import JsonValue
 
-from worker.fal.completion import Completion
+from worker.fal.completion import Completion, names_video
 from worker.fal.errors import parse_failure, read_retry_header
 from worker.fal.http import Reply
 from worker.fal.status import Completed, InProgress, Queued, parse_status
@@ -100,9 +100,10 @@ def sort_result(reply: Reply, finished: Finished, fal_request_id: str) -> Truth:
     """
     body = reply.parse_json()
     retryable = read_retry_header(reply.headers)
-    if finished.error is not None:
+    is_success = httpx.codes.is_success(reply.http_status)
+    if finished.error is not None and not (is_success and names_video(body)):
         return finished.fail(fal_request_id, body, retryable=retryable)
-    if httpx.codes.is_success(reply.http_status):
+    if is_success:
         if body is None:
             return Unclear("the result is not JSON")
         return Completion(fal_request_id, None, "OK", body, None)

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, and_, or_, select
 
+from worker.jobs.attempts import result_time
 from worker.jobs.findings import Check, Finding
 from worker.jobs.models import JobRow
 from worker.jobs.slices import Slice
@@ -41,7 +42,7 @@ def find_damaged_archives(connection: Connection, part: Slice, _now: datetime) -
 
 def find_late_archives(connection: Connection, part: Slice, now: datetime) -> Iterator[Finding]:
     """A paid video that is still only at fal, and was told of."""
-    columns = (JobRow.id, JobRow.state, JobRow.completed_at, JobRow.blocked_reason)
+    columns = (JobRow.id, JobRow.state, result_time(), JobRow.blocked_reason)
     statement = select(*columns).where(
         part.covers(JobRow.id),
         JobRow.due_at.is_not(None),

@@ -16,14 +16,12 @@ from sqlalchemy import (
     update,
 )
 
+from worker.jobs.attempts import result_time
 from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.rows import fetch_all
 from worker.jobs.slices import Slice
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-
-# Before everything else that waits.
-ALARM_PRIORITY = 100
 
 # ------------------------------------------------------------------ copies
 
@@ -193,21 +191,25 @@ def list_namings(connection: Connection, job_ids: Iterable[UUID]) -> list[Naming
 # ------------------------------------------------------------------ alarms
 
 
-def list_options(connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
-    """What fal was told about the requests whose results these jobs have."""
+@dataclass(frozen=True, slots=True)
+class ResultSource:
+    """The request whose result a job has: when fal had finished it, and what fal was told."""
+
+    completed_at: datetime
+    options: dict[str, Any] | None
+
+
+def list_sources(connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, ResultSource]:
+    """Where the results of these completed jobs are from."""
     same_request = AttemptRow.fal_request_id == JobRow.fal_request_id
     statement = (
-        select(AttemptRow.job_id, AttemptRow.options)
-        .join(JobRow, and_(JobRow.id == AttemptRow.job_id, same_request))
-        .where(AttemptRow.job_id.in_(job_ids), JobRow.id.in_(job_ids))
+        select(JobRow.id, result_time(), AttemptRow.options)
+        .outerjoin(AttemptRow, and_(AttemptRow.job_id == JobRow.id, same_request))
+        .where(JobRow.id.in_(job_ids), JobRow.completed_at.is_not(None))
     )
-    return {row[0]: row[1] for row in connection.execute(statement)}
+    return {row[0]: ResultSource(row[1], row[2]) for row in connection.execute(statement)}
 
 
 def raise_alarm(connection: Connection, job_ids: Sequence[UUID], now: datetime) -> None:
-    """Note that these jobs are late, and let them go before all others."""
-    connection.execute(
-        update(JobRow)
-        .where(JobRow.id.in_(job_ids))
-        .values(archive_alarmed_at=now, priority=ALARM_PRIORITY)
-    )
+    """Note that these jobs are late: from now on they are swept before all others."""
+    connection.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(archive_alarmed_at=now))

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     Connection,
     Insert,
     Update,
@@ -108,6 +109,12 @@ def hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def find_next_number(connection: Connection, job_id: UUID) -> int:
+    """What the job's next attempt is called; good for as long as the job's row is locked."""
+    earlier = select(func.count()).where(_ATTEMPTS.c.job_id == job_id)
+    return int(connection.execute(earlier).scalar_one()) + 1
+
+
 def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt:
     """The intent to pay once for `job`, with the very input and options that will be sent."""
     values = {
@@ -165,6 +172,23 @@ def complete_attempt(
     values = {"of_id": attempt_id, "new_completed_at": now, "new_ending": ending}
     found = connection.execute(_COMPLETE[ending], values).one_or_none()
     return found is not None and found.extra_charge_at is None
+
+
+def result_time() -> ColumnElement[datetime | None]:
+    """When fal had finished the request whose result the row of `jobs` has.
+
+    `jobs.completed_at` keeps the time of the first result, also of one that was bought anew.
+    """
+    completed = select(AttemptRow.completed_at).where(
+        AttemptRow.job_id == JobRow.id, AttemptRow.fal_request_id == JobRow.fal_request_id
+    )
+    known = func.coalesce(completed.correlate(JobRow).scalar_subquery(), JobRow.completed_at)
+    return type_coerce(known, UtcDateTime())
+
+
+def find_result_time(connection: Connection, job_id: UUID) -> datetime | None:
+    found = connection.execute(select(result_time()).where(JobRow.id == job_id))
+    return found.scalar_one_or_none()
 
 
 def is_completed(connection: Connection, attempt_id: UUID) -> bool:
@@ -318,6 +342,12 @@ def list_claims(connection: Connection, fal_request_ids: Sequence[str]) -> dict[
         str(fal_request_id): RequestClaim(attempt_id, claimed, bool(proven))
         for fal_request_id, attempt_id, claimed, proven in connection.execute(statement)
     }
+
+
+def give_token(connection: Connection, attempt_id: UUID, token_hash: str) -> None:
+    """Have an attempt that stands for a lost one found by the lost one's token."""
+    of_id = AttemptRow.id == attempt_id
+    connection.execute(update(AttemptRow).where(of_id).values(token_hash=token_hash))
 
 
 def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | None:

@@ -4,12 +4,13 @@ import hashlib
 from functools import cache
 from uuid import UUID
 
-from sqlalchemy import Connection, Executable, bindparam, exists, select, update
+from sqlalchemy import Connection, Executable, bindparam, case, exists, func, select, update
 
-from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
+from worker.jobs.models import AttemptRow, DeliveryRow, JobRow, StrayDeliveryRow
 from worker.jobs.rows import (
     columns_of,
     fetch_all,
+    insert_for,
     is_postgres,
     label_pair,
     name_values,
@@ -80,6 +81,37 @@ def judge_delivery(connection: Connection, attempt_id: UUID, body: bytes, verdic
     body_sha256 = hashlib.sha256(body).hexdigest()
     known = {"of_attempt_id": attempt_id, "of_body_sha256": body_sha256}
     connection.execute(_JUDGE, {**known, "new_verdict": verdict})
+
+
+def keep_stray(
+    connection: Connection, job_id: UUID, number: int, token_hash: str, new: NewDelivery
+) -> None:
+    """Keep a delivery for an attempt of a job without a row, or count it if it came before.
+
+    One that came without proof and is proven now is worth that from then on.
+    """
+    values = {
+        **name_values(new),
+        "job_id": job_id,
+        "number": number,
+        "token_hash": token_hash,
+        "last_received_at": new.received_at,
+        "times_received": 1,
+        "body_sha256": hashlib.sha256(new.body).hexdigest(),
+    }
+    insertion = insert_for(connection, StrayDeliveryRow).values(values)
+    is_proven = insertion.excluded.verdict == Verdict.KEPT.value
+    again = {
+        "times_received": StrayDeliveryRow.times_received + 1,
+        "last_received_at": insertion.excluded.received_at,
+        "verdict": case((is_proven, insertion.excluded.verdict), else_=StrayDeliveryRow.verdict),
+    }
+    keys = ["token_hash", "body_sha256"]
+    connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=again))
+
+
+def count_strays(connection: Connection) -> int:
+    return int(connection.execute(select(func.count(StrayDeliveryRow.id))).scalar_one())
 
 
 def list_deliveries(connection: Connection, job_id: UUID) -> list[Delivery]:

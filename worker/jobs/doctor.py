@@ -30,12 +30,12 @@ from worker.jobs.archive_checks import (
     find_late_archives,
 )
 from worker.jobs.findings import Check, Finding
-from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow
+from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, StrayDeliveryRow
 from worker.jobs.slices import Slice
 from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
-from worker.jobs.values import Ending, Outcome, Verdict
+from worker.jobs.values import UNRECORDABLE, Ending, Outcome, Verdict
 
-__all__ = ["Check", "Finding", "check_slice"]
+__all__ = ["Check", "Finding", "check_slice", "find_strays"]
 
 HINT_PATIENCE = timedelta(days=1)
 
@@ -49,6 +49,25 @@ def check_slice(connection: Connection, part: Slice, now: datetime) -> Iterator[
     """Every violation that the rows themselves show."""
     for find in _FINDERS:
         yield from find(connection, part, now)
+
+
+def find_strays(connection: Connection) -> Iterator[Finding]:
+    """Webhooks with a token of ours whose job has no row: it may be paid for."""
+    row = StrayDeliveryRow
+    statement = select(
+        row.id, row.job_id, row.number, row.fal_request_id, row.status, row.verdict
+    ).order_by(row.id)
+    for stray in connection.execute(statement):
+        worth = "proves" if stray.verdict == Verdict.KEPT else "says without proof"
+        what = f"a webhook of attempt {stray.number} {worth} that fal's end was {stray.status}"
+        detail = f"{what}, and its job has no row; the body is in stray_deliveries"
+        yield Finding(
+            Check.STRAY_DELIVERY,
+            stray.job_id,
+            detail,
+            delivery_id=stray.id,
+            fal_request_id=stray.fal_request_id,
+        )
 
 
 # ------------------------------------------------------------------ the checks
@@ -230,6 +249,19 @@ def find_unmatched_deliveries(
         )
 
 
+def find_unrecorded_results(
+    connection: Connection, part: Slice, _now: datetime
+) -> Iterator[Finding]:
+    """What fal has finished, and the database refuses each time it is told."""
+    statement = select(JobRow.id, JobRow.fal_request_id, JobRow.blocked_reason).where(
+        part.covers(JobRow.id),
+        JobRow.state == JobState.SUBMITTED,
+        JobRow.blocked_reason.startswith(UNRECORDABLE),
+    )
+    for job_id, fal_request_id, reason in connection.execute(statement):
+        yield Finding(Check.UNRECORDED_RESULT, job_id, str(reason), fal_request_id=fal_request_id)
+
+
 _FINDERS: Sequence[Callable[[Connection, Slice, datetime], Iterator[Finding]]] = (
     find_wrong_due_times,
     find_untracked_payments,
@@ -239,4 +271,5 @@ _FINDERS: Sequence[Callable[[Connection, Slice, datetime], Iterator[Finding]]] =
     find_damaged_archives,
     find_late_archives,
     find_unmatched_deliveries,
+    find_unrecorded_results,
 )

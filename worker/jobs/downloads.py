@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Update, bindparam, func, or_, select, update
 
+from worker.jobs.attempts import result_time
 from worker.jobs.models import JobRow
 from worker.jobs.rows import is_postgres, table_of
 from worker.jobs.states import JobEvent, JobState
@@ -69,7 +70,7 @@ def _turn_away(
         JobRow.state == JobState.COMPLETED,
         or_(JobRow.blocked_reason.is_(None), JobRow.due_at <= claim.now),
     )
-    found = connection.execute(select(JobRow.completed_at).where(*is_claimable)).one_or_none()
+    found = connection.execute(select(result_time()).where(*is_claimable)).one_or_none()
     if found is not None:
         due_at = defer(found[0] or claim.now)
         connection.execute(update(JobRow).where(*is_claimable).values(due_at=due_at))

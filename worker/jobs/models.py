@@ -129,6 +129,7 @@ class JobRow(Base):
     archive_sha256: Mapped[str | None] = mapped_column(String(64))
     archive_bytes: Mapped[int | None] = mapped_column(BigInteger)
     archive_media: Mapped[dict[str, Any] | None]
+    archive_warnings: Mapped[list[Any] | None]
     archive_poster_uri: Mapped[str | None]
     archive_sidecar_uri: Mapped[str | None]
     archive_verified_at: Mapped[datetime | None]
@@ -232,6 +233,42 @@ class DeliveryRow(Base):
     verdict: Mapped[str] = mapped_column(Text, server_default=text("'recorded'"))
     body: Mapped[bytes] = mapped_column(LargeBinary)
     body_sha256: Mapped[str] = mapped_column(String(64))
+
+
+class StrayDeliveryRow(Base):
+    """One distinct webhook POST with a token of ours, whose job has no row (any more)."""
+
+    __tablename__ = "stray_deliveries"
+    __table_args__ = (
+        UniqueConstraint("token_hash", "body_sha256"),
+        CheckConstraint("verdict IN ('kept', 'hint')", name="verdict"),
+    )
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    job_id: Mapped[UUID]
+    number: Mapped[int] = mapped_column(Integer)
+    token_hash: Mapped[str] = mapped_column(String(64))
+    received_at: Mapped[datetime]
+    last_received_at: Mapped[datetime]
+    times_received: Mapped[int] = mapped_column(Integer)
+    fal_request_id: Mapped[str]
+    gateway_request_id: Mapped[str | None]
+    status: Mapped[str]
+    verdict: Mapped[str]
+    body: Mapped[bytes] = mapped_column(LargeBinary)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+
+
+class RestoreRow(Base):
+    """A back-up that was restored: of what happened since `lost_since` the rows are lost."""
+
+    __tablename__ = "restores"
+    __table_args__ = (UniqueConstraint("lost_since"),)
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True, autoincrement=True)
+    epoch: Mapped[str]
+    lost_since: Mapped[datetime]
+    restored_at: Mapped[datetime]
 
 
 class EventRow(Base):

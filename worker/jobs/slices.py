@@ -14,9 +14,10 @@ from sqlalchemy.orm import QueryableAttribute
 from worker.jobs.models import AttemptRow, GateRow, JobRow
 from worker.jobs.rows import columns_of, fetch_all
 from worker.jobs.states import JobState
-from worker.jobs.values import Gate, Outcome
+from worker.jobs.values import HELD, Gate, Outcome
 
 SLICE = 2000
+MOST_REASONS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,22 @@ def list_shut_gates(connection: Connection) -> list[Gate]:
     """The gates that somebody has shut for a reason."""
     statement = select(*columns_of(GateRow)).where(GateRow.reason.is_not(None))
     return fetch_all(connection, Gate, statement.order_by(GateRow.name))
+
+
+def count_held(connection: Connection) -> list[tuple[str, int]]:
+    """How many unknown submissions are held, by the reason; the most frequent ones."""
+    statement = (
+        select(JobRow.blocked_reason, func.count())
+        .where(
+            JobRow.due_at.is_not(None),
+            JobRow.state == JobState.SUBMISSION_UNKNOWN,
+            JobRow.blocked_reason.startswith(HELD),
+        )
+        .group_by(JobRow.blocked_reason)
+        .order_by(func.count().desc(), JobRow.blocked_reason)
+        .limit(MOST_REASONS)
+    )
+    return [(str(reason), int(jobs)) for reason, jobs in connection.execute(statement)]
 
 
 def count_blocked(connection: Connection) -> int:

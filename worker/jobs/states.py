@@ -34,6 +34,7 @@ class JobEvent(StrEnum):
     SUBMISSION_REJECTED = "submission_rejected"
     SUBMISSION_LOST = "submission_lost"
     SUBMISSION_CLAIM_EXPIRED = "submission_claim_expired"
+    SUBMISSION_DOUBTED = "submission_doubted"
     SUBMISSION_EXHAUSTED = "submission_exhausted"
     SUBMISSION_HELD = "submission_held"
     DEATH_PROVEN = "death_proven"
@@ -91,6 +92,9 @@ EDGES: dict[tuple[JobState, JobEvent], JobState] = {
     # submission by nobody, for its POST may have left.
     (_S.ARCHIVING, _E.ARCHIVE_CLAIM_EXPIRED): _S.COMPLETED,
     (_S.SUBMITTING, _E.SUBMISSION_CLAIM_EXPIRED): _S.SUBMISSION_UNKNOWN,
+    # The table is a restored back-up, or a webhook came of an attempt without a row: what is queued
+    # here may be at fal.
+    (_S.QUEUED, _E.SUBMISSION_DOUBTED): _S.SUBMISSION_UNKNOWN,
     # The webhook may overtake the reply to the submission.
     (_S.SUBMITTING, _E.RESULT_ARRIVED): _S.COMPLETED,
     (_S.SUBMITTING, _E.FAILURE_ARRIVED): _S.FAILED,

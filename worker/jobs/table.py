@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, null, select, update
+from sqlalchemy import Connection, and_, bindparam, null, select, update
 
 from worker.errors import JobNotFoundError
 from worker.jobs import transitions
 from worker.jobs.models import EventRow, JobRow
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, table_of
 from worker.jobs.states import JobEvent, JobState, next_state
-from worker.jobs.values import Claim, Event, Job, Move, NewJob
+from worker.jobs.values import UNRECORDABLE, Claim, Event, Job, Move, NewJob
 
 # Set when a job first enters the state, and never moved by a later visit.
 _ENTERED_AT = {
@@ -30,6 +30,10 @@ _ENTERED_AT = {
 _JOBS = table_of(JobRow)
 _FIND = select(*_JOBS.c).where(_JOBS.c.id == bindparam("of_id"))
 _LOCK = _FIND.with_for_update()
+_IS_LATE = and_(
+    JobRow.archive_alarmed_at.is_not(None),
+    JobRow.state.in_([JobState.COMPLETED, JobState.ARCHIVING]),
+)
 _SET_DUE = update(_JOBS).where(transitions.AS_READ).values(due_at=bindparam("new_due_at"))
 
 
@@ -98,13 +102,14 @@ def apply_permitted(connection: Connection, job: Job, event: JobEvent, move: Mov
 def find_overdue(connection: Connection, now: datetime, limit: int) -> list[Job]:
     """Live rows whose time has come, locked; rows that another sweep holds are passed over.
 
-    Without their results, which can be as large as videos.
+    Paid videos that are late come first, then those of the highest priority. Without their results,
+    which can be as large as videos.
     """
     columns = [null().label("result") if one.key == "result" else one for one in columns_of(JobRow)]
     statement = (
         select(*columns)
         .where(JobRow.due_at <= now)
-        .order_by(JobRow.priority.desc(), JobRow.due_at)
+        .order_by(_IS_LATE.desc(), JobRow.priority.desc(), JobRow.due_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
@@ -131,6 +136,15 @@ def block_queued(
         update(JobRow)
         .where(JobRow.id.in_(job_ids), JobRow.state == JobState.QUEUED)
         .values(due_at=due_at, blocked_reason=reason)
+    )
+
+
+def note_unrecordable(connection: Connection, job_id: UUID, reason: str) -> None:
+    """Write why the submitted job's result is not; recording it clears the reason."""
+    connection.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state == JobState.SUBMITTED)
+        .values(blocked_reason=f"{UNRECORDABLE}: {reason}")
     )
 
 

@@ -11,6 +11,8 @@ from worker.jobs.states import Doorbell, JobState, step_for
 
 # How `blocked_reason` begins where a dead submission is left to an operator.
 HELD = "held"
+# The same where the database refuses the result that fal has.
+UNRECORDABLE = "unrecordable"
 
 
 class Outcome(StrEnum):
@@ -40,6 +42,8 @@ class Verdict(StrEnum):
     KEPT = "kept"
     # Nothing is proven by it: fal is asked.
     HINT = "hint"
+    # Genuine, by a token of ours, but its job has no row: it is kept for an operator.
+    STRAY = "stray"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class Job:
     archive_sha256: str | None
     archive_bytes: int | None
     archive_media: dict[str, Any] | None
+    archive_warnings: list[Any] | None
     archive_poster_uri: str | None
     archive_sidecar_uri: str | None
     archive_verified_at: datetime | None
@@ -109,6 +114,11 @@ class Job:
     def is_held(self) -> bool:
         """Whether the job's submission is proven dead, and an operator decides what follows."""
         return (self.blocked_reason or "").startswith(HELD)
+
+    @property
+    def is_unrecordable(self) -> bool:
+        """Whether fal has finished the job, and the database does not take what came of it."""
+        return (self.blocked_reason or "").startswith(UNRECORDABLE)
 
     @property
     def doorbell(self) -> Doorbell | None:
@@ -260,3 +270,13 @@ class Gate:
     opens_at: datetime
     reason: str | None = None
     strikes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """A row of `restores`."""
+
+    id: int
+    epoch: str
+    lost_since: datetime
+    restored_at: datetime

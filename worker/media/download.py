@@ -33,6 +33,9 @@ PARTIAL = 206
 THROTTLED = 429
 UNSATISFIABLE = 416
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+COMPRESSIONS = frozenset(
+    {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "dcb", "dcz", "exi"}
+)
 GONE = frozenset({403, 404, 410})
 BUSY = frozenset({408, 425, *range(500, 600)})
 REFUSALS = frozenset(range(400, 500)) - GONE - BUSY - {THROTTLED}
@@ -89,6 +92,7 @@ class Transfer:
         self._deadline = deadline
         self._version: str | None = None
         self._total: int | None = None
+        self._coding: str | None = None
 
     def run(self) -> Download:
         """Ask for what is missing, and take it. Raises BrokenError if more is missing after that.
@@ -100,7 +104,8 @@ class Transfer:
         with open_video(self._url, headers, self._client, self._hosts, self._deadline) as answer:
             self._admit(answer, start)
             self._take_body(answer)
-            return self._intake.finish(answer.find_header("content-type") or None, self._total)
+            content_type = answer.find_header("content-type") or None
+            return self._intake.finish(content_type, self._total, self._coding)
 
     def _choose_start(self) -> int:
         """The first byte that is missing; without a sure name of the version all are."""
@@ -126,11 +131,11 @@ class Transfer:
             self._forget()
             raise BrokenError(f"{answer.host} no longer has the rest of the video")
         if start > 0 and answer.status == PARTIAL:
-            check_coding(answer)
+            self._coding = check_coding(answer)
             self._continue_at(answer, start)
             return
         check_status(answer)
-        check_coding(answer)
+        self._coding = check_coding(answer)
         self._forget()
         self._version = choose_version(answer.find_header)
         self._total = read_length(answer)
@@ -217,12 +222,18 @@ def check_status(answer: Answer) -> None:
     raise MediaUnavailableError(told)
 
 
-def check_coding(answer: Answer) -> None:
-    """Raises MediaRefusedError for a body that is not the video's own bytes."""
-    coding = (answer.find_header("content-encoding") or "identity").lower()
+def check_coding(answer: Answer) -> str | None:
+    """What the host calls the encoding of the bytes, if anything but nothing.
+
+    A store repeats what an uploader once wrote there (`aws-chunked`, `none`): that says nothing of
+    the bytes, which are read anyway. Raises MediaRefusedError for a compression.
+    """
+    told = answer.find_header("content-encoding") or ""
+    codings = {one.strip().lower() for one in told.split(",")}
     transfer = (answer.find_header("transfer-encoding") or "chunked").lower()
-    if coding != "identity" or transfer not in {"chunked", "identity"}:
+    if codings & COMPRESSIONS or transfer not in {"chunked", "identity"}:
         raise MediaRefusedError(f"{answer.host} sends the video encoded, though not asked to")
+    return told if codings - {"", "identity"} else None
 
 
 def read_length(answer: Answer) -> int | None:

@@ -10,11 +10,16 @@ from typing import TypeAlias
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
 
 from worker.errors import MediaRefusedError
-from worker.media.decode import MAX_PIXELS, open_video
-from worker.media.probe import HEAD_BYTES, VIDEO_TYPES, choose_extension
+from worker.media.probe import (
+    HEAD_BYTES,
+    MAX_PIXELS,
+    VIDEO_TYPES,
+    choose_extension,
+    find_picture,
+    open_video,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +78,7 @@ def inspect_image(path: Path) -> FileKind:
 
 def _see_frame(container: InputContainer) -> None:
     """A cover picture beside sound is no video stream."""
-    streams = (
-        one for one in container.streams.video if not one.disposition & Disposition.attached_pic
-    )
-    stream = next(streams, None)
+    stream = find_picture(container)
     if stream is None:
         raise MediaRefusedError("it has no video stream")
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}

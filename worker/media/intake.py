@@ -45,7 +45,8 @@ class DownloadLimits:
 class Download:
     """What was received: count, sha256 (hex), the header Content-Type, and the first bytes.
 
-    `announced` is how many bytes its host said that it has, if it did.
+    `announced` is how many bytes its host said that it has, if it did; `coding` is what the host
+    called the encoding of the bytes, if that is neither nothing nor a compression.
     """
 
     bytes: int
@@ -53,6 +54,7 @@ class Download:
     content_type: str | None
     head: Chunk
     announced: int | None = None
+    coding: str | None = None
 
 
 class Writer:
@@ -141,8 +143,13 @@ class Intake:
         self._sink.restart()
         self.received, self._head = 0, b""
 
-    def finish(self, content_type: str | None, announced: int | None = None) -> Download:
+    def finish(
+        self,
+        content_type: str | None,
+        announced: int | None = None,
+        coding: str | None = None,
+    ) -> Download:
         """Wait until all is written, and tell what it was."""
         self._writer.drain()
         sha256 = self._sink.sha256()
-        return Download(self.received, sha256, content_type, self._head, announced)
+        return Download(self.received, sha256, content_type, self._head, announced, coding)

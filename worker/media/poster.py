@@ -14,8 +14,7 @@ from av.container import InputContainer
 from av.filter import Graph
 
 from worker.errors import MediaRefusedError
-from worker.media.decode import MAX_PIXELS, Still, find_picture, open_video
-from worker.media.probe import STILL_PLACE, VideoFacts
+from worker.media.probe import MAX_PIXELS, VideoFacts, find_picture, open_video
 
 POSTER_WIDTH = 640
 SHEET_COLUMNS, SHEET_ROWS = 4, 3
@@ -25,27 +24,24 @@ SHEET_GAP = 4
 # Of 2 (best) to 31: a poster 640 wide takes some tens of kilobytes.
 QUANTISER = 4
 # Where a frame is looked for, as parts of the length: the first one that is not black.
-PLACES = (STILL_PLACE, 1 / 2, 2 / 3, 1 / 6, 5 / 6, 0.0)
+PLACES = (1 / 3, 1 / 2, 2 / 3, 1 / 6, 5 / 6, 0.0)
 # Of 255, the mean of a thumbnail: scenes at night are lighter, and faded ones are not.
 LIGHT = 20
 THUMB_SIDE = 16
 TURNS = {90: ("transpose", "clock"), 180: ("rotate", "PI"), 270: ("transpose", "cclock")}
 
 
-def make_poster(path: Path, facts: VideoFacts, still: Still | None = None) -> bytes:
-    """A JPEG at most POSTER_WIDTH wide. Raises MediaRefusedError if no frame can be read.
-
-    The file is read only if the still that was kept of its decoding is not the poster's frame.
-    """
+def make_poster(path: Path, facts: VideoFacts) -> bytes:
+    """A JPEG at most POSTER_WIDTH wide. Raises MediaRefusedError if no frame can be read."""
     with _refusing():
-        best = still.frame if still and _is_chosen(still, facts) else _choose_frame(path, facts)
+        best = _choose_frame(path, facts)
         return encode_jpeg(_draw(best, facts, POSTER_WIDTH, best.width + best.height))
 
 
 def make_sheet(path: Path, facts: VideoFacts) -> bytes:
     """A JPEG of SHEET_COLUMNS by SHEET_ROWS frames in their order. As `make_poster`."""
     count = SHEET_COLUMNS * SHEET_ROWS
-    seconds = facts.duration.total_seconds()
+    seconds = _count_seconds(facts)
     places = [(number + 0.5) / count * seconds for number in range(count)]
     with _reading(path) as (container, stream):
         # A search decodes from the key frame before: in short files far more than one pass does.
@@ -79,17 +75,11 @@ def encode_jpeg(frame: av.VideoFrame) -> bytes:
     return b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
 
 
-def _is_chosen(still: Still, facts: VideoFacts) -> bool:
-    """Whether `_choose_frame` would choose it, as the first frame that it looks at."""
-    seconds = PLACES[0] * facts.duration.total_seconds()
-    return still.since <= seconds < still.until and measure_light(still.frame) >= LIGHT
-
-
 def _choose_frame(path: Path, facts: VideoFacts) -> av.VideoFrame:
-    best, light = None, -1.0
+    best, light, seconds = None, -1.0, _count_seconds(facts)
     with _reading(path) as (container, stream):
         for place in PLACES:
-            frame = _read_frame(container, stream, place * facts.duration.total_seconds())
+            frame = _read_frame(container, stream, place * seconds)
             found = -1.0 if frame is None else measure_light(frame)
             if found > light:
                 best, light = frame, found
@@ -98,6 +88,11 @@ def _choose_frame(path: Path, facts: VideoFacts) -> av.VideoFrame:
     if best is None:
         raise MediaRefusedError("no frame of the video can be shown")
     return best
+
+
+def _count_seconds(facts: VideoFacts) -> float:
+    """0 if it is unknown: then there is the first frame."""
+    return facts.duration.total_seconds() if facts.duration else 0.0
 
 
 @contextmanager

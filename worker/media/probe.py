@@ -1,27 +1,33 @@
-"""What a video file is: facts by decoding it, and its file extension by its first bytes."""
+"""What a video file is, by one pass over it: its facts, what is odd, and what proves damage.
 
+Every packet is read and counted. Up to two bounds every packet is decoded too; beyond them head,
+tail and places between, so that a long video costs little more than reading it once.
+
+FFmpeg decodes as a player does, and what it conceals or complains of is no proof. Proof are: an
+index that names samples outside of the file, a packet that the end of the file cuts off, a
+container whose chain breaks among its samples (`extent.py`), and a picture of which packets fail to
+decode *and* their frames are missing, more than one in a hundred.
+
+What is not found: damage that a codec cannot tell from content. VP9 and GIF have no check sums, so
+bytes overwritten inside a frame often are another picture, and any bytes are PCM sound; nor what
+lies between the samples of a file that is too large to be decoded whole.
+
+The very file alone is read: playlists and other files' names are not followed.
+"""
+
+import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias, TypeGuard
 
 import av
 from av.container import InputContainer
-from av.stream import Stream
+from av.stream import Disposition, Stream
 
-from worker.errors import MediaRefusedError, Mismatch
-from worker.media.decode import (
-    Decoded,
-    Reading,
-    Still,
-    decode_samples,
-    decode_whole,
-    find_picture,
-    open_video,
-)
-from worker.media.extent import find_cut
+from worker.errors import Finding, MediaRefusedError
+from worker.media.extent import find_break
 
 DEFAULT_EXTENSION = "bin"
 EXTENSIONS_BY_TYPE = {
@@ -34,21 +40,31 @@ EXTENSIONS_BY_TYPE = {
     "video/x-msvideo": "avi",
 }
 VIDEO_TYPES = {extension: media_type for media_type, extension in EXTENSIONS_BY_TYPE.items()}
+UNKNOWN_TYPE = "application/octet-stream"
 HEAD_BYTES = 256
+# playlists and scripts that name other files or URLs are not among them, whatever the file's name
+READ_OPTIONS = {"format_whitelist": "mov,matroska,gif,avi", "protocol_whitelist": "file"}
+# FFmpeg's own bound on width times height while decoding: a few bytes can announce gigabytes.
+MAX_PIXELS = 16_384 * 16_384
 # What is decoded from end to end: a few seconds' work. Beyond either bound samples have to do.
 WHOLE_BYTES = 256 * 1024 * 1024
 WHOLE_PIXELS = 4_000_000_000
+# Where samples begin, as parts of the file, and how many pictures each has.
+SAMPLE_PLACES = (*(part / 16 for part in range(16)), 63 / 64)
+SAMPLE_PICTURES = 24
+# Of packets that were decoded: what may fail and be missing, beyond a single one, without proof.
+LOST_PICTURES = 0.01
+LOST_SOUND = 0.1
 # Lengths differ by the padding of a sound codec's last block, and by rounding to a time base.
 LEAST_SECONDS = 0.25
 LENGTH_PART = 0.02
-# Where the picture is taken that stands for the whole, as a part of the length.
-STILL_PLACE = 1 / 3
-UNKNOWN_TYPE = "application/octet-stream"
 
-_CLOCK = re.compile(r"([0-9]+):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
 _EXTENSION = re.compile(r"[a-z0-9]{1,5}")
 _EBML = b"\x1a\x45\xdf\xa3"
 _QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
+
+Media: TypeAlias = av.VideoStream | av.AudioStream
+Packet: TypeAlias = "av.Packet[Stream]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +77,15 @@ class StreamFacts:
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """What decoding has shown.
+    """What the pass has shown.
 
     `container` is FFmpeg's name, such as `mov,mp4,m4a,3gp,3g2,mj2`; `media_type` is told by the
     first bytes. `fps` is the average rate, `frames` were really decoded, and `duration` is
-    `frames / fps`. A GIF counts in hundredths of a second, so its `fps` is made of the other two.
-    `rotation` says by how many degrees, 0 to 359, the picture is turned clockwise when it is shown.
+    `frames / fps`; both are None where nothing tells them. `rotation` says by how many degrees, 0
+    to 359, the picture is turned clockwise when it is shown.
 
-    If not `is_whole`, the file was too large to be decoded from end to end: `frames` is then what
-    the container counts, or reckons.
+    If not `is_whole`, the file was too large to be decoded from end to end: `frames` is then the
+    number of its packets.
     """
 
     container: str
@@ -78,9 +94,9 @@ class VideoFacts:
     width: int
     height: int
     rotation: int
-    fps: float
+    fps: float | None
     frames: int
-    duration: timedelta
+    duration: timedelta | None
     streams: tuple[StreamFacts, ...]
     is_whole: bool
 
@@ -91,19 +107,125 @@ class VideoFacts:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A video's facts, what is wrong with it in itself, and what else may be called its rate.
+    """A video's facts, what is odd about it, and what proves that it is damaged.
 
-    Its frames are counted, or reckoned from its length. `rates` are the ways in which a frame rate
-    can be read, and `lengths` those of the picture and of the file. `still` is the picture about
-    STILL_PLACE of its length, if the whole was decoded and has one.
+    `rates` are the ways in which a frame rate can be read, and `lengths` those of the picture and
+    of the file, in seconds.
     """
 
     facts: VideoFacts
-    flaws: tuple[Mismatch, ...]
-    is_counted: bool
+    oddities: tuple[Finding, ...]
+    damages: tuple[Finding, ...]
     rates: tuple[float, ...]
     lengths: tuple[float, ...]
-    still: Still | None = None
+
+
+@dataclass(slots=True)
+class Reading:
+    """What the pass has shown of one stream; `tried` packets were given to the decoder.
+
+    `begin` and `end` are those of its packets, and `step` is how long a picture lasts; in seconds.
+    """
+
+    stream: Media
+    step: float
+    packets: int = 0
+    tried: int = 0
+    frames: int = 0
+    failures: int = 0
+    reason: str = ""
+    is_cut: bool = False
+    rotation: int = 0
+    begin: float = math.inf
+    end: float = 0.0
+
+    @property
+    def broken(self) -> int:
+        """Packets that failed and whose frames are missing: one alone of both is no proof."""
+        return max(0, min(self.failures, self.tried - self.frames))
+
+    @property
+    def is_broken(self) -> bool:
+        """Sound of which nothing decodes may be of a kind that FFmpeg does not know."""
+        part = LOST_PICTURES if isinstance(self.stream, av.VideoStream) else LOST_SOUND
+        return self.frames > 0 and self.broken > max(1, part * self.tried)
+
+    def count(self, packet: Packet) -> None:
+        self.is_cut = self.is_cut or packet.is_corrupt
+        if not packet.is_discard:
+            self.packets += 1
+            begin = float((packet.pts or 0) * (packet.time_base or 0))
+            lasts = float((packet.duration or 0) * (packet.time_base or 0)) or self.step
+            self.begin, self.end = min(begin, self.begin), max(begin + lasts, self.end)
+
+    def decode(self, packet: "Packet | None") -> None:
+        """None: what the decoder still holds, after which it begins anew. Failures are counted."""
+        self.tried += packet is not None and not packet.is_discard
+        try:
+            for frame in self.stream.codec_context.decode(packet):
+                self.frames += 1
+                if isinstance(frame, av.VideoFrame):
+                    self.rotation = self.rotation or -frame.rotation % 360
+                    self._fail("a frame is damaged" if frame.is_corrupt else "")
+        except av.FFmpegError as error:
+            self._fail(str(error.strerror))
+        if packet is None:
+            self.stream.codec_context.flush_buffers()
+
+    def _fail(self, reason: str) -> None:
+        self.failures += bool(reason)
+        self.reason = self.reason or reason
+
+
+@dataclass(slots=True)
+class Pass:
+    """One reading of all packets; beyond `most` pictures, samples are decoded."""
+
+    readings: dict[int, Reading]
+    picture: Reading
+    size: int
+    most: int
+    is_whole: bool = True
+    failure: str | None = None
+    _place: float = -1.0
+    _left: int = 0
+    _since: int = 0
+
+    def run(self, container: InputContainer) -> None:
+        try:
+            for packet in container.demux([one.stream for one in self.readings.values()]):
+                one = self.readings[packet.stream.index]
+                if packet.size:
+                    one.count(packet)
+                    if self._chooses(one, packet):
+                        one.decode(packet)
+        except av.FFmpegError as error:
+            self.failure = str(error.strerror)
+        self._drain()
+
+    def _chooses(self, one: Reading, packet: Packet) -> bool:
+        is_picture = one is self.picture
+        if self.is_whole:
+            if not is_picture or one.tried < self.most:
+                return True
+            self.is_whole = False
+            self._drain()
+        if not is_picture or self._left > 0:
+            self._left -= is_picture
+            if is_picture and self._left == 0:
+                self._drain()
+            # Pictures shown before the key frame may need what was passed over.
+            return self._left > 0 and not (is_picture and (packet.pts or 0) < self._since)
+        place = (packet.pos or 0) / self.size
+        is_due = place >= self._place and (packet.is_keyframe or self._place < 0)
+        if is_due:
+            self._left, self._since = SAMPLE_PICTURES, packet.pts or 0
+            self._place = next((one for one in SAMPLE_PLACES if one > place), 1.0)
+        return is_due
+
+    def _drain(self) -> None:
+        for one in self.readings.values():
+            one.decode(None)
 
 
 def probe_video(path: Path) -> VideoFacts:
@@ -114,13 +236,47 @@ def probe_video(path: Path) -> VideoFacts:
 def examine_video(
     path: Path, *, whole_bytes: int = WHOLE_BYTES, whole_pixels: int = WHOLE_PIXELS
 ) -> Examined:
-    """Decode the file, whole if it is within both bounds. Raises MediaRefusedError."""
+    """Read the file once, decode it as far as the bounds allow, and tell what it is.
+
+    Raises MediaRefusedError if no video stream of it decodes.
+    """
     try:
-        examined = _examine(path, (whole_bytes, whole_pixels))
-        cut = find_cut(path, EXTENSIONS_BY_TYPE.get(examined.facts.media_type, ""))
+        size = path.stat().st_size
+        with open_video(path) as container:
+            shown = find_picture(container)
+            if shown is None:
+                raise MediaRefusedError("not a readable video: it has no video stream")
+            step = float(1 / shown.average_rate) if shown.average_rate else 0.0
+            readings = {one.index: Reading(one, step) for one in list_media(container)}
+            for one in readings.values():
+                one.stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+                # With several threads H.264 now and then forgets that a frame is damaged.
+                one.stream.codec_context.thread_type = "NONE"
+                one.stream.codec_context.thread_count = 1
+            pixels = max(1, shown.codec_context.width * shown.codec_context.height)
+            most = whole_pixels // pixels if size <= whole_bytes else 0
+            seen = Pass(readings, readings[shown.index], size, most)
+            seen.run(container)
+            return _describe(container, shown, path, seen)
     except (av.FFmpegError, OSError) as error:
         raise MediaRefusedError(f"not a readable video: {error.strerror}") from error
-    return examined if cut is None else replace(examined, flaws=(cut, *examined.flaws))
+
+
+def open_video(path: Path) -> InputContainer:
+    """Raises av.FFmpegError or OSError."""
+    return av.open(path.absolute(), container_options=READ_OPTIONS)
+
+
+def list_media(container: InputContainer) -> list[Media]:
+    """The streams that are decoded: pictures and sound, without cover pictures."""
+    return [one for one in container.streams if _is_media(one)]
+
+
+def find_picture(container: InputContainer) -> av.VideoStream | None:
+    """The stream that is shown, of those that are decoded."""
+    pictures = [one for one in list_media(container) if isinstance(one, av.VideoStream)]
+    best = container.streams.best("video")
+    return next((one for one in pictures if one is best), next(iter(pictures), None))
 
 
 def choose_extension(content_type: str | None, file_name: str | None, head: bytes) -> str:
@@ -129,131 +285,6 @@ def choose_extension(content_type: str | None, file_name: str | None, head: byte
     suffix = PurePosixPath(file_name or "").suffix.removeprefix(".").lower()
     named = suffix if _EXTENSION.fullmatch(suffix) else DEFAULT_EXTENSION
     return recognise_bytes(head) or EXTENSIONS_BY_TYPE.get(media_type) or named
-
-
-def is_short(found: float, told: float) -> bool:
-    """Whether a length in seconds is less than told by more than what containers round away."""
-    return told - found > max(LEAST_SECONDS, LENGTH_PART * told)
-
-
-def _examine(path: Path, bounds: tuple[int, int]) -> Examined:
-    """What fails in samples is decoded whole, to be sure of it."""
-    with open_video(path) as container:
-        picture = _choose_picture(container)
-        seconds = _read_span(container)[1]
-        pixels = _count_pixels(picture, seconds)
-        still_at = STILL_PLACE * _guess_length(picture, seconds)
-        if path.stat().st_size <= bounds[0] and pixels <= bounds[1]:
-            return _describe(container, path, decode_whole(container, still_at))
-        decoded = decode_samples(container)
-        if not decoded.has_failures:
-            return _describe(container, path, decoded)
-    with open_video(path) as container:
-        return _describe(container, path, decode_whole(container, still_at))
-
-
-def _describe(container: InputContainer, path: Path, decoded: Decoded) -> Examined:
-    picture = _choose_picture(container)
-    shown = next(one for one in decoded.readings if one.stream is picture)
-    rates = [*filter(None, (picture.average_rate, picture.guessed_rate, picture.base_rate))]
-    if not shown.frames or not rates:
-        raise MediaRefusedError("not a readable video: it has no frames")
-    begin, length = _read_span(container)
-    is_whole = decoded.is_whole
-    frames = shown.frames if is_whole else picture.frames or round(length * float(rates[0]))
-    is_gif = container.format.name == "gif" and length > 0
-    fps = frames / length if is_gif else float(rates[0])
-    facts = VideoFacts(
-        container=container.format.name,
-        media_type=_read_type(path),
-        codec=picture.codec_context.name,
-        width=picture.codec_context.width,
-        height=picture.codec_context.height,
-        rotation=shown.rotation,
-        fps=fps,
-        frames=frames,
-        duration=timedelta(seconds=length if is_gif else frames / fps),
-        streams=tuple(_name_stream(stream) for stream in container.streams),
-        is_whole=is_whole,
-    )
-    flaws = tuple(chain(_list_failures(decoded), _list_losses(decoded, begin, length)))
-    ways = (*map(float, rates), *((frames / length,) if length else ()))
-    is_counted = is_whole or bool(picture.frames)
-    return Examined(facts, flaws, is_counted, ways, (frames / fps, length), shown.still)
-
-
-def _read_span(container: InputContainer) -> tuple[float, float]:
-    """When the container says that it begins, and how long it lasts; in seconds."""
-    return (container.start_time or 0) / av.time_base, (container.duration or 0) / av.time_base
-
-
-def _choose_picture(container: InputContainer) -> av.VideoStream:
-    picture = find_picture(container)
-    if picture is None:
-        raise MediaRefusedError("not a readable video: it has no video stream")
-    return picture
-
-
-def _guess_length(picture: av.VideoStream, seconds: float) -> float:
-    """How long the picture is to last, if the container tells of it; else as long as that does."""
-    told = picture.frames / picture.average_rate if picture.average_rate else 0
-    return float(told) or seconds
-
-
-def _count_pixels(picture: av.VideoStream, seconds: float) -> int:
-    """How much there is to decode; 0 if the container does not tell its length."""
-    frames = picture.frames or seconds * (picture.average_rate or 0)
-    return int(frames) * picture.codec_context.width * picture.codec_context.height
-
-
-def _name_stream(stream: Stream) -> StreamFacts:
-    return StreamFacts(stream.type, getattr(stream.codec_context, "name", None))
-
-
-def _list_failures(decoded: Decoded) -> Iterator[Mismatch]:
-    if decoded.failure is not None:
-        yield Mismatch("container", "readable to its end", decoded.failure)
-    for one in decoded.readings:
-        told = f"{one.failures} failures, the first: {one.first_failure}"
-        if one.failures:
-            yield Mismatch(_name_reading(one), "decodes", told)
-        elif one.packets and not one.frames:
-            yield Mismatch(_name_reading(one), "decodes", "no frame of it")
-
-
-def _list_losses(decoded: Decoded, begin: float, length: float) -> Iterator[Mismatch]:
-    """What the container tells of, and decoding has not shown. Samples cannot show it."""
-    if not decoded.is_whole:
-        return
-    for one in decoded.readings:
-        told = _read_length(one)
-        if told is not None and is_short(one.seconds, told):
-            yield Mismatch(f"{_name_reading(one)}: seconds", f"{told:.3f}", f"{one.seconds:.3f}")
-        counted = one.stream.frames - one.discarded
-        if isinstance(one.stream, av.VideoStream) and counted - one.frames > max(1, counted // 100):
-            yield Mismatch(f"{_name_reading(one)}: frames", str(counted), str(one.frames))
-    last = max(one.end for one in decoded.readings) - begin
-    if is_short(last, length):
-        yield Mismatch("container: seconds", f"{length:.3f}", f"{last:.3f}")
-
-
-def _name_reading(one: Reading) -> str:
-    return f"{one.stream.type} stream {one.stream.index}"
-
-
-def _read_length(one: Reading) -> float | None:
-    """Seconds that the container tells of the stream; Matroska may, as a tag."""
-    stream = one.stream
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    tag = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
-    return None if tag is None else int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
-
-
-def _read_type(path: Path) -> str:
-    with path.open("rb") as file:
-        extension = recognise_bytes(file.read(HEAD_BYTES))
-    return VIDEO_TYPES.get(extension or "", UNKNOWN_TYPE)
 
 
 def recognise_bytes(head: bytes) -> str | None:
@@ -269,3 +300,83 @@ def recognise_bytes(head: bytes) -> str | None:
     if head.startswith(b"RIFF") and brand == b"AVI ":
         return "avi"
     return None
+
+
+def _describe(
+    container: InputContainer, picture: av.VideoStream, path: Path, seen: Pass
+) -> Examined:
+    shown = seen.picture
+    if not shown.frames:
+        raise MediaRefusedError("not a readable video: it has no frames")
+    frames = shown.frames if seen.is_whole else shown.packets
+    length = (container.duration or 0) / av.time_base
+    lengths = [one for one in (length, shown.end - shown.begin) if one > 0]
+    rates = [picture.average_rate, picture.guessed_rate, picture.base_rate]
+    known = [*(float(rate) for rate in rates if rate), *(frames / one for one in lengths)]
+    # A GIF counts in hundredths of a second.
+    fps = frames / length if container.format.name == "gif" and length else next(iter(known), None)
+    seconds = frames / fps if fps else None
+    with path.open("rb") as file:
+        extension = recognise_bytes(file.read(HEAD_BYTES)) or ""
+    facts = VideoFacts(
+        container=container.format.name,
+        media_type=VIDEO_TYPES.get(extension, UNKNOWN_TYPE),
+        codec=picture.codec_context.name,
+        width=picture.codec_context.width,
+        height=picture.codec_context.height,
+        rotation=shown.rotation,
+        fps=fps,
+        frames=frames,
+        duration=timedelta(seconds=seconds) if seconds else None,
+        streams=tuple(
+            StreamFacts(one.type, getattr(one.codec_context, "name", None))
+            for one in container.streams
+        ),
+        is_whole=seen.is_whole,
+    )
+    proofs, oddities = _judge(container, path, extension, seen)
+    return Examined(
+        facts, oddities, proofs, tuple(known), (*([seconds] if seconds else []), *lengths)
+    )
+
+
+def _judge(
+    container: InputContainer, path: Path, extension: str, seen: Pass
+) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+    """What proves damage, and what is only odd."""
+    found: list[tuple[bool, Finding]] = []
+    length = (container.duration or 0) / av.time_base
+    last = (
+        max(one.end for one in seen.readings.values()) - (container.start_time or 0) / av.time_base
+    )
+    is_short = length - last > max(LEAST_SECONDS, LENGTH_PART * length)
+    if is_short:
+        told = f"the container tells of {length:.3f} s, its last packet ends at {last:.3f} s"
+        found.append((False, Finding("ends_early", told)))
+    broken = find_break(path, extension)
+    if broken is not None:
+        told = f"the container is not whole: {broken.reason}"
+        found.append((broken.loses_samples or is_short, Finding("container", told)))
+    if seen.failure is not None:
+        found.append((True, Finding("container", f"it cannot be read on: {seen.failure}")))
+    for one in seen.readings.values():
+        name = f"{one.stream.type} stream {one.stream.index}"
+        outside = sum(entry.pos + entry.size > seen.size for entry in one.stream.index_entries)
+        if outside or one.is_cut:
+            told = f"{name}: {outside or 1} samples lie outside of the {seen.size} bytes"
+            found.append((True, Finding("samples", told)))
+        if one.failures:
+            told = f"{name}: {one.failures} of {one.tried} packets fail to decode ({one.reason})"
+            told += f", {one.broken} frames are missing"
+            found.append((one.is_broken, Finding("decoder", told)))
+    proofs, oddities = (
+        [one for is_proof, one in found if is_proof is kind] for kind in (True, False)
+    )
+    return tuple(proofs), tuple(oddities)
+
+
+def _is_media(stream: Stream) -> TypeGuard[Media]:
+    """One that FFmpeg has no decoder for has no codec context either."""
+    is_kind = isinstance(stream, av.VideoStream | av.AudioStream)
+    is_cover = bool(stream.disposition & Disposition.attached_pic)
+    return is_kind and not is_cover and stream.codec_context is not None

@@ -104,12 +104,13 @@ class Recipe(_Part):
     input: JsonObject
     options: JsonObject
     result: JsonObject
-    seed: int
+    seed: int | None
     attempts: Annotated[tuple[AttemptRecord, ...], _say("a list of attempts, each with its number")]
     times: Times
     video: Annotated[VideoRecord, _say("the video's name, bytes, sha256 and media")]
     poster: FileRecord | None = None
     sheet: FileRecord | None = None
+    archive_warnings: Annotated[tuple[dict[str, str], ...], _say("a list of warnings")] = ()
 
     def to_bytes(self) -> bytes:
         """The sidecar's content; `parse_recipe` gives the same recipe again."""

@@ -38,7 +38,8 @@ def raise_alarms(
 ) -> list[Alarm]:
     """Mark those of the jobs that are late and were not told of before; log them after the commit.
 
-    `deadline` counts from the job's completion, unless fal was told to delete the file sooner.
+    `deadline` counts from the completion of the request whose result the job has, unless fal was
+    told to delete the file sooner.
     """
     late = list(_find_late(connection, jobs, deadline, now))
     if late:
@@ -47,7 +48,7 @@ def raise_alarms(
 
 
 def log_alarms(alarms: Sequence[Alarm]) -> None:
-    """One line for each job, once in its life."""
+    """One line for each job, once for each result of it."""
     for alarm in alarms:
         log.error(
             "archive_deadline_near",
@@ -58,7 +59,7 @@ def log_alarms(alarms: Sequence[Alarm]) -> None:
 
 
 def choose_deadline(deadline: timedelta, options: RequestOptions) -> timedelta:
-    """How long after its completion a job is late; pure."""
+    """How long after the completion of its request a job is late; pure."""
     if options.object_expiration is None:
         return deadline
     return min(deadline, options.object_expiration * EXPIRATION_SHARE)
@@ -68,18 +69,19 @@ def _find_late(
     connection: Connection, jobs: Sequence[Job], deadline: timedelta, now: datetime
 ) -> Iterator[Alarm]:
     soonest = min(deadline, MIN_EXPIRATION * EXPIRATION_SHARE)
-    waiting = [
-        Alarm(job, now - job.completed_at)
+    # No result is older than the job's first one.
+    unalarmed = {
+        job.id: job
         for job in jobs
-        if job.state in UNARCHIVED and job.archive_alarmed_at is None and job.completed_at
-    ]
-    waiting = [one for one in waiting if one.age >= soonest]
-    # Only of those between both bounds it matters what fal was told.
-    unsure = [one.job.id for one in waiting if one.age < deadline]
-    options = archives.list_options(connection, unsure) if unsure else {}
-    for one in waiting:
-        if one.age >= choose_deadline(deadline, _read_options(options.get(one.job.id))):
-            yield one
+        if job.state in UNARCHIVED
+        and job.archive_alarmed_at is None
+        and now - (job.completed_at or now) >= soonest
+    }
+    sources = archives.list_sources(connection, list(unalarmed)) if unalarmed else {}
+    for job_id, source in sources.items():
+        age = now - source.completed_at
+        if age >= choose_deadline(deadline, _read_options(source.options)):
+            yield Alarm(unalarmed[job_id], age)
 
 
 def _read_options(stored: object) -> RequestOptions:

@@ -22,7 +22,7 @@ from worker.errors import (
     UnarchivableError,
 )
 from worker.fal.extend_video import parse_output
-from worker.jobs import downloads, inline, table
+from worker.jobs import attempts, downloads, inline, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
 from worker.media.unpack import is_inline
@@ -72,17 +72,19 @@ def archive_job(job_id: UUID, *, keeper: Keeper, terms: ArchiveTerms) -> Job | N
     except RetryableError as error:
         return postpone_archive(job, error, db=db, clock=clock)
     except MediaGoneError as error:
-        settle = postpone_archive if is_early(job, clock) else refuse_archive
+        settle = postpone_archive if is_early(job, db=db, clock=clock) else refuse_archive
         return settle(job, error, db=db, clock=clock)
     except PermanentError as error:
         return refuse_archive(job, error, db=db, clock=clock)
     return record_archive(kept, db=db, clock=clock)
 
 
-def is_early(job: Job, clock: Clock) -> bool:
+def is_early(job: Job, *, db: Database, clock: Clock) -> bool:
     """Whether the result came so lately that its host may not have the video yet."""
     now = clock()
-    return now - (job.completed_at or now) < GONE_AFTER
+    with db.reading() as connection:
+        completed_at = attempts.find_result_time(connection, job.id)
+    return now - (completed_at or now) < GONE_AFTER
 
 
 def record_archive(kept: Kept, *, db: Database, clock: Clock) -> Job | None:
@@ -113,9 +115,10 @@ def postpone_archive(
     """Give the row back until later; the paid result is as safe as before."""
     now = clock()
     blocked = {"blocked_reason": f"{error.code}: {error}"}
-    delay = choose_delay(now - (job.completed_at or now))
-    move = Move(now, now + delay, str(error), blocked)
     with db.transaction() as connection:
+        completed_at = attempts.find_result_time(connection, job.id)
+        delay = choose_delay(now - (completed_at or now))
+        move = Move(now, now + delay, str(error), blocked)
         return table.apply_event(connection, job, JobEvent.ARCHIVE_POSTPONED, move)
 
 

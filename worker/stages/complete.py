@@ -4,19 +4,20 @@ Webhook, poll and listing come through the same door. Next: `archive.py`.
 """
 
 import hmac
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import JsonValue
+from pydantic import JsonValue, SecretStr
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 from structlog.contextvars import bind_contextvars
 
 from worker.clock import Clock, read_clock
-from worker.db import Database
-from worker.errors import InvalidResultError, InvalidSignatureError
+from worker.db import Database, describe_database_error
+from worker.errors import InvalidSignatureError
 from worker.fal.completion import Completion
-from worker.fal.extend_video import parse_output
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Ending, Job, Move, NewDelivery, Verdict
@@ -25,37 +26,49 @@ from worker.stages.ending import (
     RETRY_WORDS,
     find_ending,
     find_failure,
+    has_video,
     needs_fetching,
 )
+from worker.stages.rebuild import find_lost
+from worker.stages.tokens import TokenName, read_token
+
+REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A delivery's verdict, its job as committed, and whom to ring for."""
+    """A delivery's verdict, its job as committed if there is one, and whom to ring for."""
 
     verdict: Verdict
-    job: Job
+    job: Job | None
     doorbell: Doorbell | None = None
 
 
-def receive_delivery(
+def receive_delivery(  # noqa: PLR0913 - as the receiver has them
     token: str,
     completion: Completion,
     body: bytes,
     *,
     db: Database,
     grace: timedelta,
+    token_secrets: Sequence[SecretStr] = (),
     clock: Clock = read_clock,
 ) -> Receipt:
     """Keep a verified webhook and record what it tells, in one transaction.
+
+    With `token_secrets` also one of an attempt, or of a job, whose row is lost.
 
     Raises InvalidSignatureError if no attempt has this token, or if the attempt is known to be of
     another request: a valid signature alone proves only that some fal account sent it.
     """
     now = clock()
+    new = _describe(completion, body, Verdict.RECORDED, now)
     with db.transaction() as connection:
-        attempt, job = _find_attempt(connection, token, completion)
-        if _is_repeated(connection, attempt, _describe(completion, body, Verdict.RECORDED, now)):
+        found = _find_attempt(connection, token, completion, new, token_secrets)
+        if isinstance(found, TokenName):
+            return _keep_stray(connection, found, token, new)
+        attempt, job = found
+        if _is_repeated(connection, attempt, new):
             return Receipt(Verdict.DUPLICATE, job)
         owner = _adopt(connection, attempt, completion.fal_request_id)
         if needs_fetching(completion):
@@ -69,8 +82,47 @@ def receive_delivery(
         return Receipt(Verdict.RECORDED, moved, moved.doorbell)
 
 
+def note_unrecordable(
+    token: str,
+    completion: Completion,
+    error: Exception,
+    *,
+    db: Database,
+    clock: Clock = read_clock,
+) -> Doorbell | None:
+    """Leave the reason why a proven delivery cannot be recorded, in a transaction of its own.
+
+    The request is adopted all the same: it is known to be paid, and must never count as lost. A
+    poll may read a result that the database takes.
+    """
+    now = clock()
+    with db.transaction() as connection:
+        found = deliveries.find_addressee(connection, attempts.hash_token(token))
+        if found is None:
+            return None  # its row is lost: there is none to write the reason into
+        attempt, job = found
+        owner = _adopt(connection, attempt, completion.fal_request_id)
+        doorbell = expect_result(connection, job, owner, completion.fal_request_id, now)
+        table.note_unrecordable(connection, job.id, describe_refusal(error))
+    return doorbell
+
+
+def describe_refusal(error: Exception) -> str:
+    """A short reason that quotes nothing of the refused value; pure."""
+    name = type(error).__name__
+    if not isinstance(error, SQLAlchemyError):
+        return name
+    return f"{name}: {describe_database_error(error)}"[:REASON_CHARACTERS]
+
+
 def receive_hint(
-    token: str, completion: Completion, body: bytes, *, db: Database, clock: Clock = read_clock
+    token: str,
+    completion: Completion,
+    body: bytes,
+    *,
+    db: Database,
+    token_secrets: Sequence[SecretStr] = (),
+    clock: Clock = read_clock,
 ) -> Receipt:
     """Keep a delivery that proves nothing but knows the token, and have fal asked at once.
 
@@ -78,18 +130,22 @@ def receive_hint(
     InvalidSignatureError as `receive_delivery` does.
     """
     now = clock()
+    new = _describe(completion, body, Verdict.HINT, now)
     with db.transaction() as connection:
-        attempt, job = _find_attempt(connection, token, completion)
-        deliveries.count_delivery(
-            connection, attempt, _describe(completion, body, Verdict.HINT, now)
-        )
+        found = _find_attempt(connection, token, completion, new, token_secrets)
+        if isinstance(found, TokenName):
+            return _keep_stray(connection, found, token, new)
+        attempt, job = found
+        deliveries.count_delivery(connection, attempt, new)
         if job.state in AWAITING_FAL:
             table.advance_due(connection, job, now)
         doorbell = None if has_video(job) else Doorbell(Step.RECONCILE, job.id)
         return Receipt(Verdict.HINT, job, doorbell)
 
 
-def expect_poll(token: str, *, db: Database) -> Doorbell | None:
+def expect_poll(
+    token: str, *, db: Database, token_secrets: Sequence[SecretStr] = ()
+) -> Doorbell | None:
     """Have fal asked at once about the attempt of this token: its delivery cannot be read here.
 
     None if no attempt has the token, or if its job does not wait for fal. Nothing is written for
@@ -97,19 +153,11 @@ def expect_poll(token: str, *, db: Database) -> Doorbell | None:
     """
     with db.reading() as connection:
         attempt = attempts.find_attempt_by_token(connection, attempts.hash_token(token))
-        job = None if attempt is None else table.find_job(connection, attempt.job_id)
+        named = attempt or read_token(token, token_secrets)
+        job = None if named is None else table.find_job(connection, named.job_id)
     if job is None or job.state not in AWAITING_FAL:
         return None
     return Doorbell(Step.RECONCILE, job.id)
-
-
-def has_video(job: Job) -> bool:
-    """Whether the job has a result that it can archive, or has archived; pure."""
-    try:
-        parse_output(job.result)
-    except InvalidResultError:
-        return False
-    return True
 
 
 def expect_result(
@@ -164,6 +212,7 @@ def record_completion(
         if is_turned_down(job, attempt):
             return None
         detail = "it came in spite of the cancellation" if job.cancel_requested_at else None
+        columns["archive_warnings"] = [one.to_json() for one in completion.oddities] or None
         move = Move(now, now + grace, detail, columns)
         moved = table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
         if moved is not None and not (is_plain and is_only_attempt(job, attempt)):
@@ -198,18 +247,38 @@ def is_only_attempt(job: Job, attempt: Attempt) -> bool:
 
 
 def _find_attempt(
-    connection: Connection, token: str, completion: Completion
-) -> tuple[Attempt, Job]:
-    """The job's row is locked first, here and everywhere, so that two writers cannot deadlock."""
+    connection: Connection,
+    token: str,
+    completion: Completion,
+    new: NewDelivery,
+    token_secrets: Sequence[SecretStr],
+) -> tuple[Attempt, Job] | TokenName:
+    """The job's row is locked first, here and everywhere, so that two writers cannot deadlock.
+
+    A signed token whose rows are lost gives its attempt anew, or its name if there is no job.
+    """
     token_hash = attempts.hash_token(token)
+    found: tuple[Attempt, Job] | TokenName | None
     found = deliveries.find_addressee(connection, token_hash)
     if found is None or not hmac.compare_digest(found[0].token_hash, token_hash):
-        raise InvalidSignatureError("no attempt has this token")
+        found = find_lost(connection, token, completion, new, token_secrets)
+    if isinstance(found, TokenName):
+        return found
     attempt, job = found
     bind_contextvars(job_id=str(attempt.job_id), attempt=attempt.number)
     if attempt.fal_request_id not in {None, completion.fal_request_id}:
         raise InvalidSignatureError("the attempt is of another fal request")
     return attempt, job
+
+
+def _keep_stray(connection: Connection, name: TokenName, token: str, new: NewDelivery) -> Receipt:
+    """Its job has no row: it may be paid for, so what fal says of it is not thrown away."""
+    if new.verdict is Verdict.RECORDED:
+        new = replace(new, verdict=Verdict.KEPT)
+    token_hash = attempts.hash_token(token)
+    deliveries.keep_stray(connection, name.job_id, name.number, token_hash, new)
+    bind_contextvars(job_id=str(name.job_id), attempt=name.number)
+    return Receipt(Verdict.STRAY, None)
 
 
 def _describe(completion: Completion, body: bytes, verdict: Verdict, now: datetime) -> NewDelivery:

@@ -4,7 +4,7 @@ from worker.errors import InvalidResultError
 from worker.fal.completion import Completion
 from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
 from worker.fal.extend_video import parse_output
-from worker.jobs.values import Ending
+from worker.jobs.values import Ending, Job
 
 # fal's own type for a request that was cancelled, by us or by anybody with the key.
 CANCELLED_CODE = "client_cancelled"
@@ -16,6 +16,15 @@ RETRY_WORDS = {
 }
 
 
+def has_video(job: Job) -> bool:
+    """Whether the job has a result that it can archive, or has archived; pure."""
+    try:
+        parse_output(job.result)
+    except InvalidResultError:
+        return False
+    return True
+
+
 def needs_fetching(completion: Completion) -> bool:
     """Whether fal could not put the result into the message: then it has to be asked for."""
     is_empty = completion.payload is None
@@ -23,15 +32,16 @@ def needs_fetching(completion: Completion) -> bool:
 
 
 def find_failure(completion: Completion) -> FalFailure | None:
-    """Why this completion is no video; None if it is one. Pure."""
-    if completion.status == "ERROR":
-        message = completion.error or "fal reports an error without a message"
-        return parse_failure(completion.payload, message) or FalFailure(UNNAMED_CODE, message)
+    """Why this completion is no video; None if it is one, whatever else fal says. Pure."""
     try:
         parse_output(completion.payload)
     except InvalidResultError as error:
-        return FalFailure(error.code, str(error))
-    return None
+        if completion.status == "OK":
+            return FalFailure(error.code, str(error))
+    else:
+        return None
+    message = completion.error or "fal reports an error without a message"
+    return parse_failure(completion.payload, message) or FalFailure(UNNAMED_CODE, message)
 
 
 def find_ending(failure: FalFailure | None) -> Ending:

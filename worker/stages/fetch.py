@@ -1,13 +1,14 @@
 """Beneath the archive stage. fetch: bring a finished video to local disk, and see that it is whole.
 
-What is not the video that fal stated is fetched once more. A URL that its host knows no more is
+What is no video, or damaged, is fetched once more. A URL that its host knows no more is
 asked for again at fal.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
-from worker.errors import MediaGoneError, MediaMismatchError
+from worker.errors import Finding, MediaGoneError, MediaMismatchError
 from worker.fal.extend_video import VideoFile, parse_output
 from worker.jobs.values import Attempt, Job
 from worker.media.download import download_video
@@ -28,11 +29,15 @@ MARGIN = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A verified video, whole in its file; `job` has the result that it was fetched by."""
+    """A verified video, whole in its file; `job` has the result that it was fetched by.
+
+    `warnings` say in what the file is odd, or differs from what was stated.
+    """
 
     job: Job
     examined: Examined
     extension: str
+    warnings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class Fetcher:
     ) -> Fetched:
         """Fill the file with the job's video; `made` as in Source.
 
-        Raises MediaMismatchError for what came twice and was not that video (its bytes are in the
+        Raises MediaMismatchError for what came twice and was no whole video (its bytes are in the
         file then), MediaGoneError, MediaUnavailableError, MediaRefusedError, StoreUnavailableError,
         and ClaimLostError.
         """
@@ -79,7 +84,8 @@ class Fetcher:
         file.begin_flush()  # the disk is busy with it while the processor is with decoding
         video = parse_output(job.result).video
         examined = verify_video(file.path, read_stated(video, download.announced))
-        return Fetched(job, examined, name_extension(video, download))
+        warnings = (*describe_coding(download), *examined.oddities)
+        return Fetched(job, examined, name_extension(video, download), warnings)
 
     def _take(self, job: Job, made: Attempt | None, file: SpoolFile, holder: Holder) -> Download:
         """From its host, or out of the result itself."""
@@ -96,6 +102,12 @@ class Fetcher:
             limits=self.limits,
             on_progress=holder.check,
         )
+
+
+def describe_coding(download: Download) -> Iterator[Finding]:
+    if download.coding is not None:
+        told = f"its host calls the bytes encoded as {download.coding}, and they are not"
+        yield Finding("odd_encoding", told, "Content-Encoding", stated=download.coding)
 
 
 def name_extension(video: VideoFile, download: Download) -> str:

@@ -5,11 +5,12 @@ and are bounded by how long they go on; trouble with the account is the pause's 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import assert_never
 
 import httpx
+from pydantic import SecretStr
 
 from worker.backoff import Backoff, choose_poll_delay
 from worker.fal.options import RequestOptions
@@ -47,8 +48,9 @@ class SubmitTerms:
     poll_after: timedelta
     retry_for: timedelta
     probe_after: timedelta
-    account: str | None = None
+    account: str | None = field(default=None, kw_only=True)
     """A fingerprint of the key, stored with each attempt."""
+    token_secrets: Sequence[SecretStr] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

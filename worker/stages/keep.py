@@ -7,7 +7,7 @@ finds how it was made, too (ADR 13).
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -27,13 +27,13 @@ from worker.jobs import attempts
 from worker.jobs.values import Attempt, Job
 from worker.media.layout import ArchiveNames, Layout, name_quarantine
 from worker.media.poster import make_poster, make_sheet
-from worker.media.probe import HEAD_BYTES, Examined, choose_extension
+from worker.media.probe import HEAD_BYTES, VideoFacts, choose_extension
 from worker.media.recipe import FileRecord, Recipe, describe_file, parse_recipe
 from worker.media.spool import SpoolFile
 from worker.media.store import Store, StoredObject
 from worker.stages.fetch import Fetched, Fetcher
 from worker.stages.lease import Holder
-from worker.stages.record import ArchivedFiles, build_recipe, find_maker
+from worker.stages.record import ArchivedFiles, build_recipe, find_maker, list_warnings
 
 JSON, JPEG, BYTES = "application/json", "image/jpeg", "application/octet-stream"
 # A data URI is quoted by its beginning.
@@ -81,8 +81,9 @@ class Keeper:
     ) -> Kept:
         job, facts = fetched.job, fetched.examined.facts
         names = self.layout.name(job.id, job.tenant, job.enqueued_at, fetched.extension)
-        pictures = dict(self._draw(file, fetched.examined, names))
+        pictures = dict(self._draw(file, facts, names))
         video = FileRecord(name=names.video, bytes=file.bytes, sha256=file.sha256())
+        warnings = list_warnings(job, fetched.warnings)
         recipe = build_recipe(
             job,
             tried,
@@ -92,6 +93,7 @@ class Keeper:
                 _describe_picture(names.poster, pictures),
                 _describe_picture(names.sheet, pictures),
             ),
+            warnings,
         )
         # A holder that has lost its claim leaves the file to the next one.
         holder.renew()
@@ -105,6 +107,7 @@ class Keeper:
             "archive_sha256": stored.sha256,
             "archive_bytes": stored.bytes,
             "archive_media": recipe.video.model_dump(mode="json")["media"],
+            "archive_warnings": warnings or None,
             "archive_poster_uri": poster,
             "archive_sidecar_uri": self.store.find_uri(names.sidecar),
             "archive_verified_at": self.clock(),
@@ -113,14 +116,14 @@ class Keeper:
         return Kept(fetched.job, columns, stored)
 
     def _draw(
-        self, file: SpoolFile, examined: Examined, names: ArchiveNames
+        self, file: SpoolFile, facts: VideoFacts, names: ArchiveNames
     ) -> Iterator[tuple[str, bytes]]:
         """The pictures by their names. A video without them is as good."""
         with suppress(MediaRefusedError):  # no frame of it can be shown: the video counts
-            yield names.poster, make_poster(file.path, examined.facts, examined.still)
+            yield names.poster, make_poster(file.path, facts)
         if self.has_sheet:
             with suppress(MediaRefusedError):  # as above
-                yield names.sheet, make_sheet(file.path, examined.facts)
+                yield names.sheet, make_sheet(file.path, facts)
 
     def _reserve(self, name: str, recipe: Recipe) -> None:
         """Write the sidecar, but never over that of another job. Raises NameTakenError."""
@@ -156,7 +159,7 @@ class Keeper:
             "job_id": str(job.id),
             "request_id": job.fal_request_id,
             "url": video.url[:MOST_URL_CHARACTERS],
-            "evidence": [asdict(one) for one in mismatch.evidence],
+            "evidence": [one.to_json() for one in mismatch.evidence],
             "bytes": file.bytes,
             "sha256": file.sha256(),
             "at": self.clock().isoformat(),

@@ -9,24 +9,25 @@ from datetime import timedelta
 from threading import Event, Thread
 from types import TracebackType
 from typing import Protocol, Self
-from weakref import WeakSet
 
 import structlog
 
 from worker.clock import Clock
-from worker.db import AWAY, Database, describe_database_error
+from worker.db import Database, describe_database_error
 from worker.errors import ClaimLostError
 from worker.jobs import table
 from worker.jobs.values import Job
 
 log = structlog.stdlib.get_logger(__name__)
 
-_beating: "WeakSet[Heartbeat]" = WeakSet()
+# Other threads add and remove while it is read: `copy` of a plain set is one step, without a lock
+# that a signal handler could wait for in vain.
+_beating: set["Heartbeat"] = set()
 
 
 def abandon_claims() -> None:
     """Let every holder of this process know, at its next look, that its claim is given back."""
-    for heartbeat in list(_beating):
+    for heartbeat in _beating.copy():
         heartbeat.abandon()
 
 
@@ -93,6 +94,7 @@ class Heartbeat:
                 self.renew()
             except ClaimLostError:
                 return
-            except AWAY as error:
+            except Exception as error:  # noqa: BLE001 - without its thread the lease would run out
                 # Not lost: the lease may outlive the outage, and the next write tells.
-                log.warning("heartbeat_missed", reason=describe_database_error(error))
+                reason = describe_database_error(error)
+                log.warning("heartbeat_missed", error=type(error).__name__, reason=reason)

@@ -106,6 +106,7 @@ class Rearchiver:
         fresh = {
             **dict.fromkeys(COPY_COLUMNS),
             "archive_media": None,
+            "archive_warnings": None,
             "archive_verified_at": now,
             "archive_error": None,
             **columns,

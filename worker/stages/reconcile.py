@@ -4,15 +4,19 @@ What fal says goes through the same door as the webhook, `complete.py`. A status
 no conclusion; only a result that fal had, and has no more, ends a job here.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import assert_never
 from uuid import UUID
 
+import structlog
+from sqlalchemy import Connection
 from structlog.contextvars import bind_contextvars
 
 from worker.backoff import choose_poll_delay
 from worker.clock import Clock
+from worker.db import REFUSED, will_repeat
 from worker.fal.completion import Completion
 from worker.fal.platform import Listing
 from worker.fal.progress import Progress
@@ -21,11 +25,14 @@ from worker.fal.truth import CancelAnswer, Forgotten, Known, Pending, ResultGone
 from worker.jobs import attempts, deliveries, observed, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Attempt, Ending, Job, Move, Outcome, Settlement
-from worker.stages.complete import has_video, record_completion
+from worker.stages.complete import describe_refusal, record_completion
+from worker.stages.ending import has_video
 from worker.stages.follow import record_progress
 from worker.stages.resolve import Resolver, measure_wait
 
 RESULT_GONE = "result_gone"
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +51,12 @@ class Reconciler:
         with self.resolver.db.reading() as connection:
             job = table.find_job(connection, job_id)
             attempt = attempts.find_current_attempt(connection, job) if job else None
-        if job is None or attempt is None:
+        if job is None:
             return []
+        doorbells = self._ring(self._follow_rivals(job))
+        if doorbells or attempt is None:
+            return doorbells
         bind_contextvars(attempt=attempt.number)
-        if attempt.number > 1 and (rung := self._ring(self._follow_rivals(job))):
-            return rung
         match job.state:
             case JobState.SUBMITTED:
                 return self._ring(self._poll_request(job, attempt))
@@ -76,17 +84,38 @@ class Reconciler:
     def _take_rival(
         self, job: Job, rival: Attempt, fal_request_id: str, truth: Known
     ) -> Job | None:
-        now = self.clock()
-        with self.resolver.db.transaction() as connection:
+        now, grace = self.clock(), self.resolver.terms.grace
+
+        def write(connection: Connection) -> Job | None:
             current = table.get_job(connection, job.id, lock=True)
             if not attempts.adopt_request(connection, rival, fal_request_id):
                 return None
             settlement = Settlement(Outcome.ACCEPTED, now, fal_request_id=fal_request_id)
             attempts.settle_attempt(connection, rival.id, settlement)
             if isinstance(truth, Completion):
-                grace = self.resolver.terms.grace
                 return record_completion(connection, current, rival, truth, now, grace)
             attempts.dismiss_attempt(connection, rival.id, now)
+            return None
+
+        return self._write_end(job, rival, write)
+
+    def _write_end(
+        self, job: Job, attempt: Attempt, write: Callable[[Connection], Job | None]
+    ) -> Job | None:
+        """Write it in one transaction; where the database refuses it, the row says why."""
+        try:
+            with self.resolver.db.transaction() as connection:
+                return write(connection)
+        except Exception as error:
+            if not will_repeat(error):
+                raise
+            reason = describe_refusal(error)
+            with self.resolver.db.transaction() as connection:
+                table.note_unrecordable(connection, job.id, reason)
+                table.advance_due(connection, job, self._choose_due(attempt))
+            log.error("completion_not_recorded", reason=reason)  # noqa: TRY400 - repeated at each poll
+            if not isinstance(error, REFUSED):
+                raise
             return None
 
     def _poll_request(self, job: Job, attempt: Attempt) -> Job | None:
@@ -139,13 +168,15 @@ class Reconciler:
         completion: Completion,
         progress: Progress | None = None,
     ) -> Job | None:
-        now = self.clock()
-        with self.resolver.db.transaction() as connection:
+        now, grace = self.clock(), self.resolver.terms.grace
+
+        def write(connection: Connection) -> Job | None:
             current = table.get_job(connection, job.id, lock=True)
             if progress is not None:
                 record_progress(connection, attempt, progress)
-            grace = self.resolver.terms.grace
             return record_completion(connection, current, attempt, completion, now, grace)
+
+        return self._write_end(job, attempt, write)
 
     def _give_up(self, job: Job, attempt: Attempt, fal_request_id: str) -> Job | None:
         """The job is cancelled if fal had promised that, else its result is lost."""
@@ -164,13 +195,16 @@ class Reconciler:
             return table.apply_event(connection, job, JobEvent.FAILURE_ARRIVED, move)
 
     def _wait(self, job: Job, attempt: Attempt, progress: Progress | None = None) -> None:
-        now = self.clock()
-        kept_for = find_retention(attempt.input)
-        delay = choose_poll_delay(self.poll_after, now - attempt.started_at, retention=kept_for)
         with self.resolver.db.transaction() as connection:
-            table.advance_due(connection, job, now + delay)
+            table.advance_due(connection, job, self._choose_due(attempt))
             if progress is not None:
                 record_progress(connection, attempt, progress)
+
+    def _choose_due(self, attempt: Attempt) -> datetime:
+        """When fal is asked again."""
+        now, kept_for = self.clock(), find_retention(attempt.input)
+        delay = choose_poll_delay(self.poll_after, now - attempt.started_at, retention=kept_for)
+        return now + delay
 
     def _ring(self, job: Job | None) -> list[Doorbell]:
         return [job.doorbell] if job is not None and job.doorbell is not None else []

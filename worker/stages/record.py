@@ -3,7 +3,7 @@
 What fal has stated of it, to be verified; and its recipe, to be kept beside it.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
@@ -11,8 +11,10 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from worker.errors import Finding
+from worker.fal.completion import ODD_DELIVERY
 from worker.fal.data_uri import is_data_uri, parse_data_uri
-from worker.fal.extend_video import VideoFile, parse_output
+from worker.fal.extend_video import VideoFile, list_oddities, parse_output
 from worker.fal.field_types import INLINE_BYTES
 from worker.jobs.values import Attempt, Job
 from worker.media.probe import VideoFacts
@@ -47,12 +49,24 @@ def read_stated(video: VideoFile, content_length: int | None) -> Stated:
     )
 
 
+def list_warnings(job: Job, of_file: Iterable[Finding]) -> list[dict[str, str]]:
+    """All that is odd about the job's result: as it was delivered, in its fields, in its file."""
+    delivered = [one for one in job.archive_warnings or () if one.get("code") == ODD_DELIVERY]
+    return [*delivered, *(one.to_json() for one in (*list_oddities(job.result), *of_file))]
+
+
 def build_recipe(
-    job: Job, attempts: Sequence[Attempt], facts: VideoFacts, files: ArchivedFiles
+    job: Job,
+    attempts: Sequence[Attempt],
+    facts: VideoFacts,
+    files: ArchivedFiles,
+    warnings: Sequence[dict[str, str]] = (),
 ) -> Recipe:
     """The recipe of a job with a result. Raises InvalidResultError if it has none."""
     made = find_maker(job, attempts)
     video = files.video
+    sent = mark_input(job.input if made is None else made.input)
+    seed = parse_output(job.result).seed
     return Recipe(
         recipe=VERSION,
         software=SOFTWARE,
@@ -61,10 +75,10 @@ def build_recipe(
         labels=job.labels,
         endpoint=job.endpoint,
         request_id=job.fal_request_id,
-        input=mark_input(job.input if made is None else made.input),
+        input=sent,
         options=job.options if made is None else made.options,
         result=mark_result(job.result or {}, video.sha256, video.bytes),
-        seed=parse_output(job.result).seed,
+        seed=sent.get("seed") if seed is None else seed,
         attempts=tuple(map(_record_attempt, attempts)),
         times=Times(
             enqueued_at=job.enqueued_at,
@@ -74,6 +88,7 @@ def build_recipe(
         video=VideoRecord(name=video.name, bytes=video.bytes, sha256=video.sha256, media=facts),
         poster=files.poster,
         sheet=files.sheet,
+        archive_warnings=tuple(warnings),
     )
 
 

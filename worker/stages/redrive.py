@@ -13,7 +13,7 @@ from worker.errors import PaysAgainError, TooLateError
 from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, Outcome
-from worker.stages.complete import has_video
+from worker.stages.ending import has_video
 from worker.stages.reconcile import RESULT_GONE
 
 # Outcomes that surely cost nothing.
@@ -74,5 +74,8 @@ def _reset(event: JobEvent, now: datetime) -> dict[str, object]:
         "redriven_at": now,
         "fal_request_id": None,
         "result": None,
+        "archive_warnings": None,
+        # What is bought anew may be late anew.
+        "archive_alarmed_at": None,
         "cancel_requested_at": None,
     }

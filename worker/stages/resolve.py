@@ -10,12 +10,10 @@ decision is written into `events` with what it rests on.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
-
-from pydantic import JsonValue
 
 from worker.backoff import Backoff, spread
 from worker.clock import Clock
@@ -23,6 +21,7 @@ from worker.db import Database
 from worker.fal.options import RequestOptions
 from worker.fal.platform import ListedRequest, Listing, PlatformClient
 from worker.fal.requests import RequestClient
+from worker.fal.same_input import is_same_input, sign_input
 from worker.fal.truth import Forgotten, Known, Unclear
 from worker.jobs import attempts, deliveries, gates, observed, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
@@ -321,9 +320,9 @@ def match_requests(
     them is absent while the listing has as many requests that nobody has, or that were lately given
     to somebody by their input alone, as there are attempts.
     """
-    by_sign: dict[tuple[str, str], list[ListedRequest]] = defaultdict(list)
+    by_sign: dict[Hashable, list[ListedRequest]] = defaultdict(list)
     for request in listed:
-        by_sign[_sign(request.input)].append(request)
+        by_sign[sign_input(request.input)].append(request)
     groups: dict[str, list[Waiting]] = defaultdict(list)
     for one in waiting:
         groups[json.dumps(one.attempt.input, sort_keys=True)].append(one)
@@ -331,7 +330,7 @@ def match_requests(
     ambiguous: set[UUID] = set()
     for group in groups.values():
         sent = group[0].attempt.input
-        same = [one for one in by_sign[_sign(sent)] if is_same_input(one.input, sent)]
+        same = [one for one in by_sign[sign_input(sent)] if is_same_input(one.input, sent)]
         free = [one.fal_request_id for one in same if one.fal_request_id not in claims]
         held = (claims[one.fal_request_id] for one in same if one.fal_request_id in claims)
         doubtful = sum(is_doubtful(claim, now, group[0].judge_after) for claim in held)
@@ -348,13 +347,6 @@ def match_requests(
 def is_doubtful(claim: RequestClaim, now: datetime, judge_after: timedelta) -> bool:
     """Whether the request may be another attempt's: it was given by its input, and lately; pure."""
     return not claim.is_proven and now - claim.claimed_at < judge_after
-
-
-def is_same_input(listed: JsonValue, sent: dict[str, JsonValue]) -> bool:
-    """Whether the listed input has every field as it was sent; fal may show more fields."""
-    if not isinstance(listed, dict):
-        return False
-    return all(listed.get(name) == value for name, value in sent.items())
 
 
 def choose_pause(evidence: Evidence) -> timedelta:
@@ -391,10 +383,3 @@ def _hold(why: str, detail: str, terms: ResolveTerms, now: datetime) -> tuple[Jo
     columns = {"blocked_reason": f"{HELD}: {why}. {SETTLE}"}
     due_at = now + spread(min(HELD_PAUSE, terms.unknown_after))
     return JobEvent.SUBMISSION_HELD, Move(now, due_at, detail, columns)
-
-
-def _sign(value: JsonValue) -> tuple[str, str]:
-    """A cheap key that the same inputs share."""
-    if not isinstance(value, dict):
-        return "", ""
-    return str(value.get("seed")), str(value.get("prompt"))

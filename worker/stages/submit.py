@@ -5,7 +5,6 @@ whether it was paid, so nobody sends it again, and `resolve.py` finds out. Next:
 webhook, `complete.py`.
 """
 
-import secrets
 import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -32,6 +31,7 @@ from worker.stages.judge import (
     measure_streak,
 )
 from worker.stages.lease import Heartbeat
+from worker.stages.tokens import make_token
 
 # How long a reply is held while it cannot be written: within a worker's time to drain.
 RECORD_TIME = timedelta(seconds=25)
@@ -83,7 +83,6 @@ def begin_submission(
 ) -> Submission | None:
     """Commit the claim and the intent to pay, before a byte leaves for fal."""
     now = clock()
-    token = secrets.token_urlsafe(32)
     claim = Claim(terms.worker, now, now + terms.lease)
     with db.transaction() as connection:
         # Gates are locked before any job, here and everywhere, so that two cannot deadlock.
@@ -99,6 +98,7 @@ def begin_submission(
             return None
         pause.push_on(connection, pauses, now + terms.probe_after)
         options = RequestOptions.model_validate(job.options).fill_in(terms.options)
+        token = make_token(connection, job_id, terms.token_secrets)
         new = NewAttempt(uuid7(), attempts.hash_token(token), now, options.to_json(), terms.account)
         attempt = attempts.insert_attempt(connection, job, new)
     return Submission(job, attempt, token, claim.until, tuple(seen))

@@ -60,7 +60,7 @@ def sweep_jobs(
         held_back = _hold_back(connection, queued, pauses, now, probe_after)
         waiting = [job for job in overdue if job.doorbell is not None and job.id not in held_back]
         _push_on(connection, waiting, now + lease)
-        returned = [_take_over(connection, job, now, lease) for job in overdue if job.claimed_by]
+        returned = [take_over(connection, job, now, lease) for job in overdue if job.claimed_by]
         cancels = attempts.claim_due_cancels(connection, now, now + lease, limit)
     alarm.log_alarms(late)
     doorbells = [*_list_doorbells([*waiting, *returned])]
@@ -99,7 +99,7 @@ def _push_on(connection: Connection, waiting: list[Job], due_at: datetime) -> No
     table.push_due(connection, at_fal, due_at)
 
 
-def _take_over(connection: Connection, job: Job, now: datetime, lease: timedelta) -> Job | None:
+def take_over(connection: Connection, job: Job, now: datetime, lease: timedelta) -> Job | None:
     """Whoever held the row has been silent for a whole lease."""
     detail = f"{job.claimed_by} fell silent"
     if job.state is JobState.ARCHIVING:

@@ -154,6 +154,7 @@ def test_js_client_uploads_with_a_lifecycle(quick, play):
     assert find_upload(quick, url)["lifecycle"]["expiration_duration_seconds"] == 86_400
 
 
+@pytest.mark.slow  # 91 MiB go up
 def test_js_client_uploads_in_parts(quick, play):
     url = play(quick, "upload_in_parts")
     block = bytes(place % 251 for place in range(1 << 20))
@@ -162,6 +163,7 @@ def test_js_client_uploads_in_parts(quick, play):
     assert hashlib.sha256(get(url).content).digest() == hashlib.sha256(block * 91).digest()
 
 
+@pytest.mark.slow  # 91 MiB go up
 def test_js_client_uploads_again_the_part_that_was_refused(faulty, play):
     faulty.order({"point": "upload_part", "kind": "status", "code": 503, "times": 1})
     url = play(faulty, "upload_in_parts")

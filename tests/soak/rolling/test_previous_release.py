@@ -25,7 +25,7 @@ from tests.system.conftest import YARDS
 from tests.system.rows import open_table
 from worker.schema import read_head, upgrade_schema
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NAMED_IN = Path(__file__).parent / "previous_release.txt"
 PACKAGES = ("worker", "webhook", "migrations")
 

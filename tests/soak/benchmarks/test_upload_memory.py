@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "upload.py"
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "upload.py"
 MOST_GROWTH_MIB = 24
 
 

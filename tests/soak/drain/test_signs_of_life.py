@@ -14,7 +14,7 @@ from worker.app import QUEUES, SWEEP, create_app
 from worker.settings import load_settings
 
 WEDGED = 70
-WEDGE = Path(__file__).parents[1] / "harness" / "wedge.py"
+WEDGE = Path(__file__).parents[2] / "harness" / "wedge.py"
 POOLS = pytest.mark.parametrize("pool", ["threads", "prefork"])
 
 

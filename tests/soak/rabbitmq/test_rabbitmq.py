@@ -14,11 +14,8 @@ from tests.system.test_end_to_end import (
     test_many_jobs_at_once_are_each_paid_and_archived_once,
     test_producer_with_only_celery_gets_its_video_archived,
     test_python_producer_keeps_its_row_without_a_broker,
-    test_python_producer_without_a_broker_leaves_stdout_to_its_caller,
-    test_shell_prints_the_whole_story_as_json,
-    test_shell_refuses_a_wrong_field_before_any_row,
     test_shell_waits_for_the_archive_and_prints_every_state,
-    test_times_of_an_archived_job_are_in_order,
+    test_video_that_is_not_there_fails_with_fals_own_reason,
 )
 
 __all__ = [
@@ -27,13 +24,10 @@ __all__ = [
     "test_many_jobs_at_once_are_each_paid_and_archived_once",
     "test_producer_with_only_celery_gets_its_video_archived",
     "test_python_producer_keeps_its_row_without_a_broker",
-    "test_python_producer_without_a_broker_leaves_stdout_to_its_caller",
-    "test_shell_prints_the_whole_story_as_json",
-    "test_shell_refuses_a_wrong_field_before_any_row",
     "test_shell_waits_for_the_archive_and_prints_every_state",
-    "test_times_of_an_archived_job_are_in_order",
+    "test_video_that_is_not_there_fails_with_fals_own_reason",
 ]
-# Issue 6 asks for this skip: a broker of this weight comes with no wheel.
+# A broker of this weight comes with no wheel.
 pytestmark = [
     pytest.mark.skipif(not has_rabbit(), reason=REASON_WHY_NOT),
     pytest.mark.timeout(240),
