@@ -62,8 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="loopback address to listen on (%(default)s)")
     add("--port", type=read_port, default="0", help="0 picks a free one (%(default)s)")
     add("--directory", type=Path, help="keeps files and signing key (default: a temporary one)")
-    add("--key", default="emulator-key", help="the only API key accepted")
+    add("--key", default="emulator-key", help="the API key accepted")
     add("--user-id", default="emulator-user", help="account named in webhooks (%(default)s)")
+    add("--other-key", action="append", default=[], help="another account's; may be repeated")
     add("--queue-seconds", type=read_seconds, default="0", help="least time IN_QUEUE")
     add("--run-seconds", type=read_seconds, default="0", help="least time IN_PROGRESS")
     add("--concurrency", type=read_count, default="2", help="runs at once (%(default)s)")
@@ -111,6 +112,7 @@ def read_options(given: argparse.Namespace, directory: Path) -> Options:
         directory=directory,
         key=given.key,
         user_id=given.user_id,
+        other_keys=tuple(given.other_key),
         queue_time=given.queue_seconds,
         run_time=given.run_seconds,
         concurrency=given.concurrency,

@@ -1,10 +1,10 @@
 """Who comes with what: CDN tokens, signed URLs, and credentials that should have stayed at home."""
 
-import hmac
 from datetime import timedelta
 
 from aiohttp import web
 
+from emulator.accounts import ACCOUNTS
 from emulator.leaks import Leak, Leaks
 from emulator.lifecycle import Decision
 from emulator.seal import Seal
@@ -13,25 +13,18 @@ from emulator.storage import Storage
 STORAGE = web.AppKey("storage", Storage)
 SEAL = web.AppKey("seal", Seal)
 LEAKS = web.AppKey("leaks", Leaks)
-KEY = web.AppKey("key", str)
-USER_ID = web.AppKey("user_id", str)
 TOKEN_TYPE = "Bearer"  # noqa: S105 - a scheme's name
 TOKEN_LIFE = timedelta(hours=1)
 
 
-def has_key(request: web.BaseRequest, key: str) -> bool:
-    given = request.headers.get("Authorization", "").encode()
-    return hmac.compare_digest(given, f"Key {key}".encode())
-
-
 def issue_token(app: web.Application) -> str:
-    return app[SEAL].stamp(f"cdn/{app[USER_ID]}", TOKEN_LIFE)
+    return app[SEAL].stamp(f"cdn/{app[ACCOUNTS].own}", TOKEN_LIFE)
 
 
 def has_token(request: web.Request) -> bool:
     """A CDN token of this account's, in force."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    subject = f"cdn/{request.app[USER_ID]}"
+    subject = f"cdn/{request.app[ACCOUNTS].own}"
     return scheme == TOKEN_TYPE and request.app[SEAL].proves(subject, token)
 
 
@@ -40,7 +33,7 @@ def name_credential(request: web.Request) -> str | None:
     given = request.headers.get("Authorization")
     if given is None:
         return None
-    if request.app[KEY] in given or given.lower().startswith("key "):
+    if request.app[ACCOUNTS].has_key_in(given) or given.lower().startswith("key "):
         return "key"
     return "cdn_token" if has_token(request) else "other"
 

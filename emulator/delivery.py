@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -123,7 +124,8 @@ class Courier:
         self, request: FalRequest, url: str, letter: Letter, patience: timedelta
     ) -> Delivery:
         at = datetime.now(UTC)
-        seal = letter.seal(self._keys.signer, request.request_id, letter.body)
+        signer = replace(self._keys.signer, user_id=request.account)
+        seal = letter.seal(signer, request.request_id, letter.body)
         headers = {"Content-Type": "application/json", **seal}
         limit = aiohttp.ClientTimeout(total=patience.total_seconds())
         post = self._session.post(

@@ -82,6 +82,12 @@ SURPLUS = Option(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and value != 0,
     "a whole number but 0",
 )
+OFFSET = Option(
+    7200,
+    lambda value: is_number(value) and abs(float(str(value))) <= LONGEST_SECONDS,
+    "a number of seconds from -86400 to 86400",
+)
+FIELDS = Option({"request_source": "api"}, lambda value: isinstance(value, dict), "an object")
 INGRESS_CODE = build_choice(502, 503, 504)
 MALFORMED: Options = {"form": build_choice("not_json", "truncated", "empty", "no_request_id")}
 STATUS: Options = {
@@ -91,7 +97,7 @@ STATUS: Options = {
     "retry_after": build_seconds(0),
     "headers": HEADERS,
 }
-INGRESS: Options = {"code": INGRESS_CODE}
+INGRESS: Options = {"code": INGRESS_CODE, "seconds": build_seconds(0)}
 HANG: Options = {"seconds": build_seconds(60)}
 REFUSALS: Mapping[str, Options] = {"status": STATUS, "ingress": INGRESS, "hang": HANG, "drop": {}}
 """Kinds known wherever the emulator answers a request: nothing of what was asked is done."""
@@ -152,11 +158,18 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         "omit_running": {},
         "omit_payloads": {},
         "empty": {},
+        "lag": {"seconds": build_seconds(5)},
+        "extra_fields": {"fields": FIELDS},
+        "cut": {
+            "form": build_choice("endless", "no_cursor", "refused"),
+            "items": build_count(100),
+        },
     },
     "output": {"odd_fields": {"merge": OBJECT, "delete": NAMES}},
+    "date": {"wrong": {"seconds": OFFSET}, "missing": {}},
     "upload": REFUSALS,
     "upload_part": REFUSALS,
     "upload_complete": REFUSALS,
 }
-MATCHLESS_POINTS = ("jwks", "listing", "upload", "upload_part", "upload_complete")
+MATCHLESS_POINTS = ("jwks", "listing", "date", "upload", "upload_part", "upload_complete")
 """Nothing there belongs to a single request."""

@@ -8,13 +8,14 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import Any, Self
 
 from aiohttp import web
 
+from emulator.accounts import ACCOUNTS
 from emulator.faults import Fault
 from emulator.queue_routes import ENDPOINT, QUEUE
 from emulator.records import FalRequest
@@ -99,22 +100,67 @@ async def show_meta(_request: web.Request) -> web.Response:
 
 async def list_requests(request: web.Request) -> web.Response:
     def compose(fault: Fault | None) -> web.Response:
-        kind = fault.kind if fault else None
         try:
             wish = Wish.from_query(list(request.query.items()))
         except ValueError as error:
             return web.json_response(compose_platform_error(400, str(error)), status=400)
-        found = [] if kind == "empty" else request.app[QUEUE].requests
-        if kind == "omit_running":
-            found = [one for one in found if one.outcome is not None]
-        return web.json_response(compose_page(wish, found, keeps_payloads=kind != "omit_payloads"))
+        own = request.app[ACCOUNTS].find(request)
+        found = [one for one in request.app[QUEUE].requests if one.account == own]
+        if fault is not None and fault.kind == "cut":
+            return cut_listing(wish, found, fault.options)
+        page = compose_page(wish, hide_requests(found, fault))
+        return web.json_response(page | {"items": spoil_payloads(page["items"], fault)})
 
     return await answer(request, "listing", None, compose)
 
 
-def compose_page(
-    wish: Wish, requests: Sequence[FalRequest], *, keeps_payloads: bool
-) -> dict[str, object]:
+def hide_requests(requests: Sequence[FalRequest], fault: Fault | None) -> Sequence[FalRequest]:
+    """Those that the fault lets be seen."""
+    match fault.kind if fault else None:
+        case "empty":
+            return []
+        case "omit_running":
+            return [one for one in requests if one.outcome is not None]
+        case "lag" if fault is not None:
+            latest = datetime.now(UTC) - timedelta(seconds=fault.options["seconds"])
+            return [one for one in requests if one.submitted_at <= latest]
+        case _:
+            return requests
+
+
+def spoil_payloads(items: list[dict[str, Any]], fault: Fault | None) -> list[dict[str, Any]]:
+    """Inputs and outputs as the fault shows them, where they are shown at all."""
+    if fault is None:
+        return items
+    spoilt = []
+    for item in items:
+        changes: dict[str, object] = {}
+        if fault.kind == "omit_payloads" and "json_input" in item:
+            changes = {"json_input": None, "json_output": None}
+        if fault.kind == "extra_fields" and item.get("json_input") is not None:
+            changes = {"json_input": item["json_input"] | fault.options["fields"]}
+        spoilt.append(item | changes)
+    return spoilt
+
+
+def cut_listing(
+    wish: Wish, requests: Sequence[FalRequest], options: Mapping[str, Any]
+) -> web.Response:
+    """A page of a listing whose end cannot be reached."""
+    if options["form"] == "refused" and wish.after is not None:
+        error = compose_platform_error(400, "cursor: no more pages are to be had")
+        return web.json_response(error, status=400)
+    page = compose_page(replace(wish, limit=min(wish.limit, options["items"])), requests)
+    if options["form"] == "no_cursor":
+        page["next_cursor"] = None
+    elif not page["has_more"]:
+        # Behind the last item come pages without any, each with a cursor of its own.
+        last = min(wish.after[0], 0.0) if wish.after else 0.0
+        page["next_cursor"] = write_cursor((last - 1, ""))
+    return web.json_response(page | {"has_more": True})
+
+
+def compose_page(wish: Wish, requests: Sequence[FalRequest]) -> dict[str, Any]:
     covered = [one for one in requests if wish.covers(one)]
     if wish.after is not None:
         covered = [one for one in covered if wish.find_place(one) < wish.after]
@@ -122,7 +168,7 @@ def compose_page(
     page, has_more = covered[: wish.limit], len(covered) > wish.limit
     items = [describe_item(one) for one in page]
     if wish.wants_payloads:
-        payloads = [describe_payloads(one, is_kept=keeps_payloads) for one in page]
+        payloads = [describe_payloads(one) for one in page]
         items = [item | more for item, more in zip(items, payloads, strict=True)]
     cursor = write_cursor(wish.find_place(page[-1])) if has_more else None
     return {"items": items, "next_cursor": cursor, "has_more": has_more}
@@ -141,9 +187,9 @@ def describe_item(request: FalRequest) -> dict[str, object]:
     }
 
 
-def describe_payloads(request: FalRequest, *, is_kept: bool) -> dict[str, object]:
+def describe_payloads(request: FalRequest) -> dict[str, object]:
     """Null where the caller did not ask fal to keep them."""
-    if not is_kept or not request.is_stored:
+    if not request.is_stored:
         return {"json_input": None, "json_output": None}
     output = dict(request.outcome.body) if request.outcome else None
     return {"json_input": dict(request.input), "json_output": output}

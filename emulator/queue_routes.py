@@ -13,6 +13,7 @@ from datetime import timedelta
 
 from aiohttp import web
 
+from emulator.accounts import ACCOUNTS
 from emulator.faults import Fault
 from emulator.lifecycle import OUTPUT_HEADERS, Lifecycle
 from emulator.problems import ModelError, Problem
@@ -49,6 +50,7 @@ async def submit(request: web.Request) -> web.StreamResponse:
             origin=f"{request.scheme}://{request.host}",
             input=body,
             headers=keep_headers(request.headers),
+            account=request.app[ACCOUNTS].find(request) or "",
             webhook_url=request.query.get("fal_webhook") or None,
             is_low_priority=request.headers.get("X-Fal-Queue-Priority", "").lower() == "low",
             start_timeout=parse_start_timeout(request.headers),
@@ -150,14 +152,15 @@ async def cancel(request: web.Request) -> web.Response:
 def find_request(request: web.Request) -> FalRequest:
     """The request the URL names.
 
-    Raises web.HTTPNotFound: in fal's words, for another app and for an unknown or erased id.
+    Raises web.HTTPNotFound: in fal's words; another app, an unknown, erased or another's id.
     """
     endpoint = request.match_info["endpoint"]
     if endpoint not in (APP, ENDPOINT):
         refusal = refuse_application(endpoint)
         raise web.HTTPNotFound(text=refusal.text, content_type="application/json")
     fal_request = request.app[QUEUE].find(request.match_info["request_id"])
-    if fal_request is None or fal_request.is_erased:
+    own = request.app[ACCOUNTS].find(request)
+    if fal_request is None or fal_request.is_erased or fal_request.account != own:
         raise web.HTTPNotFound(text='{"status": "NOT_FOUND"}', content_type="application/json")
     return fal_request
 

@@ -86,6 +86,8 @@ class FalRequest:
     """Scheme and host the caller used, from which the URLs of the answers are built."""
     input: Mapping[str, object]
     headers: Mapping[str, str] = field(default_factory=dict)
+    account: str = ""
+    """User id of whose key submitted it."""
     webhook_url: str | None = None
     is_low_priority: bool = False
     start_timeout: timedelta | None = None
@@ -136,6 +138,7 @@ class FalRequest:
             "request_id": self.request_id,
             "input": dict(self.input),
             "headers": dict(self.headers),
+            "account": self.account,
             "webhook_url": self.webhook_url,
             "status": self.status,
             "submitted_at": self.submitted_at.isoformat(),

@@ -11,7 +11,8 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from emulator.access import KEY, LEAKS, SEAL, STORAGE, USER_ID, has_key
+from emulator.access import LEAKS, SEAL, STORAGE
+from emulator.accounts import ACCOUNTS, Accounts
 from emulator.catalog import add_catalog_routes
 from emulator.cdn import serve_file
 from emulator.control import KEYS, add_control_routes
@@ -28,7 +29,14 @@ from emulator.queue_routes import QUEUE, add_queue_routes
 from emulator.records import FalRequest
 from emulator.seal import Seal
 from emulator.signing import KeyRing
-from emulator.spoiling import FAULTS, HOOKS, answer, compose_platform_error, spoil_output
+from emulator.spoiling import (
+    FAULTS,
+    HOOKS,
+    answer,
+    compose_platform_error,
+    spoil_date,
+    spoil_output,
+)
 from emulator.storage import Storage
 from emulator.stream import KEEP_ALIVE, add_stream_routes
 from emulator.upload_routes import UPLOADS, add_upload_routes
@@ -50,6 +58,7 @@ class Options:
     directory: Path
     key: str
     user_id: str
+    other_keys: tuple[str, ...]
     queue_time: timedelta
     run_time: timedelta
     concurrency: int
@@ -84,7 +93,7 @@ def build_app(options: Options) -> web.Application:
     app[STORAGE] = Storage(options.directory)
     app[UPLOADS] = Uploads(app[STORAGE])
     app[SEAL], app[LEAKS] = Seal(), Leaks()
-    app[KEY], app[USER_ID] = options.key, options.user_id
+    app[ACCOUNTS] = Accounts.from_keys(options.key, options.user_id, options.other_keys)
     app[KEEP_ALIVE] = options.keep_alive
     app[KEYS] = KeyRing(options.directory / "signing-key", options.user_id)
     app[FAULTS] = Faults(options.faults, seed=options.seed)
@@ -94,6 +103,7 @@ def build_app(options: Options) -> web.Application:
     app.router.add_get("/files/{name:.+}", serve_file)
     for add_routes in ROUTES:
         add_routes(app)
+    app.on_response_prepare.append(spoil_date)
     app.cleanup_ctx.append(run_queue)
     return app
 
@@ -153,7 +163,7 @@ async def serve(options: Options) -> None:
 async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
     """`Authorization: Key …`, as fal wants it, on all that is the queue's or the platform's."""
     is_open = request.path in OPEN_PATHS or request.path.startswith(OPEN_PREFIXES)
-    if is_open or has_key(request, request.app[KEY]):
+    if is_open or request.app[ACCOUNTS].find(request) is not None:
         return await handler(request)
     message = "Cannot access application without a key"
     if request.path.startswith("/v1/"):

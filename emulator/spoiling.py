@@ -5,6 +5,8 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 from aiohttp import web
 
@@ -81,10 +83,25 @@ async def refuse(request: web.Request, fault: Fault) -> web.Response:
     if kind == "status":
         return compose_refusal(fault)
     if kind == "ingress":
+        await asyncio.sleep(fault.options["seconds"])
         return compose_ingress_refusal(fault.options["code"])
     if kind == "hang":
         await asyncio.sleep(fault.options["seconds"])
     return break_off(request)
+
+
+async def spoil_date(request: web.Request, reply: web.StreamResponse) -> None:
+    """The `Date` header as the fault wants it; on every reply but the emulator's own."""
+    if request.path.startswith("/_emulator/"):
+        return
+    fault = request.app[FAULTS].take("date")
+    if fault is None:
+        return
+    if fault.kind == "missing":
+        reply.headers.popall("Date", None)
+        return
+    shown = datetime.now(UTC) + timedelta(seconds=fault.options["seconds"])
+    reply.headers["Date"] = format_datetime(shown, usegmt=True)
 
 
 def break_off(request: web.Request) -> web.Response:

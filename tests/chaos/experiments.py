@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from tests.chaos.broker import harm_broker
+from tests.chaos.gateway import answer_late
 from tests.chaos.judge import ask_doctor
 from tests.chaos.kill_sweep import sweep_kills
 from tests.chaos.outages import interrupt_database
@@ -40,5 +41,6 @@ EXPERIMENTS = {
     "broker": Experiment(harm_broker),
     "database": Experiment(interrupt_database),
     "webhooks": Experiment(disturb_webhooks),
+    "gateway": Experiment(answer_late),
     "recovery": Experiment(recover_crowd, choose_lease, ("--run-seconds", "3")),
 }

@@ -1,4 +1,4 @@
-"""Experiment 6: everything is killed with a crowd of jobs in flight, and started again."""
+"""Experiment 5: everything is killed with a crowd of jobs in flight, and started again."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta

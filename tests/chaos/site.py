@@ -133,6 +133,10 @@ class Site:
     def count_live(self) -> int:
         return self._count("SELECT count(*) AS n FROM jobs WHERE due_at IS NOT NULL")
 
+    def count_held(self) -> int:
+        """Jobs of which nobody knows whether fal has them, and nothing proves it."""
+        return self._count("SELECT count(*) AS n FROM jobs WHERE blocked_reason LIKE 'held%'")
+
     def count_events(self, to_state: str) -> int:
         return self._count("SELECT count(*) AS n FROM events WHERE to_state = :s", s=to_state)
 

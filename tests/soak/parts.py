@@ -70,6 +70,7 @@ PARTS = [
             *experiment("database"),
             *experiment("webhooks"),
             *experiment("recovery"),
+            *experiment("gateway"),
         ],
     ),
     Part("rabbitmq", "end to end over RabbitMQ's quorum queues"),
