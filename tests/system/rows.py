@@ -27,6 +27,11 @@ class JobTable:
             rows = connection.execute(text(statement), bound).mappings()
             return [read_row(dict(row)) for row in rows]
 
+    def write_nothing(self) -> None:
+        """Take the write lock as any writer does. Raises OperationalError if another keeps it."""
+        with self.engine.begin() as connection:
+            connection.execute(text("UPDATE jobs SET fence = fence WHERE 1 = 0"))
+
     def spell_value(self, value: object) -> object:
         """SQLite keeps ids as 32 hexadecimal characters."""
         is_sqlite = self.engine.dialect.name == "sqlite"

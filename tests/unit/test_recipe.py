@@ -80,8 +80,6 @@ def build_job(**columns: Any) -> Job:
 def build_attempt(number: int, **columns: Any) -> Attempt:
     blank: dict[str, Any] = dict.fromkeys(Attempt.__dataclass_fields__)
     return Attempt(
-        account=None,
-        observed_start=None,
         **{
             **blank,
             "id": UUID(int=number),
