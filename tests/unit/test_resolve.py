@@ -1,5 +1,6 @@
 """What the listing proves of unknown submissions, and what follows: all of it pure."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import timedelta
@@ -25,6 +26,7 @@ from worker.stages.resolve import (
     judge_absence,
     match_requests,
     measure_wait,
+    sign_whole,
     split_windows,
 )
 
@@ -84,7 +86,9 @@ def match_all(
     listed = list(requests)
     ids = [one.fal_request_id for one in listed]
     known = dict(zip(ids, claims, strict=False))
-    return match_requests(listed, known, [wait_for(one) for one in attempts], NOW)
+    waiting = [wait_for(one) for one in attempts]
+    open_inputs = Counter(sign_whole(one) for one in waiting if one.is_open)
+    return match_requests(listed, known, waiting, open_inputs, NOW)
 
 
 # ------------------------------------------------------------------ the same input
@@ -191,6 +195,13 @@ def test_old_twin_of_a_young_attempt_is_ambiguous_and_not_absent():
     old, young = build_attempt(started_at=OLD), build_attempt()
     matches = match_all([list_request("a"), list_request("b")], old, young)
     assert matches == Matches({}, frozenset({old.id, young.id}))
+
+
+def test_twin_in_another_window_that_may_still_answer_keeps_an_old_one_from_its_request():
+    old, young = build_attempt(started_at=OLD), build_attempt()
+    open_inputs = Counter([sign_whole(wait_for(young))])
+    matches = match_requests([list_request("a")], {}, [wait_for(old)], open_inputs, NOW)
+    assert matches == Matches({}, frozenset({old.id}))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ decision is written into `events` with what it rests on.
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -145,18 +145,21 @@ class Resolver:
             by_endpoint[attempt.endpoint].append(waiting)
         published: list[Doorbell] = []
         for endpoint, waiting_there in by_endpoint.items():
+            open_inputs = Counter(sign_whole(one) for one in waiting_there if one.is_open)
             for window in split_windows(waiting_there, self.clock()):
-                published += self._search_window(endpoint, window)
+                published += self._search_window(endpoint, window, open_inputs)
         return published
 
-    def _search_window(self, endpoint: str, window: "Window") -> list[Doorbell]:
+    def _search_window(
+        self, endpoint: str, window: "Window", open_inputs: Counter[str]
+    ) -> list[Doorbell]:
         now = self.clock()
         listing = self.platform.list_requests(endpoint, window.start, window.end)
         with self.db.reading() as connection:
             claims = attempts.list_claims(
                 connection, [one.fal_request_id for one in listing.requests]
             )
-        matches = match_requests(listing.requests, claims, window.waiting, now)
+        matches = match_requests(listing.requests, claims, window.waiting, open_inputs, now)
         published: list[Doorbell] = []
         for waiting in window.waiting:
             attempt, moved = waiting.attempt, None
@@ -311,6 +314,7 @@ def match_requests(
     listed: Sequence[ListedRequest],
     claims: Mapping[str, RequestClaim],
     waiting: Sequence[Waiting],
+    open_inputs: Counter[str],
     now: datetime,
 ) -> Matches:
     """Pair attempts with requests of the very same input; pure.
@@ -318,30 +322,37 @@ def match_requests(
     Attempts with the same input (a seed given twice) cannot be told apart while the reply or
     webhook of any may still come; after that it does not matter which request is whose. None of
     them is absent while the listing has as many requests that nobody has, or that were lately given
-    to somebody by their input alone, as there are attempts.
+    to somebody by their input alone, as there are attempts. `open_inputs` counts the attempts that
+    may still answer, in whichever window of the listing they are.
     """
     by_sign: dict[Hashable, list[ListedRequest]] = defaultdict(list)
     for request in listed:
         by_sign[sign_input(request.input)].append(request)
     groups: dict[str, list[Waiting]] = defaultdict(list)
     for one in waiting:
-        groups[json.dumps(one.attempt.input, sort_keys=True)].append(one)
+        groups[sign_whole(one)].append(one)
     paired: dict[UUID, str] = {}
     ambiguous: set[UUID] = set()
-    for group in groups.values():
+    for whole, group in groups.items():
         sent = group[0].attempt.input
         same = [one for one in by_sign[sign_input(sent)] if is_same_input(one.input, sent)]
         free = [one.fal_request_id for one in same if one.fal_request_id not in claims]
         held = (claims[one.fal_request_id] for one in same if one.fal_request_id in claims)
         doubtful = sum(is_doubtful(claim, now, group[0].judge_after) for claim in held)
         group.sort(key=lambda one: one.attempt.started_at)
-        if len(group) > 1 and any(one.is_open for one in group):
+        is_only_one = len(group) == 1 and open_inputs[whole] == group[0].is_open
+        if open_inputs[whole] and not is_only_one:
             ambiguous |= {one.attempt.id for one in group if free or doubtful}
             continue
         paired |= {one.attempt.id: request_id for one, request_id in zip(group, free, strict=False)}
         if len(free) + doubtful >= len(group):
             ambiguous |= {one.attempt.id for one in group[len(free) :]}
     return Matches(paired, frozenset(ambiguous))
+
+
+def sign_whole(waiting: Waiting) -> str:
+    """The same for attempts that were sent with the very same input; pure."""
+    return json.dumps(waiting.attempt.input, sort_keys=True)
 
 
 def is_doubtful(claim: RequestClaim, now: datetime, judge_after: timedelta) -> bool:
