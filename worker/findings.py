@@ -44,6 +44,10 @@ ABOUT_CHECKS: dict[Check, tuple[str, str]] = {
         "every result that fal has delivered could be recorded",
         "put right what the reason names, while fal still keeps the result: it is asked again",
     ),
+    Check.UNANSWERED_POLLS: (
+        "fal answers polls about every submitted request",
+        "the detail has fal's reply: a wrong FAL_QUEUE_URL, a proxy, the key, or an outage of fal",
+    ),
     Check.LATE_ARCHIVE: (
         "no completed job waits for its download beyond the deadline",
         "mend what holds it up before fal deletes the video: disk, network, FAL_MEDIA_HOSTS",
