@@ -29,7 +29,9 @@ _NEVER_V4 = tuple(
             "169.254.0.0/16",  # link-local: metadata of nearly all clouds
             "192.0.0.0/24",  # protocol assignments: metadata of Oracle Cloud
             "192.0.2.0/24",  # documentation
+            "192.31.196.0/24",  # AS112: answers for private addresses
             "192.88.99.0/24",  # relays of 6to4
+            "192.175.48.0/24",  # AS112
             "198.18.0.0/15",  # benchmarks
             "198.51.100.0/24",  # documentation
             "203.0.113.0/24",  # documentation
@@ -43,8 +45,10 @@ _NEVER_V6 = tuple(
         IPv6Network,
         (
             "2001::/23",  # protocol assignments: Teredo, which wraps IPv4, and others
+            "2001:4:112::/48",  # AS112
             "2001:db8::/32",  # documentation
             "2002::/16",  # 6to4, which wraps IPv4
+            "2620:4f:8000::/48",  # AS112
             "3fff::/20",  # documentation
             "fd00:ec2::/32",  # metadata of Amazon
             "fd20:ce::/32",  # metadata of Google
