@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.harness.sinks import MemorySink
 from worker.errors import MediaRefusedError, MediaUnavailableError
-from worker.media.addresses import find_addresses, may_connect
+from worker.media.addresses import find_addresses, leads_to, may_connect
 from worker.media.download import download_video
 from worker.media.hosts import check_media_place, parse_media_hosts
 from worker.media.intake import DownloadLimits
@@ -81,6 +81,26 @@ PUBLIC = {
     "version 6": ("2606:4700:4700::1111", "2a00:1450:4001:80b::200e"),
     "NAT64": ("64:ff9b::8.8.8.8", "64:ff9b::1.1.1.1"),
 }
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses", "leads"),
+    [
+        ("https://v3.fal.media/a", ["8.8.8.8"], True),
+        ("https://v3.fal.media/a", [], True),
+        ("https://v3.fal.media/a", ["8.8.8.8", "10.0.0.1"], False),
+        ("https://fal.media.example/a", ["8.8.8.8"], False),
+        ("http://v3.fal.media/a", ["8.8.8.8"], False),
+        ("https://10.0.0.1:8443/a", [], True),
+        ("https://10.0.0.2:8443/a", [], False),
+    ],
+)
+def test_url_leads_to_hosts_that_are_named_and_to_addresses_that_are_public_or_meant(
+    url, addresses, leads
+):
+    hosts = parse_media_hosts("*.fal.media,10.0.0.1:8443")
+    resolved = leads_to(url, hosts, lambda _host, _port: addresses, timedelta(seconds=1))
+    assert resolved is leads
 
 
 @pytest.mark.parametrize("kind", NEVER)

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from worker.deadline import call_within
 from worker.errors import MediaRefusedError, MediaUnavailableError
-from worker.media.hosts import MediaPlace
+from worker.media.hosts import MediaHosts, MediaPlace, check_media_place
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Resolve: TypeAlias = Callable[[str, int], Iterable[str]]
@@ -92,6 +92,20 @@ def find_addresses(place: MediaPlace, resolve: Resolve, limit: timedelta) -> tup
         if not may_connect(address, is_pointed=place.is_pointed):
             raise MediaRefusedError(f"{place.host} leads to {address}, which is no public address")
     return addresses
+
+
+def leads_to(url: str, hosts: MediaHosts, resolve: Resolve, limit: timedelta) -> bool:
+    """Whether the URL names one of the hosts, and no address of it that nobody meant.
+
+    A name that cannot be resolved here leads nowhere by itself; a proxy may be able to.
+    """
+    try:
+        find_addresses(check_media_place(url, hosts), resolve, limit)
+    except MediaUnavailableError:
+        return True
+    except MediaRefusedError:
+        return False
+    return True
 
 
 def may_connect(text: str, *, is_pointed: bool) -> bool:
