@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Literal
 
 import structlog
-
 from structlog.typing import EventDict
 
 from worker.masking import make_masker

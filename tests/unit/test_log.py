@@ -109,11 +109,9 @@ def test_control_characters_in_text_are_written_and_not_obeyed(capsys) -> None:
     log = structlog.stdlib.get_logger("worker.x")
     log.info(forged, prompt=forged)
     logging.getLogger("celery.worker").warning("lost %s", forged)
-    try:
-        raise ValueError(forged)
-    except ValueError:
-        log.exception("broken")
-    *lines, last = capsys.readouterr().err.splitlines()
+    log.error("broken", exc_info=ValueError(forged))
+    # Some values are quoted besides, which doubles their backslashes.
+    *lines, last = capsys.readouterr().err.replace("\\\\", "\\").splitlines()
     told = "a\\n2026-11-24 [info] forged \\x1b[31mred\\x1b[0m \\x9b2J\\u202e"
     assert lines[0].count(told) == 2
     assert told in lines[1]
