@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from worker import display
@@ -114,6 +113,6 @@ def _print_findings(findings: list[Finding], count: int) -> None:
         table.add_row(
             *(display.escape(str(one_id or "")) for one_id in ids), display.escape(one.detail)
         )
-    Console(highlight=False, width=100_000).print(table)
+    display.print_wide(table)
     if count > len(findings):
         display.out.print(f"and {count - len(findings)} more")
