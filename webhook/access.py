@@ -8,16 +8,28 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import TypeVar
 
 from itsdangerous import BadSignature, TimestampSigner
 from werkzeug.security import check_password_hash
 
+from worker.db import Database
+from worker.jobs import gates
+from worker.jobs.values import Gate
 from worker.settings import Settings
 
+V = TypeVar("V")
+
 FREE_FAILURES = 3
+# Of all addresses together: whoever can choose his address has no more than these.
+FREE_FAILURES_OF_ALL = 20
 LONGEST_PAUSE = 60.0
+# After so long without a wrong guess counting begins anew.
+FORGIVEN_AFTER = 15 * 60.0
 MOST_ADDRESSES = 1000
+# How the gate of a session that has ended is named.
+ENDED_SESSION = "session"
 # Whatever is longer is no password: hashing takes as long as its input.
 LONGEST_SECRET = 1024
 
@@ -60,7 +72,10 @@ class Session:
 
 
 class Sessions:
-    """Sessions live in cookies alone; any process with the same secret reads them."""
+    """Sessions live in cookies; any process with the same secret reads them.
+
+    Of those that were logged out the table knows a hash, until their cookie would be too old.
+    """
 
     def __init__(self, key: bytes, lifetime: timedelta) -> None:
         self.lifetime = lifetime
@@ -82,41 +97,81 @@ class Sessions:
             return None
         return Session(name, hmac.new(self._key, f"csrf {name}".encode(), "sha256").hexdigest())
 
+    def has_ended(self, session: Session, db: Database) -> bool:
+        """Whether it was logged out."""
+        with db.reading() as connection:
+            return gates.find_gate(connection, _name_end(session.name)) is not None
+
+    def end(self, session: Session, db: Database, now: datetime) -> None:
+        """No copy of its cookie is good any more, in any process."""
+        with db.transaction() as connection:
+            gates.remove_stale(connection, f"{ENDED_SESSION} ", now)
+            gates.shut_gate(connection, Gate(_name_end(session.name), now + self.lifetime, None, 0))
+
 
 @dataclass
 class _Failures:
     count: int = 0
     open_at: float = 0.0
+    last_at: float = 0.0
 
 
 @dataclass
 class Throttle:
-    """Doubles the pause after each wrong guess of an address, up to a minute; for one process."""
+    """Doubles the pause after each wrong guess, up to a minute; for one process.
+
+    Guesses are counted by address, and all together: many addresses guess no faster than a few. An
+    address from which somebody has logged in is not held up by the guesses of others.
+    """
 
     read_seconds: Callable[[], float] = time.monotonic
     _known: OrderedDict[str, _Failures] = field(default_factory=OrderedDict)
+    _all: _Failures = field(default_factory=_Failures)
+    _trusted: OrderedDict[str, None] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def admit(self, address: str) -> float:
         """Zero for whoever may guess now, and it counts as wrong until `forget`; else the pause."""
         with self._lock:
             now = self.read_seconds()
-            failures = self._known.setdefault(address, _Failures())
-            self._known.move_to_end(address)
-            while len(self._known) > MOST_ADDRESSES:
-                self._known.popitem(last=False)
-            if failures.open_at > now:
-                return failures.open_at - now
-            failures.count += 1
-            if failures.count >= FREE_FAILURES:
-                pause = min(2.0 ** (failures.count - FREE_FAILURES), LONGEST_PAUSE)
-                failures.open_at = now + pause
+            counted = [(self._keep(self._known, address, _Failures()), FREE_FAILURES)]
+            if address not in self._trusted:
+                counted.append((self._all, FREE_FAILURES_OF_ALL))
+            pause = max(failures.open_at - now for failures, _ in counted)
+            if pause > 0:
+                return pause
+            for failures, free in counted:
+                _count_failure(failures, free, now)
             return 0.0
 
     def forget(self, address: str) -> None:
         """The guess was right."""
         with self._lock:
             self._known.pop(address, None)
+            if address not in self._trusted:
+                self._all.count -= 1
+            self._keep(self._trusted, address, None)
+
+    def _keep(self, known: OrderedDict[str, V], address: str, new: V) -> V:
+        """What is known of the address, which is now the newest; the oldest ones are dropped."""
+        found = known.setdefault(address, new)
+        known.move_to_end(address)
+        while len(known) > MOST_ADDRESSES:
+            known.popitem(last=False)
+        return found
+
+
+def _count_failure(failures: _Failures, free: int, now: float) -> None:
+    if now - failures.last_at > FORGIVEN_AFTER:
+        failures.count = 0
+    failures.count += 1
+    failures.last_at = now
+    if failures.count >= free:
+        failures.open_at = now + min(2.0 ** min(failures.count - free, 10), LONGEST_PAUSE)
+
+
+def _name_end(session_name: str) -> str:
+    return f"{ENDED_SESSION} {_digest(session_name).hex()}"
 
 
 def _digest(text: str) -> bytes:

@@ -14,6 +14,7 @@ from webhook.counters import count_requests
 from webhook.metrics import register_metrics
 from webhook.page import register_page
 from webhook.routes import Receiver, register_routes
+from webhook.slow_clients import bound_reading
 from worker.db import AWAY, Database
 from worker.dispatch import Dispatcher
 from worker.errors import InvalidSettingsError, UnsuitableDatabaseError
@@ -47,6 +48,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # A redirect would end a delivery at fal for good.
     app.url_map.merge_slashes = False
     app.before_request(clear_contextvars)
+    bound_reading(app, settings.webhook_read_seconds)
     count_requests(app)
     register_routes(app, receiver)
     register_metrics(app, receiver.db)

@@ -12,6 +12,8 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import Forbidden
 
 from webhook.access import Credentials, Session, Sessions, Throttle
+from worker.clock import read_clock
+from worker.db import Database
 
 COOKIE = "extend_video_page"
 PATH = "/jobs"
@@ -41,12 +43,19 @@ class Doorkeeper:
     credentials: Credentials
     sessions: Sessions
     throttle: Throttle
+    db: Database
 
     def check_request(self) -> ResponseReturnValue | None:
         """Before each request: nothing is shown, and nothing done, without a session."""
         if request.method == "POST":
             check_origin()
+        g.session = None
+        if request.endpoint == "page.static":
+            # The same for all: it needs no session, and no database.
+            return None
         session = self.sessions.read(request.cookies.get(COOKIE))
+        if session is not None and self.sessions.has_ended(session, self.db):
+            session = None
         g.session = session
         if request.endpoint in OPEN_ENDPOINTS:
             return None
@@ -80,6 +89,7 @@ class Doorkeeper:
         return response
 
     def log_out(self) -> ResponseReturnValue:
+        self.sessions.end(current_session(), self.db, read_clock())
         response = make_response(redirect(url_for("page.show_login"), 303))
         response.delete_cookie(
             COOKIE, path=PATH, secure=request.is_secure, httponly=True, samesite="Strict"

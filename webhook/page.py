@@ -199,7 +199,7 @@ def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Disp
         sender=open_sender(settings),
     )
     sessions = Sessions(credentials.key, settings.monitor_session_seconds)
-    doorkeeper = Doorkeeper(credentials, sessions, Throttle())
+    doorkeeper = Doorkeeper(credentials, sessions, Throttle(), db)
     app.register_blueprint(build_blueprint(page, doorkeeper))
     # Whatever a template prints goes through it, so that none can be forgotten.
     app.jinja_env.finalize = page.masker.mask_output

@@ -112,7 +112,8 @@ def resumable(scope: Scope, sample: int | None, verification: Verification) -> I
         print_resumption(scope, sample, verification)
         raise typer.Exit(INTERRUPTED) from None
     except (StoreUnavailableError, *AWAY):
-        print_resumption(scope, sample, verification)
+        if verification.checked:
+            print_resumption(scope, sample, verification)
         raise
 
 

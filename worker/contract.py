@@ -81,7 +81,8 @@ def show_drift(endpoint: str, drift: list[Drift], defaults: list[Drift]) -> Iter
     for one in drift:
         yield f"{MARKS[one.change]} {display.escape(describe_drift(one))}"
     if not drift:
-        yield f"fields, types, ranges and values of {endpoint} are as our model has them"
+        name = display.escape(endpoint)
+        yield f"fields, types, ranges and values of {name} are as our model has them"
     if defaults:
         yield "defaults that differ (ours are the model page's, and every field is sent: ADR 6):"
     for one in defaults:

@@ -74,7 +74,7 @@ def run_demo(plan: DemoPlan) -> Job:
         bind_listener("127.0.0.1", RECEIVER_PORT if real else 0) as listener,
         Crew(_clean_env(), plan.directory / "logs") as crew,
     ):
-        display.err.print(describe_run(plan, settings, real=real))
+        display.err.print(describe_run(plan, settings, real=real), markup=False)
         crew.start(redis_daemon(Path(scratch)))
         private = {
             "DATABASE_URL": name_sqlite(plan.directory / "extend-video.db"),

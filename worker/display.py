@@ -23,15 +23,18 @@ from worker.moments import tell_duration
 from worker.stays import Stay
 from worker.story import Story
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 FOLDED_CHARACTERS = 64
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def escape(text: str) -> str:
-    """Text of others, shown as it is: neither markup nor a terminal's control sequence."""
+    """Text of others, shown as it is: neither markup nor a terminal's control sequence.
+
+    The consoles make no emoji of `:key:` in whatever they print.
+    """
     return markup.escape(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
@@ -75,8 +78,12 @@ def stay_to_json(stay: Stay) -> dict[str, Any]:
 
 
 def print_jobs(jobs: Sequence[Job | JobLine]) -> None:
-    # A line for each job, for `grep`: as wide as it takes.
-    Console(highlight=False, width=100_000).print(build_job_table(jobs))
+    print_wide(build_job_table(jobs))
+
+
+def print_wide(table: Table) -> None:
+    """A line for each row, for `grep`: as wide as it takes."""
+    Console(highlight=False, width=100_000, emoji=False).print(table)
 
 
 def build_job_table(jobs: Sequence[Job | JobLine]) -> Table:
@@ -112,8 +119,8 @@ def print_story(story: Story) -> None:
     print_section("attempts")
     for attempt in story.attempts:
         known = attempt.fal_request_id or attempt.error_message or ""
-        outcome = attempt.outcome or "no outcome yet"
-        ending = f"  ended {attempt.ending}" if attempt.ending else ""
+        outcome = escape(attempt.outcome or "no outcome yet")
+        ending = f"  ended {escape(attempt.ending)}" if attempt.ending else ""
         extra = "  [red]extra charge[/red]" if attempt.extra_charge_at else ""
         times = f"{attempt.number}  {show_time(attempt.started_at)}"
         told = escape(describe_progress(attempt))
@@ -122,7 +129,7 @@ def print_story(story: Story) -> None:
     print_section("deliveries")
     for delivery in story.deliveries:
         times = f"{delivery.times_received} times" if delivery.times_received > 1 else "once"
-        told = f"{delivery.status}  {delivery.verdict}"
+        told = escape(f"{delivery.status}  {delivery.verdict}")
         out.print(f"  {show_time(delivery.received_at)}  {told}  received {times}")
     print_section("events")
     for line in show_events(story.events):
@@ -183,7 +190,8 @@ def show_event(event: Event, before: Event | None) -> str:
     detail = f"  {escape(event.detail)}" if event.detail else ""
     clock = f"{event.at:%H:%M:%S.%f}"[:-3]
     moved = f"{came_from}{show_state(event.to_state)}"
-    return f"  {clock}  +{gap.total_seconds():7.3f} s  {moved}  [dim]{event.reason}[/dim]{detail}"
+    reason = f"[dim]{escape(event.reason)}[/dim]"
+    return f"  {clock}  +{gap.total_seconds():7.3f} s  {moved}  {reason}{detail}"
 
 
 def print_fields(fields: Mapping[str, object]) -> None:

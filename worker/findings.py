@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from worker import display
@@ -43,6 +42,10 @@ ABOUT_CHECKS: dict[Check, tuple[str, str]] = {
     Check.UNRECORDED_RESULT: (
         "every result that fal has delivered could be recorded",
         "put right what the reason names, while fal still keeps the result: it is asked again",
+    ),
+    Check.UNANSWERED_POLLS: (
+        "fal answers polls about every submitted request",
+        "the detail has fal's reply: a wrong FAL_QUEUE_URL, a proxy, the key, or an outage of fal",
     ),
     Check.LATE_ARCHIVE: (
         "no completed job waits for its download beyond the deadline",
@@ -110,6 +113,6 @@ def _print_findings(findings: list[Finding], count: int) -> None:
         table.add_row(
             *(display.escape(str(one_id or "")) for one_id in ids), display.escape(one.detail)
         )
-    Console(highlight=False, width=100_000).print(table)
+    display.print_wide(table)
     if count > len(findings):
         display.out.print(f"and {count - len(findings)} more")

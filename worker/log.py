@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import structlog
+from structlog.typing import EventDict
 
 from worker.masking import make_masker
 
@@ -49,7 +50,7 @@ def configure_logging(level: str, log_format: LogFormat, secrets: Iterable[str] 
                 # Masked after the traceback has become text, and before anything is written.
                 structlog.processors.format_exc_info,
                 make_masker(secrets),
-                _choose_renderer(log_format),
+                *_choose_renderers(log_format),
             ],
         )
     )
@@ -73,11 +74,32 @@ def join_host_logging() -> None:
     )
 
 
-def _choose_renderer(log_format: LogFormat) -> structlog.typing.Processor:
+def escape_unprintable(text: str, kept: str = "") -> str:
+    """The text without line breaks and a terminal's control sequences, written as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in kept else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+def _escape_values(_logger: object, _method: str, fact: EventDict) -> EventDict:
+    """So that a text of others is one line and stays text; JSON escapes by itself."""
+    return {
+        name: escape_unprintable(value, kept="\n" if name == "exception" else "")
+        if isinstance(value, str)
+        else value
+        for name, value in fact.items()
+    }
+
+
+def _choose_renderers(log_format: LogFormat) -> list[structlog.typing.Processor]:
     if log_format == "text" or (log_format == "auto" and sys.stderr.isatty()):
-        return structlog.dev.ConsoleRenderer(
+        renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(),
             # Not rich's: it prints local variables, and these hold keys and tokens.
             exception_formatter=structlog.dev.plain_traceback,
         )
-    return structlog.processors.JSONRenderer()
+        return [_escape_values, renderer]
+    return [structlog.processors.JSONRenderer()]

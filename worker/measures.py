@@ -2,7 +2,8 @@
 
 What takes long to count is kept in `tallies`, and counted again only once that is a hundred times
 as long ago as it took: counting costs about a hundredth of one connection's time, however large the
-table. What is counted in a moment is always new.
+table. What is counted in a moment is always new. Only the sweep writes what was counted: whoever
+asks for numbers reads, and gets them from a database that takes no writes too.
 """
 
 import time
@@ -38,7 +39,6 @@ LONGEST_REST = timedelta(minutes=15)
 # Below this it is not worth a write.
 WORTH_KEEPING_SECONDS = 0.05
 SCRAPE_BATCH, SWEEP_BATCH = 500, 2000
-BACKLOG_REST = timedelta(seconds=5)
 SWEEP_BUDGET = timedelta(milliseconds=250)
 OPEN = "open"
 # Several times as long as a worker lets pass before it writes that it is there.
@@ -76,7 +76,8 @@ class StateCount:
 
 def count_states(*, db: Database, clock: Clock = read_clock) -> list[StateCount]:
     """Every state, in the order of a job's life; the same numbers as in `read_measures`."""
-    counted = refresh_counts([LIVE, ENDS], db=db, clock=clock)
+    kept, new = _count_due([LIVE, ENDS], db=db, clock=clock)
+    counted = {**kept, **new}
     live = counted[LIVE].value
     oldest = {state: datetime.fromtimestamp(known["oldest"], UTC) for state, known in live.items()}
     return [
@@ -87,12 +88,13 @@ def count_states(*, db: Database, clock: Clock = read_clock) -> list[StateCount]
 
 def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
     """The numbers as they are, or were when they were last counted."""
-    counted = refresh_measures(db=db, batch=SCRAPE_BATCH, budget=timedelta(), clock=clock)
+    kept, new = _count_due(COUNTS, db=db, clock=clock)
+    counted = {**kept, **new}
     live = counted[LIVE].value
     now = clock()
     with db.reading() as connection:
         earliest = tallies.find_earliest_due(connection)
-        history = load_history(tallies.find_tally(connection, HISTORY))
+        _, history, _ = _read_history(connection, SCRAPE_BATCH, now)
         swept = tallies.find_tally(connection, SWEEP)
         return Measures(
             now=now,
@@ -118,16 +120,23 @@ def refresh_measures(
     batch: int = SWEEP_BATCH,
     budget: timedelta = SWEEP_BUDGET,
     clock: Clock = read_clock,
-) -> dict[str, Tally]:
-    """Count again what is due for it, and add new events for as long as the budget lasts."""
-    counted = refresh_counts(COUNTS, db=db, clock=clock)
-    if budget or not _is_backlog(counted.get(HISTORY), clock()):
-        add_events(db=db, batch=batch, budget=budget, clock=clock)
-    return counted
+) -> None:
+    """Count again what is due for it, and add new events for as long as the budget lasts.
+
+    What took long to count is kept.
+    """
+    _, new = _count_due(COUNTS, db=db, clock=clock)
+    if costly := [tally for tally in new.values() if tally.seconds >= WORTH_KEEPING_SECONDS]:
+        with db.transaction() as connection:
+            for tally in costly:
+                tallies.keep_tally(connection, tally)
+    add_events(db=db, batch=batch, budget=budget, clock=clock)
 
 
-def refresh_counts(names: Iterable[str], *, db: Database, clock: Clock) -> dict[str, Tally]:
-    """All tallies; those of the names counted again if they are due for it."""
+def _count_due(
+    names: Iterable[str], *, db: Database, clock: Clock
+) -> tuple[dict[str, Tally], dict[str, Tally]]:
+    """All kept tallies, and those of the names that were due and are counted again; only reads."""
     with db.reading() as connection:
         kept = {tally.name: tally for tally in tallies.list_tallies(connection)}
     new = {
@@ -135,11 +144,7 @@ def refresh_counts(names: Iterable[str], *, db: Database, clock: Clock) -> dict[
         for name in names
         if is_due(kept.get(name), clock())
     }
-    if costly := [tally for tally in new.values() if tally.seconds >= WORTH_KEEPING_SECONDS]:
-        with db.transaction() as connection:
-            for tally in costly:
-                tallies.keep_tally(connection, tally)
-    return {**kept, **new}
+    return kept, new
 
 
 def is_due(tally: Tally | None, now: datetime) -> bool:
@@ -164,13 +169,6 @@ def note_sweep(overdue: int, seconds: float, *, db: Database, clock: Clock = rea
         tallies.note_tally(connection, swept)
 
 
-def _is_backlog(kept: Tally | None, now: datetime) -> bool:
-    """Whether there is so much to add that it is left to the sweep, but for a little at times."""
-    if kept is None or not kept.value["is_behind"]:
-        return False
-    return timedelta() <= now - kept.counted_at < BACKLOG_REST
-
-
 def load_history(kept: Tally | None) -> History:
     return History() if kept is None else History.load(kept.value)
 
@@ -179,23 +177,33 @@ def _add_batch(db: Database, batch: int, clock: Clock) -> bool:
     """Whether there may be more."""
     began = time.monotonic()
     with db.reading() as connection:
-        kept = tallies.find_tally(connection, HISTORY)
-        history = load_history(kept)
-        if history.cursor > tallies.find_last_event(connection):
-            # The table was emptied, and its numbers begin anew; the sums go on.
-            history.cursor = 0
-        gaps = sorted(history.gaps)
-        events = tallies.list_events_after(connection, history.cursor, gaps, batch)
-    if not events:
+        kept, history, added = _read_history(connection, batch, clock())
+    if not added:
         return False
-    history.add(events, clock())
     version = 1 if kept is None else kept.version + 1
     took = time.monotonic() - began
     with db.transaction() as connection:
-        value = {**history.dump(), "is_behind": len(events) == batch}
+        # `is_behind` is read by an earlier release that runs beside this one.
+        value = {**history.dump(), "is_behind": added == batch}
         tally = Tally(HISTORY, version, clock(), took, value)
         is_kept = tallies.keep_tally(connection, tally)
-    return is_kept and len(events) == batch
+    return is_kept and added == batch
+
+
+def _read_history(
+    connection: Connection, batch: int, now: datetime
+) -> tuple[Tally | None, History, int]:
+    """What was kept; the history with the next events added to it; how many of these there were."""
+    kept = tallies.find_tally(connection, HISTORY)
+    history = load_history(kept)
+    if history.cursor > tallies.find_last_event(connection):
+        # The table was emptied, and its numbers begin anew; the sums go on.
+        history.cursor = 0
+    gaps = sorted(history.gaps)
+    events = tallies.list_events_after(connection, history.cursor, gaps, batch)
+    if events:
+        history.add(events, now)
+    return kept, history, len(events)
 
 
 def _count(db: Database, name: str, kept: Tally | None, clock: Clock) -> Tally:

@@ -33,6 +33,7 @@ from worker.jobs.values import Job
 from worker.jobs.workers import list_workers
 from worker.log import configure_logging
 from worker.measures import list_seen, note_sweep
+from worker.media.addresses import leads_to, resolve_by_system
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
@@ -57,6 +58,9 @@ from worker.stages.sweep import BATCH, sweep_jobs
 from worker.stages.upload import FileTerms, make_wish
 
 # Far below the hour for which fal surely keeps a result.
+# Where fal's storage may send a file of ours, besides hosts that a setting names.
+FAL_HOSTS = "*.fal.media,*.fal.ai,*.fal.run"
+RESOLVE_TIME = timedelta(seconds=5)
 DOWNLOAD_TIME = timedelta(minutes=20)
 WORKER_NEEDS = ("webhook_base_url", "fal_credentials")
 OPTION_SETTINGS = {
@@ -115,7 +119,13 @@ class Runtime:
     def open_storage(self) -> AbstractContextManager[StorageClient]:
         """A client for one wish: uploads are rare, and their connections many."""
         settings = self.settings
-        client = StorageClient(settings.fal_rest_url, settings.fal_cdn_url, self.credentials)
+        hosts = parse_media_hosts(f"{FAL_HOSTS},{settings.fal_media_hosts}")
+        client = StorageClient(
+            settings.fal_rest_url,
+            settings.fal_cdn_url,
+            self.credentials,
+            may_use=lambda url: leads_to(url, hosts, resolve_by_system, RESOLVE_TIME),
+        )
         return closing(client)
 
     def make_wish(

@@ -120,6 +120,10 @@ class Settings(FiledSettings):
         le=MAX_WEBHOOK_BYTES,
         description="largest webhook body that the receiver reads, in bytes",
     )
+    webhook_read_seconds: Seconds = Field(
+        timedelta(seconds=10),
+        description="how long a request may take to arrive whole at the receiver, head and body",
+    )
     archive_url: str = Field(
         "file:./archive",
         description="where videos go: file:, s3://bucket/prefix, gs://, az://",

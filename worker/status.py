@@ -118,8 +118,8 @@ def print_status(found: Status) -> None:
     for worker in measures.workers:
         ago = tell_duration(measures.now - worker.last_seen_at)
         did = f", last {worker.last_step}" if worker.last_step else ""
-        queues = ", ".join(worker.queues)
-        display.out.print(f"  {display.escape(worker.name)}  seen {ago} ago{did}  {queues}")
+        line = f"{worker.name}  seen {ago} ago{did}  {', '.join(worker.queues)}"
+        display.out.print(f"  {display.escape(line)}")
     display.print_section("queues")
     display.print_fields(dict(found.queues) if found.queues is not None else {"broker": "away"})
     display.print_section("sweep")

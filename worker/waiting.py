@@ -181,6 +181,8 @@ def _explain_submitted(job: Job, newest: Attempt | None, now: datetime) -> _Case
         then = "fal is asked for it again"
         may_do = "put right what the reason names: fal keeps the paid result for a limited time"
         return _Case(waits_for, job.due_at, then, may_do)
+    if job.is_unanswered:
+        told = f"{told} ({job.blocked_reason})"
     if _is_overdue(job, now):
         return _explain_overdue(job, f"be asked about at fal{told}", CANCEL_ASKED)
     then = "fal is asked about it, and again after growing pauses"

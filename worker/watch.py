@@ -83,7 +83,7 @@ def watch_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> bool:
     if as_json:
         display.print_json(display.story_to_json(story))
     elif archived:
-        display.out.print(f"archived at {story.job.archive_uri}")
+        display.out.print(f"archived at {story.job.archive_uri}", markup=False)
     else:
         display.err.print(f"{story.job.error_code}: {story.job.error_message}", markup=False)
     return archived

@@ -43,6 +43,16 @@ def test_guesses_are_slowed_down_and_webhooks_are_answered_by_what_fal_repeats()
     assert "limit_conn_status 503" in locations["/webhooks/fal/"]
 
 
+def test_slow_senders_are_kept_from_the_receivers_threads() -> None:
+    text = FILE.read_text()
+    for line in (
+        "client_header_timeout 10s;",
+        "client_body_timeout 10s;",
+        "proxy_request_buffering on;",
+    ):
+        assert text.count(f"    {line}\n") == 1, line
+
+
 def test_path_with_its_token_is_in_no_log() -> None:
     (logged,) = re.findall(r"log_format without_path '([^']*)'", FILE.read_text())
     assert "request_uri" not in logged

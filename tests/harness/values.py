@@ -9,7 +9,7 @@ from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Delivery, Event, Job
 
 JOB_ID = UUID("01938000-0000-7000-8000-000000000001")
-MARKUP = "[red]not markup[/red] [/bold] \\[x] [link=https://h]"
+MARKUP = "[red]not markup[/red] [/bold] \\[x] [link=https://h] team:key:eu :smiley:"
 
 JOB = Job(
     id=JOB_ID,

@@ -61,6 +61,15 @@ def yard(tmp_path) -> Iterator[Yard]:
         yield running
 
 
+def test_verify_without_a_table_says_only_that(run, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'empty.db'}")
+    for options in ((), ("--sample", "1")):
+        ended = run("verify", *options)
+        assert ended.code == 1
+        assert ended.err.startswith("outdated_schema: "), ended.err
+        assert "copies" not in ended.err
+
+
 def count_jobs(db: Database, *conditions: Any) -> int:
     with db.reading() as connection:
         statement = select(func.count()).select_from(JobRow).where(*conditions)

@@ -19,7 +19,6 @@ from worker.jobs.tallies import Tally
 from worker.jobs.values import Gate
 from worker.jobs.workers import SeenWorker, keep_worker
 from worker.measures import (
-    BACKLOG_REST,
     COUNTS,
     HISTORY,
     LIVE,
@@ -156,6 +155,7 @@ def test_event_that_commits_after_a_higher_id_is_added_all_the_same(postgres_url
 @pytest.mark.both_databases
 def test_history_goes_on_after_the_table_was_emptied(db, clock):
     make_job(db, JobState.ARCHIVED)
+    refresh_measures(db=db, clock=clock)
     before = read_measures(db=db, clock=clock).history.reasons["enqueued"]
     with db.transaction() as connection:
         connection.execute(text("DELETE FROM events"))
@@ -236,13 +236,18 @@ def test_measures_agree_with_plain_counts_of_a_filled_table(db, clock):
     assert sum(measures.history.phases["whole"].counts) == counted["archived"]
 
 
-def test_scrapes_leave_a_backlog_of_events_to_the_sweep_but_for_a_little(db, clock):
+def test_reading_adds_new_events_to_what_is_told_and_keeps_nothing(db, clock, monkeypatch):
+    monkeypatch.setattr(measures_module, "WORTH_KEEPING_SECONDS", 0.0)
     fill_table(db, 1300, newest=NOW)
-    first = read_measures(db=db, clock=clock).events_behind
-    assert first > 0
-    assert read_measures(db=db, clock=clock).events_behind == first
-    clock.move(BACKLOG_REST)
-    assert read_measures(db=db, clock=clock).events_behind < first
+    refresh_measures(db=db, clock=clock, batch=10, budget=timedelta())
+    with db.reading() as connection:
+        kept = tallies.list_tallies(connection)
+    first = read_measures(db=db, clock=clock)
+    assert first.history.reasons["enqueued"] > 10
+    assert first.events_behind > 0, "a scrape reads some, not all"
+    assert read_measures(db=db, clock=clock).events_behind == first.events_behind
+    with db.reading() as connection:
+        assert tallies.list_tallies(connection) == kept
 
 
 def make_job_with_own_token(db, state):

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.harness.fal import (
     FAILED,
@@ -26,9 +27,13 @@ from tests.harness.stages import (
 )
 from tests.harness.web import Answer, break_off, send_json
 from worker.jobs import table
+from worker.jobs.doctor import Check, check_slice
+from worker.jobs.gates import MANY_POLLS
+from worker.jobs.slices import next_slice
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move
 from worker.stages.submit import Submission
+from worker.waiting import explain_wait
 
 S = JobState
 HOUR = timedelta(hours=1)
@@ -38,6 +43,14 @@ def submit(bench: Bench) -> Submission:
     submission = bench.begin(bench.insert())
     bench.accept(submission)
     return submission
+
+
+def list_unanswered(bench: Bench) -> list[str]:
+    with bench.db.reading() as connection:
+        part = next_slice(connection, None)
+        assert part is not None
+        found = check_slice(connection, part, bench.clock())
+        return [one.detail for one in found if one.check is Check.UNANSWERED_POLLS]
 
 
 COMPLETED = show_status("COMPLETED")
@@ -65,6 +78,55 @@ def test_no_conclusion_leaves_the_job_waiting_and_it_is_asked_again(bench, desk,
     desk.finish()
     bench.reconcile(job)
     assert bench.read(job).state is S.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (send_json({"detail": "oh"}, 500), "the status call answered 500"),
+        (send_json({}), "the status call named no known status"),
+    ],
+    ids=["500", "no-status"],
+)
+def test_polls_that_fail_are_counted_in_the_row_and_found_by_the_doctor(bench, desk, answer, why):
+    job = submit(bench).job
+    desk.status = answer
+    for count in ("1 poll", "2 polls in a row", "3 polls in a row"):
+        assert list_unanswered(bench) == []
+        with capture_logs() as logs:
+            bench.reconcile(job)
+        assert bench.read(job).blocked_reason == f"unanswered: {why} ({count})"
+        assert why in str(explain_wait(bench.read(job), bench.attempts(job), None, bench.clock()))
+        told = [one["reason"] for one in logs if one["event"] == "poll_failed"]
+        assert told == [why]
+    assert list_unanswered(bench) == [bench.read(job).blocked_reason]
+    assert desk.count("GET", LISTING) == 1, "the third has the listing asked"
+    desk.status = show_status("IN_PROGRESS")
+    bench.reconcile(job)
+    assert bench.read(job).blocked_reason is None
+    desk.status = answer
+    bench.reconcile(job)
+    assert bench.read(job).blocked_reason == f"unanswered: {why} (1 poll)"
+
+
+def test_result_of_a_request_whose_polls_fail_is_taken_from_the_listing(bench, desk):
+    job = submit(bench).job
+    desk.status = send_json({}, 500)
+    desk.listing = list_items(build_item(json_output=build_result()))
+    for _ in range(MANY_POLLS):
+        assert bench.read(job).state is S.SUBMITTED
+        bench.reconcile(job)
+    assert (bench.read(job).state, bench.read(job).blocked_reason) == (S.COMPLETED, None)
+
+
+def test_job_is_not_given_up_because_its_polls_fail(bench, desk):
+    job = submit(bench).job
+    desk.status = send_json({}, 500)
+    desk.listing = list_items(build_item())
+    bench.clock.move(UNKNOWN * 5)
+    for _ in range(MANY_POLLS + 1):
+        bench.reconcile(job)
+    assert bench.read(job).state is S.SUBMITTED
 
 
 def test_running_request_is_never_given_up(bench, desk):

@@ -27,6 +27,9 @@ from worker.stages.record import ArchivedFiles, build_recipe, read_stated
 WISH = {"prompt": "Ein Schwenk über \N{WATER WAVE}", "video_url": "https://example.com/a.mp4?s=1"}
 
 
+FOREIGN = b"root:x:0:0:root:/root:/sh"
+
+
 @pytest.fixture(scope="module")
 def emulator(tmp_path_factory) -> Iterator[Emulator]:
     with start_emulator(tmp_path_factory.mktemp("fal"), "--render", "fake") as emulator:
@@ -238,6 +241,9 @@ def test_faulty_sidecar_is_refused_as_wrong_usage(db, run, tmp_path) -> None:
     for content, words in (
         (b"<html>", ["sidecar", "JSON in UTF-8"]),
         (b'{"recipe": 2}', ["recipe=2"]),
+        (b'{"recipe": "' + FOREIGN + b'"}', ["recipe=text"]),
+        (FOREIGN, ["sidecar=25 bytes that are not JSON"]),
+        (b'"' + FOREIGN + b'"', ["sidecar=text"]),
         (b'{"recipe": 1, "job_id": "x"}', ["job_id", "a UUID", "input", "required"]),
     ):
         path.write_bytes(content)
@@ -245,6 +251,7 @@ def test_faulty_sidecar_is_refused_as_wrong_usage(db, run, tmp_path) -> None:
         assert (ended.code, ended.out) == (2, "")
         assert "invalid_recipe" in ended.err
         assert [word for word in words if word not in ended.err] == []
+        assert FOREIGN.decode() not in ended.err, "any file may have been named"
     path.unlink()
     ended = run(str(path))
     assert ended.code == 2

@@ -143,8 +143,13 @@ def build_data_uri(path: Path, kind: str = "video/mp4") -> str:
 # ------------------------------------------------------------------ the client
 
 
+def refuse_all(_url: str) -> bool:
+    """Only the emulator's own addresses are used."""
+    return False
+
+
 def send(emulator: Emulator, path: Path, terms: UploadTerms, key: str = "emulator-key") -> str:
-    client = StorageClient(emulator.url, emulator.url, SecretStr(key), terms)
+    client = StorageClient(emulator.url, emulator.url, SecretStr(key), terms, may_use=refuse_all)
     try:
         return client.upload(UploadFile(path, path.stat().st_size, "video/mp4", "a.mp4"))
     finally:
@@ -231,7 +236,7 @@ def wish_and_enqueue(db, emulator) -> Enqueue:
 
     def open_storage() -> AbstractContextManager[StorageClient]:
         key = SecretStr("emulator-key")
-        return closing(StorageClient(emulator.url, emulator.url, key, AT_ONCE))
+        return closing(StorageClient(emulator.url, emulator.url, key, AT_ONCE, may_use=refuse_all))
 
     def enqueue(fields: Mapping[str, object], now: datetime = NOW) -> Job:
         wish = make_wish(

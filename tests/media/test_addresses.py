@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.harness.sinks import MemorySink
 from worker.errors import MediaRefusedError, MediaUnavailableError
-from worker.media.addresses import find_addresses, may_connect
+from worker.media.addresses import find_addresses, leads_to, may_connect
 from worker.media.download import download_video
 from worker.media.hosts import check_media_place, parse_media_hosts
 from worker.media.intake import DownloadLimits
@@ -41,6 +41,10 @@ NEVER = {
     "compatible": "::127.0.0.1",
     "6to4": "2002:a9fe:a9fe::1",
     "6to4 relay": "192.88.99.1",
+    "AS112": "192.175.48.1",
+    "AS112 by DNAME": "192.31.196.1",
+    "AS112 of version 6": "2620:4f:8000::1",
+    "AS112 by DNAME of version 6": "2001:4:112::1",
     "Teredo": "2001:0:7f00:1::",
     "NAT64": "64:ff9b::169.254.169.254",
     "NAT64 of a site": "64:ff9b:1::8.8.8.8",
@@ -77,6 +81,26 @@ PUBLIC = {
     "version 6": ("2606:4700:4700::1111", "2a00:1450:4001:80b::200e"),
     "NAT64": ("64:ff9b::8.8.8.8", "64:ff9b::1.1.1.1"),
 }
+
+
+@pytest.mark.parametrize(
+    ("url", "addresses", "leads"),
+    [
+        ("https://v3.fal.media/a", ["8.8.8.8"], True),
+        ("https://v3.fal.media/a", [], True),
+        ("https://v3.fal.media/a", ["8.8.8.8", "10.0.0.1"], False),
+        ("https://fal.media.example/a", ["8.8.8.8"], False),
+        ("http://v3.fal.media/a", ["8.8.8.8"], False),
+        ("https://10.0.0.1:8443/a", [], True),
+        ("https://10.0.0.2:8443/a", [], False),
+    ],
+)
+def test_url_leads_to_hosts_that_are_named_and_to_addresses_that_are_public_or_meant(
+    url, addresses, leads
+):
+    hosts = parse_media_hosts("*.fal.media,10.0.0.1:8443")
+    resolved = leads_to(url, hosts, lambda _host, _port: addresses, timedelta(seconds=1))
+    assert resolved is leads
 
 
 @pytest.mark.parametrize("kind", NEVER)

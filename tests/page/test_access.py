@@ -13,8 +13,9 @@ from werkzeug.security import generate_password_hash
 import webhook.archive
 from tests.harness.jobs import make_job, read_job
 from tests.page.browser import TOKEN
+from webhook.access import FORGIVEN_AFTER, Throttle
 from webhook.archive import MOST_AT_ONCE
-from webhook.login import HEADERS
+from webhook.login import COOKIE, HEADERS
 from worker.jobs.states import JobState
 from worker.media.store import open_store
 
@@ -141,6 +142,45 @@ def test_wrong_guesses_are_slowed_down_and_the_right_one_too(open_site) -> None:
     assert [one.status_code for one in answers] == [401, 401, 401, 429]
     assert answers[-1].headers["Retry-After"] == "1"
     assert client.post("/jobs/login", data={"secret": TOKEN}).status_code == 429
+
+
+def guess(client, address: str, secret: str = "wrong") -> int:
+    headers = {"X-Forwarded-For": address}
+    return int(client.post("/jobs/login", data={"secret": secret}, headers=headers).status_code)
+
+
+def test_guesses_from_many_addresses_are_slowed_down_together(open_site) -> None:
+    client = open_site(trusted_proxies=1).app.test_client()
+    assert guess(client, "192.0.2.1", TOKEN) == 303
+    answers = [guess(client, f"198.51.100.{number}") for number in range(22)]
+    assert answers == [401] * 20 + [429] * 2
+    assert guess(client, "203.0.113.1", TOKEN) == 429
+    assert guess(client, "192.0.2.1", TOKEN) == 303, "who was here before is not held up"
+
+
+def test_wrong_guesses_are_forgiven_in_time() -> None:
+    seconds = 1000.0
+    throttle = Throttle(lambda: seconds)
+    assert [throttle.admit("a") > 0 for _ in range(4)] == [False, False, False, True]
+    seconds += FORGIVEN_AFTER + 1
+    assert [throttle.admit("a") > 0 for _ in range(4)] == [False, False, False, True]
+
+
+@pytest.mark.both_databases
+def test_cookie_of_a_session_that_was_logged_out_is_good_nowhere(open_site) -> None:
+    one, other = open_site().app.test_client(), open_site().app.test_client()
+    for client in (one, other):
+        client.post("/jobs/login", data={"secret": TOKEN})
+    copied = one.get_cookie(COOKIE, path="/jobs").value
+    stranger = open_site().app.test_client()
+    stranger.set_cookie(COOKIE, copied, path="/jobs")
+    assert stranger.get("/jobs").status_code == 200
+    found = re.search(r'name="csrf_token" value="([0-9a-f]+)"', read_page(one, "/jobs"))
+    assert found is not None
+    assert one.post("/jobs/logout", data={"csrf_token": found[1]}).status_code == 303
+    assert stranger.get("/jobs").status_code == 303
+    assert stranger.get("/jobs/session").status_code == 401
+    assert other.get("/jobs").status_code == 200, "another login goes on"
 
 
 # ------------------------------------------------------------------ forms of others

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
 
 from tests.harness.brokers import find_closed_port
 from tests.harness.jobs import make_job
@@ -18,6 +20,7 @@ from tests.harness.waiting import wait_until
 from tests.harness.webhooks import build_delivery
 from tests.receiver.scene import LIMIT
 from tests.receiver.test_process import run_gunicorn
+from worker import measures
 from worker.jobs.states import ENDED, JobEvent, JobState
 
 Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -78,6 +81,27 @@ def test_metrics_tell_the_table(scene) -> None:
     assert find(samples, "phase_seconds_count", phase="whole") == 1
     assert find(samples, "phase_seconds_bucket", phase="whole", le="1.0") == 1
     assert find(samples, "phase_seconds_bucket", phase="whole", le="+Inf") == 1
+
+
+@pytest.mark.both_databases
+def test_metrics_are_read_from_a_database_that_takes_no_writes(scene, monkeypatch) -> None:
+    monkeypatch.setattr(measures, "WORTH_KEEPING_SECONDS", 0.0)
+    make_job(scene.db, JobState.ARCHIVED, now=datetime.now(UTC))
+    engine = scene.receiver.db.engine
+    engine.dispose()
+
+    @event.listens_for(engine, "connect")
+    def refuse_writes(connection: Any, _record: object) -> None:
+        setting = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY"
+        connection.execute("PRAGMA query_only=ON" if engine.name == "sqlite" else setting).close()
+        connection.commit()
+
+    with pytest.raises(DBAPIError), scene.receiver.db.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET priority = 1"))
+    samples = scrape(scene)
+    assert find(samples, "database_up") == 1
+    assert find(samples, "jobs", state="archived") == 1
+    assert find(samples, "transitions_total", reason="enqueued") == 1
 
 
 def test_ended_states_have_no_age(scene) -> None:

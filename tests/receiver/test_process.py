@@ -1,7 +1,9 @@
 """The receiver as operators run it: gunicorn, started by the contract's command."""
 
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 
 import httpx
@@ -63,3 +65,42 @@ def test_gunicorn_receives_records_refuses_what_is_too_large_and_drains(
     assert len(take_messages(redis_url, ARCHIVE_QUEUE)) == 1
     assert "Traceback" not in log
     assert TOKEN not in log, "a token in a log is a token in many hands"
+
+
+def drip(address: tuple[str, int], start: bytes) -> float:
+    """Send a request byte by byte until the receiver ends it; how many seconds that took."""
+    began = time.monotonic()
+    with socket.create_connection(address, timeout=0.1) as connection:
+        connection.sendall(start)
+        while time.monotonic() - began < 30:
+            with suppress(TimeoutError):
+                try:
+                    connection.sendall(b"x")
+                    if not connection.recv(1000):
+                        break
+                except ConnectionError:
+                    break
+    return time.monotonic() - began
+
+
+@pytest.mark.slow  # starts gunicorn, and requests run into their deadline
+def test_requests_that_drip_in_are_cut_off_and_others_are_answered(
+    tmp_path, database_url, redis_url
+) -> None:
+    settings = {
+        "DATABASE_URL": database_url,
+        "BROKER_URL": redis_url,
+        "WEBHOOK_READ_SECONDS": "1",
+    }
+    heads = b"POST /webhooks/fal/x HTTP/1.1\r\nHost: x\r\nX-Drip: "
+    bodies = b"POST /webhooks/fal/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n"
+    with run_yard(tmp_path) as yard, run_gunicorn(yard, settings, "--threads 8") as client:
+        address = (str(client.base_url.host), client.base_url.port or 0)
+        drips = [lambda: drip(address, heads)] * 4 + [lambda: drip(address, bodies)] * 4
+        *held, answered = call_together(*drips, lambda: client.get("/healthz").status_code)
+        log = yard.parts["gunicorn"].read_log()
+
+    assert answered == 200
+    assert max(held) < 10
+    assert log.count("slow_request_cut") == 8
+    assert "Traceback" not in log

@@ -103,6 +103,22 @@ def fail_with_secret() -> None:
     raise ValueError(f"{len(headers)} header")
 
 
+def test_control_characters_in_text_are_written_and_not_obeyed(capsys) -> None:
+    configure_logging("info", "text")
+    forged = "a\n2026-11-24 [info] forged \x1b[31mred\x1b[0m \x9b2J\u202e"
+    log = structlog.stdlib.get_logger("worker.x")
+    log.info(forged, prompt=forged)
+    logging.getLogger("celery.worker").warning("lost %s", forged)
+    log.error("broken", exc_info=ValueError(forged))
+    # Some values are quoted besides, which doubles their backslashes.
+    *lines, last = capsys.readouterr().err.replace("\\\\", "\\").splitlines()
+    told = "a\\n2026-11-24 [info] forged \\x1b[31mred\\x1b[0m \\x9b2J\\u202e"
+    assert lines[0].count(told) == 2
+    assert told in lines[1]
+    assert "forged \\x1b[31mred" in last
+    assert not [one for one in "\n".join([*lines, last]) if not one.isprintable() and one != "\n"]
+
+
 @pytest.mark.parametrize("log_format", ["json", "text"])
 def test_traceback_shows_no_local_variable(capsys, log_format: LogFormat) -> None:
     """Locals of a crash hold keys and webhook tokens."""

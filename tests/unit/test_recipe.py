@@ -292,7 +292,7 @@ def test_marked_input_is_restored_from_the_same_content_only() -> None:
 def test_each_fault_of_a_sidecar_is_named_with_its_reason() -> None:
     for content, field, reason in [
         (b"\xff\xfe{}", "sidecar", "JSON in UTF-8"),
-        (b"<html>", "sidecar", "<html>"),
+        (b"<html>", "sidecar", "6 bytes that are not JSON"),
         (b"[" * 100_000, "sidecar", "JSON in UTF-8"),
         (b"[1]", "sidecar", "a JSON object"),
         (b'{"recipe": 2}', "recipe", "recipe=2: 1, the version that this software reads"),

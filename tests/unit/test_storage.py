@@ -39,8 +39,14 @@ def write_file(tmp_path: Path, size: int) -> UploadFile:
     return UploadFile(path, size, "video/mp4", "name.mp4")
 
 
+def may_use(url: str) -> bool:
+    return "not-fals" not in url
+
+
 def open_client(storage: Storage, terms: UploadTerms = TERMS) -> StorageClient:
-    return StorageClient(storage.rest.url, storage.bytes.url, SecretStr(KEY), terms)
+    return StorageClient(
+        storage.rest.url, storage.bytes.url, SecretStr(KEY), terms, may_use=may_use
+    )
 
 
 @pytest.fixture
@@ -150,6 +156,7 @@ def test_url_that_is_not_safe_is_refused_before_a_byte_is_sent(storage, start, n
         "http://elsewhere.example/",
         "https://u:w@elsewhere.example/",
         "https://[::1/",
+        "https://not-fals.example/",
     ):
         storage.rest.answers["initiate"] |= {name: url}
         with pytest.raises(UploadRefusedError, match=f"no {name} that may be used"):

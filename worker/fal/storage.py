@@ -20,7 +20,7 @@ from worker.backoff import Backoff
 from worker.errors import UploadRefusedError, UploadUnavailableError
 from worker.fal.errors import parse_failure
 from worker.fal.http import Reply
-from worker.fal.storage_api import Place, StorageApi, UploadFile, read_tag
+from worker.fal.storage_api import MayUse, Place, StorageApi, UploadFile, read_tag
 from worker.fal.transfer import (
     Meter,
     OnProgress,
@@ -72,8 +72,10 @@ class StorageClient:
         cdn_url: str,
         credentials: SecretStr,
         terms: UploadTerms = DEFAULT_TERMS,
+        *,
+        may_use: MayUse,
     ) -> None:
-        self._api = StorageApi(rest_url, cdn_url, credentials)
+        self._api = StorageApi(rest_url, cdn_url, credentials, may_use)
         self._terms = terms
 
     def start(self, file: UploadFile) -> "Upload":

@@ -4,7 +4,7 @@ The key goes to the host of `rest_url`, a CDN token to that of `cdn_url`, and a 
 credential itself: nothing else goes there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +14,8 @@ from pydantic import JsonValue, SecretStr
 
 from worker.errors import UploadRefusedError
 from worker.fal.http import Reply, build_client, exchange, name_origin
+
+MayUse = Callable[[str], bool]
 
 STORAGE_TYPE = {"storage_type": "fal-cdn-v3"}
 # Silence, not slowness: how long a host may take none of a chunk, or say nothing afterwards.
@@ -49,13 +51,19 @@ class Place:
 
 
 class StorageApi:
-    """URLs to send to are https, or plain http on the very host of `rest_url` or `cdn_url`."""
+    """URLs that fal names are on the very host of `rest_url` or `cdn_url`, or https and allowed.
 
-    def __init__(self, rest_url: str, cdn_url: str, credentials: SecretStr) -> None:
+    `may_use` says what is allowed: a file of ours is sent there.
+    """
+
+    def __init__(
+        self, rest_url: str, cdn_url: str, credentials: SecretStr, may_use: MayUse
+    ) -> None:
         self._rest_url = rest_url
         self._cdn_url = cdn_url
         self._cdn = name_origin(httpx.URL(cdn_url))
-        self._plain = {name_origin(httpx.URL(rest_url)), self._cdn}
+        self._may_use = may_use
+        self._own = {name_origin(httpx.URL(rest_url)), self._cdn}
         self._keyed = build_client(credentials, keep_connections=True)
         self._bare = httpx.Client(timeout=TRANSFER_TIMEOUT, trust_env=False, follow_redirects=False)
 
@@ -154,9 +162,16 @@ class StorageApi:
             url = httpx.URL(value if isinstance(value, str) else "")
         except (httpx.InvalidURL, ValueError):
             url = httpx.URL("")
-        safe = url.scheme == "https" or name_origin(url) in self._plain
-        if not url.host or url.userinfo or not safe:
+        is_named = url.host and not url.userinfo
+        if is_named and name_origin(url) in self._own:
+            return str(value)
+        if not is_named or url.scheme != "https":
             raise UploadRefusedError(f"fal's storage gave no {name} that may be used")
+        if not self._may_use(str(value)):
+            raise UploadRefusedError(
+                f"fal's storage gave no {name} that may be used: {url.host} is no public host of "
+                "fal's, nor named by FAL_MEDIA_HOSTS"
+            )
         return str(value)
 
 

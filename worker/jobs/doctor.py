@@ -30,10 +30,11 @@ from worker.jobs.archive_checks import (
     find_late_archives,
 )
 from worker.jobs.findings import Check, Finding
+from worker.jobs.gates import MANY_POLLS, list_gates, name_poll_gate
 from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, StrayDeliveryRow
 from worker.jobs.slices import Slice
 from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
-from worker.jobs.values import UNRECORDABLE, Ending, Outcome, Verdict
+from worker.jobs.values import UNANSWERED, UNRECORDABLE, Ending, Outcome, Verdict
 
 __all__ = ["Check", "Finding", "check_slice", "find_strays"]
 
@@ -262,6 +263,25 @@ def find_unrecorded_results(
         yield Finding(Check.UNRECORDED_RESULT, job_id, str(reason), fal_request_id=fal_request_id)
 
 
+def find_unanswered_polls(connection: Connection, part: Slice, _now: datetime) -> Iterator[Finding]:
+    """Requests about which fal has said nothing of use, several polls in a row."""
+    statement = select(JobRow.id, JobRow.fal_request_id, JobRow.blocked_reason).where(
+        part.covers(JobRow.id),
+        JobRow.state == JobState.SUBMITTED,
+        JobRow.blocked_reason.startswith(UNANSWERED),
+    )
+    found = connection.execute(statement).all()
+    failed = {
+        gate.name: gate.strikes
+        for gate in list_gates(connection, [name_poll_gate(row.id) for row in found])
+    }
+    for job_id, fal_request_id, reason in found:
+        if failed.get(name_poll_gate(job_id), 0) >= MANY_POLLS:
+            yield Finding(
+                Check.UNANSWERED_POLLS, job_id, str(reason), fal_request_id=fal_request_id
+            )
+
+
 _FINDERS: Sequence[Callable[[Connection, Slice, datetime], Iterator[Finding]]] = (
     find_wrong_due_times,
     find_untracked_payments,
@@ -272,4 +292,5 @@ _FINDERS: Sequence[Callable[[Connection, Slice, datetime], Iterator[Finding]]] =
     find_late_archives,
     find_unmatched_deliveries,
     find_unrecorded_results,
+    find_unanswered_polls,
 )

@@ -16,6 +16,7 @@ class Check(StrEnum):
     INCOMPLETE_ARCHIVED_ROW = "incomplete_archived_row"
     DAMAGED_ARCHIVE = "damaged_archive"
     UNRECORDED_RESULT = "unrecorded_result"
+    UNANSWERED_POLLS = "unanswered_polls"
     LATE_ARCHIVE = "late_archive"
     UNMATCHED_DELIVERY = "unmatched_delivery"
     STRAY_DELIVERY = "stray_delivery"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, delete, or_, select
 
@@ -9,9 +10,18 @@ from worker.jobs.models import GateRow
 from worker.jobs.rows import fetch_all, fetch_one, insert_for, table_of
 from worker.jobs.values import Gate
 
+# Named with a job's id: how many polls of it have failed in a row.
+POLL_GATE = "poll"
+# So many are told of, and have fal's listing asked.
+MANY_POLLS = 3
+
 _GATES = table_of(GateRow)
 _FIND = select(*_GATES.c).where(_GATES.c.name == bindparam("of_name"))
 _LOCK = _FIND.with_for_update()
+
+
+def name_poll_gate(job_id: UUID) -> str:
+    return f"{POLL_GATE} {job_id}"
 
 
 def find_gate(connection: Connection, name: str, *, lock: bool = False) -> Gate | None:

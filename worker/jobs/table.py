@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, and_, bindparam, null, select, update
+from sqlalchemy import Connection, and_, bindparam, null, or_, select, update
 
 from worker.errors import JobNotFoundError
 from worker.jobs import transitions
 from worker.jobs.models import EventRow, JobRow
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, table_of
 from worker.jobs.states import JobEvent, JobState, next_state
-from worker.jobs.values import UNRECORDABLE, Claim, Event, Job, Move, NewJob
+from worker.jobs.values import UNANSWERED, UNRECORDABLE, Claim, Event, Job, Move, NewJob
 
 # Set when a job first enters the state, and never moved by a later visit.
 _ENTERED_AT = {
@@ -145,6 +145,16 @@ def note_unrecordable(connection: Connection, job_id: UUID, reason: str) -> None
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.state == JobState.SUBMITTED)
         .values(blocked_reason=f"{UNRECORDABLE}: {reason}")
+    )
+
+
+def note_unanswered(connection: Connection, job_id: UUID, reason: str | None) -> None:
+    """Write why the submitted job's polls fail; None once one has not. Another reason stays."""
+    is_ours = or_(JobRow.blocked_reason.is_(None), JobRow.blocked_reason.startswith(UNANSWERED))
+    connection.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state == JobState.SUBMITTED, is_ours)
+        .values(blocked_reason=reason and f"{UNANSWERED}: {reason}")
     )
 
 

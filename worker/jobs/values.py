@@ -13,6 +13,8 @@ from worker.jobs.states import Doorbell, JobState, step_for
 HELD = "held"
 # The same where the database refuses the result that fal has.
 UNRECORDABLE = "unrecordable"
+# The same where fal's replies to polls say nothing about the request.
+UNANSWERED = "unanswered"
 
 
 class Outcome(StrEnum):
@@ -119,6 +121,11 @@ class Job:
     def is_unrecordable(self) -> bool:
         """Whether fal has finished the job, and the database does not take what came of it."""
         return (self.blocked_reason or "").startswith(UNRECORDABLE)
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the last polls of the submitted job have failed."""
+        return (self.blocked_reason or "").startswith(UNANSWERED)
 
     @property
     def doorbell(self) -> Doorbell | None:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from worker.deadline import call_within
 from worker.errors import MediaRefusedError, MediaUnavailableError
-from worker.media.hosts import MediaPlace
+from worker.media.hosts import MediaHosts, MediaPlace, check_media_place
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Resolve: TypeAlias = Callable[[str, int], Iterable[str]]
@@ -29,7 +29,9 @@ _NEVER_V4 = tuple(
             "169.254.0.0/16",  # link-local: metadata of nearly all clouds
             "192.0.0.0/24",  # protocol assignments: metadata of Oracle Cloud
             "192.0.2.0/24",  # documentation
+            "192.31.196.0/24",  # AS112: answers for private addresses
             "192.88.99.0/24",  # relays of 6to4
+            "192.175.48.0/24",  # AS112
             "198.18.0.0/15",  # benchmarks
             "198.51.100.0/24",  # documentation
             "203.0.113.0/24",  # documentation
@@ -43,8 +45,10 @@ _NEVER_V6 = tuple(
         IPv6Network,
         (
             "2001::/23",  # protocol assignments: Teredo, which wraps IPv4, and others
+            "2001:4:112::/48",  # AS112
             "2001:db8::/32",  # documentation
             "2002::/16",  # 6to4, which wraps IPv4
+            "2620:4f:8000::/48",  # AS112
             "3fff::/20",  # documentation
             "fd00:ec2::/32",  # metadata of Amazon
             "fd20:ce::/32",  # metadata of Google
@@ -88,6 +92,20 @@ def find_addresses(place: MediaPlace, resolve: Resolve, limit: timedelta) -> tup
         if not may_connect(address, is_pointed=place.is_pointed):
             raise MediaRefusedError(f"{place.host} leads to {address}, which is no public address")
     return addresses
+
+
+def leads_to(url: str, hosts: MediaHosts, resolve: Resolve, limit: timedelta) -> bool:
+    """Whether the URL names one of the hosts, and no address of it that nobody meant.
+
+    A name that cannot be resolved here leads nowhere by itself; a proxy may be able to.
+    """
+    try:
+        find_addresses(check_media_place(url, hosts), resolve, limit)
+    except MediaUnavailableError:
+        return True
+    except MediaRefusedError:
+        return False
+    return True
 
 
 def may_connect(text: str, *, is_pointed: bool) -> bool:

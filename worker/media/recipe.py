@@ -124,24 +124,34 @@ def describe_file(name: str, content: bytes) -> FileRecord:
 
 
 def parse_recipe(content: bytes) -> Recipe:
-    """Read a sidecar. Raises InvalidRecipeError, which names each wrong field and its reason."""
+    """Read a sidecar. Raises InvalidRecipeError, which names each wrong field and its reason.
+
+    What is no sidecar is not quoted: anybody's file may have been named.
+    """
     try:
         fields = json.loads(content, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
-        _refuse("sidecar", content[:64].decode("utf-8", "replace"), "JSON in UTF-8")
+        _refuse("sidecar", f"{len(content)} bytes that are not JSON", "JSON in UTF-8")
     if not isinstance(fields, dict):
-        _refuse("sidecar", fields, "a JSON object")
-    if fields.get("recipe") != VERSION:
+        _refuse("sidecar", _name_kind(fields), "a JSON object")
+    version = fields.get("recipe")
+    if version != VERSION:
         # Of another version every other field may be wrong as well.
-        _refuse("recipe", fields.get("recipe"), VERSION_WORDS)
+        shown = show_value(version) if isinstance(version, int) else _name_kind(version)
+        _refuse("recipe", shown, VERSION_WORDS)
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
         raise InvalidRecipeError(list_violations(Recipe, error)) from None
 
 
-def _refuse(field: str, value: object, allowed: str) -> NoReturn:
-    raise InvalidRecipeError((Violation(field, show_value(value), allowed),)) from None
+def _name_kind(value: object) -> str:
+    names = {type(None): "nothing", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")
+
+
+def _refuse(field: str, value: str, allowed: str) -> NoReturn:
+    raise InvalidRecipeError((Violation(field, value, allowed),)) from None
 
 
 def _refuse_constant(text: str) -> NoReturn:

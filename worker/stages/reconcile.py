@@ -22,7 +22,8 @@ from worker.fal.platform import Listing
 from worker.fal.progress import Progress
 from worker.fal.retention import find_retention
 from worker.fal.truth import CancelAnswer, Forgotten, Known, Pending, ResultGone, Unclear
-from worker.jobs import attempts, deliveries, observed, table
+from worker.jobs import attempts, deliveries, gates, observed, table
+from worker.jobs.gates import MANY_POLLS, POLL_GATE, name_poll_gate
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Attempt, Ending, Job, Move, Outcome, Settlement
 from worker.stages.complete import describe_refusal, record_completion
@@ -31,6 +32,8 @@ from worker.stages.follow import record_progress
 from worker.stages.resolve import Resolver, measure_wait
 
 RESULT_GONE = "result_gone"
+# A count of failed polls that nobody goes on with: the job ended by its webhook.
+FORGOTTEN_AFTER = timedelta(days=30)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -124,9 +127,11 @@ class Reconciler:
         match look.truth:
             case Completion():
                 return self._record(job, attempt, look.truth, look.progress)
-            case Pending() | Unclear():
+            case Pending():
                 self._wait(job, attempt, look.progress)
                 return None
+            case Unclear():
+                return self._note_unanswered(job, attempt, fal_request_id, look.truth.message)
             case Forgotten() | ResultGone():
                 return self._ask_listing(job, attempt, fal_request_id)
             case _:
@@ -143,6 +148,28 @@ class Reconciler:
             return self._give_up(job, attempt, fal_request_id)
         self._wait(job, attempt)
         return None
+
+    def _note_unanswered(
+        self, job: Job, attempt: Attempt, fal_request_id: str, why: str
+    ) -> Job | None:
+        """The row says what fal has answered; after some in a row the listing may have the end.
+
+        The listing only brings results here: fal's queue may have one all the same.
+        """
+        with self.resolver.db.transaction() as connection:
+            gates.remove_stale(connection, f"{POLL_GATE} ", self.clock() - FORGOTTEN_AFTER)
+            failed = gates.count_strike(connection, name_poll_gate(job.id), self.clock())
+            polls = "poll" if failed == 1 else "polls in a row"
+            table.note_unanswered(connection, job.id, f"{why} ({failed} {polls})")
+            table.advance_due(connection, job, self._choose_due(attempt))
+        log.warning("poll_failed", reason=why, in_a_row=failed)
+        if failed < MANY_POLLS:
+            return None
+        listing = self.resolver.platform.find_request(attempt.endpoint, fal_request_id)
+        listed = next(iter(listing.requests), None)
+        if listed is None or listed.completion is None:
+            return None
+        return self._record(job, attempt, listed.completion)
 
     def _is_gone(self, attempt: Attempt, listing: Listing) -> bool:
         """Whether this account's fal surely has the result no more.
@@ -196,6 +223,9 @@ class Reconciler:
 
     def _wait(self, job: Job, attempt: Attempt, progress: Progress | None = None) -> None:
         with self.resolver.db.transaction() as connection:
+            if job.is_unanswered:
+                gates.remove_gate(connection, name_poll_gate(job.id))
+                table.note_unanswered(connection, job.id, None)
             table.advance_due(connection, job, self._choose_due(attempt))
             if progress is not None:
                 record_progress(connection, attempt, progress)
