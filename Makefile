@@ -54,7 +54,7 @@ audit: $(VENV)/.dev  ## look for known vulnerabilities of what is locked (asks t
 $(VENV)/.bench: $(VENV)/.dev requirements/bench.txt
 	@echo "installing what draws plots into $(VENV) ..." >&2
 	@$(PIP) --require-hashes --no-deps -r requirements/bench.txt
-	@touch $@
+	@echo > $@
 
 # Engines that are compared with get along with each other, and need nothing of ours.
 $(PEERS)/.peers: $(VENV)/bin/python requirements/peers.txt
@@ -62,7 +62,7 @@ $(PEERS)/.peers: $(VENV)/bin/python requirements/peers.txt
 	@$(PYTHON) -m venv --clear $(PEERS)
 	@$(PEERS)/bin/python -m pip --quiet --disable-pip-version-check install \
 	  --require-hashes --no-deps -r requirements/peers.txt
-	@touch $@
+	@echo > $@
 
 # Without them the rest is measured all the same, and their rows say so.
 peers: $(VENV)/bin/python
@@ -78,7 +78,7 @@ help:
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
   --no-annotate --custom-compile-command "make lock"
 
-# The stamps make a second run start at once: they are renewed only when the lock or the project's metadata change.
+# The stamps, written without any program of the machine's, make a second run start at once: they are renewed only when the lock or the project's metadata change.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "extend-video needs Python 3.11 or later; set PYTHON=/path/to/python3" >&2; exit 1; }
@@ -88,10 +88,10 @@ $(VENV)/.run: $(VENV)/bin/python requirements/run.txt pyproject.toml
 	@echo "installing extend-video into $(VENV) ..." >&2
 	@$(PIP) --require-hashes --no-deps -r requirements/run.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
-	@touch $@
+	@echo > $@
 
 $(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt pyproject.toml
 	@echo "installing extend-video and its development tools into $(VENV) ..." >&2
 	@$(PIP) --require-hashes --no-deps -r requirements/dev.txt
 	@$(PIP) --no-deps --no-build-isolation --editable .
-	@touch $@ $(VENV)/.run
+	@echo > $@; echo > $(VENV)/.run

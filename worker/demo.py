@@ -16,6 +16,7 @@ from worker.daemons import (
     Crew,
     Daemon,
     bind_listener,
+    find_redis,
     receiver_daemon,
     redis_daemon,
     require_emulator,
@@ -111,7 +112,11 @@ def describe_run(plan: DemoPlan, settings: Settings, *, real: bool) -> str:
         worker = (
             f"fal does the work; {settings.webhook_base_url} has to lead to our {RECEIVER_PORT}"
         )
-    return f"{worker}\nstarting all on this machine; logs in {plan.directory / 'logs'}"
+    return (
+        f"{worker}\n"
+        f"starting all on this machine, with the broker {find_redis()}; "
+        f"logs in {plan.directory / 'logs'}"
+    )
 
 
 def _choose_source(plan: DemoPlan, *, real: bool) -> str | Path:
@@ -149,8 +154,13 @@ def _start_emulator(crew: Crew, plan: DemoPlan, listener: socket.socket) -> dict
     command = [sys.executable, "-m", "emulator", "--directory", str(directory)]
     command += ["--queue-seconds", "0.5", "--run-seconds", "1", "--user-id", EMULATOR_USER]
     crew.start(Daemon("emulator", command))
-    base_url = _await_emulator(crew)
     host, port = listener.getsockname()
+    emulated = list_emulator_settings(_await_emulator(crew))
+    return {**emulated, "WEBHOOK_BASE_URL": f"http://{host}:{port}"}
+
+
+def list_emulator_settings(base_url: str) -> dict[str, str]:
+    """Every place where fal would be asked: a demo on the emulator never asks fal itself."""
     return {
         "FAL_KEY": "emulator-key",
         "FAL_USER_ID": EMULATOR_USER,
@@ -158,9 +168,9 @@ def _start_emulator(crew: Crew, plan: DemoPlan, listener: socket.socket) -> dict
         "FAL_QUEUE_URL": base_url,
         "FAL_REST_URL": base_url,
         "FAL_CDN_URL": base_url,
+        "FAL_PLATFORM_URL": f"{base_url}/v1",
         "FAL_JWKS_URL": f"{base_url}/.well-known/jwks.json",
         "FAL_MEDIA_HOSTS": base_url.removeprefix("http://"),
-        "WEBHOOK_BASE_URL": f"http://{host}:{port}",
     }
 
 

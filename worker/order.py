@@ -20,6 +20,8 @@ from worker.violations import show_value
 from worker.watch import watch_job
 
 STANDARD_INPUT = Path("-")
+# What some editors begin a UTF-8 file with.
+BOM = "\ufeff"
 FILE_FIELDS = ("video_url", "end_image_url")
 
 
@@ -43,7 +45,11 @@ def place_lines(runtime: Runtime, file: Path, *, as_json: bool) -> None:
     Raises InvalidInputError, and IdempotencyConflictError, which name the lines.
     """
     try:
-        text = sys.stdin.read() if file == STANDARD_INPUT else file.read_text("utf-8")
+        text = (
+            sys.stdin.read().removeprefix(BOM)
+            if file == STANDARD_INPUT
+            else file.read_text("utf-8-sig")
+        )
     except (OSError, ValueError) as error:
         raise typer.BadParameter(f"{file} cannot be read: {error}") from None
     wished, wrong = list[dict[str, object]](), list[Violation]()

@@ -87,7 +87,7 @@ def read_value(path: str) -> str:
     try:
         with Path(path).open("rb") as file:
             content = file.read(MOST_BYTES + 1)
-        text = content.decode().removesuffix("\n").removesuffix("\r")
+        text = content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise ValueError("must be UTF-8") from None
     except (OSError, ValueError) as error:

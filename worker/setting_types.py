@@ -112,8 +112,9 @@ def check_file(value: str) -> str:
 
 
 def check_endpoint(value: str) -> str:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)+", value):
-        raise ValueError("a model endpoint such as owner/app/path")
+    """Of extend-video's family, a variant such as `/lora` too: no other takes these fields."""
+    if not re.fullmatch(r"(\w[\w.-]*/){2,}extend-video(/\w[\w.-]*)?", value):
+        raise ValueError("an extend-video endpoint such as owner/app/extend-video")
     return value
 
 

@@ -44,6 +44,7 @@ class Settings(FiledSettings):
 
     model_config = SettingsConfigDict(
         env_file=".env",
+        env_file_encoding="utf-8-sig",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -66,7 +67,8 @@ class Settings(FiledSettings):
     fal_key_id: Key | None = Field(None, description="first half of the fal key")
     fal_key_secret: Key | None = Field(None, description="second half of the fal key")
     fal_endpoint: Annotated[str, AfterValidator(check_endpoint)] = Field(
-        "fal-ai/ltx-2.3-22b/extend-video", description="model endpoint"
+        "fal-ai/ltx-2.3-22b/extend-video",
+        description="model endpoint: owner/app/extend-video, or a variant below it",
     )
     fal_queue_url: HttpUrl = Field("https://queue.fal.run", description="queue API base")
     fal_rest_url: HttpUrl = Field("https://rest.fal.ai", description="storage API base")

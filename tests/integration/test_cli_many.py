@@ -6,7 +6,9 @@ import pty
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from io import StringIO
 from typing import Any
+from uuid import UUID
 
 import pytest
 import typer
@@ -292,3 +294,16 @@ def test_colours_are_for_terminals(run, db, database_url) -> None:
     plain = run("list")[1]
     assert "cancelled" in plain
     assert "\x1b" not in plain
+
+
+@pytest.mark.parametrize("is_typed", [False, True], ids=["file", "stdin"])
+def test_lines_behind_a_byte_order_mark_are_taken(run, db, tmp_path, monkeypatch, is_typed) -> None:
+    line = '\ufeff{"prompt": "p1", "video_url": "https://e.com/a.mp4"}\n'
+    file = tmp_path / "bom.jsonl"
+    file.write_text(line, "utf-8")
+    monkeypatch.setattr("sys.stdin", StringIO(line))
+
+    code, out, err = run("enqueue", "--from", "-" if is_typed else str(file))
+
+    assert (code, err) == (0, "")
+    assert read_job(db, UUID(out.strip())).input["prompt"] == "p1"

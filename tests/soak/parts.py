@@ -76,6 +76,7 @@ PARTS = [
     Part("rabbitmq", "end to end over RabbitMQ's quorum queues"),
     Part("brokers", "Redis behind TLS and behind sentinels"),
     Part("deployments", "the wheel, Compose's services and nginx as processes; `up` and `demo`"),
+    Part("pythons", "`make demo` and a part of `make test` from fresh clones, for each Python"),
     Part("rolling", "a rolling restart under load; the previous release on the new schema"),
     Part("canary", "planted secrets show up nowhere; one trace of a job"),
     Part("drain", "daemons end in time, also without servers, and say when they are stuck"),

