@@ -8,13 +8,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psycopg.errors import LockNotAvailable, QueryCanceled, UndefinedTable
+from psycopg.errors import UndefinedTable
 from sqlalchemy import inspect, text
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 import migrations
 from worker.db import Database, describe_database_error
-from worker.errors import MigrationBlockedError, OutdatedSchemaError
+from worker.errors import OutdatedSchemaError
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -36,8 +36,9 @@ def build_config(database_url: str) -> "Config":
 def upgrade_schema(database_url: str, *, patience: timedelta = MIGRATOR_PATIENCE) -> str:
     """Run the missing migrations; returns the revision the schema then has.
 
-    Another migrator is waited for as long as `patience`. Raises OutdatedSchemaError for a table
-    that is newer than the code, MigrationBlockedError if a lock was not got.
+    Another migrator, or a table in use, is waited for as long as `patience`. Raises
+    OutdatedSchemaError for a table that is newer than the code, MigrationBlockedError if a lock was
+    not got.
     """
     from alembic import command
     from alembic.util import CommandError
@@ -48,20 +49,7 @@ def upgrade_schema(database_url: str, *, patience: timedelta = MIGRATOR_PATIENCE
         command.upgrade(config, "head")
     except CommandError as error:
         raise OutdatedSchemaError(f"{error}: a newer release has migrated the job table") from None
-    except OperationalError as error:
-        if isinstance(error.orig, (LockNotAvailable, QueryCanceled)):
-            raise MigrationBlockedError(_explain_block(error)) from None
-        raise
     return read_head()
-
-
-def _explain_block(error: OperationalError) -> str:
-    if "pg_advisory_lock" in str(error.statement):
-        return "another migration is still running: wait for its end, then run it again"
-    return (
-        f"{describe_database_error(error)}; the step was undone, and nobody had to wait behind it: "
-        "end what holds the table (pg_stat_activity shows it), then run it again"
-    )
 
 
 def list_revisions() -> list[str]:

@@ -3,8 +3,12 @@
 Release 0.1.0 runs on it: new columns are nullable or have a default, its states stay the same.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
+
+from migrations.steps import commit, create_check, create_index, is_postgres
 
 TIME = sa.DateTime(timezone=True)
 
@@ -15,45 +19,38 @@ depends_on = None
 
 
 def upgrade() -> None:
-    with op.batch_alter_table("jobs") as jobs:
-        jobs.add_column(sa.Column("cancel_requested_at", TIME, nullable=True))
-        jobs.add_column(sa.Column("redriven_at", TIME, nullable=True))
-    with op.batch_alter_table("attempts") as attempts:
-        attempts.add_column(sa.Column("completed_at", TIME, nullable=True))
-        attempts.add_column(sa.Column("ending", sa.Text(), nullable=True))
-        attempts.add_column(sa.Column("cancel_due_at", TIME, nullable=True))
-        attempts.add_column(sa.Column("cancel_status", sa.Text(), nullable=True))
-        attempts.add_column(sa.Column("extra_charge_at", TIME, nullable=True))
-        attempts.drop_constraint(op.f("ck_attempts_outcome"), type_="check")
-        attempts.create_check_constraint(
-            op.f("ck_attempts_outcome"),
-            "outcome IN ('accepted', 'rejected', 'postponed', 'unknown', 'dead')",
-        )
-        attempts.create_check_constraint(
-            op.f("ck_attempts_ending"), "ending IN ('ok', 'failed', 'cancelled')"
-        )
-    op.create_index(
+    _add_columns("jobs", ("cancel_requested_at", TIME), ("redriven_at", TIME))
+    _add_columns(
+        "attempts",
+        ("completed_at", TIME),
+        ("ending", sa.Text()),
+        ("cancel_due_at", TIME),
+        ("cancel_status", sa.Text()),
+        ("extra_charge_at", TIME),
+    )
+    create_check(
+        "attempts",
+        "ck_attempts_outcome",
+        "outcome IN ('accepted', 'rejected', 'postponed', 'unknown', 'dead')",
+        replace=True,
+    )
+    create_check("attempts", "ck_attempts_ending", "ending IN ('ok', 'failed', 'cancelled')")
+    create_index(
         "uq_attempts_fal_request_id",
         "attempts",
         ["fal_request_id"],
+        where="fal_request_id IS NOT NULL",
         unique=True,
-        postgresql_where=sa.text("fal_request_id IS NOT NULL"),
-        sqlite_where=sa.text("fal_request_id IS NOT NULL"),
     )
-    op.create_index(
+    create_index(
         "ix_attempts_cancel_due_at",
         "attempts",
         ["cancel_due_at"],
-        postgresql_where=sa.text("cancel_due_at IS NOT NULL"),
-        sqlite_where=sa.text("cancel_due_at IS NOT NULL"),
+        where="cancel_due_at IS NOT NULL",
     )
-    with op.batch_alter_table("deliveries") as deliveries:
-        deliveries.add_column(
-            sa.Column("verdict", sa.Text(), server_default=sa.text("'recorded'"), nullable=False)
-        )
-        deliveries.create_check_constraint(
-            op.f("ck_deliveries_verdict"), "verdict IN ('recorded', 'kept', 'hint')"
-        )
+    verdict = sa.Column("verdict", sa.Text(), server_default=sa.text("'recorded'"), nullable=False)
+    op.add_column("deliveries", verdict, if_not_exists=is_postgres())
+    create_check("deliveries", "ck_deliveries_verdict", "verdict IN ('recorded', 'kept', 'hint')")
     op.create_table(
         "gates",
         sa.Column("name", sa.Text(), nullable=False),
@@ -61,6 +58,13 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_gates")),
     )
+
+
+def _add_columns(table: str, *columns: tuple[str, Any]) -> None:
+    for name, kind in columns:
+        column = sa.Column(name, kind, nullable=True)
+        op.add_column(table, column, if_not_exists=is_postgres())
+    commit()
 
 
 def downgrade() -> None:

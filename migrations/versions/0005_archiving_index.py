@@ -1,7 +1,8 @@
 """Index the few rows that are being downloaded: they are counted at each claim."""
 
-import sqlalchemy as sa
 from alembic import op
+
+from migrations.steps import create_index
 
 revision = "0005"
 down_revision = "0004"
@@ -10,13 +11,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.create_index(
-        "ix_jobs_archiving",
-        "jobs",
-        ["due_at"],
-        postgresql_where=sa.text("state = 'archiving'"),
-        sqlite_where=sa.text("state = 'archiving'"),
-    )
+    create_index("ix_jobs_archiving", "jobs", ["due_at"], where="state = 'archiving'")
 
 
 def downgrade() -> None:

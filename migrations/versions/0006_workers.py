@@ -7,6 +7,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from migrations.steps import create_index
+
 TIME = sa.DateTime(timezone=True)
 JSON = sa.JSON(none_as_null=True).with_variant(
     postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
@@ -20,6 +22,15 @@ depends_on = None
 
 
 def upgrade() -> None:
+    create_index("ix_jobs_live", "jobs", ["state", "due_at", *AGES], where="due_at IS NOT NULL")
+    create_index(
+        "ix_attempts_extra_charge_at",
+        "attempts",
+        ["extra_charge_at"],
+        where="extra_charge_at IS NOT NULL",
+    )
+    create_index("ix_attempts_outcome", "attempts", ["outcome"])
+    create_index("ix_deliveries_verdict", "deliveries", ["verdict"])
     op.create_table(
         "tallies",
         sa.Column("name", sa.Text(), nullable=False),
@@ -40,15 +51,6 @@ def upgrade() -> None:
         sa.Column("last_step_at", TIME, nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
     )
-    _create_index("ix_jobs_live", "jobs", ["state", "due_at", *AGES], "due_at IS NOT NULL")
-    _create_index(
-        "ix_attempts_extra_charge_at",
-        "attempts",
-        ["extra_charge_at"],
-        "extra_charge_at IS NOT NULL",
-    )
-    op.create_index("ix_attempts_outcome", "attempts", ["outcome"])
-    op.create_index("ix_deliveries_verdict", "deliveries", ["verdict"])
 
 
 def downgrade() -> None:
@@ -58,8 +60,3 @@ def downgrade() -> None:
     op.drop_index("ix_jobs_live", "jobs")
     op.drop_table("workers")
     op.drop_table("tallies")
-
-
-def _create_index(name: str, table: str, columns: list[str], where: str) -> None:
-    condition = sa.text(where)
-    op.create_index(name, table, columns, postgresql_where=condition, sqlite_where=condition)

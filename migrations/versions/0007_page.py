@@ -3,8 +3,9 @@
 Every release so far runs on it: nothing but indices.
 """
 
-import sqlalchemy as sa
 from alembic import op
+
+from migrations.steps import create_index
 
 revision = "0007"
 down_revision = "0006"
@@ -24,10 +25,9 @@ KNOWN = {
 
 def upgrade() -> None:
     for name, columns in LISTED.items():
-        op.create_index(name, "jobs", columns)
+        create_index(name, "jobs", columns)
     for name, columns in KNOWN.items():
-        known = sa.text(f"{columns[0]} IS NOT NULL")
-        op.create_index(name, "jobs", columns, postgresql_where=known, sqlite_where=known)
+        create_index(name, "jobs", columns, where=f"{columns[0]} IS NOT NULL")
 
 
 def downgrade() -> None:

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, MetaData, insert, inspect, text
+from sqlalchemy import CheckConstraint, Engine, MetaData, event, insert, inspect, text
 from uuid_utils.compat import uuid7
 
 from tests.harness.ddl import check_by_alembic, compare_schemas, read_schema
@@ -393,38 +393,31 @@ def test_alembic_upgrade_by_two_at_once_migrates_once(make_empty_url):
 
 
 @pytest.fixture
-def impatient(monkeypatch, tmp_path):
-    """A migration that waits for a lock of a table for a tenth of a second."""
-    scripts = tmp_path / "scripts"
-    shutil.copytree(schema.SCRIPTS, scripts)
-    env = scripts / "env.py"
-    assert 'LOCK_TIMEOUT = "4s"' in env.read_text()
-    env.write_text(env.read_text().replace('LOCK_TIMEOUT = "4s"', 'LOCK_TIMEOUT = "100ms"'))
-    monkeypatch.setattr(schema, "SCRIPTS", scripts)
-
-
-@pytest.fixture
 def postgres_empty_url(postgres):
     name = postgres.create_database()
     yield postgres.url_of(name)
     postgres.drop_database(name)
 
 
-def test_migration_waits_for_another_migrator_longer_than_for_a_table(
-    impatient, postgres_empty_url
-):
-    """A migration may take minutes; one that comes meanwhile waits for it, instead of failing."""
+@contextmanager
+def connect_to(url, **options):
+    with psycopg.connect(url.replace("+psycopg", ""), **options) as connection:
+        yield connection
+
+
+def test_migration_waits_for_another_migrator_without_a_snapshot(postgres_empty_url):
+    """CREATE INDEX CONCURRENTLY of the one would wait for a statement of the other that waits."""
     url = postgres_empty_url
-    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as holder:
-        holder.execute("SELECT pg_advisory_lock(%s)", [ADVISORY_LOCK])
-        waiting = (
-            "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory' "
-            "AND now() - query_start > interval '300 milliseconds'"
-        )
+    others = (
+        "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() "
+        "AND query = 'ROLLBACK' AND state = 'idle' AND backend_xmin IS NULL"
+    )
+    with connect_to(url) as holder, connect_to(url, autocommit=True) as watcher:
+        holder.execute("SELECT pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
 
         def release():
-            wait_until(lambda: holder.execute(waiting).fetchone())
-            holder.execute("SELECT pg_advisory_unlock(%s)", [ADVISORY_LOCK])
+            wait_until(lambda: watcher.execute(others).fetchone())
+            holder.commit()
 
         call_together(lambda: upgrade_schema(url), release)
     with open_database(url) as db:
@@ -433,21 +426,109 @@ def test_migration_waits_for_another_migrator_longer_than_for_a_table(
 
 def test_migration_behind_another_that_does_not_end_says_so(postgres_empty_url):
     url = postgres_empty_url
-    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as holder:
-        holder.execute("SELECT pg_advisory_lock(%s)", [ADVISORY_LOCK])
+    with connect_to(url) as holder:
+        holder.execute("SELECT pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
         with pytest.raises(MigrationBlockedError, match="another migration is still running"):
             upgrade_schema(url, patience=timedelta(seconds=0.2))
 
 
-def test_migration_of_a_table_in_use_gives_up_and_is_undone(impatient, postgres_empty_url):
-    """Behind its lock everybody else would queue up."""
+def test_migration_of_a_table_in_use_gives_up_and_is_undone(postgres_empty_url):
     url = postgres_empty_url
     command.upgrade(build_config(url), "0001")
-    with open_database(url) as db, psycopg.connect(url.replace("+psycopg", "")) as holder:
+    with open_database(url) as db, connect_to(url) as holder:
         holder.execute("LOCK TABLE jobs IN ACCESS SHARE MODE")
         before = read_schema(db)
-        with pytest.raises(MigrationBlockedError, match="pg_stat_activity"):
-            upgrade_schema(url)
+        with pytest.raises(MigrationBlockedError, match=r"more than 100 ms .*pg_stat_activity"):
+            upgrade_schema(url, patience=timedelta(0))
         assert read_schema(db) == before
-        holder.rollback()
-        assert upgrade_schema(url) == read_head()
+
+
+def test_migration_tries_again_once_a_table_is_free(postgres_empty_url):
+    url = postgres_empty_url
+    command.upgrade(build_config(url), "0001")
+    waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'jobs'::regclass"
+    with connect_to(url) as holder, connect_to(url, autocommit=True) as watcher:
+        holder.execute("LOCK TABLE jobs IN ACCESS SHARE MODE")
+
+        def release():
+            wait_until(lambda: watcher.execute(waiting).fetchone())
+            wait_until(lambda: not watcher.execute(waiting).fetchone())
+            holder.commit()
+
+        call_together(lambda: upgrade_schema(url), release)
+    with open_database(url) as db:
+        assert read_revision(db) == read_head()
+
+
+# on tables that others write to
+
+
+WEAK_LOCKS = re.compile(r"CREATE (UNIQUE )?INDEX CONCURRENTLY|.* VALIDATE CONSTRAINT|.* NOT VALID$")
+
+
+def list_strong_statements(url):
+    """What the migrations do to a table in time that grows with its rows, and under its lock."""
+    found: list[str] = []
+    new: set[str] = set()
+
+    def note(_connection, _cursor, statement, *_):
+        line = " ".join(statement.split())
+        if made := re.match(r"CREATE TABLE (\w+)", line):
+            new.add(made[1])
+        table = re.match(
+            r"CREATE (?:UNIQUE )?INDEX .*? ON (\w+)|ALTER TABLE (\w+) .*ADD CONST", line
+        )
+        if table and not {*table.groups()} & new and not WEAK_LOCKS.match(line):
+            found.append(line)
+        if re.match(r"ALTER TABLE .*(ALTER COLUMN|TYPE|random|now\(\))|UPDATE (?!alembic)", line):
+            found.append(line)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        for revision in list_revisions():
+            new.clear()
+            command.upgrade(build_config(url), revision)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    return found
+
+
+def test_no_migration_reads_a_whole_table_while_it_holds_up_its_writers(postgres_empty_url):
+    assert list_strong_statements(postgres_empty_url) == []
+
+
+@pytest.mark.parametrize("revision", ["0002", "0006"])
+def test_interrupted_migration_begins_again_and_makes_a_broken_index_anew(
+    postgres, postgres_template, postgres_empty_url, revision
+):
+    """Killed before its step was noted, when all was there and one index not yet whole."""
+    url = postgres_empty_url
+    with open_database(postgres.url_of(postgres_template)) as db:
+        whole = read_schema(db)
+    script = ScriptDirectory(str(schema.SCRIPTS)).get_revision(revision)
+    text_of = Path(script.path).read_text()
+    indices = re.findall(r'"((?:ix|uq)_\w+)"', text_of.partition("def downgrade")[0])
+    command.upgrade(build_config(url), str(script.down_revision))
+    interrupt_at_last_index(url, revision, indices)
+    with connect_to(url, autocommit=True) as connection:
+        connection.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", [indices[0]]
+        )
+    upgrade_schema(url)
+    with open_database(url) as db, connect_to(url) as connection:
+        assert read_schema(db) == whole
+        broken = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+        assert connection.execute(broken).fetchone() == (0,)
+
+
+def interrupt_at_last_index(url, revision, indices):
+    def end(_connection, _cursor, statement, *_):
+        if f"CONCURRENTLY {indices[-1]}" in statement:
+            raise InterruptedError
+
+    event.listen(Engine, "after_cursor_execute", end)
+    try:
+        with pytest.raises(InterruptedError):
+            command.upgrade(build_config(url), revision)
+    finally:
+        event.remove(Engine, "after_cursor_execute", end)

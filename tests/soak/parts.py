@@ -78,6 +78,9 @@ PARTS = [
     Part("deployments", "the wheel, Compose's services and nginx as processes; `up` and `demo`"),
     Part("pythons", "`make demo` and a part of `make test` from fresh clones, for each Python"),
     Part("rolling", "a rolling restart under load; the previous release on the new schema"),
+    Part(
+        "migrations", "an upgrade of a million rows holds up no writer", options=("-n", "0", "-s")
+    ),
     Part("canary", "planted secrets show up nowhere; one trace of a job"),
     Part("drain", "daemons end in time, also without servers, and say when they are stuck"),
     Part("fuzz", "100,000 mutated webhooks; 500 examples of each property", FUZZ),
