@@ -122,6 +122,48 @@ def test_brackets_of_expressions_are_closed() -> None:
         assert opened == [], expression
 
 
+def test_extra_charge_is_compared_with_nothing_where_its_series_has_just_begun() -> None:
+    """What it evaluates to: the next test, where there is a promtool."""
+    (expression,) = (rule["expr"] for rule in RULES if rule["alert"] == "ExtendVideoExtraCharge")
+    assert "offset 1h" in expression
+    assert expression.endswith("or vector(0))")
+    assert not re.search(r"delta|increase|rate", expression)
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="NOT RUN: no promtool; its form is looked at above")
+@pytest.mark.parametrize(
+    ("values", "fires"),
+    [("1x10", [5]), ("0x90 1x200", [95, 145]), ("3x300", [5]), ("0x300", [])],
+    ids=["first-appears-at-1", "rises-to-1", "stays", "none"],
+)
+def test_extra_charge_alert_fires_for_an_hour_after_each(tmp_path, values, fires) -> None:
+    labels = {"severity": "ticket"}
+    summary = next(
+        rule["annotations"]["summary"]
+        for rule in RULES
+        if rule["alert"] == "ExtendVideoExtraCharge"
+    )
+    expected = {"exp_labels": labels, "exp_annotations": {"summary": summary}}
+    test = {
+        "interval": "1m",
+        "input_series": [{"series": "extend_video_extra_charges", "values": values}],
+        "alert_rule_test": [
+            {
+                "eval_time": f"{minute}m",
+                "alertname": "ExtendVideoExtraCharge",
+                "exp_alerts": [expected] if minute in fires else [],
+            }
+            for minute in (5, 95, 145, 200)
+        ],
+    }
+    path = tmp_path / "test.yml"
+    rules = [str(MONITORING / "alerts.yml")]
+    path.write_text(yaml.safe_dump({"rule_files": rules, "tests": [test]}))
+    command = [str(PROMTOOL), "test", "rules", str(path)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 @pytest.mark.skipif(PROMTOOL is None, reason="NOT RUN: no promtool; parsed above")
 def test_promtool_accepts_the_rules() -> None:
     command = [str(PROMTOOL), "check", "rules", str(MONITORING / "alerts.yml")]

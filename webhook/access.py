@@ -15,9 +15,8 @@ from itsdangerous import BadSignature, TimestampSigner
 from werkzeug.security import check_password_hash
 
 from worker.db import Database
-from worker.jobs import gates
-from worker.jobs.values import Gate
 from worker.settings import Settings
+from worker.stages import logins
 
 V = TypeVar("V")
 
@@ -28,8 +27,6 @@ LONGEST_PAUSE = 60.0
 # After so long without a wrong guess counting begins anew.
 FORGIVEN_AFTER = 15 * 60.0
 MOST_ADDRESSES = 1000
-# How the gate of a session that has ended is named.
-ENDED_SESSION = "session"
 # Whatever is longer is no password: hashing takes as long as its input.
 LONGEST_SECRET = 1024
 
@@ -99,14 +96,11 @@ class Sessions:
 
     def has_ended(self, session: Session, db: Database) -> bool:
         """Whether it was logged out."""
-        with db.reading() as connection:
-            return gates.find_gate(connection, _name_end(session.name)) is not None
+        return logins.has_ended(session.name, db=db)
 
     def end(self, session: Session, db: Database, now: datetime) -> None:
         """No copy of its cookie is good any more, in any process."""
-        with db.transaction() as connection:
-            gates.remove_stale(connection, f"{ENDED_SESSION} ", now)
-            gates.shut_gate(connection, Gate(_name_end(session.name), now + self.lifetime, None, 0))
+        logins.end_session(session.name, now + self.lifetime, db=db, now=now)
 
 
 @dataclass
@@ -168,10 +162,6 @@ def _count_failure(failures: _Failures, free: int, now: float) -> None:
     failures.last_at = now
     if failures.count >= free:
         failures.open_at = now + min(2.0 ** min(failures.count - free, 10), LONGEST_PAUSE)
-
-
-def _name_end(session_name: str) -> str:
-    return f"{ENDED_SESSION} {_digest(session_name).hex()}"
 
 
 def _digest(text: str) -> bytes:

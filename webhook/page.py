@@ -51,11 +51,6 @@ from worker.stages.resolve import ResolveTerms
 from worker.story import read_story
 
 LINES = 50
-DONE = {
-    "cancelled": "The job is cancelled.",
-    "cancel_asked": "fal is asked to cancel it; a result that comes anyway is archived.",
-    "redriven": "The job goes on.",
-}
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -95,7 +90,7 @@ class Page:
         )
 
     def show_job(self, job_id: UUID) -> ResponseReturnValue:
-        return self._tell(job_id, notice=DONE.get(request.args.get("done", "")))
+        return self._tell(job_id, done=request.args.get("done", ""))
 
     def show_file(self, job_id: UUID, part: str) -> ResponseReturnValue:
         """The archived video or its poster, with ranges; as a download with `?download`."""
@@ -136,7 +131,7 @@ class Page:
         self._note("page_redrive", job_id, pay_again=pay_again)
         return self._return_to(job_id, "redriven")
 
-    def _tell(self, job_id: UUID, *, notice: str | None = None, problem: str | None = None) -> str:
+    def _tell(self, job_id: UUID, *, done: str = "", problem: str | None = None) -> str:
         story = read_story(job_id, db=self.db, terms=self.terms, clock=self.clock)
         now = self.clock()
         return render_template(
@@ -150,7 +145,7 @@ class Page:
             may_cancel=story.job.state in CANCELLABLE,
             may_redrive=story.job.state in REDRIVABLE,
             is_ended=story.job.state in ENDED,
-            notice=notice,
+            notice=choose_notice(done, story.job),
             problem=problem,
             now=now,
         )
@@ -164,6 +159,20 @@ class Page:
 
     def _note(self, event: str, job_id: UUID, **facts: object) -> None:
         log.info(event, job_id=str(job_id), address=request.remote_addr, **facts)
+
+
+def choose_notice(done: str, job: Job) -> str | None:
+    """What an order has led to, as long as it is true: the address with it is loaded again."""
+    is_cancelled, is_ended = job.state is JobState.CANCELLED, job.state in ENDED
+    match done:
+        case "cancelled" | "cancel_asked" if is_cancelled:
+            return "The job is cancelled."
+        case "cancel_asked" if not is_ended:
+            return "fal is asked to cancel it; a result that comes anyway is archived."
+        case "redriven" if not is_ended:
+            return "The job goes on."
+        case _:
+            return None
 
 
 def link_pages(query: ListQuery, found: overview.JobPage) -> dict[str, str]:

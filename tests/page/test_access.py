@@ -235,6 +235,23 @@ def test_order_by_get_does_not_exist(client, db) -> None:
     assert read_job(db, job.id) == job
 
 
+@pytest.mark.parametrize(
+    ("state", "done", "told"),
+    [
+        (JobState.SUBMITTED, "cancel_asked", "fal is asked to cancel it"),
+        (JobState.CANCELLED, "cancel_asked", "The job is cancelled."),
+        (JobState.ARCHIVED, "cancel_asked", None),
+        (JobState.SUBMITTED, "redriven", "The job goes on."),
+        (JobState.ARCHIVED, "redriven", None),
+        (JobState.SUBMITTED, "cancelled", None),
+    ],
+)
+def test_notice_of_an_order_goes_when_it_is_true_no_more(client, db, state, done, told) -> None:
+    shown = read_page(client, f"/jobs/{make_job(db, state).id}?done={done}")
+    assert (told is None) == ('class="notice"' not in shown)
+    assert told is None or told in shown
+
+
 # ------------------------------------------------------------------ what is not said
 
 

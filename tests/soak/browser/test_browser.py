@@ -393,3 +393,50 @@ def open_reader(site: Site, job_id: UUID) -> TestResponse:
     client = site.app.test_client()
     client.post("/jobs/login", data={"secret": TOKEN})
     return client.get(f"/jobs/{job_id}/video")
+
+
+# ------------------------------------------------------------------ long texts
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_text_without_a_blank_makes_no_page_wider_than_the_window(site, home, width) -> None:
+    endless = "https://example.com/" + "a" * 1980
+    fields = {"prompt": endless, "video_url": endless, "seed": 7}
+    labels, request_id = {"source": "x" * 90}, "0193abcd-1111-2222-3333-444455556666"
+    job = make_job(
+        site.db,
+        JobState.FAILED,
+        now=datetime.now(UTC),
+        input=fields,
+        tenant="t" * 80,
+        labels=labels,
+    )
+    with site.db.transaction() as connection:
+        for assignment in (
+            f"jobs SET error_code = 'media_refused', error_message = '{endless}'",
+            f"jobs SET fal_request_id = '{request_id}'",
+            f"attempts SET error_message = '{endless}', fal_request_id = '{request_id}'",
+            f"events SET detail = '{endless}'",
+        ):
+            connection.exec_driver_sql(f"UPDATE {assignment}")
+    home.set_viewport_size({"width": width, "height": 900})
+    for path in ("/jobs", f"/jobs/{job.id}"):
+        site.open(home, path)
+        for summary in home.locator("section > details > summary").all():
+            summary.click()
+        assert home.evaluate("document.documentElement.scrollWidth") <= width
+    # The request's id is one line, with room before its neighbour.
+    apart = home.evaluate(
+        """id => [...document.querySelectorAll('.facts code, td code')]
+            .filter(one => one.textContent === id)
+            .map(one => {
+                const next = one.closest('div, td').nextElementSibling;
+                const range = document.createRange();
+                range.selectNodeContents(one);
+                const ends = range.getBoundingClientRect(), begins = next.getBoundingClientRect();
+                return begins.left > ends.left ? begins.left - ends.right : 16;
+            })""",
+        request_id,
+    )
+    assert len(apart) == 2
+    assert min(apart) >= 16
