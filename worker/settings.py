@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_settings import SettingsConfigDict
 
 from worker.errors import InvalidSettingsError, Violation
+from worker.network import read_network
 from worker.setting_faults import describe_missing, describe_violation, mask_url
 from worker.setting_files import FiledSettings
 from worker.setting_types import (
@@ -282,9 +283,12 @@ def list_secrets(settings: Settings) -> list[str]:
 
 
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's value
-    """Read the environment and `.env`; InvalidSettingsError names every wrong variable at once."""
+    """Read the environment and `.env`; InvalidSettingsError names every wrong variable at once.
+
+    Proxies and authorities are checked after them: later, wrong ones would stop each job.
+    """
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as error:
         raise InvalidSettingsError(
             tuple(
@@ -294,6 +298,8 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's v
         ) from None
     except UnicodeDecodeError:
         raise InvalidSettingsError((Violation(".env", "(not text)", "must be UTF-8"),)) from None
+    read_network()
+    return settings
 
 
 def require_settings(settings: Settings, names: Sequence[str]) -> None:

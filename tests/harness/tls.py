@@ -111,3 +111,35 @@ def _copy(source: socket.socket, sink: socket.socket) -> None:
     for one in (source, sink):
         with suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def run_proxy(asked: list[list[str]]) -> Iterator[int]:
+    """A proxy's port on loopback. Every CONNECT leads to the port it names, on this machine."""
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                caller, _ = listener.accept()
+                threading.Thread(target=tunnel, args=(caller,), daemon=True).start()
+
+    def tunnel(caller: socket.socket) -> None:
+        with caller, suppress(OSError):
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += caller.recv(1)
+            asked.append(head.decode().split("\r\n"))
+            port = int(asked[-1][0].split()[1].rpartition(":")[2])
+            with socket.create_connection(("127.0.0.1", port)) as inner:
+                caller.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                back = threading.Thread(target=_copy, args=(inner, caller), daemon=True)
+                back.start()
+                _copy(caller, inner)
+                back.join()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve, args=(listener,), daemon=True)
+        serving.start()
+        yield int(listener.getsockname()[1])
+        listener.shutdown(socket.SHUT_RDWR)
+        serving.join()

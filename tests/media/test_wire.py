@@ -15,8 +15,9 @@ from cryptography.x509.oid import NameOID
 from typing_extensions import override
 
 from tests.harness.sinks import MemorySink
+from tests.harness.tls import run_proxy
 from tests.media.conftest import MediaServer
-from worker.errors import MediaUnavailableError
+from worker.errors import MediaRefusedError, MediaUnavailableError
 from worker.media.download import download_video
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import DownloadLimits
@@ -25,6 +26,8 @@ from worker.media.wire import MediaClient
 HOST = "cdn.invalid"
 LIMITS = DownloadLimits(timedelta(seconds=30), 1024 * 1024)
 VIDEO = b"video" * 50_000
+PEM = serialization.Encoding.PEM
+AUTHORIZATION = "Proxy-Authorization: Basic dXNlcjpwQHNz"
 
 
 class Authority:
@@ -182,3 +185,36 @@ def test_client_trusts_known_authorities_and_checks_names():
     assert (tls.verify_mode, tls.check_hostname) == (ssl.CERT_REQUIRED, True)
     assert tls.minimum_version >= ssl.TLSVersion.TLSv1_2
     assert tls.get_ca_certs()
+
+
+def test_download_goes_by_proxy_and_trusts_the_named_authority(
+    authority, start_tls, tmp_path, monkeypatch
+):
+    """As the submission did, which was paid for; the proxy looks up the name."""
+    server = start_tls(HOST)
+    asked: list[list[str]] = []
+    (tmp_path / "ca.pem").write_bytes(authority.certificate.public_bytes(PEM))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    place = f"{HOST}:{server.server_port}"
+    with run_proxy(asked) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://user:p%40ss@127.0.0.1:{proxy}")
+        client, sink = MediaClient(resolve=never, sleep=lambda _: None), MemorySink()
+        hosts = parse_media_hosts(place)
+        download_video(f"https://{place}/v", sink, client=client, hosts=hosts, limits=LIMITS)
+    assert bytes(sink.content) == VIDEO
+    assert (asked[0][0], asked[0][2]) == (f"CONNECT {place} HTTP/1.1", AUTHORIZATION)
+    assert "Proxy-Authorization" not in server.received[0]
+
+
+def test_download_by_proxy_of_an_address_is_checked_all_the_same(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    hosts = parse_media_hosts("169.254.169.254:80")
+    client = MediaClient(sleep=lambda _: None)
+    with pytest.raises(MediaRefusedError, match="no public address"):
+        download_video(
+            "http://169.254.169.254:80/v", MemorySink(), client=client, hosts=hosts, limits=LIMITS
+        )
+
+
+def never(*_):
+    raise AssertionError("the proxy looks up the name")

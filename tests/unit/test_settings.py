@@ -209,7 +209,9 @@ def test_variable_of_others_is_passed_over(monkeypatch) -> None:
 
 def test_dotenv_is_read_and_environment_wins(monkeypatch) -> None:
     # Some editors begin a file with a byte order mark.
-    Path(".env").write_text("\ufeffFAL_ENDPOINT=a/file/extend-video\nLEASE_SECONDS=7\nFAL_USER_ID=\n")
+    Path(".env").write_text(
+        "\ufeffFAL_ENDPOINT=a/file/extend-video\nLEASE_SECONDS=7\nFAL_USER_ID=\n"
+    )
     assert load_settings().fal_endpoint == "a/file/extend-video"
     monkeypatch.setenv("FAL_ENDPOINT", "a/environment/extend-video")
     settings = load_settings()

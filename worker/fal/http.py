@@ -17,8 +17,10 @@ from pydantic import JsonValue, SecretStr
 
 from worker.deadline import call_within
 from worker.fal.completion import make_storable
+from worker.network import read_network
 
 TIMEOUT = httpx.Timeout(connect=5, write=10, read=20, pool=5)
+LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
 TOTAL_TIMEOUT = timedelta(seconds=30)
 MAX_REPLY_BYTES = 1024 * 1024
 # fal's documented backups (fal-api, section 1.1): the key may go there too.
@@ -49,15 +51,31 @@ class Reply:
 def build_client(credentials: SecretStr | None, *, keep_connections: bool) -> httpx.Client:
     """Build a client that carries the key, if any: for requests to fal's own hosts only."""
     key = {} if credentials is None else {"Authorization": f"Key {credentials.get_secret_value()}"}
-    return httpx.Client(
+    return open_client(
         timeout=TIMEOUT,
-        follow_redirects=False,
         limits=httpx.Limits(max_keepalive_connections=8 if keep_connections else 0),
         headers={
             **key,
             # What is measured against the bound is then what is held in memory.
             "Accept-Encoding": "identity",
         },
+    )
+
+
+def open_client(
+    *,
+    timeout: httpx.Timeout = TIMEOUT,
+    limits: httpx.Limits = LIMITS,
+    headers: Mapping[str, str] | None = None,
+) -> httpx.Client:
+    """Every client for fal and its storage: proxies and authorities of the environment, no more."""
+    transport = read_network().build_transport(limits)
+    return httpx.Client(
+        timeout=timeout,
+        headers=headers,
+        transport=transport,
+        trust_env=False,
+        follow_redirects=False,
     )
 
 

@@ -13,7 +13,7 @@ import httpx
 from pydantic import JsonValue, SecretStr
 
 from worker.errors import UploadRefusedError
-from worker.fal.http import Reply, build_client, exchange, name_origin
+from worker.fal.http import Reply, build_client, exchange, name_origin, open_client
 
 MayUse = Callable[[str], bool]
 
@@ -65,7 +65,7 @@ class StorageApi:
         self._may_use = may_use
         self._own = {name_origin(httpx.URL(rest_url)), self._cdn}
         self._keyed = build_client(credentials, keep_connections=True)
-        self._bare = httpx.Client(timeout=TRANSFER_TIMEOUT, trust_env=False, follow_redirects=False)
+        self._bare = open_client(timeout=TRANSFER_TIMEOUT)
 
     def close(self) -> None:
         self._keyed.close()

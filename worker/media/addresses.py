@@ -81,7 +81,7 @@ def find_addresses(place: MediaPlace, resolve: Resolve, limit: timedelta) -> tup
     Raises MediaUnavailableError if there is none or `limit` has passed, and MediaRefusedError if
     only one of them is not to be connected to: then somebody plays with the name.
     """
-    if _is_literal(place.host):
+    if is_literal(place.host):
         found: Iterable[str] = (place.host,)
     else:
         found = _resolve_within(place, resolve, limit)
@@ -129,7 +129,7 @@ def _lies_in(address: Address, networks: Iterable[IPv4Network | IPv6Network]) ->
     return any(address in network for network in networks)
 
 
-def _is_literal(host: str) -> bool:
+def is_literal(host: str) -> bool:
     try:
         ip_address(host)
     except ValueError:

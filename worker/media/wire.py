@@ -12,20 +12,21 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from socket import SHUT_RDWR, create_connection, socket
 from threading import Event, Timer
 from types import TracebackType
 from typing import Self
 
-import httpx
 from typing_extensions import override
 
 from worker.backoff import Draw
 from worker.errors import MediaUnavailableError
-from worker.media.addresses import Resolve, find_addresses, resolve_by_system
+from worker.media.addresses import Resolve, find_addresses, is_literal, resolve_by_system
 from worker.media.hosts import MediaPlace
 from worker.media.pacing import Pace
+from worker.network import Network, Proxy, read_network
 
 MOST_ADDRESSES = 4
 """How many of a host's addresses are tried for one request."""
@@ -73,18 +74,12 @@ class Deadline:
         return min(wait.total_seconds(), self.check())
 
 
-def build_tls() -> ssl.SSLContext:
-    """Checks certificates and names, from TLS 1.2 on, whatever the system itself allows."""
-    context = httpx.create_ssl_context(trust_env=False)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context
-
-
 @dataclass(frozen=True, slots=True)
 class MediaClient:
     """What all downloads of a process share; it holds no connections."""
 
-    tls: ssl.SSLContext = field(default_factory=build_tls)
+    network: Network = field(default_factory=read_network)
+    tls: ssl.SSLContext = field(default_factory=lambda: read_network().build_tls())
     resolve: Resolve = resolve_by_system
     connect_time: timedelta = timedelta(seconds=5)
     """Bounds looking up a name, connecting to each of its addresses, and agreeing on TLS."""
@@ -96,7 +91,10 @@ class MediaClient:
 
 
 class PinnedConnection(HTTPConnection):
-    """Connects to one of the given addresses, whatever the host's name leads to by now."""
+    """Connects to one of the given addresses, whatever the host's name leads to by now.
+
+    Where a proxy leads to the host it connects to that one, which looks up the name.
+    """
 
     def __init__(
         self,
@@ -107,13 +105,14 @@ class PinnedConnection(HTTPConnection):
     ) -> None:
         super().__init__(place.host, place.port)
         self._place = place
+        self._proxy = find_proxy(place, client)
         self._addresses = addresses[:MOST_ADDRESSES]
         self._client = client
         self._deadline = deadline
 
     @override
     def connect(self) -> None:
-        sock = self._reach()
+        sock = self._reach() if self._proxy is None else self._dial(*self._proxy.address)
         try:
             self.sock = self._wrap(sock)
         except BaseException:
@@ -126,20 +125,34 @@ class PinnedConnection(HTTPConnection):
         *others, last = self._addresses
         for address in others:
             try:
-                return self._dial(address)
+                return self._dial(address, self._place.port)
             except OSError:  # the last one tells why
                 continue
-        return self._dial(last)
+        return self._dial(last, self._place.port)
 
-    def _dial(self, address: str) -> socket:
+    def _dial(self, address: str, port: int) -> socket:
         timeout = self._deadline.bound(self._client.connect_time)
-        return create_connection((address, self._place.port), timeout)
+        return create_connection((address, port), timeout)
 
     def _wrap(self, sock: socket) -> socket:
         if self._place.url.scheme != "https":
             return sock
         sock.settimeout(self._deadline.bound(self._client.connect_time))
+        if self._proxy is not None:
+            self._open_tunnel(sock, self._proxy)
         return self._client.tls.wrap_socket(sock, server_hostname=self._place.host)
+
+    def _open_tunnel(self, sock: socket, proxy: Proxy) -> None:
+        """Nothing comes through it before we speak, so the answer's end is where it seems to be."""
+        host = f"[{self._place.host}]" if ":" in self._place.host else self._place.host
+        target = f"{host}:{self._place.port}"
+        headers = {"Host": target, **proxy.authorization}
+        lines = [f"CONNECT {target} HTTP/1.1", *(f"{name}: {headers[name]}" for name in headers)]
+        sock.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
+        with closing(HTTPResponse(sock, method="CONNECT")) as response:
+            response.begin()
+            if response.status != HTTPStatus.OK:
+                raise OSError(f"the proxy answered {response.status}")
 
 
 class Alarm:
@@ -203,6 +216,10 @@ class Answer:
             self._alarm.check()
 
 
+def find_proxy(place: MediaPlace, client: MediaClient) -> Proxy | None:
+    return client.network.find_proxy(place.url.scheme, place.host, place.port)
+
+
 @contextmanager
 def send_request(
     place: MediaPlace, headers: dict[str, str], client: MediaClient, deadline: Deadline
@@ -212,20 +229,29 @@ def send_request(
     Raises BrokenError, MediaRefusedError and, at the deadline, MediaUnavailableError.
     """
     limit = timedelta(seconds=deadline.bound(client.connect_time))
-    addresses = find_addresses(place, client.resolve, limit)
+    addresses: tuple[str, ...] = ()
+    if find_proxy(place, client) is None or is_literal(place.host):
+        addresses = find_addresses(place, client.resolve, limit)
     with closing(PinnedConnection(place, addresses, client, deadline)) as connection:
         with _naming_break(f"no connection to {place.host}"):
             connection.connect()
         with Alarm(connection.sock, deadline) as alarm:
-            response = _ask(connection, {**REQUEST_HEADERS, **headers}, place, alarm)
+            response = _ask(connection, {**REQUEST_HEADERS, **headers}, place, client, alarm)
             with closing(response):
                 yield Answer(place, response, alarm)
 
 
 def _ask(
-    connection: PinnedConnection, headers: dict[str, str], place: MediaPlace, alarm: Alarm
+    connection: PinnedConnection,
+    headers: dict[str, str],
+    place: MediaPlace,
+    client: MediaClient,
+    alarm: Alarm,
 ) -> HTTPResponse:
     target, host = place.url.raw_path.decode("ascii"), place.url.netloc.decode("ascii")
+    proxy = find_proxy(place, client)
+    if proxy is not None and place.url.scheme == "http":
+        target, headers = f"http://{host}{target}", {**headers, **proxy.authorization}
     try:
         with _naming_break(f"{place.host} gives no answer"):
             connection.request("GET", target, headers={"Host": host, **headers})

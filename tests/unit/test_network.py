@@ -1,0 +1,86 @@
+"""Proxies and authorities of the environment: what leads where, and what ends the start."""
+
+import httpx
+import pytest
+
+from tests.harness.tls import make_certificate, run_proxy, run_tls_end
+from tests.harness.web import run_server, send_json
+from worker.errors import InvalidSettingsError
+from worker.fal.http import open_client
+from worker.network import read_network
+from worker.settings import load_settings
+
+PROXY = "http://proxy:3128"
+
+
+@pytest.mark.parametrize(
+    ("environ", "url", "is_proxied"),
+    [
+        ({"HTTPS_PROXY": PROXY}, "https://queue.fal.run", True),
+        ({"HTTPS_PROXY": PROXY}, "http://queue.fal.run", False),
+        ({"ALL_PROXY": PROXY}, "http://queue.fal.run", True),
+        ({"all_proxy": "proxy:3128"}, "https://queue.fal.run", True),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "*"}, "https://queue.fal.run", False),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "a, fal.run"}, "https://queue.fal.run", False),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": ".FAL.run"}, "https://queue.fal.run", False),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "al.run"}, "https://queue.fal.run", True),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "fal.run:8443"}, "https://fal.run", True),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "fal.run:8443"}, "https://fal.run:8443", False),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "https://fal.run"}, "https://fal.run", False),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "fd00::/8"}, "https://[fd00::7]", False),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "fd00::/8"}, "https://[fe00::7]", True),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "[::1]"}, "https://[::1]:8001", False),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "[::1]:8001"}, "https://[::1]:8001", False),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "10.0.0.0/8"}, "https://10.1.2.3", False),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "10.0.0.0/8"}, "https://fal.run", True),
+        ({"HTTPS_PROXY": PROXY, "NO_PROXY": "::nonsense::[,//"}, "https://fal.run", True),
+    ],
+)
+def test_proxy_leads_to_what_is_not_exempt(environ, url, is_proxied) -> None:
+    parts = httpx.URL(url)
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    proxy = read_network(environ).find_proxy(parts.scheme, parts.host, port)
+    assert (proxy is not None) == is_proxied
+    assert proxy is None or proxy.address == ("proxy", 3128)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1080"),
+        ("https_proxy", "https://proxy:443"),
+        ("HTTP_PROXY", "http://proxy:port"),
+        ("HTTP_PROXY", "http://"),
+        ("SSL_CERT_FILE", "/nowhere/ca.pem"),
+        ("SSL_CERT_FILE", __file__),
+        ("SSL_CERT_DIR", "/nowhere"),
+    ],
+)
+def test_variable_that_leads_nowhere_ends_the_start_by_its_name(monkeypatch, name, value) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidSettingsError) as caught:
+        load_settings()
+    assert [violation.field for violation in caught.value.violations] == [name]
+
+
+def test_password_of_a_proxy_is_not_shown(monkeypatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://user:secret@proxy")
+    with pytest.raises(InvalidSettingsError) as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)
+    assert "secret" not in repr(read_network({"ALL_PROXY": "http://user:secret@proxy"}))
+
+
+def test_client_of_fal_goes_by_proxy_and_trusts_the_named_authority(monkeypatch, tmp_path) -> None:
+    certificate = make_certificate(tmp_path, "queue.invalid")
+    asked: list[list[str]] = []
+    with run_server(send_json({"ok": True})) as server:
+        target = ("127.0.0.1", httpx.URL(server.url).port or 0)
+        with run_tls_end(target, certificate) as port, run_proxy(asked) as proxy:
+            monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
+            monkeypatch.setenv("HTTPS_PROXY", f"http://user:p%40ss@127.0.0.1:{proxy}")
+            with open_client() as client:
+                reply = client.get(f"https://queue.invalid:{port}/")
+    assert reply.json() == {"ok": True}
+    assert asked[0][0].split()[1] == f"queue.invalid:{port}"
+    assert "Proxy-Authorization: Basic dXNlcjpwQHNz" in asked[0]
