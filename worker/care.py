@@ -25,6 +25,7 @@ from worker.jobs.archives import Scope
 from worker.media.store import ListedObject
 from worker.progress import MIB, show_progress
 from worker.runtime import Runtime, build_runtime
+from worker.stages.mark import require_own_archive
 from worker.stages.orphans import ORPHAN_AGE, Inventory, find_orphans
 from worker.stages.verify import (
     MOST_LISTED,
@@ -63,6 +64,7 @@ def verify(
             raise typer.BadParameter("--orphans takes no other option but --json")
         raise typer.Exit(report_orphans(build_runtime(), as_json=as_json))
     runtime = build_runtime()
+    require_own_archive(db=runtime.db, store=runtime.store)
     scope = start_scope(tenant, not_since)
     verification = Verification()
     with resumable(scope, sample, verification):

@@ -15,14 +15,16 @@ from sqlalchemy import Connection
 
 from worker.clock import Clock, read_clock
 from worker.db import Database
+from worker.errors import StoreUnavailableError
 from worker.fal.platform import ListedRequest, Listing, PlatformClient
 from worker.fal.same_input import is_same_input, sign_input
 from worker.jobs import slices
 from worker.jobs.attempts import list_known_requests
 from worker.jobs.doctor import Check, Finding, check_slice, find_strays
 from worker.jobs.slices import ArchivedFile, IdlessAttempt, PaidRequest, Slice
-from worker.media.look import ArchiveLook
+from worker.media.look import MOST_FAILURES, ArchiveLook
 from worker.media.store import Store
+from worker.stages.mark import find_foreign_mark
 
 SAMPLE = 200
 # Of each check so many are told one by one; the others are counted.
@@ -79,7 +81,11 @@ def examine(
     now = clock()
     made = [check for check in Check if platform is not None or check not in CHECKS_WITH_KEY]
     diagnosis = Diagnosis(Counter(dict.fromkeys(made, 0)))
-    paid = _examine_tables(diagnosis, db, ArchiveLook(store), terms, now)
+    foreign = _find_foreign(db, store)
+    look = ArchiveLook(store, failures=0 if foreign is None else MOST_FAILURES)
+    paid = _examine_tables(diagnosis, db, look, terms, now)
+    if foreign is not None:
+        diagnosis.notes.append(foreign)
     with db.reading() as connection:
         diagnosis.add(find_strays(connection))
         diagnosis.notes += [*_note_gates(connection), *_note_held(connection)]
@@ -88,6 +94,13 @@ def examine(
         listing = platform.list_requests(terms.endpoint, start - MARGIN, clock() + MARGIN)
         _compare_with_fal(diagnosis, db, terms.endpoint, listing, paid)
     return diagnosis
+
+
+def _find_foreign(db: Database, store: Store) -> str | None:
+    try:
+        return find_foreign_mark(db=db, store=store)
+    except StoreUnavailableError:  # each look at a file says so
+        return None
 
 
 # ------------------------------------------------------------------ rows and files

@@ -26,6 +26,7 @@
         ├── PaysAgainError              pays_again            it costs money nobody agreed to
         ├── ClaimLostError              claim_lost            another worker has taken the job over
         ├── InvalidResultError          invalid_result        fal's result names no video
+        ├── ForeignArchiveError         foreign_archive       another host's or table's archive
         ├── MediaGoneError              media_gone            its host has the video no more
         ├── MediaRefusedError           media_refused         a URL we may not download from
         ├── UnarchivableError           unarchivable          fetched again, still no whole video
@@ -218,6 +219,10 @@ class StoreObjectMissingError(PermanentError):
 
 class UploadRefusedError(PermanentError):
     code = "upload_refused"
+
+
+class ForeignArchiveError(PermanentError):
+    code = "foreign_archive"
 
 
 class OutdatedSchemaError(PermanentError):

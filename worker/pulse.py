@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -28,12 +29,16 @@ from celery.worker import state
 from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
+from worker.app import ARCHIVE, QUEUES
 from worker.clock import read_clock
 from worker.daemons import MARGIN
 from worker.db import Database
 from worker.dispatch import Dispatcher
+from worker.errors import ForeignArchiveError, StoreUnavailableError
 from worker.jobs.workers import SeenWorker, forget_workers, keep_worker, note_step, remove_worker
+from worker.media.store import open_store
 from worker.settings import Settings, load_settings
+from worker.stages.mark import require_own_archive
 from worker.tasks import get_runtime
 from worker.watchdog import Look, Watchdog
 
@@ -91,6 +96,7 @@ class Watch:
     looped_at: float = field(default_factory=time.monotonic)
     received_at: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=read_clock)
+    archive_fault: str | None = None
     _thread: threading.Thread | None = None
     _ending: threading.Event = field(default_factory=threading.Event)
 
@@ -155,17 +161,41 @@ class Watch:
     def _keep_row(self) -> None:
         """With a connection of its own each time: children that are forked later share none."""
         now = read_clock()
-        name = self.consumer.hostname
-        seen = SeenWorker(name, os.getpid(), self._list_queues(), self.started_at, now)
+        queues = self._list_queues()
         try:
-            with (
-                closing(Database(self.settings.database_url)) as db,
-                db.transaction() as connection,
-            ):
-                keep_worker(connection, seen)
-                forget_workers(connection, now - FORGET_AFTER)
+            with closing(Database(self.settings.database_url)) as db:
+                if QUEUES[ARCHIVE] in queues:
+                    self._check_archive(db)
+                seen = SeenWorker(
+                    self.consumer.hostname,
+                    os.getpid(),
+                    queues,
+                    self.started_at,
+                    now,
+                    archive_fault=self.archive_fault,
+                )
+                with db.transaction() as connection:
+                    keep_worker(connection, seen)
+                    forget_workers(connection, now - FORGET_AFTER)
         except SQLAlchemyError as error:
             log.debug("pulse_not_written", reason=type(error).__name__)
+
+    def _check_archive(self, db: Database) -> None:
+        """Each time, so that a volume that is mounted or lost later is noticed as well.
+
+        Only a directory may be another one on each host.
+        """
+        if not self.settings.archive_url.lower().startswith("file:"):
+            return
+        store = open_store(self.settings.archive_url, Path(self.settings.spool_dir))
+        try:
+            require_own_archive(db=db, store=store)
+            fault = None
+        except (ForeignArchiveError, StoreUnavailableError) as error:
+            fault = str(error)
+        if fault is not None and fault != self.archive_fault:
+            log.error("archive_fault", reason=fault)
+        self.archive_fault = fault
 
     def _remove_row(self) -> None:
         with (

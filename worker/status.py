@@ -59,6 +59,8 @@ def list_problems(
     seen = list_seen(measures.workers, measures.now)
     if not seen:
         problems.append("no worker has been seen within the last minute")
+    faulty = [worker for worker in seen if worker.archive_fault]
+    problems += [f"archive of {worker.name}: {worker.archive_fault}" for worker in faulty]
     consumed = {queue for worker in seen for queue in worker.queues}
     unconsumed = sorted({*QUEUES.values()} - consumed) if seen else []
     if unconsumed:
@@ -90,6 +92,7 @@ def to_json(found: Status) -> dict[str, Any]:
                 "last_seen_at": worker.last_seen_at,
                 "last_step": worker.last_step,
                 "last_step_at": worker.last_step_at,
+                "archive_fault": worker.archive_fault,
             }
             for worker in measures.workers
         ],

@@ -53,6 +53,14 @@ def test_slow_senders_are_kept_from_the_receivers_threads() -> None:
         assert text.count(f"    {line}\n") == 1, line
 
 
+def test_next_receiver_is_asked_where_one_cannot_be_reached() -> None:
+    text = FILE.read_text()
+    assert "proxy_next_upstream error timeout;" in text
+    assert "non_idempotent;" not in text, "a webhook that was sent is fal's to send again"
+    servers = re.findall(r"server \d\S+ (.*);", text)
+    assert servers == ["max_fails=3 fail_timeout=5s"] * 2
+
+
 def test_path_with_its_token_is_in_no_log() -> None:
     (logged,) = re.findall(r"log_format without_path '([^']*)'", FILE.read_text())
     assert "request_uri" not in logged

@@ -33,6 +33,7 @@ from worker.jobs.models import JobRow
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.media.local_store import LocalStore
+from worker.media.store import ARCHIVE_MARK
 
 NOW = datetime.now(UTC)
 LONG_AGO = NOW - timedelta(days=100)
@@ -346,3 +347,18 @@ def test_prune_killed_within_a_job_is_ended_by_the_next(run, db, store, settings
     assert count_jobs(db, JobRow.archive_uri.is_not(None)) == 1
     assert [str(young.id) in name for name in list_names(store)] == [True] * 4
     assert read_job(db, live.id) == live
+
+
+def test_verify_on_a_host_with_another_archive_marks_no_copy_as_damaged(run, db, store):
+    job = archive_ended(db, store)
+    assert run("verify").code == 0
+    (store.root / ARCHIVE_MARK).unlink()
+    store.delete(name_of(store, job.archive_uri))
+    refused = run("verify", "--not-since", LONG_AGO.isoformat())
+    assert refused.code == 1
+    assert "foreign_archive" in refused.err
+    assert "volume is not mounted" in refused.err
+    assert read_job(db, job.id).archive_error is None
+    looked = run("doctor")
+    assert "volume is not mounted" in looked.out
+    assert "there is no such file" not in looked.out

@@ -51,6 +51,7 @@ TABLES = {
     "observed_time",
     "restores",
     "stray_deliveries",
+    "archive_marks",
 }
 
 

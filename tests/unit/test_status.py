@@ -76,3 +76,10 @@ def test_slow_sweeps_are_late_by_their_own_measure() -> None:
 def test_queues_are_shared_by_several_workers() -> None:
     halves = [replace(WORKER, queues=QUEUE_NAMES[:3]), replace(WORKER, queues=QUEUE_NAMES[3:])]
     assert list_problems(replace(WELL, workers=halves), EMPTY, load_settings()) == []
+
+
+def test_worker_with_another_archive_is_a_problem_while_it_is_seen() -> None:
+    faulty = replace(WORKER, archive_fault="file:///a has no mark")
+    measures = replace(WELL, workers=[faulty])
+    expected = ["archive of w@h: file:///a has no mark"]
+    assert list_problems(measures, EMPTY, load_settings()) == expected

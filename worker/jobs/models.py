@@ -347,3 +347,14 @@ class WorkerRow(Base):
     last_seen_at: Mapped[datetime]
     last_step: Mapped[str | None]
     last_step_at: Mapped[datetime | None]
+    archive_fault: Mapped[str | None]
+
+
+class ArchiveMarkRow(Base):
+    """The id that the archive at this location holds, so that another one there is noticed."""
+
+    __tablename__ = "archive_marks"
+
+    location: Mapped[str] = mapped_column(primary_key=True)
+    mark: Mapped[str]
+    noted_at: Mapped[datetime]

@@ -20,11 +20,13 @@ class SeenWorker:
     last_seen_at: datetime
     last_step: str | None = None
     last_step_at: datetime | None = None
+    archive_fault: str | None = None
 
 
 def keep_worker(connection: Connection, seen: SeenWorker) -> None:
-    """Note that it is there; what it did last is kept."""
+    """Note that it is there, and with what archive; what it did last is kept."""
     values = {name: value for name, value in asdict(seen).items() if value is not None}
+    values["archive_fault"] = seen.archive_fault
     known = {name: value for name, value in values.items() if name != "name"}
     connection.execute(
         insert_for(connection, WorkerRow)

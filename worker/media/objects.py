@@ -9,6 +9,8 @@ from datetime import datetime
 _PART = re.compile(r"[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*")
 MOST_PART_BYTES = 255  # a file system's bound
 MOST_NAME_BYTES = 900  # S3 allows 1024, its prefix included
+# Which archive this is; hidden, so that no listing has it.
+ARCHIVE_MARK = ".archive-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +36,14 @@ def check_name(name: str) -> str:
 
     Parts are separated by slashes; none is empty, begins with a dot or has control characters.
     """
-    parts = name.split("/")
-    sizes = [len(part.encode()) for part in parts if _PART.fullmatch(part)]
-    too_long = max(sizes, default=0) > MOST_PART_BYTES or len(name.encode()) > MOST_NAME_BYTES
-    if len(sizes) < len(parts) or too_long:
+    if name != ARCHIVE_MARK and not is_name(name):
         raise ValueError(f"{name[:100]!r} cannot name an object in the archive")
     return name
 
 
 def is_name(text: str) -> bool:
-    """Whether an object can have this name."""
-    try:
-        check_name(text)
-    except ValueError:
-        return False
-    return True
+    """Whether an object of a job can have this name."""
+    parts = text.split("/")
+    sizes = [len(part.encode()) for part in parts if _PART.fullmatch(part)]
+    too_long = max(sizes, default=0) > MOST_PART_BYTES or len(text.encode()) > MOST_NAME_BYTES
+    return len(sizes) == len(parts) and not too_long

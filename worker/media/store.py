@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 from worker.media.local_store import LocalStore, read_file_url
-from worker.media.objects import ListedObject, StoredObject, check_name
+from worker.media.objects import ARCHIVE_MARK, ListedObject, StoredObject, check_name
 from worker.media.spool import Spool, SpoolFile
 
-__all__ = ["ListedObject", "Store", "StoredObject", "check_name", "open_store"]
+__all__ = ["ARCHIVE_MARK", "ListedObject", "Store", "StoredObject", "check_name", "open_store"]
 
 REMOTE = ("s3", "gs", "az", "memory")
 SUPPORTED = (

@@ -22,6 +22,7 @@ TOKEN = "a-token-of-the-monitors"
 INSIDE = "allow 127.0.0.1;"
 WEBHOOK = f"/webhooks/fal/{'t' * 43}"
 LOGINS = 16
+DELIVERIES = 195
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="NOT RUN: no nginx")
 
@@ -90,6 +91,14 @@ def test_world_reaches_the_webhooks_and_nothing_else(tmp_path) -> None:
     assert delivered.status_code == HTTPStatus.UNAUTHORIZED
     assert delivered.json()["error"] == "invalid_signature"
     assert WEBHOOK not in (tmp_path / "extend-video.log").read_text()
+
+
+def test_one_of_two_receivers_is_dead_and_no_delivery_fails(tmp_path) -> None:
+    second = f"127.0.0.1:{find_closed_port()}"
+    with run_nginx(tmp_path, {INSIDE: "", "# server 10.0.0.12:8000": f"server {second}"}) as world:
+        answers = [world.post(WEBHOOK, content=b"{}").status_code for _ in range(DELIVERIES)]
+    assert f"server {second} max_fails=3" in (tmp_path / "nginx.conf").read_text()
+    assert answers == [HTTPStatus.UNAUTHORIZED] * DELIVERIES, "the receiver's own answer, each time"
 
 
 def test_page_from_inside_has_a_secure_cookie_and_slow_guesses(tmp_path) -> None:
