@@ -26,11 +26,11 @@ from worker.db import name_sqlite
 from worker.errors import DaemonError, InvalidInputError, MediaRefusedError, Violation
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.media.inspect import inspect_video
+from worker.media.examiner import get_examiner
 from worker.media.local_file import take_file
 from worker.media.local_store import local_path
-from worker.media.probe import probe_video
 from worker.media.sample import make_sample
+from worker.media.verify import Stated
 from worker.progress import show_progress
 from worker.runtime import Runtime
 from worker.schema import upgrade_schema
@@ -95,7 +95,7 @@ def check_plan(plan: DemoPlan, settings: Settings, *, real: bool) -> None:
     """Refuse what cannot work before anything is started. Raises InvalidInputError."""
     if isinstance(plan.video, Path):
         try:
-            take_file(plan.video, inspect_video, settings.max_upload_bytes)
+            take_file(plan.video, get_examiner().inspect_video, settings.max_upload_bytes)
         except MediaRefusedError as error:
             wrong = Violation("--video", str(plan.video), str(error))
             raise InvalidInputError((wrong,)) from None
@@ -230,7 +230,7 @@ def _find_source(plan: DemoPlan) -> Path | None:
 
 
 def _describe_length(path: Path) -> str:
-    facts = probe_video(path)
+    facts = get_examiner().verify(path, Stated()).facts
     seconds = f"{facts.duration.total_seconds():.2f} s" if facts.duration else "unknown length"
     return f"{seconds}, {facts.frames} frames, {facts.width}x{facts.height}"
 

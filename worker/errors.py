@@ -29,6 +29,7 @@
         ├── ForeignArchiveError         foreign_archive       another host's or table's archive
         ├── MediaGoneError              media_gone            its host has the video no more
         ├── MediaRefusedError           media_refused         a URL we may not download from
+        │   └── MediaBoundError         media_bound           a file that takes too much to decode
         ├── UnarchivableError           unarchivable          fetched again, still no whole video
         ├── NameTakenError              name_taken            its name in the archive is another's
         ├── InvalidRecipeError          invalid_recipe        a sidecar that cannot be replayed
@@ -183,6 +184,12 @@ class InvalidResultError(PermanentError):
 
 class MediaRefusedError(PermanentError):
     code = "media_refused"
+
+
+class MediaBoundError(MediaRefusedError):
+    """A file that takes more to decode than is allowed; says nothing of whether it is whole."""
+
+    code = "media_bound"
 
 
 class MediaGoneError(PermanentError):

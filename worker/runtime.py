@@ -34,10 +34,12 @@ from worker.jobs.workers import list_workers
 from worker.log import configure_logging
 from worker.measures import list_seen, note_sweep
 from worker.media.addresses import leads_to, resolve_by_system
+from worker.media.examiner import Examiner, get_examiner
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
 from worker.media.pacing import Pace
+from worker.media.questions import Bounds
 from worker.media.store import Store, open_store
 from worker.media.wire import MediaClient
 from worker.setting_faults import mask_url
@@ -147,7 +149,14 @@ class Runtime:
 
     @property
     def file_terms(self) -> FileTerms:
-        return FileTerms(self.settings.data_uri_max_bytes, self.settings.max_upload_bytes)
+        settings = self.settings
+        return FileTerms(settings.data_uri_max_bytes, settings.max_upload_bytes, self.examiner)
+
+    @property
+    def examiner(self) -> Examiner:
+        """One for all of this process, whose processes decode."""
+        settings = self.settings
+        return get_examiner(Bounds(settings.media_memory_bytes), settings.media_processes)
 
     @cached_property
     def platform(self) -> PlatformClient:
@@ -216,6 +225,7 @@ class Runtime:
             self.media,
             hosts=_read_setting("fal_media_hosts", settings.fal_media_hosts, parse_media_hosts),
             limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),
+            examiner=self.examiner,
         )
         layout = _read_setting("archive_layout", settings.archive_layout, parse_layout)
         return Keeper(self.db, self.store, fetcher, layout, has_sheet=settings.archive_sheet)

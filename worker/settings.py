@@ -223,6 +223,15 @@ class Settings(FiledSettings):
         le=1024**4,
         description="most bytes that a worker process downloads in a second, all videos together",
     )
+    media_memory_bytes: int = Field(
+        256 * 1024 * 1024,
+        ge=64 * 1024 * 1024,
+        le=1024**4,
+        description="most memory for decoding one file, in bytes beside a process's own 60 MB",
+    )
+    media_processes: int = Field(
+        2, ge=1, le=64, description="how many processes decode files for a worker process"
+    )
     watchdog_seconds: Seconds = Field(
         timedelta(seconds=120),
         description="how long a worker may leave messages that it has hands for; then it ends",

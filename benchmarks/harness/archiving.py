@@ -23,6 +23,7 @@ from worker.jobs import table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move, NewJob
 from worker.media.download import download_video
+from worker.media.examiner import get_examiner
 from worker.media.hosts import MediaHosts, parse_media_hosts
 from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
@@ -83,7 +84,7 @@ def build_whole(directory: Path, hosts: MediaHosts, urls: Sequence[str]) -> Act:
     database_url = f"sqlite:///{directory / 'jobs.db'}"
     upgrade_schema(database_url)
     db = Database(database_url)
-    fetcher = Fetcher(Source(ask_nobody, ask_nobody), MediaClient(), hosts, LIMITS)
+    fetcher = Fetcher(Source(ask_nobody, ask_nobody), MediaClient(), hosts, LIMITS, get_examiner())
     store = LocalStore(directory / "archive")
     keeper = Keeper(db, store, fetcher, parse_layout("{yyyy}/{mm}/{dd}/{job_id}.{ext}"))
     jobs = {url: insert_completed(db, url) for url in urls}

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from worker.fal.file_access import FileSigner
 from worker.fal.requests import RequestClient
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
+from worker.media.examiner import Examiner, get_examiner
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
@@ -71,6 +72,7 @@ class Archiver:
     open_signer: Callable[[], FileSigner] = never
     has_sheet: bool = False
     max_downloads: int = 32
+    examiner: Examiner = field(default_factory=get_examiner)
 
     def with_(self, **changes: Any) -> "Archiver":
         return replace(self, **changes)
@@ -78,7 +80,7 @@ class Archiver:
     def build_keeper(self, clock: FakeClock | None = None) -> Keeper:
         source = Source(self.open_requests, self.open_signer)
         hosts = parse_media_hosts(self.hosts)
-        fetcher = Fetcher(source, self.client, hosts, self.limits)
+        fetcher = Fetcher(source, self.client, hosts, self.limits, self.examiner)
         return Keeper(
             self.db,
             self.store,

@@ -22,6 +22,7 @@ from sqlalchemy import text
 
 from tests.emulator.clips import make_clip
 from tests.emulator.processes import Emulator, start_emulator
+from tests.harness.bombs import build_gif
 from tests.harness.brokers import find_closed_port
 from tests.harness.commands import build_run
 from tests.harness.logs import preserved_logging
@@ -346,6 +347,11 @@ def test_url_is_passed_on_and_not_fetched(wish_and_enqueue, db) -> None:
         ("data:video/mp4;base64,AAA", "is base64"),
         (f"data:video/mp4;base64,{'A' * 1_398_108}", "at most 1048576 bytes"),
         (7, "a data URI in base64"),
+        (build_gif(), "its picture has 16000 x 16000 pixels; at most"),
+        (
+            f"data:video/gif;base64,{base64.b64encode(build_gif()).decode()}",
+            "its picture has 16000 x 16000 pixels; at most",
+        ),
     ],
 )
 def test_refused_file_is_told_with_all_else_and_leaves_nothing(

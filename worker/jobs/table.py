@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, and_, bindparam, null, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, func, null, or_, select, update
 
 from worker.errors import JobNotFoundError
 from worker.jobs import transitions
@@ -186,3 +186,10 @@ def clamp_due(connection: Connection, now: datetime, longest: timedelta, limit: 
 def list_events(connection: Connection, job_id: UUID) -> list[Event]:
     statement = select(*columns_of(EventRow)).where(EventRow.job_id == job_id).order_by(EventRow.id)
     return fetch_all(connection, Event, statement)
+
+
+def count_events(connection: Connection, job_id: UUID, event: JobEvent) -> int:
+    """How often this has happened to the job."""
+    is_one = (EventRow.job_id == job_id) & (EventRow.reason == event.value)
+    statement = select(func.count()).select_from(EventRow).where(is_one)
+    return int(connection.execute(statement).scalar_one())

@@ -14,8 +14,8 @@ from av.container import InputContainer
 from worker.errors import MediaRefusedError
 from worker.media.probe import (
     HEAD_BYTES,
-    MAX_PIXELS,
     VIDEO_TYPES,
+    check_pixels,
     choose_extension,
     find_picture,
     open_video,
@@ -81,9 +81,11 @@ def _see_frame(container: InputContainer) -> None:
     stream = find_picture(container)
     if stream is None:
         raise MediaRefusedError("it has no video stream")
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-    if next(iter(container.decode(stream)), None) is None:
+    check_pixels(stream.codec_context.width, stream.codec_context.height)
+    frame = next(iter(container.decode(stream)), None)
+    if frame is None:
         raise MediaRefusedError("no frame of it can be decoded")
+    check_pixels(frame.width, frame.height)
 
 
 def _begins_as(picture: _Picture, head: bytes) -> bool:

@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.filter import Graph
 
 from worker.errors import MediaRefusedError
-from worker.media.probe import MAX_PIXELS, VideoFacts, find_picture, open_video
+from worker.media.probe import VideoFacts, check_pixels, find_picture, open_video
 
 POSTER_WIDTH = 640
 SHEET_COLUMNS, SHEET_ROWS = 4, 3
@@ -28,6 +28,11 @@ PLACES = (1 / 3, 1 / 2, 2 / 3, 1 / 6, 5 / 6, 0.0)
 # Of 255, the mean of a thumbnail: scenes at night are lighter, and faded ones are not.
 LIGHT = 20
 THUMB_SIDE = 16
+# Each thread of a decoder holds frames of its own.
+THREADS = 2
+# Of one search, beyond which the frame that was reached will do: a file may have one key frame.
+SEARCH_PIXELS = 1_000_000_000
+SEARCH_FRAMES = 5_000
 TURNS = {90: ("transpose", "clock"), 180: ("rotate", "PI"), 270: ("transpose", "cclock")}
 
 
@@ -112,8 +117,8 @@ def _reading(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
         stream = find_picture(container)
         if stream is None:
             raise MediaRefusedError("no frame of the video can be shown: it has none")
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        stream.thread_type = "AUTO"
+        check_pixels(stream.codec_context.width, stream.codec_context.height)
+        stream.thread_type, stream.codec_context.thread_count = "AUTO", THREADS
         yield container, stream
 
 
@@ -125,9 +130,11 @@ def _read_frame(
     latest = None
     with suppress(av.FFmpegError):  # whatever came before it will do
         container.seek(round((begin + seconds) * av.time_base))
-        for frame in container.decode(stream):
+        for number, frame in enumerate(container.decode(stream), start=1):
+            check_pixels(frame.width, frame.height)
             latest = frame
-            if frame.pts is None or _find_end(frame) > begin + seconds:
+            is_far = number >= min(SEARCH_FRAMES, SEARCH_PIXELS / (frame.width * frame.height))
+            if is_far or frame.pts is None or _find_end(frame) > begin + seconds:
                 break
     return latest
 

@@ -15,9 +15,11 @@ lies between the samples of a file that is too large to be decoded whole.
 The very file alone is read: playlists and other files' names are not followed.
 """
 
+import errno
 import math
 import re
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias, TypeGuard
@@ -26,7 +28,7 @@ import av
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 
-from worker.errors import Finding, MediaRefusedError
+from worker.errors import Finding, MediaBoundError, MediaRefusedError
 from worker.media.extent import find_break
 
 DEFAULT_EXTENSION = "bin"
@@ -44,11 +46,14 @@ UNKNOWN_TYPE = "application/octet-stream"
 HEAD_BYTES = 256
 # playlists and scripts that name other files or URLs are not among them, whatever the file's name
 READ_OPTIONS = {"format_whitelist": "mov,matroska,gif,avi", "protocol_whitelist": "file"}
-# FFmpeg's own bound on width times height while decoding: a few bytes can announce gigabytes.
-MAX_PIXELS = 16_384 * 16_384
-# What is decoded from end to end: a few seconds' work. Beyond either bound samples have to do.
+# Width times height of what is decoded: a few bytes can announce gigabytes. 8K has half of it.
+MAX_PIXELS = 8192 * 8192
+# What is decoded from end to end: a few seconds' work. Beyond any of them samples have to do.
+# Pixels and frames are those that came out, whatever the header says; the time is CPU time.
 WHOLE_BYTES = 256 * 1024 * 1024
 WHOLE_PIXELS = 4_000_000_000
+WHOLE_FRAMES = 20_000
+WHOLE_TIME = timedelta(seconds=20)
 # Where samples begin, as parts of the file, and how many pictures each has.
 SAMPLE_PLACES = (*(part / 16 for part in range(16)), 63 / 64)
 SAMPLE_PICTURES = 24
@@ -132,6 +137,7 @@ class Reading:
     packets: int = 0
     tried: int = 0
     frames: int = 0
+    pixels: int = 0
     failures: int = 0
     reason: str = ""
     is_cut: bool = False
@@ -165,9 +171,11 @@ class Reading:
             for frame in self.stream.codec_context.decode(packet):
                 self.frames += 1
                 if isinstance(frame, av.VideoFrame):
+                    self.pixels += check_pixels(frame.width, frame.height)
                     self.rotation = self.rotation or -frame.rotation % 360
                     self._fail("a frame is damaged" if frame.is_corrupt else "")
         except av.FFmpegError as error:
+            require_memory(error)
             self._fail(str(error.strerror))
         if packet is None:
             self.stream.codec_context.flush_buffers()
@@ -179,14 +187,19 @@ class Reading:
 
 @dataclass(slots=True)
 class Pass:
-    """One reading of all packets; beyond `most` pictures, samples are decoded."""
+    """One reading of all packets; beyond `most` pixels, as all other bounds, it takes samples.
+
+    `each` is how many pixels a picture has by its header; what comes out may have more.
+    """
 
     readings: dict[int, Reading]
     picture: Reading
     size: int
     most: int
+    each: int
     is_whole: bool = True
     failure: str | None = None
+    _began: float = field(default_factory=time.process_time)
     _place: float = -1.0
     _left: int = 0
     _since: int = 0
@@ -200,13 +213,14 @@ class Pass:
                     if self._chooses(one, packet):
                         one.decode(packet)
         except av.FFmpegError as error:
+            require_memory(error)
             self.failure = str(error.strerror)
         self._drain()
 
     def _chooses(self, one: Reading, packet: Packet) -> bool:
         is_picture = one is self.picture
         if self.is_whole:
-            if not is_picture or one.tried < self.most:
+            if not is_picture or not self._is_beyond():
                 return True
             self.is_whole = False
             self._drain()
@@ -223,6 +237,13 @@ class Pass:
             self._place = next((one for one in SAMPLE_PLACES if one > place), 1.0)
         return is_due
 
+    def _is_beyond(self) -> bool:
+        return (
+            max(self.picture.pixels, self.picture.tried * self.each) + self.each > self.most
+            or self.picture.tried >= WHOLE_FRAMES
+            or time.process_time() - self._began > WHOLE_TIME.total_seconds()
+        )
+
     def _drain(self) -> None:
         for one in self.readings.values():
             one.decode(None)
@@ -238,7 +259,7 @@ def examine_video(
 ) -> Examined:
     """Read the file once, decode it as far as the bounds allow, and tell what it is.
 
-    Raises MediaRefusedError if no video stream of it decodes.
+    Raises MediaRefusedError if no video stream of it decodes, MediaBoundError if it takes too much.
     """
     try:
         size = path.stat().st_size
@@ -249,13 +270,12 @@ def examine_video(
             step = float(1 / shown.average_rate) if shown.average_rate else 0.0
             readings = {one.index: Reading(one, step) for one in list_media(container)}
             for one in readings.values():
-                one.stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
                 # With several threads H.264 now and then forgets that a frame is damaged.
                 one.stream.codec_context.thread_type = "NONE"
                 one.stream.codec_context.thread_count = 1
-            pixels = max(1, shown.codec_context.width * shown.codec_context.height)
-            most = whole_pixels // pixels if size <= whole_bytes else 0
-            seen = Pass(readings, readings[shown.index], size, most)
+            each = check_pixels(shown.codec_context.width, shown.codec_context.height)
+            most = whole_pixels if size <= whole_bytes else 0
+            seen = Pass(readings, readings[shown.index], size, most, each)
             seen.run(container)
             return _describe(container, shown, path, seen)
     except (av.FFmpegError, OSError) as error:
@@ -277,6 +297,20 @@ def find_picture(container: InputContainer) -> av.VideoStream | None:
     pictures = [one for one in list_media(container) if isinstance(one, av.VideoStream)]
     best = container.streams.best("video")
     return next((one for one in pictures if one is best), next(iter(pictures), None))
+
+
+def check_pixels(width: int, height: int) -> int:
+    """How many they are. Raises MediaBoundError for a picture that is not decoded."""
+    if width * height > MAX_PIXELS:
+        told = f"its picture has {width} x {height} pixels; at most {MAX_PIXELS} are decoded"
+        raise MediaBoundError(told)
+    return width * height
+
+
+def require_memory(error: av.FFmpegError) -> None:
+    """Raises MemoryError if it was memory that the decoder lacked: that proves nothing."""
+    if error.errno == errno.ENOMEM:
+        raise MemoryError from error
 
 
 def choose_extension(content_type: str | None, file_name: str | None, head: bytes) -> str:

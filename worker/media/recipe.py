@@ -68,7 +68,8 @@ class FileRecord(_Part):
 
 
 class VideoRecord(FileRecord):
-    media: Annotated[VideoFacts, _say("what decoding has shown of the video")]
+    media: Annotated[VideoFacts, _say("what decoding has shown of the video")] | None
+    """None of a file that was not decoded."""
 
 
 class AttemptRecord(_Part):

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from worker.errors import Finding, MediaMismatchError, MediaRefusedError
+from worker.errors import Finding, MediaBoundError, MediaMismatchError, MediaRefusedError
 from worker.media.probe import (
     EXTENSIONS_BY_TYPE,
     LEAST_SECONDS,
@@ -61,13 +61,16 @@ class Stated:
 def verify_video(path: Path, stated: Stated) -> Examined:
     """What the video is; what differs from what was stated is among its oddities.
 
-    Raises MediaMismatchError with the proof, and all that differs beside it.
+    Raises MediaMismatchError with the proof, and all that differs beside it; MediaBoundError for
+    what takes too much to decode, which proves nothing.
     """
     size = path.stat().st_size
     lengths = tuple(compare_bytes(stated, size))
     short = tuple(find_missing_bytes(stated, size))
     try:
         examined = examine_video(path)
+    except MediaBoundError:
+        raise
     except MediaRefusedError as error:
         raise MediaMismatchError((*short, describe_other(path, stated, error), *lengths)) from error
     differences = (*lengths, *compare_facts(stated, examined))

@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
-from worker.errors import Finding, MediaGoneError, MediaMismatchError
+from worker.errors import Finding, MediaBoundError, MediaGoneError, MediaMismatchError
 from worker.fal.extend_video import VideoFile, parse_output
 from worker.jobs.values import Attempt, Job
 from worker.media.download import download_video
+from worker.media.examiner import Examiner
 from worker.media.hosts import MediaHosts
 from worker.media.intake import Download, DownloadLimits
 from worker.media.probe import Examined, choose_extension
 from worker.media.spool import SpoolFile
 from worker.media.unpack import is_inline, is_unpacked, unpack_video
-from worker.media.verify import verify_video
+from worker.media.verify import Stated, compare_bytes, find_missing_bytes
 from worker.media.wire import MediaClient
 from worker.stages.lease import Holder
 from worker.stages.record import read_stated
@@ -31,11 +32,12 @@ MARGIN = timedelta(minutes=1)
 class Fetched:
     """A verified video, whole in its file; `job` has the result that it was fetched by.
 
-    `warnings` say in what the file is odd, or differs from what was stated.
+    `warnings` say in what the file is odd, or differs from what was stated. Of a file that is not
+    decoded `examined` is None: it is paid for, and nothing proves that it is damaged.
     """
 
     job: Job
-    examined: Examined
+    examined: Examined | None
     extension: str
     warnings: tuple[Finding, ...]
 
@@ -48,44 +50,69 @@ class Fetcher:
     client: MediaClient
     hosts: MediaHosts
     limits: DownloadLimits
+    examiner: Examiner
 
     def fetch_video(
-        self, job: Job, made: Attempt | None, file: SpoolFile, holder: Holder
+        self,
+        job: Job,
+        made: Attempt | None,
+        file: SpoolFile,
+        holder: Holder,
+        undecoded: str | None = None,
     ) -> Fetched:
         """Fill the file with the job's video; `made` as in Source.
+
+        `undecoded` is the reason not to decode it, if there is one.
 
         Raises MediaMismatchError for what came twice and was no whole video (its bytes are in the
         file then), MediaGoneError, MediaUnavailableError, MediaRefusedError, StoreUnavailableError,
         and ClaimLostError.
         """
         try:
-            return self._fetch_verified(job, made, file, holder)
+            return self._fetch_verified(job, made, file, holder, undecoded)
         except MediaGoneError as refusal:
             renewed = self.source.renew_result(job, made, refusal)
         file.restart()
-        return self._fetch_verified(renewed, made, file, holder)
+        return self._fetch_verified(renewed, made, file, holder, undecoded)
 
     def _fetch_verified(
-        self, job: Job, made: Attempt | None, file: SpoolFile, holder: Holder
+        self,
+        job: Job,
+        made: Attempt | None,
+        file: SpoolFile,
+        holder: Holder,
+        undecoded: str | None,
     ) -> Fetched:
         try:
-            return self._fetch_once(job, made, file, holder)
+            return self._fetch_once(job, made, file, holder, undecoded)
         except MediaMismatchError:
             if is_inline(parse_output(job.result).video.url):
                 raise
         file.restart()
-        return self._fetch_once(job, made, file, holder)
+        return self._fetch_once(job, made, file, holder, undecoded)
 
     def _fetch_once(
-        self, job: Job, made: Attempt | None, file: SpoolFile, holder: Holder
+        self,
+        job: Job,
+        made: Attempt | None,
+        file: SpoolFile,
+        holder: Holder,
+        undecoded: str | None,
     ) -> Fetched:
         download = self._take(job, made, file, holder)
         holder.check()
         file.begin_flush()  # the disk is busy with it while the processor is with decoding
         video = parse_output(job.result).video
-        examined = verify_video(file.path, read_stated(video, download.announced))
-        warnings = (*describe_coding(download), *examined.oddities)
-        return Fetched(job, examined, name_extension(video, download), warnings)
+        stated = read_stated(video, download.announced)
+        extension, coding = name_extension(video, download), tuple(describe_coding(download))
+        if undecoded is None:
+            try:
+                examined = self.examiner.verify(file.path, stated, holder.check)
+                return Fetched(job, examined, extension, (*coding, *examined.oddities))
+            except MediaBoundError as bound:
+                undecoded = str(bound)
+        odd = describe_undecoded(undecoded, stated, download.bytes)
+        return Fetched(job, None, extension, (*coding, *odd))
 
     def _take(self, job: Job, made: Attempt | None, file: SpoolFile, holder: Holder) -> Download:
         """From its host, or out of the result itself."""
@@ -102,6 +129,15 @@ class Fetcher:
             limits=self.limits,
             on_progress=holder.check,
         )
+
+
+def describe_undecoded(reason: str, stated: Stated, size: int) -> Iterator[Finding]:
+    """Raises MediaMismatchError if bytes are missing, which needs no decoding to be proven."""
+    short = tuple(find_missing_bytes(stated, size))
+    if short:
+        raise MediaMismatchError(short)
+    yield Finding("undecoded", f"archived without being decoded: {reason}")
+    yield from compare_bytes(stated, size)
 
 
 def describe_coding(download: Download) -> Iterator[Finding]:

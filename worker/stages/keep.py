@@ -23,11 +23,18 @@ from worker.errors import (
     UnarchivableError,
 )
 from worker.fal.extend_video import parse_output
-from worker.jobs import attempts
+from worker.jobs import attempts, table
+from worker.jobs.states import JobEvent
 from worker.jobs.values import Attempt, Job
+from worker.media.examiner import Examiner
 from worker.media.layout import ArchiveNames, Layout, name_quarantine
-from worker.media.poster import make_poster, make_sheet
-from worker.media.probe import HEAD_BYTES, VideoFacts, choose_extension
+from worker.media.probe import (
+    HEAD_BYTES,
+    UNKNOWN_TYPE,
+    VIDEO_TYPES,
+    VideoFacts,
+    choose_extension,
+)
 from worker.media.recipe import FileRecord, Recipe, describe_file, parse_recipe
 from worker.media.spool import SpoolFile
 from worker.media.store import Store, StoredObject
@@ -38,6 +45,8 @@ from worker.stages.record import ArchivedFiles, build_recipe, find_maker, list_w
 JSON, JPEG, BYTES = "application/json", "image/jpeg", "application/octet-stream"
 # A data URI is quoted by its beginning.
 MOST_URL_CHARACTERS = 500
+# After so many the video itself may be what ends them.
+MOST_SILENT_CLAIMS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +79,9 @@ class Keeper:
         with self.store.spool.begin(str(job.id)) as file:
             tried = self._list_attempts(job)
             try:
-                fetched = self.fetcher.fetch_video(job, find_maker(job, tried), file, holder)
+                fetched = self.fetcher.fetch_video(
+                    job, find_maker(job, tried), file, holder, self._explain_silence(job)
+                )
             except MediaMismatchError as mismatch:
                 holder.renew()
                 raise self._quarantine(job, file, mismatch) from mismatch
@@ -79,9 +90,10 @@ class Keeper:
     def _publish(
         self, fetched: Fetched, tried: Sequence[Attempt], file: SpoolFile, holder: Holder
     ) -> Kept:
-        job, facts = fetched.job, fetched.examined.facts
+        job = fetched.job
+        facts = None if fetched.examined is None else fetched.examined.facts
         names = self.layout.name(job.id, job.tenant, job.enqueued_at, fetched.extension)
-        pictures = dict(self._draw(file, facts, names))
+        pictures = {} if facts is None else dict(self._draw(file, facts, names, holder))
         video = FileRecord(name=names.video, bytes=file.bytes, sha256=file.sha256())
         warnings = list_warnings(job, fetched.warnings)
         recipe = build_recipe(
@@ -100,7 +112,8 @@ class Keeper:
         self._reserve(names.sidecar, recipe)
         for name, body in pictures.items():
             self.store.put(name, body, JPEG)
-        stored = self.store.publish(file, names.video, facts.media_type)
+        media_type = facts.media_type if facts else VIDEO_TYPES.get(fetched.extension, UNKNOWN_TYPE)
+        stored = self.store.publish(file, names.video, media_type)
         poster = self.store.find_uri(names.poster) if names.poster in pictures else None
         columns = {
             "archive_uri": stored.uri,
@@ -116,14 +129,14 @@ class Keeper:
         return Kept(fetched.job, columns, stored)
 
     def _draw(
-        self, file: SpoolFile, facts: VideoFacts, names: ArchiveNames
+        self, file: SpoolFile, facts: VideoFacts, names: ArchiveNames, holder: Holder
     ) -> Iterator[tuple[str, bytes]]:
         """The pictures by their names. A video without them is as good."""
         with suppress(MediaRefusedError):  # no frame of it can be shown: the video counts
-            yield names.poster, make_poster(file.path, facts)
+            yield names.poster, self.examiner.draw_poster(file.path, facts, holder.check)
         if self.has_sheet:
             with suppress(MediaRefusedError):  # as above
-                yield names.sheet, make_sheet(file.path, facts)
+                yield names.sheet, self.examiner.draw_sheet(file.path, facts, holder.check)
 
     def _reserve(self, name: str, recipe: Recipe) -> None:
         """Write the sidecar, but never over that of another job. Raises NameTakenError."""
@@ -168,6 +181,20 @@ class Keeper:
         self.store.put(names.evidence, body, JSON)
         stored = self.store.publish(file, names.video, BYTES)
         return UnarchivableError(mismatch.evidence, stored.uri)
+
+    @property
+    def examiner(self) -> Examiner:
+        return self.fetcher.examiner
+
+    def _explain_silence(self, job: Job) -> str | None:
+        """Why the file is not to be decoded, if worker after worker ended while it had the job."""
+        if job.fence <= MOST_SILENT_CLAIMS:
+            return None  # so few claims were there of any kind
+        with self.db.reading() as connection:
+            silent = table.count_events(connection, job.id, JobEvent.ARCHIVE_CLAIM_EXPIRED)
+        if silent < MOST_SILENT_CLAIMS:
+            return None
+        return f"{silent} workers ended while they archived it"
 
     def _list_attempts(self, job: Job) -> list[Attempt]:
         with self.db.reading() as connection:

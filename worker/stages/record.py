@@ -58,7 +58,7 @@ def list_warnings(job: Job, of_file: Iterable[Finding]) -> list[dict[str, str]]:
 def build_recipe(
     job: Job,
     attempts: Sequence[Attempt],
-    facts: VideoFacts,
+    facts: VideoFacts | None,
     files: ArchivedFiles,
     warnings: Sequence[dict[str, str]] = (),
 ) -> Recipe:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from dataclasses import field as default
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -16,14 +17,20 @@ from sqlalchemy import Connection
 
 from worker.clock import Clock, read_clock
 from worker.db import Database
-from worker.errors import InvalidInputError, MediaRefusedError, Violation
+from worker.errors import (
+    InvalidInputError,
+    MediaRefusedError,
+    MediaUnavailableError,
+    UploadUnavailableError,
+    Violation,
+)
 from worker.fal.data_uri import is_data_uri, parse_data_uri
 from worker.fal.extend_video import complete_input
 from worker.fal.storage_api import UploadFile
 from worker.fal.transfer import OnProgress
 from worker.jobs import table
 from worker.jobs.uploads import Uploaded, find_upload, record_upload
-from worker.media.inspect import Inspect, inspect_image, inspect_video
+from worker.media.examiner import Examiner, get_examiner
 from worker.media.local_file import LocalFile, Readable, keep_stream, take_file
 from worker.stages.enqueue import JobOptions, Wish, parse_wish
 from worker.violations import show_value
@@ -53,19 +60,25 @@ class FileTerms:
 
     inline_bytes: int
     max_bytes: int
+    examiner: Examiner = default(default_factory=get_examiner)
 
 
 @dataclass(frozen=True, slots=True)
 class _FileField:
     name: str
     kind: str
-    inspect: Inspect
+
+    def take(self, path: Path, terms: FileTerms) -> LocalFile:
+        """Decoded elsewhere. Raises MediaRefusedError, and UploadUnavailableError if it cannot."""
+        examiner = terms.examiner
+        inspect = examiner.inspect_video if self.kind == "video" else examiner.inspect_image
+        try:
+            return take_file(path, inspect, terms.max_bytes)
+        except MediaUnavailableError as error:
+            raise UploadUnavailableError(str(error)) from error
 
 
-_FILE_FIELDS = (
-    _FileField("video_url", "video", inspect_video),
-    _FileField("end_image_url", "image", inspect_image),
-)
+_FILE_FIELDS = (_FileField("video_url", "video"), _FileField("end_image_url", "image"))
 
 
 def make_wish(  # noqa: PLR0913 - as its callers have them
@@ -154,11 +167,11 @@ def _take(
     if isinstance(value, bytes | bytearray | memoryview):
         return _take_bytes(field, value, terms, make_scratch)
     if isinstance(value, Path):
-        return take_file(value, field.inspect, terms.max_bytes)
+        return field.take(value, terms)
     if isinstance(value, Readable):
         target = make_scratch()
         keep_stream(value, target, terms.max_bytes)
-        return take_file(target, field.inspect, terms.max_bytes)
+        return field.take(target, terms)
     return None
 
 
@@ -170,7 +183,7 @@ def _take_bytes(
 ) -> LocalFile:
     target = make_scratch()
     target.write_bytes(content)
-    return take_file(target, field.inspect, terms.max_bytes)
+    return field.take(target, terms)
 
 
 @dataclass(frozen=True, slots=True)

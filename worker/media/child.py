@@ -1,0 +1,143 @@
+"""The process that decodes: `python -m worker.media.child`, started by `examiner.py`.
+
+It answers one question after the other and sets its own limits for each: memory, CPU and time. It
+ends when its stdin ends, even while it decodes; so it does not outlive its parent. It ends by
+itself after a pause, and after whatever may have left it in disorder.
+"""
+
+import errno
+import math
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+
+from worker.errors import MediaBoundError, MediaMismatchError, MediaRefusedError
+from worker.media.inspect import inspect_image, inspect_video
+from worker.media.poster import make_poster, make_sheet
+from worker.media.probe import VideoFacts
+from worker.media.questions import Answer, Bounds, Question, Subject
+from worker.media.verify import verify_video
+
+IDLE_SECONDS = 300.0
+_STATM, _OOM_SCORE = Path("/proc/self/statm"), Path("/proc/self/oom_score_adj")
+
+
+def main() -> None:
+    # A terminal's or a service manager's signal is the parent's to follow.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if _OOM_SCORE.exists():
+        # Where memory runs out all the same, this process is to end and not its parent.
+        _OOM_SCORE.write_text("1000")
+    lines: Queue[bytes] = Queue()
+    Thread(target=_read_lines, args=(lines,), daemon=True).start()
+    fresh = _count_address_space()
+    while True:
+        try:
+            line = lines.get(timeout=IDLE_SECONDS)
+        except Empty:
+            return
+        answer = answer_question(Question.model_validate_json(line), fresh)
+        sys.stdout.buffer.write(answer.to_line())
+        sys.stdout.buffer.flush()
+        if answer.is_last:
+            return
+
+
+def answer_question(question: Question, fresh: int) -> Answer:
+    """The answer within the question's bounds, unless the process is ended for exceeding them."""
+    _limit(question.path, question.bounds, fresh)
+    try:
+        return ANSWERS[question.subject](question)
+    except Exception as error:  # noqa: BLE001 - no error of ours is proof against a file
+        return describe_error(error, question.bounds)
+    finally:
+        _lift()
+
+
+def describe_error(error: Exception, bounds: Bounds) -> Answer:
+    if _lacked_memory(error):
+        told = f"decoding it takes more than {bounds.memory} bytes of memory"
+        return Answer(bound=told, is_last=True)
+    match error:
+        case MediaBoundError():
+            return Answer(bound=str(error))
+        case MediaMismatchError():
+            return Answer(mismatch=error.evidence)
+        case MediaRefusedError():
+            return Answer(refused=str(error))
+        case _:
+            traceback.print_exception(error)
+            return Answer(bound=f"the decoder failed: {type(error).__name__}", is_last=True)
+
+
+def _verify(question: Question) -> Answer:
+    return Answer(examined=verify_video(question.path, question.stated))
+
+
+def _draw(make: Callable[[Path, VideoFacts], bytes]) -> Callable[[Question], Answer]:
+    def draw(question: Question) -> Answer:
+        assert question.facts is not None  # noqa: S101 - asked with them
+        return Answer(picture=make(question.path, question.facts))
+
+    return draw
+
+
+ANSWERS: dict[Subject, Callable[[Question], Answer]] = {
+    Subject.VERIFY: _verify,
+    Subject.POSTER: _draw(make_poster),
+    Subject.SHEET: _draw(make_sheet),
+    Subject.INPUT_VIDEO: lambda question: Answer(kind=inspect_video(question.path)),
+    Subject.INPUT_IMAGE: lambda question: Answer(kind=inspect_image(question.path)),
+}
+
+
+def _read_lines(lines: Queue[bytes]) -> None:
+    """End the process where the lines end, whatever it is doing: its parent is gone."""
+    for line in sys.stdin.buffer:
+        lines.put(line)
+    os._exit(0)
+
+
+def _limit(path: Path, bounds: Bounds, fresh: int) -> None:
+    """The file itself is mapped while its container is walked, which takes no memory."""
+    if fresh and path.exists():
+        most = fresh + bounds.memory + path.stat().st_size
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    seconds = math.ceil(time.process_time() + bounds.cpu.total_seconds())
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    signal.setitimer(signal.ITIMER_REAL, bounds.wall.total_seconds())
+
+
+def _lift() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU):
+        resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def _count_address_space() -> int:
+    """Bytes; 0 where it is not known, which is where RLIMIT_AS does not work either."""
+    if not _STATM.exists():
+        return 0
+    return int(_STATM.read_text().split()[0]) * resource.getpagesize()
+
+
+def _lacked_memory(error: BaseException | None) -> bool:
+    """Whether the error came from memory that was not given."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        error = error.__cause__
+    return False
+
+
+if __name__ == "__main__":
+    main()
