@@ -230,7 +230,7 @@ class Settings(FiledSettings):
         description="most memory for decoding one file, in bytes beside a process's own 60 MB",
     )
     media_processes: int = Field(
-        2, ge=1, le=64, description="how many processes decode files for a worker process"
+        4, ge=1, le=64, description="how many processes may decode files for a worker process"
     )
     watchdog_seconds: Seconds = Field(
         timedelta(seconds=120),

@@ -1,6 +1,6 @@
 """A deployment with all that a test looks at: emulator, relay, job table, and a producer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,7 @@ def run_scene(
     *,
     broker_url: str | None = None,
     changes: Mapping[str, str] | None = None,
+    emulator_options: Sequence[str] = (),
     producer_options: Mapping[str, Any] | None = None,
 ) -> Iterator[Scene]:
     """On a Redis of its own, unless there is a broker already; `changes` as of a deployment."""
@@ -85,7 +86,7 @@ def run_scene(
         files.mkdir(parents=True)
         (files / "sample.mp4").write_bytes(sample.read_bytes())
         with (
-            run_emulator(yard, "--webhook-retry-seconds", "0.2") as emulator,
+            run_emulator(yard, "--webhook-retry-seconds", "0.2", *emulator_options) as emulator,
             run_relay(emulator.url) as relay,
             run_deployment(
                 yard,

@@ -33,7 +33,7 @@ from worker.media.probe import Examined, VideoFacts
 from worker.media.questions import Answer, Bounds, Question, Subject
 from worker.media.verify import Stated
 
-PROCESSES = 2
+PROCESSES = 4
 LOOK_SECONDS = 0.25
 # The child's own timer comes first; this is for one that is stopped.
 GRACE = timedelta(seconds=10)

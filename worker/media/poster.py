@@ -31,7 +31,7 @@ THUMB_SIDE = 16
 # Each thread of a decoder holds frames of its own.
 THREADS = 2
 # Of one search, beyond which the frame that was reached will do: a file may have one key frame.
-SEARCH_PIXELS = 1_000_000_000
+SEARCH_PIXELS = 500_000_000
 SEARCH_FRAMES = 5_000
 TURNS = {90: ("transpose", "clock"), 180: ("rotate", "PI"), 270: ("transpose", "cclock")}
 
@@ -84,11 +84,11 @@ def _choose_frame(path: Path, facts: VideoFacts) -> av.VideoFrame:
     best, light, seconds = None, -1.0, _count_seconds(facts)
     with _reading(path) as (container, stream):
         for place in PLACES:
-            frame = _read_frame(container, stream, place * seconds)
+            frame, is_cut = _read_frame(container, stream, place * seconds)
             found = -1.0 if frame is None else measure_light(frame)
             if found > light:
                 best, light = frame, found
-            if light >= LIGHT:
+            if light >= LIGHT or is_cut:
                 break
     if best is None:
         raise MediaRefusedError("no frame of the video can be shown")
@@ -124,25 +124,25 @@ def _reading(path: Path) -> Iterator[tuple[InputContainer, av.VideoStream]]:
 
 def _read_frame(
     container: InputContainer, stream: av.VideoStream, seconds: float
-) -> av.VideoFrame | None:
-    """The frame that is shown then, or the last one before what cannot be decoded."""
+) -> tuple[av.VideoFrame | None, bool]:
+    """The frame shown then, or the last before what cannot be decoded; whether it was too far."""
     begin = (container.start_time or 0) / av.time_base
-    latest = None
+    latest, is_cut = None, False
     with suppress(av.FFmpegError):  # whatever came before it will do
         container.seek(round((begin + seconds) * av.time_base))
         for number, frame in enumerate(container.decode(stream), start=1):
             check_pixels(frame.width, frame.height)
             latest = frame
-            is_far = number >= min(SEARCH_FRAMES, SEARCH_PIXELS / (frame.width * frame.height))
-            if is_far or frame.pts is None or _find_end(frame) > begin + seconds:
+            is_cut = number >= min(SEARCH_FRAMES, SEARCH_PIXELS / (frame.width * frame.height))
+            if is_cut or frame.pts is None or _find_end(frame) > begin + seconds:
                 break
-    return latest
+    return latest, is_cut
 
 
 def _read_each(
     container: InputContainer, stream: av.VideoStream, places: list[float]
 ) -> Iterator[av.VideoFrame]:
-    frames = (_read_frame(container, stream, place) for place in places)
+    frames = (_read_frame(container, stream, place)[0] for place in places)
     return (frame for frame in frames if frame is not None)
 
 

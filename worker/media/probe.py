@@ -53,7 +53,7 @@ MAX_PIXELS = 8192 * 8192
 WHOLE_BYTES = 256 * 1024 * 1024
 WHOLE_PIXELS = 4_000_000_000
 WHOLE_FRAMES = 20_000
-WHOLE_TIME = timedelta(seconds=20)
+WHOLE_TIME = timedelta(seconds=10)
 # Where samples begin, as parts of the file, and how many pictures each has.
 SAMPLE_PLACES = (*(part / 16 for part in range(16)), 63 / 64)
 SAMPLE_PICTURES = 24
