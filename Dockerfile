@@ -26,7 +26,6 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 ARCHIVE_URL=file:/archive SPOOL_DIR=
 # By number, so that Kubernetes' runAsNonRoot can tell.
 USER 10001
 WORKDIR /home/worker
-VOLUME /archive
 EXPOSE 8000
 # Of the receiver, which is what the image runs unless it is told otherwise.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=6 \

@@ -42,7 +42,7 @@ fmt: $(VENV)/.dev  ## format the code and mend what ruff can
 ##@ Maintain
 lock: $(VENV)/.dev  ## renew the hash-locked requirements from pyproject.toml
 	@$(PIP) uv
-	@$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra demo --group build -o requirements/run.txt
+	@$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra demo --extra otel --group build -o requirements/run.txt
 	@$(BIN)/uv pip compile $(LOCK) pyproject.toml --extra demo --extra otel --group build --group dev -c requirements/run.txt -o requirements/dev.txt
 	@$(BIN)/uv pip compile $(LOCK) --group bench -c requirements/dev.txt -o requirements/bench.txt
 	@$(BIN)/uv pip compile $(LOCK) --group peers -c requirements/dev.txt -o requirements/peers.txt

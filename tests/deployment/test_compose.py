@@ -9,17 +9,18 @@ import pytest
 from tests.deployment.compose import (
     FILE,
     ROOT,
-    MissingVariableError,
     list_commands,
     read_compose,
 )
 from tests.harness.processes import BIN
 from worker.app import QUEUES
-from worker.settings import Settings
+from worker.errors import InvalidSettingsError
+from worker.settings import Settings, load_settings, require_settings
 
 REAL = {"WEBHOOK_BASE_URL": "https://hooks.example.com"}
 WITH_PAGE = {"MONITOR_TOKEN_FILE": "/run/secrets/monitor_token"}
-OURS = ("receiver", "submitter", "archiver", "beat")
+WORKERS = ("submitter", "archiver", "sweeper")
+OURS = ("receiver", *WORKERS, "beat")
 SECRETS = ("postgres_password", "database_url", "fal_key", "monitor_token")
 MOST_DRAIN = Settings.model_fields["drain_seconds"].default.total_seconds() + 10
 
@@ -35,9 +36,13 @@ def test_file_follows_the_schema_of_compose() -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_webhook_url_has_to_be_given() -> None:
-    with pytest.raises(MissingVariableError, match="public URL of the receiver"):
-        read_compose({})
+def test_no_command_but_a_worker_needs_the_webhook_url() -> None:
+    """Compose reads the whole file for each: `logs` and `down` need it as little as `migrate`."""
+    services = read_compose({})["services"]
+    empty = {name for name in OURS if "WEBHOOK_BASE_URL" in services[name]["environment"]}
+    assert empty == set(WORKERS)
+    with pytest.raises(InvalidSettingsError, match="WEBHOOK_BASE_URL"):
+        require_settings(load_settings(webhook_base_url=""), ["webhook_base_url"])
 
 
 def test_each_variable_of_a_service_is_a_setting(compose) -> None:
@@ -54,6 +59,7 @@ def test_key_is_the_workers_alone_and_scheduler_has_no_secret(compose) -> None:
         "receiver": ["database_url", "monitor_token"],
         "submitter": ["database_url", "fal_key"],
         "archiver": ["database_url", "fal_key"],
+        "sweeper": ["database_url", "fal_key"],
         "beat": [],
         "migrate": ["database_url"],
     }
@@ -114,7 +120,7 @@ def test_script_writes_secrets_once_and_readable_by_the_containers_alone(tmp_pat
 def test_workers_take_each_queue_once(compose) -> None:
     taken = [
         queue
-        for name in ("submitter", "archiver")
+        for name in WORKERS
         for queue in list_commands(compose["services"][name])[-1].split(",")
     ]
     assert sorted(taken) == sorted(QUEUES.values())
@@ -133,7 +139,7 @@ def test_each_service_waits_for_health_restarts_and_has_bounds(compose) -> None:
 
 
 def test_workers_are_given_the_time_they_need_to_drain(compose) -> None:
-    for name in ("submitter", "archiver"):
+    for name in WORKERS:
         given = float(compose["services"][name]["stop_grace_period"].removesuffix("s"))
         assert given > MOST_DRAIN
 

@@ -23,6 +23,7 @@ DAEMONS = {
     "extend-video-receiver.service": "receiver",
     "extend-video-submit.service": "submitter",
     "extend-video-archive.service": "archiver",
+    "extend-video-sweep.service": "sweeper",
     "extend-video-beat.service": "beat",
     "extend-video-migrate.service": "migrate",
 }

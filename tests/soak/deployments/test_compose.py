@@ -31,8 +31,7 @@ from tests.system.rows import open_table
 
 EMULATOR = read_env_file(ROOT / "deploy" / "emulator.env")
 WITH_PAGE = {"MONITOR_TOKEN_FILE": "/run/secrets/monitor_token"}
-OURS = ("receiver", "submitter", "archiver", "beat")
-HOST = "container-1"
+OURS = ("receiver", "submitter", "archiver", "sweeper", "beat")
 HEALTH_SECONDS = 60
 
 
@@ -50,7 +49,7 @@ class Site:
         kept = {one: self.translation.apply(value) for one, value in given.items()}
         path = f"{BIN}:{self.postgres.bin_path}:{os.environ['PATH']}"
         image = {"ARCHIVE_URL": self.translation.apply("file:/archive"), "LOG_FORMAT": "json"}
-        return {**image, **kept, "PATH": path, "HOSTNAME": HOST, "PYTHONUNBUFFERED": "1"}
+        return {**image, **kept, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
     def translate_command(self, name: str) -> list[str]:
         return self.translation.apply_all(list_commands(self.compose["services"][name]))
@@ -87,8 +86,6 @@ def site(tmp_path, postgres, clip) -> Iterator[Site]:
             "/tmp/emulator": str(tmp_path / "emulator"),
             "/run/secrets": str(write_secrets(tmp_path, postgres)),
             "file:/archive": f"file:{tmp_path / 'archive'}",
-            # celery's own name of the host, which in a container is $HOSTNAME
-            "@%h": f"@{HOST}",
         }
         yield site
 
@@ -121,7 +118,7 @@ def test_services_started_in_order_archive_a_video_and_are_healthy(site) -> None
     assert migrated.returncode == 0, migrated.stderr
     for name in ("emulator", *OURS):
         site.start(name)
-    for name in ("emulator", "receiver", "submitter", "archiver"):
+    for name in ("emulator", "receiver", "submitter", "archiver", "sweeper"):
         site.wait_for_health(name)
     emulator = site.translation.apply("http://emulator:8001")
     wish = ["--prompt", "on", "--video", f"{emulator}/files/sample.mp4", "--set", "num_frames=9"]
