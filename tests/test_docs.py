@@ -33,6 +33,11 @@ OTHER_CODES = {
     "submission_exhausted",
     "database_unavailable",
     "archive_deadline_near",
+    # Of messages: worker/receiving.py.
+    "malformed_message",
+    "message_compressed",
+    "message_too_large",
+    "unknown_task",
 }
 
 

@@ -16,6 +16,7 @@ from worker.broker import (
     choose_publisher_options,
     choose_queue_arguments,
     choose_tls,
+    refuse_cluster,
 )
 from worker.errors import InvalidSettingsError
 from worker.log import configure_logging
@@ -52,13 +53,19 @@ def create_app(settings: Settings) -> Celery:
         beat_schedule={
             "sweep": {
                 "task": SWEEP,
+                # Never with `expires`, a time of this host's clock that another host's would judge.
+                # A sweep that waited behind another finds it done, and ends at once.
                 "schedule": settings.sweep_seconds,
-                # A sweep that waited behind another says nothing new.
-                "options": {"expires": settings.sweep_seconds.total_seconds()},
             }
         },
         # Nothing to remember between runs, and so nothing that two schedulers could fight over.
-        beat_scheduler="celery.beat:Scheduler",
+        beat_scheduler="worker.beat:Scheduler",
+        # For as long as it takes. An answer that only a wrong or a changing server gives (READONLY,
+        # MOVED, UNBLOCKED) is an outage as well, and ends nothing.
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,
+        # Whoever can write to the broker could otherwise end or slow down every worker.
+        worker_enable_remote_control=settings.remote_control,
         worker_consumer="worker.consumer:Consumer",
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -66,6 +73,7 @@ def create_app(settings: Settings) -> Celery:
         # doorbell would cost more than the doorbell.
         worker_send_task_events=True,
     )
+    app.Task.Request = "worker.consumer:Request"
     return app
 
 
@@ -91,6 +99,21 @@ def get_app() -> Celery:
     level, log_format, secrets = settings.log_level, settings.log_format, list_secrets(settings)
     setup_logging.connect(lambda **_: configure_logging(level, log_format, secrets), weak=False)
     return create_app(settings)
+
+
+def check_broker(settings: Settings) -> None:
+    """Raise InvalidSettingsError for a broker that cannot do, if it is there to be asked."""
+    with create_publisher(settings) as app, app.connection_for_write() as connection:
+        refuse_cluster(connection, settings.broker_url)
+
+
+@beat_init.connect
+def check_beat(**_: object) -> None:
+    """End a scheduler at its start, with the reason, if its broker cannot do."""
+    try:
+        check_broker(load_settings())
+    except InvalidSettingsError as error:
+        sys.exit(f"{error.code}: {error}")
 
 
 @beat_init.connect

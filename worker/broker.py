@@ -1,17 +1,49 @@
 """How this project speaks to each kind of broker: options, TLS, and the type of its queues."""
 
 import ssl
-from typing import Any
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, cast
 
+import structlog
+from kombu import Connection
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from worker.errors import InvalidSettingsError, Violation
+from worker.setting_faults import mask_url
 from worker.settings import Settings
 
 AMQP = ("amqp://", "amqps://")
 SENTINEL = "sentinel://"
 # Of a publisher: each wait is short, for the sweep rings again.
 PATIENCE_SECONDS = 1
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass
+class Outage:
+    """Says once that the broker is away, and once that it is back, however often it is tried."""
+
+    is_on: bool = False
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def begin(self, error: BaseException) -> None:
+        with self._lock:
+            was_on, self.is_on = self.is_on, True
+        say = log.debug if was_on else log.warning
+        say("broker_unavailable", reason=f"{type(error).__name__}: {error}")
+
+    def end(self) -> None:
+        with self._lock:
+            was_on, self.is_on = self.is_on, False
+        if was_on:
+            log.info("broker_back")
+
+
+OUTAGE = Outage()
+"""Of this process: its threads see the same broker."""
 
 
 def is_amqp(broker_url: str) -> bool:
@@ -34,6 +66,27 @@ def choose_tls(settings: Settings) -> dict[str, Any] | None:
         # None: the host name of the URL.
         return {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None, **ca}
     return None
+
+
+def is_redis(broker_url: str) -> bool:
+    return not is_amqp(broker_url)
+
+
+def refuse_cluster(connection: Connection, broker_url: str) -> None:
+    """Raise InvalidSettingsError for a Redis Cluster, whose nodes each hold some of the keys.
+
+    A broker that is away is no reason not to start.
+    """
+    if not is_redis(broker_url):
+        return
+    try:
+        found = cast("Any", connection.default_channel).client.info("cluster")
+    except Exception as error:  # noqa: BLE001 - any broker, any failure
+        log.debug("broker_not_asked", reason=type(error).__name__)
+        return
+    if found.get("cluster_enabled"):
+        allowed = "one Redis, or Redis behind sentinels: a Redis Cluster cannot hold its queues"
+        raise InvalidSettingsError((Violation("BROKER_URL", mask_url(broker_url), allowed),))
 
 
 def choose_consumer_options(settings: Settings) -> dict[str, Any]:

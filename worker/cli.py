@@ -174,7 +174,7 @@ app.command(epilog=show_examples("redrive"))(redrive)
 @app.command(epilog=show_examples("sweep"))
 def sweep(as_json: Json = False) -> None:
     """Ring once for every overdue job, as the scheduler does."""
-    overdue, rung = build_runtime().ring_overdue()
+    overdue, rung = build_runtime().ring_overdue() or (0, 0)
     if as_json:
         display.print_json({"overdue": overdue, "rung": rung})
     else:

@@ -27,6 +27,7 @@ DRAIN = timedelta(seconds=30)
 MARGIN = timedelta(seconds=10)
 LAST_LINES = 15
 FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 30.0
 QUICK_SECONDS = 10.0
 MOST_QUICK_ENDS = 3
 
@@ -47,7 +48,8 @@ class Life:
     """A daemon's process, or the pause before its next one: `begins_at` is when that ends.
 
     Celery ends a worker by itself when Redis is killed while the worker holds messages: starting it
-    again is all there is to do. A daemon that ends as soon as it has begun would end for ever.
+    again is all there is to do. A daemon that has never stayed alive would end for ever; one that
+    has, ends by a trouble that passes.
     """
 
     daemon: Daemon
@@ -55,19 +57,21 @@ class Life:
     began: float = field(default_factory=time.monotonic)
     begins_at: float | None = None
     quick_ends: int = 0
+    has_lasted: bool = False
 
     @property
     def is_hopeless(self) -> bool:
-        return self.quick_ends >= MOST_QUICK_ENDS
+        return self.quick_ends >= MOST_QUICK_ENDS and not self.has_lasted
 
     @property
     def pause(self) -> float:
-        """Seconds; twice as long after each quick end."""
-        return FIRST_PAUSE_SECONDS * 2.0**self.quick_ends
+        """Seconds; twice as long after each quick end, up to half a minute."""
+        return min(FIRST_PAUSE_SECONDS * 2.0**self.quick_ends, LONGEST_PAUSE_SECONDS)
 
     def note_end(self) -> None:
         now = time.monotonic()
         is_quick = now - self.began < QUICK_SECONDS
+        self.has_lasted = self.has_lasted or not is_quick
         self.quick_ends = self.quick_ends + 1 if is_quick else 0
         self.begins_at = now + self.pause
 

@@ -20,6 +20,7 @@ from kombu import Connection, Producer
 from uuid_utils import uuid7
 
 from worker.app import ARCHIVE, CANCEL, QUEUES, RECONCILE, SUBMIT, create_publisher
+from worker.broker import Outage
 from worker.deadline import call_within
 from worker.jobs.states import Doorbell, Step
 from worker.settings import Settings
@@ -69,6 +70,7 @@ class Dispatcher:
         self._rings: SimpleQueue[Ring | None] = SimpleQueue()
         self._thread: Thread | None = None
         self._starting = Lock()
+        self._outage = Outage()
 
     def ring(self, doorbell: Doorbell | None) -> bool:
         """Publish; False if the broker did not take the message in time."""
@@ -110,17 +112,20 @@ class Dispatcher:
         try:
             call_within(RING_TIME, lambda: _connect(self._app))
         except Exception as error:  # noqa: BLE001 - any broker, any failure
-            log.warning("broker_unavailable", reason=f"{type(error).__name__}: {error}")
+            self._outage.begin(error)
             return False
+        self._outage.end()
         return True
 
     def count_messages(self, queues: Sequence[str]) -> dict[str, int] | None:
         """How many messages wait in each queue; None if the broker does not answer in time."""
         try:
-            return call_within(COUNT_TIME, lambda: _count(self._app, queues))
+            counted = call_within(COUNT_TIME, lambda: _count(self._app, queues))
         except Exception as error:  # noqa: BLE001 - any broker, any failure
-            log.warning("broker_unavailable", reason=f"{type(error).__name__}: {error}")
+            self._outage.begin(error)
             return None
+        self._outage.end()
+        return counted
 
     def flush(self) -> None:
         """Publish what is still to be rung, within the usual time; the next ring begins anew."""

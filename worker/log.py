@@ -19,9 +19,15 @@ QUIETER = (
     # Three lines for every sweep that found nothing.
     "celery.beat",
     "celery.worker.strategy",
+    # The body of each message, at level debug.
+    "celery.pool",
 )
-# Of a refused message it would add a traceback to our own line.
-QUIETEST = ("celery.app.trace",)
+QUIETEST = (
+    # Of a refused message it would add a traceback to our own line.
+    "celery.app.trace",
+    # A line for each try to reach a broker that is away; `broker_unavailable` says it once.
+    "celery.worker.consumer.consumer",
+)
 
 
 def configure_logging(level: str, log_format: LogFormat, secrets: Iterable[str] = ()) -> None:

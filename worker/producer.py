@@ -1,7 +1,6 @@
 """The Python surface for other services: `from worker.producer import enqueue, cancel, ...`."""
 
 from collections.abc import Iterable, Mapping
-from functools import cache
 from uuid import UUID
 
 from worker.bulk import place_wishes
@@ -9,6 +8,7 @@ from worker.fal.options import RequestOptions
 from worker.fal.transfer import OnProgress
 from worker.jobs.values import Job
 from worker.log import join_host_logging
+from worker.once import Once
 from worker.runtime import Runtime
 from worker.settings import load_settings
 from worker.stages.cancel import cancel_job
@@ -16,7 +16,7 @@ from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
 from worker.traces import trace_since
 
 
-@cache
+@Once
 def get_runtime() -> Runtime:
     join_host_logging()
     return Runtime(load_settings())

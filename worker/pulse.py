@@ -39,6 +39,7 @@ from worker.jobs.workers import SeenWorker, forget_workers, keep_worker, note_st
 from worker.media.store import open_store
 from worker.settings import Settings, load_settings
 from worker.stages.mark import require_own_archive
+from worker.standby import Standby
 from worker.tasks import get_runtime
 from worker.watchdog import Look, Watchdog
 
@@ -62,7 +63,9 @@ class Pulse(bootsteps.StartStopStep):
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, consumer: Any, **_: object) -> None:  # noqa: ANN401 - Celery's consumer
-        self.watch = Watch(consumer, load_settings())
+        settings = load_settings()
+        self.watch = Watch(consumer, settings)
+        self.standby = Standby(settings)
         self._entry: Any = None
 
     @override
@@ -80,6 +83,7 @@ class Pulse(bootsteps.StartStopStep):
 
             consumer.perform_pending_operations = turn_and_tick
         self.watch.begin()
+        self.standby.begin()
 
     @override
     def stop(self, _consumer: object) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property
 from pathlib import Path
 from threading import Event
 from typing import TypeVar
@@ -17,6 +16,7 @@ from typing import TypeVar
 import structlog
 from pydantic import SecretStr
 
+from worker.app import check_broker
 from worker.clock import read_clock
 from worker.db import Database
 from worker.dispatch import Dispatcher
@@ -42,6 +42,7 @@ from worker.media.pacing import Pace
 from worker.media.questions import Bounds
 from worker.media.store import Store, open_store
 from worker.media.wire import MediaClient
+from worker.once import shared_property
 from worker.setting_faults import mask_url
 from worker.settings import Settings, list_secrets, load_settings, require_settings
 from worker.stages.archive import ArchiveTerms
@@ -89,16 +90,16 @@ class Runtime:
     ending: Event = field(default_factory=Event, repr=False, compare=False)
     """Set once the process is told to end: from then on it begins nothing."""
 
-    @cached_property
+    @shared_property
     def worker(self) -> str:
         """A name that no other process has, not even after a restart with the same host and pid."""
         return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
-    @cached_property
+    @shared_property
     def db(self) -> Database:
         return Database(self.settings.database_url)
 
-    @cached_property
+    @shared_property
     def dispatcher(self) -> Dispatcher:
         return Dispatcher(self.settings)
 
@@ -110,11 +111,11 @@ class Runtime:
         assert credentials is not None  # noqa: S101 - just required
         return credentials
 
-    @cached_property
+    @shared_property
     def queue(self) -> QueueClient:
         return QueueClient(self.settings.fal_queue_url, self.credentials)
 
-    @cached_property
+    @shared_property
     def requests(self) -> RequestClient:
         return RequestClient(self.settings.fal_queue_url, self.credentials)
 
@@ -158,7 +159,7 @@ class Runtime:
         settings = self.settings
         return get_examiner(Bounds(settings.media_memory_bytes), settings.media_processes)
 
-    @cached_property
+    @shared_property
     def platform(self) -> PlatformClient:
         return PlatformClient(self.settings.fal_platform_url, self.credentials)
 
@@ -174,25 +175,25 @@ class Runtime:
             account=name_account(settings.fal_credentials),
         )
 
-    @cached_property
+    @shared_property
     def reconciler(self) -> Reconciler:
         terms = self.resolve_terms
         resolver = Resolver(self.db, self.requests, self.platform, terms, read_clock)
         return Reconciler(resolver, self.settings.poll_seconds)
 
-    @cached_property
+    @shared_property
     def media(self) -> MediaClient:
         rate = self.settings.archive_bytes_per_second
         return MediaClient(pace=None if rate is None else Pace(rate))
 
-    @cached_property
+    @shared_property
     def store(self) -> Store:
         def read(url: str) -> Store:
             return open_store(url, Path(self.settings.spool_dir))
 
         return _read_setting("archive_url", self.settings.archive_url, read)
 
-    @cached_property
+    @shared_property
     def submit_terms(self) -> SubmitTerms:
         settings = self.settings
         require_settings(settings, ["webhook_base_url"])
@@ -208,7 +209,7 @@ class Runtime:
             token_secrets=settings.token_secrets,
         )
 
-    @cached_property
+    @shared_property
     def observer(self) -> Observer:
         return Observer(2 * self.settings.sweep_seconds)
 
@@ -217,7 +218,7 @@ class Runtime:
         settings = self.settings
         return ArchiveTerms(self.worker, settings.lease_seconds, settings.archive_max_downloads)
 
-    @cached_property
+    @shared_property
     def keeper(self) -> Keeper:
         settings = self.settings
         fetcher = Fetcher(
@@ -230,7 +231,7 @@ class Runtime:
         layout = _read_setting("archive_layout", settings.archive_layout, parse_layout)
         return Keeper(self.db, self.store, fetcher, layout, has_sheet=settings.archive_sheet)
 
-    @cached_property
+    @shared_property
     def signer(self) -> FileSigner:
         return FileSigner(self.settings.fal_platform_url, self.credentials)
 
@@ -242,13 +243,15 @@ class Runtime:
         """Fetch and publish the video of the job's result; our copy as columns of its row."""
         return self.keeper.keep_video(job, holder).columns
 
-    def ring_overdue(self) -> tuple[int, int]:
+    def ring_overdue(self, pause: timedelta = timedelta()) -> tuple[int, int] | None:
         """Sweep batch by batch until nothing is overdue or the broker is away.
 
-        How many jobs were overdue, and for how many of them the broker took the doorbell.
+        How many jobs were overdue, and for how many of them the broker took the doorbell; None if
+        somebody has swept within the pause.
         """
         began = time.monotonic()
-        self.observer.note(self.db)
+        if not self.observer.note(self.db, pause):
+            return None
         overdue, rung = self._ring_batches()
         note_sweep(overdue, time.monotonic() - began, db=self.db)
         return overdue, rung
@@ -296,6 +299,7 @@ class Runtime:
     def check_worker(self) -> None:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""
         require_settings(self.settings, WORKER_NEEDS)
+        check_broker(self.settings)
         _ = (self.keeper, self.submit_terms)
 
 

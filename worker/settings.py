@@ -196,6 +196,11 @@ class Settings(FiledSettings):
     broker_sentinel_master: str = Field(
         "mymaster", min_length=1, description="name of the master that the sentinels watch"
     )
+    remote_control: bool = Field(
+        False,
+        description="let Celery's remote control in (`celery inspect`, `shutdown`, `rate_limit`), "
+        "for anybody who can write to the broker",
+    )
     drain_seconds: Seconds = Field(
         timedelta(seconds=20),
         description="how long a step may go on after SIGTERM before its row is given back",

@@ -9,6 +9,8 @@ import typer
 from worker import display
 from worker.app import QUEUES
 from worker.arguments import FAILED, OK
+from worker.clock import read_clock
+from worker.jobs.workers import list_workers
 from worker.log import configure_logging
 from worker.measures import Measures, list_seen, read_measures
 from worker.moments import tell_duration
@@ -31,16 +33,32 @@ class Status:
 
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    worker: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only whether this worker has been seen of late."),
+    ] = None,
 ) -> None:
     """Say whether workers, queues and sweeps do their work. Exit code 1 if something does not."""
     settings = load_settings()
     configure_logging("error", settings.log_format, list_secrets(settings))
-    found = read_status(Runtime(settings))
+    runtime = Runtime(settings)
+    if worker is not None:
+        raise typer.Exit(OK if is_seen(runtime, worker) else FAILED)
+    found = read_status(runtime)
     if as_json:
         display.print_json(to_json(found))
     else:
         print_status(found)
     raise typer.Exit(FAILED if found.problems else OK)
+
+
+def is_seen(runtime: Runtime, name: str) -> bool:
+    """Whether the worker's loop has turned within the last minute: for health checks.
+
+    By the job table alone, for Celery's remote control is off.
+    """
+    with runtime.db.reading() as connection:
+        return any(one.name == name for one in list_seen(list_workers(connection), read_clock()))
 
 
 def read_status(runtime: Runtime) -> Status:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import cache
 from threading import Thread
 from typing import Any
 from uuid import UUID
@@ -42,6 +41,7 @@ from worker.errors import (
 from worker.fal.platform import PlatformClient
 from worker.jobs.states import Doorbell, Step
 from worker.measures import refresh_measures
+from worker.once import Once
 from worker.runtime import Runtime
 from worker.schema import check_schema
 from worker.settings import load_settings
@@ -68,7 +68,7 @@ UPLOAD_PAUSE_SECONDS = 10.0
 log = structlog.stdlib.get_logger(__name__)
 
 
-@cache
+@Once
 def get_runtime() -> Runtime:
     """What this process works with."""
     return Runtime(load_settings())
@@ -113,7 +113,7 @@ def forget_runtime(**_: object) -> None:
 
     It may stand in for one that was killed, and has left a file in the spool.
     """
-    get_runtime.cache_clear()
+    get_runtime.forget()
     forget_tracer()
     clear_spool(get_runtime())
 
@@ -130,7 +130,7 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
     runtime = get_runtime()
     try:
         enqueued = enqueue_job(
-            runtime.make_wish(read_message(str(self.request.id), args, fields)),
+            runtime.make_wish(read_message(self.request.id or "", args, fields)),
             db=runtime.db,
             endpoint=runtime.settings.fal_endpoint,
             grace=runtime.settings.lease_seconds,
@@ -170,6 +170,9 @@ def read_message(
         wrong = Violation("args", repr(args)[:80], "none: every field is a keyword argument")
         raise InvalidInputError((wrong,))
     if fields.get("job_id") is None and fields.get("idempotency_key") is None:
+        if not message_id:
+            # As a key it would be shared by all such messages.
+            raise InvalidInputError((Violation("id", "(not set)", "the message's own id"),))
         fields = {**fields, "idempotency_key": f"celery:{message_id}"}
     return fields
 
@@ -269,11 +272,21 @@ def read_job_id(value: object) -> UUID | None:
 @shared_task(name=SWEEP)
 @doorbell_may_be_lost()
 def sweep() -> None:
-    """Ring for every overdue job, then clear what killed downloads have left."""
-    runtime = get_runtime()
-    runtime.ring_overdue()
+    """What beat rings for."""
+    sweep_with(get_runtime())
+
+
+def sweep_with(runtime: Runtime) -> bool:
+    """Ring for every overdue job, then clear what killed downloads have left.
+
+    False, and nothing, if somebody has done so within half a period: of a pile of such messages,
+    and of workers that stand in for beat together, one sweeps.
+    """
+    if runtime.ring_overdue(pause=runtime.settings.sweep_seconds / 2) is None:
+        return False
     refresh_measures(db=runtime.db)
     clear_spool(runtime)
+    return True
 
 
 def clear_spool(runtime: Runtime) -> None:

@@ -75,13 +75,13 @@ def producing(monkeypatch, database_url, redis_url) -> Iterator[None]:
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("BROKER_URL", redis_url)
     take_messages(redis_url, "extend_video.submit")
-    producer.get_runtime.cache_clear()
+    producer.get_runtime.forget()
     yield
-    if producer.get_runtime.cache_info().currsize:
+    if producer.get_runtime.is_made:
         runtime = producer.get_runtime()
         runtime.db.close()
         runtime.dispatcher.close()
-    producer.get_runtime.cache_clear()
+    producer.get_runtime.forget()
 
 
 @pytest.fixture

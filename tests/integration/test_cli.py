@@ -23,10 +23,12 @@ from tests.harness.servers import Postgres
 from tests.harness.waiting import wait_until
 from worker import cli, listing, watch
 from worker.app import QUEUES
+from worker.clock import read_clock
 from worker.db import Database
 from worker.examples import EXAMPLES
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
+from worker.jobs.workers import SeenWorker, keep_worker
 from worker.schema import read_head
 
 VIDEO = "https://example.com/a.mp4"
@@ -566,3 +568,15 @@ def test_program_into_closed_pipe_leaves_no_traceback(yard, sqlite_url) -> None:
     shell = f"{EXTEND_VIDEO} list --json | head -c 10"
     ended = yard.run(["sh", "-c", shell], {"DATABASE_URL": sqlite_url})
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(("age", "code"), [(1, 0), (120, 1), (None, 1)])
+def test_health_check_of_a_worker_asks_the_job_table_alone(run, db, monkeypatch, age, code) -> None:
+    monkeypatch.setenv("BROKER_URL", f"redis://127.0.0.1:{find_closed_port()}/0")
+    now = read_clock()
+    with db.transaction() as connection:
+        keep_worker(connection, SeenWorker("other@host", 1, [], now, now))
+        if age is not None:
+            seen_at = now - timedelta(seconds=age)
+            keep_worker(connection, SeenWorker("submit@host", 7, ["q"], now, seen_at))
+    assert run("status", "--worker", "submit@host").code == code

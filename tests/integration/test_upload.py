@@ -102,14 +102,14 @@ def environment(monkeypatch, database_url, emulator) -> Iterator[None]:
     monkeypatch.setenv("FAL_REST_URL", emulator.url)
     monkeypatch.setenv("FAL_CDN_URL", emulator.url)
     monkeypatch.setenv("FAL_KEY", "emulator-key")
-    producer.get_runtime.cache_clear()
-    tasks.get_runtime.cache_clear()
+    producer.get_runtime.forget()
+    tasks.get_runtime.forget()
     with preserved_logging():
         yield
     for get_runtime in (producer.get_runtime, tasks.get_runtime):
-        if get_runtime.cache_info().currsize:
+        if get_runtime.is_made:
             get_runtime().db.close()
-        get_runtime.cache_clear()
+        get_runtime.forget()
 
 
 def list_uploads(emulator: Emulator) -> list[dict[str, Any]]:
@@ -525,7 +525,12 @@ def test_message_with_a_large_data_uri_is_uploaded_once(
     ("name", "value"), [("video_url", "a.mp4"), ("end_image_url", "file:///srv/a.mp4")]
 )
 def test_message_with_a_path_is_refused(environment, db, name, value) -> None:
-    fields = {**PROMPT, "video_url": "https://example.com/a.mp4", name: value}
+    fields = {
+        **PROMPT,
+        "video_url": "https://example.com/a.mp4",
+        "idempotency_key": "k",
+        name: value,
+    }
     with pytest.raises(Reject, match=f"{name}=.*never in a message") as caught:
         tasks.enqueue(**fields)
     assert not vars(caught.value)["requeue"]
@@ -539,6 +544,6 @@ def test_message_comes_back_while_fal_takes_no_upload(
     monkeypatch.setenv("FAL_KEY", "of-somebody-else")
     monkeypatch.setattr(tasks, "UPLOAD_PAUSE_SECONDS", 0)
     with pytest.raises(Reject) as caught:
-        tasks.enqueue(**PROMPT, video_url=build_data_uri(clip))
+        tasks.enqueue(**PROMPT, video_url=build_data_uri(clip), idempotency_key="k")
     assert vars(caught.value)["requeue"]
     assert count_rows(db) == (0, 0)

@@ -3,17 +3,22 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from uuid import uuid4
 
 import pytest
 import redis
 from sqlalchemy.exc import OperationalError
 
+from tests.harness.poison import ENTRIES
 from tests.harness.processes import Part
+from tests.harness.waiting import wait_until
 from tests.system.producers import PYTHON_PRODUCER, run_python
 from tests.system.scene import Scene
 
 GARBAGE = [("not-a-uuid",), (None,), (17,), ({"id": 1},), (), ("a", "b"), ("é" * 5000,)]
+
+AWAY = "redis+socket:///nowhere/redis.sock"
 
 STEPS = ("submit", "reconcile", "archive", "cancel")
 
@@ -186,3 +191,42 @@ def test_messages_lost_by_the_broker_are_healed_by_two_sweeps(scene):
 
     second.end()
     assert [len(scene.list_submissions(job)) for job in jobs] == [1] * 5
+
+
+def read_refusals(worker: Part) -> list[dict[str, Any]]:
+    lines = worker.read_log().splitlines()
+    return [json.loads(line) for line in lines if '"enqueue_refused"' in line]
+
+
+def test_every_poisonous_entry_is_refused_alone_and_the_worker_goes_on(sqlite_scene):
+    scene, worker = sqlite_scene, sqlite_scene.deployment.submitter
+    jobs, refused, before = count_jobs(scene), len(read_refusals(worker)), len(worker.read_log())
+    broker = scene.deployment.settings["BROKER_URL"].removeprefix("redis+socket://")
+    with redis.Redis(unix_socket_path=broker) as client:
+        for entry in ENTRIES.values():
+            client.lpush("extend_video", entry.encode(errors="surrogateescape"))
+        assert_worker_is_well(scene)
+
+        wait_until(lambda: len(read_refusals(worker)) == refused + len(ENTRIES))
+        wait_until(lambda: client.hlen("unacked") == 0)
+    assert worker.is_running
+    assert count_jobs(scene) == jobs + 1
+    said = worker.read_log()[before:]
+    assert "nobody may log" not in said
+    assert "Traceback" not in said
+    codes = {one["code"] for one in read_refusals(worker)[refused:]}
+    assert codes == {"malformed_message", "unknown_task", "message_compressed"}
+
+
+@pytest.mark.slow  # three periods of the sweep have to pass
+def test_lost_messages_are_healed_while_beat_is_away(sqlite_scene):
+    scene, worker = sqlite_scene, sqlite_scene.deployment.submitter
+    scene.deployment.yard.parts["beat"].end()
+    tenant = f"no-beat-{uuid4()}"
+    settings = {**scene.deployment.settings, "BROKER_URL": AWAY}
+    run_python(scene, PYTHON_PRODUCER, json.dumps(scene.build_fields(tenant=tenant)), **settings)
+
+    [job] = scene.table.wait_for_ends(tenant, 1)
+
+    assert len(scene.list_submissions(job)) == 1
+    worker.wait_for_log("sweep_missing")

@@ -1,11 +1,18 @@
 """Daemons that cannot do their work say so at their start, in a line, and end."""
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
+from tests.harness.brokers import find_closed_port
 from tests.harness.processes import BIN, CELERY, EXTEND_VIDEO, Yard, bind_listener
+from tests.harness.servers import answers_ping
+from tests.harness.waiting import wait_until
+from worker.daemons import redis_daemon
 
 WORKER = [*CELERY, "worker", "-P", "threads"]
 BEAT = [*CELERY, "beat"]
@@ -104,3 +111,28 @@ def test_migrate_twice_leaves_the_table_as_it_is(yard, settings, tmp_path):
         connection.close()
 
     assert schemas[0] == schemas[1] != []
+
+
+@pytest.fixture
+def cluster_url() -> Iterator[str]:
+    """A Redis that takes itself for a node of a cluster."""
+    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
+        command = [*redis_daemon(Path(directory)).command, "--cluster-enabled", "yes"]
+        # Such a node has one port more for its like, 10,000 above.
+        command[command.index("--port") + 1] = str(find_closed_port() - 20_000)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        socket = Path(directory) / "redis.sock"
+        try:
+            wait_until(lambda: answers_ping(socket))
+            yield f"redis+socket://{socket}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("command", [WORKER, BEAT], ids=["worker", "beat"])
+def test_daemon_refuses_a_redis_cluster_by_name(yard, settings, cluster_url, command):
+    printed = refuse_to_start(yard, command, {**settings, "BROKER_URL": cluster_url})
+
+    assert "invalid_settings: BROKER_URL=" in printed
+    assert "Redis Cluster" in printed

@@ -5,13 +5,18 @@ import os
 import signal
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 from celery.beat import Scheduler, Service
+from redis.exceptions import ReadOnlyError, ResponseError
+from structlog.testing import capture_logs
 from typing_extensions import override
 
+from worker import beat
 from worker.app import create_app
+from worker.broker import Outage
 from worker.settings import Settings
 
 MOST_TICKS = 3
@@ -54,3 +59,29 @@ def test_beat_whose_tick_swallows_the_signal_ends_all_the_same(monkeypatch, numb
     app = create_app(Settings(broker_url="redis://127.0.0.1:1/0", sweep_seconds=timedelta(hours=1)))
     Service(app, scheduler_cls=SwallowingScheduler).start()
     assert SwallowingScheduler.ticks == 1
+
+
+def test_outage_is_said_once_and_each_failure_is_tried_on_a_new_connection(monkeypatch) -> None:
+    outage, connections = Outage(), []
+    monkeypatch.setattr(beat, "OUTAGE", outage)
+    settings = Settings(broker_url="redis://127.0.0.1:1/0")
+    scheduler = beat.Scheduler(create_app(settings), lazy=True)
+    errors: list[Exception | None] = [ResponseError("MOVED 1 a:1"), ReadOnlyError("READONLY"), None]
+
+    def publish(_entry: object, producer: object, **_: object) -> None:
+        connections.append(scheduler.connection)
+        if (error := errors[len(connections) - 1]) is not None:
+            raise error
+
+    monkeypatch.setattr(scheduler, "apply_async", publish)
+    monkeypatch.setattr(scheduler, "_ensure_connected", lambda: None)
+    entry: Any = SimpleNamespace(name="sweep")
+    states = []
+    with capture_logs() as lines:
+        for _ in errors:
+            scheduler.apply_entry(entry)
+            states.append(outage.is_on)
+    assert states == [True, True, False]
+    assert len(set(map(id, connections))) == len(errors)
+    said = [line["event"] for line in lines if line["log_level"] != "debug"]
+    assert said == ["broker_unavailable", "broker_back"]

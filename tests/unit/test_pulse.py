@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 from worker import pulse
 from worker.pulse import Pulse
+from worker.standby import Standby
 
 
 class BlockingConsumer:
@@ -19,6 +20,7 @@ class BlockingConsumer:
 
 def test_turn_of_a_blocking_loop_is_noted_and_does_what_it_did(monkeypatch) -> None:
     monkeypatch.setattr(pulse.Watch, "begin", lambda _: None)
+    monkeypatch.setattr(Standby, "begin", lambda _: None)
     consumer = BlockingConsumer()
     step = Pulse(consumer)
     step.start(consumer)
@@ -31,6 +33,7 @@ def test_turn_of_a_blocking_loop_is_noted_and_does_what_it_did(monkeypatch) -> N
 
 def test_turns_of_an_event_loop_are_noted_until_the_connection_ends(monkeypatch) -> None:
     monkeypatch.setattr(pulse.Watch, "begin", lambda _: None)
+    monkeypatch.setattr(Standby, "begin", lambda _: None)
     entries: list[SimpleNamespace] = []
 
     def call_repeatedly(seconds, call):

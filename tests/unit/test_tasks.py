@@ -13,7 +13,7 @@ from worker.runtime import Runtime
 from worker.settings import load_settings
 
 WHOLE = {"FAL_KEY": "k", "WEBHOOK_BASE_URL": "https://hooks.test"}
-WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
+WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4", "idempotency_key": "a"}
 
 
 @pytest.fixture
@@ -65,6 +65,14 @@ def test_enqueue_of_a_bad_wish_drops_the_message_naming_the_field(fail_with) -> 
     assert not is_given_back(caught.value)
 
 
+def test_message_without_an_id_is_refused_for_as_a_key_it_would_be_shared(fail_with) -> None:
+    fail_with(AssertionError("the database must not be asked"))
+    keyless = {name: value for name, value in WISH.items() if name != "idempotency_key"}
+    with pytest.raises(Reject, match="id=") as caught:
+        tasks.enqueue(**keyless)
+    assert not is_given_back(caught.value)
+
+
 @pytest.fixture
 def left(monkeypatch, tmp_path: Path, sqlite_url) -> Path:
     """A partial that a killed process has left in the spool of an archive elsewhere."""
@@ -84,7 +92,7 @@ def test_worker_that_starts_clears_its_spool(left) -> None:
 
 def test_process_that_stands_in_for_a_killed_one_clears_the_spool(left) -> None:
     tasks.forget_runtime()
-    tasks.get_runtime.cache_clear()
+    tasks.get_runtime.forget()
     assert not left.exists()
 
 

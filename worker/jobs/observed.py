@@ -7,7 +7,17 @@ at its start; what it has waited is the difference (ADR 17).
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Float, ScalarSelect, func, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Float,
+    ScalarSelect,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from worker.jobs.models import AttemptRow, ObservedTimeRow
 from worker.jobs.rows import is_postgres, table_of
@@ -26,11 +36,14 @@ def read_observed(connection: Connection) -> timedelta:
     return timedelta(seconds=connection.execute(select(_OBSERVED.c.seconds)).scalar_one())
 
 
-def add_observed(connection: Connection, since_seen: timedelta, most: timedelta) -> None:
+def add_observed(
+    connection: Connection, since_seen: timedelta, most: timedelta, pause: timedelta = timedelta()
+) -> bool:
     """Add the least of: the database's time since the last pass, `since_seen`, `most`.
 
     `since_seen` is this process's monotonic time since it last did this. A clock that was set back
-    adds nothing.
+    adds nothing. False, and nothing is written, if the last pass is not yet `pause` ago: of many
+    that come together one passes.
     """
     now = _read_database_clock(connection)
     least, greatest = (
@@ -40,7 +53,21 @@ def add_observed(connection: Connection, since_seen: timedelta, most: timedelta)
         literal(0.0),
         least(now - _OBSERVED.c.noted_at, since_seen.total_seconds(), most.total_seconds()),
     )
-    connection.execute(update(_OBSERVED).values(seconds=_OBSERVED.c.seconds + gained, noted_at=now))
+    statement = update(_OBSERVED).values(seconds=_OBSERVED.c.seconds + gained, noted_at=now)
+    if pause:
+        statement = statement.where(_is_ago(connection, pause))
+    return connection.execute(statement).rowcount == 1
+
+
+def is_pass_missing(connection: Connection, since: timedelta) -> bool:
+    """Whether nobody has passed for so long."""
+    return bool(connection.execute(select(_is_ago(connection, since))).scalar_one())
+
+
+def _is_ago(connection: Connection, age: timedelta) -> ColumnElement[bool]:
+    """The last pass is so long ago, or ahead: that was noted by a clock that was wrong."""
+    now = _read_database_clock(connection)
+    return or_(_OBSERVED.c.noted_at <= now - age.total_seconds(), _OBSERVED.c.noted_at > now)
 
 
 def start_observing(connection: Connection, attempt_id: UUID) -> None:

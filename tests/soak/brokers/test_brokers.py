@@ -1,19 +1,23 @@
-"""Redis behind TLS, and Redis that sentinels watch over."""
+"""Redis behind TLS, Redis that sentinels watch over, and Redis that takes nothing for a while."""
 
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from signal import SIGKILL
 from uuid import UUID
 
 import pytest
 import redis
 
 from tests.harness.brokers import find_closed_port
-from tests.harness.processes import CELERY, ONE_WORKER, THREADS, Yard
+from tests.harness.poison import ENTRIES
+from tests.harness.processes import CELERY, EXTEND_VIDEO, ONE_WORKER, THREADS, Yard
 from tests.harness.servers import Broker, run_broker
 from tests.harness.tls import Certificate, make_certificate, run_tls_end
 from tests.harness.waiting import wait_until
+from tests.system.rows import open_table
 from tests.system.scene import run_scene
 from worker.daemons import find_redis
 from worker.dispatch import Dispatcher
@@ -23,6 +27,7 @@ from worker.settings import load_settings
 MASTER = "videos"
 REPLICA = ("--replicaof", "127.0.0.1")
 FAILOVER_SECONDS = 60
+TROUBLE_SECONDS = 20
 ANYBODY = UUID(int=1)
 
 
@@ -149,6 +154,7 @@ def test_worker_follows_the_sentinels_to_the_next_master(yard: Yard, sqlite_url)
         url = f"sentinel://127.0.0.1:{find_closed_port()}/0;sentinel://127.0.0.1:{watching}/0"
         settings["BROKER_URL"] = url
         worker = yard.start("worker", [*CELERY, "worker", *THREADS], settings)
+        beat = yard.start("beat", [*CELERY, "beat"], {**settings, "SWEEP_SECONDS": "1"})
         worker.wait_for_log(" ready.")
         first_process.kill()
         wait_until(lambda: find_master(sentinel) == second, FAILOVER_SECONDS)
@@ -165,6 +171,16 @@ def test_worker_follows_the_sentinels_to_the_next_master(yard: Yard, sqlite_url)
 
             wait_until(lambda: dispatcher.ring(Doorbell(Step.CANCEL, ANYBODY)), FAILOVER_SECONDS)
             wait_until(rings_and_is_heard, FAILOVER_SECONDS)
+        with redis.Redis(port=second) as master:
+            # Beat rings there, and the worker takes it.
+            wait_until(lambda: beat.is_running and has_swept(sqlite_url), FAILOVER_SECONDS)
+            assert master.llen("extend_video.sweep") <= 1
+        assert worker.is_running
+
+
+def has_swept(database_url: str) -> bool:
+    with open_table(database_url) as table:
+        return bool(table.select("SELECT name FROM tallies WHERE name = 'sweep'"))
 
 
 def test_sentinels_that_watch_no_such_master_are_a_broker_that_is_away(tmp_path):
@@ -172,3 +188,58 @@ def test_sentinels_that_watch_no_such_master_are_a_broker_that_is_away(tmp_path)
         url = f"sentinel://127.0.0.1:{watching}/0"
         assert ping(broker_url=url, broker_sentinel_master=MASTER)
         assert not ping(broker_url=url, broker_sentinel_master="another")
+
+
+# ------------------------------------------------------------------ troubles that pass
+
+
+@pytest.fixture
+def settings(tmp_path, broker, sqlite_url) -> dict[str, str]:
+    return {
+        "DATABASE_URL": sqlite_url,
+        "BROKER_URL": broker.url,
+        "FAL_KEY": "key",
+        "WEBHOOK_BASE_URL": "http://127.0.0.1:9",
+        "ARCHIVE_URL": f"file:{tmp_path / 'archive'}",
+        "SWEEP_SECONDS": "1",
+        # Redis ends first, and then there is nothing to wait for.
+        "DRAIN_SECONDS": "3",
+    }
+
+
+def turn_read_only(broker: Broker) -> None:
+    with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+        client.replicaof("127.0.0.1", "1")
+
+
+def turn_back(broker: Broker) -> None:
+    with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+        client.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [(turn_read_only, turn_back), (lambda one: one.end(SIGKILL), Broker.start)],
+    ids=["read-only", "killed"],
+)
+def test_up_outlasts_a_broker_in_trouble_with_a_line_for_each_daemon(
+    yard, broker, settings, begin, end
+):
+    up = yard.start("up", [EXTEND_VIDEO, "up", "--port", "0"], settings)
+    wait_until(lambda: up.read_log().count(" ready.") == 2)
+    begin(broker)
+    wait_until(lambda: up.read_log().count("broker_unavailable") >= 3, 60)
+    # A time in which each daemon tries again a dozen times.
+    wait_until(lambda: up.read_log().count("sweep_missing") >= 1, 60)
+    time.sleep(TROUBLE_SECONDS)
+    end(broker)
+    wait_until(lambda: up.read_log().count("broker_back") >= 3, 60)
+
+    # Of each worker two threads speak to the broker: its loop, and the one that counts.
+    assert up.read_log().count("broker_unavailable") <= 5
+    assert "Traceback" not in up.read_log()
+    assert "daemon_ended" not in up.read_log()
+    with redis.Redis(unix_socket_path=str(broker.socket)) as client:
+        client.lpush("extend_video", ENTRIES["no id"])
+        up.wait_for_log("enqueue_refused", 60)
+        assert up.is_running

@@ -60,6 +60,8 @@ SETTINGS = {
     "START_TIMEOUT_SECONDS": "3",
     "UNKNOWN_SECONDS": "4",
     "MAX_ATTEMPTS": "20",
+    # What it answers must not quote them either.
+    "REMOTE_CONTROL": "true",
 }
 ORDERS = ("cancel", "redrive")
 SOON = 90.0
@@ -246,7 +248,7 @@ def make_everything_wrong(haunt: Haunt) -> None:
     worker = [*CELERY, "worker", "-P", "solo", "-n", "shut-out@%h"]
     settings = {**haunt.deployment.settings, "BROKER_URL": wrong_password}
     shut_out = haunt.deployment.yard.start("shut-out", worker, settings)
-    shut_out.wait_for_log("Cannot connect", SOON)
+    shut_out.wait_for_log("broker_unavailable", SOON)
     shut_out.kill()
 
 

@@ -82,7 +82,8 @@ def test_worker_whose_broker_is_silent_stays_and_works_on_afterwards(
     yard, settings, broker, sqlite_url
 ) -> None:
     """A restart would not mend it."""
-    part = start_worker(yard, settings, "threads")
+    # Only at this level is it said at each look.
+    part = start_worker(yard, {**settings, "LOG_LEVEL": "debug"}, "threads")
     with broker.standing_still():
         part.wait_for_log("broker_unavailable", 60)
         wait_until(lambda: part.read_log().count("broker_unavailable") > 4, 90)

@@ -1,11 +1,14 @@
 """The whole end-to-end suite once more, with RabbitMQ and its quorum queues for a broker."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
+from tests.harness.poison import BODY, POISON, build_headers
 from tests.harness.processes import TWO_WORKERS
 from tests.harness.rabbit import REASON_WHY_NOT, Rabbit, has_rabbit, run_rabbit
+from tests.harness.waiting import wait_until
 from tests.system.conftest import prepare_scene
 from tests.system.scene import Scene, run_scene
 from tests.system.test_end_to_end import (
@@ -77,3 +80,32 @@ def test_wish_of_a_killed_worker_goes_to_another_at_once(scene, rabbit):
     scene.deployment.start_workers()
 
     assert len(scene.list_submissions(scene.table.wait_for_end(job_id))) == 1
+
+
+def test_every_poisonous_message_is_refused_alone_and_the_worker_goes_on(scene, rabbit):
+    worker = scene.deployment.submitter
+    with scene.producer.connection_for_write() as connection, connection.channel() as channel:
+        for body, headers in (*POISON.values(), (BODY, build_headers(compression="bzip2"))):
+            message = channel.prepare_message(
+                json.dumps(body).encode(),
+                content_type="application/json",
+                content_encoding="utf-8",
+                headers=headers,
+            )
+            channel.basic_publish(message, exchange="", routing_key="extend_video")
+    scene.table.wait_for_end(scene.enqueue())
+
+    wait_until(lambda: worker.read_log().count('"enqueue_refused"') == len(POISON) + 1)
+    assert worker.is_running
+    assert "Traceback" not in worker.read_log()
+    assert "nobody may log" not in worker.read_log()
+    wait_until(lambda: count_messages(rabbit) == 0)
+
+
+def count_messages(rabbit: Rabbit) -> int:
+    """Also those that were delivered and not acknowledged."""
+    printed = rabbit.control(
+        "list_queues", "-p", "videos", "name", "messages", "--no-table-headers"
+    )
+    rows = [line.split("\t") for line in printed.splitlines()]
+    return sum(int(number) for name, number in rows if name == "extend_video")

@@ -1,0 +1,225 @@
+"""What a worker takes from the broker. Anybody can write to it, so an entry may be anything.
+
+Celery and kombu raise on most of what is no task message, in the loop of the worker: it ends, the
+broker gives the message back, and the next worker ends by it. Here every entry becomes a message
+that can be refused alone: `guard_channel` is about what kombu does, `check_message` about Celery.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from math import isfinite
+from queue import Empty
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from celery.utils.time import maybe_iso8601, maybe_make_aware, timezone
+from kombu.message import Message
+from kombu.transport import pyamqp, virtual
+from redis import RedisError
+
+# Far more than any request needs, data URIs included.
+MOST_BODY_BYTES = 32 * 1024 * 1024
+# A Redis list entry is JSON around base64 around the body.
+MOST_ENTRY_BYTES = 2 * MOST_BODY_BYTES
+LONGEST_ID = 200
+MALFORMED = "malformed_message"
+UNKNOWN_TASK = "unknown_task"
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class RefusedMessageError(Exception):
+    """A message that is no order for this worker; the reason quotes nothing of it."""
+
+    def __init__(self, reason: str, code: str = MALFORMED) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def describe_refusal(error: BaseException | None) -> tuple[str, str]:
+    """Code and reason; of errors of others only the kind, for their texts quote the message."""
+    if isinstance(error, RefusedMessageError):
+        return error.code, str(error)
+    cause = error.__cause__ if error is not None and error.__cause__ is not None else error
+    return MALFORMED, f"it cannot be read: {type(cause).__name__}"
+
+
+# ------------------------------------------------------------------ what kombu does
+
+
+def guard_channel(channel: Any) -> None:  # noqa: ANN401 - of any transport
+    """Let nothing that comes over this channel raise before it is a message."""
+    if not isinstance(channel, virtual.Channel):
+        channel.Message = GuardedAmqpMessage
+        return
+    channel.Message = GuardedVirtualMessage
+    handlers: dict[str, Callable[[], object]] = getattr(channel, "handlers", {})
+    if "BRPOP" in handlers:
+        handlers["BRPOP"] = partial(_read_or_refuse, handlers["BRPOP"])
+        client: Any = channel.client  # type: ignore[attr-defined]  # Redis's
+        client.parse_response = partial(_bound_entry, client.parse_response)
+
+
+def _read_or_refuse(read: Callable[[], object]) -> object:
+    """A list entry that is no JSON has left the list already: there is nothing to acknowledge."""
+    try:
+        return read()
+    except (RedisError, OSError, Empty):
+        raise
+    except (ValueError, TypeError, RecursionError) as error:
+        code, reason = describe_refusal(error)
+        log.warning("enqueue_refused", message_id=None, code=code, reason=reason)
+        return True
+
+
+def _bound_entry(
+    parse: Callable[..., Any], connection: object, command: str, **options: object
+) -> Any:  # noqa: ANN401 - Redis's reply
+    """An entry that is too large is replaced before it is unpacked; what comes of it is refused."""
+    reply = parse(connection, command, **options)
+    if command == "BRPOP" and reply and len(reply[1]) > MOST_ENTRY_BYTES:
+        return reply[0], b'{"refused": "too large"}'
+    return reply
+
+
+class GuardedVirtualMessage(virtual.Message):
+    """Of Redis: what cannot be read is a message with an error, which kombu hands to Celery."""
+
+    def __init__(self, payload: Any, channel: Any = None, **options: Any) -> None:  # noqa: ANN401
+        self._raw = payload
+        try:
+            _weigh_envelope(payload)
+            super().__init__(payload, channel=channel, **options)
+        except Exception:  # noqa: BLE001 - whatever it raises, this message alone is refused
+            properties = _get_mapping(payload, "properties")
+            tag = properties.get("delivery_tag")
+            _become_unreadable(
+                self,
+                headers=_get_mapping(payload, "headers"),
+                channel=channel,
+                delivery_tag=tag if isinstance(tag, str) else str(uuid4()),
+                delivery_info=_name_origin(_get_mapping(properties, "delivery_info")),
+            )
+
+
+class GuardedAmqpMessage(pyamqp.Message):
+    """Of RabbitMQ."""
+
+    def __init__(self, msg: Any, channel: Any = None, **options: Any) -> None:  # noqa: ANN401
+        try:
+            _weigh(msg.properties.get("application_headers"), msg.body)
+            super().__init__(msg, channel=channel, **options)
+        except Exception:  # noqa: BLE001 - whatever it raises, this message alone is refused
+            _become_unreadable(
+                self,
+                headers=_get_mapping(msg.properties, "application_headers"),
+                channel=channel,
+                delivery_tag=msg.delivery_tag,
+                delivery_info=msg.delivery_info,
+            )
+
+
+def _weigh_envelope(payload: object) -> None:
+    if not isinstance(payload, dict):
+        raise RefusedMessageError("it is no JSON object")
+    if payload.get("refused"):
+        raise RefusedMessageError("it is too large", "message_too_large")
+    properties = payload["properties"]
+    if not isinstance(properties["delivery_tag"], str):
+        raise RefusedMessageError("its delivery tag is no text")
+    origin = properties["delivery_info"]
+    if not all(isinstance(origin[name], str) for name in ("exchange", "routing_key")):
+        raise RefusedMessageError("its origin is no text")
+    _weigh(payload.get("headers"), payload.get("body"))
+
+
+def _weigh(headers: object, body: object) -> None:
+    if headers is not None and not isinstance(headers, dict):
+        raise RefusedMessageError("its headers are no object")
+    if headers and headers.get("compression"):
+        raise RefusedMessageError("it is compressed, which nobody needs here", "message_compressed")
+    if body is not None and not isinstance(body, str | bytes | bytearray | memoryview):
+        raise RefusedMessageError("its body is no text")
+    if body is not None and len(body) > MOST_BODY_BYTES:
+        raise RefusedMessageError("its body is too large", "message_too_large")
+
+
+def _become_unreadable(message: Message, *, headers: Mapping[str, object], **origin: Any) -> None:  # noqa: ANN401
+    """A message without body, and with the error that is being handled."""
+    kept = {name: value for name in ("id", "task") if isinstance(value := headers.get(name), str)}
+    message.errors = [sys.exc_info()]
+    Message.__init__(message, body="", headers=kept, **origin)
+
+
+def _name_origin(origin: Mapping[str, object]) -> dict[str, str]:
+    named = {name: origin.get(name) for name in ("exchange", "routing_key")}
+    return {name: value if isinstance(value, str) else "" for name, value in named.items()}
+
+
+def _get_mapping(outer: object, name: str) -> Mapping[str, object]:
+    inner = outer.get(name) if isinstance(outer, Mapping) else None
+    return inner if isinstance(inner, Mapping) else {}
+
+
+# ------------------------------------------------------------------ what Celery does
+
+
+def check_message(message: Any, tasks: Collection[str]) -> None:  # noqa: ANN401 - kombu's
+    """Raise RefusedMessageError unless Celery can make a request of it, by either protocol."""
+    payload = message.payload
+    embed: object = {}
+    if isinstance(payload, dict) and "args" in payload:
+        fields = {**payload, **message.headers}
+        args, kwargs = payload["args"], payload.get("kwargs", {})
+    elif isinstance(payload, dict) and "task" not in message.headers:
+        fields, args, kwargs = payload, [], payload.get("kwargs", {})
+    elif isinstance(payload, list) and len(payload) == 3:  # noqa: PLR2004 - the protocol's
+        fields, (args, kwargs, embed) = message.headers, payload
+    else:
+        raise RefusedMessageError("its body is neither three items nor an object with `args`")
+    _check_fields(fields, tasks)
+    if not isinstance(args, list):
+        raise RefusedMessageError("its args are no list")
+    if not isinstance(kwargs, dict):
+        raise RefusedMessageError("its kwargs are no object")
+    if embed is not None and not isinstance(embed, dict):
+        raise RefusedMessageError("its third item is no object")
+
+
+def _check_fields(fields: Mapping[str, object], tasks: Collection[str]) -> None:
+    task, message_id = fields.get("task"), fields.get("id")
+    if not isinstance(task, str):
+        raise RefusedMessageError("it names no task")
+    if task not in tasks:
+        raise RefusedMessageError("there is no such task", UNKNOWN_TASK)
+    if not isinstance(message_id, str) or not 0 < len(message_id) <= LONGEST_ID:
+        raise RefusedMessageError(f"its id is no text of 1 to {LONGEST_ID} characters")
+    if not isinstance(fields.get("retries", 0), int | None):
+        raise RefusedMessageError("its retries are no number")
+    limits = fields.get("timelimit")
+    if limits and not (isinstance(limits, list) and [*map(_is_limit, limits)] == [True, True]):
+        raise RefusedMessageError("its timelimit is no pair of seconds")
+    for name in ("eta", "expires"):
+        _check_time(name, fields.get(name))
+
+
+def _is_limit(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | None):
+        return False
+    return value is None or (isfinite(value) and value > 0)
+
+
+def _check_time(name: str, value: object) -> None:
+    if value is None:
+        return
+    try:
+        if not isinstance(value, str):
+            raise TypeError  # noqa: TRY301 - one reason for all
+        # As Celery does later: years of 1 or 9999 may fail only there.
+        moment = maybe_iso8601(value)
+        assert moment is not None  # noqa: S101 - of text, it raises or reads it
+        timezone.to_system(maybe_make_aware(moment)).timestamp()
+    except (ValueError, TypeError, AttributeError, OverflowError, OSError):
+        raise RefusedMessageError(f"its {name} is no time") from None
