@@ -34,7 +34,7 @@ from worker.db import Database
 from worker.dispatch import Dispatcher
 from worker.jobs.workers import SeenWorker, forget_workers, keep_worker, note_step, remove_worker
 from worker.settings import Settings, load_settings
-from worker.tasks import get_runtime
+from worker.tasks import WORKER_PROGRAM, get_runtime
 from worker.watchdog import Look, Watchdog
 
 TICK_SECONDS = 2.0
@@ -159,7 +159,7 @@ class Watch:
         seen = SeenWorker(name, os.getpid(), self._list_queues(), self.started_at, now)
         try:
             with (
-                closing(Database(self.settings.database_url)) as db,
+                closing(Database(self.settings.database_url, program=WORKER_PROGRAM)) as db,
                 db.transaction() as connection,
             ):
                 keep_worker(connection, seen)
@@ -170,7 +170,7 @@ class Watch:
     def _remove_row(self) -> None:
         with (
             suppress(SQLAlchemyError),  # it is forgotten after a day
-            closing(Database(self.settings.database_url)) as db,
+            closing(Database(self.settings.database_url, program=WORKER_PROGRAM)) as db,
             db.transaction() as connection,
         ):
             remove_worker(connection, self.consumer.hostname)
