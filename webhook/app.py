@@ -14,7 +14,7 @@ from webhook.metrics import register_metrics
 from webhook.page import register_page
 from webhook.routes import Receiver, register_routes
 from webhook.slow_clients import bound_reading
-from worker.db import AWAY, Database
+from worker.db import AWAY, PROGRAM, Database
 from worker.dispatch import Dispatcher
 from worker.errors import InvalidSettingsError, UnsuitableDatabaseError
 from worker.fal.http import open_client
@@ -24,6 +24,7 @@ from worker.settings import Settings, list_secrets, load_settings
 
 # As many as the documentation gives gunicorn threads: with fewer, others come and go all the time.
 CONNECTIONS = 8
+RECEIVER_PROGRAM = f"{PROGRAM} receiver"
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -33,7 +34,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     _check_database_or_exit(settings)
     keys = KeyCache(settings.fal_jwks_url, open_client())
     receiver = Receiver(
-        db=Database(settings.database_url, pool_size=CONNECTIONS),
+        db=Database(settings.database_url, pool_size=CONNECTIONS, program=RECEIVER_PROGRAM),
         verifier=WebhookVerifier(keys, user_id=settings.fal_user_id),
         dispatcher=Dispatcher(settings),
         grace=settings.lease_seconds,

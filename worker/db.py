@@ -1,13 +1,15 @@
 """Engine and transactions for the job table, on SQLite and PostgreSQL alike."""
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
 from typing import Any
 
 import psycopg
+import psycopg.sql
 from psycopg.errors import ProgramLimitExceeded, ReadOnlySqlTransaction, UniqueViolation
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
@@ -39,6 +41,8 @@ PEER_CHECKS = {
 }
 REST_SECONDS = 2.0
 RESTS_SINCE = "rests_since"
+POOLED = "pooled"
+PROGRAM = "extend-video"
 _ALONE = {"isolation_level": "AUTOCOMMIT"}
 
 
@@ -52,10 +56,12 @@ REFUSED = (SQLAlchemyError, ValueError, OverflowError)
 class Database:
     """Short transactions on one engine. Make one per process, after forking."""
 
-    def __init__(self, url: str, *, pool_size: int = 5) -> None:
+    def __init__(self, url: str, *, pool_size: int = 5, program: str = PROGRAM) -> None:
+        """PostgreSQL shows `program` as the name of its connections (`application_name`)."""
+        address, named = take_options(make_url(url))
+        options = _engine_options(address, pool_size, program)
         # An error's text would quote the values of its statement: prompts and signed URLs.
-        options = _engine_options(url, pool_size)
-        self.engine = create_engine(url, hide_parameters=True, **options)
+        self.engine = create_engine(address, hide_parameters=True, **options)
         self.is_postgres = self.engine.dialect.name == "postgresql"
         self._reading: dict[str, Any] = _ALONE
         if not self.is_postgres:
@@ -63,6 +69,7 @@ class Database:
             _prepare_sqlite(self.engine)
         else:
             _check_encoding(self.engine)
+            _set_parameters(self.engine, named)
             _check_rested(self.engine)
             _leave_read_only(self.engine)
 
@@ -76,19 +83,22 @@ class Database:
     def statement(self) -> Iterator[Connection]:
         """One statement that commits itself, without the round trips of BEGIN and COMMIT.
 
-        On SQLite, where those cost nothing, as `transaction`.
+        On SQLite, where those cost nothing, as `transaction`; behind a pooler too, where nothing
+        but a transaction could bound it.
         """
-        if not self.is_postgres:
-            with self.transaction() as connection:
+        with self.engine.connect() as connection:
+            if self.is_postgres and not connection.info.get(POOLED):
+                yield connection.execution_options(**_ALONE)
+                return
+            with connection.begin():
                 yield connection
-            return
-        with self.engine.connect().execution_options(**_ALONE) as connection:
-            yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Read without holding up writers; on PostgreSQL each statement sees its own moment."""
-        with self.engine.connect().execution_options(**self._reading) as connection:
+        with self.engine.connect() as connection:
+            if not connection.info.get(POOLED):
+                connection.execution_options(**self._reading)
             yield connection
 
     def check_encoding(self) -> None:
@@ -124,21 +134,80 @@ def name_sqlite(path: Path) -> str:
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
-def _engine_options(url: str, pool_size: int) -> dict[str, Any]:
-    if make_url(url).get_backend_name() == "sqlite":
+def _engine_options(url: URL, pool_size: int, program: str) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
-    options = f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC"
+    ours = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "fallback_application_name": program,
+        **PEER_CHECKS,
+    }
+    # What the operator's URL says comes first.
+    arguments = {name: value for name, value in ours.items() if name not in url.query}
     return {
         "pool_size": pool_size,
         "pool_timeout": CONNECT_TIMEOUT_S,
-        "connect_args": {
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            # Whatever PGCLIENTENCODING says.
-            "client_encoding": "utf8",
-            "options": options,
-            **PEER_CHECKS,
-        },
+        # Whatever PGCLIENTENCODING says.
+        "connect_args": {**arguments, "client_encoding": "utf8"},
     }
+
+
+def take_options(url: URL) -> tuple[URL, dict[str, str]]:
+    """The URL without `options`, which PgBouncer refuses, and the settings that they named.
+
+    Where they hold more than settings they stay, for a server that understands them.
+    """
+    options = " ".join(url.normalized_query.get("options", ()))
+    named = {
+        name.replace("-", "_"): re.sub(r"\\(.)", r"\1", value)
+        for name, value in _OPTION.findall(options)
+    }
+    if not named or _OPTION.sub("", options).strip():
+        return url, {}
+    return url.difference_update_query(["options"]), named
+
+
+_OPTION = re.compile(r"(?:-c\s*|--)([\w.-]+)=((?:\\.|[^\s\\])*)")
+
+
+def _set_parameters(engine: Engine, named: Mapping[str, str]) -> None:
+    """Let no statement take longer than its bound, nor speak of times in another zone than UTC.
+
+    A connection of our own keeps what is set. Behind a pooler (PgBouncer, which shows a process id
+    that is not the server's) the next transaction may run on another one, and what we set there
+    would be another program's: so each transaction sets its own, and no statement is prepared.
+    """
+    wanted = {"statement_timeout": str(STATEMENT_TIMEOUT_MS), **named, "timezone": "UTC"}
+    for_connection, for_transaction = (
+        _write_setting(wanted, "false"),
+        _write_setting(wanted, "true"),
+    )
+
+    @event.listens_for(engine, "connect")
+    def _set_for_connection(connection: psycopg.Connection, record: ConnectionPoolEntry) -> None:
+        connection.autocommit = True
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        record.info[POOLED] = row is not None and row[0] != connection.info.backend_pid
+        if record.info[POOLED]:
+            connection.prepare_threshold = None
+        else:
+            connection.execute(for_connection.encode())
+        connection.autocommit = False
+
+    @event.listens_for(engine, "begin")
+    def _set_for_transaction(connection: Connection) -> None:
+        if connection.info.get(POOLED):
+            options = {"no_parameters": True}
+            connection.exec_driver_sql(for_transaction, execution_options=options).close()
+
+
+def _write_setting(wanted: Mapping[str, str], is_local: str) -> str:
+    """As text that needs no parameters: lists, such as a search path, are read as in a file."""
+    calls = [
+        f"set_config({psycopg.sql.quote(name)}, {psycopg.sql.quote(value)}, {is_local})"
+        for name, value in wanted.items()
+    ]
+    return f"SELECT {', '.join(calls)}"
 
 
 def _check_encoding(engine: Engine) -> None:

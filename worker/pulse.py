@@ -40,7 +40,7 @@ from worker.media.store import open_store
 from worker.settings import Settings, load_settings
 from worker.stages.mark import require_own_archive
 from worker.standby import Standby
-from worker.tasks import get_runtime
+from worker.tasks import WORKER_PROGRAM, get_runtime
 from worker.watchdog import Look, Watchdog
 
 TICK_SECONDS = 2.0
@@ -167,7 +167,7 @@ class Watch:
         now = read_clock()
         queues = self._list_queues()
         try:
-            with closing(Database(self.settings.database_url)) as db:
+            with closing(Database(self.settings.database_url, program=WORKER_PROGRAM)) as db:
                 if QUEUES[ARCHIVE] in queues:
                     self._check_archive(db)
                 seen = SeenWorker(
@@ -204,7 +204,7 @@ class Watch:
     def _remove_row(self) -> None:
         with (
             suppress(SQLAlchemyError),  # it is forgotten after a day
-            closing(Database(self.settings.database_url)) as db,
+            closing(Database(self.settings.database_url, program=WORKER_PROGRAM)) as db,
             db.transaction() as connection,
         ):
             remove_worker(connection, self.consumer.hostname)

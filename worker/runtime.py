@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from worker.app import check_broker
 from worker.clock import read_clock
-from worker.db import Database
+from worker.db import PROGRAM, Database
 from worker.dispatch import Dispatcher
 from worker.doctor import Diagnosis, DoctorTerms, examine
 from worker.errors import DaemonError, InvalidInputError, InvalidSettingsError, Violation
@@ -89,6 +89,8 @@ class Runtime:
     settings: Settings
     ending: Event = field(default_factory=Event, repr=False, compare=False)
     """Set once the process is told to end: from then on it begins nothing."""
+    program: str = PROGRAM
+    """What PostgreSQL calls its connections."""
 
     @shared_property
     def worker(self) -> str:
@@ -97,7 +99,7 @@ class Runtime:
 
     @shared_property
     def db(self) -> Database:
-        return Database(self.settings.database_url)
+        return Database(self.settings.database_url, program=self.program)
 
     @shared_property
     def dispatcher(self) -> Dispatcher:
@@ -315,7 +317,7 @@ def build_runtime() -> Runtime:
     settings = load_settings()
     level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
     configure_logging(level, settings.log_format, list_secrets(settings))
-    return Runtime(settings)
+    return Runtime(settings, program=f"{PROGRAM} shell")
 
 
 def read_request_options(settings: Settings) -> RequestOptions:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+from psycopg.pq import Conninfo
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -89,11 +90,19 @@ def check_password_hash(value: SecretStr) -> SecretStr:
 
 def check_database_url(value: str) -> str:
     try:
-        driver = make_url(value).drivername
+        url = make_url(value)
     except (ArgumentError, ValueError):
-        driver = ""
-    if driver not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
+        url = make_url("none://")
+    if url.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
         raise ValueError("sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+    if url.drivername == "postgresql+psycopg":
+        known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+        unknown = sorted(url.query.keys() - known)
+        if unknown:
+            raise ValueError(
+                f"without {', '.join(unknown)}, which libpq does not know; settings of the server "
+                "go into options=, such as options=-csearch_path%3DNAME"
+            )
     return value
 
 

@@ -28,7 +28,7 @@ from structlog.contextvars import bound_contextvars, unbind_contextvars
 
 from worker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
 from worker.clock import read_clock
-from worker.db import AWAY, describe_database_error
+from worker.db import AWAY, PROGRAM, describe_database_error
 from worker.errors import (
     IdempotencyConflictError,
     InvalidInputError,
@@ -60,6 +60,7 @@ from worker.traces import (
     trace_step,
 )
 
+WORKER_PROGRAM = f"{PROGRAM} worker"
 # How long an enqueue message rests before it is given back while the database is away.
 DATABASE_PAUSE_SECONDS = 1.0
 # The same while fal takes no uploads, which every try asks it for.
@@ -71,13 +72,13 @@ log = structlog.stdlib.get_logger(__name__)
 @Once
 def get_runtime() -> Runtime:
     """What this process works with."""
-    return Runtime(load_settings())
+    return Runtime(load_settings(), program=WORKER_PROGRAM)
 
 
 @worker_init.connect
 def check_worker(**_: object) -> None:
     """End a worker at its start, with the reason, if it could not do its work."""
-    runtime = Runtime(load_settings())
+    runtime = Runtime(load_settings(), program=WORKER_PROGRAM)
     try:
         runtime.check_worker()
         check_schema(runtime.db)

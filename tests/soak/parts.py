@@ -74,6 +74,7 @@ PARTS = [
         ],
     ),
     Part("rabbitmq", "end to end over RabbitMQ's quorum queues"),
+    Part("pgbouncer", "end to end with PgBouncer before PostgreSQL, by session and by transaction"),
     Part("brokers", "Redis behind TLS and behind sentinels"),
     Part("deployments", "the wheel, Compose's services and nginx as processes; `up` and `demo`"),
     Part("pythons", "`make demo` and a part of `make test` from fresh clones, for each Python"),

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 import worker.db
@@ -35,6 +35,13 @@ def counting(db) -> Database:
 def read_counter(db: Database) -> int:
     with db.reading() as connection:
         return int(connection.execute(text("SELECT value FROM counters")).scalar_one())
+
+
+def read_parameters(connection: Connection) -> dict[str, str]:
+    """What libpq was given."""
+    dbapi_connection = connection.connection.driver_connection
+    assert dbapi_connection is not None
+    return dict(dbapi_connection.info.get_parameters())
 
 
 @BOTH
@@ -136,6 +143,25 @@ def test_postgres_speaks_utc_and_bounds_statements(postgres_url, monkeypatch) ->
     db.close()
 
 
+def test_what_the_url_says_of_the_connection_is_kept(postgres_url) -> None:
+    """Ours is only what the operator leaves open; the bound of statements stays, unless named."""
+    options = "options=-csearch_path%3Dapp,public -c lock_timeout%3D7s"
+    theirs = f"{options}&connect_timeout=3&keepalives_idle=60"
+    db = Database(f"{postgres_url}&{theirs}", program="extend-video worker")
+    shown = ("search_path", "lock_timeout", "statement_timeout", "application_name")
+    with db.reading() as connection:
+        known = read_parameters(connection)
+        values = [connection.execute(text(f"SHOW {name}")).scalar_one() for name in shown]
+    db.close()
+    assert values == ["app,public", "7s", "10s", "extend-video worker"]
+    assert (known["connect_timeout"], known["keepalives_idle"]) == ("3", "60")
+    db = Database(f"{postgres_url}&options=-cstatement_timeout%3D2s&application_name=mine")
+    with db.reading() as connection:
+        values = [connection.execute(text(f"SHOW {name}")).scalar_one() for name in shown[2:]]
+    db.close()
+    assert values == ["2s", "mine"]
+
+
 def test_rested_connection_that_postgres_dropped_is_replaced(
     on_postgres, postgres, monkeypatch
 ) -> None:
@@ -169,7 +195,7 @@ def test_failing_statement_keeps_its_values_to_itself(db) -> None:
 def test_kernel_is_to_notice_a_server_whose_machine_is_gone(on_postgres) -> None:
     """A connection over TCP would otherwise wait for the answer to a query for hours."""
     with on_postgres.reading() as connection:
-        known = connection.connection.driver_connection.info.get_parameters()
+        known = read_parameters(connection)
     assert {name: int(known[name]) for name in PEER_CHECKS} == PEER_CHECKS
     seconds = known["keepalives_idle"], known["keepalives_interval"], known["keepalives_count"]
     idle, interval, count = map(int, seconds)

@@ -145,7 +145,11 @@ def test_url_of_wrong_form_is_refused(monkeypatch, value) -> None:
         },
         {
             "DATABASE_URL": ("postgresql+psycopg://h:x/y", "must be sqlite:///FILE or postgresql+"),
+            "FAL_ENDPOINT": ("fal-ai/../extend-video", "must be an extend-video endpoint"),
             "WEBHOOK_MAX_BYTES": ("1 MiB", "must be a whole number"),
+        },
+        {
+            "DATABASE_URL": ("postgresql+psycopg://h/x?search_path=a", "must be without sea"),
         },
     ],
 )

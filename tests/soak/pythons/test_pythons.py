@@ -3,7 +3,8 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -30,12 +31,15 @@ def find_python(version: str) -> Path | None:
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def clone(request, tmp_path_factory) -> tuple[Path, Mapping[str, str]]:
-    """A fresh clone, and an environment whose PATH has python3, make and git alone."""
+def clone(request) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """A fresh clone, and an environment whose PATH has python3, make and git alone.
+
+    Not among pytest's directories: each run of pytest closes these to the user of PostgreSQL.
+    """
     python = find_python(request.param)
     if python is None:
         pytest.skip(f"NOT RUN: no Python {request.param}")
-    directory = tmp_path_factory.mktemp(f"python{request.param}")
+    directory = Path(tempfile.mkdtemp(prefix=f"python{request.param}-"))
     programs = directory / "bin"
     programs.mkdir()
     (programs / "python3").write_text(f'#!/bin/sh\nexec "{python}" "$@"\n')
@@ -46,7 +50,8 @@ def clone(request, tmp_path_factory) -> tuple[Path, Mapping[str, str]]:
         (programs / name).symlink_to(found)
     subprocess.run(["git", "clone", "--quiet", ROOT, directory / "clone"], check=True)
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    return directory / "clone", {**kept, "PATH": str(programs)}
+    yield directory / "clone", {**kept, "PATH": str(programs)}
+    shutil.rmtree(directory)
 
 
 @pytest.mark.parametrize("command", [("demo",), ("test", f"ARGS={SOME_TESTS}")])
