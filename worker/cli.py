@@ -10,8 +10,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import structlog
 import typer
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker import display
 from worker.arguments import (
@@ -35,6 +36,7 @@ from worker.daemons import (
     termination_as_interrupt,
     worker_daemons,
 )
+from worker.db import describe_database_error
 from worker.errors import DaemonError, ExtendVideoError, ViolationsError
 from worker.examples import show_examples
 from worker.findings import print_diagnosis
@@ -56,6 +58,8 @@ from worker.trial import demo, emulator
 from worker.watch import refresh_logs
 
 __all__ = ["app", "build_runtime", "main"]
+
+log = structlog.stdlib.get_logger(__name__)
 
 app = typer.Typer(
     help="Extend videos on fal: pay once, lose nothing.",
@@ -264,4 +268,22 @@ def main() -> NoReturn:
 
         where = f"(DATABASE_URL={mask_url(load_settings().database_url)})"
         display.err.print(explain_database_error(error), where, markup=False)
+    except SQLAlchemyError as error:
+        reason = describe_database_error(error)
+        display.err.print(f"database_unavailable: {reason}", markup=False)
+    except OSError as error:
+        display.err.print(f"os_error: {describe_os_error(error)}", markup=False)
+    except Exception as error:
+        # A fault of ours, or of a library: the log has where it happened, for a report.
+        log.debug("command_failed", exc_info=True)
+        name = type(error).__name__
+        display.err.print(
+            f"internal_error: {name}: {error} (LOG_LEVEL=debug shows where)", markup=False
+        )
     sys.exit(FAILED)
+
+
+def describe_os_error(error: OSError) -> str:
+    """The system's reason, and the file if it is about one."""
+    reason = error.strerror or str(error) or type(error).__name__
+    return reason if error.filename is None else f"{error.filename}: {reason}"

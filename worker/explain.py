@@ -37,6 +37,11 @@ class Explanation:
     charge: Charge
     fields: tuple[FieldError, ...]
 
+    @property
+    def fails_again(self) -> bool:
+        """Whether fal says that the same input fails again; a cancelled run says nothing of it."""
+        return self.retryable is Retryable.NO and self.error_class is not ErrorClass.CALLER
+
 
 def explain_failure(job: Job, attempts: list[Attempt]) -> Explanation | None:
     """What became of a job that fal itself has failed; None of any other."""
@@ -61,12 +66,18 @@ def describe_explanation(explanation: Explanation, job: Job) -> dict[str, str]:
     lines = {
         "class": explanation.error_class.value,
         "means": explanation.sentence,
-        "again": AGAIN[explanation.retryable].format(id=job.id),
+        "again": _describe_retry(explanation).format(id=job.id),
         "charge": CHARGES[explanation.charge],
     }
     for number, one in enumerate(explanation.fields, start=1):
         lines[f"field {number}"] = f"{one.field or 'input'}: {one.message} ({one.error_type})"
     return lines
+
+
+def _describe_retry(explanation: Explanation) -> str:
+    if explanation.retryable is Retryable.NO and not explanation.fails_again:
+        return AGAIN[Retryable.YES]
+    return AGAIN[explanation.retryable]
 
 
 def _is_fals(job: Job, code: str, attempts: list[Attempt]) -> bool:

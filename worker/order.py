@@ -2,17 +2,20 @@
 
 import json
 import sys
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import NoReturn
 from uuid import UUID
 
 import typer
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker import display
 from worker.arguments import FAILED, INTERRUPTED, OK, read_file
 from worker.bulk import place_wishes
 from worker.errors import InvalidInputError, Violation
+from worker.jobs.states import JobState
 from worker.runtime import Runtime
 from worker.stages.enqueue import Wish, enqueue_job
 from worker.traces import trace_since
@@ -33,10 +36,23 @@ def place_wish(runtime: Runtime, wish: Wish, *, wait: bool, as_json: bool) -> No
     if enqueued.created:
         trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
         runtime.dispatcher.ring(enqueued.job.doorbell)
+    if enqueued.job.state is JobState.QUEUED:
+        warn_unless_worked(runtime)
     if not (wait and as_json):
         print_job_id(enqueued.job.id, as_json=as_json)
     if wait:
         follow_job(runtime, enqueued.job.id, as_json=as_json)
+
+
+def warn_unless_worked(runtime: Runtime) -> None:
+    """The job is written all the same."""
+    with suppress(SQLAlchemyError):  # only a hint
+        if not runtime.list_workers():
+            display.err.print(
+                "no worker has been seen within the last minute: it waits until one runs "
+                "(extend-video up, or celery -A worker worker)",
+                markup=False,
+            )
 
 
 def place_lines(runtime: Runtime, file: Path, *, as_json: bool) -> None:
@@ -62,6 +78,7 @@ def place_lines(runtime: Runtime, file: Path, *, as_json: bool) -> None:
     if wrong:
         raise InvalidInputError(tuple(wrong))
     jobs = place_wishes(runtime, wished, name_line)
+    warn_unless_worked(runtime)
     if as_json:
         display.print_json({"ids": [job.id for job in jobs]})
         return

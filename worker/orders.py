@@ -8,10 +8,12 @@ from uuid import UUID
 
 import typer
 from rich.progress import track
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker import display
 from worker.arguments import FAILED, OK, Json, Tenant
-from worker.errors import PaysAgainError, TooLateError
+from worker.db import describe_database_error
+from worker.errors import ExtendVideoError, JobNotFoundError, PaysAgainError, TooLateError
 from worker.jobs.overview import JobFilter
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
@@ -30,9 +32,11 @@ from worker.shell import (
 )
 from worker.stages.cancel import CANCELLABLE, cancel_job
 from worker.stages.redrive import REDRIVABLE, redrive_job
-from worker.story import foresee_restart
+from worker.story import fails_again, foresee_restart
 
 PAYS = "new_paid_run"
+# So many failures of the database in a row are an outage: the rest is not tried.
+MOST_FAILURES = 3
 RESTARTS = {
     JobEvent.ARCHIVE_REDRIVEN: "archived_again",
     JobEvent.POLL_REDRIVEN: "asked_again",
@@ -46,12 +50,18 @@ class Plan:
 
     kinds: Mapping[UUID, str]
     left_out: int = 0
+    ending_alike: int = 0
+    """How many are left out although money was agreed to: fal says that they would fail again."""
 
     def describe(self, verb: str) -> str:
         words = [f"{count} {name.replace('_', ' ')}" for name, count in self.count().items()]
         told = f"{len(self.kinds)} jobs to {verb}: {', '.join(words) or 'none'}"
         paid = f"; {self.left_out} more would take new money: --pay-again" if self.left_out else ""
-        return told + paid
+        alike = (
+            f"; {self.ending_alike} are left out, for fal says that the same input fails again: "
+            "extend-video redrive ID --pay-again buys one all the same"
+        )
+        return told + paid + (alike if self.ending_alike else "")
 
     def count(self) -> dict[str, int]:
         return dict(Counter(self.kinds.values()))
@@ -79,8 +89,8 @@ def cancel(
     if job_id is not None and not dry_run:
         print_cancelled(cancel_one(runtime, job_id), as_json=as_json)
         return
-    found = [job_id] if job_id else select_ids(runtime, wanted, CANCELLABLE)
-    jobs = [job for job in read_jobs(found, db=runtime.db) if job.state in CANCELLABLE]
+    found = read_chosen(runtime, job_id, wanted, CANCELLABLE)
+    jobs = [job for job in found if job.state in CANCELLABLE]
     plan = Plan({job.id: f"in_{job.state.value}" for job in jobs})
     agree(plan, "cancel", dry_run=dry_run, yes=yes, as_json=as_json)
     carry_out(plan, lambda one: name_cancelled(cancel_one(runtime, one)), as_json=as_json)
@@ -114,8 +124,8 @@ def redrive(
     if job_id is not None and not dry_run:
         print_redriven(redrive_one(runtime, job_id, pay_again=pay_again), as_json=as_json)
         return
-    found = [job_id] if job_id else select_ids(runtime, wanted, REDRIVABLE)
-    plan = plan_redrive(runtime, read_jobs(found, db=runtime.db), pay_again=pay_again)
+    found = read_chosen(runtime, job_id, wanted, REDRIVABLE)
+    plan = plan_redrive(runtime, found, pay_again=pay_again, is_chosen=job_id is not None)
     agree(plan, "redrive", dry_run=dry_run, yes=yes, as_json=as_json)
 
     def restart(one: UUID) -> str:
@@ -132,14 +142,31 @@ def check_choice(job_id: UUID | None, wanted: JobFilter) -> None:
         raise typer.BadParameter("give one ID, or choose jobs by --state, --tenant, --label, ...")
 
 
+def read_chosen(
+    runtime: Runtime, job_id: UUID | None, wanted: JobFilter, states: frozenset[JobState]
+) -> list[Job]:
+    """The job with the id, or all that match. Raises JobNotFoundError for an id of none."""
+    if job_id is None:
+        return read_jobs(select_ids(runtime, wanted, states), db=runtime.db)
+    found = read_jobs([job_id], db=runtime.db)
+    if not found:
+        raise JobNotFoundError(f"no job has the id {job_id}")
+    return found
+
+
 def select_ids(runtime: Runtime, wanted: JobFilter, states: frozenset[JobState]) -> list[UUID]:
     narrowed = replace(wanted, states=states)
     return [line.id for line in walk_lines(narrowed, db=runtime.db)]
 
 
-def plan_redrive(runtime: Runtime, jobs: Iterable[Job], *, pay_again: bool) -> Plan:
-    """What each job would restart from. A submission that may still turn up is left alone."""
-    kinds, left_out = dict[UUID, str](), 0
+def plan_redrive(
+    runtime: Runtime, jobs: Iterable[Job], *, pay_again: bool, is_chosen: bool = False
+) -> Plan:
+    """What each job would restart from. A submission that may still turn up is left alone.
+
+    So is one whose input fails again, as fal says, unless its id was given (`is_chosen`).
+    """
+    kinds, left_out, ending_alike = dict[UUID, str](), 0, 0
     for job in jobs:
         if job.state not in REDRIVABLE:
             continue
@@ -148,11 +175,13 @@ def plan_redrive(runtime: Runtime, jobs: Iterable[Job], *, pay_again: bool) -> P
         event = foresee_restart(job, db=runtime.db)
         if event is not None:
             kinds[job.id] = RESTARTS[event]
-        elif pay_again:
-            kinds[job.id] = PAYS
-        else:
+        elif not pay_again:
             left_out += 1
-    return Plan(kinds, left_out)
+        elif not is_chosen and fails_again(job, db=runtime.db):
+            ending_alike += 1
+        else:
+            kinds[job.id] = PAYS
+    return Plan(kinds, left_out, ending_alike)
 
 
 def agree(plan: Plan, verb: str, *, dry_run: bool, yes: bool, as_json: bool) -> None:
@@ -160,6 +189,8 @@ def agree(plan: Plan, verb: str, *, dry_run: bool, yes: bool, as_json: bool) -> 
     count, runs = len(plan.kinds), plan.count().get(PAYS, 0)
     if dry_run and as_json:
         told = {"dry_run": True, "matched": count, **plan.count(), "left_out": plan.left_out}
+        if plan.ending_alike:
+            told["ending_alike"] = plan.ending_alike
         display.print_json(told)
     else:
         display.err.print(plan.describe(verb))
@@ -184,22 +215,37 @@ def is_typed(count: int, question: str) -> bool:
 
 
 def carry_out(plan: Plan, order: Callable[[UUID], str], *, as_json: bool) -> NoReturn:
-    """One job after the other; who has moved on meanwhile is told, and is no failure."""
+    """One job after the other, and a summary: one that fails does not keep the rest from theirs.
+
+    A job that has moved on meanwhile is no failure. Exit code 1 if a job failed or was not tried.
+    """
     done: Counter[str] = Counter()
+    in_a_row = 0
     for job_id in track(
         plan.kinds, console=display.err, transient=True, disable=not display.err.is_terminal
     ):
+        if in_a_row == MOST_FAILURES:
+            done["not_tried"] += 1
+            continue
         try:
             done[order(job_id)] += 1
-        except (TooLateError, PaysAgainError) as error:
+            in_a_row = 0
+        except (TooLateError, PaysAgainError, JobNotFoundError) as error:
             done["moved_on"] += 1
             display.err.print(f"{error.code}: {error}", markup=False)
+        except ExtendVideoError as error:
+            done["failed"] += 1
+            display.err.print(f"job {job_id}: {error.code}: {error}", markup=False)
+        except SQLAlchemyError as error:
+            done["failed"] += 1
+            in_a_row += 1
+            display.err.print(f"job {job_id}: {describe_database_error(error)}", markup=False)
     if as_json:
         display.print_json({"matched": len(plan.kinds), **done})
     else:
         words = (f"{count} {name.replace('_', ' ')}" for name, count in done.items())
         display.out.print(", ".join(words))
-    raise typer.Exit(OK)
+    raise typer.Exit(FAILED if done["failed"] or done["not_tried"] else OK)
 
 
 def cancel_one(runtime: Runtime, job_id: UUID) -> Job:

@@ -30,7 +30,7 @@ from worker.fal.requests import RequestClient
 from worker.fal.storage import StorageClient
 from worker.fal.transfer import OnProgress
 from worker.jobs.values import Job
-from worker.jobs.workers import list_workers
+from worker.jobs.workers import SeenWorker, list_workers
 from worker.log import configure_logging
 from worker.measures import list_seen, note_sweep
 from worker.media.addresses import leads_to, resolve_by_system
@@ -281,13 +281,16 @@ class Runtime:
         terms = DoctorTerms(settings.fal_endpoint, every_file, timedelta(hours=hours))
         return examine(db=self.db, store=self.store, platform=platform, terms=terms)
 
+    def list_workers(self) -> list[SeenWorker]:
+        """Those that were seen within the last minute."""
+        with self.db.reading() as connection:
+            return list_seen(list_workers(connection), read_clock())
+
     def restore(self, lost_since: datetime, *, dry_run: bool) -> Restored:
         """Put in doubt what fal may have taken since then. Raises DaemonError if workers run."""
         if dry_run:
             return foresee_restore(lost_since, db=self.db)
-        with self.db.reading() as connection:
-            seen = list_seen(list_workers(connection), read_clock())
-        if seen:
+        if seen := self.list_workers():
             names = ", ".join(worker.name for worker in seen)
             raise DaemonError(f"seen within the last minute: {names}; stop every worker first")
         settings = self.settings

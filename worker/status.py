@@ -85,7 +85,7 @@ def list_problems(
         problems.append(f"nobody consumes {', '.join(unconsumed)}")
     late = max(settings.sweep_seconds * LATE_SWEEPS, SOONEST_LATE)
     if measures.swept_at is None or measures.now - measures.swept_at > late:
-        problems.append(f"no sweep for {_describe_age(measures.swept_at, measures.now)}")
+        problems.append(_describe_silence(measures.swept_at, measures.now))
     if measures.sweep_lag > late:
         problems.append(f"jobs have been due for {tell_duration(measures.sweep_lag)}")
     if measures.held:
@@ -144,8 +144,9 @@ def print_status(found: Status) -> None:
     display.print_section("queues")
     display.print_fields(dict(found.queues) if found.queues is not None else {"broker": "away"})
     display.print_section("sweep")
-    swept = _describe_age(measures.swept_at, measures.now)
-    display.print_fields({"last": f"{swept} ago", "lag": tell_duration(measures.sweep_lag)})
+    at = measures.swept_at
+    swept = "never" if at is None else f"{tell_duration(measures.now - at)} ago"
+    display.print_fields({"last": swept, "lag": tell_duration(measures.sweep_lag)})
     display.print_section("jobs")
     for state, number in measures.jobs.items():
         age = measures.ages.get(state)
@@ -153,5 +154,7 @@ def print_status(found: Status) -> None:
         display.out.print(f"  {number:>9}  {display.show_state(state)}{oldest}")
 
 
-def _describe_age(at: datetime | None, now: datetime) -> str:
-    return "ever" if at is None else tell_duration(now - at)
+def _describe_silence(swept_at: datetime | None, now: datetime) -> str:
+    if swept_at is None:
+        return "no sweep has run yet"
+    return f"no sweep for {tell_duration(now - swept_at)}"

@@ -9,6 +9,7 @@ from uuid import UUID
 from worker.clock import Clock, read_clock
 from worker.db import Database
 from worker.errors import PaysAgainError
+from worker.explain import explain_failure
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import ENDED, JobEvent
 from worker.jobs.values import Attempt, Delivery, Event, Job
@@ -72,6 +73,14 @@ def foresee_restart(job: Job, *, db: Database) -> JobEvent | None:
         return choose_restart(job, tried, pay_again=False)[0]
     except PaysAgainError:
         return None
+
+
+def fails_again(job: Job, *, db: Database) -> bool:
+    """Whether fal says that the same input would fail again."""
+    with db.reading() as connection:
+        tried = attempts.list_attempts(connection, job.id)
+    explanation = explain_failure(job, tried)
+    return explanation is not None and explanation.fails_again
 
 
 def follow_events(

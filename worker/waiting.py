@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import NamedTuple, assert_never
 
 from worker.errors import PaysAgainError
+from worker.explain import explain_failure
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Gate, Job, Outcome
 from worker.moments import tell_duration
@@ -27,6 +28,10 @@ RESTARTS = {
     JobEvent.POLL_REDRIVEN: "extend-video redrive {id} asks fal once more for the paid result",
 }
 PAY_AGAIN = "extend-video redrive {id} --pay-again buys a new run"
+ANOTHER_INPUT = (
+    "enqueue another input, for fal says that this one fails again; "
+    "extend-video redrive {id} --pay-again buys a new run of it all the same"
+)
 CANCEL_FREE = "extend-video cancel {id} gives it up for free"
 CANCEL_ASKED = "extend-video cancel {id} has fal asked to give it up"
 CANCEL_WISHED = "cancelling it was asked for already"
@@ -227,7 +232,8 @@ def _find_restart(job: Job, attempts: Sequence[Attempt]) -> str:
     try:
         event, _ = choose_restart(job, list(attempts), pay_again=False)
     except PaysAgainError:
-        return PAY_AGAIN
+        explanation = explain_failure(job, list(attempts))
+        return ANOTHER_INPUT if explanation and explanation.fails_again else PAY_AGAIN
     return RESTARTS[event]
 
 

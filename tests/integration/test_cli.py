@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import typer
 from sqlalchemy import text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tests.harness.brokers import find_closed_port, take_messages
 from tests.harness.commands import Run, build_run
@@ -67,7 +68,7 @@ def find_dead_broker() -> str:
 def test_enqueue_prints_id_of_committed_job(run, db, redis_url) -> None:
     ended = run(*ENQUEUE)
 
-    assert (ended.code, ended.err) == (0, "")
+    assert ended.code == 0
     job = read_job(db, uuid.UUID(ended.out.strip()))
     assert job.state is JobState.QUEUED
     assert (job.input["prompt"], job.input["video_url"]) == ("on it goes", VIDEO)
@@ -381,7 +382,36 @@ def test_up_on_port_in_use_and_without_broker_says_so(run, monkeypatch) -> None:
     assert "BROKER_URL" in ended.err.splitlines()[-1]
 
 
-def test_log_is_quiet_unless_asked_for(run, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PoolTimeoutError("no connection within 5 s"), "database_unavailable: no connection"),
+        (PermissionError(13, "Permission denied", "/x"), "os_error: /x: Permission denied"),
+        (ZeroDivisionError("oh"), "internal_error: ZeroDivisionError: oh (LOG_LEVEL=debug shows"),
+    ],
+)
+def test_whatever_goes_wrong_is_told_in_a_line(run, monkeypatch, error, told) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(listing, "list_lines", fail)
+    ended = run("list")
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith(told)
+    assert ended.err.count("\n") == 1
+
+
+def test_enqueue_without_a_worker_alive_says_so_and_writes_the_job(run, db) -> None:
+    ended = run(*ENQUEUE)
+    assert (ended.code, ended.err.count("\n")) == (0, 1)
+    assert ended.err.startswith("no worker has been seen within the last minute")
+    assert read_job(db, uuid.UUID(ended.out.strip())).state is JobState.QUEUED
+
+
+def test_log_is_quiet_unless_asked_for(run, db, monkeypatch) -> None:
+    now = read_clock()
+    with db.transaction() as connection:
+        keep_worker(connection, SeenWorker("w@host", 7, [], now, now))
     assert run(*ENQUEUE).err == ""
     monkeypatch.setenv("LOG_LEVEL", "debug")
     monkeypatch.setenv("LOG_FORMAT", "json")
@@ -554,7 +584,7 @@ def test_program_shows_its_commands_and_breaks_no_sentence_off(yard) -> None:
 def test_program_needs_no_key_to_enqueue(yard, sqlite_url, redis_url) -> None:
     settings = {"DATABASE_URL": sqlite_url, "BROKER_URL": redis_url}
     ended = yard.run([EXTEND_VIDEO, *ENQUEUE, "--json"], settings)
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False)
     db = Database(sqlite_url)
     assert read_job(db, uuid.UUID(json.loads(ended.stdout)["id"])).state is JobState.QUEUED
     db.close()

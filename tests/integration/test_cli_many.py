@@ -13,6 +13,8 @@ from uuid import UUID
 import pytest
 import typer
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from tests.harness.commands import build_run
 from tests.harness.jobs import insert_job, make_job, move_job, read_attempts, read_job
@@ -24,6 +26,7 @@ from worker.jobs.values import Job
 from worker.runtime import Runtime
 from worker.settings import load_settings
 
+NOBODY = UUID(int=7)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -82,6 +85,14 @@ def add_paid_failure(db: Database, token: str) -> Job:
         where = "WHERE replace(CAST(job_id AS text), '-', '') = :id"
         connection.execute(text(f"UPDATE attempts SET token_hash = :token {where}"), mark)
     return move_job(db, job, JobEvent.FAILURE_ARRIVED)
+
+
+def set_error(db: Database, job: Job, code: str) -> None:
+    with db.transaction() as connection:
+        where = "WHERE replace(CAST(id AS text), '-', '') = :id"
+        connection.execute(
+            text(f"UPDATE jobs SET error_code = :code {where}"), {"code": code, "id": job.id.hex}
+        )
 
 
 def list_ids(out: str) -> list[str]:
@@ -196,6 +207,42 @@ def test_job_that_moves_on_meanwhile_is_told_and_no_failure(run, db, monkeypatch
     assert "is failed: there is nothing to cancel" in err
 
 
+def test_order_for_many_goes_on_after_jobs_that_fail(run, db, monkeypatch) -> None:
+    """One whose row is gone meanwhile, and one that the database was away for."""
+    first, second, third = add(db), add(db), add(db)
+    cancel_one = orders.cancel_one
+
+    def cancel(runtime, job_id):
+        if job_id == second.id:
+            raise OperationalError("UPDATE", {}, OSError("the server closed the connection"))
+        return cancel_one(runtime, NOBODY if job_id == third.id else job_id)
+
+    monkeypatch.setattr(orders, "cancel_one", cancel)
+    ended = run("cancel", "--state", "queued", "--yes", "--json")
+    assert ended[0] == 1
+    assert json.loads(ended[1]) == {"matched": 3, "cancelled": 1, "failed": 1, "moved_on": 1}
+    assert f"job {second.id}: the server closed the connection" in ended[2]
+    assert read_job(db, first.id).state is JobState.CANCELLED
+
+
+def test_order_for_many_gives_up_on_a_database_that_stays_away(run, db, monkeypatch) -> None:
+    for _ in range(5):
+        add(db)
+
+    def fail(*_: object) -> None:
+        raise PoolTimeoutError("no connection within 5 s")
+
+    monkeypatch.setattr(orders, "cancel_one", fail)
+    code, out, _ = run("cancel", "--state", "queued", "--yes")
+    assert (code, out.strip()) == (1, "3 failed, 2 not tried")
+
+
+@pytest.mark.parametrize("command", ["cancel", "redrive"])
+def test_dry_run_for_an_unknown_id_says_so(run, command) -> None:
+    code, out, err = run(command, str(NOBODY), "--dry-run")
+    assert (code, out, err) == (1, "", f"job_not_found: no job has the id {NOBODY}\n")
+
+
 # ------------------------------------------------------------------ redrive by filter
 
 
@@ -227,6 +274,26 @@ def test_redrive_by_filter_uses_a_paid_result_even_with_pay_again(run, db) -> No
     assert (code, out.strip()) == (0, "1 archived again")
     assert read_job(db, failed.id).state is JobState.COMPLETED
     assert len(read_attempts(db, failed.id)) == 1
+
+
+def test_redrive_by_filter_buys_nothing_that_fal_says_will_fail_again(run, db) -> None:
+    hopeless, other = add_paid_failure(db, "a"), add_paid_failure(db, "b")
+    for job, code in ((hopeless, "content_policy_violation"), (other, "generation_timeout")):
+        set_error(db, job, code)
+    told = run("redrive", "--state", "failed", "--pay-again", "--dry-run", "--json")
+    assert json.loads(told[1]) == {
+        "dry_run": True,
+        "matched": 1,
+        "new_paid_run": 1,
+        "left_out": 0,
+        "ending_alike": 1,
+    }
+    code, out, err = run("redrive", "--state", "failed", "--pay-again", "--yes")
+    assert (code, out.strip()) == (0, "1 new paid run")
+    assert "1 are left out, for fal says that the same input fails again" in err
+    assert read_job(db, hopeless.id).state is JobState.FAILED
+    assert run("redrive", str(hopeless.id), "--pay-again")[0] == 0
+    assert read_job(db, hopeless.id).state is JobState.QUEUED
 
 
 def test_redrive_by_filter_leaves_a_submission_that_may_turn_up(run, db) -> None:

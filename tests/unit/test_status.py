@@ -48,7 +48,7 @@ def test_each_thing_that_is_wrong_is_told() -> None:
         ("no worker has been seen within the last minute", {"workers": []}),
         ("no worker has been seen within the last minute", {"workers": [unseen]}),
         (f"nobody consumes {QUEUE_NAMES[0]}", {"workers": [partial]}),
-        ("no sweep for ever", {"swept_at": None}),
+        ("no sweep has run yet", {"swept_at": None}),
         ("no sweep for 31 s", {"swept_at": NOW - SOONEST_LATE - SECOND}),
         ("jobs have been due for 1 min", {"sweep_lag": 2 * SOONEST_LATE}),
         (

@@ -162,6 +162,19 @@ def test_download_that_failed_waits_for_its_next_try() -> None:
             {"result": build_result()},
             f"{REDRIVE} archives the paid result again",
         ),
+        (
+            [replace(ATTEMPT, outcome="accepted")],
+            {"error_code": "content_policy_violation"},
+            (
+                "enqueue another input, for fal says that this one fails again; "
+                f"{REDRIVE} --pay-again buys a new run of it all the same"
+            ),
+        ),
+        (
+            [replace(ATTEMPT, outcome="accepted")],
+            {"error_code": "client_cancelled"},
+            f"{REDRIVE} --pay-again buys a new run",
+        ),
     ],
 )
 def test_failed_job_tells_the_cheapest_way_on(attempts, columns, may_do) -> None:
