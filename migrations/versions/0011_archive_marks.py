@@ -6,7 +6,7 @@ Every release so far runs on it: it does not know the table, and the new column 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0013"
+revision = "0011"
 down_revision = "0010"
 branch_labels = None
 depends_on = None
