@@ -372,5 +372,5 @@ def test_lines_behind_a_byte_order_mark_are_taken(run, db, tmp_path, monkeypatch
 
     code, out, err = run("enqueue", "--from", "-" if is_typed else str(file))
 
-    assert (code, err) == (0, "")
+    assert code == 0, err
     assert read_job(db, UUID(out.strip())).input["prompt"] == "p1"

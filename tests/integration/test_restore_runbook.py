@@ -15,7 +15,7 @@ from flask import Flask
 from pydantic import SecretStr
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from tests.emulator.processes import Emulator
+from tests.emulator.processes import Emulator, start_emulator
 from tests.harness.clock import FakeClock
 from tests.harness.commands import Run, build_run
 from tests.harness.logs import preserved_logging
@@ -32,6 +32,14 @@ from worker.settings import load_settings
 
 S = JobState
 QUEUED_AT_BACK_UP = ("by webhook", "by listing", "never sent")
+
+
+@pytest.fixture
+def emulator(tmp_path_factory) -> Iterator[Emulator]:
+    """Of this test alone: requests of others without their inputs would leave a gap in its list."""
+    options = ("--render", "fake", "--webhook-retry-seconds", "0.05")
+    with start_emulator(tmp_path_factory.mktemp("runbook"), *options) as emulator:
+        yield emulator
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
+import structlog
 from celery.beat import Scheduler, Service
 from redis.exceptions import ReadOnlyError, ResponseError
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from worker import beat
+from worker import beat, broker
 from worker.app import create_app
 from worker.broker import Outage
 from worker.settings import Settings
@@ -64,6 +65,8 @@ def test_beat_whose_tick_swallows_the_signal_ends_all_the_same(monkeypatch, numb
 def test_outage_is_said_once_and_each_failure_is_tried_on_a_new_connection(monkeypatch) -> None:
     outage, connections = Outage(), []
     monkeypatch.setattr(beat, "OUTAGE", outage)
+    # one that no earlier test has bound to its own configuration
+    monkeypatch.setattr(broker, "log", structlog.stdlib.get_logger())
     settings = Settings(broker_url="redis://127.0.0.1:1/0")
     scheduler = beat.Scheduler(create_app(settings), lazy=True)
     errors: list[Exception | None] = [ResponseError("MOVED 1 a:1"), ReadOnlyError("READONLY"), None]
