@@ -15,7 +15,10 @@ from worker.jobs.values import Attempt
 from worker.stages.pause import release_waiting
 from worker.stages.submit import Submission
 
-pytestmark = pytest.mark.both_databases
+pytestmark = [
+    pytest.mark.both_databases,
+    pytest.mark.slow,  # rounds of many threads, and PostgreSQL looks for a deadlock after a second
+]
 
 S = JobState
 ROUNDS = 5

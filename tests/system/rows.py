@@ -30,6 +30,8 @@ class JobTable:
     def write_nothing(self) -> None:
         """Take the write lock as any writer does. Raises OperationalError if another keeps it."""
         with self.engine.begin() as connection:
+            if self.engine.dialect.name == "sqlite":
+                connection.execute(text("PRAGMA busy_timeout = 200"))
             connection.execute(text("UPDATE jobs SET fence = fence WHERE 1 = 0"))
 
     def spell_value(self, value: object) -> object:
