@@ -178,3 +178,10 @@ def test_pixels_that_come_out_are_bounded_whatever_the_header_says(tmp_path) -> 
     facts = examine_video(path, whole_pixels=50 * 64 * 64).facts
 
     assert (facts.is_whole, facts.frames) == (False, 200)
+
+
+def test_process_that_nobody_asked_for_a_while_ends_in_good_order() -> None:
+    """Seen: it aborted, and the next file was taken for one that crashes the decoder."""
+    script = "from worker.media import child; child.IDLE_SECONDS = 0.01; child.main()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as process:
+        assert process.wait(30) == 0

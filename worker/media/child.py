@@ -44,12 +44,14 @@ def main() -> None:
         try:
             line = lines.get(timeout=IDLE_SECONDS)
         except Empty:
-            return
+            break
         answer = answer_question(Question.model_validate_json(line), fresh)
         sys.stdout.buffer.write(answer.to_line())
         sys.stdout.buffer.flush()
         if answer.is_last:
-            return
+            break
+    # Python's own end would abort: a thread holds the lock of stdin, which it waits for.
+    os._exit(0)
 
 
 def answer_question(question: Question, fresh: int) -> Answer:
