@@ -12,9 +12,9 @@ from benchmarks.harness.run import run_alone
 from benchmarks.reference import enqueue as reference
 from tests.harness.servers import Broker, Postgres, run_broker, run_postgres
 from worker.bulk import place_wishes
+from worker.ground.schema import upgrade_schema
+from worker.ground.settings import load_settings
 from worker.runtime import Runtime
-from worker.schema import upgrade_schema
-from worker.settings import load_settings
 
 QUEUE = "extend_video.submit"
 

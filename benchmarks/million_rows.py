@@ -22,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.harness.many_rows import fill_table
 from tests.harness.servers import run_postgres
 from webhook import create_app
-from worker.db import Database
+from worker.ground.db import Database
+from worker.ground.schema import upgrade_schema
+from worker.ground.settings import load_settings
 from worker.jobs.overview import JobFilter
-from worker.schema import upgrade_schema
-from worker.selection import list_jobs
-from worker.settings import load_settings
+from worker.jobs.selection import list_jobs
 
 BOUND_SECONDS = 0.2
 

@@ -20,12 +20,12 @@ from flask.testing import FlaskClient
 from rich.console import Console
 
 from webhook import create_app
-from worker.db import Database
-from worker.display import build_job_table
+from worker.cli.display import build_job_table
+from worker.ground.db import Database
+from worker.ground.settings import load_settings
 from worker.jobs.overview import JobFilter
+from worker.jobs.selection import list_lines
 from worker.jobs.states import JobState
-from worker.selection import list_lines
-from worker.settings import load_settings
 
 TOKEN = "a-token-for-measuring"  # noqa: S105 - of no use elsewhere
 PAGE_MS, LIST_MS = 200, 300

@@ -18,12 +18,12 @@ from sqlalchemy import Connection, select, text, update
 from benchmarks.harness.figures import Figure, Goal, Plan, Question
 from benchmarks.harness.run import run_alone
 from tests.harness.servers import run_postgres
-from worker.db import Database
+from worker.ground.db import Database
+from worker.ground.schema import upgrade_schema
 from worker.jobs import table
 from worker.jobs.models import JobRow
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Claim
-from worker.schema import upgrade_schema
 from worker.stages.sweep import BATCH, sweep_jobs
 
 MANY, FEW = 1_000_000, 5_000

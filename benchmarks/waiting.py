@@ -22,9 +22,9 @@ from tests.harness.processes import BIN, CELERY, Part, Yard, run_yard
 from tests.harness.servers import run_broker, run_postgres
 from tests.harness.waiting import wait_until
 from tests.harness.web import Answer, send_json
-from worker.db import Database
 from worker.fal.extend_video import complete_input
-from worker.schema import upgrade_schema
+from worker.ground.db import Database
+from worker.ground.schema import upgrade_schema
 
 # One process, as the reference: threads share its memory.
 WORKER = ("worker", "-P", "threads", "-c", "4", "--without-gossip", "--without-mingle")

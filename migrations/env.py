@@ -10,11 +10,15 @@ from psycopg.errors import LockNotAvailable, QueryCanceled
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import OperationalError
 
-from worker.db import Database, describe_database_error
-from worker.errors import InvalidSettingsError, MigrationBlockedError, UnsuitableDatabaseError
+from worker.ground.db import Database, describe_database_error
+from worker.ground.errors import (
+    InvalidSettingsError,
+    MigrationBlockedError,
+    UnsuitableDatabaseError,
+)
+from worker.ground.log import configure_logging
+from worker.ground.settings import load_settings
 from worker.jobs.models import Base
-from worker.log import configure_logging
-from worker.settings import load_settings
 
 # Everybody else queues up behind a lock that is waited for, so a migration waits for so long only,
 # undoes its step, leaves the table to the others for a while, and tries again.

@@ -14,8 +14,8 @@ import structlog
 from tests.harness.s3 import S3, run_s3
 from tests.harness.servers import Postgres, SharedDatabase, run_postgres, run_redis
 from tests.harness.time_limit import TimeLimit
-from worker.db import Database
-from worker.schema import upgrade_schema
+from worker.ground.db import Database
+from worker.ground.schema import upgrade_schema
 
 # How long an example takes says more of the machine's load than of the code.
 hypothesis.settings.register_profile("test", deadline=None, max_examples=25)

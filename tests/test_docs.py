@@ -11,12 +11,12 @@ from pydantic.fields import FieldInfo
 
 import worker.fal.client_errors
 import worker.fal.signature
-from worker.errors import ExtendVideoError
 from worker.fal.error_types import ERROR_TYPES
 from worker.fal.errors import UNNAMED_CODE
 from worker.fal.options import RequestOptions
+from worker.ground.errors import ExtendVideoError
+from worker.ground.settings import Settings
 from worker.jobs.states import EDGES, JobState
-from worker.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -33,7 +33,7 @@ OTHER_CODES = {
     "submission_exhausted",
     "database_unavailable",
     "archive_deadline_near",
-    # Of messages: worker/receiving.py.
+    # Of messages: worker/broker/receiving.py.
     "malformed_message",
     "message_compressed",
     "message_too_large",

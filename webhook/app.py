@@ -10,17 +10,17 @@ from structlog.contextvars import clear_contextvars
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from webhook.counters import count_requests
+from webhook.fal import Receiver, register_routes
 from webhook.metrics import register_metrics
-from webhook.page import register_page
-from webhook.routes import Receiver, register_routes
+from webhook.page.views import register_page
 from webhook.slow_clients import bound_reading
-from worker.db import AWAY, PROGRAM, Database
-from worker.dispatch import Dispatcher
-from worker.errors import InvalidSettingsError, UnsuitableDatabaseError
+from worker.broker.dispatch import Dispatcher
 from worker.fal.http import open_client
 from worker.fal.signature import KeyCache, WebhookVerifier
-from worker.log import configure_logging
-from worker.settings import Settings, list_secrets, load_settings
+from worker.ground.db import AWAY, PROGRAM, Database
+from worker.ground.errors import InvalidSettingsError, UnsuitableDatabaseError
+from worker.ground.log import configure_logging
+from worker.ground.settings import Settings, list_secrets, load_settings
 
 # As many as the documentation gives gunicorn threads: with fewer, others come and go all the time.
 CONNECTIONS = 8

@@ -21,10 +21,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
 from webhook.counters import open_registry
-from worker.db import Database, describe_database_error
-from worker.history import BOUNDS, Histogram
+from worker.ground.db import Database, describe_database_error
 from worker.jobs.states import JobEvent
-from worker.measures import Measures, list_seen, read_measures
+from worker.ops.history import BOUNDS, Histogram
+from worker.ops.measures import Measures, list_seen, read_measures
 
 PREFIX = "extend_video_"
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from worker.ground.traces import trace_since
 from worker.jobs.values import Job
 from worker.runtime import Runtime
 from worker.stages.bulk import enqueue_jobs, make_wishes, name_wish
-from worker.traces import trace_since
 
 
 def place_wishes(

@@ -6,14 +6,14 @@ from uuid import UUID
 from worker.bulk import place_wishes
 from worker.fal.options import RequestOptions
 from worker.fal.transfer import OnProgress
+from worker.ground.log import join_host_logging
+from worker.ground.once import Once
+from worker.ground.settings import load_settings
+from worker.ground.traces import trace_since
 from worker.jobs.values import Job
-from worker.log import join_host_logging
-from worker.once import Once
 from worker.runtime import Runtime
-from worker.settings import load_settings
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
-from worker.traces import trace_since
 
 
 @Once

@@ -16,12 +16,8 @@ from typing import TypeVar
 import structlog
 from pydantic import SecretStr
 
-from worker.app import check_broker
-from worker.clock import read_clock
-from worker.db import PROGRAM, Database
-from worker.dispatch import Dispatcher
-from worker.doctor import Diagnosis, DoctorTerms, examine
-from worker.errors import DaemonError, InvalidInputError, InvalidSettingsError, Violation
+from worker.broker.app import check_broker
+from worker.broker.dispatch import Dispatcher
 from worker.fal.file_access import FileSigner
 from worker.fal.options import RequestOptions, parse_option, parse_options, split_tags
 from worker.fal.platform import PlatformClient
@@ -29,10 +25,15 @@ from worker.fal.queue import QueueClient
 from worker.fal.requests import RequestClient
 from worker.fal.storage import StorageClient
 from worker.fal.transfer import OnProgress
+from worker.ground.clock import read_clock
+from worker.ground.db import PROGRAM, Database
+from worker.ground.errors import DaemonError, InvalidInputError, InvalidSettingsError, Violation
+from worker.ground.log import configure_logging
+from worker.ground.once import shared_property
+from worker.ground.setting_faults import mask_url
+from worker.ground.settings import Settings, list_secrets, load_settings, require_settings
 from worker.jobs.values import Job
 from worker.jobs.workers import SeenWorker, list_workers
-from worker.log import configure_logging
-from worker.measures import list_seen, note_sweep
 from worker.media.addresses import leads_to, resolve_by_system
 from worker.media.examiner import Examiner, get_examiner
 from worker.media.hosts import parse_media_hosts
@@ -42,9 +43,9 @@ from worker.media.pacing import Pace
 from worker.media.questions import Bounds
 from worker.media.store import Store, open_store
 from worker.media.wire import MediaClient
-from worker.once import shared_property
-from worker.setting_faults import mask_url
-from worker.settings import Settings, list_secrets, load_settings, require_settings
+from worker.ops.doctor import Diagnosis, DoctorTerms, examine
+from worker.ops.measures import list_seen, note_sweep
+from worker.ops.rearchive import Rearchiver
 from worker.stages.archive import ArchiveTerms
 from worker.stages.enqueue import Wish
 from worker.stages.fetch import Fetcher
@@ -52,7 +53,6 @@ from worker.stages.judge import SubmitTerms
 from worker.stages.keep import Keeper
 from worker.stages.lease import Holder
 from worker.stages.observe import Observer
-from worker.stages.rearchive import Rearchiver
 from worker.stages.reconcile import Reconciler
 from worker.stages.resolve import Resolver, ResolveTerms
 from worker.stages.restore import Restored, foresee_restore, restore_jobs

@@ -26,10 +26,11 @@ from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from structlog.contextvars import bound_contextvars, unbind_contextvars
 
-from worker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
-from worker.clock import read_clock
-from worker.db import AWAY, PROGRAM, describe_database_error
-from worker.errors import (
+from worker.broker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
+from worker.fal.platform import PlatformClient
+from worker.ground.clock import read_clock
+from worker.ground.db import AWAY, PROGRAM, describe_database_error
+from worker.ground.errors import (
     IdempotencyConflictError,
     InvalidInputError,
     PermanentError,
@@ -38,20 +39,10 @@ from worker.errors import (
     UploadUnavailableError,
     Violation,
 )
-from worker.fal.platform import PlatformClient
-from worker.jobs.states import Doorbell, Step
-from worker.measures import refresh_measures
-from worker.once import Once
-from worker.runtime import Runtime
-from worker.schema import check_schema
-from worker.settings import load_settings
-from worker.stages.archive import archive_job
-from worker.stages.cancel import cancel_requests
-from worker.stages.enqueue import enqueue_job
-from worker.stages.submit import submit_job
-from worker.stages.sweep import remove_partials
-from worker.story import find_job_ended_since
-from worker.traces import (
+from worker.ground.once import Once
+from worker.ground.schema import check_schema
+from worker.ground.settings import load_settings
+from worker.ground.traces import (
     flush_traces,
     forget_tracer,
     get_tracer,
@@ -59,6 +50,15 @@ from worker.traces import (
     trace_since,
     trace_step,
 )
+from worker.jobs.states import Doorbell, Step
+from worker.ops.measures import refresh_measures
+from worker.ops.story import find_job_ended_since
+from worker.runtime import Runtime
+from worker.stages.archive import archive_job
+from worker.stages.cancel import cancel_requests
+from worker.stages.enqueue import enqueue_job
+from worker.stages.submit import submit_job
+from worker.stages.sweep import remove_partials
 
 WORKER_PROGRAM = f"{PROGRAM} worker"
 # How long an enqueue message rests before it is given back while the database is away.

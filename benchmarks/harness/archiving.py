@@ -18,7 +18,8 @@ from uuid import UUID
 
 import uuid_utils.compat
 
-from worker.db import Database
+from worker.ground.db import Database
+from worker.ground.schema import upgrade_schema
 from worker.jobs import table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move, NewJob
@@ -30,7 +31,6 @@ from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
 from worker.media.spool import Spool
 from worker.media.wire import MediaClient
-from worker.schema import upgrade_schema
 from worker.stages.archive import ArchiveTerms, archive_job
 from worker.stages.fetch import Fetcher
 from worker.stages.keep import Keeper

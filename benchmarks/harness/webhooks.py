@@ -14,11 +14,11 @@ from tests.harness.processes import BIN, Part, Yard, bind_listener
 from tests.harness.servers import Broker, Postgres
 from tests.harness.web import run_server, send_json
 from tests.harness.webhooks import KEY, build_body, build_delivery, write_jwks
-from worker.clock import read_clock
-from worker.db import Database
+from worker.ground.clock import read_clock
+from worker.ground.db import Database
+from worker.ground.schema import upgrade_schema
 from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.states import JobState
-from worker.schema import upgrade_schema
 
 # As in docker-compose.yml.
 GUNICORN = ("--threads", "8", "--no-control-socket")

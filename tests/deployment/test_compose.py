@@ -13,9 +13,9 @@ from tests.deployment.compose import (
     read_compose,
 )
 from tests.harness.processes import BIN
-from worker.app import QUEUES
-from worker.errors import InvalidSettingsError
-from worker.settings import Settings, load_settings, require_settings
+from worker.broker.app import QUEUES
+from worker.ground.errors import InvalidSettingsError
+from worker.ground.settings import Settings, load_settings, require_settings
 
 REAL = {"WEBHOOK_BASE_URL": "https://hooks.example.com"}
 WITH_PAGE = {"MONITOR_TOKEN_FILE": "/run/secrets/monitor_token"}

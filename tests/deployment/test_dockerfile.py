@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from tests.deployment.compose import ROOT, list_commands, read_compose
-from worker.settings import Settings
+from worker.ground.settings import Settings
 
 OF_PYTHON = {"PATH", "PYTHONUNBUFFERED"}
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.deployment.compose import ROOT, list_commands, read_compose, read_env_file
 from tests.harness.processes import BIN
-from worker.settings import Settings
+from worker.ground.settings import Settings
 
 ANALYZE = shutil.which("systemd-analyze")
 NEEDS_SYSTEMD = pytest.mark.skipif(

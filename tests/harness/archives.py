@@ -11,7 +11,7 @@ from sqlalchemy import insert, update
 from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import ENDPOINT, NOW, build_result, read_job
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs.models import EventRow, JobRow
 from worker.jobs.states import JobState
 from worker.jobs.values import Job

@@ -1,6 +1,7 @@
 """`extend-video` run within the test's process: what it printed, and its exit code."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.harness.logs import preserved_logging
-from worker import care, cli, listing, orders, pruning, replay, restoring
+from worker import cli
+from worker.cli import care, listing, orders, pruning, restoring
 from worker.runtime import Runtime, build_runtime
 
 
@@ -41,7 +43,15 @@ def build_run(
         opened.append(build())
         return opened[-1]
 
-    for module in (care, cli, listing, orders, pruning, replay, restoring):
+    for module in (
+        care,
+        cli,
+        listing,
+        orders,
+        pruning,
+        sys.modules["worker.cli.replay"],
+        restoring,
+    ):
         monkeypatch.setattr(module, "build_runtime", build_and_keep)
 
     def run(*arguments: str) -> Ended:

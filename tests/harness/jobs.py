@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 from uuid_utils.compat import uuid7
 
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs import attempts, overview, table
 from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Job, Move, NewAttempt, NewJob

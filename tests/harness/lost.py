@@ -7,8 +7,8 @@ from sqlalchemy import delete
 
 from tests.harness.jobs import insert_job
 from tests.harness.stages import Bench, encode
-from worker.db import Database
 from worker.fal.completion import Completion
+from worker.ground.db import Database
 from worker.jobs.models import JobRow
 from worker.jobs.values import Job
 from worker.stages.complete import Receipt, receive_delivery, receive_hint

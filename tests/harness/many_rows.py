@@ -15,7 +15,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from tests.harness.jobs import ENDPOINT, build_result
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs.states import ENDED, JobState
 
 MILLION = 1_000_000

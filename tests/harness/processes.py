@@ -16,7 +16,7 @@ import httpx
 
 from tests.emulator.processes import READY, Emulator
 from tests.harness.waiting import wait_until
-from worker.schema import upgrade_schema
+from worker.ground.schema import upgrade_schema
 
 BIN = Path(sys.executable).parent
 MARK = "EXTEND_VIDEO_TEST_MARK"

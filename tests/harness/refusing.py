@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import text
 
-from worker.db import Database
+from worker.ground.db import Database
 
 REASON = "refuses_results"
 _ABORT = f"SELECT RAISE(ABORT, 'violates check constraint {REASON}')"

@@ -16,7 +16,7 @@ import psycopg
 import redis
 
 from tests.harness.waiting import wait_until
-from worker.daemons import redis_daemon
+from worker.cli.daemons import redis_daemon
 
 _numbers = count(1)
 

@@ -19,17 +19,17 @@ from tests.harness.jobs import (
     read_attempts,
     read_job,
 )
-from worker.db import Database
 from worker.fal.completion import Completion
 from worker.fal.options import RequestOptions
 from worker.fal.platform import PlatformClient
 from worker.fal.queue import Accepted, QueueClient, SubmitReply
 from worker.fal.requests import RequestClient
+from worker.ground.db import Database
+from worker.ground.setting_types import UnknownPolicy
 from worker.jobs import gates, table
 from worker.jobs.models import ObservedTimeRow
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Attempt, Event, Gate, Job
-from worker.setting_types import UnknownPolicy
 from worker.stages.cancel import Cancelled, cancel_job, cancel_requests
 from worker.stages.complete import Receipt, receive_delivery, receive_hint
 from worker.stages.judge import SubmitTerms

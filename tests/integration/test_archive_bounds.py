@@ -9,7 +9,7 @@ from tests.harness.archiving import Archiver, archive_locally, make_completed, m
 from tests.harness.bombs import build_gif
 from tests.harness.jobs import build_result, lead_job, make_job, move_job, read_job
 from tests.harness.web import ScriptedServer, run_server, send_body
-from worker.errors import MediaMismatchError
+from worker.ground.errors import MediaMismatchError
 from worker.jobs.states import JobEvent, JobState
 from worker.media.recipe import parse_recipe
 from worker.media.verify import Stated

@@ -28,7 +28,7 @@ from tests.harness.commands import Run, build_run
 from tests.harness.jobs import insert_job, read_job
 from tests.harness.processes import EXTEND_VIDEO, Yard, run_yard
 from tests.harness.waiting import wait_until
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs.models import JobRow
 from worker.jobs.states import JobState
 from worker.jobs.values import Job

@@ -22,15 +22,16 @@ from tests.harness.jobs import lead_job, make_job, move_job, read_attempts, read
 from tests.harness.processes import EXTEND_VIDEO, Yard, run_yard
 from tests.harness.servers import Postgres
 from tests.harness.waiting import wait_until
-from worker import cli, listing, watch
-from worker.app import QUEUES
-from worker.clock import read_clock
-from worker.db import Database
-from worker.examples import EXAMPLES
+from worker import cli
+from worker.broker.app import QUEUES
+from worker.cli import listing, watch
+from worker.cli.examples import EXAMPLES
+from worker.ground.clock import read_clock
+from worker.ground.db import Database
+from worker.ground.schema import read_head
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
 from worker.jobs.workers import SeenWorker, keep_worker
-from worker.schema import read_head
 
 VIDEO = "https://example.com/a.mp4"
 ENQUEUE = ("enqueue", "--prompt", "on it goes", "--video", VIDEO)

@@ -19,12 +19,12 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tests.harness.commands import build_run
 from tests.harness.jobs import insert_job, make_job, move_job, read_attempts, read_job
 from tests.harness.processes import EXTEND_VIDEO
-from worker import orders
-from worker.db import Database
+from worker.cli import orders
+from worker.ground.db import Database
+from worker.ground.settings import load_settings
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
 from worker.runtime import Runtime
-from worker.settings import load_settings
 
 NOBODY = UUID(int=7)
 Run = Callable[..., tuple[int, str, str]]
@@ -140,7 +140,7 @@ def test_list_watched_shows_what_has_changed_until_ctrl_c(run, db, monkeypatch) 
             raise KeyboardInterrupt
         change()
 
-    monkeypatch.setattr("worker.listing.time.sleep", pass_time)
+    monkeypatch.setattr("worker.cli.listing.time.sleep", pass_time)
     code, out, _ = run("list", "--watch")
     assert code == 0
     states = [line.split()[1] for line in out.splitlines() if str(job.id) in line]

@@ -23,8 +23,8 @@ from tests.harness.jobs import (
     read_job,
 )
 from tests.harness.together import call_together
-from worker.errors import InvalidSignatureError
 from worker.fal.completion import parse_webhook
+from worker.ground.errors import InvalidSignatureError
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Ending, Job, Outcome, Settlement, Verdict

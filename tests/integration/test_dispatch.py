@@ -15,10 +15,10 @@ from celery import Celery
 
 from tests.harness.brokers import find_closed_port, open_black_hole, take_messages
 from tests.harness.waiting import wait_until
-from worker.app import QUEUES, create_app
-from worker.dispatch import Dispatcher
+from worker.broker.app import QUEUES, create_app
+from worker.broker.dispatch import Dispatcher
+from worker.ground.settings import load_settings
 from worker.jobs.states import Doorbell, Step
-from worker.settings import load_settings
 
 JOB_ID = UUID("01938000-0000-7000-8000-000000000001")
 SECRETS = ("the-secret-key", "the-secret-password")
@@ -47,7 +47,7 @@ def dispatcher(redis_url) -> Iterator[Dispatcher]:
 @pytest.fixture
 def hasty(monkeypatch) -> None:
     """A test waits for this bound."""
-    monkeypatch.setattr("worker.dispatch.RING_TIME", timedelta(seconds=0.2))
+    monkeypatch.setattr("worker.broker.dispatch.RING_TIME", timedelta(seconds=0.2))
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def capture_logs(monkeypatch) -> list[dict[str, object]]:
         def warning(self, event: str, **fields: object) -> None:
             lines.append({"event": event, **fields})
 
-    monkeypatch.setattr("worker.dispatch.log", Log())
+    monkeypatch.setattr("worker.broker.dispatch.log", Log())
     return lines
 
 

@@ -28,12 +28,10 @@ from tests.harness.jobs import (
     read_job,
 )
 from tests.harness.webhooks import build_body
-from worker import doctor
-from worker.db import Database
-from worker.doctor import Diagnosis, DoctorTerms, examine
-from worker.errors import StoreUnavailableError
+from worker.cli.findings import ABOUT_CHECKS
 from worker.fal.platform import PlatformClient
-from worker.findings import ABOUT_CHECKS
+from worker.ground.db import Database
+from worker.ground.errors import StoreUnavailableError
 from worker.jobs import attempts, deliveries, gates, slices, table
 from worker.jobs.doctor import Check, Finding
 from worker.jobs.models import Base
@@ -52,6 +50,8 @@ from worker.jobs.values import (
     Verdict,
 )
 from worker.media.store import ListedObject, Store, open_store
+from worker.ops import doctor
+from worker.ops.doctor import Diagnosis, DoctorTerms, examine
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)

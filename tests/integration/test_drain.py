@@ -4,7 +4,7 @@ import pytest
 
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, make_job, read_job
-from worker.errors import ClaimLostError
+from worker.ground.errors import ClaimLostError
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.stages.drain import end_leases, return_downloads
 from worker.stages.lease import Heartbeat

@@ -8,13 +8,13 @@ from tests.harness.fal import INGRESS, accept, build_item, list_items
 from tests.harness.jobs import LEASE, NOW, REQUEST_ID
 from tests.harness.stages import PROBE, SECOND, UNKNOWN, Bench
 from tests.harness.web import send_body, send_json
-from worker.db import Database
-from worker.doctor import DoctorTerms, examine
 from worker.fal import platform
+from worker.ground.db import Database
 from worker.jobs import gates, observed, table
 from worker.jobs.states import JobState
 from worker.jobs.values import Gate, Job, Outcome
 from worker.media.store import open_store
+from worker.ops.doctor import DoctorTerms, examine
 from worker.stages.observe import Observer
 from worker.stages.pause import ACCOUNT_GATE, AMBIGUOUS_GATE, MOST_AMBIGUOUS
 from worker.stages.sweep import LONGEST_WAIT

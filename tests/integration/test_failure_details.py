@@ -9,21 +9,21 @@ from pydantic import JsonValue, SecretStr
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, REQUEST_ID, TOKEN, make_job, read_attempts, read_job
 from tests.harness.web import run_server, send_json
-from worker import display
-from worker.db import Database
-from worker.explain import describe_explanation, explain_failure
+from worker.cli import display
 from worker.fal.completion import Completion
 from worker.fal.error_types import ERROR_TYPES, Charge, Retryable
 from worker.fal.errors import MAX_DETAILS
 from worker.fal.options import RequestOptions
 from worker.fal.queue import QueueClient
+from worker.ground.db import Database
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
+from worker.ops.explain import describe_explanation, explain_failure
+from worker.ops.story import read_story
 from worker.stages.complete import receive_delivery
 from worker.stages.judge import SubmitTerms
 from worker.stages.redrive import redrive_job
 from worker.stages.submit import submit_job
-from worker.story import read_story
 
 TOO_MANY: dict[str, JsonValue] = {
     "loc": ["body", "num_frames"],

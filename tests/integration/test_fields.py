@@ -16,12 +16,12 @@ from tests.harness.brokers import take_messages
 from tests.harness.jobs import LEASE, list_all_jobs, read_attempts
 from tests.harness.logs import preserved_logging
 from worker import cli, producer, tasks
-from worker.db import Database
 from worker.fal.extend_video import ExtendVideoInput
 from worker.fal.queue import QueueClient
+from worker.ground.db import Database
+from worker.ground.settings import load_settings
 from worker.jobs.values import Job
 from worker.runtime import Runtime, read_request_options
-from worker.settings import load_settings
 from worker.stages.judge import SubmitTerms
 from worker.stages.submit import submit_job
 

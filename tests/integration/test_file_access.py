@@ -8,10 +8,10 @@ import pytest
 from pydantic import SecretStr
 
 from tests.emulator.processes import Emulator
-from worker.errors import MediaRefusedError
 from worker.fal.client import FalClient
 from worker.fal.file_access import FileSigner
 from worker.fal.options import parse_options
+from worker.ground.errors import MediaRefusedError
 
 KEY = SecretStr("emulator-key")
 ENDPOINT = "fal-ai/ltx-2.3-22b/extend-video"

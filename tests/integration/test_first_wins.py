@@ -22,9 +22,9 @@ from tests.harness.stages import (
     build_failure,
 )
 from tests.harness.together import call_together
-from worker.errors import TooLateError
 from worker.fal.platform import ListedRequest
 from worker.fal.queue import Accepted, RefusalClass, Refused
+from worker.ground.errors import TooLateError
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt, Job
 from worker.stages.submit import Submission

@@ -19,17 +19,17 @@ from tests.harness.jobs import LEASE, NOW, make_job, read_attempts, read_job
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from tests.harness.web import hang, run_server, send_json
-from worker.clock import read_clock
-from worker.db import Database
 from worker.fal.options import RequestOptions
 from worker.fal.platform import PlatformClient
 from worker.fal.progress import MAX_ENTRIES, Progress
 from worker.fal.queue import QueueClient
 from worker.fal.requests import MAX_STATUS_BYTES, RequestClient
+from worker.ground.clock import read_clock
+from worker.ground.db import Database
+from worker.ground.setting_types import UnknownPolicy
 from worker.jobs import attempts, gates, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
-from worker.setting_types import UnknownPolicy
 from worker.stages import follow
 from worker.stages.enqueue import enqueue_job, parse_wish
 from worker.stages.follow import ALL_PAUSE, FOLLOW_GATE, JOB_PAUSE, Follower

@@ -12,8 +12,8 @@ from typing_extensions import override
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, make_job, move_job, read_job
 from tests.harness.waiting import wait_until
-from worker.db import Database
-from worker.errors import ClaimLostError
+from worker.ground.db import Database
+from worker.ground.errors import ClaimLostError
 from worker.jobs.states import JobEvent, JobState
 from worker.stages.lease import Heartbeat
 from worker.stages.sweep import sweep_jobs

@@ -13,8 +13,8 @@ from tests.harness.stages import (
     build_failure,
 )
 from tests.harness.together import call_together
-from worker.errors import InvalidSignatureError
 from worker.fal.queue import RefusalClass, Refused
+from worker.ground.errors import InvalidSignatureError
 from worker.jobs import restores
 from worker.jobs.doctor import Check, find_strays
 from worker.jobs.models import StrayDeliveryRow

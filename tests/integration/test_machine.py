@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import CLAIMS, LEASE, WAYS, insert_job, list_all_jobs
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs import table
 from worker.jobs.models import EventRow
 from worker.jobs.states import AWAITING_FAL, EDGES, ENDED, JobEvent, JobState, next_state

@@ -10,15 +10,15 @@ from tests.harness.jobs import LEASE, NOW, TOKEN, WAYS, make_job, move_job
 from tests.harness.many_rows import fill_table
 from tests.harness.stages import build_completion, encode
 from tests.harness.together import call_together
-from worker import measures as measures_module
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs import gates, tallies
 from worker.jobs.models import EventRow
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.tallies import Tally
 from worker.jobs.values import Gate
 from worker.jobs.workers import SeenWorker, keep_worker
-from worker.measures import (
+from worker.ops import measures as measures_module
+from worker.ops.measures import (
     COUNTS,
     HISTORY,
     LIVE,

@@ -23,8 +23,8 @@ from tests.harness.archives import (
 from tests.harness.jobs import insert_job
 from worker.jobs.states import JobState
 from worker.media.local_store import LocalStore
-from worker.stages import orphans
-from worker.stages.orphans import ORPHAN_AGE, Inventory, find_orphans
+from worker.ops import orphans
+from worker.ops.orphans import ORPHAN_AGE, Inventory, find_orphans
 
 SECOND = timedelta(seconds=1)
 

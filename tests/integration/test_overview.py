@@ -9,11 +9,11 @@ import pytest
 from tests.harness.jobs import NOW, insert_job, make_job, read_job
 from worker.jobs import overview, totals
 from worker.jobs.overview import JobFilter, parse_label
+from worker.jobs.selection import list_jobs, list_lines, walk_lines
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.table import apply_event
 from worker.jobs.values import Job, Move
-from worker.measures import count_states
-from worker.selection import list_jobs, list_lines, walk_lines
+from worker.ops.measures import count_states
 
 PROMPTS = ("Rain over the harbour", "a glacier, 100% ice_cold", "RAIN again", 'quote " and \\ back')
 

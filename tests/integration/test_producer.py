@@ -13,7 +13,7 @@ from tests.harness.jobs import read_job
 from tests.harness.processes import run_yard
 from tests.harness.together import call_together
 from worker import producer
-from worker.errors import IdempotencyConflictError, InvalidInputError, InvalidSettingsError
+from worker.ground.errors import IdempotencyConflictError, InvalidInputError, InvalidSettingsError
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 

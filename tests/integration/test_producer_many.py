@@ -16,8 +16,8 @@ from tests.harness.commands import build_run
 from tests.harness.jobs import list_all_jobs, read_job
 from tests.harness.together import call_together
 from worker import producer
-from worker.db import Database
-from worker.errors import ExtendVideoError, IdempotencyConflictError, InvalidInputError
+from worker.ground.db import Database
+from worker.ground.errors import ExtendVideoError, IdempotencyConflictError, InvalidInputError
 from worker.jobs import table
 from worker.jobs.states import JobState
 from worker.jobs.values import Job

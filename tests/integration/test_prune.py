@@ -18,8 +18,7 @@ from tests.harness.archives import (
 )
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, NOW, WAYS, insert_job, make_job, move_job, read_job
-from worker.doctor import DoctorTerms, examine
-from worker.errors import ClaimLostError, StoreUnavailableError
+from worker.ground.errors import ClaimLostError, StoreUnavailableError
 from worker.jobs import attempts, table
 from worker.jobs.archives import Scope
 from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow
@@ -28,11 +27,12 @@ from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.values import Move, Outcome, Settlement
 from worker.media.local_store import LocalStore
 from worker.media.store import open_store
-from worker.stages import prune
-from worker.stages.orphans import Inventory, find_orphans
-from worker.stages.prune import Pruning, prune_jobs, survey_jobs
-from worker.stages.rearchive import Hold
-from worker.stages.verify import Verification, Verifier
+from worker.ops import prune
+from worker.ops.doctor import DoctorTerms, examine
+from worker.ops.orphans import Inventory, find_orphans
+from worker.ops.prune import Pruning, prune_jobs, survey_jobs
+from worker.ops.rearchive import Hold
+from worker.ops.verify import Verification, Verifier
 
 DAY = timedelta(days=1)
 TODAY = NOW + 100 * DAY

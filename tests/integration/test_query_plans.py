@@ -10,7 +10,7 @@ from sqlalchemy import event, insert, inspect
 from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import ENDPOINT, LEASE, NOW, insert_job, lead_job, list_all_jobs, make_job
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs import (
     archives,
     attempts,

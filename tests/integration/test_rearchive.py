@@ -21,8 +21,7 @@ from tests.harness.clock import FakeClock
 from tests.harness.jobs import REQUEST_ID, make_job, move_job, read_job
 from tests.harness.stages import build_completion
 from tests.harness.web import run_server, send_body
-from worker.doctor import DoctorTerms, examine
-from worker.errors import (
+from worker.ground.errors import (
     ClaimLostError,
     JobNotFoundError,
     MediaGoneError,
@@ -30,13 +29,14 @@ from worker.errors import (
     StoreUnavailableError,
     TooLateError,
 )
+from worker.ground.setting_types import DEFAULT_LAYOUT
 from worker.jobs import table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move
 from worker.media.local_store import LocalStore
-from worker.setting_types import DEFAULT_LAYOUT
-from worker.stages.orphans import Inventory, find_orphans
-from worker.stages.rearchive import Rearchived, Rearchiver
+from worker.ops.doctor import DoctorTerms, examine
+from worker.ops.orphans import Inventory, find_orphans
+from worker.ops.rearchive import Rearchived, Rearchiver
 
 VIDEO, OTHER = make_video(), make_video(has_audio=False)
 

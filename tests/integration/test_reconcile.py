@@ -32,8 +32,8 @@ from worker.jobs.gates import MANY_POLLS
 from worker.jobs.slices import next_slice
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move
+from worker.ops.waiting import explain_wait
 from worker.stages.submit import Submission
-from worker.waiting import explain_wait
 
 S = JobState
 HOUR = timedelta(hours=1)

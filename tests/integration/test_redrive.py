@@ -15,12 +15,12 @@ from tests.harness.stages import (
     build_failure,
     find_attempt,
 )
-from worker.errors import JobNotFoundError, PaysAgainError, TooLateError
 from worker.fal.queue import RefusalClass, Refused
+from worker.ground.errors import JobNotFoundError, PaysAgainError, TooLateError
+from worker.ground.setting_types import UnknownPolicy
 from worker.jobs import table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move
-from worker.setting_types import UnknownPolicy
 from worker.stages.redrive import redrive_job
 
 S = JobState

@@ -15,7 +15,7 @@ from tests.harness.brokers import take_messages
 from tests.harness.commands import Ended, Run, build_run
 from tests.harness.jobs import list_all_jobs, make_job, read_attempts, read_job
 from tests.harness.stages import Bench, open_clients
-from worker.app import QUEUES
+from worker.broker.app import QUEUES
 from worker.fal.extend_video import complete_input, parse_output
 from worker.jobs.states import JobState
 from worker.jobs.values import Job

@@ -11,10 +11,10 @@ from pydantic import SecretStr
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import ENDPOINT, LEASE, REQUEST_ID, read_attempts, read_job
 from tests.harness.web import ScriptedServer, run_server, send_json
-from worker.db import Database
-from worker.errors import IdempotencyConflictError, InvalidInputError
 from worker.fal.options import RequestOptions, parse_options
 from worker.fal.queue import QueueClient
+from worker.ground.db import Database
+from worker.ground.errors import IdempotencyConflictError, InvalidInputError
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.stages.enqueue import Enqueued, enqueue_job, parse_wish

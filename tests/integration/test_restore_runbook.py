@@ -24,11 +24,11 @@ from tests.harness.stages import UNKNOWN, Bench, open_clients
 from tests.harness.waiting import wait_until
 from tests.receiver.scene import close_receiver, find_receiver
 from webhook import create_app
+from worker.ground.settings import load_settings
 from worker.jobs import deliveries
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.runtime import name_account
-from worker.settings import load_settings
 
 S = JobState
 QUEUED_AT_BACK_UP = ("by webhook", "by listing", "never sent")

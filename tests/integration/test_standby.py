@@ -7,12 +7,12 @@ import pytest
 
 from tests.harness.together import call_together
 from worker import tasks
-from worker.app import create_app
-from worker.db import Database
+from worker.broker.app import create_app
+from worker.ground.db import Database
+from worker.ground.settings import Settings, load_settings
 from worker.jobs import observed
+from worker.lifecycle.standby import PERIODS, Standby
 from worker.runtime import Runtime
-from worker.settings import Settings, load_settings
-from worker.standby import PERIODS, Standby
 
 PERIOD = timedelta(seconds=10)
 

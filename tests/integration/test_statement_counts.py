@@ -12,7 +12,7 @@ from tests.harness.archiving import Archiver, archive_locally, make_video, state
 from tests.harness.jobs import LEASE, REQUEST_ID
 from tests.harness.stages import Bench, build_completion
 from tests.harness.web import run_server, send_body
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs.states import JobState
 from worker.stages.enqueue import enqueue_job, parse_wish
 from worker.stages.submit import begin_submission

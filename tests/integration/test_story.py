@@ -18,12 +18,12 @@ from tests.harness.jobs import (
 )
 from tests.harness.stages import SECOND
 from tests.harness.together import call_together
-from worker.errors import JobNotFoundError
 from worker.fal.completion import Completion
 from worker.fal.queue import RefusalClass, Refused
+from worker.ground.errors import JobNotFoundError
 from worker.jobs.states import JobEvent, JobState
+from worker.ops.story import follow_events, read_story
 from worker.stages.complete import receive_delivery
-from worker.story import follow_events, read_story
 
 MINUTE = timedelta(minutes=1)
 

@@ -19,7 +19,7 @@ from tests.harness.jobs import (
     read_job,
 )
 from tests.harness.together import call_together
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs import attempts, gates, table
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Gate, Move, Outcome, Settlement

@@ -19,7 +19,7 @@ from tests.harness.jobs import (
     move_job,
     read_job,
 )
-from worker.errors import JobNotFoundError
+from worker.ground.errors import JobNotFoundError
 from worker.jobs import table
 from worker.jobs.states import JobEvent, JobState, next_state
 from worker.jobs.values import Claim, Move

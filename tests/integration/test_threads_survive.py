@@ -11,9 +11,9 @@ from typing_extensions import override
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import make_job, read_job
 from tests.harness.waiting import wait_until
-from worker import drain
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs.states import JobState
+from worker.lifecycle import drain
 from worker.stages.lease import Heartbeat
 
 SHORT = timedelta(seconds=0.06)

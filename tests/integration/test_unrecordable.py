@@ -9,8 +9,8 @@ from worker.jobs.doctor import Check, check_slice
 from worker.jobs.slices import next_slice
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Job
+from worker.ops.waiting import explain_wait
 from worker.stages.complete import note_unrecordable
-from worker.waiting import explain_wait
 
 
 def poll(bench: Bench, job: Job) -> Job | None:

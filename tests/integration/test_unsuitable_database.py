@@ -18,13 +18,13 @@ from tests.harness.servers import Postgres
 from tests.harness.stages import Bench
 from webhook import create_app
 from worker import tasks
-from worker.db import AWAY, Database
-from worker.errors import UnsuitableDatabaseError
 from worker.fal.queue import Accepted
+from worker.ground.db import AWAY, Database
+from worker.ground.errors import UnsuitableDatabaseError
+from worker.ground.schema import check_schema, upgrade_schema
+from worker.ground.settings import load_settings
 from worker.jobs import table
 from worker.jobs.states import JobState
-from worker.schema import check_schema, upgrade_schema
-from worker.settings import load_settings
 from worker.stages import submit
 
 ROOT = Path(__file__).parents[2]

@@ -30,16 +30,16 @@ from tests.harness.processes import EXTEND_VIDEO
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from worker import producer, tasks
-from worker.backoff import Backoff
-from worker.db import Database
-from worker.errors import (
+from worker.fal.storage import StorageClient, UploadTerms
+from worker.fal.storage_api import UploadFile
+from worker.ground.backoff import Backoff
+from worker.ground.db import Database
+from worker.ground.errors import (
     IdempotencyConflictError,
     InvalidInputError,
     InvalidSettingsError,
     UploadUnavailableError,
 )
-from worker.fal.storage import StorageClient, UploadTerms
-from worker.fal.storage_api import UploadFile
 from worker.jobs.uploads import Uploaded, find_upload, record_upload
 from worker.jobs.values import Job
 from worker.stages.enqueue import enqueue_job

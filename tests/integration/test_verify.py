@@ -19,13 +19,13 @@ from tests.harness.archives import (
 )
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import NOW, insert_job, move_job, read_job
-from worker.errors import StoreUnavailableError
+from worker.ground.errors import StoreUnavailableError
 from worker.jobs import sampling, slices
 from worker.jobs.archives import Scope
 from worker.jobs.states import JobEvent, JobState
 from worker.media.local_store import LocalStore
-from worker.stages import verify as verify_stage
-from worker.stages.verify import (
+from worker.ops import verify as verify_stage
+from worker.ops.verify import (
     DamagedCopy,
     Verification,
     Verifier,

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from worker.errors import MediaMismatchError
+from worker.ground.errors import MediaMismatchError
 from worker.media.probe import examine_video
 from worker.media.verify import Stated, verify_video
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.emulator.processes import Emulator, start_emulator
 from tests.harness.sinks import MemorySink
-from worker.errors import MediaGoneError
+from worker.ground.errors import MediaGoneError
 from worker.media.download import MAX_REDIRECTS, download_video
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import Download, DownloadLimits

@@ -8,7 +8,7 @@ import pytest
 
 from tests.harness.sinks import CallSink, HashSink, MemorySink
 from tests.media.conftest import Answer, MediaHandler
-from worker.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
+from worker.ground.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
 from worker.media.download import download_video
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import HEAD_BYTES, Download, DownloadLimits

@@ -15,7 +15,12 @@ import pytest
 from tests.emulator.clips import make_clip
 from tests.harness.bombs import build_gif, make_many_frames
 from tests.harness.waiting import wait_until
-from worker.errors import ClaimLostError, MediaBoundError, MediaMismatchError, MediaRefusedError
+from worker.ground.errors import (
+    ClaimLostError,
+    MediaBoundError,
+    MediaMismatchError,
+    MediaRefusedError,
+)
 from worker.media.examiner import Examiner
 from worker.media.probe import MAX_PIXELS, examine_video
 from worker.media.questions import Bounds

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.ground.setting_types import DEFAULT_LAYOUT
 from worker.media.layout import (
     ArchiveNames,
     QuarantineNames,
@@ -16,7 +17,6 @@ from worker.media.layout import (
     parse_layout,
 )
 from worker.media.objects import check_name
-from worker.setting_types import DEFAULT_LAYOUT
 
 JOB = UUID("019a9f6e-0000-7000-8000-000000000001")
 AT = datetime(2026, 3, 1, 4, 5, 6, tzinfo=UTC)

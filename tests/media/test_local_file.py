@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 from worker.media.inspect import FileKind
 from worker.media.local_file import keep_stream, take_file
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.harness.disk import limit_file_size, list_files
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
-from worker.errors import StoreUnavailableError
+from worker.ground.errors import StoreUnavailableError
 from worker.media.local_store import LocalStore, local_path
 from worker.media.objects import StoredObject
 from worker.media.store import Store
@@ -41,7 +41,7 @@ for number in range(1_000_000):
 WRITE_WITHOUT_RIGHTS = """
 import os, sys
 from pathlib import Path
-from worker.errors import StoreUnavailableError
+from worker.ground.errors import StoreUnavailableError
 from worker.media.local_store import LocalStore
 store = LocalStore(Path(sys.argv[1]))
 if os.geteuid() == 0:

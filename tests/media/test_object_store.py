@@ -20,7 +20,7 @@ from tests.harness.web import (
     run_server,
     send_body,
 )
-from worker.errors import StoreObjectMissingError, StoreUnavailableError
+from worker.ground.errors import StoreObjectMissingError, StoreUnavailableError
 from worker.media import object_store
 from worker.media.object_store import (
     LEAST_PART_BYTES,

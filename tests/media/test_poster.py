@@ -12,7 +12,7 @@ from av.filter import Graph
 
 from tests.emulator.clips import make_clip, make_sound, turn_clip
 from tests.harness.outputs import FORMS, render_output
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 from worker.media.poster import (
     POSTER_WIDTH,
     SHEET_GAP,

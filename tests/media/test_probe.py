@@ -8,7 +8,7 @@ from av.container import OutputContainer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 from worker.media.probe import StreamFacts, VideoFacts, choose_extension, probe_video
 
 CODECS = {

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.harness.sinks import CallSink, MemorySink
 from tests.media.conftest import Answer, MediaHandler
-from worker.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
+from worker.ground.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
 from worker.media.download import download_video
 from worker.media.intake import DownloadLimits
 from worker.media.patience import PROGRESS_BYTES, REPETITIONS, RESUMPTIONS

@@ -18,7 +18,7 @@ import pytest
 from tests.harness.disk import limit_file_size, list_files
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
-from worker.errors import StoreUnavailableError
+from worker.ground.errors import StoreUnavailableError
 from worker.media.spool import Spool, SpoolFile
 
 JOB = "019a9f6e-0000-7000-8000-000000000001"

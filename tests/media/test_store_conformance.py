@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.disk import list_files
 from tests.harness.together import call_together
-from worker.errors import StoreObjectMissingError
+from worker.ground.errors import StoreObjectMissingError
 from worker.media.store import ListedObject, Store, StoredObject, open_store
 
 JOB = "019a9f6e-0000-7000-8000-000000000001"

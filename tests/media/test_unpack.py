@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.sinks import HashSink, MemorySink
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 from worker.media.intake import HEAD_BYTES, Download, DownloadLimits
 from worker.media.unpack import CHUNK_CHARACTERS, is_inline, make_marker, unpack_video
 

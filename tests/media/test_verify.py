@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.emulator.clips import make_clip, make_sound, turn_clip
 from tests.harness.outputs import FORMS, Output, mux_odd, render_output
-from worker.errors import MediaMismatchError
+from worker.ground.errors import MediaMismatchError
 from worker.media.probe import StreamFacts, examine_video
 from worker.media.verify import (
     Stated,

@@ -17,7 +17,7 @@ from typing_extensions import override
 from tests.harness.sinks import MemorySink
 from tests.harness.tls import run_proxy
 from tests.media.conftest import MediaServer
-from worker.errors import MediaRefusedError, MediaUnavailableError
+from worker.ground.errors import MediaRefusedError, MediaUnavailableError
 from worker.media.download import download_video
 from worker.media.hosts import parse_media_hosts
 from worker.media.intake import DownloadLimits

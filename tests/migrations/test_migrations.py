@@ -20,15 +20,10 @@ from tests.harness.ddl import check_by_alembic, compare_schemas, read_schema
 from tests.harness.jobs import NOW, make_job
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
-from worker import schema
-from worker.db import Database
-from worker.errors import MigrationBlockedError, OutdatedSchemaError
-from worker.jobs import attempts, deliveries
-from worker.jobs import table as jobs_sql
-from worker.jobs.models import Base
-from worker.jobs.states import JobState
-from worker.jobs.values import Outcome, Settlement
-from worker.schema import (
+from worker.ground import schema
+from worker.ground.db import Database
+from worker.ground.errors import MigrationBlockedError, OutdatedSchemaError
+from worker.ground.schema import (
     build_config,
     check_schema,
     list_revisions,
@@ -36,6 +31,11 @@ from worker.schema import (
     read_revision,
     upgrade_schema,
 )
+from worker.jobs import attempts, deliveries
+from worker.jobs import table as jobs_sql
+from worker.jobs.models import Base
+from worker.jobs.states import JobState
+from worker.jobs.values import Outcome, Settlement
 
 ROOT = Path(__file__).resolve().parents[2]
 ADVISORY_LOCK = 0x6578_7476

@@ -11,7 +11,7 @@ from tests.harness.brokers import take_messages
 from tests.harness.logs import preserved_logging
 from tests.page.browser import TOKEN, run_browser
 from tests.page.scene import Site, build_site, close_site, serve
-from worker.app import QUEUES
+from worker.broker.app import QUEUES
 
 
 @pytest.fixture(autouse=True)

@@ -16,10 +16,10 @@ from tests.harness.jobs import insert_job
 from tests.page.browser import TOKEN, log_in
 from tests.receiver.scene import close_receiver, find_receiver
 from webhook import create_app
-from worker.app import QUEUES
-from worker.db import Database
+from worker.broker.app import QUEUES
+from worker.ground.db import Database
+from worker.ground.settings import Settings, load_settings
 from worker.jobs.values import Job
-from worker.settings import Settings, load_settings
 
 
 @dataclass(frozen=True)

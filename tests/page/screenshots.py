@@ -24,9 +24,9 @@ from tests.harness.processes import ONE_WORKER, Deployment, run_deployment, run_
 from tests.harness.servers import run_redis
 from tests.page.browser import TOKEN, log_in, run_browser
 from tests.system.rows import JobTable, open_table
-from worker.db import Database
+from worker.ground.db import Database
+from worker.ground.schema import upgrade_schema
 from worker.media.sample import make_sample
-from worker.schema import upgrade_schema
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 HISTORY = 2400

@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import text
 from werkzeug.security import generate_password_hash
 
-import webhook.archive
+import webhook.page.files
 from tests.harness.jobs import make_job, read_job
 from tests.page.browser import TOKEN
-from webhook.access import FORGIVEN_AFTER, Throttle
-from webhook.archive import MOST_AT_ONCE
-from webhook.login import COOKIE, HEADERS
+from webhook.page.access import FORGIVEN_AFTER, Throttle
+from webhook.page.files import MOST_AT_ONCE
+from webhook.page.login import COOKIE, HEADERS
 from worker.jobs.states import JobState
 from worker.media.store import open_store
 
@@ -399,7 +399,7 @@ def test_range_is_answered_in_parts_but_a_download_as_asked(
     archived, tmp_path, monkeypatch
 ) -> None:
     """A player asks on by itself; a browser that goes on with a download does not."""
-    monkeypatch.setattr(webhook.archive, "LONGEST_RANGE", 100)
+    monkeypatch.setattr(webhook.page.files, "LONGEST_RANGE", 100)
     path = tmp_path / "archive" / "a.mp4"
     path.write_bytes(bytes(range(256)) * 4)
     client, url = archived(path.as_uri())

@@ -13,7 +13,7 @@ from tests.harness.processes import run_yard
 from tests.harness.waiting import wait_until
 from tests.page.browser import TOKEN
 from tests.receiver.test_process import run_gunicorn
-from webhook.archive import MOST_AT_ONCE
+from webhook.page.files import MOST_AT_ONCE
 from worker.jobs.states import JobState
 
 LARGE = 64 * 1024 * 1024

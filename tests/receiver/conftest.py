@@ -13,11 +13,11 @@ from tests.harness.web import ScriptedServer, run_server, send_json
 from tests.harness.webhooks import KEY, USER_ID, write_jwks
 from tests.receiver.scene import LIMIT, Scene, close_receiver, find_receiver
 from webhook import create_app
-from webhook.routes import Receiver
-from worker.app import QUEUES
+from webhook.fal import Receiver
+from worker.broker.app import QUEUES
+from worker.ground.settings import load_settings
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.settings import load_settings
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ from tests.harness.brokers import take_messages
 from tests.harness.jobs import read_attempts, read_job
 from tests.harness.web import ScriptedServer
 from tests.harness.webhooks import SignedDelivery
-from webhook.routes import Receiver
-from worker.app import QUEUES
-from worker.db import Database
+from webhook.fal import Receiver
+from worker.broker.app import QUEUES
+from worker.ground.db import Database
+from worker.ground.settings import Settings
 from worker.jobs import deliveries
 from worker.jobs.values import Job
-from worker.settings import Settings
 
 ARCHIVE_QUEUE = "extend_video.archive"
 LEASE = timedelta(seconds=60)

@@ -29,7 +29,7 @@ def test_receiver_with_a_mistake_answers_500_and_logs_no_token(
     def break_down(*_: object, **__: object) -> None:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr("webhook.routes.receive_delivery", break_down)
+    monkeypatch.setattr("webhook.fal.receive_delivery", break_down)
     delivery = build_delivery()
     answer = scene.post(delivery)
     assert (answer.status_code, answer.get_json()["error"]) == (500, "internal_server_error")

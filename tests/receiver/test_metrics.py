@@ -20,8 +20,8 @@ from tests.harness.waiting import wait_until
 from tests.harness.webhooks import build_delivery
 from tests.receiver.scene import LIMIT
 from tests.receiver.test_process import run_gunicorn
-from worker import measures
 from worker.jobs.states import ENDED, JobEvent, JobState
+from worker.ops import measures
 
 Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 

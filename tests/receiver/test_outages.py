@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import text
 
-import worker.db
+import worker.ground.db
 from tests.harness.brokers import find_closed_port, open_black_hole
 from tests.harness.jobs import read_job
 from tests.harness.servers import Postgres
@@ -20,7 +20,7 @@ from tests.harness.waiting import wait_until
 from tests.harness.web import send_body, send_json
 from tests.harness.webhooks import KEY, OTHER_KEY, build_delivery, write_jwks
 from tests.receiver.scene import LEASE, Scene, refuse, take_as_hint
-from webhook.routes import register_routes
+from webhook.fal import register_routes
 from worker.fal.signature import KeyCache, WebhookVerifier
 from worker.jobs.states import JobState
 from worker.stages.sweep import sweep_jobs
@@ -180,7 +180,7 @@ def end_sessions(postgres: Postgres, name: str) -> None:
 def test_receive_without_database_answers_503_and_later_records(
     open_scene, job, database_url, postgres, monkeypatch
 ) -> None:
-    monkeypatch.setattr(worker.db, "BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr(worker.ground.db, "BUSY_TIMEOUT_MS", 50)
     scene = open_scene()
     scene.post(build_delivery(b"{}"))
     with database_away(database_url, postgres):
@@ -209,8 +209,8 @@ def test_receive_where_no_database_listens_answers_503_and_logs_no_password(
 
 @pytest.mark.both_databases
 def test_receive_while_row_is_locked_too_long_answers_503(open_scene, job, db, monkeypatch) -> None:
-    monkeypatch.setattr(worker.db, "STATEMENT_TIMEOUT_MS", 100)
-    monkeypatch.setattr(worker.db, "BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr(worker.ground.db, "STATEMENT_TIMEOUT_MS", 100)
+    monkeypatch.setattr(worker.ground.db, "BUSY_TIMEOUT_MS", 100)
     scene = open_scene()
     with db.transaction() as connection:
         connection.execute(text("UPDATE jobs SET fence = fence"))

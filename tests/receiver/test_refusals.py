@@ -114,7 +114,7 @@ def test_receive_request_of_another_attempt_answers_401(scene) -> None:
 @contextmanager
 def clock_at(moment: datetime) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("webhook.routes.read_clock", lambda: moment)
+        patch.setattr("webhook.fal.read_clock", lambda: moment)
         yield
 
 

@@ -12,7 +12,7 @@ from tests.harness.brokers import find_closed_port
 from tests.harness.processes import BIN, CELERY, EXTEND_VIDEO, Yard, bind_listener
 from tests.harness.servers import answers_ping
 from tests.harness.waiting import wait_until
-from worker.daemons import redis_daemon
+from worker.cli.daemons import redis_daemon
 
 WORKER = [*CELERY, "worker", "-P", "threads"]
 BEAT = [*CELERY, "beat"]

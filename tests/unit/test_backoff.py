@@ -5,7 +5,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.backoff import LONGEST_POLL, Backoff, choose_poll_delay, spread
+from worker.ground.backoff import LONGEST_POLL, Backoff, choose_poll_delay, spread
 
 HOUR = timedelta(hours=1)
 BACKOFF = Backoff(timedelta(seconds=2), timedelta(minutes=2))

@@ -15,10 +15,11 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from structlog.testing import capture_logs
 from typing_extensions import override
 
-from worker import beat, broker
-from worker.app import create_app
-from worker.broker import Outage
-from worker.settings import Settings
+from worker.broker import beat
+from worker.broker import transport as broker
+from worker.broker.app import create_app
+from worker.broker.transport import Outage
+from worker.ground.settings import Settings
 
 MOST_TICKS = 3
 

@@ -20,7 +20,6 @@ from tests.harness.web import (
     send_body,
     send_json,
 )
-from worker.errors import ExtendVideoError
 from worker.fal import follow, queue, requests
 from worker.fal.client import FalClient, Handle
 from worker.fal.client_errors import (
@@ -37,6 +36,7 @@ from worker.fal.client_errors import (
 )
 from worker.fal.error_types import ErrorClass
 from worker.fal.status import Completed, InProgress, LogEntry, Queued, RequestStatus
+from worker.ground.errors import ExtendVideoError
 
 KEY = SecretStr("the-secret-key")
 ENDPOINT = "fal-ai/app/path"

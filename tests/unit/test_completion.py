@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import JsonValue
 
-from worker.errors import InvalidDeliveryError
 from worker.fal.completion import Completion, make_storable, parse_webhook
+from worker.ground.errors import InvalidDeliveryError
 
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from worker.daemons import LONGEST_PAUSE_SECONDS, QUICK_SECONDS, Daemon, Life
+from worker.cli.daemons import LONGEST_PAUSE_SECONDS, QUICK_SECONDS, Daemon, Life
 
 
 @pytest.fixture

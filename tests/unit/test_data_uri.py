@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.display import fold_files
-from worker.fal.data_uri import count_characters, is_data_uri, parse_data_uri
+from worker.cli.display import fold_files
+from worker.ground.data_uri import count_characters, is_data_uri, parse_data_uri
 
 
 def read(text: str, max_bytes: int = 1000) -> bytes:

@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
-import worker.db
+import worker.ground.db
 from tests.harness.together import call_together
-from worker.db import AWAY, PEER_CHECKS, Database, name_sqlite
+from worker.ground.db import AWAY, PEER_CHECKS, Database, name_sqlite
 
 COUNTER = "UPDATE counters SET value = value + 1"
 BOTH = pytest.mark.both_databases
@@ -120,7 +120,7 @@ def test_sqlite_is_durable_and_concurrent(db) -> None:
 
 
 def test_sqlite_locked_too_long_raises_at_begin(sqlite_url, monkeypatch) -> None:
-    monkeypatch.setattr(worker.db, "BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr(worker.ground.db, "BUSY_TIMEOUT_MS", 50)
     db = Database(sqlite_url)
     writer = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     writer.execute("BEGIN IMMEDIATE")
@@ -134,7 +134,7 @@ def test_sqlite_locked_too_long_raises_at_begin(sqlite_url, monkeypatch) -> None
 
 
 def test_postgres_speaks_utc_and_bounds_statements(postgres_url, monkeypatch) -> None:
-    monkeypatch.setattr(worker.db, "STATEMENT_TIMEOUT_MS", 50)
+    monkeypatch.setattr(worker.ground.db, "STATEMENT_TIMEOUT_MS", 50)
     db = Database(postgres_url)
     with db.reading() as connection:
         assert connection.execute(text("SHOW timezone")).scalar_one() == "UTC"
@@ -165,7 +165,7 @@ def test_what_the_url_says_of_the_connection_is_kept(postgres_url) -> None:
 def test_rested_connection_that_postgres_dropped_is_replaced(
     on_postgres, postgres, monkeypatch
 ) -> None:
-    monkeypatch.setattr(worker.db, "REST_SECONDS", 0)
+    monkeypatch.setattr(worker.ground.db, "REST_SECONDS", 0)
     with on_postgres.reading() as connection:
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
     postgres.execute(f"SELECT pg_terminate_backend({pid})")

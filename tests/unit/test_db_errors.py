@@ -22,8 +22,8 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from worker.db import will_repeat
-from worker.errors import ClaimLostError
+from worker.ground.db import will_repeat
+from worker.ground.errors import ClaimLostError
 
 
 def wrap(kind: type[DBAPIError], original: Exception) -> DBAPIError:

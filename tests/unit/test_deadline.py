@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from tests.harness.waiting import wait_until
-from worker.deadline import call_within
+from worker.ground.deadline import call_within
 
 SECOND = timedelta(seconds=1)
 

@@ -1,7 +1,7 @@
 """What a demo sets for its daemons."""
 
-from worker.demo import list_emulator_settings
-from worker.settings import Settings
+from worker.cli.demo import list_emulator_settings
+from worker.ground.settings import Settings
 
 EMULATOR = "http://127.0.0.1:8001"
 

@@ -9,13 +9,13 @@ import pytest
 
 from tests.harness.jobs import NOW, REQUEST_ID
 from tests.harness.values import ATTEMPT, DELIVERY, EVENT, JOB, JOB_ID, MARKUP, MOVED
-from worker import display
-from worker.errors import InvalidInputError, Violation
+from worker.cli import display
+from worker.ground.errors import InvalidInputError, Violation
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Delivery, Event, Job
-from worker.stays import list_stays
-from worker.story import Story
-from worker.waiting import explain_wait
+from worker.ops.stays import list_stays
+from worker.ops.story import Story
+from worker.ops.waiting import explain_wait
 
 
 def make_story(

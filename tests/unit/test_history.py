@@ -4,9 +4,9 @@ from dataclasses import replace
 from datetime import timedelta
 
 from tests.harness.jobs import NOW
-from worker.history import BOUNDS, GAP_PATIENCE, MOST_GAPS, History, measure_phases
 from worker.jobs.states import JobState
 from worker.jobs.tallies import CountedEvent
+from worker.ops.history import BOUNDS, GAP_PATIENCE, MOST_GAPS, History, measure_phases
 
 SECOND = timedelta(seconds=1)
 ENQUEUED = CountedEvent(1, NOW, None, JobState.QUEUED, "enqueued", NOW, None, None, None, None)

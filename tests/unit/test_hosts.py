@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 from worker.media.hosts import MediaHosts, check_media_url, parse_media_hosts
 
 FAL = parse_media_hosts("*.fal.media")

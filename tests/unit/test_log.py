@@ -11,7 +11,7 @@ import structlog
 
 from tests.harness.logs import preserved_logging
 from tests.harness.web import run_server, send_json
-from worker.log import LogFormat, configure_logging
+from worker.ground.log import LogFormat, configure_logging
 
 SECRET = "the-secret-key"
 

@@ -10,9 +10,9 @@ import structlog
 from pydantic import SecretStr
 
 from tests.harness.logs import preserved_logging
-from worker.log import LogFormat, configure_logging
-from worker.masking import MASK, make_masker, mask_text, mask_value
-from worker.settings import list_secrets, load_settings
+from worker.ground.log import LogFormat, configure_logging
+from worker.ground.masking import MASK, make_masker, mask_text, mask_value
+from worker.ground.settings import list_secrets, load_settings
 
 CANARY = "canary-5f1d"
 FAL_KEY = "0b6c2f3e-1111-4222-8333-0123456789ab:0123456789abcdef0123456789abcdef"

@@ -5,10 +5,10 @@ import pytest
 
 from tests.harness.tls import make_certificate, run_proxy, run_tls_end
 from tests.harness.web import run_server, send_json
-from worker.errors import InvalidSettingsError
 from worker.fal.http import open_client
-from worker.network import read_network
-from worker.settings import load_settings
+from worker.ground.errors import InvalidSettingsError
+from worker.ground.network import read_network
+from worker.ground.settings import load_settings
 
 PROXY = "http://proxy:3128"
 

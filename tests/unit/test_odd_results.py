@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from emulator.spoiling import merge
-from worker.errors import InvalidResultError
 from worker.fal.completion import Completion, parse_webhook
 from worker.fal.extend_video import list_oddities, parse_output
+from worker.ground.errors import InvalidResultError
 from worker.stages.ending import find_failure, needs_fetching
 
 CASES: dict[str, dict[str, Any]] = json.loads(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from threading import Thread
 
 from tests.harness.together import call_together
-from worker.once import Once, shared_property
+from worker.ground.once import Once, shared_property
 
 
 def make_slowly(made: list[object]) -> object:

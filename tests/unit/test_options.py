@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from worker.errors import InvalidInputError, InvalidSettingsError, Violation
 from worker.fal.options import (
     Decision,
     InitialAcl,
@@ -20,8 +19,9 @@ from worker.fal.options import (
     parse_options,
     split_tags,
 )
+from worker.ground.errors import InvalidInputError, InvalidSettingsError, Violation
+from worker.ground.settings import load_settings
 from worker.runtime import OPTION_SETTINGS, read_request_options
-from worker.settings import load_settings
 
 LIFECYCLE = "X-Fal-Object-Lifecycle-Preference"
 ALL: dict[str, Any] = {

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.jobs import NOW
-from webhook.access import LONGEST_PAUSE, MOST_ADDRESSES, Sessions, Throttle
-from webhook.board import Hour, pick_quantile
-from webhook.masks import Masker
-from webhook.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
-from webhook.query import read_place, read_query, write_place
+from webhook.page.access import LONGEST_PAUSE, MOST_ADDRESSES, Sessions, Throttle
+from webhook.page.board import Hour, pick_quantile
+from webhook.page.masks import Masker
+from webhook.page.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
+from webhook.page.query import read_place, read_query, write_place
+from worker.ground.moments import read_moment, tell_briefly, tell_duration
 from worker.jobs.overview import JobFilter, Place
 from worker.jobs.states import JobState
 from worker.jobs.totals import Measure
 from worker.jobs.values import Event
-from worker.moments import read_moment, tell_briefly, tell_duration
-from worker.stays import list_stays
+from worker.ops.stays import list_stays
 
 SECOND = timedelta(seconds=1)
 

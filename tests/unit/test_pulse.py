@@ -2,9 +2,9 @@
 
 from types import SimpleNamespace
 
-from worker import pulse
-from worker.pulse import Pulse
-from worker.standby import Standby
+from worker.lifecycle import pulse
+from worker.lifecycle.pulse import Pulse
+from worker.lifecycle.standby import Standby
 
 
 class BlockingConsumer:

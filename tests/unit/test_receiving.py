@@ -19,18 +19,18 @@ from tests.harness.poison import (
     build_headers,
     build_v1,
 )
-from worker import consumer as consuming
-from worker import receiving
-from worker.app import ENQUEUE, create_app
-from worker.consumer import Consumer, Request
-from worker.log import configure_logging
-from worker.receiving import (
+from worker.broker import consumer as consuming
+from worker.broker import receiving
+from worker.broker.app import ENQUEUE, create_app
+from worker.broker.consumer import Consumer, Request
+from worker.broker.receiving import (
     GuardedAmqpMessage,
     GuardedVirtualMessage,
     check_message,
     describe_refusal,
 )
-from worker.settings import load_settings
+from worker.ground.log import configure_logging
+from worker.ground.settings import load_settings
 
 TASKS = {ENQUEUE}
 
@@ -126,7 +126,7 @@ def test_request_shows_names_of_fields_and_no_values(body) -> None:
     shown = f"{request.argsrepr} {request.kwargsrepr} {request!r}"
     assert "prompt, video_url" in shown
     assert "nobody" not in shown
-    assert app.Task.Request == "worker.consumer:Request"
+    assert app.Task.Request == "worker.broker.consumer:Request"
 
 
 class Pool:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.jobs import ENDPOINT, NOW, build_result
-from worker.errors import InvalidRecipeError, InvalidResultError
 from worker.fal.extend_video import complete_input
+from worker.ground.errors import InvalidRecipeError, InvalidResultError
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Job
 from worker.media.probe import StreamFacts, VideoFacts

@@ -5,10 +5,10 @@ from datetime import timedelta
 
 import pytest
 
-from worker.errors import InvalidSettingsError
+from worker.ground.errors import InvalidSettingsError
+from worker.ground.setting_types import UnknownPolicy
+from worker.ground.settings import load_settings
 from worker.runtime import Runtime, name_account
-from worker.setting_types import UnknownPolicy
-from worker.settings import load_settings
 from worker.stages.archive import ArchiveTerms
 from worker.stages.resolve import ResolveTerms
 

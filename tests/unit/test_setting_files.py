@@ -2,8 +2,8 @@
 
 import pytest
 
-from worker.errors import InvalidSettingsError
-from worker.settings import Settings, load_settings
+from worker.ground.errors import InvalidSettingsError
+from worker.ground.settings import Settings, load_settings
 
 KEY = "key-out-of-a-file"
 

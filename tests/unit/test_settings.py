@@ -11,10 +11,10 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from tests.harness.processes import BIN, EXTEND_VIDEO, Yard, run_yard
-from worker.errors import InvalidSettingsError, Violation
+from worker.ground.errors import InvalidSettingsError, Violation
+from worker.ground.setting_types import UnknownPolicy
+from worker.ground.settings import Settings, list_secrets, load_settings, require_settings
 from worker.runtime import Runtime
-from worker.setting_types import UnknownPolicy
-from worker.settings import Settings, list_secrets, load_settings, require_settings
 
 ROOT = Path(__file__).parents[2]
 KEY = "the-secret-key"

@@ -28,7 +28,6 @@ from tests.harness.web import (
     run_server,
     send_body,
 )
-from worker.errors import InvalidSignatureError, KeysUnavailableError
 from worker.fal.signature import (
     KeyCache,
     SignedHeaders,
@@ -40,6 +39,7 @@ from worker.fal.signature import (
     signed_message,
     verify_signature,
 )
+from worker.ground.errors import InvalidSignatureError, KeysUnavailableError
 
 PATIENCE = 10.0
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

@@ -5,14 +5,14 @@ from datetime import timedelta
 from typing import Any
 
 from tests.harness.jobs import NOW
-from worker.app import QUEUES
-from worker.history import History
+from worker.broker.app import QUEUES
+from worker.cli.status import SOONEST_LATE, list_problems
+from worker.ground.settings import load_settings
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Gate
 from worker.jobs.workers import SeenWorker
-from worker.measures import UNSEEN_AFTER, Measures
-from worker.settings import load_settings
-from worker.status import SOONEST_LATE, list_problems
+from worker.ops.history import History
+from worker.ops.measures import UNSEEN_AFTER, Measures
 
 SECOND = timedelta(seconds=1)
 QUEUE_NAMES = list(QUEUES.values())

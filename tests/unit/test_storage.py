@@ -15,10 +15,10 @@ from pydantic import SecretStr
 from tests.harness.storage import SIGNATURE, TOKEN, Host, Storage, run_storage
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
-from worker.backoff import Backoff
-from worker.errors import UploadRefusedError, UploadUnavailableError
 from worker.fal.storage import DEFAULT_TERMS, MIB, StorageClient, Upload, UploadTerms
 from worker.fal.storage_api import UploadFile
+from worker.ground.backoff import Backoff
+from worker.ground.errors import UploadRefusedError, UploadUnavailableError
 
 KEY = "key-id:key-secret"
 QUICK = Backoff(timedelta(milliseconds=1), timedelta(milliseconds=2))

@@ -9,8 +9,8 @@ from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from worker import tasks
+from worker.ground.settings import load_settings
 from worker.runtime import Runtime
-from worker.settings import load_settings
 
 WHOLE = {"FAL_KEY": "k", "WEBHOOK_BASE_URL": "https://hooks.test"}
 WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4", "idempotency_key": "a"}

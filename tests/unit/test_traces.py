@@ -14,10 +14,10 @@ from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import NOW, REQUEST_ID
 from tests.harness.values import JOB, JOB_ID
-from worker import traces
+from worker.ground import traces
+from worker.ground.spans import derive_root, is_sampled, open_tracer
+from worker.ground.traces import get_tracer, trace_end, trace_since, trace_step
 from worker.jobs.states import JobState
-from worker.spans import derive_root, is_sampled, open_tracer
-from worker.traces import get_tracer, trace_end, trace_since, trace_step
 
 SECOND = timedelta(seconds=1)
 

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from worker.progress import MIB, count_jobs, show_progress
+from worker.cli.progress import MIB, count_jobs, show_progress
 
 
 def make_console(*, is_terminal: bool) -> tuple[Console, io.StringIO]:

@@ -7,11 +7,11 @@ import pytest
 
 from tests.harness.jobs import NOW, build_result
 from tests.harness.values import ATTEMPT, JOB, JOB_ID
+from worker.ground.setting_types import UnknownPolicy
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Gate, Job
-from worker.setting_types import UnknownPolicy
+from worker.ops.waiting import describe_time, explain_wait
 from worker.stages.resolve import ResolveTerms
-from worker.waiting import describe_time, explain_wait
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 TERMS = ResolveTerms(90 * MINUTE, UnknownPolicy.RESUBMIT, 3, MINUTE)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from worker.watchdog import LONGEST_STEP, Look, Watchdog
+from worker.lifecycle.watchdog import LONGEST_STEP, Look, Watchdog
 
 LIMIT = 100.0
 IDLE = Look(at=0, looped_at=0, received_at=0, waiting=0, is_busy=False, is_full=False)

@@ -3,9 +3,9 @@
 import httpx
 from pydantic import JsonValue, SecretStr
 
-from worker.errors import SchemaUnreadableError
 from worker.fal.errors import describe_platform_error
 from worker.fal.http import build_client, describe_error, exchange
+from worker.ground.errors import SchemaUnreadableError
 
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 

@@ -7,7 +7,6 @@ from typing import NoReturn, assert_never
 import httpx
 from pydantic import JsonValue
 
-from worker.errors import ExtendVideoError, PermanentError, RetryableError
 from worker.fal.completion import Completion
 from worker.fal.error_types import ErrorClass, find_error_type
 from worker.fal.errors import UNNAMED_CODE, Detail, FalFailure, parse_failure
@@ -15,6 +14,7 @@ from worker.fal.http import Reply
 from worker.fal.queue import RefusalClass, Refused
 from worker.fal.status import RequestStatus, parse_status
 from worker.fal.truth import NOT_FOUND, Forgotten, Pending, ResultGone, Truth, Unclear
+from worker.ground.errors import ExtendVideoError, PermanentError, RetryableError
 
 REFUSED_ACCOUNT = frozenset({401, 403})
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from worker.errors import Finding, InvalidDeliveryError
+from worker.ground.errors import Finding, InvalidDeliveryError
 
 ODD_DELIVERY = "odd_delivery"
 MOST_DEPTH = 200

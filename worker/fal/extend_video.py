@@ -10,8 +10,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from worker import violations
-from worker.errors import Finding, InvalidResultError
 from worker.fal.completion import make_storable
 from worker.fal.field_types import (
     Acceleration,
@@ -41,6 +39,8 @@ from worker.fal.field_types import (
     VideoUrl,
     VideoWriteMode,
 )
+from worker.ground import violations
+from worker.ground.errors import Finding, InvalidResultError
 
 MEASURES = ("width", "height", "fps", "duration", "num_frames")
 

@@ -20,7 +20,7 @@ from pydantic import (
     Tag,
 )
 
-from worker.fal.data_uri import count_characters, is_data_uri, parse_data_uri
+from worker.ground.data_uri import count_characters, is_data_uri, parse_data_uri
 
 # fal names no limits. Ours keep a job's row and its log lines small; no text encoder reads as much.
 TEXT_CHARACTERS = 65_536

@@ -9,9 +9,9 @@ from datetime import timedelta
 import httpx
 from pydantic import SecretStr
 
-from worker.errors import MediaRefusedError, MediaUnavailableError
 from worker.fal.errors import describe_platform_error
 from worker.fal.http import Reply, build_client, describe_error, exchange, name_origin
+from worker.ground.errors import MediaRefusedError, MediaUnavailableError
 
 # fal's bounds for the life of a signed URL.
 MIN_LIFE = timedelta(seconds=1)

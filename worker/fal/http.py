@@ -15,9 +15,9 @@ from datetime import timedelta
 import httpx
 from pydantic import JsonValue, SecretStr
 
-from worker.deadline import call_within
 from worker.fal.completion import make_storable
-from worker.network import read_network
+from worker.ground.deadline import call_within
+from worker.ground.network import read_network
 
 TIMEOUT = httpx.Timeout(connect=5, write=10, read=20, pool=5)
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)

@@ -9,9 +9,9 @@ from enum import StrEnum
 
 from pydantic import BaseModel, JsonValue
 
-from worker.errors import SchemaUnreadableError
 from worker.fal.extend_video import ExtendVideoInput, ExtendVideoOutput
 from worker.fal.schema_shape import Member, Range, Reader, Shape
+from worker.ground.errors import SchemaUnreadableError
 
 DEFAULT = "default"
 

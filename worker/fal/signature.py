@@ -22,8 +22,8 @@ import httpx
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from worker.deadline import call_within
-from worker.errors import InvalidSignatureError, KeysUnavailableError
+from worker.ground.deadline import call_within
+from worker.ground.errors import InvalidSignatureError, KeysUnavailableError
 
 WINDOW = timedelta(seconds=300)
 KEYS_MAX_AGE = timedelta(hours=24)

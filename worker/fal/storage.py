@@ -16,8 +16,6 @@ from threading import Event
 import httpx
 from pydantic import JsonValue, SecretStr
 
-from worker.backoff import Backoff
-from worker.errors import UploadRefusedError, UploadUnavailableError
 from worker.fal.errors import parse_failure
 from worker.fal.http import Reply
 from worker.fal.storage_api import MayUse, Place, StorageApi, UploadFile, read_tag
@@ -30,6 +28,8 @@ from worker.fal.transfer import (
     send_slices,
     slice_file,
 )
+from worker.ground.backoff import Backoff
+from worker.ground.errors import UploadRefusedError, UploadUnavailableError
 
 MIB = 1024 * 1024
 PAUSE = Backoff(timedelta(seconds=1), timedelta(seconds=20))

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 from pydantic import JsonValue, SecretStr
 
-from worker.errors import UploadRefusedError
 from worker.fal.http import Reply, build_client, exchange, name_origin, open_client
+from worker.ground.errors import UploadRefusedError
 
 MayUse = Callable[[str], bool]
 

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import httpx
 
-from worker.errors import UploadRefusedError
+from worker.ground.errors import UploadRefusedError
 
 CHUNK_BYTES = 128 * 1024
 OnProgress = Callable[[int, int], object]

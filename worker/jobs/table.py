@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, and_, bindparam, func, null, or_, select, update
 
-from worker.errors import JobNotFoundError
+from worker.ground.errors import JobNotFoundError
 from worker.jobs import transitions
 from worker.jobs.models import EventRow, JobRow
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, table_of

@@ -10,8 +10,8 @@ from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeAlias
 
-from worker.deadline import call_within
-from worker.errors import MediaRefusedError, MediaUnavailableError
+from worker.ground.deadline import call_within
+from worker.ground.errors import MediaRefusedError, MediaUnavailableError
 from worker.media.hosts import MediaHosts, MediaPlace, check_media_place
 
 Address: TypeAlias = IPv4Address | IPv6Address

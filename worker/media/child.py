@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 
-from worker.errors import MediaBoundError, MediaMismatchError, MediaRefusedError
+from worker.ground.errors import MediaBoundError, MediaMismatchError, MediaRefusedError
 from worker.media.inspect import inspect_image, inspect_video
 from worker.media.poster import make_poster, make_sheet
 from worker.media.probe import VideoFacts

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from worker.errors import StoreUnavailableError
+from worker.ground.errors import StoreUnavailableError
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 import httpx
 
-from worker.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
+from worker.ground.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
 from worker.media.hosts import MediaHosts, MediaPlace, check_media_place
 from worker.media.intake import Download, DownloadLimits, Intake, OnProgress, Sink
 from worker.media.pacing import LARGEST_CHUNK

@@ -22,7 +22,7 @@ from typing import TypeAlias, TypeVar
 
 import structlog
 
-from worker.errors import (
+from worker.ground.errors import (
     MediaBoundError,
     MediaMismatchError,
     MediaRefusedError,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 from typing_extensions import override
 
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_PORT = 65535

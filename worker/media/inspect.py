@@ -11,7 +11,7 @@ from typing import TypeAlias
 import av
 from av.container import InputContainer
 
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 from worker.media.probe import (
     HEAD_BYTES,
     VIDEO_TYPES,

@@ -11,7 +11,7 @@ from threading import Thread
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 
 HEAD_BYTES = 256
 WAITING_CHUNKS = 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 from worker.media.inspect import FileKind, Inspect
 
 COPY_BYTES = 1024 * 1024

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from worker.errors import StoreObjectMissingError
+from worker.ground.errors import StoreObjectMissingError
 from worker.media.disk import make_directory, naming_reason, sync_directory
 from worker.media.objects import ListedObject, StoredObject, check_name, is_name
 from worker.media.spool import Spool, SpoolFile

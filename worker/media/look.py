@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from worker.errors import StoreUnavailableError
+from worker.ground.errors import StoreUnavailableError
 from worker.media.store import Store
 
 # A store that has not answered so often running will not answer for each of the others either.

@@ -26,7 +26,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import AzureStore, GCSStore, MemoryStore, ObjectStore, S3Store
 
-from worker.errors import StoreObjectMissingError, StoreUnavailableError
+from worker.ground.errors import StoreObjectMissingError, StoreUnavailableError
 from worker.media.objects import ListedObject, StoredObject, check_name, is_name
 from worker.media.refusals import describe_configuration, is_about_container, naming_refusal
 from worker.media.spool import Spool, SpoolFile

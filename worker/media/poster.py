@@ -13,7 +13,7 @@ import av
 from av.container import InputContainer
 from av.filter import Graph
 
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 from worker.media.probe import VideoFacts, check_pixels, find_picture, open_video
 
 POSTER_WIDTH = 640

@@ -28,7 +28,7 @@ import av
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 
-from worker.errors import Finding, MediaBoundError, MediaRefusedError
+from worker.ground.errors import Finding, MediaBoundError, MediaRefusedError
 from worker.media.extent import find_break
 
 DEFAULT_EXTENSION = "bin"

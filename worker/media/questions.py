@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from worker.errors import Finding
+from worker.ground.errors import Finding
 from worker.media.inspect import FileKind
 from worker.media.probe import Examined, VideoFacts
 from worker.media.verify import Stated

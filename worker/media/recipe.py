@@ -25,9 +25,9 @@ from pydantic import (
     ValidationError,
 )
 
-from worker.errors import InvalidRecipeError, Violation
+from worker.ground.errors import InvalidRecipeError, Violation
+from worker.ground.violations import list_violations, show_value
 from worker.media.probe import VideoFacts
-from worker.violations import list_violations, show_value
 
 VERSION = 1
 VERSION_WORDS = f"{VERSION}, the version that this software reads"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-from worker.errors import StoreUnavailableError
+from worker.ground.errors import StoreUnavailableError
 
 # Of S3 (and what speaks like it), Google Cloud Storage and Azure.
 BY_CODE = {

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from worker.errors import StoreUnavailableError
+from worker.ground.errors import StoreUnavailableError
 from worker.media.disk import make_directory, naming_reason
 
 SUFFIX = ".part"

@@ -7,7 +7,7 @@ import base64
 import binascii
 from collections.abc import Iterator
 
-from worker.errors import MediaRefusedError
+from worker.ground.errors import MediaRefusedError
 from worker.media.intake import Chunk, Download, DownloadLimits, Intake, OnProgress, Sink
 
 SCHEME = "data:"

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
-from worker.errors import Finding, MediaBoundError, MediaMismatchError, MediaRefusedError
+from worker.ground.errors import Finding, MediaBoundError, MediaMismatchError, MediaRefusedError
 from worker.media.probe import (
     EXTENSIONS_BY_TYPE,
     LEAST_SECONDS,

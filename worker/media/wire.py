@@ -21,12 +21,12 @@ from typing import Self
 
 from typing_extensions import override
 
-from worker.backoff import Draw
-from worker.errors import MediaUnavailableError
+from worker.ground.backoff import Draw
+from worker.ground.errors import MediaUnavailableError
+from worker.ground.network import Network, Proxy, read_network
 from worker.media.addresses import Resolve, find_addresses, is_literal, resolve_by_system
 from worker.media.hosts import MediaPlace
 from worker.media.pacing import Pace
-from worker.network import Network, Proxy, read_network
 
 MOST_ADDRESSES = 4
 """How many of a host's addresses are tried for one request."""

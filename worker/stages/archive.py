@@ -10,10 +10,11 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from worker.backoff import Draw, spread
-from worker.clock import Clock
-from worker.db import Database
-from worker.errors import (
+from worker.fal.extend_video import parse_output
+from worker.ground.backoff import Draw, spread
+from worker.ground.clock import Clock
+from worker.ground.db import Database
+from worker.ground.errors import (
     ClaimLostError,
     ExtendVideoError,
     MediaGoneError,
@@ -21,7 +22,6 @@ from worker.errors import (
     RetryableError,
     UnarchivableError,
 )
-from worker.fal.extend_video import parse_output
 from worker.jobs import attempts, downloads, inline, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move

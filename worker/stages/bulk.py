@@ -6,9 +6,9 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
-from worker.clock import Clock, read_clock
-from worker.db import Database
-from worker.errors import IdempotencyConflictError, InvalidInputError, Violation
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
+from worker.ground.errors import IdempotencyConflictError, InvalidInputError, Violation
 from worker.jobs import bulk
 from worker.jobs.values import Job, NewJob
 from worker.media.local_file import LocalFile

@@ -12,11 +12,11 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection
 
-from worker.clock import Clock, read_clock
-from worker.db import Database
-from worker.errors import TooLateError
 from worker.fal.requests import RequestClient
 from worker.fal.truth import CancelAnswer
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
+from worker.ground.errors import TooLateError
 from worker.jobs import attempts, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Job, Move

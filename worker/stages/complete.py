@@ -14,10 +14,10 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.contextvars import bind_contextvars
 
-from worker.clock import Clock, read_clock
-from worker.db import Database, describe_database_error
-from worker.errors import InvalidSignatureError
 from worker.fal.completion import Completion
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database, describe_database_error
+from worker.ground.errors import InvalidSignatureError
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Ending, Job, Move, NewDelivery, Verdict

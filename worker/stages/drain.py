@@ -6,8 +6,8 @@ POST may have left: its lease only ends now instead of later, and the sweep make
 
 from uuid import UUID
 
-from worker.clock import Clock, read_clock
-from worker.db import Database
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
 from worker.jobs import claims, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Move

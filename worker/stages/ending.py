@@ -1,9 +1,9 @@
 """Beneath the path. What a completion says of the end of its request; pure."""
 
-from worker.errors import InvalidResultError
 from worker.fal.completion import Completion
 from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
 from worker.fal.extend_video import parse_output
+from worker.ground.errors import InvalidResultError
 from worker.jobs.values import Ending, Job
 
 # fal's own type for a request that was cancelled, by us or by anybody with the key.

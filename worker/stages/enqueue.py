@@ -13,14 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy import Connection
 from uuid_utils.compat import uuid7
 
-from worker.clock import Clock, read_clock
-from worker.db import Database
-from worker.errors import IdempotencyConflictError, InvalidInputError, Violation
 from worker.fal.extend_video import complete_input
 from worker.fal.options import RequestOptions
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
+from worker.ground.errors import IdempotencyConflictError, InvalidInputError, Violation
+from worker.ground.violations import validate_fields
 from worker.jobs import table
 from worker.jobs.values import Job, NewJob
-from worker.violations import validate_fields
 
 DEFAULT_TENANT = "default"
 V = TypeVar("V")

@@ -10,10 +10,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from worker.clock import Clock
-from worker.db import Database
 from worker.fal.progress import Progress
 from worker.fal.requests import RequestClient
+from worker.ground.clock import Clock
+from worker.ground.db import Database
 from worker.jobs import attempts, gates, table
 from worker.jobs.progress import COMPLETED, note_progress
 from worker.jobs.states import JobState

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from worker.clock import Clock, read_clock
-from worker.db import Database
-from worker.errors import (
+from worker.fal.extend_video import parse_output
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
+from worker.ground.errors import (
     InvalidRecipeError,
     MediaMismatchError,
     MediaRefusedError,
@@ -22,7 +23,6 @@ from worker.errors import (
     StoreUnavailableError,
     UnarchivableError,
 )
-from worker.fal.extend_video import parse_output
 from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Attempt, Job

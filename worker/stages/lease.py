@@ -12,9 +12,9 @@ from typing import Protocol, Self
 
 import structlog
 
-from worker.clock import Clock
-from worker.db import Database, describe_database_error
-from worker.errors import ClaimLostError
+from worker.ground.clock import Clock
+from worker.ground.db import Database, describe_database_error
+from worker.ground.errors import ClaimLostError
 from worker.jobs import table
 from worker.jobs.values import Job
 

@@ -6,7 +6,7 @@ A gate for each, named by a hash, until the session's cookie would be too old an
 import hashlib
 from datetime import datetime
 
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs import gates
 from worker.jobs.values import Gate
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from worker.db import Database
+from worker.ground.db import Database
 from worker.jobs.observed import add_observed
 
 

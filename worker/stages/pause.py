@@ -12,9 +12,9 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection
 
-from worker.clock import Clock
-from worker.db import Database
 from worker.fal.queue import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
+from worker.ground.clock import Clock
+from worker.ground.db import Database
 from worker.jobs import gates, table
 from worker.jobs.values import Gate
 

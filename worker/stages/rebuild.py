@@ -12,8 +12,8 @@ from pydantic import SecretStr
 from sqlalchemy import Connection
 from uuid_utils.compat import uuid7
 
-from worker.errors import InvalidSignatureError
 from worker.fal.completion import Completion
+from worker.ground.errors import InvalidSignatureError
 from worker.jobs import attempts, deliveries, restores, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import (

@@ -14,14 +14,14 @@ import structlog
 from sqlalchemy import Connection
 from structlog.contextvars import bind_contextvars
 
-from worker.backoff import choose_poll_delay
-from worker.clock import Clock
-from worker.db import REFUSED, will_repeat
 from worker.fal.completion import Completion
 from worker.fal.platform import Listing
 from worker.fal.progress import Progress
 from worker.fal.retention import find_retention
 from worker.fal.truth import CancelAnswer, Forgotten, Known, Pending, ResultGone, Unclear
+from worker.ground.backoff import choose_poll_delay
+from worker.ground.clock import Clock
+from worker.ground.db import REFUSED, will_repeat
 from worker.jobs import attempts, deliveries, gates, observed, table
 from worker.jobs.gates import MANY_POLLS, POLL_GATE, name_poll_gate
 from worker.jobs.states import Doorbell, JobEvent, JobState

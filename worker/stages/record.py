@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from worker.errors import Finding
 from worker.fal.completion import ODD_DELIVERY
-from worker.fal.data_uri import is_data_uri, parse_data_uri
 from worker.fal.extend_video import VideoFile, list_oddities, parse_output
 from worker.fal.field_types import INLINE_BYTES
+from worker.ground.data_uri import is_data_uri, parse_data_uri
+from worker.ground.errors import Finding
 from worker.jobs.values import Attempt, Job
 from worker.media.probe import VideoFacts
 from worker.media.recipe import VERSION, AttemptRecord, FileRecord, Recipe, Times, VideoRecord

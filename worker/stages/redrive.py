@@ -7,9 +7,9 @@ again. With it money is spent a second time, and the order is written into `even
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from worker.clock import Clock, read_clock
-from worker.db import Database
-from worker.errors import PaysAgainError, TooLateError
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
+from worker.ground.errors import PaysAgainError, TooLateError
 from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, Outcome

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from worker.backoff import Backoff, spread
-from worker.clock import Clock
-from worker.db import Database
 from worker.fal.options import RequestOptions
 from worker.fal.platform import ListedRequest, Listing, PlatformClient
 from worker.fal.requests import RequestClient
 from worker.fal.same_input import is_same_input, sign_input
 from worker.fal.truth import Forgotten, Known, Unclear
+from worker.ground.backoff import Backoff, spread
+from worker.ground.clock import Clock
+from worker.ground.db import Database
+from worker.ground.setting_types import UnknownPolicy
 from worker.jobs import attempts, deliveries, gates, observed, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Move, Outcome, RequestClaim, Settlement
-from worker.setting_types import UnknownPolicy
 
 # One search serves every unknown submission; all workers together begin one in this time.
 LISTING_GATE = "listing"

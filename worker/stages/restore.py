@@ -15,9 +15,9 @@ import structlog
 from sqlalchemy import Connection
 from uuid_utils.compat import uuid7
 
-from worker.clock import Clock, read_clock
-from worker.db import Database
 from worker.fal.options import RequestOptions
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
 from worker.jobs import attempts, deliveries, restores
 from worker.jobs.states import JobState
 from worker.jobs.values import Job, NewAttempt, Restore

@@ -16,10 +16,10 @@ from sqlalchemy.exc import IntegrityError
 from structlog.contextvars import bound_contextvars
 from uuid_utils.compat import uuid7
 
-from worker.clock import Clock, read_clock
-from worker.db import AWAY, Database, describe_database_error
 from worker.fal.options import RequestOptions
 from worker.fal.queue import Accepted, QueueClient, RefusalClass, Refused, SubmitReply
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import AWAY, Database, describe_database_error
 from worker.jobs import attempts, gates, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Attempt, Claim, Gate, Job, NewAttempt, Settlement

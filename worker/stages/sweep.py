@@ -10,10 +10,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from worker.backoff import spread
-from worker.clock import Clock, read_clock
-from worker.db import Database
 from worker.fal.queue import MAX_RETRY_AFTER, RefusalClass
+from worker.ground.backoff import spread
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
 from worker.jobs import attempts, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Gate, Job, Move, Outcome, Settlement

@@ -15,25 +15,25 @@ from typing import Protocol, TypeAlias
 
 from sqlalchemy import Connection
 
-from worker.clock import Clock, read_clock
-from worker.db import Database
-from worker.errors import (
+from worker.fal.extend_video import complete_input
+from worker.fal.storage_api import UploadFile
+from worker.fal.transfer import OnProgress
+from worker.ground.clock import Clock, read_clock
+from worker.ground.data_uri import is_data_uri, parse_data_uri
+from worker.ground.db import Database
+from worker.ground.errors import (
     InvalidInputError,
     MediaRefusedError,
     MediaUnavailableError,
     UploadUnavailableError,
     Violation,
 )
-from worker.fal.data_uri import is_data_uri, parse_data_uri
-from worker.fal.extend_video import complete_input
-from worker.fal.storage_api import UploadFile
-from worker.fal.transfer import OnProgress
+from worker.ground.violations import show_value
 from worker.jobs import table
 from worker.jobs.uploads import Uploaded, find_upload, record_upload
 from worker.media.examiner import Examiner, get_examiner
 from worker.media.local_file import LocalFile, Readable, keep_stream, take_file
 from worker.stages.enqueue import JobOptions, Wish, parse_wish
-from worker.violations import show_value
 
 # fal keeps files for seven days at least; a job may wait for some of them.
 FRESH_FOR = timedelta(days=6)

@@ -19,10 +19,10 @@ from tests.harness.tls import Certificate, make_certificate, run_tls_end
 from tests.harness.waiting import wait_until
 from tests.system.rows import open_table
 from tests.system.scene import run_scene
-from worker.daemons import find_redis
-from worker.dispatch import Dispatcher
+from worker.broker.dispatch import Dispatcher
+from worker.cli.daemons import find_redis
+from worker.ground.settings import load_settings
 from worker.jobs.states import Doorbell, Step
-from worker.settings import load_settings
 
 MASTER = "videos"
 REPLICA = ("--replicaof", "127.0.0.1")

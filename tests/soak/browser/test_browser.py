@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from werkzeug.test import TestResponse
 
-import webhook.archive
+import webhook.page.files
 from tests.emulator.clips import make_clip
 from tests.harness.jobs import make_job, move_job, read_attempts, read_job
 from tests.harness.waiting import wait_until
@@ -368,7 +368,7 @@ def test_video_larger_than_a_part_plays_once_there_is_a_place_for_it(
     """The player asks for part after part, and again where it was refused for a while."""
     (tmp_path / "archive").mkdir()
     clip = make_clip(tmp_path / "archive" / "a.mp4", frames=72)
-    monkeypatch.setattr(webhook.archive, "LONGEST_RANGE", clip.stat().st_size // 5)
+    monkeypatch.setattr(webhook.page.files, "LONGEST_RANGE", clip.stat().st_size // 5)
     with serve(open_site(archive_url=f"file:{clip.parent}")) as site:
         job = make_job(site.db, JobState.ARCHIVED)
         with site.db.transaction() as connection:
@@ -376,7 +376,7 @@ def test_video_larger_than_a_part_plays_once_there_is_a_place_for_it(
         statuses: list[int] = []
         page.on("response", lambda got: statuses.append(got.status) if "/video" in got.url else 0)
         site.log_in(page)
-        readers = [open_reader(site, job.id) for _ in range(webhook.archive.MOST_AT_ONCE)]
+        readers = [open_reader(site, job.id) for _ in range(webhook.page.files.MOST_AT_ONCE)]
         site.open(page, f"/jobs/{job.id}")
         wait_until(lambda: 503 in statuses)
         for reader in readers:

@@ -31,9 +31,9 @@ from tests.harness.processes import (
 from tests.harness.waiting import wait_until
 from tests.system.rows import JobTable, open_table
 from webhook.app import create_app
-from worker.daemons import find_redis
-from worker.errors import InvalidSettingsError
-from worker.settings import load_settings
+from worker.cli.daemons import find_redis
+from worker.ground.errors import InvalidSettingsError
+from worker.ground.settings import load_settings
 
 KEY, DATABASE_PASSWORD, BROKER_PASSWORD, MONITOR_TOKEN = CANARIES = (
     "canary-key-4f0e1b52:9d7c3a60",

@@ -30,7 +30,7 @@ def test_copied_files_are_enough_to_install_and_start_every_command(tmp_path) ->
         "import emulator.server, migrations, webhook, worker, worker.cli, worker.tasks\n"
         "for one in (emulator, migrations, webhook, worker):\n"
         "    assert one.__path__[0].startswith(sys.argv[1]), one\n"
-        "from worker.schema import upgrade_schema\n"
+        "from worker.ground.schema import upgrade_schema\n"
         "print(upgrade_schema(f'sqlite:///{sys.argv[2]}'))\n"
     )
     command = [str(BIN / "python"), "-I", "-c", script, str(target), str(tmp_path / "jobs.db")]

@@ -16,7 +16,7 @@ from tests.harness.waiting import wait_until
 from tests.system.conftest import YARDS
 from tests.system.relay import Point
 from tests.system.scene import Scene, run_scene
-from worker.daemons import MARGIN
+from worker.cli.daemons import MARGIN
 
 DRAIN_SECONDS = 4
 PATIENCE = DRAIN_SECONDS + MARGIN.total_seconds()

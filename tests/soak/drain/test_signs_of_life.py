@@ -10,8 +10,8 @@ from tests.harness.processes import BIN, CELERY, EXTEND_VIDEO, Part, Yard
 from tests.harness.servers import Broker, run_broker
 from tests.harness.waiting import wait_until
 from tests.system.rows import open_table
-from worker.app import QUEUES, SWEEP, create_app
-from worker.settings import load_settings
+from worker.broker.app import QUEUES, SWEEP, create_app
+from worker.ground.settings import load_settings
 
 WEDGED = 70
 WEDGE = Path(__file__).parents[2] / "harness" / "wedge.py"

@@ -19,8 +19,8 @@ import pytest
 from alembic import command
 
 from tests.harness.many_rows import MILLION, fill_table
-from worker.db import Database
-from worker.schema import build_config, check_schema, upgrade_schema
+from worker.ground.db import Database
+from worker.ground.schema import build_config, check_schema, upgrade_schema
 
 ROWS = int(os.environ.get("ROWS", MILLION))
 PAUSE = timedelta(milliseconds=10)

@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-import worker.db
+import worker.ground.db
 from tests.harness.pgbouncer import REASON_WHY_NOT, find_pgbouncer, run_pgbouncer
 from tests.harness.processes import TWO_WORKERS
 from tests.harness.together import call_together
@@ -19,8 +19,8 @@ from tests.system.test_end_to_end import (
     test_shell_waits_for_the_archive_and_prints_every_state,
     test_video_that_is_not_there_fails_with_fals_own_reason,
 )
-from worker.db import Database
-from worker.schema import upgrade_schema
+from worker.ground.db import Database
+from worker.ground.schema import upgrade_schema
 
 __all__ = [
     "test_many_jobs_at_once_are_each_paid_and_archived_once",
@@ -67,7 +67,7 @@ def sqlite_scene(request, pooled_scene) -> Scene:
 
 
 def test_each_statement_is_bounded_and_in_utc(pooled_url, monkeypatch) -> None:
-    monkeypatch.setattr(worker.db, "STATEMENT_TIMEOUT_MS", 50)
+    monkeypatch.setattr(worker.ground.db, "STATEMENT_TIMEOUT_MS", 50)
     db = Database(pooled_url)
     for open_connection in (db.transaction, db.statement, db.reading):
         with open_connection() as connection:

@@ -23,7 +23,7 @@ from tests.harness.processes import (
 from tests.harness.servers import run_redis
 from tests.system.conftest import YARDS
 from tests.system.rows import open_table
-from worker.schema import read_head, upgrade_schema
+from worker.ground.schema import read_head, upgrade_schema
 
 ROOT = Path(__file__).parents[3]
 NAMED_IN = Path(__file__).parent / "previous_release.txt"

@@ -1,0 +1,157 @@
+"""Archived files for the page. Only what a job's own row names, and only inside the archive.
+
+They come with ranges out of every store. Whoever reads one occupies a thread as long as it takes,
+and webhooks need threads, too: a range is answered in small parts, as players ask on, and only a
+few files are sent at once.
+"""
+
+import threading
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import structlog
+from flask import Response, request
+from werkzeug.exceptions import NotFound, ServiceUnavailable
+from werkzeug.http import parse_range_header
+
+from worker.ground.settings import Settings
+from worker.jobs.values import Job
+from worker.media.local_store import LocalStore
+
+if TYPE_CHECKING:
+    from worker.media.store import Store
+
+CONTENT_TYPES = {
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".mov": "video/quicktime",
+    ".gif": "image/gif",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+}
+# Of one process, and half of the threads that a receiver is started with.
+MOST_AT_ONCE = 4
+RETRY_SECONDS = 5
+# A player that pauses leaves the rest unread, and the thread waits for it.
+LONGEST_RANGE = 4 * 1024 * 1024
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Part(StrEnum):
+    """Which of a job's archived files is meant."""
+
+    VIDEO = "video"
+    POSTER = "poster"
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFile:
+    """A file that can be shown, and what a browser is told of it."""
+
+    name: str
+    content_type: str
+    sha256: str | None
+    is_remote: bool
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Sends files out of the archive, a few at once."""
+
+    store: "Store | None"
+    free: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MOST_AT_ONCE))
+
+    def find(self, job: Job, part: Part) -> ArchiveFile | None:
+        """The job's file; None if it has none here. A remote store is not asked for it."""
+        uri = job.archive_uri if part is Part.VIDEO else job.archive_poster_uri
+        name = self.store.find_name(uri) if self.store is not None and uri else None
+        if name is None:
+            return None
+        content_type = CONTENT_TYPES.get(PurePosixPath(name).suffix.lower())
+        is_remote = not isinstance(self.store, LocalStore)
+        if content_type is None or not (is_remote or _is_inside(self.store, name)):
+            return None
+        return ArchiveFile(
+            name, content_type, job.archive_sha256 if part is Part.VIDEO else None, is_remote
+        )
+
+    def send(self, found: ArchiveFile) -> Response:
+        """The file, or the range of it that this request asks for.
+
+        Raises ServiceUnavailable while others read as many, RequestedRangeNotSatisfiable,
+        NotFound and StoreUnavailableError.
+        """
+        if not self.free.acquire(blocking=False):
+            told = f"{MOST_AT_ONCE} archived files are being read here. Try again in a moment."
+            raise ServiceUnavailable(told, retry_after=RETRY_SECONDS)
+        try:
+            answer = self._open(found)
+        except BaseException:
+            self.free.release()
+            raise
+        answer.call_on_close(self.free.release)
+        return answer
+
+    def _open(self, found: ArchiveFile) -> Response:
+        """The answer, with its first bytes at hand: what is wrong with the store is known then."""
+        assert self.store is not None  # noqa: S101 - it has named the file
+        facts = self.store.stat(found.name)
+        if facts is None:
+            raise NotFound("The archive has no such file.")
+        answer = Response(mimetype=found.content_type)
+        answer.set_etag(found.sha256 or f"{facts.modified_at.timestamp()}-{facts.bytes}")
+        # Who goes on with a download wants all the rest of it.
+        given = None if "download" in request.args else request.headers.get("Range")
+        environ = request.environ | cut_range(given, facts.bytes)
+        answer.make_conditional(environ, accept_ranges=True, complete_length=facts.bytes)
+        if answer.status_code == 304:  # noqa: PLR2004 - HTTP
+            return answer
+        part = answer.content_range
+        start, stop = (part.start or 0, part.stop) if part.stop else (0, facts.bytes)
+        answer.content_length = (stop or 0) - start
+        if request.method != "HEAD":
+            chunks = self.store.read(found.name, start, stop)
+            answer.response = chain([next(chunks, b"")], chunks)
+        return answer
+
+
+def open_sender(settings: Settings) -> Sender:
+    """Without a store if ARCHIVE_URL makes no sense here: a receiver's own work needs none."""
+    # A receiver without a page does not load it.
+    from worker.media.store import open_store
+
+    try:
+        return Sender(open_store(settings.archive_url, Path(settings.spool_dir)))
+    except ValueError as error:
+        log.warning("archive_not_shown", reason=str(error))
+        return Sender(None)
+
+
+def cut_range(header: str | None, length: int) -> dict[str, str]:
+    """The header of a range, no longer than is sent at once; nothing if it means none."""
+    wanted = parse_range_header(header)
+    span = None if wanted is None else wanted.range_for_length(length)
+    if span is None:
+        return {}
+    start, stop = span
+    return {"HTTP_RANGE": f"bytes={start}-{min(stop, start + LONGEST_RANGE) - 1}"}
+
+
+def _is_inside(store: "Store | None", name: str) -> bool:
+    """Also a link may not lead out of the archive."""
+    assert isinstance(store, LocalStore)  # noqa: S101 - asked for no other
+    try:
+        path = (store.root / name).resolve(strict=True)
+        return path.is_relative_to(store.root.resolve()) and path.is_file()
+    except OSError:
+        return False

@@ -1,0 +1,276 @@
+"""`GET /jobs`: what goes on, for people, and their orders cancel and redrive.
+
+Server-rendered; reads are short statements, orders call one stage and ring afterwards, as the
+shell does.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import structlog
+from flask import (
+    Blueprint,
+    Flask,
+    redirect,
+    render_template,
+    request,
+    url_for,
+)
+from flask.typing import ResponseReturnValue
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException, NotFound
+
+from webhook.page.access import Credentials, Sessions, Throttle
+from webhook.page.board import BoardReader
+from webhook.page.files import ArchiveFile, Part, Sender, open_sender
+from webhook.page.filters import list_filters
+from webhook.page.login import Doorkeeper, add_headers, current_session
+from webhook.page.masks import Masker
+from webhook.page.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
+from webhook.page.query import ListQuery, read_query
+from worker.broker.dispatch import Dispatcher
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database, describe_database_error
+from worker.ground.errors import (
+    ExtendVideoError,
+    JobNotFoundError,
+    PaysAgainError,
+    StoreObjectMissingError,
+    StoreUnavailableError,
+    TooLateError,
+)
+from worker.ground.settings import Settings, list_secrets
+from worker.jobs import overview
+from worker.jobs.states import ENDED, JobState
+from worker.jobs.values import Job
+from worker.ops.explain import explain_failure
+from worker.ops.story import read_story
+from worker.stages.cancel import CANCELLABLE, cancel_job
+from worker.stages.redrive import REDRIVABLE, redrive_job
+from worker.stages.resolve import ResolveTerms
+
+LINES = 50
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What its views work with."""
+
+    db: Database
+    dispatcher: Dispatcher
+    board: BoardReader
+    masker: Masker
+    terms: ResolveTerms
+    sender: Sender
+    clock: Clock = read_clock
+
+    def show_jobs(self) -> ResponseReturnValue:
+        query = read_query(request.args, self.clock())
+        board = self.board.read()
+        with self.db.reading() as connection:
+            found = overview.list_page(
+                connection,
+                query.wanted,
+                place=query.place,
+                limit=LINES,
+                is_backward=query.is_backward,
+            )
+        return render_template(
+            "jobs.html",
+            query=query,
+            board=board,
+            found=found,
+            links=link_pages(query, found),
+            throughput=plot_throughput(board.hours),
+            latency=plot_latency(board.hours),
+            now=self.clock(),
+        )
+
+    def show_job(self, job_id: UUID) -> ResponseReturnValue:
+        return self._tell(job_id, done=request.args.get("done", ""))
+
+    def show_file(self, job_id: UUID, part: str) -> ResponseReturnValue:
+        """The archived video or its poster, with ranges; as a download with `?download`."""
+        with self.db.reading() as connection:
+            jobs = overview.list_by_ids(connection, [job_id])
+        found = self.sender.find(jobs[0], Part(part)) if jobs else None
+        if found is None:
+            raise NotFound("There is no such file in this receiver's archive.")
+        answer = self.sender.send(found)
+        if "download" in request.args:
+            name = f"{job_id}{found.suffix}"
+            answer.headers.set("Content-Disposition", "attachment", filename=name)
+        return answer
+
+    def cancel(self, job_id: UUID) -> ResponseReturnValue:
+        try:
+            cancelled = cancel_job(job_id, db=self.db, clock=self.clock)
+        except TooLateError as error:
+            return self._tell(job_id, problem=str(error)), 409
+        self.dispatcher.ring(cancelled.doorbell)
+        self._note("page_cancel", job_id)
+        is_done = cancelled.job.state is JobState.CANCELLED
+        return self._return_to(job_id, "cancelled" if is_done else "cancel_asked")
+
+    def redrive(self, job_id: UUID) -> ResponseReturnValue:
+        """Without the word for it no money is spent: that needs a second form, and a tick."""
+        pay_again = request.form.get("pay_again") == "yes"
+        try:
+            job = redrive_job(
+                job_id, db=self.db, pay_again=pay_again, grace=self.terms.grace, clock=self.clock
+            )
+        except PaysAgainError:
+            story = read_story(job_id, db=self.db)
+            return render_template("pay_again.html", job=story.job, attempts=story.attempts), 409
+        except TooLateError as error:
+            return self._tell(job_id, problem=str(error)), 409
+        self.dispatcher.ring(job.doorbell)
+        self._note("page_redrive", job_id, pay_again=pay_again)
+        return self._return_to(job_id, "redriven")
+
+    def _tell(self, job_id: UUID, *, done: str = "", problem: str | None = None) -> str:
+        story = read_story(job_id, db=self.db, terms=self.terms, clock=self.clock)
+        now = self.clock()
+        return render_template(
+            "job.html",
+            story=story,
+            job=story.job,
+            wait=story.wait,
+            longest=max((one.duration for one in story.stays if one.duration), default=None),
+            explanation=explain_failure(story.job, story.attempts),
+            media=self._find_media(story.job),
+            may_cancel=story.job.state in CANCELLABLE,
+            may_redrive=story.job.state in REDRIVABLE,
+            is_ended=story.job.state in ENDED,
+            notice=choose_notice(done, story.job),
+            problem=problem,
+            now=now,
+        )
+
+    def _find_media(self, job: Job) -> dict[str, ArchiveFile | None]:
+        """By part what can be shown."""
+        return {part.value: self.sender.find(job, part) for part in Part}
+
+    def _return_to(self, job_id: UUID, done: str) -> ResponseReturnValue:
+        return redirect(url_for("page.show_job", job_id=job_id, done=done), 303)
+
+    def _note(self, event: str, job_id: UUID, **facts: object) -> None:
+        log.info(event, job_id=str(job_id), address=request.remote_addr, **facts)
+
+
+def choose_notice(done: str, job: Job) -> str | None:
+    """What an order has led to, as long as it is true: the address with it is loaded again."""
+    is_cancelled, is_ended = job.state is JobState.CANCELLED, job.state in ENDED
+    match done:
+        case "cancelled" | "cancel_asked" if is_cancelled:
+            return "The job is cancelled."
+        case "cancel_asked" if not is_ended:
+            return "fal is asked to cancel it; a result that comes anyway is archived."
+        case "redriven" if not is_ended:
+            return "The job goes on."
+        case _:
+            return None
+
+
+def link_pages(query: ListQuery, found: overview.JobPage) -> dict[str, str]:
+    """Where `newer`, `older` and `further` lead; only what leads somewhere is in it."""
+    lines, links = found.lines, dict[str, str]()
+    older = found.following if not query.is_backward else (lines[-1].place if lines else None)
+    newer = found.following if query.is_backward else (lines[0].place if lines else None)
+    is_full = len(lines) == LINES
+    if older is not None:
+        links["older" if is_full or query.is_backward else "further"] = query.turn(older)
+    if newer is not None and (query.place is not None):
+        links["newer"] = query.turn(newer, is_backward=True)
+    return links
+
+
+def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Dispatcher) -> None:
+    """Add the page, if there is anything to open it with; else its addresses do not exist."""
+    credentials = Credentials(settings)
+    if not credentials.are_set:
+        return
+    page = Page(
+        db=db,
+        dispatcher=dispatcher,
+        board=BoardReader(db, read_clock),
+        masker=Masker(list_secrets(settings)),
+        terms=ResolveTerms(
+            unknown_after=settings.unknown_seconds,
+            policy=settings.unknown_policy,
+            max_attempts=settings.max_attempts,
+            grace=settings.lease_seconds,
+            start_timeout=settings.start_timeout_seconds,
+        ),
+        sender=open_sender(settings),
+    )
+    sessions = Sessions(credentials.key, settings.monitor_session_seconds)
+    doorkeeper = Doorkeeper(credentials, sessions, Throttle(), db)
+    app.register_blueprint(build_blueprint(page, doorkeeper))
+    # Whatever a template prints goes through it, so that none can be forgotten.
+    app.jinja_env.finalize = page.masker.mask_output
+
+
+def build_blueprint(page: Page, doorkeeper: Doorkeeper) -> Blueprint:
+    here = Path(__file__).parent
+    routes = Blueprint(
+        "page",
+        __name__,
+        url_prefix="/jobs",
+        static_folder=str(here / "static"),
+        template_folder=str(here / "templates"),
+    )
+    routes.before_request(doorkeeper.check_request)
+    routes.after_request(add_headers)
+    routes.get("")(page.show_jobs)
+    routes.get("/<uuid:job_id>")(page.show_job)
+    routes.get("/<uuid:job_id>/<any(video, poster):part>")(page.show_file)
+    routes.post("/<uuid:job_id>/cancel")(page.cancel)
+    routes.post("/<uuid:job_id>/redrive")(page.redrive)
+    routes.get("/login")(doorkeeper.show_login)
+    routes.post("/login")(doorkeeper.log_in)
+    routes.get("/session")(doorkeeper.show_session)
+    routes.post("/logout")(doorkeeper.log_out)
+    routes.get("/")(lambda: redirect(url_for("page.show_jobs"), 301))
+    routes.get("/<path:_>")(show_nothing)
+    for name, show in list_filters(page.masker).items():
+        routes.add_app_template_filter(show, name)
+    routes.context_processor(lambda: {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "session": current_session})
+    routes.register_error_handler(Exception, show_error)
+    return routes
+
+
+def show_nothing(_: str) -> ResponseReturnValue:
+    """Below the list's address also what is nowhere is told of in a page."""
+    raise NotFound("There is no such page. The list finds jobs by their id, or how it begins.")
+
+
+def show_error(error: Exception) -> ResponseReturnValue:
+    """As a page, in words; what is no one's mistake is logged."""
+    headers: dict[str, str] = {}
+    match error:
+        case HTTPException():
+            status, title, told = error.code or 500, error.name, error.description or ""
+            pause = getattr(error, "retry_after", None)
+            headers = {} if pause is None else {"Retry-After": str(pause)}
+        case JobNotFoundError():
+            status, title, told = 404, "No such job", str(error)
+        case StoreObjectMissingError():
+            status, title, told = 404, "No such file", str(error)
+        case StoreUnavailableError():
+            log.error("archive_unavailable", reason=str(error))
+            status, title, told = 503, "The archive cannot be read", str(error)
+        case ExtendVideoError():
+            status, title, told = 500, error.code.replace("_", " "), str(error)
+        case SQLAlchemyError():
+            log.error("database_unavailable", reason=describe_database_error(error))
+            status, title = 503, "The job table cannot be read"
+            told = "The database is away, or older than this code: extend-video migrate. Try again."
+        case _:
+            log.error("page_broken", exc_info=error)
+            status, title, told = 500, "Something broke", "The receiver's log says what."
+    page = render_template("message.html", title=title, told=told, status=status)
+    return page, status, headers

@@ -1,0 +1,157 @@
+"""The Celery application: queues and schedule, no tasks. It is the doorbell; SQL is the truth."""
+
+import signal
+import sys
+from functools import cache
+from typing import Any, NoReturn
+
+from celery import Celery
+from celery.beat import Service
+from celery.signals import beat_init, setup_logging
+from kombu import Queue
+
+from worker.broker.transport import (
+    PATIENCE_SECONDS,
+    choose_consumer_options,
+    choose_publisher_options,
+    choose_queue_arguments,
+    choose_tls,
+    refuse_cluster,
+)
+from worker.ground.errors import InvalidSettingsError
+from worker.ground.log import configure_logging
+from worker.ground.settings import Settings, list_secrets, load_settings
+
+ENQUEUE, SUBMIT, RECONCILE, ARCHIVE, CANCEL, SWEEP = (
+    "extend_video.enqueue",
+    "extend_video.submit",
+    "extend_video.reconcile",
+    "extend_video.archive",
+    "extend_video.cancel",
+    "extend_video.sweep",
+)
+# A queue for each task, so that a worker given only some of them (-Q) cannot be starved by others:
+# long downloads wait in their own queue, beside the submissions.
+QUEUES = {
+    ENQUEUE: "extend_video",
+    SUBMIT: "extend_video.submit",
+    RECONCILE: "extend_video.reconcile",
+    ARCHIVE: "extend_video.archive",
+    CANCEL: "extend_video.cancel",
+    SWEEP: "extend_video.sweep",
+}
+
+
+def create_app(settings: Settings) -> Celery:
+    """Build the application of workers and beat; it imports the tasks, and how they end."""
+    included = ["worker.tasks", "worker.lifecycle.drain", "worker.lifecycle.pulse"]
+    app = Celery("extend_video", broker=settings.broker_url, include=included)
+    app.conf.update(
+        **_choose_common(settings),
+        broker_connection_retry_on_startup=True,
+        broker_transport_options=choose_consumer_options(settings),
+        beat_schedule={
+            "sweep": {
+                "task": SWEEP,
+                # Never with `expires`, a time of this host's clock that another host's would judge.
+                # A sweep that waited behind another finds it done, and ends at once.
+                "schedule": settings.sweep_seconds,
+            }
+        },
+        # Nothing to remember between runs, and so nothing that two schedulers could fight over.
+        beat_scheduler="worker.broker.beat:Scheduler",
+        # For as long as it takes. An answer that only a wrong or a changing server gives (READONLY,
+        # MOVED, UNBLOCKED) is an outage as well, and ends nothing.
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,
+        # Whoever can write to the broker could otherwise end or slow down every worker.
+        worker_enable_remote_control=settings.remote_control,
+        worker_consumer="worker.broker.consumer:Consumer",
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # What Flower and `celery events` show. Of publishers there are none: the event of a
+        # doorbell would cost more than the doorbell.
+        worker_send_task_events=True,
+    )
+    app.Task.Request = "worker.broker.consumer:Request"
+    return app
+
+
+def create_publisher(settings: Settings) -> Celery:
+    """Build an application that only publishes: every wait is short, nothing is repeated."""
+    app = Celery("extend_video", broker=settings.broker_url, set_as_current=False)
+    app.conf.update(
+        **_choose_common(settings),
+        task_publish_retry=False,
+        broker_connection_timeout=PATIENCE_SECONDS,
+        broker_transport_options=choose_publisher_options(settings),
+    )
+    return app
+
+
+@cache
+def get_app() -> Celery:
+    """The application of this process, from the environment; ends the process if that is wrong."""
+    try:
+        settings = load_settings()
+    except InvalidSettingsError as error:
+        sys.exit("\n".join(map(str, error.violations)))
+    level, log_format, secrets = settings.log_level, settings.log_format, list_secrets(settings)
+    setup_logging.connect(lambda **_: configure_logging(level, log_format, secrets), weak=False)
+    return create_app(settings)
+
+
+def check_broker(settings: Settings) -> None:
+    """Raise InvalidSettingsError for a broker that cannot do, if it is there to be asked."""
+    with create_publisher(settings) as app, app.connection_for_write() as connection:
+        refuse_cluster(connection, settings.broker_url)
+
+
+@beat_init.connect
+def check_beat(**_: object) -> None:
+    """End a scheduler at its start, with the reason, if its broker cannot do."""
+    try:
+        check_broker(load_settings())
+    except InvalidSettingsError as error:
+        sys.exit(f"{error.code}: {error}")
+
+
+@beat_init.connect
+def end_beat_when_told(sender: Service, **_: object) -> None:
+    """Let SIGTERM and SIGINT end the scheduler wherever they find it.
+
+    Celery's own handler only raises SystemExit; where that strikes inside redis-py, an error of its
+    clearing up takes its place, which beat logs and goes on.
+    """
+
+    def end(*_: object) -> NoReturn:
+        sender.stop()
+        raise SystemExit
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+
+
+def _choose_common(settings: Settings) -> dict[str, Any]:
+    """What publishers and consumers must agree on."""
+    arguments = choose_queue_arguments(settings.broker_url)
+    return {
+        **_COMMON,
+        "broker_use_ssl": choose_tls(settings),
+        "task_queues": [
+            Queue(name, routing_key=name, queue_arguments=arguments) for name in QUEUES.values()
+        ],
+    }
+
+
+_COMMON: dict[str, Any] = {
+    "accept_content": ["json"],
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "task_ignore_result": True,
+    "result_backend": None,
+    "task_default_queue": QUEUES[ENQUEUE],
+    "task_routes": {task: {"queue": name} for task, name in QUEUES.items()},
+    "enable_utc": True,
+    "timezone": "UTC",
+}

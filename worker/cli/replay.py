@@ -1,0 +1,123 @@
+"""`extend-video replay`: run what a sidecar tells of once more, as a new job."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli import display
+from worker.cli.arguments import Json, SetFields, read_fields
+from worker.cli.order import place_wish
+from worker.cli.progress import show_progress
+from worker.ground.errors import InvalidInputError, InvalidRecipeError, JobNotFoundError, Violation
+from worker.ground.violations import show_value
+from worker.media.recipe import Recipe, parse_recipe
+from worker.ops.story import read_story
+from worker.runtime import Runtime, build_runtime
+from worker.stages.enqueue import Wish, parse_wish
+from worker.stages.record import list_markers, restore_input
+
+STANDARD_INPUT = "-"
+# Far above any sidecar: whoever names a video by mistake waits no longer than for this.
+MOST_BYTES = 32 * 1024 * 1024
+REPLAY_LABEL = "replay_of"
+
+
+def replay(
+    sidecar: Annotated[
+        str, typer.Argument(metavar="SIDECAR", help="The JSON beside a video; - for stdin.")
+    ],
+    set_fields: SetFields = [],
+    idempotency_key: Annotated[str | None, typer.Option(help="Same key, same job.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Whose job it is; else as before.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be enqueued, as JSON.")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Enqueue a new job with an archived video's input and seed. It costs money again."""
+    recipe = parse_recipe(read_sidecar(sidecar))
+    runtime = build_runtime()
+    changes, wrong = read_fields(set_fields, own_options={})
+    check_endpoint(recipe, runtime.settings.fal_endpoint)
+    wished = {
+        **restore_files(recipe, changes, runtime),
+        "seed": recipe.seed,
+        **changes,
+        "tenant": recipe.tenant if tenant is None else tenant,
+        "idempotency_key": idempotency_key,
+        "labels": {REPLAY_LABEL: str(recipe.job_id)},
+        "fal_options": recipe.options,
+    }
+    if wrong:
+        raise InvalidInputError(tuple(wrong))
+    if dry_run:
+        display.print_json({"endpoint": recipe.endpoint, **show_wish(parse_wish(wished))})
+        return
+    display.err.print(describe_replay(recipe, parse_wish(wished), changes), markup=False)
+    with show_progress(display.err, quiet=as_json) as on_progress:
+        wish = runtime.make_wish(wished, on_progress=on_progress)
+    place_wish(runtime, wish, wait=wait, as_json=as_json)
+
+
+def read_sidecar(name: str) -> bytes:
+    """Raises InvalidRecipeError if there is nothing to read."""
+    try:
+        if name == STANDARD_INPUT:
+            return sys.stdin.buffer.read(MOST_BYTES)
+        with Path(name).open("rb") as file:
+            return file.read(MOST_BYTES)
+    except OSError as error:
+        allowed = f"a file that can be read: {error.strerror}"
+        raise InvalidRecipeError((Violation("sidecar", show_value(name), allowed),)) from None
+
+
+def check_endpoint(recipe: Recipe, endpoint: str) -> None:
+    """A sidecar decides what is sent, but not to which model: that is the deployment's affair."""
+    if recipe.endpoint != endpoint:
+        allowed = f"the endpoint of this deployment, {endpoint} (FAL_ENDPOINT)"
+        raise InvalidRecipeError((Violation("endpoint", recipe.endpoint, allowed),))
+
+
+def restore_files(
+    recipe: Recipe, changes: Mapping[str, object], runtime: Runtime
+) -> Mapping[str, Any]:
+    """The input, with data URIs again where the sidecar has markers: from the old job's row."""
+    if not list_markers(recipe.input, changes):
+        return recipe.input
+    try:
+        row = read_story(recipe.job_id, db=runtime.db).job
+    except JobNotFoundError:
+        given: Mapping[str, Any] = recipe.input
+    else:
+        given = restore_input(recipe.input, row.input)
+    lacking = list_markers(given, changes)
+    if lacking:
+        allowed = "not in the sidecar, and its job is not in the table: give it by --set"
+        wrong = (Violation(f"input.{name}", show_value(given[name]), allowed) for name in lacking)
+        raise InvalidRecipeError(tuple(wrong))
+    return given
+
+
+def show_wish(wish: Wish) -> dict[str, object]:
+    """As it would be enqueued; a seed that is to be drawn is none yet."""
+    options = wish.options
+    return {
+        "tenant": options.tenant,
+        "idempotency_key": options.idempotency_key,
+        "labels": options.labels,
+        "fal_options": options.fal_options.to_json(),
+        "input": {**wish.input, "seed": None} if wish.seed_drawn else wish.input,
+    }
+
+
+def describe_replay(recipe: Recipe, wish: Wish, changes: Mapping[str, object]) -> str:
+    seed = "a new seed" if wish.seed_drawn else f"seed {wish.input['seed']}"
+    changed = f", with other {', '.join(sorted(changes))}" if changes else ""
+    return (
+        f"replaying job {recipe.job_id} by a new paid run of {recipe.endpoint}, {seed}, "
+        f"for tenant {wish.options.tenant}{changed}"
+    )

@@ -1,0 +1,283 @@
+"""Engine and transactions for the job table, on SQLite and PostgreSQL alike."""
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from sqlite3 import Connection as SQLiteConnection
+from typing import Any
+
+import psycopg
+import psycopg.sql
+from psycopg.errors import ProgramLimitExceeded, ReadOnlySqlTransaction, UniqueViolation
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import (
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    InvalidatePoolError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from worker.ground.errors import ExtendVideoError, UnsuitableDatabaseError
+
+READ_ONLY = "extend_video_read_only"
+BUSY_TIMEOUT_MS = 10_000
+CONNECT_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_MS = 10_000
+# A machine that is gone says nothing, not even that: the kernel asks it, and tells within 30 s.
+PEER_CHECKS = {
+    "tcp_user_timeout": 20_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+REST_SECONDS = 2.0
+RESTS_SINCE = "rests_since"
+POOLED = "pooled"
+PROGRAM = "extend-video"
+_ALONE = {"isolation_level": "AUTOCOMMIT"}
+
+
+# What is raised by a database that is away, locked, read-only after a failover, or breaks a
+# deadlock: the same statement may succeed soon.
+AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
+# What is raised for a value that cannot be written: by the database, or while it is encoded.
+REFUSED = (SQLAlchemyError, ValueError, OverflowError)
+
+
+class Database:
+    """Short transactions on one engine. Make one per process, after forking."""
+
+    def __init__(self, url: str, *, pool_size: int = 5, program: str = PROGRAM) -> None:
+        """PostgreSQL shows `program` as the name of its connections (`application_name`)."""
+        address, named = take_options(make_url(url))
+        options = _engine_options(address, pool_size, program)
+        # An error's text would quote the values of its statement: prompts and signed URLs.
+        self.engine = create_engine(address, hide_parameters=True, **options)
+        self.is_postgres = self.engine.dialect.name == "postgresql"
+        self._reading: dict[str, Any] = _ALONE
+        if not self.is_postgres:
+            self._reading = {READ_ONLY: True}
+            _prepare_sqlite(self.engine)
+        else:
+            _check_encoding(self.engine)
+            _set_parameters(self.engine, named)
+            _check_rested(self.engine)
+            _leave_read_only(self.engine)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Commit at the end of the block, roll back on any exception."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def statement(self) -> Iterator[Connection]:
+        """One statement that commits itself, without the round trips of BEGIN and COMMIT.
+
+        On SQLite, where those cost nothing, as `transaction`; behind a pooler too, where nothing
+        but a transaction could bound it.
+        """
+        with self.engine.connect() as connection:
+            if self.is_postgres and not connection.info.get(POOLED):
+                yield connection.execution_options(**_ALONE)
+                return
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Read without holding up writers; on PostgreSQL each statement sees its own moment."""
+        with self.engine.connect() as connection:
+            if not connection.info.get(POOLED):
+                connection.execution_options(**self._reading)
+            yield connection
+
+    def check_encoding(self) -> None:
+        """Raise UnsuitableDatabaseError for a database that cannot store every text."""
+        if self.is_postgres:
+            self.engine.connect().close()
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def describe_database_error(error: Exception) -> str:
+    """The first line of what the database said: the next ones may quote a row."""
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
+
+
+def will_repeat(error: Exception) -> bool:
+    """Whether the same write fails however often it is tried: the database refuses its values.
+
+    A unique index is no such refusal: of two that adopt one request at once, the loser sees at its
+    next try that it is. Nor is a missing table, or a permission: somebody puts them right.
+    """
+    orig = getattr(error, "orig", None)
+    if isinstance(error, IntegrityError):
+        return not isinstance(orig, UniqueViolation) and "UNIQUE" not in str(orig)
+    if isinstance(orig, ProgramLimitExceeded):
+        return True
+    return not isinstance(error, (*AWAY, ProgrammingError, ExtendVideoError))
+
+
+def name_sqlite(path: Path) -> str:
+    """The URL of a SQLite file, whatever characters its path has."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def _engine_options(url: URL, pool_size: int, program: str) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
+    ours = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "fallback_application_name": program,
+        **PEER_CHECKS,
+    }
+    # What the operator's URL says comes first.
+    arguments = {name: value for name, value in ours.items() if name not in url.query}
+    return {
+        "pool_size": pool_size,
+        "pool_timeout": CONNECT_TIMEOUT_S,
+        # Whatever PGCLIENTENCODING says.
+        "connect_args": {**arguments, "client_encoding": "utf8"},
+    }
+
+
+def take_options(url: URL) -> tuple[URL, dict[str, str]]:
+    """The URL without `options`, which PgBouncer refuses, and the settings that they named.
+
+    Where they hold more than settings they stay, for a server that understands them.
+    """
+    options = " ".join(url.normalized_query.get("options", ()))
+    named = {
+        name.replace("-", "_"): re.sub(r"\\(.)", r"\1", value)
+        for name, value in _OPTION.findall(options)
+    }
+    if not named or _OPTION.sub("", options).strip():
+        return url, {}
+    return url.difference_update_query(["options"]), named
+
+
+_OPTION = re.compile(r"(?:-c\s*|--)([\w.-]+)=((?:\\.|[^\s\\])*)")
+
+
+def _set_parameters(engine: Engine, named: Mapping[str, str]) -> None:
+    """Let no statement take longer than its bound, nor speak of times in another zone than UTC.
+
+    A connection of our own keeps what is set. Behind a pooler (PgBouncer, which shows a process id
+    that is not the server's) the next transaction may run on another one, and what we set there
+    would be another program's: so each transaction sets its own, and no statement is prepared.
+    """
+    wanted = {"statement_timeout": str(STATEMENT_TIMEOUT_MS), **named, "timezone": "UTC"}
+    for_connection, for_transaction = (
+        _write_setting(wanted, "false"),
+        _write_setting(wanted, "true"),
+    )
+
+    @event.listens_for(engine, "connect")
+    def _set_for_connection(connection: psycopg.Connection, record: ConnectionPoolEntry) -> None:
+        connection.autocommit = True
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        record.info[POOLED] = row is not None and row[0] != connection.info.backend_pid
+        if record.info[POOLED]:
+            connection.prepare_threshold = None
+        else:
+            connection.execute(for_connection.encode())
+        connection.autocommit = False
+
+    @event.listens_for(engine, "begin")
+    def _set_for_transaction(connection: Connection) -> None:
+        if connection.info.get(POOLED):
+            options = {"no_parameters": True}
+            connection.exec_driver_sql(for_transaction, execution_options=options).close()
+
+
+def _write_setting(wanted: Mapping[str, str], is_local: str) -> str:
+    """As text that needs no parameters: lists, such as a search path, are read as in a file."""
+    calls = [
+        f"set_config({psycopg.sql.quote(name)}, {psycopg.sql.quote(value)}, {is_local})"
+        for name, value in wanted.items()
+    ]
+    return f"SELECT {', '.join(calls)}"
+
+
+def _check_encoding(engine: Engine) -> None:
+    """Use no database that cannot store every text: some paid result would never be recorded.
+
+    The server states its encoding at each connection, so that it costs no statement.
+    """
+
+    @event.listens_for(engine, "connect", insert=True)
+    def _refuse(connection: psycopg.Connection, _record: object) -> None:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding in {"UTF8", None}:
+            return
+        name = connection.info.dbname
+        connection.close()
+        raise UnsuitableDatabaseError(
+            f"the encoding of database {name} is {encoding}, which cannot store every text: create "
+            f"another one with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+        )
+
+
+def _leave_read_only(engine: Engine) -> None:
+    """Connect anew after a write that a read-only server refused: the primary is elsewhere now."""
+
+    @event.listens_for(engine, "handle_error")
+    def _disconnect(context: ExceptionContext) -> None:
+        if isinstance(context.original_exception, ReadOnlySqlTransaction):
+            context.is_disconnect = True
+
+
+def _check_rested(engine: Engine) -> None:
+    """Ask a connection that has rested whether it still lives, and not before each transaction.
+
+    As SQLAlchemy's own `pool_pre_ping` does, which asks each time.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def _note_rest(_connection: object, record: ConnectionPoolEntry) -> None:
+        record.info[RESTS_SINCE] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _ask(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
+        since = record.info.get(RESTS_SINCE)
+        if since is None or time.monotonic() - since < REST_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    """Make SQLite durable, concurrent, and honest about when a transaction begins.
+
+    A write transaction starts with BEGIN IMMEDIATE: it waits for the one writer at its start, where
+    the busy timeout applies, instead of failing half way when it turns from reading to writing.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _set_pragmas(connection: SQLiteConnection, _record: object) -> None:
+        connection.isolation_level = None
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get(READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,92 @@
+"""The schema of the job table: bring it up to date, and say whether it is.
+
+Every process asks at its start, and few migrate: Alembic, a tenth of what a start takes, is loaded
+by these alone.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from psycopg.errors import UndefinedTable
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import DBAPIError
+
+import migrations
+from worker.ground.db import Database, describe_database_error
+from worker.ground.errors import OutdatedSchemaError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+SCRIPTS = Path(migrations.__file__).parent
+MIGRATOR_PATIENCE = timedelta(seconds=60)
+
+
+def build_config(database_url: str) -> "Config":
+    """Alembic's configuration for one database; the same scripts as `alembic upgrade head` runs."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+    config.attributes["database_url"] = database_url
+    return config
+
+
+def upgrade_schema(database_url: str, *, patience: timedelta = MIGRATOR_PATIENCE) -> str:
+    """Run the missing migrations; returns the revision the schema then has.
+
+    Another migrator, or a table in use, is waited for as long as `patience`. Raises
+    OutdatedSchemaError for a table that is newer than the code, MigrationBlockedError if a lock was
+    not got.
+    """
+    from alembic import command
+    from alembic.util import CommandError
+
+    config = build_config(database_url)
+    config.attributes["patience"] = patience
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise OutdatedSchemaError(f"{error}: a newer release has migrated the job table") from None
+    return read_head()
+
+
+def list_revisions() -> list[str]:
+    """Those that this code knows, the oldest first; each file's name begins with its own."""
+    files = (SCRIPTS / "versions").glob("[0-9]*.py")
+    return sorted(path.stem.partition("_")[0] for path in files)
+
+
+def read_head() -> str:
+    """The newest revision that this code knows."""
+    return list_revisions()[-1]
+
+
+def read_revision(db: Database) -> str | None:
+    """The revision that the database has; None for an empty one."""
+    with db.reading() as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        version = text("SELECT version_num FROM alembic_version")
+        return connection.execute(version).scalar_one_or_none()
+
+
+def check_schema(db: Database) -> None:
+    """Raise OutdatedSchemaError unless the database is at a revision this code can work with."""
+    revision, head = read_revision(db), read_head()
+    if revision is None:
+        raise OutdatedSchemaError("the job table does not exist yet: run `extend-video migrate`")
+    # A revision unknown to this code is newer; migrations are written for old code on them.
+    if revision != head and revision in list_revisions():
+        raise OutdatedSchemaError(
+            f"the job table is at {revision}, not at {head}: run `extend-video migrate`"
+        )
+
+
+def explain_database_error(error: DBAPIError) -> str:
+    """A line for people: what is wrong, and what to run where the table is missing."""
+    reason = describe_database_error(error)
+    if "no such table" in reason or isinstance(error.orig, UndefinedTable):
+        return "outdated_schema: the job table does not exist yet: run `extend-video migrate`"
+    return f"database_unavailable: {reason}"

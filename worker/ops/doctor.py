@@ -1,0 +1,308 @@
+"""Examines rows, archive and fal's own list against each other. It reads, and changes nothing.
+
+A walk through the tables checks the rows (`jobs/doctor.py`). Of archived rows the files are looked
+at, all or a sample. With a key, fal's listing is compared with the attempts, both ways.
+"""
+
+import secrets
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from worker.fal.platform import ListedRequest, Listing, PlatformClient
+from worker.fal.same_input import is_same_input, sign_input
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
+from worker.ground.errors import StoreUnavailableError
+from worker.jobs import slices
+from worker.jobs.attempts import list_known_requests
+from worker.jobs.doctor import Check, Finding, check_slice, find_strays
+from worker.jobs.slices import ArchivedFile, IdlessAttempt, PaidRequest, Slice
+from worker.media.look import MOST_FAILURES, ArchiveLook
+from worker.media.store import Store
+from worker.ops.mark import find_foreign_mark
+
+SAMPLE = 200
+# Of each check so many are told one by one; the others are counted.
+MOST_FINDINGS = 1000
+# Our clock and fal's may differ, and an attempt is a little older than its request.
+MARGIN = timedelta(minutes=5)
+BATCH = 500
+CHECKS_WITH_KEY = (Check.ORPHAN_AT_FAL, Check.MISSING_AT_FAL)
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorTerms:
+    """What is examined: every file or a sample, and how far back fal's list is compared."""
+
+    endpoint: str
+    every_file: bool = False
+    window: timedelta = timedelta(hours=24)
+
+
+@dataclass
+class Diagnosis:
+    """What was examined and found. `counts` has every check made, also those without findings."""
+
+    counts: Counter[Check]
+    jobs: int = 0
+    archived: int = 0
+    files: int = 0
+    unseen: int = 0
+    listed: int | None = None
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.counts.total()
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.counts[finding.check] += 1
+            if self.counts[finding.check] <= MOST_FINDINGS:
+                self.findings.append(finding)
+
+
+def examine(
+    *,
+    db: Database,
+    store: Store,
+    platform: PlatformClient | None,
+    terms: DoctorTerms,
+    clock: Clock = read_clock,
+) -> Diagnosis:
+    """Make every check; those against fal's list only with a `platform`."""
+    now = clock()
+    made = [check for check in Check if platform is not None or check not in CHECKS_WITH_KEY]
+    diagnosis = Diagnosis(Counter(dict.fromkeys(made, 0)))
+    foreign = _find_foreign(db, store)
+    look = ArchiveLook(store, failures=0 if foreign is None else MOST_FAILURES)
+    paid = _examine_tables(diagnosis, db, look, terms, now)
+    if foreign is not None:
+        diagnosis.notes.append(foreign)
+    with db.reading() as connection:
+        diagnosis.add(find_strays(connection))
+        diagnosis.notes += [*_note_gates(connection), *_note_held(connection)]
+    if platform is not None:
+        start = now - terms.window
+        listing = platform.list_requests(terms.endpoint, start - MARGIN, clock() + MARGIN)
+        _compare_with_fal(diagnosis, db, terms.endpoint, listing, paid)
+    return diagnosis
+
+
+def _find_foreign(db: Database, store: Store) -> str | None:
+    try:
+        return find_foreign_mark(db=db, store=store)
+    except StoreUnavailableError:  # each look at a file says so
+        return None
+
+
+# ------------------------------------------------------------------ rows and files
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was read of one slice."""
+
+    jobs: int
+    findings: list[Finding]
+    files: list[ArchivedFile]
+    paid: list[PaidRequest]
+
+
+def _examine_tables(
+    diagnosis: Diagnosis, db: Database, look: ArchiveLook, terms: DoctorTerms, now: datetime
+) -> list[PaidRequest]:
+    """Check every slice, and its files; the requests that fal's list should have."""
+
+    def read(connection: Connection, part: Slice) -> _Seen:
+        findings = list(check_slice(connection, part, now))
+        files = slices.list_archived_files(connection, part)
+        since = now - terms.window
+        paid = slices.list_paid_requests(connection, part, terms.endpoint, since)
+        return _Seen(slices.count_jobs(connection, part), findings, files, paid)
+
+    sample: list[ArchivedFile] = []
+    paid: list[PaidRequest] = []
+    for seen in _walk(db, read):
+        diagnosis.jobs += seen.jobs
+        diagnosis.add(seen.findings)
+        paid += seen.paid
+        if terms.every_file:
+            _check_files(diagnosis, look, seen.files)
+        for file in seen.files:
+            diagnosis.archived += 1
+            _offer(sample, file, diagnosis.archived)
+    if not terms.every_file:
+        _check_files(diagnosis, look, sample)
+    if diagnosis.unseen:
+        what = f"{diagnosis.unseen} more archived files were not looked at"
+        diagnosis.notes.append(f"{what}: the archive cannot be read")
+    return paid
+
+
+def _walk(db: Database, read: Callable[[Connection, Slice], V]) -> Iterator[V]:
+    """What is read of each slice, in a transaction of its own."""
+    after = None
+    while True:
+        with db.reading() as connection:
+            part = slices.next_slice(connection, after)
+            if part is None:
+                return
+            found = read(connection, part)
+        yield found
+        after = part.last
+
+
+def _offer(sample: list[ArchivedFile], file: ArchivedFile, offered: int) -> None:
+    """Keep SAMPLE of all that were offered, each as likely as any other."""
+    if len(sample) < SAMPLE:
+        sample.append(file)
+        return
+    place = secrets.randbelow(offered)
+    if place < SAMPLE:
+        sample[place] = file
+
+
+def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[ArchivedFile]) -> None:
+    for file in files:
+        if look.is_over:
+            diagnosis.unseen += 1
+            continue
+        diagnosis.files += 1
+        if fault := look.find_fault(file.uri, file.bytes):
+            detail = f"{file.uri}: {fault}"
+            diagnosis.add([Finding(Check.ARCHIVED_FILE, file.job_id, detail)])
+
+
+def _note_gates(connection: Connection) -> Iterator[str]:
+    """A shut gate is no violation: jobs wait behind it as they should."""
+    for gate in slices.list_shut_gates(connection):
+        waiting = slices.count_blocked(connection)
+        yield (
+            f"submissions are paused, next try at {gate.opens_at:%Y-%m-%d %H:%M:%S} UTC, "
+            f"{waiting} queued jobs wait: {gate.reason}"
+        )
+
+
+def _note_held(connection: Connection) -> Iterator[str]:
+    """Held jobs are no violation either; each reason says what would settle it."""
+    for reason, jobs in slices.count_held(connection):
+        yield f"{jobs} submissions are {reason}"
+
+
+# ------------------------------------------------------------------ fal's list
+
+
+def _compare_with_fal(
+    diagnosis: Diagnosis, db: Database, endpoint: str, listing: Listing, paid: list[PaidRequest]
+) -> None:
+    """`paid` was read before the listing: what fal has accepted until then should be in it."""
+    listed = {one.fal_request_id: one for one in listing.requests}
+    diagnosis.listed = len(listed)
+    if listing.gap is not None:
+        diagnosis.notes.append(f"fal's list is not whole: {listing.gap}")
+    _find_missing(diagnosis, [one for one in paid if one.fal_request_id not in listed], listing)
+    strangers = _find_strangers(db, list(listed.values()))
+    if strangers:
+        _judge_strangers(diagnosis, db, endpoint, strangers)
+
+
+def _find_missing(diagnosis: Diagnosis, unlisted: list[PaidRequest], listing: Listing) -> None:
+    """Only a whole list proves absence, and it may leave out what still runs."""
+    decidable = [one for one in unlisted if listing.lists_all and one.is_completed]
+    detail = "fal has finished it, and does not list it"
+    diagnosis.add(
+        Finding(Check.MISSING_AT_FAL, one.job_id, detail, one.attempt_id, None, one.fal_request_id)
+        for one in decidable
+    )
+    if rest := len(unlisted) - len(decidable):
+        why = "they may still run" if listing.lists_all else "the list is not whole"
+        diagnosis.notes.append(
+            f"{rest} requests are not in fal's list, which proves nothing: {why}"
+        )
+
+
+def _find_strangers(db: Database, listed: list[ListedRequest]) -> list[ListedRequest]:
+    """Those that no attempt has."""
+    ids = [one.fal_request_id for one in listed]
+    known: set[str] = set()
+    for place in range(0, len(ids), BATCH):
+        with db.reading() as connection:
+            known |= list_known_requests(connection, ids[place : place + BATCH])
+    return [one for one in listed if one.fal_request_id not in known]
+
+
+def _judge_strangers(
+    diagnosis: Diagnosis, db: Database, endpoint: str, strangers: list[ListedRequest]
+) -> None:
+    """A request that may be an attempt's whose reply was lost is being looked for already."""
+    owners, any_open = _find_owners(db, endpoint, strangers)
+    resolved = hidden = 0
+    # Asked once more: an attempt may have got its id since.
+    for one in _find_strangers(db, strangers):
+        owner = owners.get(one.fal_request_id)
+        if owner is not None and owner.is_open:
+            resolved += 1
+        elif one.input is None and any_open:
+            hidden += 1
+        else:
+            diagnosis.add([_describe_orphan(one, owner)])
+    if resolved:
+        diagnosis.notes.append(f"{resolved} requests at fal have the input of an open attempt")
+    if hidden:
+        diagnosis.notes.append(
+            f"{hidden} requests at fal that no attempt has show no input: "
+            "they may be those of open attempts"
+        )
+
+
+def _find_owners(
+    db: Database, endpoint: str, strangers: list[ListedRequest]
+) -> tuple[dict[str, IdlessAttempt], bool]:
+    """By request the attempt that sent its input, an open one before others; if any is open."""
+    by_sign: dict[Hashable, list[ListedRequest]] = {}
+    for one in strangers:
+        if one.input is not None:
+            by_sign.setdefault(sign_input(one.input), []).append(one)
+    owners: dict[str, IdlessAttempt] = {}
+    any_open = False
+    for attempts in _walk(db, lambda c, part: _list_inputs(c, part, endpoint)):
+        for attempt in attempts:
+            any_open = any_open or attempt.is_open
+            for one in by_sign.get(sign_input(attempt.input), ()):
+                is_wanted = attempt.is_open or one.fal_request_id not in owners
+                if is_wanted and is_same_input(one.input, attempt.input):
+                    owners[one.fal_request_id] = attempt
+    return owners, any_open
+
+
+def _list_inputs(connection: Connection, part: Slice, endpoint: str) -> list[IdlessAttempt]:
+    sent = slices.list_idless_attempts(connection, part, endpoint)
+    return sent + slices.list_coming_attempts(connection, part, endpoint)
+
+
+def _describe_orphan(one: ListedRequest, owner: IdlessAttempt | None) -> Finding:
+    end = f"ended with {one.status_code}" if one.ended else "has not ended"
+    if owner is None:
+        detail = f"it {end}; no attempt has it or has sent its input"
+        return Finding(Check.ORPHAN_AT_FAL, None, detail, fal_request_id=one.fal_request_id)
+    detail = f"it {end}; an attempt taken for {owner.outcome} has sent its very input"
+    if owner.attempt_id is None:
+        detail = (
+            f"it {end}; this job is queued with its very input, and would pay again: after a "
+            "restore run extend-video restore, else cancel the job"
+        )
+    return Finding(
+        Check.ORPHAN_AT_FAL,
+        owner.job_id,
+        detail,
+        owner.attempt_id,
+        fal_request_id=one.fal_request_id,
+    )

@@ -1,0 +1,250 @@
+"""What there is to say of the whole table, at a price that does not grow with it.
+
+What takes long to count is kept in `tallies`, and counted again only once that is a hundred times
+as long ago as it took: counting costs about a hundredth of one connection's time, however large the
+table. What is counted in a moment is always new. Only the sweep writes what was counted: whoever
+asks for numbers reads, and gets them from a database that takes no writes too.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
+from worker.jobs import tallies
+from worker.jobs.slices import list_shut_gates
+from worker.jobs.states import ENDED, JobState
+from worker.jobs.tallies import Tally
+from worker.jobs.values import Gate, Outcome, Verdict
+from worker.jobs.workers import SeenWorker, list_workers
+from worker.ops.history import History
+
+LIVE, ENDS, OUTCOMES, VERDICTS = "live", "ended", "outcomes", "verdicts"
+HISTORY, SWEEP = "history", "sweep"
+COUNTS: Mapping[str, Callable[[Connection], dict[str, Any]]] = {
+    LIVE: tallies.count_live,
+    ENDS: tallies.count_ended,
+    OUTCOMES: tallies.count_outcomes,
+    VERDICTS: tallies.count_verdicts,
+}
+SHARE = 100
+# A count that fails or takes very long must not be the last one.
+LONGEST_REST = timedelta(minutes=15)
+# Below this it is not worth a write.
+WORTH_KEEPING_SECONDS = 0.05
+SCRAPE_BATCH, SWEEP_BATCH = 500, 2000
+SWEEP_BUDGET = timedelta(milliseconds=250)
+OPEN = "open"
+# Several times as long as a worker lets pass before it writes that it is there.
+UNSEEN_AFTER = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """The table in numbers, with a zero for whatever there is none of."""
+
+    now: datetime
+    jobs: dict[JobState, int]
+    ages: dict[JobState, float]
+    attempts: dict[str, int]
+    deliveries: dict[str, int]
+    extra_charges: int
+    held: int
+    sweep_lag: timedelta
+    swept_at: datetime | None
+    pauses: list[Gate]
+    workers: list[SeenWorker]
+    history: History
+    events_behind: int
+    counted_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StateCount:
+    """How many jobs are in a state; of a live one since when the oldest is, if there is any."""
+
+    state: JobState
+    count: int
+    oldest_at: datetime | None
+
+
+def count_states(*, db: Database, clock: Clock = read_clock) -> list[StateCount]:
+    """Every state, in the order of a job's life; the same numbers as in `read_measures`."""
+    kept, new = _count_due([LIVE, ENDS], db=db, clock=clock)
+    counted = {**kept, **new}
+    live = counted[LIVE].value
+    oldest = {state: datetime.fromtimestamp(known["oldest"], UTC) for state, known in live.items()}
+    return [
+        StateCount(state, count, oldest.get(state))
+        for state, count in _sum_jobs(live, counted[ENDS].value).items()
+    ]
+
+
+def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
+    """The numbers as they are, or were when they were last counted."""
+    kept, new = _count_due(COUNTS, db=db, clock=clock)
+    counted = {**kept, **new}
+    live = counted[LIVE].value
+    now = clock()
+    with db.reading() as connection:
+        earliest = tallies.find_earliest_due(connection)
+        _, history, _ = _read_history(connection, SCRAPE_BATCH, now)
+        swept = tallies.find_tally(connection, SWEEP)
+        return Measures(
+            now=now,
+            jobs=_sum_jobs(live, counted[ENDS].value),
+            ages=_find_ages(live, now),
+            attempts=_fill([OPEN, *Outcome], counted[OUTCOMES].value),
+            deliveries=_fill(_KEPT_VERDICTS, counted[VERDICTS].value),
+            extra_charges=tallies.count_extra_charges(connection),
+            held=tallies.count_held(connection),
+            sweep_lag=max(timedelta(), now - earliest) if earliest else timedelta(),
+            swept_at=swept.counted_at if swept else None,
+            pauses=list_shut_gates(connection),
+            workers=list_workers(connection),
+            history=history,
+            events_behind=max(0, tallies.find_last_event(connection) - history.cursor),
+            counted_at=min(tally.counted_at for tally in counted.values()),
+        )
+
+
+def refresh_measures(
+    *,
+    db: Database,
+    batch: int = SWEEP_BATCH,
+    budget: timedelta = SWEEP_BUDGET,
+    clock: Clock = read_clock,
+) -> None:
+    """Count again what is due for it, and add new events for as long as the budget lasts.
+
+    What took long to count is kept.
+    """
+    _, new = _count_due(COUNTS, db=db, clock=clock)
+    if costly := [tally for tally in new.values() if tally.seconds >= WORTH_KEEPING_SECONDS]:
+        with db.transaction() as connection:
+            for tally in costly:
+                tallies.keep_tally(connection, tally)
+    add_events(db=db, batch=batch, budget=budget, clock=clock)
+
+
+def _count_due(
+    names: Iterable[str], *, db: Database, clock: Clock
+) -> tuple[dict[str, Tally], dict[str, Tally]]:
+    """All kept tallies, and those of the names that were due and are counted again; only reads."""
+    with db.reading() as connection:
+        kept = {tally.name: tally for tally in tallies.list_tallies(connection)}
+    new = {
+        name: _count(db, name, kept.get(name), clock)
+        for name in names
+        if is_due(kept.get(name), clock())
+    }
+    return kept, new
+
+
+def is_due(tally: Tally | None, now: datetime) -> bool:
+    """Whether the count is so old, for the time it took, that it may be made again."""
+    if tally is None:
+        return True
+    rest = min(timedelta(seconds=tally.seconds * SHARE), LONGEST_REST)
+    return now - tally.counted_at >= rest or now < tally.counted_at
+
+
+def add_events(*, db: Database, batch: int, budget: timedelta, clock: Clock = read_clock) -> None:
+    """Add what has happened since to the history; of two who do so at once, one has its say."""
+    deadline = time.monotonic() + budget.total_seconds()
+    while _add_batch(db, batch, clock) and time.monotonic() < deadline:
+        pass
+
+
+def note_sweep(overdue: int, seconds: float, *, db: Database, clock: Clock = read_clock) -> None:
+    """Tell whoever looks that a sweep has been here."""
+    with db.transaction() as connection:
+        swept = Tally(SWEEP, 1, clock(), seconds, {"overdue": overdue})
+        tallies.note_tally(connection, swept)
+
+
+def load_history(kept: Tally | None) -> History:
+    return History() if kept is None else History.load(kept.value)
+
+
+def _add_batch(db: Database, batch: int, clock: Clock) -> bool:
+    """Whether there may be more."""
+    began = time.monotonic()
+    with db.reading() as connection:
+        kept, history, added = _read_history(connection, batch, clock())
+    if not added:
+        return False
+    version = 1 if kept is None else kept.version + 1
+    took = time.monotonic() - began
+    with db.transaction() as connection:
+        # `is_behind` is read by an earlier release that runs beside this one.
+        value = {**history.dump(), "is_behind": added == batch}
+        tally = Tally(HISTORY, version, clock(), took, value)
+        is_kept = tallies.keep_tally(connection, tally)
+    return is_kept and added == batch
+
+
+def _read_history(
+    connection: Connection, batch: int, now: datetime
+) -> tuple[Tally | None, History, int]:
+    """What was kept; the history with the next events added to it; how many of these there were."""
+    kept = tallies.find_tally(connection, HISTORY)
+    history = load_history(kept)
+    if history.cursor > tallies.find_last_event(connection):
+        # The table was emptied, and its numbers begin anew; the sums go on.
+        history.cursor = 0
+    gaps = sorted(history.gaps)
+    events = tallies.list_events_after(connection, history.cursor, gaps, batch)
+    if events:
+        history.add(events, now)
+    return kept, history, len(events)
+
+
+def _count(db: Database, name: str, kept: Tally | None, clock: Clock) -> Tally:
+    counted_at, began = clock(), time.monotonic()
+    try:
+        with db.reading() as connection:
+            value = COUNTS[name](connection)
+    except OperationalError:
+        # It takes longer than a statement may: what is known stays, and is tried again later.
+        value = {} if kept is None else kept.value
+    version = 1 if kept is None else kept.version + 1
+    return Tally(name, version, counted_at, time.monotonic() - began, value)
+
+
+_KEPT_VERDICTS = (Verdict.RECORDED, Verdict.KEPT, Verdict.HINT)
+
+
+def _value_of(kept: Mapping[str, Tally], name: str) -> dict[str, Any]:
+    return kept[name].value if name in kept else {}
+
+
+def _sum_jobs(live: Mapping[str, Any], ended: Mapping[str, Any]) -> dict[JobState, int]:
+    return {
+        state: int(ended.get(state, 0) if state in ENDED else live.get(state, {}).get("jobs", 0))
+        for state in JobState
+    }
+
+
+def _find_ages(live: Mapping[str, Any], now: datetime) -> dict[JobState, float]:
+    """Seconds since the oldest of each live state is in it; 0 where there is none."""
+    return {
+        state: max(0.0, now.timestamp() - live[state]["oldest"]) if state in live else 0.0
+        for state in JobState
+        if state not in ENDED
+    }
+
+
+def _fill(names: Iterable[str], counted: Mapping[str, Any]) -> dict[str, int]:
+    return {str(name): int(counted.get(name, 0)) for name in names}
+
+
+def list_seen(workers: Iterable[SeenWorker], now: datetime) -> list[SeenWorker]:
+    """Those that have been heard of lately enough to count as there; pure."""
+    return [worker for worker in workers if now - worker.last_seen_at <= UNSEEN_AFTER]
