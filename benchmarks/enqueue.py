@@ -11,7 +11,7 @@ from benchmarks.harness.figures import Figure, Goal, Plan, Question
 from benchmarks.harness.run import run_alone
 from benchmarks.reference import enqueue as reference
 from tests.harness.servers import Broker, Postgres, run_broker, run_postgres
-from worker.bulk import place_wishes
+from worker.bulk import place_requests
 from worker.ground.schema import upgrade_schema
 from worker.ground.settings import load_settings
 from worker.runtime import Runtime
@@ -20,7 +20,7 @@ QUEUE = "extend_video.submit"
 
 
 def measure(plan: Plan) -> list[Figure]:
-    wishes = [build_wish(number) for number in range(plan.pick(10_000, 1_100))]
+    job_requests = [build_wish(number) for number in range(plan.pick(10_000, 1_100))]
     with (
         run_postgres(is_durable=True) as postgres,
         run_broker() as broker,
@@ -29,15 +29,17 @@ def measure(plan: Plan) -> list[Figure]:
         app = reference.create_app(broker.url)
         found = plan.alternate(
             {
-                "ours": lambda: desk.time(lambda: desk.enqueue(wishes), len(wishes)),
-                "loop": lambda: desk.time(lambda: reference.send_each(app, wishes), len(wishes)),
+                "ours": lambda: desk.time(lambda: desk.enqueue(job_requests), len(job_requests)),
+                "loop": lambda: desk.time(
+                    lambda: reference.send_each(app, job_requests), len(job_requests)
+                ),
                 "batch": lambda: desk.time(
-                    lambda: reference.send_batched(app, wishes), len(wishes)
+                    lambda: reference.send_batched(app, job_requests), len(job_requests)
                 ),
             }
         )
         app.close()
-    rate, name = "per second", f"enqueue of {len(wishes):,}"
+    rate, name = "per second", f"enqueue of {len(job_requests):,}"
     return [
         Figure(
             name,
@@ -73,9 +75,9 @@ class Desk:
     runtime: Runtime
     broker: Broker
 
-    def enqueue(self, wishes: list[dict[str, Any]]) -> None:
+    def enqueue(self, job_requests: list[dict[str, Any]]) -> None:
         """`enqueue_many` returns once all rows are committed and all doorbells published."""
-        place_wishes(self.runtime, wishes)
+        place_requests(self.runtime, job_requests)
 
     def time(self, call: Callable[[], None], count: int) -> dict[str, float]:
         """Things per second, on an empty table and broker, which are empty again afterwards."""
@@ -89,10 +91,10 @@ class Desk:
     def check(self, count: int) -> None:
         """Every message is there, and where we have enqueued, every row and event as well."""
         with self.broker.connect() as client:
-            rung = client.llen(QUEUE)
-            check(rung or client.llen(reference.QUEUE), count)
-        check(self._count("jobs"), rung)
-        check(self._count("events"), rung)
+            published = client.llen(QUEUE)
+            check(published or client.llen(reference.QUEUE), count)
+        check(self._count("jobs"), published)
+        check(self._count("events"), published)
 
     def empty(self) -> None:
         with self.runtime.db.transaction() as connection:

@@ -121,17 +121,17 @@ class Full:
         """Seconds to sweep all that is due, and to claim each of them."""
         self._reset()
         began = time.perf_counter()
-        rung = 0
+        published = 0
         while True:
             swept = sweep_jobs(db=self.db, lease=LEASE)
-            rung += len(swept.doorbells)
+            published += len(swept.doorbells)
             if swept.rows < BATCH:
                 break
         between = time.perf_counter()
         claimed = self._claim_all()
         ended = time.perf_counter()
-        if not rung == claimed == len(self.due):
-            raise RuntimeError(f"swept {rung}, claimed {claimed} of {len(self.due)}")
+        if not published == claimed == len(self.due):
+            raise RuntimeError(f"swept {published}, claimed {claimed} of {len(self.due)}")
         return {"sweep": between - began, "claim": ended - between}
 
     def _claim_all(self) -> int:

@@ -78,9 +78,9 @@ def measure(
 ) -> Measured:
     video = directory / "video.mp4"
     sent = write_video(video, mib)
-    wish = [EXTEND_VIDEO, "enqueue", "--prompt", "on", "--video", str(video), "--json"]
+    job_request = [EXTEND_VIDEO, "enqueue", "--prompt", "on", "--video", str(video), "--json"]
     began = time.monotonic()
-    peak = run(wish, env, deadline)
+    peak = run(job_request, env, deadline)
     seconds = time.monotonic() - began
     url = read_newest_url(directory / "jobs.db")
     kept = find_kept(directory / "emulator", url)

@@ -69,7 +69,7 @@ class Receiver:
         except RequestEntityTooLarge:
             # fal may send it again and again: it is asked instead, for the result may not last.
             doorbell = expect_poll(token, db=self.db, token_secrets=self.token_secrets)
-            self.dispatcher.ring_soon(doorbell)
+            self.dispatcher.publish_soon(doorbell)
             raise
         headers = dict(request.headers)
         try:
@@ -100,7 +100,7 @@ class Receiver:
         reason, is_noted = describe_refusal(error), True
         try:
             doorbell = note_unrecordable(token, completion, error, db=self.db)
-            self.dispatcher.ring_soon(doorbell)
+            self.dispatcher.publish_soon(doorbell)
         except (SQLAlchemyError, ExtendVideoError):
             is_noted = False
         log.error("completion_not_recorded", reason=reason, is_noted=is_noted)
@@ -120,7 +120,7 @@ class Receiver:
 
     def _answer(self, receipt: Receipt, status: int) -> Answer:
         # fal need not wait for it: a ring that fails changes nothing about the answer.
-        self.dispatcher.ring_soon(receipt.doorbell)
+        self.dispatcher.publish_soon(receipt.doorbell)
         job = receipt.job
         if job is None:
             log.error("delivery_without_job", verdict=receipt.verdict.value)

@@ -6,45 +6,47 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from worker.ground.traces import trace_since
 from worker.jobs.values import Job
 from worker.runtime import Runtime
-from worker.stages.bulk import enqueue_jobs, make_wishes, name_wish
+from worker.stages.bulk import enqueue_jobs, make_job_requests, name_job_request
 
 
-def place_wishes(
+def place_requests(
     runtime: Runtime,
     wished: Sequence[Mapping[str, object]],
-    name: Callable[[int], str] = name_wish,
+    name: Callable[[int], str] = name_job_request,
 ) -> list[Job]:
     """Check all, then commit and ring batch by batch; the job of each wish, in order.
 
     Once the broker has not taken a batch, the rest is left to the sweep.
     """
     settings, jobs = runtime.settings, list[Job]()
-    wishes = make_wishes(
+    job_requests = make_job_requests(
         wished,
         db=runtime.db,
         open_storage=runtime.open_storage,
-        terms=runtime.file_terms,
+        policy=runtime.file_policy,
         name=name,
     )
     batches = enqueue_jobs(
-        wishes,
+        job_requests,
         db=runtime.db,
         endpoint=settings.fal_endpoint,
         grace=settings.lease_seconds,
         name=name,
     )
-    rung: Future[bool] | None = None
+    published: Future[bool] | None = None
     # A batch is rung for while the next one is written.
     with ThreadPoolExecutor(1) as ringer:
         for batch in batches:
             jobs += (enqueued.job for enqueued in batch)
-            if rung is None or rung.result():
-                rung = ringer.submit(_ring, runtime, [one.job for one in batch if one.created])
+            if published is None or published.result():
+                published = ringer.submit(
+                    _publish, runtime, [one.job for one in batch if one.created]
+                )
     return jobs
 
 
-def _ring(runtime: Runtime, created: Sequence[Job]) -> bool:
+def _publish(runtime: Runtime, created: Sequence[Job]) -> bool:
     for job in created:
         trace_since("enqueue", job.id, job.enqueued_at)
     doorbells = (job.doorbell for job in created)
-    return runtime.dispatcher.ring_all([one for one in doorbells if one is not None])
+    return runtime.dispatcher.publish_all([one for one in doorbells if one is not None])

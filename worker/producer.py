@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
-from worker.bulk import place_wishes
+from worker.bulk import place_requests
 from worker.fal.options import RequestOptions
 from worker.fal.transfer import OnProgress
 from worker.ground.log import join_host_logging
@@ -29,7 +29,7 @@ def cancel(job_id: UUID | str) -> Job:
     """
     runtime = get_runtime()
     cancelled = cancel_job(UUID(str(job_id)), db=runtime.db)
-    runtime.dispatcher.ring(cancelled.doorbell)
+    runtime.dispatcher.publish(cancelled.doorbell)
     return cancelled.job
 
 
@@ -57,7 +57,7 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
     UploadUnavailableError, UploadRefusedError or, without a key, InvalidSettingsError.
     """
     runtime = get_runtime()
-    wish = runtime.make_wish(
+    job_request = runtime.make_job_request(
         {
             "job_id": job_id,
             "idempotency_key": idempotency_key,
@@ -70,18 +70,18 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
         on_progress=on_progress,
     )
     enqueued = enqueue_job(
-        wish,
+        job_request,
         db=runtime.db,
         endpoint=runtime.settings.fal_endpoint,
         grace=runtime.settings.lease_seconds,
     )
     if enqueued.created:
         trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
-        runtime.dispatcher.ring(enqueued.job.doorbell)
+        runtime.dispatcher.publish(enqueued.job.doorbell)
     return enqueued.job
 
 
-def enqueue_many(wishes: Iterable[Mapping[str, object]]) -> list[Job]:
+def enqueue_many(job_requests: Iterable[Mapping[str, object]]) -> list[Job]:
     """Commit a job for each wish, as `enqueue(**wish)` would, and ring; their rows, in order.
 
     All wishes are checked, and their files uploaded, before the first row is written. Rows are
@@ -90,4 +90,4 @@ def enqueue_many(wishes: Iterable[Mapping[str, object]]) -> list[Job]:
 
     Raises as `enqueue` does; violations and conflicts name the wish by its place, as `wishes.0`.
     """
-    return place_wishes(get_runtime(), list(wishes))
+    return place_requests(get_runtime(), list(job_requests))

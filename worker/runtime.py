@@ -43,22 +43,22 @@ from worker.media.pacing import Pace
 from worker.media.questions import Bounds
 from worker.media.store import Store, open_store
 from worker.media.wire import MediaClient
-from worker.ops.doctor import Diagnosis, DoctorTerms, examine
+from worker.ops.doctor import Diagnosis, DoctorPolicy, examine
 from worker.ops.measures import list_seen, note_sweep
 from worker.ops.rearchive import Rearchiver
-from worker.stages.archive import ArchiveTerms
-from worker.stages.enqueue import Wish
+from worker.stages.archive import ArchivePolicy
+from worker.stages.enqueue import JobRequest
 from worker.stages.fetch import Fetcher
-from worker.stages.judge import SubmitTerms
+from worker.stages.judge import SubmitPolicy
 from worker.stages.keep import Keeper
 from worker.stages.lease import Holder
 from worker.stages.observe import Observer
 from worker.stages.reconcile import Reconciler
-from worker.stages.resolve import Resolver, ResolveTerms
+from worker.stages.resolve import ResolvePolicy, Resolver
 from worker.stages.restore import Restored, foresee_restore, restore_jobs
 from worker.stages.source import Source
 from worker.stages.sweep import BATCH, sweep_jobs
-from worker.stages.upload import FileTerms, make_wish
+from worker.stages.upload import FilePolicy, make_job_request
 
 # Far below the hour for which fal surely keeps a result.
 # Where fal's storage may send a file of ours, besides hosts that a setting names.
@@ -133,27 +133,27 @@ class Runtime:
         )
         return closing(client)
 
-    def make_wish(
+    def make_job_request(
         self,
         fields: Mapping[str, object],
         wrong: Sequence[Violation] = (),
         *,
         on_progress: OnProgress | None = None,
-    ) -> Wish:
+    ) -> JobRequest:
         """Check the fields, and upload their files; only that needs a key."""
-        return make_wish(
+        return make_job_request(
             fields,
             wrong,
             db=self.db,
             open_storage=self.open_storage,
-            terms=self.file_terms,
+            policy=self.file_policy,
             on_progress=on_progress,
         )
 
     @property
-    def file_terms(self) -> FileTerms:
+    def file_policy(self) -> FilePolicy:
         settings = self.settings
-        return FileTerms(settings.data_uri_max_bytes, settings.max_upload_bytes, self.examiner)
+        return FilePolicy(settings.data_uri_max_bytes, settings.max_upload_bytes, self.examiner)
 
     @property
     def examiner(self) -> Examiner:
@@ -166,9 +166,9 @@ class Runtime:
         return PlatformClient(self.settings.fal_platform_url, self.credentials)
 
     @property
-    def resolve_terms(self) -> ResolveTerms:
+    def resolve_policy(self) -> ResolvePolicy:
         settings = self.settings
-        return ResolveTerms(
+        return ResolvePolicy(
             unknown_after=settings.unknown_seconds,
             policy=settings.unknown_policy,
             max_attempts=settings.max_attempts,
@@ -179,8 +179,8 @@ class Runtime:
 
     @shared_property
     def reconciler(self) -> Reconciler:
-        terms = self.resolve_terms
-        resolver = Resolver(self.db, self.requests, self.platform, terms, read_clock)
+        policy = self.resolve_policy
+        resolver = Resolver(self.db, self.requests, self.platform, policy, read_clock)
         return Reconciler(resolver, self.settings.poll_seconds)
 
     @shared_property
@@ -196,10 +196,10 @@ class Runtime:
         return _read_setting("archive_url", self.settings.archive_url, read)
 
     @shared_property
-    def submit_terms(self) -> SubmitTerms:
+    def submit_policy(self) -> SubmitPolicy:
         settings = self.settings
         require_settings(settings, ["webhook_base_url"])
-        return SubmitTerms(
+        return SubmitPolicy(
             worker=self.worker,
             webhook_base_url=str(settings.webhook_base_url),
             options=read_request_options(settings),
@@ -216,9 +216,9 @@ class Runtime:
         return Observer(2 * self.settings.sweep_seconds)
 
     @property
-    def archive_terms(self) -> ArchiveTerms:
+    def archive_policy(self) -> ArchivePolicy:
         settings = self.settings
-        return ArchiveTerms(self.worker, settings.lease_seconds, settings.archive_max_downloads)
+        return ArchivePolicy(self.worker, settings.lease_seconds, settings.archive_max_downloads)
 
     @shared_property
     def keeper(self) -> Keeper:
@@ -245,7 +245,7 @@ class Runtime:
         """Fetch and publish the video of the job's result; our copy as columns of its row."""
         return self.keeper.keep_video(job, holder).columns
 
-    def ring_overdue(self, pause: timedelta = timedelta()) -> tuple[int, int] | None:
+    def publish_overdue(self, pause: timedelta = timedelta()) -> tuple[int, int] | None:
         """Sweep batch by batch until nothing is overdue or the broker is away.
 
         How many jobs were overdue, and for how many of them the broker took the doorbell; None if
@@ -254,12 +254,12 @@ class Runtime:
         began = time.monotonic()
         if not self.observer.note(self.db, pause):
             return None
-        overdue, rung = self._ring_batches()
+        overdue, published = self._ring_batches()
         note_sweep(overdue, time.monotonic() - began, db=self.db)
-        return overdue, rung
+        return overdue, published
 
     def _ring_batches(self) -> tuple[int, int]:
-        overdue = rung = 0
+        overdue = published = 0
         while True:
             swept = sweep_jobs(
                 db=self.db,
@@ -268,18 +268,18 @@ class Runtime:
                 probe_after=self.settings.probe_seconds,
             )
             overdue += len(swept.doorbells)
-            if not self.dispatcher.ring_all(swept.doorbells):
-                return overdue, rung
-            rung += len(swept.doorbells)
+            if not self.dispatcher.publish_all(swept.doorbells):
+                return overdue, published
+            published += len(swept.doorbells)
             if swept.rows < BATCH:
-                return overdue, rung
+                return overdue, published
 
     def examine(self, *, every_file: bool, hours: int) -> Diagnosis:
         """Look for violations; in fal's list only with a key."""
         settings = self.settings
         platform = None if settings.fal_credentials is None else self.platform
-        terms = DoctorTerms(settings.fal_endpoint, every_file, timedelta(hours=hours))
-        return examine(db=self.db, store=self.store, platform=platform, terms=terms)
+        policy = DoctorPolicy(settings.fal_endpoint, every_file, timedelta(hours=hours))
+        return examine(db=self.db, store=self.store, platform=platform, policy=policy)
 
     def list_workers(self) -> list[SeenWorker]:
         """Those that were seen within the last minute."""
@@ -305,7 +305,7 @@ class Runtime:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""
         require_settings(self.settings, WORKER_NEEDS)
         check_broker(self.settings)
-        _ = (self.keeper, self.submit_terms)
+        _ = (self.keeper, self.submit_policy)
 
 
 def name_account(credentials: SecretStr | None) -> str | None:

@@ -131,7 +131,7 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
     runtime = get_runtime()
     try:
         enqueued = enqueue_job(
-            runtime.make_wish(read_message(self.request.id or "", args, fields)),
+            runtime.make_job_request(read_message(self.request.id or "", args, fields)),
             db=runtime.db,
             endpoint=runtime.settings.fal_endpoint,
             grace=runtime.settings.lease_seconds,
@@ -156,7 +156,7 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
     log.info("job_enqueued", job_id=str(enqueued.job.id), created=enqueued.created)
     if enqueued.created:
         trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
-        runtime.dispatcher.ring(enqueued.job.doorbell)
+        runtime.dispatcher.publish(enqueued.job.doorbell)
 
 
 def read_message(
@@ -194,7 +194,7 @@ def submit(job_id: object) -> None:
     with open_step("submit", job_id) as known:
         if known is None or is_passed_on(Step.SUBMIT, known):
             return
-        job = submit_job(known, db=runtime.db, queue=runtime.queue, terms=runtime.submit_terms)
+        job = submit_job(known, db=runtime.db, queue=runtime.queue, policy=runtime.submit_policy)
         if job is not None:
             log.info("submission_settled", state=job.state.value)
             trace_end(job)
@@ -209,7 +209,7 @@ def reconcile(job_id: object) -> None:
             return
         for doorbell in runtime.reconciler.reconcile_job(known):
             log.info("job_reconciled", job_id=str(doorbell.job_id), step=doorbell.step.value)
-            runtime.dispatcher.ring(doorbell)
+            runtime.dispatcher.publish(doorbell)
     if get_tracer() is not None:
         trace_end(find_job_ended_since(known, began, db=runtime.db))
 
@@ -235,7 +235,7 @@ def archive(job_id: object) -> None:
     with open_step("archive", job_id) as known:
         if known is None or is_passed_on(Step.ARCHIVE, known):
             return
-        ended = archive_job(known, keeper=runtime.keeper, terms=runtime.archive_terms)
+        ended = archive_job(known, keeper=runtime.keeper, policy=runtime.archive_policy)
         if ended is not None:
             log.info("archive_settled", state=ended.state.value)
     # After the step's own span, which is one of the trace's.
@@ -257,7 +257,7 @@ def is_passed_on(step: Step, job_id: UUID) -> bool:
     runtime = get_runtime()
     if not runtime.ending.is_set():
         return False
-    runtime.dispatcher.ring(Doorbell(step, job_id))
+    runtime.dispatcher.publish(Doorbell(step, job_id))
     return True
 
 
@@ -283,7 +283,7 @@ def sweep_with(runtime: Runtime) -> bool:
     False, and nothing, if somebody has done so within half a period: of a pile of such messages,
     and of workers that stand in for beat together, one sweeps.
     """
-    if runtime.ring_overdue(pause=runtime.settings.sweep_seconds / 2) is None:
+    if runtime.publish_overdue(pause=runtime.settings.sweep_seconds / 2) is None:
         return False
     refresh_measures(db=runtime.db)
     clear_spool(runtime)

@@ -31,7 +31,7 @@ from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
 from worker.media.spool import Spool
 from worker.media.wire import MediaClient
-from worker.stages.archive import ArchiveTerms, archive_job
+from worker.stages.archive import ArchivePolicy, archive_job
 from worker.stages.fetch import Fetcher
 from worker.stages.keep import Keeper
 from worker.stages.source import Source
@@ -90,7 +90,7 @@ def build_whole(directory: Path, hosts: MediaHosts, urls: Sequence[str]) -> Act:
     jobs = {url: insert_completed(db, url) for url in urls}
 
     def archive(url: str) -> None:
-        job = archive_job(jobs[url], keeper=keeper, terms=ArchiveTerms("benchmark", HOUR))
+        job = archive_job(jobs[url], keeper=keeper, policy=ArchivePolicy("benchmark", HOUR))
         if job is None or job.state is not JobState.ARCHIVED:
             sys.exit(f"not archived: {job and (job.blocked_reason, job.error_code)}")
 

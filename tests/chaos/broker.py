@@ -79,12 +79,12 @@ def double_doorbells(site: Site, plan: Plan) -> Finding:
     with site.supervisor.holding_down(ARCHIVER):
         with site.supervisor.holding_down(SUBMITTER):
             site.enqueue_all(plan.jobs)
-            rung = double_messages(site.broker, "extend_video.submit", chance)
+            published = double_messages(site.broker, "extend_video.submit", chance)
         wait_until(
             lambda: site.count_events("completed") >= completed + plan.jobs, PATIENCE_SECONDS
         )
-        rung += double_messages(site.broker, "extend_video.archive", chance)
-    doubled.remarks.append(f"{rung} doorbells for {2 * plan.jobs} steps")
+        published += double_messages(site.broker, "extend_video.archive", chance)
+    doubled.remarks.append(f"{published} doorbells for {2 * plan.jobs} steps")
     return doubled.finish()
 
 

@@ -52,7 +52,7 @@ JOB_ID = re.compile(r"^[0-9a-f]{8}-[0-9a-f-]{27}$", re.MULTILINE)
 
 @dataclass
 class Site:
-    """`wishes` are the ids that were sent by Celery; the producers' own are in their logs.
+    """`job_requests` are the ids that were sent by Celery; the producers' own are in their logs.
 
     `told` are the problems that have been reported already.
     """
@@ -66,7 +66,7 @@ class Site:
     postgres: Postgres | None
     supervisor: Supervisor
     celery: Celery
-    wishes: list[UUID] = field(default_factory=list)
+    job_requests: list[UUID] = field(default_factory=list)
     producers: list[Part] = field(default_factory=list)
     wishes_sent_again: int = 0
     told: set[str] = field(default_factory=set)
@@ -96,30 +96,30 @@ class Site:
 
     def send_wish(self) -> None:
         """By Celery alone, with an id of the driver's own."""
-        self.wishes.append(uuid4())
-        self._send(self.wishes[-1])
+        self.job_requests.append(uuid4())
+        self._send(self.job_requests[-1])
 
     def send_lost_wishes_again(self) -> None:
         """As the README tells producers: a wish without a row is sent again under its job id."""
-        for job_id in self.wishes:
+        for job_id in self.job_requests:
             if self.table.find_job(job_id) is None:
                 self.wishes_sent_again += 1
                 self._send(job_id)
 
     def _send(self, job_id: UUID) -> None:
-        wish = {
+        job_request = {
             "job_id": str(job_id),
             "prompt": f"chaos {job_id}",
             "video_url": "http://127.0.0.1/never-fetched.mp4",
             "num_frames": 9,
             "num_context_frames": 5,
         }
-        self.celery.send_task("extend_video.enqueue", kwargs=wish, queue="extend_video")
+        self.celery.send_task("extend_video.enqueue", kwargs=job_request, queue="extend_video")
 
     def list_expected(self) -> list[UUID]:
         """Every job that was promised to somebody."""
         committed = [job_id for producer in self.producers for job_id in read_ids(producer)]
-        return [*committed, *self.wishes]
+        return [*committed, *self.job_requests]
 
     def count_jobs(self) -> int:
         return self._count("SELECT count(*) AS n FROM jobs")

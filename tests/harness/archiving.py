@@ -23,7 +23,7 @@ from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
 from worker.media.store import Store
 from worker.media.wire import MediaClient
-from worker.stages.archive import ArchiveTerms, archive_job
+from worker.stages.archive import ArchivePolicy, archive_job
 from worker.stages.fetch import Fetcher
 from worker.stages.keep import Keeper
 from worker.stages.source import Source
@@ -98,8 +98,8 @@ class Archiver:
         worker: str = "tester:1",
         lease: timedelta = LEASE,
     ) -> Job | None:
-        terms = ArchiveTerms(worker, lease, self.max_downloads)
-        return archive_job(job.id, keeper=self.build_keeper(clock), terms=terms)
+        policy = ArchivePolicy(worker, lease, self.max_downloads)
+        return archive_job(job.id, keeper=self.build_keeper(clock), policy=policy)
 
 
 def archive_locally(db: Database, root: Path, hosts: str) -> Archiver:

@@ -18,7 +18,7 @@ SECRETS = (SecretStr("n" * 32), SecretStr("o" * 32))
 
 def sign_tokens(bench: Bench) -> Bench:
     """The same with TOKEN_SECRET."""
-    return replace(bench, submit_terms=replace(bench.submit_terms, token_secrets=SECRETS))
+    return replace(bench, submit_policy=replace(bench.submit_policy, token_secrets=SECRETS))
 
 
 def remove_job(db: Database, job: Job) -> None:
@@ -41,7 +41,7 @@ def deliver(bench: Bench, token: str, completion: Completion) -> Receipt:
         completion,
         encode(completion),
         db=bench.db,
-        grace=bench.submit_terms.lease,
+        grace=bench.submit_policy.lease,
         token_secrets=SECRETS,
         clock=bench.clock,
     )

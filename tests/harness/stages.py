@@ -32,11 +32,11 @@ from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Attempt, Event, Gate, Job
 from worker.stages.cancel import Cancelled, cancel_job, cancel_requests
 from worker.stages.complete import Receipt, receive_delivery, receive_hint
-from worker.stages.judge import SubmitTerms
+from worker.stages.judge import SubmitPolicy
 from worker.stages.pause import ACCOUNT_GATE
 from worker.stages.reconcile import Reconciler
 from worker.stages.redrive import redrive_job
-from worker.stages.resolve import Resolver, ResolveTerms
+from worker.stages.resolve import ResolvePolicy, Resolver
 from worker.stages.submit import (
     Submission,
     begin_submission,
@@ -53,7 +53,7 @@ RETRY = timedelta(days=1)
 PROBE = timedelta(seconds=60)
 SECOND = timedelta(seconds=1)
 Clients = tuple[QueueClient, RequestClient, PlatformClient]
-SUBMIT_TERMS = SubmitTerms(
+SUBMIT_TERMS = SubmitPolicy(
     worker="tester:1",
     # A port that nobody listens on: deliveries are made by the tests.
     webhook_base_url="http://127.0.0.1:9",
@@ -64,7 +64,7 @@ SUBMIT_TERMS = SubmitTerms(
     probe_after=PROBE,
     account="tester",
 )
-RESOLVE_TERMS = ResolveTerms(UNKNOWN, UnknownPolicy.RESUBMIT, 3, LEASE, account="tester")
+RESOLVE_TERMS = ResolvePolicy(UNKNOWN, UnknownPolicy.RESUBMIT, 3, LEASE, account="tester")
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,17 @@ class Bench:
     requests: RequestClient
     platform: PlatformClient
     clock: FakeClock = field(default_factory=FakeClock)
-    submit_terms: SubmitTerms = SUBMIT_TERMS
-    resolve_terms: ResolveTerms = RESOLVE_TERMS
+    submit_policy: SubmitPolicy = SUBMIT_TERMS
+    resolve_policy: ResolvePolicy = RESOLVE_TERMS
 
-    def resolving(self, **terms: object) -> "Bench":
+    def resolving(self, **policy: object) -> "Bench":
         """The same under other terms of resolution."""
-        return replace(self, resolve_terms=replace(self.resolve_terms, **terms))  # type: ignore[arg-type]
+        return replace(self, resolve_policy=replace(self.resolve_policy, **policy))  # type: ignore[arg-type]
 
     @property
     def reconciler(self) -> Reconciler:
-        terms = self.resolve_terms
-        resolver = Resolver(self.db, self.requests, self.platform, terms, self.clock)
+        policy = self.resolve_policy
+        resolver = Resolver(self.db, self.requests, self.platform, policy, self.clock)
         return Reconciler(resolver, POLL)
 
     def insert(self, **columns: object) -> Job:
@@ -114,7 +114,7 @@ class Bench:
     def submit(self, job: Job) -> Job | None:
         self.observe()
         return submit_job(
-            job.id, db=self.db, queue=self.queue, terms=self.submit_terms, clock=self.clock
+            job.id, db=self.db, queue=self.queue, policy=self.submit_policy, clock=self.clock
         )
 
     def observe(self) -> None:
@@ -125,7 +125,7 @@ class Bench:
 
     def try_begin(self, job: Job) -> Submission | None:
         self.observe()
-        return begin_submission(job.id, db=self.db, terms=self.submit_terms, clock=self.clock)
+        return begin_submission(job.id, db=self.db, policy=self.submit_policy, clock=self.clock)
 
     def begin(self, job: Job) -> Submission:
         submission = self.try_begin(job)
@@ -133,16 +133,18 @@ class Bench:
         return submission
 
     def post(self, submission: Submission) -> SubmitReply:
-        return post_once(submission, queue=self.queue, terms=self.submit_terms, clock=self.clock)
+        return post_once(submission, queue=self.queue, policy=self.submit_policy, clock=self.clock)
 
     def reply(self, submission: Submission, reply: SubmitReply) -> Job | None:
         return record_reply(
-            submission, reply, db=self.db, terms=self.submit_terms, clock=self.clock
+            submission, reply, db=self.db, policy=self.submit_policy, clock=self.clock
         )
 
     def keep(self, submission: Submission, reply: SubmitReply) -> Job | None:
         """As `reply`, and again where the database could not."""
-        return keep_reply(submission, reply, db=self.db, terms=self.submit_terms, clock=self.clock)
+        return keep_reply(
+            submission, reply, db=self.db, policy=self.submit_policy, clock=self.clock
+        )
 
     def accept(self, submission: Submission, request_id: str = REQUEST_ID) -> Job | None:
         return self.reply(submission, Accepted(request_id, None, None, None))
@@ -188,7 +190,7 @@ class Bench:
             job.id,
             db=self.db,
             requests=self.requests,
-            give_up_after=self.resolve_terms.unknown_after,
+            give_up_after=self.resolve_policy.unknown_after,
             clock=self.clock,
         )
 
@@ -198,7 +200,7 @@ class Bench:
     def sweep(self) -> Swept:
         return sweep_jobs(db=self.db, lease=LEASE, clock=self.clock)
 
-    def ring(self, doorbell: Doorbell) -> list[Doorbell]:
+    def publish(self, doorbell: Doorbell) -> list[Doorbell]:
         """Do what the doorbell asks for; downloads are not made here."""
         job = read_job(self.db, doorbell.job_id)
         match doorbell.step:
@@ -214,13 +216,13 @@ class Bench:
 
     def turn(self) -> list[Doorbell]:
         """One round of a deployment: sweep, and answer every doorbell; which ones there were."""
-        rung: list[Doorbell] = []
+        published: list[Doorbell] = []
         waiting = list(self.sweep().doorbells)
         while waiting:
             doorbell = waiting.pop(0)
-            rung.append(doorbell)
-            waiting += self.ring(doorbell)
-        return rung
+            published.append(doorbell)
+            waiting += self.publish(doorbell)
+        return published
 
     def live(self, span: timedelta, step: timedelta = timedelta(minutes=1)) -> None:
         """Let so much time go by, with a round after each step."""

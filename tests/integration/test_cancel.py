@@ -125,7 +125,7 @@ def ask(bench: Bench) -> Submission:
     cancelled = bench.cancel(submission.job)
     assert cancelled.doorbell == Doorbell(Step.CANCEL, submission.job.id)
     assert cancelled.job.state is S.SUBMITTED
-    bench.ring(cancelled.doorbell)
+    bench.publish(cancelled.doorbell)
     return submission
 
 
@@ -208,8 +208,8 @@ def test_sweep_rings_once_per_lease_while_the_message_is_on_its_way(bench):
     submission = submit(bench)
     bench.cancel(submission.job)
     cancel = Doorbell(Step.CANCEL, submission.job.id)
-    rung = call_together(*[bench.sweep] * 4)
-    assert sum(one.doorbells.count(cancel) for one in rung) == 1
+    published = call_together(*[bench.sweep] * 4)
+    assert sum(one.doorbells.count(cancel) for one in published) == 1
     bench.clock.move(LEASE)
     assert cancel in bench.sweep().doorbells
 

@@ -34,15 +34,15 @@ class Silent:
     """Takes every message, and keeps it."""
 
     def __init__(self) -> None:
-        self.rung: list[str] = []
+        self.published: list[str] = []
 
-    def ring(self, doorbell) -> bool:
+    def publish(self, doorbell) -> bool:
         if doorbell is not None:
-            self.rung.append(doorbell.step.value)
+            self.published.append(doorbell.step.value)
         return True
 
-    def ring_all(self, doorbells) -> bool:
-        return all(self.ring(doorbell) for doorbell in doorbells)
+    def publish_all(self, doorbells) -> bool:
+        return all(self.publish(doorbell) for doorbell in doorbells)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_cancel_by_filter_takes_the_count_and_leaves_the_rest(run, db, bell) -> 
     ended = move_job(db, add(db, tenant="t"), JobEvent.JOB_CANCELLED)
 
     code, out, err = run("cancel", "--tenant", "t", "--dry-run")
-    assert (code, out, bell.rung) == (0, "", [])
+    assert (code, out, bell.published) == (0, "", [])
     assert "3 jobs to cancel: 3 in queued" in err
     code, out, err = run("cancel", "--tenant", "t", typed="4")
     assert code == 1
@@ -255,7 +255,7 @@ def test_redrive_by_filter_spends_money_only_where_agreed_and_counted(run, db, b
     assert "1 jobs to redrive: 1 submitted for the first money" in err
     assert "2 more would take new money: --pay-again" in err
     code, out, _ = run("redrive", "--since", "1h", typed="1")
-    assert (code, bell.rung) == (0, ["submit"])
+    assert (code, bell.published) == (0, ["submit"])
     assert read_job(db, free.id).state is JobState.QUEUED
     assert {read_job(db, job.id).state for job in paid} == {JobState.FAILED}
 
@@ -264,7 +264,7 @@ def test_redrive_by_filter_spends_money_only_where_agreed_and_counted(run, db, b
     assert "2 new paid run" in out
     assert code == 0
     assert {read_job(db, job.id).state for job in paid} == {JobState.QUEUED}
-    assert bell.rung == ["submit"] * 3
+    assert bell.published == ["submit"] * 3
 
 
 def test_redrive_by_filter_uses_a_paid_result_even_with_pay_again(run, db) -> None:

@@ -279,7 +279,7 @@ def test_receive_delivery_of_another_request_is_refused(db):
     (attempt,) = read_attempts(db, job.id)
     with db.transaction() as connection:
         accepted = Settlement(Outcome.ACCEPTED, NOW, 200, "another-request")
-        attempts.settle_attempt(connection, attempt.id, accepted)
+        attempts.record_outcome(connection, attempt.id, accepted)
     with pytest.raises(InvalidSignatureError, match="another fal request"):
         deliver(db, OK)
     assert read_job(db, job.id) == job
@@ -328,7 +328,7 @@ def make_second_attempt(db) -> Job:
         newest = attempts.find_current_attempt(connection, accepted)
         assert newest is not None
         known = Settlement(Outcome.ACCEPTED, NOW, 200, SECOND_REQUEST)
-        attempts.settle_attempt(connection, newest.id, known)
+        attempts.record_outcome(connection, newest.id, known)
     return accepted
 
 

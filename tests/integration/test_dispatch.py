@@ -47,7 +47,7 @@ def dispatcher(redis_url) -> Iterator[Dispatcher]:
 @pytest.fixture
 def hasty(monkeypatch) -> None:
     """A test waits for this bound."""
-    monkeypatch.setattr("worker.broker.dispatch.RING_TIME", timedelta(seconds=0.2))
+    monkeypatch.setattr("worker.broker.dispatch.PUBLISH_TIMEOUT", timedelta(seconds=0.2))
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def take_all(redis_url: str) -> dict[str, list[dict[str, Any]]]:
 def test_ring_all_writes_messages_as_ring_does_in_order(dispatcher, redis_url) -> None:
     """But for what differs between any two messages."""
     bells = [Doorbell(step, UUID(int=number)) for number in range(60) for step in Step]
-    assert dispatcher.ring_all(bells)
+    assert dispatcher.publish_all(bells)
     together = take_all(redis_url)
     for bell in bells:
-        assert dispatcher.ring(bell)
+        assert dispatcher.publish(bell)
     alone = take_all(redis_url)
 
     ids = set()
@@ -92,7 +92,7 @@ def test_ring_all_writes_messages_as_ring_does_in_order(dispatcher, redis_url) -
 
 
 def test_ring_all_of_nobody_asks_no_broker() -> None:
-    assert build_dispatcher(f"redis://127.0.0.1:{find_closed_port()}/0").ring_all([])
+    assert build_dispatcher(f"redis://127.0.0.1:{find_closed_port()}/0").publish_all([])
 
 
 @pytest.mark.usefixtures("hasty")
@@ -102,14 +102,14 @@ def test_ring_all_gives_up_in_time_on_a_broker_that_is_away(away) -> None:
         port = hole.port if away == "silent" else find_closed_port()
         dispatcher = build_dispatcher(f"redis://127.0.0.1:{port}/0")
         began = time.monotonic()
-        assert not dispatcher.ring_all([Doorbell(Step.SUBMIT, JOB_ID)] * 1000)
+        assert not dispatcher.publish_all([Doorbell(Step.SUBMIT, JOB_ID)] * 1000)
         assert time.monotonic() - began < 5
         dispatcher.close()
 
 
 @pytest.mark.parametrize("step", Step)
 def test_ring_publishes_task_name_and_job_id_only(dispatcher, redis_url, step) -> None:
-    assert dispatcher.ring(Doorbell(step, JOB_ID))
+    assert dispatcher.publish(Doorbell(step, JOB_ID))
 
     messages = {queue: take_messages(redis_url, queue) for queue in QUEUES.values()}
     (message,) = messages.pop(f"extend_video.{step.value}")
@@ -123,7 +123,7 @@ def test_ring_publishes_task_name_and_job_id_only(dispatcher, redis_url, step) -
 
 
 def test_ring_writes_no_secret(dispatcher, redis_url) -> None:
-    dispatcher.ring(Doorbell(Step.SUBMIT, JOB_ID))
+    dispatcher.publish(Doorbell(Step.SUBMIT, JOB_ID))
 
     (message,) = take_messages(redis_url, "extend_video.submit")
     text = json.dumps(message) + base64.b64decode(message["body"]).decode()
@@ -131,13 +131,13 @@ def test_ring_writes_no_secret(dispatcher, redis_url) -> None:
 
 
 def test_ring_without_doorbell_publishes_nothing(dispatcher, redis_url) -> None:
-    assert dispatcher.ring(None)
+    assert dispatcher.publish(None)
 
     assert not any(take_messages(redis_url, queue) for queue in QUEUES.values())
 
 
 def test_ring_reaches_queue_that_worker_consumes(dispatcher, redis_url) -> None:
-    dispatcher.ring(Doorbell(Step.SUBMIT, JOB_ID))
+    dispatcher.publish(Doorbell(Step.SUBMIT, JOB_ID))
 
     worker: Celery = create_app(load_settings(broker_url=redis_url))
     with worker.connection_for_read() as connection:
@@ -151,27 +151,27 @@ def test_ring_reaches_queue_that_worker_consumes(dispatcher, redis_url) -> None:
 
 def test_ring_from_many_threads_publishes_each_once(dispatcher, redis_url) -> None:
     bells = [Doorbell(Step.ARCHIVE, UUID(int=number)) for number in range(20)]
-    threads = [threading.Thread(target=dispatcher.ring, args=(bell,)) for bell in bells]
+    threads = [threading.Thread(target=dispatcher.publish, args=(bell,)) for bell in bells]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
     messages = take_messages(redis_url, "extend_video.archive")
-    rung = [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
-    assert sorted(rung) == [str(bell.job_id) for bell in bells]
+    published = [json.loads(base64.b64decode(message["body"]))[0][0] for message in messages]
+    assert sorted(published) == [str(bell.job_id) for bell in bells]
 
 
 def test_ring_soon_publishes_all_by_flush(dispatcher, redis_url) -> None:
     bells = [Doorbell(Step.ARCHIVE, UUID(int=number)) for number in range(20)]
     for bell in bells:
-        dispatcher.ring_soon(bell)
-    dispatcher.ring_soon(None)
+        dispatcher.publish_soon(bell)
+    dispatcher.publish_soon(None)
     dispatcher.flush()
 
     messages = take_messages(redis_url, "extend_video.archive")
     assert len(messages) == len(bells)
-    assert dispatcher.ring(bells[0]), "a flushed one rings again"
+    assert dispatcher.publish(bells[0]), "a flushed one rings again"
 
 
 @pytest.mark.usefixtures("hasty")
@@ -180,7 +180,7 @@ def test_ring_soon_at_silent_broker_waits_for_nothing_and_logs_each(capture_logs
         dispatcher = build_dispatcher(hole.redis_url)
         started = time.monotonic()
         for number in range(50):
-            dispatcher.ring_soon(Doorbell(Step.ARCHIVE, UUID(int=number)))
+            dispatcher.publish_soon(Doorbell(Step.ARCHIVE, UUID(int=number)))
         assert time.monotonic() - started < BOUND_SECONDS
         assert len([one for one in threading.enumerate() if one.name == "ringing"]) == 1
         wait_until(lambda: len(capture_logs) == 50)
@@ -195,7 +195,7 @@ def list_call_threads() -> list[threading.Thread]:
 
 def assert_gives_up_in_time(broker_url: str) -> None:
     dispatcher = build_dispatcher(broker_url)
-    for ask in (lambda: dispatcher.ring(Doorbell(Step.SUBMIT, JOB_ID)), dispatcher.ping):
+    for ask in (lambda: dispatcher.publish(Doorbell(Step.SUBMIT, JOB_ID)), dispatcher.ping):
         started = time.monotonic()
         assert ask() is False
         assert time.monotonic() - started < BOUND_SECONDS
@@ -227,9 +227,9 @@ def test_ring_over_connection_that_broker_dropped_recovers(redis_url, dispatcher
     import redis
 
     bell = Doorbell(Step.SUBMIT, JOB_ID)
-    assert dispatcher.ring(bell)
+    assert dispatcher.publish(bell)
     with redis.Redis(unix_socket_path=redis_url.removeprefix("redis+socket://")) as client:
         client.client_kill_filter(_type="normal", skipme=True)
-    dispatcher.ring(bell)
-    assert dispatcher.ring(bell)
+    dispatcher.publish(bell)
+    assert dispatcher.publish(bell)
     assert len(take_messages(redis_url, "extend_video.submit")) >= 2

@@ -51,11 +51,11 @@ from worker.jobs.values import (
 )
 from worker.media.store import ListedObject, Store, open_store
 from worker.ops import doctor
-from worker.ops.doctor import Diagnosis, DoctorTerms, examine
+from worker.ops.doctor import Diagnosis, DoctorPolicy, examine
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
-TERMS = DoctorTerms(ENDPOINT)
+TERMS = DoctorPolicy(ENDPOINT)
 VIDEO = b"a video of sorts"
 
 
@@ -64,9 +64,9 @@ def open_here() -> Store:
     return open_store("file:.", Path("spool"))
 
 
-def run_doctor(db: Database, terms: DoctorTerms = TERMS, **options: Any) -> Diagnosis:
+def run_doctor(db: Database, policy: DoctorPolicy = TERMS, **options: Any) -> Diagnosis:
     options = {"store": open_here(), **options}
-    return examine(db=db, platform=None, terms=terms, **options)
+    return examine(db=db, platform=None, policy=policy, **options)
 
 
 def find_all(db: Database, check: Check) -> list[Finding]:
@@ -121,8 +121,8 @@ def claim(db: Database, job: Job) -> tuple[Job, Attempt]:
     """A queued job in a worker's hands, and the attempt that it begins."""
     now = datetime.now(UTC)
     with db.transaction() as connection:
-        terms = Claim("tester:1", now, now + LEASE)
-        claimed = table.claim_job(connection, job.id, JobEvent.SUBMISSION_CLAIMED, terms)
+        policy = Claim("tester:1", now, now + LEASE)
+        claimed = table.claim_job(connection, job.id, JobEvent.SUBMISSION_CLAIMED, policy)
         assert claimed is not None
         new = NewAttempt(uuid7(), attempts.hash_token(str(uuid7())), now)
         return claimed, attempts.insert_attempt(connection, claimed, new)
@@ -143,7 +143,7 @@ def accept(db: Database, job: Job, attempt: Attempt, request_id: str) -> tuple[J
         move = Move(NOW, NOW + LEASE, columns=known)
         moved = table.apply_event(connection, job, JobEvent.SUBMISSION_ACCEPTED, move)
         settled = Settlement(Outcome.ACCEPTED, NOW, 200, request_id)
-        attempts.settle_attempt(connection, attempt.id, settled)
+        attempts.record_outcome(connection, attempt.id, settled)
     assert moved is not None
     return moved, next(one for one in read_attempts(db, job.id) if one.id == attempt.id)
 
@@ -192,7 +192,7 @@ def fail_one(db: Database) -> tuple[Job, Attempt]:
 
 def settle(db: Database, attempt: Attempt, outcome: Outcome) -> None:
     with db.transaction() as connection:
-        attempts.settle_attempt(connection, attempt.id, Settlement(outcome, NOW))
+        attempts.record_outcome(connection, attempt.id, Settlement(outcome, NOW))
 
 
 def lose_one(db: Database, **columns: Any) -> tuple[Job, Attempt]:
@@ -449,9 +449,9 @@ def test_archived_row_whose_files_are_pruned_is_sound(db, tmp_path) -> None:
     job, _ = archive_one(db, tmp_path)
     Path(str(job.archive_uri).removeprefix("file://")).unlink()
     change(db, "UPDATE jobs SET archive_pruned_at = :now", now=NOW)
-    assert run_doctor(db, DoctorTerms(ENDPOINT, every_file=True)).is_clean
+    assert run_doctor(db, DoctorPolicy(ENDPOINT, every_file=True)).is_clean
     change(db, "UPDATE jobs SET archive_uri = NULL")
-    assert run_doctor(db, DoctorTerms(ENDPOINT, every_file=True)).is_clean
+    assert run_doctor(db, DoctorPolicy(ENDPOINT, every_file=True)).is_clean
 
 
 @pytest.mark.both_databases
@@ -587,7 +587,7 @@ def test_archived_row_without_its_file_is_found(db, tmp_path, damage, every_file
         path.write_bytes(VIDEO[:-1])
     if damage == "directory":
         path.mkdir()
-    diagnosis = run_doctor(db, DoctorTerms(ENDPOINT, every_file))
+    diagnosis = run_doctor(db, DoctorPolicy(ENDPOINT, every_file))
     (found,) = diagnosis.findings
     assert (found.check, found.job_id) == (Check.ARCHIVED_FILE, job.id)
     assert path.as_uri() in found.detail
@@ -642,7 +642,7 @@ def test_sample_of_files_is_bounded_and_all_is_all(db, tmp_path, monkeypatch) ->
     sampled = run_doctor(db)
     assert (sampled.archived, sampled.files, count_faults(sampled)) == (8, 3, 3)
     assert len({one.job_id for one in sampled.findings}) == 3
-    every = run_doctor(db, DoctorTerms(ENDPOINT, every_file=True))
+    every = run_doctor(db, DoctorPolicy(ENDPOINT, every_file=True))
     assert (every.archived, every.files, count_faults(every)) == (8, 8, 8)
 
 
@@ -710,8 +710,10 @@ def compare(db, fal, began, monkeypatch) -> Iterator[Callable[[], Diagnosis]]:
 
     def run() -> Diagnosis:
         now = datetime.now(UTC)
-        terms = DoctorTerms(ENDPOINT, window=now - began)
-        return examine(db=db, store=open_here(), platform=platform, terms=terms, clock=lambda: now)
+        policy = DoctorPolicy(ENDPOINT, window=now - began)
+        return examine(
+            db=db, store=open_here(), platform=platform, policy=policy, clock=lambda: now
+        )
 
     yield run
     platform.close()
@@ -726,13 +728,13 @@ def buy(fal: Emulator, job_input: Mapping[str, Any], **headers: str) -> str:
     return request_id
 
 
-def wish(seed: int) -> dict[str, Any]:
+def job_request(seed: int) -> dict[str, Any]:
     return {"prompt": "on it goes", "video_url": "https://example.com/a.mp4", "seed": seed}
 
 
 def test_requests_on_both_sides_are_clean(db, fal, compare) -> None:
-    request_id = buy(fal, wish(1))
-    _, attempt = submit_one(db, request_id, input=wish(1))
+    request_id = buy(fal, job_request(1))
+    _, attempt = submit_one(db, request_id, input=job_request(1))
     complete(db, attempt)
     diagnosis = compare()
     assert (diagnosis.findings, diagnosis.notes, diagnosis.listed) == ([], [], 1)
@@ -740,8 +742,8 @@ def test_requests_on_both_sides_are_clean(db, fal, compare) -> None:
 
 
 def test_request_that_no_attempt_has_is_an_orphan(db, fal, compare) -> None:
-    submit_one(db, buy(fal, wish(1)), input=wish(1))
-    orphan = buy(fal, wish(2))
+    submit_one(db, buy(fal, job_request(1)), input=job_request(1))
+    orphan = buy(fal, job_request(2))
     (found,) = compare().findings
     assert found == Finding(
         Check.ORPHAN_AT_FAL,
@@ -752,18 +754,18 @@ def test_request_that_no_attempt_has_is_an_orphan(db, fal, compare) -> None:
 
 
 def test_request_with_the_input_of_an_open_attempt_is_being_resolved(db, fal, compare) -> None:
-    lose_one(db, input=wish(1))
-    buy(fal, dict(reversed(wish(1).items())))
+    lose_one(db, input=job_request(1))
+    buy(fal, dict(reversed(job_request(1).items())))
     diagnosis = compare()
     assert diagnosis.is_clean
     assert diagnosis.notes == ["1 requests at fal have the input of an open attempt"]
 
 
 def test_request_with_the_input_of_a_dead_attempt_is_an_orphan_of_its_job(db, fal, compare) -> None:
-    job, dead = lose_one(db, input=wish(1))
+    job, dead = lose_one(db, input=job_request(1))
     settle(db, dead, Outcome.DEAD)
     move_job(db, job, JobEvent.DEATH_PROVEN)
-    orphan = buy(fal, wish(1))
+    orphan = buy(fal, job_request(1))
     (found,) = compare().findings
     assert (found.check, found.job_id, found.attempt_id, found.fal_request_id) == (
         Check.ORPHAN_AT_FAL,
@@ -778,8 +780,8 @@ def test_request_with_the_input_of_a_queued_job_is_one_that_would_be_paid_again(
     db, fal, compare
 ) -> None:
     """As after a back-up from before the job's submission was restored."""
-    job = insert_job(db, input=wish(1))
-    orphan = buy(fal, wish(1))
+    job = insert_job(db, input=job_request(1))
+    orphan = buy(fal, job_request(1))
     (found,) = compare().findings
     assert (found.check, found.job_id, found.attempt_id, found.fal_request_id) == (
         Check.ORPHAN_AT_FAL,
@@ -791,8 +793,8 @@ def test_request_with_the_input_of_a_queued_job_is_one_that_would_be_paid_again(
 
 
 def test_request_without_input_beside_an_open_attempt_is_undecided(db, fal, compare) -> None:
-    lose_one(db, input=wish(1))
-    buy(fal, wish(2), **{"X-Fal-Store-IO": "0"})
+    lose_one(db, input=job_request(1))
+    buy(fal, job_request(2), **{"X-Fal-Store-IO": "0"})
     diagnosis = compare()
     assert diagnosis.is_clean
     assert len(diagnosis.notes) == 2
@@ -800,7 +802,7 @@ def test_request_without_input_beside_an_open_attempt_is_undecided(db, fal, comp
 
 
 def test_request_without_input_and_without_open_attempts_is_an_orphan(db, fal, compare) -> None:
-    orphan = buy(fal, wish(2), **{"X-Fal-Store-IO": "0"})
+    orphan = buy(fal, job_request(2), **{"X-Fal-Store-IO": "0"})
     (found,) = compare().findings
     assert (found.check, found.fal_request_id) == (Check.ORPHAN_AT_FAL, orphan)
 
@@ -830,7 +832,7 @@ def test_unlisted_request_that_may_still_run_is_undecided(db, compare) -> None:
 def test_list_with_a_gap_proves_nothing(db, fal, compare) -> None:
     _, attempt = submit_one(db, "not-at-fal")
     complete(db, attempt)
-    buy(fal, wish(2))
+    buy(fal, job_request(2))
     fal.order({"point": "listing", "kind": "status", "code": 500})
     diagnosis = compare()
     assert diagnosis.is_clean
@@ -841,7 +843,7 @@ def test_list_with_a_gap_proves_nothing(db, fal, compare) -> None:
 
 
 def test_list_without_inputs_still_shows_what_is_missing(db, fal, compare) -> None:
-    submit_one(db, buy(fal, wish(1)))
+    submit_one(db, buy(fal, job_request(1)))
     _, attempt = submit_one(db, "not-at-fal")
     complete(db, attempt)
     fal.order({"point": "listing", "kind": "omit_payloads"})
@@ -928,7 +930,7 @@ def test_command_prints_json_for_programs(db, run) -> None:
 
 
 def test_command_with_key_compares_with_fal(db, fal, run, monkeypatch) -> None:
-    orphan = buy(fal, wish(1))
+    orphan = buy(fal, job_request(1))
     monkeypatch.setenv("FAL_KEY", "emulator-key")
     monkeypatch.setenv("FAL_PLATFORM_URL", f"{fal.url}/v1")
     code, printed = run("--json", "--hours", "1")

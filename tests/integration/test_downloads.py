@@ -149,8 +149,8 @@ def test_count_of_running_downloads_searches_an_index_of_few_rows(db):
             # so few rows are read whole otherwise
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         event.listen(connection, "before_cursor_execute", note)
-        terms = Claim("tester:1", NOW, NOW + LEASE)
-        assert downloads.claim_download(connection, job.id, terms, most=1, defer=lambda at: at)
+        policy = Claim("tester:1", NOW, NOW + LEASE)
+        assert downloads.claim_download(connection, job.id, policy, most=1, defer=lambda at: at)
         event.remove(connection, "before_cursor_execute", note)
         word = "EXPLAIN" if db.engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
         ((statement, parameters),) = sent

@@ -15,7 +15,7 @@ from worker.fal.extend_video import ExtendVideoInput
 from worker.ground.errors import IdempotencyConflictError, InvalidInputError
 from worker.jobs import table
 from worker.jobs.states import Doorbell, JobState, Step
-from worker.stages.enqueue import enqueue_job, parse_wish
+from worker.stages.enqueue import enqueue_job, parse_job_request
 
 FIELDS = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
 ONE_DRAW = 2**31
@@ -27,8 +27,8 @@ DEFAULTS = {
 
 
 def enqueue(db, *, endpoint=ENDPOINT, clock=FakeClock(), **fields):  # noqa: B008 - never moved
-    wish = parse_wish({**FIELDS, **fields})
-    return enqueue_job(wish, db=db, endpoint=endpoint, grace=LEASE, clock=clock)
+    job_request = parse_job_request({**FIELDS, **fields})
+    return enqueue_job(job_request, db=db, endpoint=endpoint, grace=LEASE, clock=clock)
 
 
 def list_all(db):
@@ -118,10 +118,10 @@ inputs = st.fixed_dictionaries(
 )
 @given(fields=inputs)
 def test_enqueue_job_stores_any_accepted_wish_as_it_will_be_sent(db, fields):
-    wish = parse_wish({**FIELDS, **fields})
-    job = enqueue_job(wish, db=db, endpoint=ENDPOINT, grace=LEASE).job
+    job_request = parse_job_request({**FIELDS, **fields})
+    job = enqueue_job(job_request, db=db, endpoint=ENDPOINT, grace=LEASE).job
     stored = read_job(db, job.id).input
-    assert json.dumps(stored, sort_keys=True) == json.dumps(wish.input, sort_keys=True)
+    assert json.dumps(stored, sort_keys=True) == json.dumps(job_request.input, sort_keys=True)
     assert {name: stored[name] for name in fields} == fields
 
 
@@ -238,7 +238,7 @@ def test_parse_wish_lists_every_violation_of_input_and_options_at_once():
         "labels": {"a b": "c"},
     }
     with pytest.raises(InvalidInputError) as caught:
-        parse_wish(fields)
+        parse_job_request(fields)
     named = [violation.field for violation in caught.value.violations]
     assert sorted(named) == sorted([*fields, "video_url"])
 
@@ -260,7 +260,7 @@ def test_parse_wish_lists_every_violation_of_input_and_options_at_once():
 )
 def test_parse_wish_with_a_wrong_option_names_it(field, value):
     with pytest.raises(InvalidInputError) as caught:
-        parse_wish({**FIELDS, field: value})
+        parse_job_request({**FIELDS, field: value})
     assert [violation.field for violation in caught.value.violations] == [field]
 
 

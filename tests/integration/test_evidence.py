@@ -14,7 +14,7 @@ from worker.jobs import gates, observed, table
 from worker.jobs.states import JobState
 from worker.jobs.values import Gate, Job, Outcome
 from worker.media.store import open_store
-from worker.ops.doctor import DoctorTerms, examine
+from worker.ops.doctor import DoctorPolicy, examine
 from worker.stages.observe import Observer
 from worker.stages.pause import ACCOUNT_GATE, AMBIGUOUS_GATE, MOST_AMBIGUOUS
 from worker.stages.sweep import LONGEST_WAIT
@@ -149,9 +149,9 @@ def test_doctor_says_why_submissions_are_held_and_what_settles_it(bench, desk, t
     desk.listing = send_json({"detail": "no"}, 401)
     job = lose(bench)
     ask_after(bench, job, UNKNOWN)
-    terms = DoctorTerms(job.endpoint)
+    policy = DoctorPolicy(job.endpoint)
     store = open_store(f"file:{tmp_path}", tmp_path)
-    diagnosis = examine(db=bench.db, store=store, platform=None, terms=terms, clock=bench.clock)
+    diagnosis = examine(db=bench.db, store=store, platform=None, policy=policy, clock=bench.clock)
     (note,) = diagnosis.notes
     assert note.startswith("1 submissions are held: ")
     assert "401" in note

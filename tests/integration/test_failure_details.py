@@ -21,7 +21,7 @@ from worker.jobs.values import Job
 from worker.ops.explain import describe_explanation, explain_failure
 from worker.ops.story import read_story
 from worker.stages.complete import receive_delivery
-from worker.stages.judge import SubmitTerms
+from worker.stages.judge import SubmitPolicy
 from worker.stages.redrive import redrive_job
 from worker.stages.submit import submit_job
 
@@ -78,10 +78,10 @@ def test_failure_of_countless_fields_stores_some(db) -> None:
 
 def test_submission_refused_for_its_fields_stores_each(db) -> None:
     job = make_job(db)
-    terms = SubmitTerms("w:1", "https://h.test", RequestOptions(), LEASE, LEASE, LEASE, LEASE)
+    policy = SubmitPolicy("w:1", "https://h.test", RequestOptions(), LEASE, LEASE, LEASE, LEASE)
     with run_server(send_json(REFUSAL, 422)) as fal:
         queue = QueueClient(fal.url, SecretStr("key"))
-        submit_job(job.id, db=db, queue=queue, terms=terms, clock=FakeClock())
+        submit_job(job.id, db=db, queue=queue, policy=policy, clock=FakeClock())
         queue.close()
     failed = read_job(db, job.id)
     assert (failed.state, failed.error_code) == (JobState.FAILED, "less_than_equal")

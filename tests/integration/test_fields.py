@@ -22,7 +22,7 @@ from worker.ground.db import Database
 from worker.ground.settings import load_settings
 from worker.jobs.values import Job
 from worker.runtime import Runtime, read_request_options
-from worker.stages.judge import SubmitTerms
+from worker.stages.judge import SubmitPolicy
 from worker.stages.submit import submit_job
 
 # No field but `sync_mode` has its default here.
@@ -111,20 +111,20 @@ def environment(monkeypatch, database_url, redis_url) -> Iterator[None]:
 def send(request, monkeypatch, redis_url) -> Send:
     """Enqueues a wish through each door in turn."""
 
-    def send_by_celery(wish: Mapping[str, Any]) -> None:
+    def send_by_celery(job_request: Mapping[str, Any]) -> None:
         """Published by nothing but Celery, and read from the broker as a worker reads it."""
         take_messages(redis_url, "extend_video")
         with Celery("producer", broker=redis_url, set_as_current=False) as app:
-            app.send_task("extend_video.enqueue", kwargs=dict(wish), queue="extend_video")
+            app.send_task("extend_video.enqueue", kwargs=dict(job_request), queue="extend_video")
         [message] = take_messages(redis_url, "extend_video")
         args, fields, _ = json.loads(base64.b64decode(message["body"]))
         tasks.enqueue.apply(args=args, kwargs=fields, task_id=str(uuid4()), throw=True)
 
-    def send_by_python(wish: Mapping[str, Any]) -> None:
-        producer.enqueue(**wish)
+    def send_by_python(job_request: Mapping[str, Any]) -> None:
+        producer.enqueue(**job_request)
 
-    def send_by_shell(wish: Mapping[str, Any]) -> None:
-        monkeypatch.setattr("sys.argv", ["extend-video", "enqueue", *write_arguments(wish)])
+    def send_by_shell(job_request: Mapping[str, Any]) -> None:
+        monkeypatch.setattr("sys.argv", ["extend-video", "enqueue", *write_arguments(job_request)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert not ended.value.code
@@ -133,9 +133,9 @@ def send(request, monkeypatch, redis_url) -> Send:
     return doors[request.param]
 
 
-def write_arguments(wish: Mapping[str, Any]) -> list[str]:
+def write_arguments(job_request: Mapping[str, Any]) -> list[str]:
     """As somebody types them."""
-    fields = dict(wish)
+    fields = dict(job_request)
     options = fields.pop("fal_options", {})
     known = ["--prompt", fields.pop("prompt"), "--video", fields.pop("video_url")]
     texts = [part for pair in fields.items() for part in ("--set", write_pair(*pair))]
@@ -162,11 +162,11 @@ def write_pair(name: str, value: object) -> str:
 def submit(db, emulator, send) -> Callable[[Mapping[str, Any]], tuple[Job, dict[str, Any]]]:
     """Sends a wish and submits its job; the job, and the one request that reached fal."""
 
-    def submit(wish: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
-        send(wish)
+    def submit(job_request: Mapping[str, Any]) -> tuple[Job, dict[str, Any]]:
+        send(job_request)
         job = submit_only_job(db, emulator)
         requests = emulator.list_requests()
-        [request] = [one for one in requests if one["input"]["prompt"] == wish["prompt"]]
+        [request] = [one for one in requests if one["input"]["prompt"] == job_request["prompt"]]
         return job, request
 
     return submit
@@ -175,7 +175,7 @@ def submit(db, emulator, send) -> Callable[[Mapping[str, Any]], tuple[Job, dict[
 def submit_only_job(db: Database, emulator: Emulator) -> Job:
     with db.reading() as connection:
         [job] = list_all_jobs(connection)
-    terms = SubmitTerms(
+    policy = SubmitPolicy(
         worker="w:1",
         webhook_base_url="http://127.0.0.1:9",
         options=read_request_options(load_settings()),
@@ -185,7 +185,7 @@ def submit_only_job(db: Database, emulator: Emulator) -> Job:
         probe_after=LEASE,
     )
     queue = QueueClient(emulator.url, SecretStr("emulator-key"))
-    moved = submit_job(job.id, db=db, queue=queue, terms=terms)
+    moved = submit_job(job.id, db=db, queue=queue, policy=policy)
     queue.close()
     assert moved is not None
     return moved
@@ -204,14 +204,14 @@ def describe_types(value: object) -> object:
 
 
 def test_each_field_arrives_with_its_very_type(emulator, submit) -> None:
-    wish = build_wish(emulator, **CHOSEN)
-    assert list(wish) == list(ExtendVideoInput.model_fields)
+    job_request = build_wish(emulator, **CHOSEN)
+    assert list(job_request) == list(ExtendVideoInput.model_fields)
 
-    _, request = submit(wish)
+    _, request = submit(job_request)
 
-    for name, value in wish.items():
+    for name, value in job_request.items():
         assert describe_types(request["input"][name]) == describe_types(value), name
-    assert len(request["input"]) == len(wish) == 39
+    assert len(request["input"]) == len(job_request) == 39
 
 
 def test_each_option_arrives_as_its_header_and_is_on_record(db, emulator, submit) -> None:
@@ -225,18 +225,18 @@ def test_each_option_arrives_as_its_header_and_is_on_record(db, emulator, submit
 
 @pytest.mark.parametrize("send", ["python"], indirect=True)
 def test_fields_left_out_arrive_with_their_defaults(emulator, submit) -> None:
-    wish = build_wish(emulator)
+    job_request = build_wish(emulator)
     defaults = {
         name: field.get_default()
         for name, field in ExtendVideoInput.model_fields.items()
         if not field.is_required() and name != "seed"
     }
 
-    _, request = submit(wish)
+    _, request = submit(job_request)
 
     arrived = dict(request["input"])
     assert isinstance(arrived.pop("seed"), int)
-    assert describe_types(arrived) == describe_types(json.loads(json.dumps(defaults)) | wish)
+    assert describe_types(arrived) == describe_types(json.loads(json.dumps(defaults)) | job_request)
 
 
 @pytest.mark.parametrize("send", ["celery", "shell"], indirect=True)

@@ -27,9 +27,9 @@ def signer(emulator) -> Iterator[FileSigner]:
 def make_private(emulator: Emulator, default: str) -> str:
     """The URL of a result that is made under this ACL."""
     options = parse_options({"initial_acl": {"default": default}})
-    wish = {"prompt": "p", "video_url": "https://example.com/a.mp4"}
+    job_request = {"prompt": "p", "video_url": "https://example.com/a.mp4"}
     with FalClient(KEY, queue_url=emulator.url) as client:
-        output = client.subscribe(ENDPOINT, wish, options=options)
+        output = client.subscribe(ENDPOINT, job_request, options=options)
     video = output["video"]
     assert isinstance(video, dict)
     return str(video["url"])

@@ -31,11 +31,11 @@ from worker.jobs import attempts, gates, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
 from worker.stages import follow
-from worker.stages.enqueue import enqueue_job, parse_wish
+from worker.stages.enqueue import enqueue_job, parse_job_request
 from worker.stages.follow import ALL_PAUSE, FOLLOW_GATE, JOB_PAUSE, Follower
-from worker.stages.judge import SubmitTerms
+from worker.stages.judge import SubmitPolicy
 from worker.stages.reconcile import Reconciler
-from worker.stages.resolve import Resolver, ResolveTerms
+from worker.stages.resolve import ResolvePolicy, Resolver
 from worker.stages.submit import submit_job
 
 KEY = SecretStr("emulator-key")
@@ -57,11 +57,11 @@ class Shop:
 
     def submit(self, **fields: object) -> Job:
         """A job as fal has taken it; no webhook of it ever comes through."""
-        wish = parse_wish(
+        job_request = parse_job_request(
             {"prompt": "on it goes", "video_url": f"{self.fal.url}/files/ready.mp4", **fields}
         )
-        job = enqueue_job(wish, db=self.db, endpoint=ENDPOINT, grace=LEASE).job
-        terms = SubmitTerms(
+        job = enqueue_job(job_request, db=self.db, endpoint=ENDPOINT, grace=LEASE).job
+        policy = SubmitPolicy(
             worker="tester:1",
             webhook_base_url=f"http://127.0.0.1:{find_closed_port()}",
             options=RequestOptions(start_timeout=timedelta(hours=2), store_io=True),
@@ -70,14 +70,14 @@ class Shop:
             retry_for=timedelta(days=1),
             probe_after=MINUTE,
         )
-        submitted = submit_job(job.id, db=self.db, queue=self.queue, terms=terms)
+        submitted = submit_job(job.id, db=self.db, queue=self.queue, policy=policy)
         assert submitted is not None
         assert submitted.state is JobState.SUBMITTED
         return submitted
 
     def reconcile(self, job: Job) -> Job:
-        terms = ResolveTerms(timedelta(hours=2), UnknownPolicy.RESUBMIT, 3, LEASE)
-        resolver = Resolver(self.db, self.requests, self.platform, terms, read_clock)
+        policy = ResolvePolicy(timedelta(hours=2), UnknownPolicy.RESUBMIT, 3, LEASE)
+        resolver = Resolver(self.db, self.requests, self.platform, policy, read_clock)
         Reconciler(resolver, POLL).reconcile_job(job.id)
         return read_job(self.db, job.id)
 

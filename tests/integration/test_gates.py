@@ -197,8 +197,8 @@ def test_sweep_rings_nobody_before_the_time_and_one_after_it(bench):
     bench.clock.move(PROBE - SECOND)
     assert bench.sweep().doorbells == []
     bench.clock.move(SECOND + LEASE)
-    rung = [one for swept in call_together(*[bench.sweep] * 4) for one in swept.doorbells]
-    submits = [one for one in rung if one.step is Step.SUBMIT]
+    published = [one for swept in call_together(*[bench.sweep] * 4) for one in swept.doorbells]
+    submits = [one for one in published if one.step is Step.SUBMIT]
     assert submits
     begun = [bench.try_begin(bench.read(job)) for job in jobs]
     assert sum(one is not None for one in begun) <= 1

@@ -251,9 +251,9 @@ def test_expired_url_that_fal_cannot_renew_is_gone_in_the_end(
 def private(bench: Bench, desk, cdn) -> Job:
     """A completed job whose files nobody but their owner may read."""
     options = {"initial_acl": {"default": "forbid", "rules": []}}
-    terms = bench.submit_terms
+    policy = bench.submit_policy
     submission = bench.begin(bench.insert(options=options))
-    assert terms is not None
+    assert policy is not None
     bench.accept(submission)
     desk.finish(state_video(f"{cdn.url}/private.mp4"))
     bench.reconcile(submission.job)

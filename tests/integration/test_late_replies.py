@@ -262,7 +262,7 @@ def test_request_of_a_dismissed_attempt_is_cancelled_at_fal_by_the_sweep(bench, 
     bench.reply(submission, ACCEPTED)
     doorbells = bench.sweep().doorbells
     assert [(one.step, one.job_id) for one in doorbells] == [(Step.CANCEL, job.id)]
-    bench.ring(doorbells[0])
+    bench.publish(doorbells[0])
     (asked,) = [one for one in desk.asked if one.method == "PUT"]
     assert asked.path.endswith(f"/requests/{REQUEST_ID}/cancel")
     attempt = find_attempt(bench, submission)

@@ -205,8 +205,8 @@ def test_delivery_too_large_to_read_has_fal_asked_about_the_job_of_its_token(sig
     job, token = lose_row(signed)
     assert expect_poll(token, db=signed.db, token_secrets=SECRETS) is None
     signed.lose(begin_later(signed, job))
-    rung = expect_poll(token, db=signed.db, token_secrets=SECRETS)
-    assert rung == Doorbell(Step.RECONCILE, job.id)
+    published = expect_poll(token, db=signed.db, token_secrets=SECRETS)
+    assert published == Doorbell(Step.RECONCILE, job.id)
     assert expect_poll(token, db=signed.db) is None
 
 

@@ -46,7 +46,7 @@ def describe(job: Job) -> object:
 
 # ------------------------------------------------------------------ as a loop of enqueue
 
-wishes = st.lists(
+job_requests = st.lists(
     st.fixed_dictionaries(
         {"prompt": st.sampled_from(["a", "b"]), "video_url": st.just(FIELDS["video_url"])},
         optional={
@@ -68,7 +68,7 @@ def enqueue_each(wished: list[Wished]) -> list[Job]:
 
 
 @pytest.mark.both_databases
-@given(wishes)
+@given(job_requests)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 def test_enqueue_many_does_what_enqueue_does_for_each(db, wished) -> None:
     """The same jobs in the same places, or the same error."""
@@ -221,12 +221,12 @@ def test_enqueue_from_file_prints_an_id_for_each_line(db, shell, tmp_path) -> No
 def test_enqueue_from_file_ends_lines_where_json_does(db, shell, tmp_path) -> None:
     """Elsewhere these end lines, too; JSON may have them inside of a text."""
     file = tmp_path / "wishes.jsonl"
-    wish = {**FIELDS, "prompt": "on\u2028it\x85goes"}
-    file.write_text(json.dumps(wish, ensure_ascii=False) + "\r\n", "utf-8", newline="")
+    job_request = {**FIELDS, "prompt": "on\u2028it\x85goes"}
+    file.write_text(json.dumps(job_request, ensure_ascii=False) + "\r\n", "utf-8", newline="")
     code, out, err = shell("--from", str(file), "--json")
 
     assert code == 0, err
-    assert read_job(db, UUID(json.loads(out)["ids"][0])).input["prompt"] == wish["prompt"]
+    assert read_job(db, UUID(json.loads(out)["ids"][0])).input["prompt"] == job_request["prompt"]
 
 
 def test_enqueue_from_file_names_wrong_lines(db, shell, tmp_path) -> None:

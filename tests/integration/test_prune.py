@@ -28,7 +28,7 @@ from worker.jobs.values import Move, Outcome, Settlement
 from worker.media.local_store import LocalStore
 from worker.media.store import open_store
 from worker.ops import prune
-from worker.ops.doctor import DoctorTerms, examine
+from worker.ops.doctor import DoctorPolicy, examine
 from worker.ops.orphans import Inventory, find_orphans
 from worker.ops.prune import Pruning, prune_jobs, survey_jobs
 from worker.ops.rearchive import Hold
@@ -151,7 +151,7 @@ def test_job_with_a_request_still_to_be_cancelled_is_kept(db, store):
     with db.transaction() as connection:
         (attempt,) = attempts.list_attempts(connection, job.id)
         known = Settlement(Outcome.ACCEPTED, NOW, 200, "the-request")
-        attempts.settle_attempt(connection, attempt.id, known)
+        attempts.record_outcome(connection, attempt.id, known)
         attempts.order_cancel(connection, attempt.id, NOW)
     assert run(db, store).jobs == 0
     with db.transaction() as connection:
@@ -358,7 +358,9 @@ def test_row_without_files_is_sound_to_doctor_and_verify_and_pruned_in_the_end(d
     with db.transaction() as connection:
         connection.execute(text("UPDATE attempts SET outcome = 'accepted', ending = 'ok'"))
     run(db, store, Retention(BEFORE, files_only=True))
-    diagnosis = examine(db=db, store=store, platform=None, terms=DoctorTerms("x", every_file=True))
+    diagnosis = examine(
+        db=db, store=store, platform=None, policy=DoctorPolicy("x", every_file=True)
+    )
     assert diagnosis.findings == []
     verification = Verification()
     Verifier(db, store).verify(Scope(TODAY), verification)

@@ -34,7 +34,7 @@ from worker.jobs import table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move
 from worker.media.local_store import LocalStore
-from worker.ops.doctor import DoctorTerms, examine
+from worker.ops.doctor import DoctorPolicy, examine
 from worker.ops.orphans import Inventory, find_orphans
 from worker.ops.rearchive import Rearchived, Rearchiver
 
@@ -106,8 +106,8 @@ def test_damaged_copy_is_replaced_by_the_video_at_fal(bench, cdn, store, rearchi
     )
     assert str(event.detail).startswith("different: it has 6 bytes")
     assert len(cdn.asked) == 1
-    terms = DoctorTerms("x", every_file=True)
-    assert examine(db=bench.db, store=store, platform=None, terms=terms).findings == []
+    policy = DoctorPolicy("x", every_file=True)
+    assert examine(db=bench.db, store=store, platform=None, policy=policy).findings == []
 
 
 def test_former_object_under_another_name_is_deleted_after_the_record(store, rearchiver, job):

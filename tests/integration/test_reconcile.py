@@ -269,7 +269,7 @@ def test_completion_without_payload_is_fetched_at_once(bench, desk):
     assert receipt.doorbell == Doorbell(Step.RECONCILE, submission.job.id)
     assert bench.read(submission.job).due_at == bench.clock()
     desk.finish()
-    bench.ring(receipt.doorbell)
+    bench.publish(receipt.doorbell)
     assert bench.read(submission.job).state is S.COMPLETED
 
 
@@ -278,10 +278,10 @@ def test_hint_has_fal_asked_at_once_and_is_not_believed(bench, desk):
     receipt = bench.hint(submission, build_failure())
     assert bench.read(submission.job).due_at == bench.clock()
     assert receipt.doorbell is not None
-    bench.ring(receipt.doorbell)
+    bench.publish(receipt.doorbell)
     assert bench.read(submission.job).state is S.SUBMITTED
     desk.finish()
-    bench.ring(receipt.doorbell)
+    bench.publish(receipt.doorbell)
     assert bench.read(submission.job).state is S.COMPLETED
 
 
@@ -349,7 +349,7 @@ def test_late_doorbell_leaves_an_ended_job_alone(bench, desk, name):
     desk.asked.clear()
     for step in Step:
         if step is not Step.ARCHIVE:
-            assert bench.ring(Doorbell(step, before.id)) == []
+            assert bench.publish(Doorbell(step, before.id)) == []
     assert (bench.read(before), bench.events(before)) == (before, events)
     assert desk.asked == []
 
@@ -366,7 +366,7 @@ def test_stale_redelivery_leaves_a_job_alone_whose_request_is_known_to_have_ende
         else bench.deliver(submission, build_empty())
     )
     for doorbell in [receipt.doorbell] if receipt.doorbell else []:
-        assert bench.ring(doorbell) == []
+        assert bench.publish(doorbell) == []
     assert bench.read(before) == before
 
 

@@ -17,13 +17,13 @@ from worker.ground.db import Database
 from worker.ground.errors import IdempotencyConflictError, InvalidInputError
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.stages.enqueue import Enqueued, enqueue_job, parse_wish
-from worker.stages.judge import SubmitTerms
+from worker.stages.enqueue import Enqueued, enqueue_job, parse_job_request
+from worker.stages.judge import SubmitPolicy
 from worker.stages.submit import submit_job
 
 FIELDS: dict[str, Any] = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
 USUAL = {"priority": "normal", "start_timeout": 3600, "store_io": True}
-TERMS = SubmitTerms(
+TERMS = SubmitPolicy(
     worker="tester:1",
     webhook_base_url="https://hooks.example.com",
     options=parse_options(USUAL),
@@ -42,15 +42,15 @@ def fal() -> Iterator[ScriptedServer]:
 
 
 def enqueue(db: Database, **fields: object) -> Enqueued:
-    wish = parse_wish({**FIELDS, **fields})
-    return enqueue_job(wish, db=db, endpoint=ENDPOINT, grace=LEASE, clock=FakeClock())
+    job_request = parse_job_request({**FIELDS, **fields})
+    return enqueue_job(job_request, db=db, endpoint=ENDPOINT, grace=LEASE, clock=FakeClock())
 
 
 def submit(db: Database, fal: ScriptedServer, job: Job, usual: object = USUAL) -> Job:
     queue = QueueClient(fal.url, SecretStr("key"))
-    terms = replace(TERMS, options=parse_options(usual))
+    policy = replace(TERMS, options=parse_options(usual))
     try:
-        moved = submit_job(job.id, db=db, queue=queue, terms=terms, clock=FakeClock())
+        moved = submit_job(job.id, db=db, queue=queue, policy=policy, clock=FakeClock())
     finally:
         queue.close()
     assert moved is not None
@@ -163,8 +163,8 @@ def test_each_attempt_keeps_what_was_sent_then(db, fal) -> None:
     later = FakeClock()
     later.move(timedelta(hours=1))
     queue = QueueClient(fal.url, SecretStr("key"))
-    terms = replace(TERMS, options=parse_options({"start_timeout": 7}))
-    submit_job(job.id, db=db, queue=queue, terms=terms, clock=later)
+    policy = replace(TERMS, options=parse_options({"start_timeout": 7}))
+    submit_job(job.id, db=db, queue=queue, policy=policy, clock=later)
     queue.close()
     first, second = read_attempts(db, job.id)
     assert first.options == USUAL | {"priority": "low"}

@@ -248,8 +248,8 @@ def test_hint_brings_a_job_back_that_was_given_up(bench, desk):
     desk.finish()
     receipt = bench.hint(submission, build_completion())
     assert receipt.doorbell is not None
-    for doorbell in bench.ring(receipt.doorbell):
-        bench.ring(doorbell)
+    for doorbell in bench.publish(receipt.doorbell):
+        bench.publish(doorbell)
     assert bench.read(submission.job).state is S.COMPLETED
 
 

@@ -15,7 +15,7 @@ from worker.jobs.states import JobState
 from worker.jobs.values import Job, Outcome, Verdict
 from worker.jobs.workers import SeenWorker, keep_worker
 from worker.media.store import open_store
-from worker.ops.doctor import Diagnosis, DoctorTerms, examine
+from worker.ops.doctor import Diagnosis, DoctorPolicy, examine
 from worker.stages.restore import Restored, foresee_restore, restore_jobs
 from worker.stages.tokens import read_token
 
@@ -205,10 +205,10 @@ def test_doctor_names_the_queued_job_that_would_be_paid_again(bench, desk, more)
     """The owner of a request is whoever the search would give it to: fal may show more fields."""
     job = make_queued(bench)
     desk.listing = list_items(build_item(REQUEST_ID, {**job.input, **more}))
-    terms, store = DoctorTerms(job.endpoint), open_store("file:.", Path("spool"))
+    policy, store = DoctorPolicy(job.endpoint), open_store("file:.", Path("spool"))
 
     def look() -> Diagnosis:
-        return examine(db=bench.db, store=store, platform=bench.platform, terms=terms)
+        return examine(db=bench.db, store=store, platform=bench.platform, policy=policy)
 
     (found,) = look().findings
     assert (found.check, found.job_id) == (Check.ORPHAN_AT_FAL, job.id)

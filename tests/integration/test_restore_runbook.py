@@ -89,8 +89,8 @@ def bench(db, emulator, receiver) -> Iterator[Bench]:
     with open_clients(emulator.url) as clients:
         signed = sign_tokens(Bench(db, *clients, FakeClock(datetime.now(UTC))))
         base = f"http://127.0.0.1:{receiver.server_port}"
-        terms = replace(signed.submit_terms, webhook_base_url=base)
-        yield replace(signed, submit_terms=terms)
+        policy = replace(signed.submit_policy, webhook_base_url=base)
+        yield replace(signed, submit_policy=policy)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def shift(db: Database, seconds: float) -> None:
 def test_of_sweeps_that_come_together_one_sweeps(make_runtime) -> None:
     runtimes = [make_runtime() for _ in range(6)]
     shift(runtimes[0].db, 60)
-    swept = call_together(*(lambda one=one: one.ring_overdue(PERIOD / 2) for one in runtimes))
+    swept = call_together(*(lambda one=one: one.publish_overdue(PERIOD / 2) for one in runtimes))
     assert sorted(swept, key=str) == [(0, 0), *[None] * 5]
 
 
@@ -62,15 +62,15 @@ def test_of_sweeps_that_come_together_one_sweeps(make_runtime) -> None:
 )
 def test_sweep_passes_over_what_was_swept_within_half_a_period(make_runtime, ago, is_swept) -> None:
     runtime = make_runtime()
-    runtime.ring_overdue()
+    runtime.publish_overdue()
     shift(runtime.db, ago)
-    assert (runtime.ring_overdue(PERIOD / 2) is not None) is is_swept
+    assert (runtime.publish_overdue(PERIOD / 2) is not None) is is_swept
 
 
 def test_sweep_by_hand_does_not_wait_for_its_turn(make_runtime) -> None:
     runtime = make_runtime()
-    assert runtime.ring_overdue() is not None
-    assert runtime.ring_overdue() is not None
+    assert runtime.publish_overdue() is not None
+    assert runtime.publish_overdue() is not None
 
 
 def test_beat_sends_no_time_of_its_own_clock(settings) -> None:
@@ -87,7 +87,7 @@ def test_worker_stands_in_for_sweeps_that_do_not_come_and_only_one_does(
     monkeypatch.setattr(tasks, "refresh_measures", lambda **given: swept.append(given))
     first, second = Standby(settings), Standby(settings)
     runtime = make_runtime()
-    runtime.ring_overdue()
+    runtime.publish_overdue()
 
     assert not first.sweep_if_missing()
     shift(runtime.db, PERIODS * PERIOD.total_seconds() + 1)

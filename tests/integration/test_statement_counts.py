@@ -14,7 +14,7 @@ from tests.harness.stages import Bench, build_completion
 from tests.harness.web import run_server, send_body
 from worker.ground.db import Database
 from worker.jobs.states import JobState
-from worker.stages.enqueue import enqueue_job, parse_wish
+from worker.stages.enqueue import enqueue_job, parse_job_request
 from worker.stages.submit import begin_submission
 
 pytestmark = pytest.mark.both_databases
@@ -76,11 +76,13 @@ def counted(bench: Bench, archive: Archiver, cdn) -> Meter:
     """Of one job's whole way, on which nothing goes wrong."""
     meter = Meter(bench.db)
     with meter.step("enqueue"):
-        wish = parse_wish(WISH)
-        job = enqueue_job(wish, db=bench.db, endpoint="e", grace=LEASE, clock=bench.clock).job
+        job_request = parse_job_request(WISH)
+        job = enqueue_job(
+            job_request, db=bench.db, endpoint="e", grace=LEASE, clock=bench.clock
+        ).job
     with meter.step("intent"):
-        terms = bench.submit_terms
-        submission = begin_submission(job.id, db=bench.db, terms=terms, clock=bench.clock)
+        policy = bench.submit_policy
+        submission = begin_submission(job.id, db=bench.db, policy=policy, clock=bench.clock)
     assert submission is not None
     with meter.step("reply"):
         bench.accept(submission)

@@ -27,14 +27,14 @@ from worker.jobs import table
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Outcome, Verdict
 from worker.stages.complete import receive_delivery
-from worker.stages.enqueue import enqueue_job, parse_wish
-from worker.stages.judge import SubmitTerms
+from worker.stages.enqueue import enqueue_job, parse_job_request
+from worker.stages.judge import SubmitPolicy
 from worker.stages.submit import begin_submission, submit_job
 
 KEY = "key-id:key-secret"
 REQUEST_ID = "7f3c1d0e-0000-4000-8000-00000000aaaa"
 WEBHOOK_BASE = "https://hooks.example.com/fal"
-TERMS = SubmitTerms(
+TERMS = SubmitPolicy(
     worker="tester:1",
     webhook_base_url=WEBHOOK_BASE,
     options=RequestOptions(start_timeout=timedelta(hours=1), store_io=True),
@@ -54,7 +54,7 @@ def fal():
 
 @pytest.fixture
 def job(db):
-    return enqueue_job(parse_wish(FIELDS), db=db, endpoint=ENDPOINT, grace=LEASE).job
+    return enqueue_job(parse_job_request(FIELDS), db=db, endpoint=ENDPOINT, grace=LEASE).job
 
 
 @pytest.fixture
@@ -62,10 +62,10 @@ def submit(db, fal):
     """Submit a job to `fal`, or to another place."""
     clients = []
 
-    def run(job, *, url=None, clock=FakeClock(), **terms):  # noqa: B008 - never moved
+    def run(job, *, url=None, clock=FakeClock(), **policy):  # noqa: B008 - never moved
         queue = QueueClient(url or fal.url, SecretStr(KEY))
         clients.append(queue)
-        return submit_job(job.id, db=db, queue=queue, terms=replace(TERMS, **terms), clock=clock)
+        return submit_job(job.id, db=db, queue=queue, policy=replace(TERMS, **policy), clock=clock)
 
     yield run
     for client in clients:
@@ -339,14 +339,14 @@ def test_submit_job_of_a_postponed_job_waits_for_its_time(db, fal, job, submit):
 
 @pytest.mark.both_databases
 def test_submit_job_after_a_crash_before_the_reply_posts_no_more(db, fal, job, submit):
-    assert begin_submission(job.id, db=db, terms=TERMS, clock=FakeClock())
+    assert begin_submission(job.id, db=db, policy=TERMS, clock=FakeClock())
     late = FakeClock(NOW + timedelta(days=1))
     assert submit(job, clock=late) is None
     assert fal.asked == []
 
 
 def test_begin_submission_of_an_unknown_job_gives_none(db):
-    assert begin_submission(uuid4(), db=db, terms=TERMS, clock=FakeClock()) is None
+    assert begin_submission(uuid4(), db=db, policy=TERMS, clock=FakeClock()) is None
 
 
 @pytest.mark.both_databases

@@ -173,11 +173,11 @@ def test_sweep_jobs_takes_batches_the_important_and_the_oldest_first(db, clock):
 @pytest.mark.both_databases
 def test_sweep_jobs_of_all_states_rings_for_each_once(db, clock):
     jobs = {make_job_of_its_own(db, state).id: state for state in WAYS}
-    rung = sweep(db, clock)
-    assert sorted(jobs[bell.job_id] for bell in rung) == sorted(STEPS)
+    published = sweep(db, clock)
+    assert sorted(jobs[bell.job_id] for bell in published) == sorted(STEPS)
     assert set(STEPS) == set(JobState) - ENDED
-    assert len(rung) == len(set(rung))
-    assert all(bell.step is STEPS[jobs[bell.job_id]] for bell in rung)
+    assert len(published) == len(set(published))
+    assert all(bell.step is STEPS[jobs[bell.job_id]] for bell in published)
 
 
 def make_job_of_its_own(db, state):
@@ -202,8 +202,8 @@ def claim_without_attempt(db, job):
 @pytest.mark.both_databases
 def test_sweep_jobs_by_two_at_once_rings_for_each_once(db, clock):
     jobs = {insert_job(db).id for _ in range(60)}
-    rung = call_together(*[lambda: sweep(db, clock, limit=40)] * 2)
-    first, second = ([bell.job_id for bell in bells] for bells in rung)
+    published = call_together(*[lambda: sweep(db, clock, limit=40)] * 2)
+    first, second = ([bell.job_id for bell in bells] for bells in published)
     assert len(first) + len(second) == len({*first, *second})
     rest = sweep(db, clock)
     assert {*first, *second, *(bell.job_id for bell in rest)} == jobs
@@ -223,7 +223,7 @@ def test_sweep_jobs_passes_over_rows_that_another_sweep_holds(postgres_url, cloc
 def test_sweep_jobs_against_a_claim_at_once_leaves_one_holder(db, clock):
     """A doorbell that comes late, and the sweep for the same row: whoever is first."""
     job = make_job(db, JobState.COMPLETED)
-    claimed, rung = call_together(
+    claimed, published = call_together(
         lambda: lead_job(db, job, JobEvent.ARCHIVE_CLAIMED, now=DUE),
         lambda: sweep(db, clock),
     )
@@ -231,7 +231,7 @@ def test_sweep_jobs_against_a_claim_at_once_leaves_one_holder(db, clock):
     assert (after.state, after.fence) == (JobState.ARCHIVING, job.fence + 1)
     assert after.claimed_by == claimed.claimed_by
     assert after.due_at == DUE + LEASE
-    assert len(rung) <= 1
+    assert len(published) <= 1
 
 
 # while submissions pause
@@ -286,7 +286,7 @@ def paid(db):
     with db.transaction() as connection:
         (attempt,) = attempts.list_attempts(connection, job.id)
         known = Settlement(Outcome.ACCEPTED, NOW, 200, "the-request")
-        attempts.settle_attempt(connection, attempt.id, known)
+        attempts.record_outcome(connection, attempt.id, known)
         attempts.order_cancel(connection, attempt.id, DUE)
     return job
 

@@ -30,7 +30,7 @@ from tests.harness.processes import EXTEND_VIDEO
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from worker import producer, tasks
-from worker.fal.storage import StorageClient, UploadTerms
+from worker.fal.storage import StorageClient, UploadPolicy
 from worker.fal.storage_api import UploadFile
 from worker.ground.backoff import Backoff
 from worker.ground.db import Database
@@ -43,13 +43,13 @@ from worker.ground.errors import (
 from worker.jobs.uploads import Uploaded, find_upload, record_upload
 from worker.jobs.values import Job
 from worker.stages.enqueue import enqueue_job
-from worker.stages.upload import FRESH_FOR, FileTerms, make_wish
+from worker.stages.upload import FRESH_FOR, FilePolicy, make_job_request
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 KIB = 1024
 QUICK = Backoff(timedelta(milliseconds=1), timedelta(milliseconds=5))
-IN_PARTS = UploadTerms(whole_bytes=100 * KIB, part_bytes=64 * KIB, pause=QUICK)
-AT_ONCE = UploadTerms(pause=QUICK)
+IN_PARTS = UploadPolicy(whole_bytes=100 * KIB, part_bytes=64 * KIB, pause=QUICK)
+AT_ONCE = UploadPolicy(pause=QUICK)
 PROMPT: dict[str, Any] = {"prompt": "on it goes"}
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -149,8 +149,8 @@ def refuse_all(_url: str) -> bool:
     return False
 
 
-def send(emulator: Emulator, path: Path, terms: UploadTerms, key: str = "emulator-key") -> str:
-    client = StorageClient(emulator.url, emulator.url, SecretStr(key), terms, may_use=refuse_all)
+def send(emulator: Emulator, path: Path, policy: UploadPolicy, key: str = "emulator-key") -> str:
+    client = StorageClient(emulator.url, emulator.url, SecretStr(key), policy, may_use=refuse_all)
     try:
         return client.upload(UploadFile(path, path.stat().st_size, "video/mp4", "a.mp4"))
     finally:
@@ -165,8 +165,8 @@ def long_file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("terms", "parts"), [(AT_ONCE, 1), (IN_PARTS, 17)])
-def test_uploaded_file_is_served_as_it_was(emulator, long_file, terms, parts) -> None:
-    url = send(emulator, long_file, terms)
+def test_uploaded_file_is_served_as_it_was(emulator, long_file, policy, parts) -> None:
+    url = send(emulator, long_file, policy)
     assert hash_served(url) == hash_file(long_file)
     upload = list_uploads(emulator)[-1]
     assert (upload["parts"], upload["bytes"]) == (parts, 1024 * KIB + 1)
@@ -182,9 +182,9 @@ def test_uploaded_file_is_served_as_it_was(emulator, long_file, terms, parts) ->
         ({"point": "upload_complete", "kind": "drop", "times": 2}, IN_PARTS),
     ],
 )
-def test_upload_survives_faults(emulator, long_file, fault, terms) -> None:
+def test_upload_survives_faults(emulator, long_file, fault, policy) -> None:
     emulator.order(fault)
-    url = send(emulator, long_file, terms)
+    url = send(emulator, long_file, policy)
     assert hash_served(url) == hash_file(long_file)
     assert emulator.count_fired() == [fault["times"]]
 
@@ -240,16 +240,16 @@ def wish_and_enqueue(db, emulator) -> Enqueue:
         return closing(StorageClient(emulator.url, emulator.url, key, AT_ONCE, may_use=refuse_all))
 
     def enqueue(fields: Mapping[str, object], now: datetime = NOW) -> Job:
-        wish = make_wish(
+        job_request = make_job_request(
             {**PROMPT, **fields},
             (),
             db=db,
             open_storage=open_storage,
-            terms=FileTerms(16 * KIB, 1024 * KIB),
+            policy=FilePolicy(16 * KIB, 1024 * KIB),
             clock=lambda: now,
         )
         lease = timedelta(seconds=60)
-        return enqueue_job(wish, db=db, endpoint="a/b", grace=lease, clock=lambda: now).job
+        return enqueue_job(job_request, db=db, endpoint="a/b", grace=lease, clock=lambda: now).job
 
     return enqueue
 

@@ -233,7 +233,7 @@ def test_downgrade_of_a_dead_attempt_makes_it_unknown_again(db, database_url):
     with db.transaction() as connection:
         (attempt,) = attempts.list_attempts(connection, job.id)
         dead = Settlement(Outcome.DEAD, attempt.started_at, error_message="nobody knows it")
-        attempts.settle_attempt(connection, attempt.id, dead)
+        attempts.record_outcome(connection, attempt.id, dead)
     command.downgrade(build_config(database_url), "0001")
     rows = read_rows(db, {"attempts": ["outcome", "error_message"], "deliveries": ["id"]})
     assert rows == {"attempts": ["('nobody knows it', 'unknown')"], "deliveries": []}

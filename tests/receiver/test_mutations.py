@@ -74,7 +74,7 @@ def two_jobs(scene) -> None:
         (attempt,) = read_attempts(scene.db, job.id)
         with scene.db.transaction() as connection:
             settled = Settlement(Outcome.ACCEPTED, now, 200, request_id)
-            attempts.settle_attempt(connection, attempt.id, settled)
+            attempts.record_outcome(connection, attempt.id, settled)
             connection.execute(
                 text("UPDATE attempts SET token_hash = :hash WHERE fal_request_id = :id"),
                 {"hash": attempts.hash_token(token), "id": request_id},
@@ -103,10 +103,10 @@ def test_receive_spoilt_deliveries_changes_nothing(scene, two_jobs, confessions,
         assert confessions.heard == [], f"seed {seed!r}"
         answers[status] += 1
     assert scene.read_table() == before, f"one of the seeds {part}-0 and following"
-    rung = scene.take_doorbells()
+    published = scene.take_doorbells()
     # What is too large to be read, under a known token, has fal asked; nothing else does.
-    assert set(rung) <= {"extend_video.reconcile"}
-    assert len(rung) <= answers[413]
+    assert set(published) <= {"extend_video.reconcile"}
+    assert len(published) <= answers[413]
     assert set(answers) >= {400, 401, 404, 405, 413}, answers
     check_genuine_is_recorded(scene)
 

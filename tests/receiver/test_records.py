@@ -23,7 +23,7 @@ from tests.receiver.scene import LEASE
 from worker.fal.options import RequestOptions
 from worker.fal.queue import QueueClient
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
-from worker.stages.judge import SubmitTerms
+from worker.stages.judge import SubmitPolicy
 from worker.stages.submit import submit_job
 from worker.stages.sweep import sweep_jobs
 
@@ -178,8 +178,8 @@ def test_receive_webhook_during_submission_completes_paid_job(scene) -> None:
 
     with run_server(call_back_first) as fal:
         queue = QueueClient(fal.url, SecretStr("key"))
-        terms = SubmitTerms("w:1", "https://hooks.test", RequestOptions(), *[LEASE] * 4)
-        moved = submit_job(job.id, db=scene.db, queue=queue, terms=terms)
+        policy = SubmitPolicy("w:1", "https://hooks.test", RequestOptions(), *[LEASE] * 4)
+        moved = submit_job(job.id, db=scene.db, queue=queue, policy=policy)
         queue.close()
 
     assert moved is None

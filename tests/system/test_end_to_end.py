@@ -20,8 +20,8 @@ MANY = 25
 
 
 def send_wish(scene: Scene, job_id: UUID, **fields: object) -> None:
-    wish = json.dumps({"job_id": str(job_id), **scene.build_fields(**fields)})
-    run_python(scene, CELERY_PRODUCER, scene.deployment.settings["BROKER_URL"], wish)
+    job_request = json.dumps({"job_id": str(job_id), **scene.build_fields(**fields)})
+    run_python(scene, CELERY_PRODUCER, scene.deployment.settings["BROKER_URL"], job_request)
 
 
 def find_archived(job: Row) -> str:

@@ -57,9 +57,9 @@ def wait_for_refusal(scene: Scene, marker: str) -> dict[str, str]:
 
 def test_wish_sent_twice_with_one_key_is_one_job(scene):
     tenant = f"twice-{uuid4()}"
-    wishes = [scene.build_fields(tenant=tenant, idempotency_key=f"key {n}") for n in range(5)]
-    for wish in [*wishes, *wishes]:
-        scene.send("enqueue", **wish)
+    job_requests = [scene.build_fields(tenant=tenant, idempotency_key=f"key {n}") for n in range(5)]
+    for job_request in [*job_requests, *job_requests]:
+        scene.send("enqueue", **job_request)
 
     jobs = scene.table.wait_for_ends(tenant, 5)
 
@@ -70,11 +70,11 @@ def test_wish_sent_twice_with_one_key_is_one_job(scene):
 def test_message_delivered_twice_is_one_job_and_two_wishes_alike_are_two(sqlite_scene):
     scene = sqlite_scene
     redelivered, alike = f"redelivered-{uuid4()}", f"alike-{uuid4()}"
-    task_id, wish = str(uuid4()), scene.build_fields(tenant=redelivered)
+    task_id, job_request = str(uuid4()), scene.build_fields(tenant=redelivered)
     for _ in range(3):
-        scene.send("enqueue", task_id=task_id, **wish)
+        scene.send("enqueue", task_id=task_id, **job_request)
     for _ in range(2):
-        scene.send("enqueue", **{**wish, "tenant": alike})
+        scene.send("enqueue", **{**job_request, "tenant": alike})
 
     first, second = scene.table.wait_for_ends(alike, 2)
     [job] = scene.table.wait_for_ends(redelivered, 1)
@@ -179,9 +179,9 @@ def test_messages_lost_by_the_broker_are_healed_by_two_sweeps(scene):
     worker, broker = scene.deployment.submitter, scene.deployment.settings["BROKER_URL"]
     second = scene.deployment.start_beat("second beat")
     tenant = f"lost-{uuid4()}"
-    wishes = [json.dumps(scene.build_fields(tenant=tenant)) for _ in range(5)]
+    job_requests = [json.dumps(scene.build_fields(tenant=tenant)) for _ in range(5)]
     with stopped_between_writes(scene, worker):
-        run_python(scene, PYTHON_PRODUCER, *wishes, **scene.deployment.settings)
+        run_python(scene, PYTHON_PRODUCER, *job_requests, **scene.deployment.settings)
         with redis.Redis(unix_socket_path=broker.removeprefix("redis+socket://")) as client:
             # the paused worker has asked for a message already, and gets the first one
             assert client.llen("extend_video.submit") >= 4

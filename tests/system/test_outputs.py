@@ -12,7 +12,7 @@ from worker.media.probe import VideoFacts, probe_video
 class Form(NamedTuple):
     """A `video_output_type`, and what its file must turn out to be."""
 
-    wish: str
+    job_request: str
     extension: str
     container: str
     codec: str
@@ -47,14 +47,14 @@ def check_archived(scene: Scene, job_id: UUID, form: Form) -> VideoFacts:
 
 def test_result_of_own_form_and_size_is_archived_as_what_it_is(sqlite_scene) -> None:
     size = {"width": 34, "height": 130}
-    job_id = sqlite_scene.enqueue(video_output_type=WEBM.wish, video_size=size)
+    job_id = sqlite_scene.enqueue(video_output_type=WEBM.job_request, video_size=size)
     facts = check_archived(sqlite_scene, job_id, WEBM)
     assert (facts.width, facts.height) == (34, 130)
 
 
 def test_result_inside_the_message_is_archived_and_leaves_a_marker(sqlite_scene) -> None:
     scene = sqlite_scene
-    job_id = scene.enqueue(video_output_type=GIF.wish, sync_mode=True)
+    job_id = scene.enqueue(video_output_type=GIF.job_request, sync_mode=True)
 
     check_archived(scene, job_id, GIF)
 

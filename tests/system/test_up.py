@@ -49,8 +49,8 @@ def test_up_archives_a_video_and_ends_all_on_sigterm(yard, up_settings, clip):
             "WEBHOOK_BASE_URL": f"http://{host}:{port}",
         }
         part = start_up(yard, up_settings, port)
-        wish = ["--prompt", "on", "--video", emulator.sample_url, "--set", "num_frames=30"]
-        enqueued = yard.run([EXTEND_VIDEO, "enqueue", *wish, "--json"], up_settings)
+        job_request = ["--prompt", "on", "--video", emulator.sample_url, "--set", "num_frames=30"]
+        enqueued = yard.run([EXTEND_VIDEO, "enqueue", *job_request, "--json"], up_settings)
         assert enqueued.returncode == 0, enqueued.stderr
         job_id = UUID(json.loads(enqueued.stdout)["id"])
         with open_table(up_settings["DATABASE_URL"]) as table:

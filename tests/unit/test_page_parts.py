@@ -15,7 +15,7 @@ from webhook.page.board import Hour, pick_quantile
 from webhook.page.masks import Masker
 from webhook.page.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
 from webhook.page.query import read_place, read_query, write_place
-from worker.ground.moments import read_moment, tell_briefly, tell_duration
+from worker.ground.moments import format_duration, read_moment, tell_briefly
 from worker.jobs.overview import JobFilter, Place
 from worker.jobs.states import JobState
 from worker.jobs.totals import Measure
@@ -208,7 +208,7 @@ def test_duration_is_told_in_its_largest_units() -> None:
         (200_000, "2 d", "2 d 7 h"),
     ]:
         duration = timedelta(seconds=seconds)
-        assert (tell_briefly(duration), tell_duration(duration)) == (brief, full)
+        assert (tell_briefly(duration), format_duration(duration)) == (brief, full)
 
 
 # ------------------------------------------------------------------ sessions and guesses

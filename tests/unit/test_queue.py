@@ -291,13 +291,13 @@ def fal() -> Iterator[ScriptedServer]:
 
 
 def submit(base_url: str, **options: Any) -> SubmitReply:
-    terms: dict[str, Any] = {
+    policy: dict[str, Any] = {
         "webhook_url": "https://hooks.test/webhooks/fal/a-token?x=1&y=ü",
         "options": RequestOptions(start_timeout=timedelta(seconds=90), store_io=True),
     }
     client = QueueClient(base_url, SecretStr(KEY))
     try:
-        return client.submit("fal-ai/app/path", {"prompt": "ü", "seed": 7}, **(terms | options))
+        return client.submit("fal-ai/app/path", {"prompt": "ü", "seed": 7}, **(policy | options))
     finally:
         client.close()
 

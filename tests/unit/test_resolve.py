@@ -21,7 +21,7 @@ from worker.jobs.values import HELD, Attempt, Job, Outcome, RequestClaim
 from worker.stages.resolve import (
     Evidence,
     Matches,
-    ResolveTerms,
+    ResolvePolicy,
     Waiting,
     judge_absence,
     match_requests,
@@ -31,7 +31,7 @@ from worker.stages.resolve import (
 )
 
 UNKNOWN = timedelta(minutes=90)
-TERMS = ResolveTerms(UNKNOWN, UnknownPolicy.RESUBMIT, 3, LEASE)
+TERMS = ResolvePolicy(UNKNOWN, UnknownPolicy.RESUBMIT, 3, LEASE)
 OLD = NOW - UNKNOWN - timedelta(seconds=1)
 INPUT: dict[str, Any] = {
     "prompt": "on",
@@ -240,8 +240,8 @@ def test_verdict_waits_for_the_attempts_own_start_timeout_and_a_run(own, seconds
 
 def test_verdict_waits_for_a_start_timeout_beyond_unknown_seconds():
     """Seen: 7 charges for 3 jobs at UNKNOWN_SECONDS=12 and a job's own start_timeout of 60."""
-    terms = replace(TERMS, unknown_after=timedelta(seconds=12))
-    assert terms.judge_after(build_attempt(options={"start_timeout": 60})).total_seconds() == 64
+    policy = replace(TERMS, unknown_after=timedelta(seconds=12))
+    assert policy.judge_after(build_attempt(options={"start_timeout": 60})).total_seconds() == 64
 
 
 def test_each_window_holds_the_whole_life_of_its_requests_and_no_more():
@@ -300,10 +300,10 @@ def test_proven_death_is_held_where_a_human_decides():
 @pytest.mark.parametrize("spent", [1, 3])
 @pytest.mark.parametrize("terms", [TERMS, HOLD], ids=["resubmit", "hold"])
 @pytest.mark.parametrize("waited", [UNKNOWN, 100 * UNKNOWN])
-def test_job_is_held_without_proof_whatever_the_policy_and_however_long(terms, spent, waited):
+def test_job_is_held_without_proof_whatever_the_policy_and_however_long(policy, spent, waited):
     """Seen: 9 charges for 3 jobs while the listing answered 401."""
     evidence = Evidence(waited, UNKNOWN, (GAP,))
-    event, move = judge_absence(build_job(), evidence, spent, terms, NOW)
+    event, move = judge_absence(build_job(), evidence, spent, policy, NOW)
     assert event is JobEvent.SUBMISSION_HELD
     reason = move.columns["blocked_reason"]
     assert GAP in reason
@@ -312,9 +312,9 @@ def test_job_is_held_without_proof_whatever_the_policy_and_however_long(terms, s
 
 @pytest.mark.parametrize("spent", [2, 3])
 @pytest.mark.parametrize("terms", [TERMS, HOLD], ids=["resubmit", "hold"])
-def test_bound_on_lost_submissions_ends_the_job(terms, spent):
-    event, move = judge_absence(build_job(), EVIDENCE, spent, terms, NOW)
-    assert (event is JobEvent.SUBMISSION_EXHAUSTED) == (spent >= terms.max_attempts)
+def test_bound_on_lost_submissions_ends_the_job(policy, spent):
+    event, move = judge_absence(build_job(), EVIDENCE, spent, policy, NOW)
+    assert (event is JobEvent.SUBMISSION_EXHAUSTED) == (spent >= policy.max_attempts)
     if event is JobEvent.SUBMISSION_EXHAUSTED:
         assert move.due_at is None
         assert move.columns["error_code"] == "submission_exhausted"
@@ -323,9 +323,9 @@ def test_bound_on_lost_submissions_ends_the_job(terms, spent):
 
 @pytest.mark.parametrize("spent", [1, 3])
 @pytest.mark.parametrize("terms", [TERMS, HOLD], ids=["resubmit", "hold"])
-def test_wish_to_cancel_is_granted_once_death_is_proven(terms, spent):
+def test_wish_to_cancel_is_granted_once_death_is_proven(policy, spent):
     job = build_job(cancel_requested_at=OLD)
-    event, move = judge_absence(job, EVIDENCE, spent, terms, NOW)
+    event, move = judge_absence(job, EVIDENCE, spent, policy, NOW)
     assert (event, move.due_at, move.detail) == (
         JobEvent.JOB_CANCELLED,
         None,

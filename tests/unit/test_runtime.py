@@ -9,8 +9,8 @@ from worker.ground.errors import InvalidSettingsError
 from worker.ground.setting_types import UnknownPolicy
 from worker.ground.settings import load_settings
 from worker.runtime import Runtime, name_account
-from worker.stages.archive import ArchiveTerms
-from worker.stages.resolve import ResolveTerms
+from worker.stages.archive import ArchivePolicy
+from worker.stages.resolve import ResolvePolicy
 
 WHOLE = {"fal_key": "k", "webhook_base_url": "https://hooks.test"}
 
@@ -38,7 +38,7 @@ def test_worker_name_is_not_shared_with_any_other() -> None:
     assert f":{os.getpid()}:" in first.worker
 
 
-@pytest.mark.parametrize("part", ["queue", "submit_terms"])
+@pytest.mark.parametrize("part", ["queue", "submit_policy"])
 def test_part_without_its_setting_is_refused(part) -> None:
     with pytest.raises(InvalidSettingsError, match=r"\(not set\)"):
         getattr(Runtime(load_settings()), part)
@@ -55,12 +55,12 @@ def test_submit_terms_carry_the_settings() -> None:
         probe_seconds=50,
     )
     runtime = Runtime(settings)
-    terms = runtime.submit_terms
-    assert (terms.worker, terms.webhook_base_url) == (runtime.worker, "https://hooks.test")
-    assert terms.options.store_io is False
-    durations = (terms.options.start_timeout, terms.lease, terms.poll_after)
+    policy = runtime.submit_policy
+    assert (policy.worker, policy.webhook_base_url) == (runtime.worker, "https://hooks.test")
+    assert policy.options.store_io is False
+    durations = (policy.options.start_timeout, policy.lease, policy.poll_after)
     assert durations == tuple(timedelta(seconds=seconds) for seconds in (10, 20, 30))
-    bounds = (terms.retry_for, terms.probe_after)
+    bounds = (policy.retry_for, policy.probe_after)
     assert bounds == (timedelta(seconds=400), timedelta(seconds=50))
 
 
@@ -75,7 +75,7 @@ def test_resolve_terms_carry_the_settings() -> None:
     )
     reconciler = Runtime(settings).reconciler
     assert reconciler.poll_after == timedelta(seconds=30)
-    assert reconciler.resolver.terms == ResolveTerms(
+    assert reconciler.resolver.policy == ResolvePolicy(
         unknown_after=timedelta(seconds=4000),
         policy=UnknownPolicy.HOLD,
         max_attempts=5,
@@ -92,7 +92,7 @@ def test_archive_terms_carry_the_settings() -> None:
     runtime = Runtime(settings)
     assert runtime.keeper.fetcher.limits.max_bytes == 1000
     assert runtime.keeper.has_sheet
-    assert runtime.archive_terms == ArchiveTerms(runtime.worker, timedelta(seconds=20), 3)
+    assert runtime.archive_policy == ArchivePolicy(runtime.worker, timedelta(seconds=20), 3)
 
 
 @pytest.mark.parametrize(

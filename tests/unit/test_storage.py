@@ -15,14 +15,14 @@ from pydantic import SecretStr
 from tests.harness.storage import SIGNATURE, TOKEN, Host, Storage, run_storage
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
-from worker.fal.storage import DEFAULT_TERMS, MIB, StorageClient, Upload, UploadTerms
+from worker.fal.storage import DEFAULT_POLICY, MIB, StorageClient, Upload, UploadPolicy
 from worker.fal.storage_api import UploadFile
 from worker.ground.backoff import Backoff
 from worker.ground.errors import UploadRefusedError, UploadUnavailableError
 
 KEY = "key-id:key-secret"
 QUICK = Backoff(timedelta(milliseconds=1), timedelta(milliseconds=2))
-TERMS = UploadTerms(whole_bytes=1000, part_bytes=400, parallel=3, tries=3, pause=QUICK)
+TERMS = UploadPolicy(whole_bytes=1000, part_bytes=400, parallel=3, tries=3, pause=QUICK)
 LONG = 400 * 5 + 1  # six parts, the last of one byte
 Start = Callable[..., Upload]
 
@@ -43,9 +43,9 @@ def may_use(url: str) -> bool:
     return "not-fals" not in url
 
 
-def open_client(storage: Storage, terms: UploadTerms = TERMS) -> StorageClient:
+def open_client(storage: Storage, policy: UploadPolicy = TERMS) -> StorageClient:
     return StorageClient(
-        storage.rest.url, storage.bytes.url, SecretStr(KEY), terms, may_use=may_use
+        storage.rest.url, storage.bytes.url, SecretStr(KEY), policy, may_use=may_use
     )
 
 
@@ -54,8 +54,8 @@ def start(storage, tmp_path) -> Iterator[Start]:
     """Begins the upload of so many bytes; nothing is sent yet."""
     clients: list[StorageClient] = []
 
-    def begin(size: int = 100, terms: UploadTerms = TERMS) -> Upload:
-        clients.append(open_client(storage, terms))
+    def begin(size: int = 100, policy: UploadPolicy = TERMS) -> Upload:
+        clients.append(open_client(storage, policy))
         return clients[-1].start(write_file(tmp_path, size))
 
     yield begin
@@ -77,8 +77,8 @@ def find_credentials(host: Host) -> set[str]:
 
 
 def test_defaults_are_those_of_fals_client() -> None:
-    assert (DEFAULT_TERMS.whole_bytes, DEFAULT_TERMS.part_bytes) == (90 * MIB, 10 * MIB)
-    assert DEFAULT_TERMS.parallel > 1
+    assert (DEFAULT_POLICY.whole_bytes, DEFAULT_POLICY.part_bytes) == (90 * MIB, 10 * MIB)
+    assert DEFAULT_POLICY.parallel > 1
 
 
 def test_small_file_is_put_at_once_to_the_signed_url(storage, start, tmp_path) -> None:
@@ -271,10 +271,10 @@ def test_failed_part_stops_the_others(storage, start) -> None:
 
 def test_host_that_says_nothing_is_given_up_in_time(storage, start) -> None:
     storage.bytes.held["video.mp4"] = Event()
-    terms = replace(TERMS, tries=2, overhead=timedelta(seconds=0.3))
+    policy = replace(TERMS, tries=2, overhead=timedelta(seconds=0.3))
     began = monotonic()
     with pytest.raises(UploadUnavailableError, match="sending the file"):
-        start(100, terms).finish()
+        start(100, policy).finish()
     assert monotonic() - began < 10
 
 
@@ -286,7 +286,7 @@ def test_unreachable_host_is_told(storage, start) -> None:
 
 
 def test_time_allowed_grows_with_the_size() -> None:
-    small, large = (DEFAULT_TERMS.bound(size) for size in (1, 1024 * MIB))
+    small, large = (DEFAULT_POLICY.bound(size) for size in (1, 1024 * MIB))
     assert small < timedelta(minutes=2)
     assert timedelta(hours=1) < large < timedelta(hours=12)
 

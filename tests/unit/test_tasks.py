@@ -27,7 +27,9 @@ def fail_with(monkeypatch):
         monkeypatch.setattr(tasks, "enqueue_job", refuse)
         monkeypatch.setattr(tasks, "DATABASE_PAUSE_SECONDS", 0)
         settings = load_settings()
-        runtime = SimpleNamespace(db=None, settings=settings, make_wish=Runtime(settings).make_wish)
+        runtime = SimpleNamespace(
+            db=None, settings=settings, make_job_request=Runtime(settings).make_job_request
+        )
         monkeypatch.setattr(tasks, "get_runtime", lambda: runtime)
 
     return prepare

@@ -11,10 +11,10 @@ from worker.ground.setting_types import UnknownPolicy
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Gate, Job
 from worker.ops.waiting import describe_time, explain_wait
-from worker.stages.resolve import ResolveTerms
+from worker.stages.resolve import ResolvePolicy
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
-TERMS = ResolveTerms(90 * MINUTE, UnknownPolicy.RESUBMIT, 3, MINUTE)
+TERMS = ResolvePolicy(90 * MINUTE, UnknownPolicy.RESUBMIT, 3, MINUTE)
 GATE = Gate("submissions", NOW + MINUTE, "fal refuses the account: fal_http_403: no balance")
 CANCEL = f"extend-video cancel {JOB_ID}"
 REDRIVE = f"extend-video redrive {JOB_ID}"
@@ -43,7 +43,7 @@ def test_wait_of_each_state_tells_its_parts_in_one_sentence() -> None:
 
 def test_overdue_wait_says_since_when_and_where_to_look() -> None:
     for state in set(JobState) - ENDED:
-        wait = explain_wait(build_job(state), [ATTEMPT], None, NOW + 2 * MINUTE, terms=TERMS)
+        wait = explain_wait(build_job(state), [ATTEMPT], None, NOW + 2 * MINUTE, policy=TERMS)
         assert "due since 12:01:00 UTC (1 min ago)" in wait.sentence
         if state is not JobState.SUBMISSION_UNKNOWN:
             assert "next sweep" in wait.waits_for
@@ -114,7 +114,7 @@ LOST = replace(ATTEMPT, outcome="unknown")
 )
 def test_unknown_submission_foresees_what_its_death_leads_to(job, lost, policy, follows) -> None:
     tried = [LOST] * lost
-    wait = explain_wait(job, tried, None, NOW, terms=replace(TERMS, policy=policy))
+    wait = explain_wait(job, tried, None, NOW, policy=replace(TERMS, policy=policy))
     assert f"from 13:30:00 UTC on it counts as dead if it is not there, and {follows}" in wait.then
     assert f"{REDRIVE} --pay-again" in wait.may_do
     assert "may pay twice" in wait.may_do
@@ -123,7 +123,7 @@ def test_unknown_submission_foresees_what_its_death_leads_to(job, lost, policy, 
 def test_attempts_lost_before_a_redrive_do_not_count_for_the_end() -> None:
     job = replace(UNKNOWN_JOB, redriven_at=NOW + SECOND)
     tried = [LOST, LOST, replace(LOST, started_at=NOW + MINUTE)]
-    wait = explain_wait(job, tried, None, NOW + MINUTE, terms=TERMS)
+    wait = explain_wait(job, tried, None, NOW + MINUTE, policy=TERMS)
     assert "is submitted once more" in wait.then
 
 
@@ -134,7 +134,7 @@ def test_unknown_submission_without_terms_names_the_setting() -> None:
 
 def test_held_submission_waits_for_an_operator() -> None:
     job = replace(UNKNOWN_JOB, blocked_reason="held: no webhook within 5400 s")
-    wait = explain_wait(job, [LOST], None, NOW, terms=TERMS)
+    wait = explain_wait(job, [LOST], None, NOW, policy=TERMS)
     assert "an operator's decision (held: no webhook" in wait.waits_for
     assert f"{REDRIVE} --pay-again buys a new run" in wait.may_do
     assert f"{CANCEL} gives it up" in wait.may_do

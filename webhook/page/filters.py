@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from webhook.page.masks import Masker
-from worker.ground.moments import tell_briefly, tell_duration
+from worker.ground.moments import format_duration, tell_briefly
 
 
 def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:
@@ -14,15 +14,15 @@ def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:
     return {
         "mask": lambda value: masker.mask(str(value)),
         "pretty": show_json,
-        "duration": tell_duration,
+        "duration": format_duration,
         "brief": tell_briefly,
         "clock": lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
         "words": lambda name: str(name).replace("_", " "),
-        "amount": tell_bytes,
+        "amount": format_bytes,
     }
 
 
-def tell_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     amount, units = float(count), ["B", "kB", "MB", "GB"]
     while amount >= 1000 and len(units) > 1:  # noqa: PLR2004 - as units go
         amount, units = amount / 1000, units[1:]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from webhook.page.board import Hour
-from worker.ground.moments import tell_duration
+from worker.ground.moments import format_duration
 
 WIDTH, HEIGHT, TOP = 480.0, 96.0, 6.0
 
@@ -72,7 +72,7 @@ def plot_latency(hours: Sequence[Hour]) -> Plot:
     told = "nothing archived" if newest is None else _tell(newest)
     curves = {"median": [hour.median for hour in hours], "slow": [hour.slow for hour in hours]}
     return Plot(
-        top=_tell_seconds(most) if values else "",
+        top=_format_seconds(most) if values else "",
         summary=told,
         lines=tuple(_draw(name, hours, line, most) for name, line in curves.items()),
     )
@@ -112,9 +112,9 @@ def _join(points: Iterable[Point]) -> str:
 
 
 def _tell(hour: Hour) -> str:
-    median, slow = (_tell_seconds(one or 0) for one in (hour.median, hour.slow))
+    median, slow = (_format_seconds(one or 0) for one in (hour.median, hour.slow))
     return f"median {median}, nine in ten within {slow}"
 
 
-def _tell_seconds(seconds: float) -> str:
-    return tell_duration(timedelta(seconds=seconds))
+def _format_seconds(seconds: float) -> str:
+    return format_duration(timedelta(seconds=seconds))

@@ -48,7 +48,7 @@ from worker.ops.explain import explain_failure
 from worker.ops.story import read_story
 from worker.stages.cancel import CANCELLABLE, cancel_job
 from worker.stages.redrive import REDRIVABLE, redrive_job
-from worker.stages.resolve import ResolveTerms
+from worker.stages.resolve import ResolvePolicy
 
 LINES = 50
 
@@ -63,7 +63,7 @@ class Page:
     dispatcher: Dispatcher
     board: BoardReader
     masker: Masker
-    terms: ResolveTerms
+    policy: ResolvePolicy
     sender: Sender
     clock: Clock = read_clock
 
@@ -110,7 +110,7 @@ class Page:
             cancelled = cancel_job(job_id, db=self.db, clock=self.clock)
         except TooLateError as error:
             return self._tell(job_id, problem=str(error)), 409
-        self.dispatcher.ring(cancelled.doorbell)
+        self.dispatcher.publish(cancelled.doorbell)
         self._note("page_cancel", job_id)
         is_done = cancelled.job.state is JobState.CANCELLED
         return self._return_to(job_id, "cancelled" if is_done else "cancel_asked")
@@ -120,19 +120,19 @@ class Page:
         pay_again = request.form.get("pay_again") == "yes"
         try:
             job = redrive_job(
-                job_id, db=self.db, pay_again=pay_again, grace=self.terms.grace, clock=self.clock
+                job_id, db=self.db, pay_again=pay_again, grace=self.policy.grace, clock=self.clock
             )
         except PaysAgainError:
             story = read_story(job_id, db=self.db)
             return render_template("pay_again.html", job=story.job, attempts=story.attempts), 409
         except TooLateError as error:
             return self._tell(job_id, problem=str(error)), 409
-        self.dispatcher.ring(job.doorbell)
+        self.dispatcher.publish(job.doorbell)
         self._note("page_redrive", job_id, pay_again=pay_again)
         return self._return_to(job_id, "redriven")
 
     def _tell(self, job_id: UUID, *, done: str = "", problem: str | None = None) -> str:
-        story = read_story(job_id, db=self.db, terms=self.terms, clock=self.clock)
+        story = read_story(job_id, db=self.db, policy=self.policy, clock=self.clock)
         now = self.clock()
         return render_template(
             "job.html",
@@ -198,7 +198,7 @@ def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Disp
         dispatcher=dispatcher,
         board=BoardReader(db, read_clock),
         masker=Masker(list_secrets(settings)),
-        terms=ResolveTerms(
+        policy=ResolvePolicy(
             unknown_after=settings.unknown_seconds,
             policy=settings.unknown_policy,
             max_attempts=settings.max_attempts,

@@ -25,8 +25,8 @@ from worker.ground.deadline import call_within
 from worker.ground.settings import Settings
 from worker.jobs.states import Doorbell, Step
 
-RING_TIME = timedelta(seconds=1)
-RING_ALL_TIME = timedelta(seconds=20)
+PUBLISH_TIMEOUT = timedelta(seconds=1)
+PUBLISH_ALL_TIMEOUT = timedelta(seconds=20)
 # Small enough for a broker that is busy to take so many within PATIENCE_SECONDS.
 MESSAGES_AT_ONCE = 200
 COUNT_TIME = timedelta(seconds=3)
@@ -72,35 +72,35 @@ class Dispatcher:
         self._starting = Lock()
         self._outage = Outage()
 
-    def ring(self, doorbell: Doorbell | None) -> bool:
+    def publish(self, doorbell: Doorbell | None) -> bool:
         """Publish; False if the broker did not take the message in time."""
         if doorbell is None:
             return True
         outcome = self._order(doorbell)
         try:
-            outcome.result(RING_TIME.total_seconds())
+            outcome.result(PUBLISH_TIMEOUT.total_seconds())
         except Exception as error:  # noqa: BLE001 - any broker, any failure: the sweep rings again
             outcome.cancel()
             tell_lost(doorbell, error)
             return False
         return True
 
-    def ring_soon(self, doorbell: Doorbell | None) -> None:
-        """As `ring`, without anybody waiting for it: a doorbell that is lost is only logged."""
+    def publish_soon(self, doorbell: Doorbell | None) -> None:
+        """As `publish`, without anybody waiting for it: a doorbell that is lost is only logged."""
         if doorbell is not None:
             outcome = self._order(doorbell)
             outcome.add_done_callback(lambda ended: tell_lost(doorbell, ended.exception()))
 
-    def ring_all(self, doorbells: Sequence[Doorbell]) -> bool:
+    def publish_all(self, doorbells: Sequence[Doorbell]) -> bool:
         """Publish each, together where the broker can; False if any may be lost.
 
-        At most a thousand or so: all of them have to be taken within RING_ALL_TIME. A broker that
-        is away is found out as soon as by `ring`.
+        At most a thousand or so: the broker takes all within PUBLISH_ALL_TIMEOUT. A broker that
+        is away is found out as soon as by `publish`.
         """
         if not doorbells:
             return True
         try:
-            call_within(RING_ALL_TIME, lambda: _publish(self._app, doorbells))
+            call_within(PUBLISH_ALL_TIMEOUT, lambda: _publish(self._app, doorbells))
         except Exception as error:  # noqa: BLE001 - any broker, any failure: the sweep rings again
             reason = f"{type(error).__name__}: {error}"
             log.warning("doorbells_lost", doorbells=len(doorbells), reason=reason)
@@ -110,7 +110,7 @@ class Dispatcher:
     def ping(self) -> bool:
         """Whether the broker answers in time."""
         try:
-            call_within(RING_TIME, lambda: _connect(self._app))
+            call_within(PUBLISH_TIMEOUT, lambda: _connect(self._app))
         except Exception as error:  # noqa: BLE001 - any broker, any failure
             self._outage.begin(error)
             return False
@@ -131,45 +131,45 @@ class Dispatcher:
         """Publish what is still to be rung, within the usual time; the next ring begins anew."""
         if self._thread is not None:
             self._rings.put(None)
-            self._thread.join(RING_TIME.total_seconds())
+            self._thread.join(PUBLISH_TIMEOUT.total_seconds())
 
     def close(self) -> None:
         self.flush()
         self._app.close()
 
     def _order(self, doorbell: Doorbell) -> Future[None]:
-        ring = Ring(doorbell, time.monotonic() + RING_TIME.total_seconds())
-        self._rings.put(ring)
+        publish = Ring(doorbell, time.monotonic() + PUBLISH_TIMEOUT.total_seconds())
+        self._rings.put(publish)
         with self._starting:
             # Started when first needed, and once more in a process that was forked since.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = Thread(target=self._publish_all, name="ringing", daemon=True)
                 self._thread.start()
-        return ring.outcome
+        return publish.outcome
 
     def _publish_all(self) -> None:
         while (first := self._rings.get()) is not None:
-            rings = [ring for ring in (first, *self._take_waiting()) if ring.begin()]
+            rings = [publish for publish in (first, *self._take_waiting()) if publish.begin()]
             try:
-                _publish(self._app, [ring.doorbell for ring in rings])
+                _publish(self._app, [publish.doorbell for publish in rings])
             except Exception as error:  # noqa: BLE001 - any broker, any failure
-                for ring in rings:
-                    ring.outcome.set_exception(error)
+                for publish in rings:
+                    publish.outcome.set_exception(error)
             else:
-                for ring in rings:
-                    ring.outcome.set_result(None)
+                for publish in rings:
+                    publish.outcome.set_result(None)
 
     def _take_waiting(self) -> Iterator[Ring]:
         """What waits already goes together."""
         for _ in range(MESSAGES_AT_ONCE - 1):
             try:
-                ring = self._rings.get_nowait()
+                publish = self._rings.get_nowait()
             except Empty:  # nothing else waits
                 return
-            if ring is None:
+            if publish is None:
                 self._rings.put(None)
                 return
-            yield ring
+            yield publish
 
 
 def _publish(app: Celery, doorbells: Sequence[Doorbell]) -> None:

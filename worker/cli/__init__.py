@@ -39,7 +39,7 @@ from worker.cli.daemons import (
 from worker.cli.examples import show_examples
 from worker.cli.findings import print_diagnosis
 from worker.cli.listing import list_
-from worker.cli.order import follow_job, place_lines, place_wish
+from worker.cli.order import follow_job, place_lines, place_request
 from worker.cli.orders import cancel, redrive
 from worker.cli.progress import show_progress
 from worker.cli.pruning import prune
@@ -127,10 +127,10 @@ def enqueue(
     wished = {**fields, "prompt": prompt, "video_url": read_file(video), **options}
     runtime = build_runtime()
     with show_progress(display.err, quiet=as_json) as on_progress:
-        wish = runtime.make_wish(
+        job_request = runtime.make_job_request(
             wished, [*wrong, *wrong_labels, *wrong_options], on_progress=on_progress
         )
-    place_wish(runtime, wish, wait=wait, as_json=as_json)
+    place_request(runtime, job_request, wait=wait, as_json=as_json)
 
 
 def check_alone(context: typer.Context, names: Collection[str]) -> None:
@@ -162,7 +162,7 @@ def show(
         follow_job(runtime, job_id, as_json=as_json)
     if logs:
         refresh_logs(runtime, job_id)
-    story = read_story(job_id, db=runtime.db, terms=runtime.resolve_terms)
+    story = read_story(job_id, db=runtime.db, policy=runtime.resolve_policy)
     if as_json:
         display.print_json(display.story_to_json(story))
         return
@@ -178,12 +178,12 @@ app.command(epilog=show_examples("redrive"))(redrive)
 @app.command(epilog=show_examples("sweep"))
 def sweep(as_json: Json = False) -> None:
     """Ring once for every overdue job, as the scheduler does."""
-    overdue, rung = build_runtime().ring_overdue() or (0, 0)
+    overdue, published = build_runtime().publish_overdue() or (0, 0)
     if as_json:
-        display.print_json({"overdue": overdue, "rung": rung})
+        display.print_json({"overdue": overdue, "rung": published})
     else:
-        display.out.print(f"{overdue} overdue, rung for {rung}")
-    raise typer.Exit(OK if rung == overdue else FAILED)
+        display.out.print(f"{overdue} overdue, rung for {published}")
+    raise typer.Exit(OK if published == overdue else FAILED)
 
 
 @app.command(epilog=show_examples("doctor"))

@@ -45,7 +45,7 @@ def read_fields(
     """`field=value` texts as values of the fields' own types, and those that are none.
 
     `own_options` are fields that the command takes by an option of their own.
-    Text of the wrong type is kept as it is: `parse_wish` says what the field allows.
+    Text of the wrong type is kept as it is: `parse_job_request` says what the field allows.
     """
     texts, wrong = split_pairs("--set", pairs)
     values: dict[str, object] = {}

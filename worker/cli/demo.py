@@ -36,7 +36,7 @@ from worker.media.sample import make_sample
 from worker.media.verify import Stated
 from worker.ops.story import follow_events, read_story
 from worker.runtime import Runtime
-from worker.stages.enqueue import Wish, enqueue_job, parse_wish
+from worker.stages.enqueue import JobRequest, enqueue_job, parse_job_request
 
 PROMPT = "The camera glides on, in the same light and the same slow motion."
 SAMPLE_URL = "https://v3b.fal.media/files/b/0a8824b1/sdm0KfmenrlywesfzY1Y1_if6euPp1.mp4"
@@ -102,7 +102,7 @@ def check_plan(plan: DemoPlan, settings: Settings, *, real: bool) -> None:
     if not real:
         require_emulator()
     url = plan.video if isinstance(plan.video, str) else SAMPLE_URL
-    parse_wish({"prompt": PROMPT, **plan.fields, "video_url": url})
+    parse_job_request({"prompt": PROMPT, **plan.fields, "video_url": url})
 
 
 def describe_run(plan: DemoPlan, settings: Settings, *, real: bool) -> str:
@@ -139,11 +139,11 @@ def _extend_video(
     runtime = Runtime(settings)
     with show_progress(display.err) as on_progress:
         fields = {"prompt": PROMPT, **plan.fields, "video_url": source}
-        wish = runtime.make_wish(fields, on_progress=on_progress)
+        job_request = runtime.make_job_request(fields, on_progress=on_progress)
     crew.start(receiver_daemon(listener))
     for daemon in worker_daemons():
         crew.start(daemon)
-    job = _follow_job(crew, runtime, wish)
+    job = _follow_job(crew, runtime, job_request)
     _print_result(job, plan)
     return job
 
@@ -185,17 +185,17 @@ def _await_emulator(crew: Crew) -> str:
     raise DaemonError("the emulator did not start in time")
 
 
-def _follow_job(crew: Crew, runtime: Runtime, wish: Wish) -> Job:
+def _follow_job(crew: Crew, runtime: Runtime, job_request: JobRequest) -> Job:
     """Enqueue, print each state as it comes, and look after the daemons meanwhile."""
     settings = runtime.settings
     patience = EMULATOR_PATIENCE if settings.fal_queue_url.startswith("http:") else FAL_PATIENCE
     enqueued = enqueue_job(
-        wish,
+        job_request,
         db=runtime.db,
         endpoint=settings.fal_endpoint,
         grace=settings.lease_seconds,
     )
-    runtime.dispatcher.ring(enqueued.job.doorbell)
+    runtime.dispatcher.publish(enqueued.job.doorbell)
     display.out.print(f"job {enqueued.job.id}")
     before = None
     for event in follow_events(

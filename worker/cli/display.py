@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from worker.fal.progress import list_new
 from worker.ground.errors import ViolationsError
-from worker.ground.moments import tell_duration
+from worker.ground.moments import format_duration
 from worker.jobs.overview import JobLine
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Event, Job
@@ -171,7 +171,7 @@ def show_log_entry(entry: Mapping[str, str]) -> str:
 def show_stays(stays: list[Stay]) -> Iterator[str]:
     """A line for each state: since when, and for how long; an end lasts."""
     for stay in stays:
-        lasted = "" if stay.duration is None else tell_duration(stay.duration)
+        lasted = "" if stay.duration is None else format_duration(stay.duration)
         so_far = " so far" if lasted and stay.until is None else ""
         yield f"  {show_time(stay.since)}  {show_state(stay.state)}  {lasted}{so_far}".rstrip()
 

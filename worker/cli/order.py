@@ -11,7 +11,7 @@ from uuid import UUID
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.bulk import place_wishes
+from worker.bulk import place_requests
 from worker.cli import display
 from worker.cli.arguments import FAILED, INTERRUPTED, OK, read_file
 from worker.cli.watch import watch_job
@@ -20,7 +20,7 @@ from worker.ground.traces import trace_since
 from worker.ground.violations import show_value
 from worker.jobs.states import JobState
 from worker.runtime import Runtime
-from worker.stages.enqueue import Wish, enqueue_job
+from worker.stages.enqueue import JobRequest, enqueue_job
 
 STANDARD_INPUT = Path("-")
 # What some editors begin a UTF-8 file with.
@@ -28,14 +28,14 @@ BOM = "\ufeff"
 FILE_FIELDS = ("video_url", "end_image_url")
 
 
-def place_wish(runtime: Runtime, wish: Wish, *, wait: bool, as_json: bool) -> None:
+def place_request(runtime: Runtime, job_request: JobRequest, *, wait: bool, as_json: bool) -> None:
     settings = runtime.settings
     enqueued = enqueue_job(
-        wish, db=runtime.db, endpoint=settings.fal_endpoint, grace=settings.lease_seconds
+        job_request, db=runtime.db, endpoint=settings.fal_endpoint, grace=settings.lease_seconds
     )
     if enqueued.created:
         trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
-        runtime.dispatcher.ring(enqueued.job.doorbell)
+        runtime.dispatcher.publish(enqueued.job.doorbell)
     if enqueued.job.state is JobState.QUEUED:
         warn_unless_worked(runtime)
     if not (wait and as_json):
@@ -71,13 +71,13 @@ def place_lines(runtime: Runtime, file: Path, *, as_json: bool) -> None:
     wished, wrong = list[dict[str, object]](), list[Violation]()
     for place, line in enumerate(StringIO(text)):
         try:
-            wished.append(read_wish(line))
+            wished.append(read_job_request(line))
         except ValueError:
             allowed = "an object with a value for each field, as JSON"
             wrong.append(Violation(name_line(place), show_value(line.strip()), allowed))
     if wrong:
         raise InvalidInputError(tuple(wrong))
-    jobs = place_wishes(runtime, wished, name_line)
+    jobs = place_requests(runtime, wished, name_line)
     warn_unless_worked(runtime)
     if as_json:
         display.print_json({"ids": [job.id for job in jobs]})
@@ -90,7 +90,7 @@ def name_line(place: int) -> str:
     return f"line {place + 1}"
 
 
-def read_wish(line: str) -> dict[str, object]:
+def read_job_request(line: str) -> dict[str, object]:
     """A wish's fields; files are named as they are for `--video`. Raises ValueError."""
     fields = json.loads(line)
     if not isinstance(fields, dict):

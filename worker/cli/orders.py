@@ -250,14 +250,14 @@ def carry_out(plan: Plan, order: Callable[[UUID], str], *, as_json: bool) -> NoR
 
 def cancel_one(runtime: Runtime, job_id: UUID) -> Job:
     cancelled = cancel_job(job_id, db=runtime.db)
-    runtime.dispatcher.ring(cancelled.doorbell)
+    runtime.dispatcher.publish(cancelled.doorbell)
     return cancelled.job
 
 
 def redrive_one(runtime: Runtime, job_id: UUID, *, pay_again: bool) -> Job:
     grace = runtime.settings.lease_seconds
     job = redrive_job(job_id, db=runtime.db, pay_again=pay_again, grace=grace)
-    runtime.dispatcher.ring(job.doorbell)
+    runtime.dispatcher.publish(job.doorbell)
     return job
 
 

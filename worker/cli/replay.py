@@ -9,14 +9,14 @@ import typer
 
 from worker.cli import display
 from worker.cli.arguments import Json, SetFields, read_fields
-from worker.cli.order import place_wish
+from worker.cli.order import place_request
 from worker.cli.progress import show_progress
 from worker.ground.errors import InvalidInputError, InvalidRecipeError, JobNotFoundError, Violation
 from worker.ground.violations import show_value
 from worker.media.recipe import Recipe, parse_recipe
 from worker.ops.story import read_story
 from worker.runtime import Runtime, build_runtime
-from worker.stages.enqueue import Wish, parse_wish
+from worker.stages.enqueue import JobRequest, parse_job_request
 from worker.stages.record import list_markers, restore_input
 
 STANDARD_INPUT = "-"
@@ -55,12 +55,14 @@ def replay(
     if wrong:
         raise InvalidInputError(tuple(wrong))
     if dry_run:
-        display.print_json({"endpoint": recipe.endpoint, **show_wish(parse_wish(wished))})
+        display.print_json(
+            {"endpoint": recipe.endpoint, **show_job_request(parse_job_request(wished))}
+        )
         return
-    display.err.print(describe_replay(recipe, parse_wish(wished), changes), markup=False)
+    display.err.print(describe_replay(recipe, parse_job_request(wished), changes), markup=False)
     with show_progress(display.err, quiet=as_json) as on_progress:
-        wish = runtime.make_wish(wished, on_progress=on_progress)
-    place_wish(runtime, wish, wait=wait, as_json=as_json)
+        job_request = runtime.make_job_request(wished, on_progress=on_progress)
+    place_request(runtime, job_request, wait=wait, as_json=as_json)
 
 
 def read_sidecar(name: str) -> bytes:
@@ -102,22 +104,24 @@ def restore_files(
     return given
 
 
-def show_wish(wish: Wish) -> dict[str, object]:
+def show_job_request(job_request: JobRequest) -> dict[str, object]:
     """As it would be enqueued; a seed that is to be drawn is none yet."""
-    options = wish.options
+    options = job_request.options
     return {
         "tenant": options.tenant,
         "idempotency_key": options.idempotency_key,
         "labels": options.labels,
         "fal_options": options.fal_options.to_json(),
-        "input": {**wish.input, "seed": None} if wish.seed_drawn else wish.input,
+        "input": {**job_request.input, "seed": None}
+        if job_request.seed_drawn
+        else job_request.input,
     }
 
 
-def describe_replay(recipe: Recipe, wish: Wish, changes: Mapping[str, object]) -> str:
-    seed = "a new seed" if wish.seed_drawn else f"seed {wish.input['seed']}"
+def describe_replay(recipe: Recipe, job_request: JobRequest, changes: Mapping[str, object]) -> str:
+    seed = "a new seed" if job_request.seed_drawn else f"seed {job_request.input['seed']}"
     changed = f", with other {', '.join(sorted(changes))}" if changes else ""
     return (
         f"replaying job {recipe.job_id} by a new paid run of {recipe.endpoint}, {seed}, "
-        f"for tenant {wish.options.tenant}{changed}"
+        f"for tenant {job_request.options.tenant}{changed}"
     )

@@ -11,7 +11,7 @@ from worker.cli import display
 from worker.cli.arguments import FAILED, OK
 from worker.ground.clock import read_clock
 from worker.ground.log import configure_logging
-from worker.ground.moments import tell_duration
+from worker.ground.moments import format_duration
 from worker.ground.settings import Settings, list_secrets, load_settings
 from worker.jobs.workers import list_workers
 from worker.ops.measures import Measures, list_seen, read_measures
@@ -87,7 +87,7 @@ def list_problems(
     if measures.swept_at is None or measures.now - measures.swept_at > late:
         problems.append(_describe_silence(measures.swept_at, measures.now))
     if measures.sweep_lag > late:
-        problems.append(f"jobs have been due for {tell_duration(measures.sweep_lag)}")
+        problems.append(f"jobs have been due for {format_duration(measures.sweep_lag)}")
     if measures.held:
         problems.append(
             f"{measures.held} held submissions wait for a decision: "
@@ -137,7 +137,7 @@ def print_status(found: Status) -> None:
         display.out.print("[green]ok[/green]")
     display.print_section("workers")
     for worker in measures.workers:
-        ago = tell_duration(measures.now - worker.last_seen_at)
+        ago = format_duration(measures.now - worker.last_seen_at)
         did = f", last {worker.last_step}" if worker.last_step else ""
         line = f"{worker.name}  seen {ago} ago{did}  {', '.join(worker.queues)}"
         display.out.print(f"  {display.escape(line)}")
@@ -145,16 +145,16 @@ def print_status(found: Status) -> None:
     display.print_fields(dict(found.queues) if found.queues is not None else {"broker": "away"})
     display.print_section("sweep")
     at = measures.swept_at
-    swept = "never" if at is None else f"{tell_duration(measures.now - at)} ago"
-    display.print_fields({"last": swept, "lag": tell_duration(measures.sweep_lag)})
+    swept = "never" if at is None else f"{format_duration(measures.now - at)} ago"
+    display.print_fields({"last": swept, "lag": format_duration(measures.sweep_lag)})
     display.print_section("jobs")
     for state, number in measures.jobs.items():
         age = measures.ages.get(state)
-        oldest = f"  oldest {tell_duration(timedelta(seconds=age))}" if number and age else ""
+        oldest = f"  oldest {format_duration(timedelta(seconds=age))}" if number and age else ""
         display.out.print(f"  {number:>9}  {display.show_state(state)}{oldest}")
 
 
 def _describe_silence(swept_at: datetime | None, now: datetime) -> str:
     if swept_at is None:
         return "no sweep has run yet"
-    return f"no sweep for {tell_duration(now - swept_at)}"
+    return f"no sweep for {format_duration(now - swept_at)}"

@@ -45,7 +45,7 @@ class NoSuchCallError(UploadRefusedError):
 
 
 @dataclass(frozen=True, slots=True)
-class UploadTerms:
+class UploadPolicy:
     """How much at once, how often, and how long: `overhead` and the time at the slowest rate."""
 
     whole_bytes: int = 90 * MIB
@@ -60,7 +60,7 @@ class UploadTerms:
         return self.overhead + timedelta(seconds=size / self.slowest_bytes_per_second)
 
 
-DEFAULT_TERMS = UploadTerms()
+DEFAULT_POLICY = UploadPolicy()
 
 
 class StorageClient:
@@ -71,16 +71,16 @@ class StorageClient:
         rest_url: str,
         cdn_url: str,
         credentials: SecretStr,
-        terms: UploadTerms = DEFAULT_TERMS,
+        policy: UploadPolicy = DEFAULT_POLICY,
         *,
         may_use: MayUse,
     ) -> None:
         self._api = StorageApi(rest_url, cdn_url, credentials, may_use)
-        self._terms = terms
+        self._policy = policy
 
     def start(self, file: UploadFile) -> "Upload":
         """An upload that can go on after whatever stops it; nothing is sent yet."""
-        return Upload(self._api, file, self._terms)
+        return Upload(self._api, file, self._policy)
 
     def upload(self, file: UploadFile, on_progress: OnProgress | None = None) -> str:
         """The file's URL at fal. Raises UploadUnavailableError and UploadRefusedError.
@@ -110,11 +110,11 @@ class StorageClient:
 class Upload:
     """One file on its way. `finish` may be called again after it has raised: it then goes on."""
 
-    def __init__(self, api: StorageApi, file: UploadFile, terms: UploadTerms) -> None:
+    def __init__(self, api: StorageApi, file: UploadFile, policy: UploadPolicy) -> None:
         self._api = api
         self._file = file
-        self._terms = terms
-        self._in_parts = file.size > terms.whole_bytes
+        self._policy = policy
+        self._in_parts = file.size > policy.whole_bytes
         self._place: Place | None = None
         self._tags: dict[int, str] = {}
 
@@ -128,7 +128,7 @@ class Upload:
         `on_progress` gets the bytes sent and their total, one call at a time; what it raises ends
         the upload and passes through. Raises UploadUnavailableError and UploadRefusedError.
         """
-        run = _Run(self._terms, self._file.size, on_progress)
+        run = _Run(self._policy, self._file.size, on_progress)
         try:
             place = self._place = self._place or self._find_place(run)
             return self._send_parts(place, run) if self._in_parts else self._send_whole(place, run)
@@ -155,7 +155,7 @@ class Upload:
 
     def _send_whole(self, place: Place, run: "_Run") -> str:
         whole = Slice(self._file.path, 1, 0, self._file.size)
-        within = self._terms.bound(whole.length)
+        within = self._policy.bound(whole.length)
 
         def send() -> Reply:
             content = read_slice(whole, run.meter, run.stop, run.choose_deadline(within))
@@ -166,23 +166,23 @@ class Upload:
 
     def _send_parts(self, place: Place, run: "_Run") -> str:
         missing = []
-        for part in slice_file(self._file.path, self._file.size, self._terms.part_bytes):
+        for part in slice_file(self._file.path, self._file.size, self._policy.part_bytes):
             if part.number in self._tags:
                 run.meter.set_sent(part.number, part.length)
             else:
                 missing.append(part)
         send_slices(
-            missing, lambda part: self._send_part(part, place, run), self._terms.parallel, run.stop
+            missing, lambda part: self._send_part(part, place, run), self._policy.parallel, run.stop
         )
         told: JsonValue = [
             {"partNumber": number, "etag": self._tags[number]} for number in sorted(self._tags)
         ]
-        complete = partial(self._api.complete, place, told, self._terms.overhead)
+        complete = partial(self._api.complete, place, told, self._policy.overhead)
         reply = run.insist("completing the upload", complete)
         return place.file_url or self._api.read_access_url(reply)
 
     def _send_part(self, part: Slice, place: Place, run: "_Run") -> None:
-        within = self._terms.bound(part.length)
+        within = self._policy.bound(part.length)
         headers = {"Content-Type": self._file.content_type, "Content-Length": str(part.length)}
 
         def send() -> Reply:
@@ -195,9 +195,9 @@ class Upload:
 class _Run:
     """One call of `finish`: its deadline, its progress, and a sign that it is over."""
 
-    def __init__(self, terms: UploadTerms, size: int, on_progress: OnProgress | None) -> None:
-        self._terms = terms
-        self._deadline = time.monotonic() + terms.bound(size).total_seconds()
+    def __init__(self, policy: UploadPolicy, size: int, on_progress: OnProgress | None) -> None:
+        self._policy = policy
+        self._deadline = time.monotonic() + policy.bound(size).total_seconds()
         self.meter = Meter(size, on_progress)
         self.stop = Event()
 
@@ -217,8 +217,8 @@ class _Run:
                     return reply
             except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
                 reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            pause = self._terms.pause.draw(tries).total_seconds()
-            if tries >= self._terms.tries or time.monotonic() + pause > self._deadline:
+            pause = self._policy.pause.draw(tries).total_seconds()
+            if tries >= self._policy.tries or time.monotonic() + pause > self._deadline:
                 raise UploadUnavailableError(f"{what}: {reason} (tried {tries} times)")
             if self.stop.wait(pause):
                 raise StoppedError

@@ -28,7 +28,7 @@ def tell_briefly(duration: timedelta) -> str:
     return f"{seconds // size} {name}"
 
 
-def tell_duration(duration: timedelta) -> str:
+def format_duration(duration: timedelta) -> str:
     """In the two largest units that matter: `850 ms`, `12.4 s`, `3 min 5 s`, `2 h 10 min`."""
     seconds = max(duration.total_seconds(), 0.0)
     if 0 < seconds < 1:

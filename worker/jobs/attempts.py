@@ -129,7 +129,7 @@ def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt
 
 
 def accept_attempt(connection: Connection, attempt: Attempt, settlement: Settlement) -> bool:
-    """As `adopt_request` and then `settle_attempt`, in one; False if not both could be done.
+    """As `adopt_request` and then `record_outcome`, in one; False if not both could be done.
 
     Then nothing is written.
     """
@@ -137,7 +137,7 @@ def accept_attempt(connection: Connection, attempt: Attempt, settlement: Settlem
     return connection.execute(_ACCEPT, {**known, **name_new(name_values(settlement))}).rowcount == 1
 
 
-def settle_attempt(connection: Connection, attempt_id: UUID, settlement: Settlement) -> None:
+def record_outcome(connection: Connection, attempt_id: UUID, settlement: Settlement) -> None:
     """Write what became of the POST; a request id that a webhook brought first is kept.
 
     A certain outcome replaces an uncertain one, however late it comes, and is final itself. An

@@ -70,7 +70,7 @@ def _give_back() -> None:
     doorbells = _try_within_time(lambda: return_downloads(runtime.worker, db=runtime.db))
     log.info("downloads_given_back", job_ids=[str(one.job_id) for one in doorbells or []])
     for doorbell in doorbells or []:
-        if not runtime.dispatcher.ring(doorbell):
+        if not runtime.dispatcher.publish(doorbell):
             return
 
 

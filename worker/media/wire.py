@@ -161,7 +161,7 @@ class Alarm:
     def __init__(self, sock: socket, deadline: Deadline) -> None:
         self._sock = sock
         self._rang = Event()
-        self._timer = Timer(deadline.check(), self._ring)
+        self._timer = Timer(deadline.check(), self._publish)
         self._timer.daemon = True
 
     def __enter__(self) -> Self:
@@ -181,7 +181,7 @@ class Alarm:
         if self._rang.is_set():
             raise MediaUnavailableError("the download took longer than its time limit")
 
-    def _ring(self) -> None:
+    def _publish(self) -> None:
         self._rang.set()
         try:
             # of the class below TLS: whoever reads just now must not lose its state

@@ -37,7 +37,7 @@ V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
-class DoctorTerms:
+class DoctorPolicy:
     """What is examined: every file or a sample, and how far back fal's list is compared."""
 
     endpoint: str
@@ -74,7 +74,7 @@ def examine(
     db: Database,
     store: Store,
     platform: PlatformClient | None,
-    terms: DoctorTerms,
+    policy: DoctorPolicy,
     clock: Clock = read_clock,
 ) -> Diagnosis:
     """Make every check; those against fal's list only with a `platform`."""
@@ -83,16 +83,16 @@ def examine(
     diagnosis = Diagnosis(Counter(dict.fromkeys(made, 0)))
     foreign = _find_foreign(db, store)
     look = ArchiveLook(store, failures=0 if foreign is None else MOST_FAILURES)
-    paid = _examine_tables(diagnosis, db, look, terms, now)
+    paid = _examine_tables(diagnosis, db, look, policy, now)
     if foreign is not None:
         diagnosis.notes.append(foreign)
     with db.reading() as connection:
         diagnosis.add(find_strays(connection))
         diagnosis.notes += [*_note_gates(connection), *_note_held(connection)]
     if platform is not None:
-        start = now - terms.window
-        listing = platform.list_requests(terms.endpoint, start - MARGIN, clock() + MARGIN)
-        _compare_with_fal(diagnosis, db, terms.endpoint, listing, paid)
+        start = now - policy.window
+        listing = platform.list_requests(policy.endpoint, start - MARGIN, clock() + MARGIN)
+        _compare_with_fal(diagnosis, db, policy.endpoint, listing, paid)
     return diagnosis
 
 
@@ -117,15 +117,15 @@ class _Seen:
 
 
 def _examine_tables(
-    diagnosis: Diagnosis, db: Database, look: ArchiveLook, terms: DoctorTerms, now: datetime
+    diagnosis: Diagnosis, db: Database, look: ArchiveLook, policy: DoctorPolicy, now: datetime
 ) -> list[PaidRequest]:
     """Check every slice, and its files; the requests that fal's list should have."""
 
     def read(connection: Connection, part: Slice) -> _Seen:
         findings = list(check_slice(connection, part, now))
         files = slices.list_archived_files(connection, part)
-        since = now - terms.window
-        paid = slices.list_paid_requests(connection, part, terms.endpoint, since)
+        since = now - policy.window
+        paid = slices.list_paid_requests(connection, part, policy.endpoint, since)
         return _Seen(slices.count_jobs(connection, part), findings, files, paid)
 
     sample: list[ArchivedFile] = []
@@ -134,12 +134,12 @@ def _examine_tables(
         diagnosis.jobs += seen.jobs
         diagnosis.add(seen.findings)
         paid += seen.paid
-        if terms.every_file:
+        if policy.every_file:
             _check_files(diagnosis, look, seen.files)
         for file in seen.files:
             diagnosis.archived += 1
             _offer(sample, file, diagnosis.archived)
-    if not terms.every_file:
+    if not policy.every_file:
         _check_files(diagnosis, look, sample)
     if diagnosis.unseen:
         what = f"{diagnosis.unseen} more archived files were not looked at"

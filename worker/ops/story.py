@@ -17,7 +17,7 @@ from worker.ops.stays import Stay, list_stays
 from worker.ops.waiting import Wait, explain_wait
 from worker.stages.pause import list_pauses
 from worker.stages.redrive import choose_restart
-from worker.stages.resolve import ResolveTerms
+from worker.stages.resolve import ResolvePolicy
 
 LOOK_SECONDS = 0.1
 
@@ -35,9 +35,9 @@ class Story:
 
 
 def read_story(
-    job_id: UUID, *, db: Database, terms: ResolveTerms | None = None, clock: Clock = read_clock
+    job_id: UUID, *, db: Database, policy: ResolvePolicy | None = None, clock: Clock = read_clock
 ) -> Story:
-    """Raises JobNotFoundError. `terms` let it foresee what becomes of an unknown one."""
+    """Raises JobNotFoundError. `policy` let it foresee what becomes of an unknown one."""
     with db.reading() as connection:
         job = table.get_job(connection, job_id)
         tried = attempts.list_attempts(connection, job_id)
@@ -46,7 +46,7 @@ def read_story(
         gate = next(iter(list_pauses(connection)), None)
     now = clock()
     stays = list_stays(events, now)
-    wait = explain_wait(job, tried, gate, now, terms=terms)
+    wait = explain_wait(job, tried, gate, now, policy=policy)
     return Story(job, tried, received, events, stays, wait)
 
 

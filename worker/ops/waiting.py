@@ -10,13 +10,13 @@ from datetime import datetime
 from typing import NamedTuple, assert_never
 
 from worker.ground.errors import PaysAgainError
-from worker.ground.moments import tell_duration
+from worker.ground.moments import format_duration
 from worker.ground.setting_types import UnknownPolicy
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Gate, Job, Outcome
 from worker.ops.explain import explain_failure
 from worker.stages.redrive import choose_restart
-from worker.stages.resolve import ResolveTerms
+from worker.stages.resolve import ResolvePolicy
 
 STUCK = (
     "if this lasts longer than a few SWEEP_SECONDS, neither scheduler nor worker may be up: "
@@ -62,13 +62,13 @@ def explain_wait(
     gate: Gate | None,
     now: datetime,
     *,
-    terms: ResolveTerms | None = None,
+    policy: ResolvePolicy | None = None,
 ) -> Wait:
     """What the job waits for; `gate` is the pause of all submissions, if there is one.
 
-    With `terms` it says when an unknown submission is proven dead, and what follows then.
+    With `policy` it says when an unknown submission is proven dead, and what follows then.
     """
-    case = _choose_case(job, attempts, gate, now, terms)
+    case = _choose_case(job, attempts, gate, now, policy)
     case = case._replace(may_do=case.may_do.format(id=job.id))
     return Wait(_compose(case, now), *case)
 
@@ -84,7 +84,7 @@ def _choose_case(
     attempts: Sequence[Attempt],
     gate: Gate | None,
     now: datetime,
-    terms: ResolveTerms | None,
+    policy: ResolvePolicy | None,
 ) -> _Case:
     match job.state:
         case JobState.QUEUED:
@@ -92,7 +92,7 @@ def _choose_case(
         case JobState.SUBMITTING | JobState.ARCHIVING:
             return _explain_claimed(job, now)
         case JobState.SUBMISSION_UNKNOWN:
-            return _explain_unknown(job, attempts, now, terms)
+            return _explain_unknown(job, attempts, now, policy)
         case JobState.SUBMITTED:
             return _explain_submitted(job, attempts[-1] if attempts else None, now)
         case JobState.COMPLETED:
@@ -137,7 +137,7 @@ def _explain_claimed(job: Job, now: datetime) -> _Case:
 
 
 def _explain_unknown(
-    job: Job, attempts: Sequence[Attempt], now: datetime, terms: ResolveTerms | None
+    job: Job, attempts: Sequence[Attempt], now: datetime, policy: ResolvePolicy | None
 ) -> _Case:
     if job.is_held:
         waits_for = f"an operator's decision ({job.blocked_reason})"
@@ -145,31 +145,31 @@ def _explain_unknown(
         may_do = f"{PAY_AGAIN}; extend-video cancel {{id}} gives it up"
         return _Case(waits_for, job.due_at, then, may_do)
     waits_for = f"a sign of whether fal has it ({job.blocked_reason or 'its outcome is unknown'})"
-    then = f"fal's listing is searched for it; {_foresee_death(job, attempts, now, terms)}"
+    then = f"fal's listing is searched for it; {_foresee_death(job, attempts, now, policy)}"
     anew = "extend-video redrive {id} --pay-again submits it anew at once and may pay twice"
     may_do = anew if job.cancel_requested_at else f"{CANCEL_ASKED} once it is found; {anew}"
     return _Case(waits_for, job.due_at, then, may_do)
 
 
 def _foresee_death(
-    job: Job, attempts: Sequence[Attempt], now: datetime, terms: ResolveTerms | None
+    job: Job, attempts: Sequence[Attempt], now: datetime, policy: ResolvePolicy | None
 ) -> str:
     """What follows, and when, if nothing is heard of the newest attempt."""
     since = attempts[-1].started_at if attempts else job.enqueued_at
-    if terms is None:
+    if policy is None:
         when = f"UNKNOWN_SECONDS after {describe_time(since, now)}"
         return f"{when} it counts as dead, and UNKNOWN_POLICY says what follows"
     lost = {Outcome.UNKNOWN, Outcome.DEAD}
     spent = sum(one.outcome in lost and one.started_at >= job.tried_since for one in attempts)
     if job.cancel_requested_at is not None:
         follows = "is cancelled, as was asked for"
-    elif spent >= terms.max_attempts:
+    elif spent >= policy.max_attempts:
         follows = f"fails, for {spent} submissions were lost"
-    elif terms.policy is UnknownPolicy.HOLD:
+    elif policy.policy is UnknownPolicy.HOLD:
         follows = "is held for an operator"
     else:
         follows = "is submitted once more"
-    wait = terms.judge_after(attempts[-1]) if attempts else terms.unknown_after
+    wait = policy.judge_after(attempts[-1]) if attempts else policy.unknown_after
     at = describe_time(since + wait, now)
     return f"from {at} on it counts as dead if it is not there, and {follows}"
 
@@ -248,8 +248,8 @@ def _compose(case: _Case, now: datetime) -> str:
     at = describe_time(case.until, now)
     if case.until <= now:
         return (
-            f"{waits}, due since {at} ({tell_duration(now - case.until)} ago); "
+            f"{waits}, due since {at} ({format_duration(now - case.until)} ago); "
             f"then {case.then}; {case.may_do}."
         )
-    left = tell_duration(case.until - now)
+    left = format_duration(case.until - now)
     return f"{waits}, until {at} (in {left}); then {case.then}; {case.may_do}."

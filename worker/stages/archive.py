@@ -40,7 +40,7 @@ GONE_AFTER = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, slots=True)
-class ArchiveTerms:
+class ArchivePolicy:
     """What every archive step of this worker shares."""
 
     worker: str
@@ -49,23 +49,23 @@ class ArchiveTerms:
     """How many may run at once, over all workers."""
 
 
-def archive_job(job_id: UUID, *, keeper: Keeper, terms: ArchiveTerms) -> Job | None:
+def archive_job(job_id: UUID, *, keeper: Keeper, policy: ArchivePolicy) -> Job | None:
     """Keep our own copy of the job's video. None if the job was not, or did not stay, ours."""
     db, clock = keeper.db, keeper.clock
     now = clock()
-    claim = Claim(terms.worker, now, now + terms.lease)
+    claim = Claim(policy.worker, now, now + policy.lease)
     with db.transaction() as connection:
         job = downloads.claim_download(
             connection,
             job_id,
             claim,
-            most=terms.max_downloads,
+            most=policy.max_downloads,
             defer=lambda since: now + choose_turn_delay(now - since),
         )
     if job is None:
         return None
     try:
-        with Heartbeat(job, db=db, lease=terms.lease, clock=clock) as heartbeat:
+        with Heartbeat(job, db=db, lease=policy.lease, clock=clock) as heartbeat:
             kept = keeper.keep_video(job, heartbeat)
     except ClaimLostError:
         return None

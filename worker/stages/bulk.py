@@ -12,46 +12,46 @@ from worker.ground.errors import IdempotencyConflictError, InvalidInputError, Vi
 from worker.jobs import bulk
 from worker.jobs.values import Job, NewJob
 from worker.media.local_file import LocalFile
-from worker.stages.enqueue import Enqueued, Wish, build_job, require_same
-from worker.stages.upload import FileTerms, OpenStorage, check_wish, place_files, scratch
+from worker.stages.enqueue import Enqueued, JobRequest, build_job, require_same
+from worker.stages.upload import FilePolicy, OpenStorage, check_job_request, place_files, scratch
 
 BATCH = 1000
 
 
-def name_wish(place: int) -> str:
+def name_job_request(place: int) -> str:
     """How a wish of a list is called in errors, by its place from 0 on."""
     return f"wishes.{place}"
 
 
-def make_wishes(
+def make_job_requests(
     wished: Sequence[Mapping[str, object]],
     *,
     db: Database,
     open_storage: OpenStorage,
-    terms: FileTerms,
-    name: Callable[[int], str] = name_wish,
+    policy: FilePolicy,
+    name: Callable[[int], str] = name_job_request,
     clock: Clock = read_clock,
-) -> list[Wish]:
+) -> list[JobRequest]:
     """The checked wishes. No file is uploaded before all of them have been found good.
 
     Raises InvalidInputError with what is wrong in any of them: `wishes.3.prompt` is a field of the
     fourth; UploadUnavailableError and UploadRefusedError.
     """
     with scratch() as make_scratch:
-        checked = _check_all(wished, terms, name, make_scratch)
+        checked = _check_all(wished, policy, name, make_scratch)
         return [
-            place_files(wish, files, db=db, open_storage=open_storage, clock=clock)
-            for wish, files in checked
+            place_files(job_request, files, db=db, open_storage=open_storage, clock=clock)
+            for job_request, files in checked
         ]
 
 
 def enqueue_jobs(
-    wishes: Iterable[Wish],
+    job_requests: Iterable[JobRequest],
     *,
     db: Database,
     endpoint: str,
     grace: timedelta,
-    name: Callable[[int], str] = name_wish,
+    name: Callable[[int], str] = name_job_request,
     clock: Clock = read_clock,
 ) -> Iterator[list[Enqueued]]:
     """Write the rows, or find those that such wishes have made before: each batch once committed.
@@ -59,26 +59,28 @@ def enqueue_jobs(
     Raises IdempotencyConflictError, which names the wish; what was committed before it stays.
     """
     place = 0
-    for batch in split_batches(wishes):
+    for batch in split_batches(job_requests):
         now = clock()
         named = [
-            _Named(name(place + offset), wish, build_job(wish, endpoint, now, grace))
-            for offset, wish in enumerate(batch)
+            _Named(name(place + offset), job_request, build_job(job_request, endpoint, now, grace))
+            for offset, job_request in enumerate(batch)
         ]
         yield _write_batch(db, named)
         place += len(batch)
 
 
-def split_batches(wishes: Iterable[Wish], size: int = BATCH) -> Iterator[list[Wish]]:
+def split_batches(
+    job_requests: Iterable[JobRequest], size: int = BATCH
+) -> Iterator[list[JobRequest]]:
     """In order; two wishes with the same id or key are never in one batch."""
-    batch: list[Wish] = []
+    batch: list[JobRequest] = []
     seen: set[object] = set()
-    for wish in wishes:
-        names = _list_names(wish)
+    for job_request in job_requests:
+        names = _list_names(job_request)
         if len(batch) == size or not seen.isdisjoint(names):
             yield batch
             batch, seen = [], set()
-        batch.append(wish)
+        batch.append(job_request)
         seen |= names
     if batch:
         yield batch
@@ -86,14 +88,14 @@ def split_batches(wishes: Iterable[Wish], size: int = BATCH) -> Iterator[list[Wi
 
 def _check_all(
     wished: Sequence[Mapping[str, object]],
-    terms: FileTerms,
+    policy: FilePolicy,
     name: Callable[[int], str],
     make_scratch: Callable[[], Path],
-) -> list[tuple[Wish, dict[str, LocalFile]]]:
+) -> list[tuple[JobRequest, dict[str, LocalFile]]]:
     checked, wrong = [], list[Violation]()
     for place, fields in enumerate(wished):
         try:
-            checked.append(check_wish(fields, (), terms, make_scratch))
+            checked.append(check_job_request(fields, (), policy, make_scratch))
         except InvalidInputError as error:
             wrong += (replace(one, field=f"{name(place)}.{one.field}") for one in error.violations)
     if wrong:
@@ -101,9 +103,9 @@ def _check_all(
     return checked
 
 
-def _list_names(wish: Wish) -> set[object]:
+def _list_names(job_request: JobRequest) -> set[object]:
     """By what else the same job may be meant."""
-    options = wish.options
+    options = job_request.options
     key = None if options.idempotency_key is None else (options.tenant, options.idempotency_key)
     return {name for name in (options.job_id, key) if name is not None}
 
@@ -113,7 +115,7 @@ class _Named:
     """A wish as it is called in errors, and the row it would make."""
 
     name: str
-    wish: Wish
+    job_request: JobRequest
     new: NewJob
 
     def find_earlier(
@@ -124,7 +126,7 @@ class _Named:
         if new.idempotency_key is not None:
             earlier = by_key.get((new.tenant, new.idempotency_key))
         try:
-            return require_same(earlier or by_id.get(new.id), new, self.wish)
+            return require_same(earlier or by_id.get(new.id), new, self.job_request)
         except IdempotencyConflictError as error:
             raise IdempotencyConflictError(f"{self.name}: {error}") from None
 

@@ -59,7 +59,7 @@ class JobOptions(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class JobRequest:
     """A checked wish: the complete input as it will be sent, and the options beside it."""
 
     input: dict[str, Any]
@@ -75,7 +75,7 @@ class Enqueued:
     created: bool
 
 
-def parse_wish(fields: Mapping[str, object]) -> Wish:
+def parse_job_request(fields: Mapping[str, object]) -> JobRequest:
     """Read flat fields: options by name, all others are the model's input.
 
     Raises InvalidInputError with every violation of both at once.
@@ -86,24 +86,29 @@ def parse_wish(fields: Mapping[str, object]) -> Wish:
     completed, wrong_input = _try_parse(lambda: complete_input(wished))
     if options is None or completed is None or wrong_options:
         raise InvalidInputError((*wrong_input, *wrong_options))
-    return Wish(completed.to_json(), options, seed_drawn=wished.get("seed") is None)
+    return JobRequest(completed.to_json(), options, seed_drawn=wished.get("seed") is None)
 
 
 def enqueue_job(
-    wish: Wish, *, db: Database, endpoint: str, grace: timedelta, clock: Clock = read_clock
+    job_request: JobRequest,
+    *,
+    db: Database,
+    endpoint: str,
+    grace: timedelta,
+    clock: Clock = read_clock,
 ) -> Enqueued:
     """Write the row, or find the one that this wish has made before.
 
     `grace` is how long the doorbell may take before the sweep rings again. Raises
     IdempotencyConflictError if the id or the key belongs to a wish with another input or options.
     """
-    new = build_job(wish, endpoint, clock(), grace)
+    new = build_job(job_request, endpoint, clock(), grace)
     with db.statement() as connection:
         job = table.insert_job(connection, new)
         if job is not None:
             return Enqueued(job, created=True)
         earlier = _find_earlier(connection, new)
-        return Enqueued(require_same(earlier, new, wish), created=False)
+        return Enqueued(require_same(earlier, new, job_request), created=False)
 
 
 def _try_parse(parse: Callable[[], V]) -> tuple[V | None, tuple[Violation, ...]]:
@@ -113,12 +118,12 @@ def _try_parse(parse: Callable[[], V]) -> tuple[V | None, tuple[Violation, ...]]
         return None, error.violations
 
 
-def build_job(wish: Wish, endpoint: str, now: datetime, grace: timedelta) -> NewJob:
-    options = wish.options
+def build_job(job_request: JobRequest, endpoint: str, now: datetime, grace: timedelta) -> NewJob:
+    options = job_request.options
     return NewJob(
         id=options.job_id or uuid7(),
         endpoint=endpoint,
-        input=wish.input,
+        input=job_request.input,
         tenant=options.tenant,
         idempotency_key=options.idempotency_key,
         priority=options.priority,
@@ -129,9 +134,9 @@ def build_job(wish: Wish, endpoint: str, now: datetime, grace: timedelta) -> New
     )
 
 
-def require_same(earlier: Job | None, new: NewJob, wish: Wish) -> Job:
+def require_same(earlier: Job | None, new: NewJob, job_request: JobRequest) -> Job:
     """The row that stands in the way, if it is of the same wish; or IdempotencyConflictError."""
-    if earlier is None or not _is_same_wish(earlier, new, wish):
+    if earlier is None or not _is_same_request(earlier, new, job_request):
         taken = new.idempotency_key if earlier and earlier.id != new.id else new.id
         raise IdempotencyConflictError(
             f"{taken} belongs to a job with another input, fal_options, key or tenant; "
@@ -147,16 +152,16 @@ def _find_earlier(connection: Connection, new: NewJob) -> Job | None:
     return earlier or table.find_job(connection, new.id)
 
 
-def _is_same_wish(earlier: Job, new: NewJob, wish: Wish) -> bool:
+def _is_same_request(earlier: Job, new: NewJob, job_request: JobRequest) -> bool:
     """A seed that was drawn for the caller differs each time and does not count."""
     expected = dict(new.input)
-    if wish.seed_drawn:
+    if job_request.seed_drawn:
         expected["seed"] = earlier.input.get("seed")
     return (
         earlier.input == expected
         and earlier.options == new.options
         and earlier.endpoint == new.endpoint
         and earlier.tenant == new.tenant
-        and wish.options.job_id in {None, earlier.id}
+        and job_request.options.job_id in {None, earlier.id}
         and new.idempotency_key in {None, earlier.idempotency_key}
     )

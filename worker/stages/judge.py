@@ -38,7 +38,7 @@ NOT_YET_AT_FAL = frozenset({JobState.SUBMITTING, JobState.SUBMISSION_UNKNOWN})
 
 
 @dataclass(frozen=True, slots=True)
-class SubmitTerms:
+class SubmitPolicy:
     """What every submission of this worker shares."""
 
     worker: str
@@ -71,20 +71,20 @@ class Streak:
 
 
 def judge_reply(
-    reply: SubmitReply, job: Job, now: datetime, terms: SubmitTerms, streak: Streak
+    reply: SubmitReply, job: Job, now: datetime, policy: SubmitPolicy, streak: Streak
 ) -> Ruling:
     """What a reply means for the job and its attempt; pure but for the jitter."""
     match reply:
         case Accepted():
             known = {"fal_request_id": reply.fal_request_id}
-            delay = choose_poll_delay(terms.poll_after, retention=find_retention(job.input))
+            delay = choose_poll_delay(policy.poll_after, retention=find_retention(job.input))
             return Ruling(
                 JobEvent.SUBMISSION_ACCEPTED,
                 Move(now, now + delay, columns=known),
                 Settlement(Outcome.ACCEPTED, now, httpx.codes.OK, **asdict(reply)),
             )
         case Refused():
-            return _judge_refusal(reply, job, now, terms, streak)
+            return _judge_refusal(reply, job, now, policy, streak)
         case Ambiguous(http_status, message):
             blocked = {"blocked_reason": f"fal may or may not have it: {message}"}
             return Ruling(
@@ -98,7 +98,7 @@ def judge_reply(
 
 
 def _judge_refusal(
-    reply: Refused, job: Job, now: datetime, terms: SubmitTerms, streak: Streak
+    reply: Refused, job: Job, now: datetime, policy: SubmitPolicy, streak: Streak
 ) -> Ruling:
     why = {"error_code": reply.code, "error_message": reply.message}
     if job.cancel_requested_at is not None and job.state in NOT_YET_AT_FAL:
@@ -111,20 +111,20 @@ def _judge_refusal(
         return Ruling(JobEvent.SUBMISSION_REJECTED, move, settlement)
     settlement = Settlement(Outcome.POSTPONED, now, reply.http_status, **why)
     # Trouble with the account is not the job's: it waits as long as it takes.
-    if reply.why is not RefusalClass.ACCOUNT and now - streak.since >= terms.retry_for:
-        message = f"turned away for {terms.retry_for}, at last {describe_refusal(reply)}"
+    if reply.why is not RefusalClass.ACCOUNT and now - streak.since >= policy.retry_for:
+        message = f"turned away for {policy.retry_for}, at last {describe_refusal(reply)}"
         exhausted = {"error_code": "submission_exhausted", "error_message": message}
         move = Move(now, detail=message, columns=exhausted)
         return Ruling(JobEvent.SUBMISSION_EXHAUSTED, move, settlement)
     blocked = {"blocked_reason": describe_refusal(reply)}
-    move = Move(now, now + choose_delay(reply, streak.tries, terms), reply.message, blocked)
+    move = Move(now, now + choose_delay(reply, streak.tries, policy), reply.message, blocked)
     return Ruling(JobEvent.SUBMISSION_POSTPONED, move, settlement)
 
 
-def choose_delay(reply: Refused, tries: int, terms: SubmitTerms) -> timedelta:
+def choose_delay(reply: Refused, tries: int, policy: SubmitPolicy) -> timedelta:
     """As fal asks, and full jitter on top; the account's own pause is the gate's."""
     if reply.why is RefusalClass.ACCOUNT:
-        return terms.probe_after
+        return policy.probe_after
     return reply.retry_after + BACKOFFS[reply.why].draw(tries)
 
 

@@ -70,7 +70,7 @@ def find_lost(
         attempts.give_token(connection, stand_in.id, token_hash)
         if is_proven:
             accepted = _accept(completion.fal_request_id, new.received_at)
-            attempts.settle_attempt(connection, stand_in.id, accepted)
+            attempts.record_outcome(connection, stand_in.id, accepted)
     elif is_proven:
         _rebuild(connection, job, token_hash, completion, new.received_at)
     else:
@@ -91,7 +91,7 @@ def doubt_job(
     moved = table.apply_permitted(connection, job, JobEvent.SUBMISSION_DOUBTED, move)
     attempts.insert_attempt(connection, replace(moved, claimed_by=by), new)
     settlement = Settlement(Outcome.UNKNOWN, now, error_message=detail)
-    attempts.settle_attempt(connection, new.id, settlement)
+    attempts.record_outcome(connection, new.id, settlement)
 
 
 def _rebuild(
@@ -112,7 +112,7 @@ def _rebuild(
         job = replace(job, fence=NO_FENCE)
     new = _name_attempt(job, token_hash)
     attempts.insert_attempt(connection, replace(job, claimed_by=REBUILT_BY), new)
-    attempts.settle_attempt(connection, new.id, _accept(fal_request_id, now))
+    attempts.record_outcome(connection, new.id, _accept(fal_request_id, now))
 
 
 def _doubt(connection: Connection, job: Job, token_hash: str, now: datetime) -> None:
@@ -124,7 +124,7 @@ def _doubt(connection: Connection, job: Job, token_hash: str, now: datetime) -> 
     stated = replace(job, fence=NO_FENCE, claimed_by=REBUILT_BY)
     attempts.insert_attempt(connection, stated, new)
     settlement = Settlement(Outcome.UNKNOWN, now, error_message=REBUILT)
-    attempts.settle_attempt(connection, new.id, settlement)
+    attempts.record_outcome(connection, new.id, settlement)
 
 
 def _accept(fal_request_id: str, now: datetime) -> Settlement:

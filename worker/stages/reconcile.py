@@ -56,18 +56,18 @@ class Reconciler:
             attempt = attempts.find_current_attempt(connection, job) if job else None
         if job is None:
             return []
-        doorbells = self._ring(self._follow_rivals(job))
+        doorbells = self._publish(self._follow_rivals(job))
         if doorbells or attempt is None:
             return doorbells
         bind_contextvars(attempt=attempt.number)
         match job.state:
             case JobState.SUBMITTED:
-                return self._ring(self._poll_request(job, attempt))
+                return self._publish(self._poll_request(job, attempt))
             case JobState.SUBMISSION_UNKNOWN:
                 return self.resolver.resolve_unknown(job, attempt)
             case JobState.QUEUED | JobState.FAILED | JobState.CANCELLED:
                 # Given up, and then a delivery came that proves nothing: fal is asked about it.
-                return [] if has_video(job) else self._ring(self.resolver.follow_hints(attempt))
+                return [] if has_video(job) else self._publish(self.resolver.follow_hints(attempt))
             case JobState.SUBMITTING | JobState.COMPLETED | JobState.ARCHIVING | JobState.ARCHIVED:
                 return []
             case _:
@@ -87,14 +87,14 @@ class Reconciler:
     def _take_rival(
         self, job: Job, rival: Attempt, fal_request_id: str, truth: Known
     ) -> Job | None:
-        now, grace = self.clock(), self.resolver.terms.grace
+        now, grace = self.clock(), self.resolver.policy.grace
 
         def write(connection: Connection) -> Job | None:
             current = table.get_job(connection, job.id, lock=True)
             if not attempts.adopt_request(connection, rival, fal_request_id):
                 return None
             settlement = Settlement(Outcome.ACCEPTED, now, fal_request_id=fal_request_id)
-            attempts.settle_attempt(connection, rival.id, settlement)
+            attempts.record_outcome(connection, rival.id, settlement)
             if isinstance(truth, Completion):
                 return record_completion(connection, current, rival, truth, now, grace)
             attempts.dismiss_attempt(connection, rival.id, now)
@@ -178,12 +178,12 @@ class Reconciler:
         never shown the request. Another account's silence, or a listing that cannot be read, says
         nothing.
         """
-        terms = self.resolver.terms
-        if attempt.account is None or attempt.account != terms.account:
+        policy = self.resolver.policy
+        if attempt.account is None or attempt.account != policy.account:
             return False
         with self.resolver.db.reading() as connection:
             waited = measure_wait(attempt, observed.read_observed(connection))
-        judge_after = terms.judge_after(attempt)
+        judge_after = policy.judge_after(attempt)
         if not listing.requests:
             return listing.lists_all and waited >= 2 * judge_after
         return listing.requests[0].ended and waited >= judge_after
@@ -195,7 +195,7 @@ class Reconciler:
         completion: Completion,
         progress: Progress | None = None,
     ) -> Job | None:
-        now, grace = self.clock(), self.resolver.terms.grace
+        now, grace = self.clock(), self.resolver.policy.grace
 
         def write(connection: Connection) -> Job | None:
             current = table.get_job(connection, job.id, lock=True)
@@ -236,5 +236,5 @@ class Reconciler:
         delay = choose_poll_delay(self.poll_after, now - attempt.started_at, retention=kept_for)
         return now + delay
 
-    def _ring(self, job: Job | None) -> list[Doorbell]:
+    def _publish(self, job: Job | None) -> list[Doorbell]:
         return [job.doorbell] if job is not None and job.doorbell is not None else []

@@ -40,7 +40,7 @@ SETTLE = "extend-video redrive ID --pay-again pays again, extend-video cancel ID
 
 
 @dataclass(frozen=True, slots=True)
-class ResolveTerms:
+class ResolvePolicy:
     """What every resolution shares; `account` is the fingerprint of the key that lists."""
 
     unknown_after: timedelta
@@ -95,7 +95,7 @@ class Resolver:
     db: Database
     requests: RequestClient
     platform: PlatformClient
-    terms: ResolveTerms
+    policy: ResolvePolicy
     clock: Clock
 
     def resolve_unknown(self, job: Job, attempt: Attempt) -> list[Doorbell]:
@@ -141,7 +141,7 @@ class Resolver:
         by_endpoint: dict[str, list[Waiting]] = defaultdict(list)
         for attempt, due_at in unsettled:
             waited = measure_wait(attempt, now_observed)
-            waiting = Waiting(attempt, due_at, waited, self.terms.judge_after(attempt))
+            waiting = Waiting(attempt, due_at, waited, self.policy.judge_after(attempt))
             by_endpoint[attempt.endpoint].append(waiting)
         published: list[Doorbell] = []
         for endpoint, waiting_there in by_endpoint.items():
@@ -168,7 +168,7 @@ class Resolver:
             if attempt.id in matches.paired:
                 detail = "found in fal's listing by its exact input"
                 moved = self._adopt(attempt, matches.paired[attempt.id], detail)
-            elif waiting.due_at <= now + self.terms.grace:
+            elif waiting.due_at <= now + self.policy.grace:
                 gaps = self._list_gaps(waiting, listing, matches)
                 moved = self._record_absence(waiting, gaps)
             published += [moved.doorbell] if moved is not None and moved.doorbell else []
@@ -180,7 +180,7 @@ class Resolver:
         gaps = [f"fal's listing {listing.gap}"] if listing.gap else []
         if listing.clock_gap:
             gaps.append(listing.clock_gap)
-        if attempt.account is None or attempt.account != self.terms.account:
+        if attempt.account is None or attempt.account != self.policy.account:
             gaps.append(
                 "it was submitted with another key than FAL_KEY, whose listing says nothing"
             )
@@ -202,7 +202,7 @@ class Resolver:
             move = Move(now, now, detail, {"fal_request_id": fal_request_id})
             moved = table.apply_event(connection, job, JobEvent.REQUEST_ADOPTED, move)
             settlement = Settlement(Outcome.ACCEPTED, now, fal_request_id=fal_request_id)
-            attempts.settle_attempt(connection, attempt.id, settlement)
+            attempts.record_outcome(connection, attempt.id, settlement)
             if moved is not None and moved.cancel_requested_at is not None:
                 attempts.order_cancel(connection, attempt.id, now)
         return moved
@@ -220,7 +220,7 @@ class Resolver:
                 return None
             lost = [Outcome.UNKNOWN, Outcome.DEAD]
             spent = attempts.count_attempts(connection, job.id, lost, job.tried_since)
-            event, move = judge_absence(job, evidence, spent, self.terms, now)
+            event, move = judge_absence(job, evidence, spent, self.policy, now)
             if event is JobEvent.SUBMISSION_HELD:
                 reason = move.columns["blocked_reason"]
                 if job.blocked_reason == reason:  # decided before, and only searched again
@@ -229,7 +229,7 @@ class Resolver:
             else:
                 outcome = Outcome.UNKNOWN if evidence.gaps else Outcome.DEAD
                 settlement = Settlement(outcome, now, error_message=move.detail)
-                attempts.settle_attempt(connection, attempt.id, settlement)
+                attempts.record_outcome(connection, attempt.id, settlement)
             return table.apply_event(connection, job, event, move)
 
     def _list_hint_gaps(self, attempt: Attempt) -> list[str]:
@@ -367,7 +367,7 @@ def choose_pause(evidence: Evidence) -> timedelta:
 
 
 def judge_absence(
-    job: Job, evidence: Evidence, spent: int, terms: ResolveTerms, now: datetime
+    job: Job, evidence: Evidence, spent: int, policy: ResolvePolicy, now: datetime
 ) -> tuple[JobEvent, Move]:
     """What follows once an attempt has been waited for long enough; pure.
 
@@ -378,19 +378,19 @@ def judge_absence(
         return JobEvent.JOB_CANCELLED, Move(now, detail=detail)
     if evidence.gaps:
         return _hold(
-            f"whether fal ran it is not known: {'; '.join(evidence.gaps)}", detail, terms, now
+            f"whether fal ran it is not known: {'; '.join(evidence.gaps)}", detail, policy, now
         )
-    if spent >= terms.max_attempts:
+    if spent >= policy.max_attempts:
         message = f"{spent} submissions were lost; {detail}"
         why = {"error_code": "submission_exhausted", "error_message": message}
         return JobEvent.SUBMISSION_EXHAUSTED, Move(now, detail=message, columns=why)
-    if terms.policy is UnknownPolicy.HOLD:
-        return _hold("fal has not run it, and UNKNOWN_POLICY is hold", detail, terms, now)
-    return JobEvent.DEATH_PROVEN, Move(now, now + terms.grace, detail)
+    if policy.policy is UnknownPolicy.HOLD:
+        return _hold("fal has not run it, and UNKNOWN_POLICY is hold", detail, policy, now)
+    return JobEvent.DEATH_PROVEN, Move(now, now + policy.grace, detail)
 
 
-def _hold(why: str, detail: str, terms: ResolveTerms, now: datetime) -> tuple[JobEvent, Move]:
+def _hold(why: str, detail: str, policy: ResolvePolicy, now: datetime) -> tuple[JobEvent, Move]:
     """The job waits for a person; fal's listing is searched for it all the same."""
     columns = {"blocked_reason": f"{HELD}: {why}. {SETTLE}"}
-    due_at = now + spread(min(HELD_PAUSE, terms.unknown_after))
+    due_at = now + spread(min(HELD_PAUSE, policy.unknown_after))
     return JobEvent.SUBMISSION_HELD, Move(now, due_at, detail, columns)

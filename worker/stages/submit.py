@@ -26,7 +26,7 @@ from worker.jobs.values import Attempt, Claim, Gate, Job, NewAttempt, Settlement
 from worker.stages import pause
 from worker.stages.judge import (
     Ruling,
-    SubmitTerms,
+    SubmitPolicy,
     judge_reply,
     measure_streak,
 )
@@ -59,36 +59,36 @@ def submit_job(
     *,
     db: Database,
     queue: QueueClient,
-    terms: SubmitTerms,
+    policy: SubmitPolicy,
     clock: Clock = read_clock,
 ) -> Job | None:
     """Buy one run of the model. None if the job was not there to be claimed, or has moved on."""
-    submission = begin_submission(job_id, db=db, terms=terms, clock=clock)
+    submission = begin_submission(job_id, db=db, policy=policy, clock=clock)
     if submission is None:
         return None
     bound = bound_contextvars(job_id=str(job_id), attempt=submission.attempt.number)
-    with bound, Heartbeat(submission.job, db=db, lease=terms.lease, clock=clock):
-        reply = post_once(submission, queue=queue, terms=terms, clock=clock)
+    with bound, Heartbeat(submission.job, db=db, lease=policy.lease, clock=clock):
+        reply = post_once(submission, queue=queue, policy=policy, clock=clock)
         if isinstance(reply, Accepted):
             # Should the database stay away, the paid request is still known from the log.
             log.info("submission_accepted", fal_request_id=reply.fal_request_id)
-        moved = keep_reply(submission, reply, db=db, terms=terms, clock=clock)
+        moved = keep_reply(submission, reply, db=db, policy=policy, clock=clock)
     if any(gate.reason for gate in submission.gates):
         pause.release_waiting(db=db, clock=clock)
     return moved
 
 
 def begin_submission(
-    job_id: UUID, *, db: Database, terms: SubmitTerms, clock: Clock
+    job_id: UUID, *, db: Database, policy: SubmitPolicy, clock: Clock
 ) -> Submission | None:
     """Commit the claim and the intent to pay, before a byte leaves for fal."""
     now = clock()
-    claim = Claim(terms.worker, now, now + terms.lease)
+    claim = Claim(policy.worker, now, now + policy.lease)
     with db.transaction() as connection:
         # Gates are locked before any job, here and everywhere, so that two cannot deadlock.
         seen = gates.list_gates(connection, list(pause.MARKS), lock=True)
         pauses = [gate for gate in seen if gate.reason]
-        closed = [one for one in pauses if pause.is_closed(one, now, terms.probe_after)]
+        closed = [one for one in pauses if pause.is_closed(one, now, policy.probe_after)]
         if closed:
             last = max(closed, key=lambda one: one.opens_at)
             pause.block_submissions(connection, [job_id], last, last.opens_at)
@@ -96,16 +96,18 @@ def begin_submission(
         job = table.claim_job(connection, job_id, JobEvent.SUBMISSION_CLAIMED, claim)
         if job is None:
             return None
-        pause.push_on(connection, pauses, now + terms.probe_after)
-        options = RequestOptions.model_validate(job.options).fill_in(terms.options)
-        token = make_token(connection, job_id, terms.token_secrets)
-        new = NewAttempt(uuid7(), attempts.hash_token(token), now, options.to_json(), terms.account)
+        pause.push_on(connection, pauses, now + policy.probe_after)
+        options = RequestOptions.model_validate(job.options).fill_in(policy.options)
+        token = make_token(connection, job_id, policy.token_secrets)
+        new = NewAttempt(
+            uuid7(), attempts.hash_token(token), now, options.to_json(), policy.account
+        )
         attempt = attempts.insert_attempt(connection, job, new)
     return Submission(job, attempt, token, claim.until, tuple(seen))
 
 
 def post_once(
-    submission: Submission, *, queue: QueueClient, terms: SubmitTerms, clock: Clock
+    submission: Submission, *, queue: QueueClient, policy: SubmitPolicy, clock: Clock
 ) -> SubmitReply:
     """POST, unless this process was stopped for so long that others may have judged the attempt."""
     if clock() >= submission.send_before:
@@ -113,19 +115,19 @@ def post_once(
     return queue.submit(
         submission.job.endpoint,
         submission.attempt.input,
-        webhook_url=f"{terms.webhook_base_url}/webhooks/fal/{submission.token}",
+        webhook_url=f"{policy.webhook_base_url}/webhooks/fal/{submission.token}",
         options=RequestOptions.model_validate(submission.attempt.options),
     )
 
 
 def keep_reply(
-    submission: Submission, reply: SubmitReply, *, db: Database, terms: SubmitTerms, clock: Clock
+    submission: Submission, reply: SubmitReply, *, db: Database, policy: SubmitPolicy, clock: Clock
 ) -> Job | None:
     """Record the reply, also if the database is away for a while: only this process knows it."""
     deadline = time.monotonic() + RECORD_TIME.total_seconds()
     while True:
         try:
-            return record_reply(submission, reply, db=db, terms=terms, clock=clock)
+            return record_reply(submission, reply, db=db, policy=policy, clock=clock)
         except (*AWAY, IntegrityError) as error:
             # Of two that adopt one request at once, the loser sees at the next try that it is.
             log.warning("reply_not_recorded", reason=describe_database_error(error))
@@ -135,7 +137,7 @@ def keep_reply(
 
 
 def record_reply(
-    submission: Submission, reply: SubmitReply, *, db: Database, terms: SubmitTerms, clock: Clock
+    submission: Submission, reply: SubmitReply, *, db: Database, policy: SubmitPolicy, clock: Clock
 ) -> Job | None:
     """Settle the attempt and move the job, wherever it is by now; None if it has moved on.
 
@@ -144,11 +146,11 @@ def record_reply(
     """
     now = clock()
     with db.transaction() as connection:
-        pause.note_reply(connection, reply, submission.gates, now + terms.probe_after)
+        pause.note_reply(connection, reply, submission.gates, now + policy.probe_after)
         job = table.get_job(connection, submission.job.id, lock=True)
         tried = attempts.list_attempts(connection, job.id) if isinstance(reply, Refused) else []
         streak = measure_streak(tried, submission.attempt, job.tried_since)
-        ruling = judge_reply(reply, job, now, terms, streak)
+        ruling = judge_reply(reply, job, now, policy, streak)
         is_own = _settle(connection, submission.attempt, ruling.settlement)
         moved = _move_job(connection, job, submission.attempt, ruling)
         if isinstance(reply, Accepted) and job.fal_request_id != reply.fal_request_id:
@@ -167,7 +169,7 @@ def _settle(connection: Connection, attempt: Attempt, settlement: Settlement) ->
         message = f"request {known} was accepted, but the listing's were paired otherwise"
         settlement = replace(settlement, fal_request_id=None, error_message=message)
         log.error("request_paired_otherwise", attempt_id=str(attempt.id), fal_request_id=known)
-    attempts.settle_attempt(connection, attempt.id, settlement)
+    attempts.record_outcome(connection, attempt.id, settlement)
     return is_own
 
 

@@ -108,7 +108,7 @@ def take_over(connection: Connection, job: Job, now: datetime, lease: timedelta)
     attempt = attempts.find_current_attempt(connection, job)
     if attempt is not None:
         settlement = Settlement(Outcome.UNKNOWN, now, error_message=detail)
-        attempts.settle_attempt(connection, attempt.id, settlement)
+        attempts.record_outcome(connection, attempt.id, settlement)
     blocked = {"blocked_reason": f"fal may or may not have it: {detail}"}
     move = Move(now, now + lease, detail, blocked)
     return table.apply_event(connection, job, JobEvent.SUBMISSION_CLAIM_EXPIRED, move)

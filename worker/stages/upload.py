@@ -33,7 +33,7 @@ from worker.jobs import table
 from worker.jobs.uploads import Uploaded, find_upload, record_upload
 from worker.media.examiner import Examiner, get_examiner
 from worker.media.local_file import LocalFile, Readable, keep_stream, take_file
-from worker.stages.enqueue import JobOptions, Wish, parse_wish
+from worker.stages.enqueue import JobOptions, JobRequest, parse_job_request
 
 # fal keeps files for seven days at least; a job may wait for some of them.
 FRESH_FOR = timedelta(days=6)
@@ -55,7 +55,7 @@ OpenStorage: TypeAlias = Callable[[], AbstractContextManager[Storage]]
 
 
 @dataclass(frozen=True, slots=True)
-class FileTerms:
+class FilePolicy:
     """How large a data URI may be to go inline, and any file to be uploaded at all."""
 
     inline_bytes: int
@@ -68,12 +68,12 @@ class _FileField:
     name: str
     kind: str
 
-    def take(self, path: Path, terms: FileTerms) -> LocalFile:
+    def take(self, path: Path, policy: FilePolicy) -> LocalFile:
         """Decoded elsewhere. Raises MediaRefusedError, and UploadUnavailableError if it cannot."""
-        examiner = terms.examiner
+        examiner = policy.examiner
         inspect = examiner.inspect_video if self.kind == "video" else examiner.inspect_image
         try:
-            return take_file(path, inspect, terms.max_bytes)
+            return take_file(path, inspect, policy.max_bytes)
         except MediaUnavailableError as error:
             raise UploadUnavailableError(str(error)) from error
 
@@ -81,16 +81,16 @@ class _FileField:
 _FILE_FIELDS = (_FileField("video_url", "video"), _FileField("end_image_url", "image"))
 
 
-def make_wish(  # noqa: PLR0913 - as its callers have them
+def make_job_request(  # noqa: PLR0913 - as its callers have them
     fields: Mapping[str, object],
     wrong: Sequence[Violation],
     *,
     db: Database,
     open_storage: OpenStorage,
-    terms: FileTerms,
+    policy: FilePolicy,
     on_progress: OnProgress | None = None,
     clock: Clock = read_clock,
-) -> Wish:
+) -> JobRequest:
     """The checked wish; what it gives as path, bytes, open file or large data URI is uploaded.
 
     Text is a URL or a data URI and never names a file of this machine. The same bytes are not
@@ -98,35 +98,40 @@ def make_wish(  # noqa: PLR0913 - as its callers have them
     all else, before anything is uploaded; UploadUnavailableError and UploadRefusedError.
     """
     with scratch() as make_scratch:
-        wish, files = check_wish(fields, wrong, terms, make_scratch)
+        job_request, files = check_job_request(fields, wrong, policy, make_scratch)
         return place_files(
-            wish, files, db=db, open_storage=open_storage, on_progress=on_progress, clock=clock
+            job_request,
+            files,
+            db=db,
+            open_storage=open_storage,
+            on_progress=on_progress,
+            clock=clock,
         )
 
 
 def place_files(
-    wish: Wish,
+    job_request: JobRequest,
     files: Mapping[str, LocalFile],
     *,
     db: Database,
     open_storage: OpenStorage,
     on_progress: OnProgress | None = None,
     clock: Clock = read_clock,
-) -> Wish:
+) -> JobRequest:
     """The wish with the URLs of its files, which are uploaded as far as they have to be."""
     if not files:
-        return wish
-    urls = _Placing(db, open_storage, clock, wish).place_all(files, on_progress)
-    completed = complete_input({**wish.input, **urls})
-    return Wish(completed.to_json(), wish.options, wish.seed_drawn)
+        return job_request
+    urls = _Placing(db, open_storage, clock, job_request).place_all(files, on_progress)
+    completed = complete_input({**job_request.input, **urls})
+    return JobRequest(completed.to_json(), job_request.options, job_request.seed_drawn)
 
 
-def check_wish(
+def check_job_request(
     fields: Mapping[str, object],
     wrong: Sequence[Violation],
-    terms: FileTerms,
+    policy: FilePolicy,
     make_scratch: Callable[[], Path],
-) -> tuple[Wish, dict[str, LocalFile]]:
+) -> tuple[JobRequest, dict[str, LocalFile]]:
     """The wish, and its files by field. Everything that can be wrong is found here, all at once."""
     files: dict[str, LocalFile] = {}
     stand_ins: dict[str, str] = {}
@@ -134,7 +139,7 @@ def check_wish(
     for field in _FILE_FIELDS:
         value = fields.get(field.name)
         try:
-            file = _take(field, value, terms, make_scratch)
+            file = _take(field, value, policy, make_scratch)
         except (MediaRefusedError, ValueError) as error:
             refused.append(Violation(field.name, _show(value), str(error)))
             stand_ins[field.name] = STAND_IN
@@ -143,47 +148,47 @@ def check_wish(
             files[field.name] = file
             stand_ins[field.name] = STAND_IN
     try:
-        wish = parse_wish({**fields, **stand_ins})
+        job_request = parse_job_request({**fields, **stand_ins})
     except InvalidInputError as error:
         raise InvalidInputError((*refused, *error.violations, *wrong)) from None
     if refused or wrong:
         raise InvalidInputError((*refused, *wrong))
-    return wish, files
+    return job_request, files
 
 
 def _take(
-    field: _FileField, value: object, terms: FileTerms, make_scratch: Callable[[], Path]
+    field: _FileField, value: object, policy: FilePolicy, make_scratch: Callable[[], Path]
 ) -> LocalFile | None:
     """The file to upload; None for what is sent as it is, or judged by the field's type.
 
     Raises MediaRefusedError and ValueError with the reason.
     """
     if isinstance(value, str) and is_data_uri(value):
-        content = parse_data_uri(value, kind=field.kind, max_bytes=terms.max_bytes).content
-        file = _take_bytes(field, content, terms, make_scratch)
-        return None if file.size <= terms.inline_bytes else file
+        content = parse_data_uri(value, kind=field.kind, max_bytes=policy.max_bytes).content
+        file = _take_bytes(field, content, policy, make_scratch)
+        return None if file.size <= policy.inline_bytes else file
     if value is None or isinstance(value, str):
         return None
     if isinstance(value, bytes | bytearray | memoryview):
-        return _take_bytes(field, value, terms, make_scratch)
+        return _take_bytes(field, value, policy, make_scratch)
     if isinstance(value, Path):
-        return field.take(value, terms)
+        return field.take(value, policy)
     if isinstance(value, Readable):
         target = make_scratch()
-        keep_stream(value, target, terms.max_bytes)
-        return field.take(target, terms)
+        keep_stream(value, target, policy.max_bytes)
+        return field.take(target, policy)
     return None
 
 
 def _take_bytes(
     field: _FileField,
     content: bytes | bytearray | memoryview,
-    terms: FileTerms,
+    policy: FilePolicy,
     make_scratch: Callable[[], Path],
 ) -> LocalFile:
     target = make_scratch()
     target.write_bytes(content)
-    return field.take(target, terms)
+    return field.take(target, policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +198,14 @@ class _Placing:
     db: Database
     open_storage: OpenStorage
     clock: Clock
-    wish: Wish
+    job_request: JobRequest
 
     def place_all(
         self, files: Mapping[str, LocalFile], on_progress: OnProgress | None
     ) -> dict[str, str]:
         with self.db.reading() as connection:
             known = {name: find_upload(connection, file.sha256) for name, file in files.items()}
-            inputs = list(_find_inputs(connection, self.wish.options))
+            inputs = list(_find_inputs(connection, self.job_request.options))
         urls = {
             name: uploaded.url
             for name, uploaded in known.items()

@@ -169,7 +169,7 @@ def test_worker_follows_the_sentinels_to_the_next_master(yard: Yard, sqlite_url)
                 app.send_task("extend_video.submit", args=[mark])
                 return "after-the-failover-" in worker.read_log()
 
-            wait_until(lambda: dispatcher.ring(Doorbell(Step.CANCEL, ANYBODY)), FAILOVER_SECONDS)
+            wait_until(lambda: dispatcher.publish(Doorbell(Step.CANCEL, ANYBODY)), FAILOVER_SECONDS)
             wait_until(rings_and_is_heard, FAILOVER_SECONDS)
         with redis.Redis(port=second) as master:
             # Beat rings there, and the worker takes it.

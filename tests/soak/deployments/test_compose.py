@@ -121,10 +121,17 @@ def test_services_started_in_order_archive_a_video_and_are_healthy(site) -> None
     for name in ("emulator", "receiver", "submitter", "archiver", "sweeper"):
         site.wait_for_health(name)
     emulator = site.translation.apply("http://emulator:8001")
-    wish = ["--prompt", "on", "--video", f"{emulator}/files/sample.mp4", "--set", "num_frames=9"]
-    wish += ["--set", "num_context_frames=5", "--json"]
+    job_request = [
+        "--prompt",
+        "on",
+        "--video",
+        f"{emulator}/files/sample.mp4",
+        "--set",
+        "num_frames=9",
+    ]
+    job_request += ["--set", "num_context_frames=5", "--json"]
 
-    enqueued = site.yard.run(["extend-video", "enqueue", *wish], site.build_env("submitter"))
+    enqueued = site.yard.run(["extend-video", "enqueue", *job_request], site.build_env("submitter"))
 
     assert enqueued.returncode == 0, enqueued.stderr
     url = (site.yard.directory / "secrets" / "database_url").read_text()

@@ -17,9 +17,9 @@ END_SECONDS = 45
 
 def test_demo_extends_a_video_of_ones_own(yard, demo_settings, nothing_left, tmp_path_factory):
     own = make_clip(tmp_path_factory.mktemp("own") / "my clip ü%41.mp4", frames=20)
-    wish = ["--video", str(own), "--prompt", "[b]weiter[/b]", "--set", "num_frames=33"]
+    job_request = ["--video", str(own), "--prompt", "[b]weiter[/b]", "--set", "num_frames=33"]
 
-    ended = yard.run([*DEMO, *wish], demo_settings, MOST_SECONDS)
+    ended = yard.run([*DEMO, *job_request], demo_settings, MOST_SECONDS)
 
     assert ended.returncode == 0, ended.stderr
     assert "20 frames" in read_fact(ended.stdout, "length before")

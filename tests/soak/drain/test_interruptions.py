@@ -122,7 +122,7 @@ def test_wish_of_a_killed_worker_comes_back_after_a_lease(yard, sqlite_url):
     """Not after the 100 s that kombu takes by itself."""
     options = ["worker", *THREADS, "-Q", "extend_video"]
     job_id, path = uuid4(), sqlite_url.removeprefix("sqlite:///")
-    wish = {"job_id": str(job_id), "prompt": "on", "video_url": "https://example.com/a.mp4"}
+    job_request = {"job_id": str(job_id), "prompt": "on", "video_url": "https://example.com/a.mp4"}
     with (
         run_redis() as broker_url,
         connect_redis(broker_url) as broker,
@@ -139,7 +139,7 @@ def test_wish_of_a_killed_worker_comes_back_after_a_lease(yard, sqlite_url):
         }
         writer.execute("BEGIN IMMEDIATE")
         first = yard.start("first", [*CELERY, *options, "-n", "first@%h"], settings)
-        producer.send_task("extend_video.enqueue", kwargs=wish, queue="extend_video")
+        producer.send_task("extend_video.enqueue", kwargs=job_request, queue="extend_video")
         wait_until(lambda: broker.hlen("unacked") == 1)
         second = yard.start("second", [*CELERY, *options, "-n", "second@%h"], settings)
         second.wait_for_log(" ready.")

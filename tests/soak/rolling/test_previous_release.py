@@ -97,9 +97,9 @@ def test_job_goes_from_wish_to_archive_with_the_old_code_on_the_new_schema(
     with run_old_daemons(request, tmp_path, old_code, url) as deployment:
         whose = [str(BIN / "python"), "-c", "import worker; print(worker.__file__)"]
         assert str(old_code) in deployment.yard.run(whose, deployment.settings).stdout
-        wish = ["--prompt", "on", "--video", "http://127.0.0.1/never-fetched.mp4"]
+        job_request = ["--prompt", "on", "--video", "http://127.0.0.1/never-fetched.mp4"]
         enqueued = deployment.yard.run(
-            [EXTEND_VIDEO, "enqueue", *wish, "--set", "num_frames=9"], deployment.settings
+            [EXTEND_VIDEO, "enqueue", *job_request, "--set", "num_frames=9"], deployment.settings
         )
         assert enqueued.returncode == 0, enqueued.stderr
         with open_table(url) as table:
