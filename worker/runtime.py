@@ -291,7 +291,7 @@ class Runtime:
         if dry_run:
             return foresee_restore(lost_since, db=self.db)
         if seen := self.list_workers():
-            names = ", ".join(worker.name for worker in seen)
+            names = ", ".join(f"{worker.name} (pid {worker.pid})" for worker in seen)
             raise DaemonError(f"seen within the last minute: {names}; stop every worker first")
         settings = self.settings
         return restore_jobs(

@@ -6,9 +6,7 @@ import pytest
 
 from tests.harness.together import call_together
 from worker.ground.errors import ForeignArchiveError
-from worker.ground.settings import load_settings
 from worker.jobs.marks import find_mark
-from worker.lifecycle.pulse import Watch
 from worker.media.store import ARCHIVE_MARK, open_store
 from worker.ops.mark import find_foreign_mark, require_own_archive
 
@@ -65,17 +63,3 @@ def test_object_store_is_marked_alike(db, tmp_path):
     require_own_archive(db=db, store=store)
     require_own_archive(db=db, store=store)
     assert find_foreign_mark(db=db, store=open_store("memory:", tmp_path)) is not None
-
-
-def test_worker_logs_a_foreign_archive_once_and_sees_that_it_is_mounted_again(db, root, capsys):
-    watch = Watch(None, load_settings(archive_url=f"file:{root}"))
-    watch._check_archive(db)
-    assert watch.archive_fault is None
-    root.rename(root.with_name("elsewhere"))
-    for _ in range(2):
-        watch._check_archive(db)
-        assert "volume is not mounted" in str(watch.archive_fault)
-    assert capsys.readouterr().out.count("archive_fault") == 1
-    root.with_name("elsewhere").rename(root)
-    watch._check_archive(db)
-    assert watch.archive_fault is None

@@ -1,8 +1,15 @@
 """Each turn of a worker's loop is noted, whichever loop it has."""
 
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from celery.utils.dispatch import Signal
+
+from worker.broker.app import ARCHIVE, QUEUES
+from worker.ground.settings import load_settings
 from worker.lifecycle import pulse
+from worker.lifecycle.archive_probe import ArchiveProbe
 from worker.lifecycle.pulse import Pulse
 from worker.lifecycle.standby import Standby
 
@@ -52,3 +59,18 @@ def test_turns_of_an_event_loop_are_noted_until_the_connection_ends(monkeypatch)
     assert step.watch.looped_at > 0
     step.stop(consumer)
     assert entry.cancelled
+
+
+@pytest.mark.parametrize(("queue", "fault"), [(QUEUES[ARCHIVE], "disk full"), ("other", None)])
+def test_worker_that_archives_tries_its_archive_and_says_what_came_of_it(
+    monkeypatch, queue, fault
+) -> None:
+    for name in ("task_received", "worker_shutting_down", "worker_shutdown"):
+        monkeypatch.setattr(pulse, name, Signal())
+    monkeypatch.setattr(pulse.Watch, "_run", lambda _: None)
+    monkeypatch.setattr(ArchiveProbe, "begin", lambda probe: setattr(probe, "fault", "disk full"))
+    consumed = SimpleNamespace(queues=[SimpleNamespace(name=queue)])
+    consumer: Any = SimpleNamespace(hostname="w@h", task_consumer=consumed)
+    watch = pulse.Watch(consumer, load_settings())
+    watch.begin()
+    assert watch._describe().archive_fault == fault

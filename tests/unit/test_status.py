@@ -6,13 +6,13 @@ from typing import Any
 
 from tests.harness.jobs import NOW
 from worker.broker.app import QUEUES
-from worker.cli.status import SOONEST_LATE, list_problems
+from worker.cli.status import SOONEST_LATE, list_problems, list_shared_names
 from worker.ground.settings import load_settings
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Gate
-from worker.jobs.workers import SeenWorker
+from worker.jobs.workers import UNSEEN_AFTER, SeenWorker
 from worker.ops.history import History
-from worker.ops.measures import UNSEEN_AFTER, Measures
+from worker.ops.measures import Measures
 
 SECOND = timedelta(seconds=1)
 QUEUE_NAMES = list(QUEUES.values())
@@ -73,12 +73,22 @@ def test_slow_sweeps_are_late_by_their_own_measure() -> None:
     assert list_problems(late, EMPTY, settings) == []
 
 
+def test_name_that_several_processes_share_is_told_while_they_are_there() -> None:
+    other, gone = (
+        replace(WORKER, pid=2),
+        replace(WORKER, name="v@h", pid=3, last_seen_at=NOW - UNSEEN_AFTER - SECOND),
+    )
+    workers = [WORKER, other, gone, replace(gone, pid=4)]
+    assert list_shared_names(replace(WELL, workers=workers)) == ["w@h"]
+    assert list_shared_names(WELL) == []
+
+
 def test_queues_are_shared_by_several_workers() -> None:
     halves = [replace(WORKER, queues=QUEUE_NAMES[:3]), replace(WORKER, queues=QUEUE_NAMES[3:])]
     assert list_problems(replace(WELL, workers=halves), EMPTY, load_settings()) == []
 
 
-def test_worker_with_another_archive_is_a_problem_while_it_is_seen() -> None:
+def test_worker_that_cannot_archive_is_a_problem_while_it_is_seen() -> None:
     faulty = replace(WORKER, archive_fault="file:///a has no mark")
     measures = replace(WELL, workers=[faulty])
     expected = ["archive of w@h: file:///a has no mark"]

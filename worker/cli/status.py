@@ -1,5 +1,6 @@
 """`extend-video status`: is the deployment at work? Workers, queues, sweeps, pauses, counts."""
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any
@@ -96,6 +97,12 @@ def list_problems(
     return problems
 
 
+def list_shared_names(measures: Measures) -> list[str]:
+    """Node names that several processes have had within the last minute."""
+    counted = Counter(worker.name for worker in list_seen(measures.workers, measures.now))
+    return sorted(name for name, processes in counted.items() if processes > 1)
+
+
 def to_json(found: Status) -> dict[str, Any]:
     measures = found.measures
     return {
@@ -104,6 +111,7 @@ def to_json(found: Status) -> dict[str, Any]:
         "workers": [
             {
                 "name": worker.name,
+                "host": worker.host,
                 "pid": worker.pid,
                 "queues": worker.queues,
                 "started_at": worker.started_at,
@@ -114,6 +122,7 @@ def to_json(found: Status) -> dict[str, Any]:
             }
             for worker in measures.workers
         ],
+        "shared_names": list_shared_names(measures),
         "queues": found.queues,
         "last_sweep_at": measures.swept_at,
         "sweep_lag_seconds": measures.sweep_lag.total_seconds(),
@@ -135,11 +144,16 @@ def print_status(found: Status) -> None:
         display.out.print(f"[red]![/red] {display.escape(problem)}")
     if not found.problems:
         display.out.print("[green]ok[/green]")
+    for name in list_shared_names(measures):
+        display.out.print(
+            f"[yellow]note[/yellow]  {display.escape(name)} is the node name of several processes: "
+            "start each with a name of its own (celery -A worker worker -n NAME@%h)"
+        )
     display.print_section("workers")
     for worker in measures.workers:
         ago = format_duration(measures.now - worker.last_seen_at)
         did = f", last {worker.last_step}" if worker.last_step else ""
-        line = f"{worker.name}  seen {ago} ago{did}  {', '.join(worker.queues)}"
+        line = f"{worker.name} ({worker.pid})  seen {ago} ago{did}  {', '.join(worker.queues)}"
         display.out.print(f"  {display.escape(line)}")
     display.print_section("queues")
     display.print_fields(dict(found.queues) if found.queues is not None else {"broker": "away"})

@@ -348,6 +348,7 @@ class WorkerRow(Base):
     last_step: Mapped[str | None]
     last_step_at: Mapped[datetime | None]
     archive_fault: Mapped[str | None]
+    processes: Mapped[dict[str, Any] | None]
 
 
 class ArchiveMarkRow(Base):

@@ -7,13 +7,13 @@ process.
 
 import os
 import signal
+import socket
 import threading
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import structlog
@@ -34,13 +34,11 @@ from worker.broker.dispatch import Dispatcher
 from worker.cli.daemons import MARGIN
 from worker.ground.clock import read_clock
 from worker.ground.db import Database
-from worker.ground.errors import ForeignArchiveError, StoreUnavailableError
 from worker.ground.settings import Settings, load_settings
 from worker.jobs.workers import SeenWorker, forget_workers, keep_worker, note_step, remove_worker
+from worker.lifecycle.archive_probe import ArchiveProbe
 from worker.lifecycle.standby import Standby
 from worker.lifecycle.watchdog import Look, Watchdog
-from worker.media.store import open_store
-from worker.ops.mark import require_own_archive
 from worker.tasks import WORKER_PROGRAM, get_runtime
 
 TICK_SECONDS = 2.0
@@ -100,9 +98,9 @@ class Watch:
     looped_at: float = field(default_factory=time.monotonic)
     received_at: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=read_clock)
-    archive_fault: str | None = None
     _thread: threading.Thread | None = None
     _ending: threading.Event = field(default_factory=threading.Event)
+    _probe: ArchiveProbe | None = None
 
     def tick(self, **_: object) -> None:
         self.looped_at = time.monotonic()
@@ -117,6 +115,9 @@ class Watch:
         # Told to end, it takes nothing more, however long its steps take.
         worker_shutting_down.connect(self.end, weak=False)
         worker_shutdown.connect(self.leave, weak=False)
+        if QUEUES[ARCHIVE] in self._list_queues():
+            self._probe = ArchiveProbe(self._ending)
+            self._probe.begin()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         self._thread.start()
 
@@ -132,6 +133,7 @@ class Watch:
         limit = max(self.settings.watchdog_seconds, SHORTEST_LIMIT)
         watchdog = Watchdog(limit)
         dispatcher = Dispatcher(self.settings)
+        self._keep_row()
         while not self._ending.wait(min(LOOK, limit / 4).total_seconds()):
             try:
                 look = self._look(dispatcher)
@@ -164,42 +166,16 @@ class Watch:
 
     def _keep_row(self) -> None:
         """With a connection of its own each time: children that are forked later share none."""
-        now = read_clock()
-        queues = self._list_queues()
+        seen = self._describe()
         try:
-            with closing(Database(self.settings.database_url, program=WORKER_PROGRAM)) as db:
-                if QUEUES[ARCHIVE] in queues:
-                    self._check_archive(db)
-                seen = SeenWorker(
-                    self.consumer.hostname,
-                    os.getpid(),
-                    queues,
-                    self.started_at,
-                    now,
-                    archive_fault=self.archive_fault,
-                )
-                with db.transaction() as connection:
-                    keep_worker(connection, seen)
-                    forget_workers(connection, now - FORGET_AFTER)
+            with (
+                closing(Database(self.settings.database_url, program=WORKER_PROGRAM)) as db,
+                db.transaction() as connection,
+            ):
+                keep_worker(connection, seen)
+                forget_workers(connection, seen.last_seen_at - FORGET_AFTER)
         except SQLAlchemyError as error:
             log.debug("pulse_not_written", reason=type(error).__name__)
-
-    def _check_archive(self, db: Database) -> None:
-        """Each time, so that a volume that is mounted or lost later is noticed as well.
-
-        Only a directory may be another one on each host.
-        """
-        if not self.settings.archive_url.lower().startswith("file:"):
-            return
-        store = open_store(self.settings.archive_url, Path(self.settings.spool_dir))
-        try:
-            require_own_archive(db=db, store=store)
-            fault = None
-        except (ForeignArchiveError, StoreUnavailableError) as error:
-            fault = str(error)
-        if fault is not None and fault != self.archive_fault:
-            log.error("archive_fault", reason=fault)
-        self.archive_fault = fault
 
     def _remove_row(self) -> None:
         with (
@@ -207,7 +183,18 @@ class Watch:
             closing(Database(self.settings.database_url, program=WORKER_PROGRAM)) as db,
             db.transaction() as connection,
         ):
-            remove_worker(connection, self.consumer.hostname)
+            remove_worker(connection, self._describe())
+
+    def _describe(self) -> SeenWorker:
+        return SeenWorker(
+            name=self.consumer.hostname,
+            pid=os.getpid(),
+            queues=self._list_queues(),
+            started_at=self.started_at,
+            last_seen_at=read_clock(),
+            host=socket.gethostname(),
+            archive_fault=None if self._probe is None else self._probe.fault,
+        )
 
     def _end_worker(self, reason: str) -> None:
         """Let it drain if its loop still turns, else end it here and now."""

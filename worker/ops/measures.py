@@ -22,7 +22,7 @@ from worker.jobs.slices import list_shut_gates
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.tallies import Tally
 from worker.jobs.values import Gate, Outcome, Verdict
-from worker.jobs.workers import SeenWorker, list_workers
+from worker.jobs.workers import UNSEEN_AFTER, SeenWorker, list_workers
 from worker.ops.history import History
 
 LIVE, ENDS, OUTCOMES, VERDICTS = "live", "ended", "outcomes", "verdicts"
@@ -41,8 +41,6 @@ WORTH_KEEPING_SECONDS = 0.05
 SCRAPE_BATCH, SWEEP_BATCH = 500, 2000
 SWEEP_BUDGET = timedelta(milliseconds=250)
 OPEN = "open"
-# Several times as long as a worker lets pass before it writes that it is there.
-UNSEEN_AFTER = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,118 @@
+"""Whether a worker can archive: asked before anything is paid, and then for good.
+
+Its archive has to be the one that the job table means, and to take a file. The look is a process of
+its own, with a time limit: a mount that hangs holds up nothing else, and no thread or connection of
+it is there when Celery forks.
+"""
+
+import subprocess
+import sys
+import threading
+from contextlib import closing, suppress
+from pathlib import Path
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.ground.db import PROGRAM, Database
+from worker.ground.errors import ExtendVideoError, StoreUnavailableError
+from worker.ground.settings import Settings, load_settings
+from worker.media.store import Store, open_store
+from worker.ops.mark import require_own_archive
+
+PROBE = "write-probe.txt"
+WORDS = b"extend-video writes and deletes this to see whether the archive can be written.\n"
+LIMIT_SECONDS = 60
+WELL_SECONDS, FAULTY_SECONDS = 60.0, 30.0
+FAULTY, UNDECIDED = 1, 75
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class ArchiveProbe:
+    """A thread that keeps `fault` up to date: why nothing can be archived, None if it can."""
+
+    def __init__(self, ending: threading.Event) -> None:
+        self.fault: str | None = None
+        self._ending = ending
+
+    def begin(self) -> None:
+        threading.Thread(target=self._run, name="archive probe", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            before, self.fault = self.fault, ask_probe(self.fault)
+            if self.fault is not None and self.fault != before:
+                log.error("archive_fault", reason=self.fault)
+            elif self.fault is None and before is not None:
+                log.info("archive_back")
+            if self._ending.wait(WELL_SECONDS if self.fault is None else FAULTY_SECONDS):
+                return
+
+
+def ask_probe(before: str | None = None, limit: float = LIMIT_SECONDS) -> str | None:
+    """What is wrong with the archive, by a process of its own; None if nothing is.
+
+    It is what it was `before` if the database is away, which knows the archive's mark, or if the
+    process was killed: neither says anything of the archive.
+    """
+    command = [sys.executable, "-m", "worker.lifecycle.archive_probe"]
+    try:
+        ended = subprocess.run(  # noqa: S603 - a command of our own
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"the archive does not answer within {limit:g} s"
+    except OSError as error:
+        return f"the archive could not be tried: {error.strerror}"
+    if ended.returncode == 0:
+        return None
+    if ended.returncode == UNDECIDED or ended.returncode < 0:
+        return before
+    said = (ended.stdout or ended.stderr).decode("utf-8", "replace").strip().splitlines()
+    return said[-1] if said else f"the archive could not be tried: exit code {ended.returncode}"
+
+
+def look_at_archive(settings: Settings) -> None:
+    """Raises ForeignArchiveError, StoreUnavailableError; SQLAlchemyError if the database is away.
+
+    Only a directory may be another one on each host.
+    """
+    store = open_store(settings.archive_url, Path(settings.spool_dir))
+    away: SQLAlchemyError | None = None
+    if settings.archive_url.lower().startswith("file:"):
+        try:
+            with closing(Database(settings.database_url, program=f"{PROGRAM} archive probe")) as db:
+                require_own_archive(db=db, store=store)
+        except SQLAlchemyError as error:
+            away = error
+    try_to_write(store)
+    if away is not None:
+        raise away
+
+
+def try_to_write(store: Store) -> None:
+    """Write what an archived video needs: into the spool, and a name. Raises StoreUnavailableError.
+
+    Who may write need not be allowed to delete: what is left then is written over the next time.
+    """
+    with store.spool.begin("probe") as file:
+        file.write(WORDS)
+        file.flush()
+    store.put(PROBE, WORDS, "text/plain")
+    with suppress(StoreUnavailableError):  # see above
+        store.delete(PROBE)
+
+
+def main() -> None:
+    try:
+        look_at_archive(load_settings())
+    except (ExtendVideoError, ValueError) as error:
+        print(error)  # noqa: T201 - for `ask_probe`
+        sys.exit(FAULTY)
+    except SQLAlchemyError:
+        sys.exit(UNDECIDED)
+
+
+if __name__ == "__main__":
+    main()
