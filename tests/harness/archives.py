@@ -1,5 +1,6 @@
 """Ended jobs with their objects in a real archive, made fast and in numbers."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,6 +16,7 @@ from worker.ground.db import Database
 from worker.jobs.models import EventRow, JobRow
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
+from worker.media.layout import SIDECAR
 from worker.media.spool import Spool, SpoolFile
 from worker.media.store import ListedObject, Store, StoredObject
 
@@ -81,7 +83,7 @@ def archive_ended(
     stored = store.put(f"{stem}.mp4", body, "video/mp4")
     poster = store.put(f"{stem}.jpg", b"a poster", "image/jpeg")
     store.put(f"{stem}.sheet.jpg", b"a sheet", "image/jpeg")
-    sidecar = store.put(f"{stem}.json", b"{}", "application/json")
+    sidecar = store.put(f"{stem}.json", describe_video(stored.sha256), "application/json")
     described: dict[str, Any] = {
         "archive_uri": stored.uri,
         "archive_sha256": stored.sha256,
@@ -91,6 +93,11 @@ def archive_ended(
     }
     insert_ended(db, ended_at=ended_at, id=job_id, **(described | columns))
     return read_job(db, job_id)
+
+
+def describe_video(sha256: str) -> bytes:
+    """Of a sidecar what `verify` reads."""
+    return json.dumps({"video": {"sha256": sha256}}).encode()
 
 
 def fail_with_quarantine(db: Database, store: Store, **columns: Any) -> Job:
@@ -123,7 +130,7 @@ def hash_object(store: Store, name: str) -> str:
 
 @dataclass
 class WatchedStore:
-    """A store that notes what is read and deleted, and lets a test act before."""
+    """A store that notes which videos are read and what is deleted, and lets a test act before."""
 
     inner: Store
     reads: list[str] = field(default_factory=list)
@@ -145,7 +152,8 @@ class WatchedStore:
         return self.inner.put(name, body, content_type)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        self.reads.append(name)
+        if not name.endswith(SIDECAR):
+            self.reads.append(name)
         self.before_read(name)
         return self.inner.read(name, start, stop)
 

@@ -1,13 +1,14 @@
 """A video fetched again from fal in place of a copy that is damaged, and never without need."""
 
 import base64
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from typing_extensions import override
 
 from tests.harness.archives import (
     WatchedStore,
@@ -30,10 +31,11 @@ from worker.ground.errors import (
     TooLateError,
 )
 from worker.ground.setting_types import DEFAULT_LAYOUT
-from worker.jobs import table
+from worker.jobs import archives, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move
 from worker.media.local_store import LocalStore
+from worker.ops.damage import find_damage
 from worker.ops.doctor import DoctorPolicy, examine
 from worker.ops.orphans import Inventory, find_orphans
 from worker.ops.rearchive import Rearchived, Rearchiver
@@ -53,10 +55,14 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def fetch(bench, cdn, store):
-    archiver = Archiver(
+def archiver(bench, cdn, store):
+    return Archiver(
         bench.db, store, cdn.place, layout=DEFAULT_LAYOUT, open_requests=lambda: bench.requests
     )
+
+
+@pytest.fixture
+def fetch(archiver):
     keeper = archiver.build_keeper()
     return lambda job, holder: keeper.keep_video(job, holder).columns
 
@@ -152,6 +158,75 @@ def test_intact_copy_is_replaced_by_force(cdn, store, rearchiver, job):
     after = rearchiver.rearchive_job(job.id, force=True).job
     assert after.archive_sha256 == sha256(OTHER).hexdigest()
     assert hash_object(store, name_of(store, after.archive_uri)) == after.archive_sha256
+
+
+@dataclass
+class MortalStore(WatchedStore):
+    """A store whose process is killed before its nth change."""
+
+    changes_left: int = 1000
+
+    def _die(self) -> None:
+        self.changes_left -= 1
+        if self.changes_left < 0:
+            raise KeyboardInterrupt
+
+    @override
+    def publish(self, file, name, content_type):
+        self._die()
+        return super().publish(file, name, content_type)
+
+    @override
+    def create(self, name, body, content_type):
+        self._die()
+        return super().create(name, body, content_type)
+
+    @override
+    def put(self, name, body, content_type):
+        self._die()
+        return super().put(name, body, content_type)
+
+    @override
+    def delete(self, name):
+        self._die()
+        return super().delete(name)
+
+
+def test_sidecar_and_video_agree_whenever_a_rearchive_is_killed(bench, cdn, store, archiver, job):
+    def rearchive(changes):
+        mortal = MortalStore(store, changes_left=changes)
+        keeper = replace(archiver.build_keeper(), store=mortal)
+
+        def fetch(job, holder):
+            return keeper.keep_video(job, holder).columns
+
+        Rearchiver(bench.db, mortal, fetch, FakeClock()).rearchive_job(job.id, force=True)
+        return mortal.changes_left
+
+    def find_fault():
+        with bench.db.reading() as connection:
+            (copy,) = archives.find_copies(connection, [job.id])
+        return find_damage(copy, store)
+
+    rearchive(1000)
+    made = 1000 - rearchive(1000)
+    for changes in range(made):
+        with pytest.raises(KeyboardInterrupt):
+            rearchive(changes)
+        assert find_fault() is None
+    cdn.answer = send_body(OTHER, Content_Type="video/mp4")
+    for changes in range(50):
+        try:
+            rearchive(changes)
+            break
+        except KeyboardInterrupt:
+            assert find_fault() is None
+    assert find_fault() is None
+    after = bench.read(job)
+    assert after.archive_sha256 == sha256(OTHER).hexdigest()
+    stem = f"2026/11/23/{job.id}-{after.archive_sha256[:12]}"
+    assert name_of(store, after.archive_uri) == f"{stem}.mp4"
+    assert name_of(store, after.archive_sidecar_uri) == f"{stem}.json"
 
 
 def serve_only(path):

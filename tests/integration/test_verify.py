@@ -11,6 +11,7 @@ from tests.harness.archives import (
     VIDEO,
     WatchedStore,
     archive_ended,
+    describe_video,
     fail_with_quarantine,
     insert_all_ended,
     insert_ended,
@@ -89,6 +90,16 @@ def remove_poster(store, job):
     store.delete(name_of(store, job.archive_poster_uri))
 
 
+def spoil_sidecar(store, job):
+    store.put(name_of(store, job.archive_sidecar_uri), b'{"video": {', "application/json")
+
+
+def exchange_sidecar(store, job):
+    """By what an earlier release left when it was killed while it archived again."""
+    body = describe_video("0" * 64)
+    store.put(name_of(store, job.archive_sidecar_uri), body, "application/json")
+
+
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
@@ -97,6 +108,8 @@ def remove_poster(store, job):
         (cut_off, f"different: it has {len(VIDEO) - 1} bytes, the row says {len(VIDEO)}"),
         (remove_sidecar, "missing: there is no sidecar file://"),
         (remove_poster, "missing: there is no poster file://"),
+        (spoil_sidecar, "different: the sidecar 2026/11/23/"),
+        (exchange_sidecar, "different: the sidecar 2026/11/23/"),
     ],
 )
 def test_damage_is_told_and_marked_and_cleared_once_it_is_mended(db, store, harm, told):
@@ -118,7 +131,8 @@ def test_damage_is_told_and_marked_and_cleared_once_it_is_mended(db, store, harm
     assert read_job(db, sound.id).archive_error is None
 
     overwrite(store, job, VIDEO)
-    store.put(name_of(store, job.archive_sidecar_uri), b"{}", "application/json")
+    right = describe_video(str(job.archive_sha256))
+    store.put(name_of(store, job.archive_sidecar_uri), right, "application/json")
     store.put(name_of(store, job.archive_poster_uri), b"a poster", "image/jpeg")
     assert is_fine(verify(db, store, now=LATER + HOUR))
     after = read_job(db, job.id)

@@ -1,7 +1,8 @@
 """Which names a job's objects have in the archive, by a template that the operator chooses.
 
 Every name is made of the job alone, and has its id in it: whoever archives the job again finds the
-same names, and no two jobs share one.
+same names, and no two jobs share one. Only another video in place of one that is archived has names
+of its own, marked by its content.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ SIDECAR, POSTER, SHEET = ".json", ".jpg", ".sheet.jpg"
 MOST_TENANT_CHARACTERS = 100
 # The longest that each field can become.
 LENGTHS = {"yyyy": 4, "mm": 2, "dd": 2, "hh": 2, "tenant": MOST_TENANT_CHARACTERS, "job_id": 36}
-MOST_PART_CHARACTERS = 240
+MOST_PART_CHARACTERS = 230
+MARK_CHARACTERS = 12
 MOST_CHARACTERS = 800
 
 _LITERAL = re.compile(r"[A-Za-z0-9._=/-]*")
@@ -56,9 +58,12 @@ class Layout:
     stem: str
 
     def name(
-        self, job_id: UUID, tenant: str, enqueued_at: datetime, extension: str
+        self, job_id: UUID, tenant: str, enqueued_at: datetime, extension: str, mark: str = ""
     ) -> ArchiveNames:
-        """The names of a job's objects; of the extension only `video` depends."""
+        """The names of a job's objects; of the extension only `video` depends.
+
+        With a `mark` (hex digits) they are other ones than those without.
+        """
         at = enqueued_at.astimezone(UTC)
         stem = self.stem.format(
             yyyy=f"{at.year:04}",
@@ -70,6 +75,8 @@ class Layout:
         )
         if stem.startswith(f"{QUARANTINE}/"):  # a tenant of that name
             stem = f"%{ord(stem[0]):02X}{stem[1:]}"
+        if mark:
+            stem = f"{stem}-{mark[:MARK_CHARACTERS]}"
         return ArchiveNames(
             check_name(f"{stem}.{_check_extension(extension)}"),
             check_name(stem + SIDECAR),

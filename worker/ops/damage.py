@@ -1,6 +1,7 @@
 """Beneath the path. What is wrong with an archived copy, by its very bytes."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 
@@ -29,7 +30,8 @@ def find_damage(copy: Copy, store: Store, on_read: OnRead | None = None) -> str 
     `on_read` is told of each chunk. Raises StoreUnavailableError: then nothing is known.
     """
     damage = _find_damaged_video(copy, store, on_read)
-    return damage or next(_find_missing_companions(copy, store), None)
+    damage = damage or next(_find_missing_companions(copy, store), None)
+    return damage or _find_other_sidecar(copy, store)
 
 
 def _find_damaged_video(copy: Copy, store: Store, on_read: OnRead | None) -> str | None:
@@ -55,8 +57,25 @@ def _find_damaged_video(copy: Copy, store: Store, on_read: OnRead | None) -> str
 
 
 def _find_missing_companions(copy: Copy, store: Store) -> Iterator[str]:
-    """The sidecar and the poster; what they hold cannot be told from the row."""
+    """The sidecar and the poster."""
     for kind, uri in (("sidecar", copy.sidecar_uri), ("poster", copy.poster_uri)):
         name = None if uri is None else store.find_name(uri)
         if uri is not None and (name is None or store.stat(name) is None):
             yield f"{Damage.MISSING}: there is no {kind} {uri}"
+
+
+def _find_other_sidecar(copy: Copy, store: Store) -> str | None:
+    """Whether the sidecar tells how another video was made."""
+    name = None if copy.sidecar_uri is None else store.find_name(copy.sidecar_uri)
+    if name is None:
+        return None
+    try:
+        told = json.loads(b"".join(store.read(name)))
+        sha256 = told["video"]["sha256"]
+    except StoreObjectMissingError:
+        return f"{Damage.MISSING}: there is no sidecar {copy.sidecar_uri}"
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return f"{Damage.DIFFERENT}: the sidecar {name} cannot be read"
+    if sha256 != copy.sha256:
+        return f"{Damage.DIFFERENT}: the sidecar {name} is of SHA-256 {sha256}, not {copy.sha256}"
+    return None

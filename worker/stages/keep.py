@@ -1,7 +1,8 @@
 """Beneath the archive stage. keep: put a verified video into the archive, its recipe beside it.
 
 The sidecar comes first and reserves the name, the video last: whoever finds a video under its name
-finds how it was made, too (ADR 13).
+finds how it was made, too (ADR 13). Another video than the one that the row names gets names of its
+own, so that the row's sidecar and video agree whenever the process ends.
 """
 
 import json
@@ -92,7 +93,7 @@ class Keeper:
     ) -> Kept:
         job = fetched.job
         facts = None if fetched.examined is None else fetched.examined.facts
-        names = self.layout.name(job.id, job.tenant, job.enqueued_at, fetched.extension)
+        names = self._choose_names(job, fetched.extension, file.sha256())
         pictures = {} if facts is None else dict(self._draw(file, facts, names, holder))
         video = FileRecord(name=names.video, bytes=file.bytes, sha256=file.sha256())
         warnings = list_warnings(job, fetched.warnings)
@@ -127,6 +128,17 @@ class Keeper:
             "archive_error": None,
         }
         return Kept(fetched.job, columns, stored)
+
+    def _choose_names(self, job: Job, extension: str, sha256: str) -> ArchiveNames:
+        """The usual ones; marked ones if those are of another video that the row names."""
+        usual, marked = (
+            self.layout.name(job.id, job.tenant, job.enqueued_at, extension, mark)
+            for mark in ("", sha256)
+        )
+        current = (job.archive_uri and self.store.find_name(job.archive_uri)) or ""
+        is_usual = current.rpartition(".")[0] == usual.video.rpartition(".")[0]
+        is_other = is_usual and job.archive_sha256 != sha256
+        return marked if is_other or current == marked.video else usual
 
     def _draw(
         self, file: SpoolFile, facts: VideoFacts, names: ArchiveNames, holder: Holder
