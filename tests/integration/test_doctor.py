@@ -741,16 +741,47 @@ def test_requests_on_both_sides_are_clean(db, fal, compare) -> None:
     assert set(diagnosis.counts) == set(Check)
 
 
-def test_request_that_no_attempt_has_is_an_orphan(db, fal, compare) -> None:
+def test_requests_whose_input_is_none_of_ours_are_counted_as_not_ours(db, fal, compare) -> None:
+    """As on an account that two deployments share."""
     submit_one(db, buy(fal, job_request(1)), input=job_request(1))
-    orphan = buy(fal, job_request(2))
+    for seed in (2, 3):
+        buy(fal, job_request(seed))
+    diagnosis = compare()
+    assert diagnosis.is_clean
+    (note,) = diagnosis.notes
+    assert note.startswith("2 requests at fal are not ours: ")
+    assert len(diagnosis.not_ours) == 2
+
+
+def test_second_request_with_the_input_of_an_attempt_is_an_orphan(db, fal, compare) -> None:
+    job, attempt = submit_one(db, buy(fal, job_request(1)), input=job_request(1))
+    orphan = buy(fal, job_request(1))
     (found,) = compare().findings
     assert found == Finding(
         Check.ORPHAN_AT_FAL,
-        None,
-        "it ended with 200; no attempt has it or has sent its input",
+        job.id,
+        "it ended with 200; an attempt that fal knows by another request has sent its very input",
+        attempt.id,
         fal_request_id=orphan,
     )
+
+
+def test_request_whose_webhook_has_a_token_of_ours_is_an_orphan(db, fal, compare) -> None:
+    orphan = buy(fal, job_request(2))
+    with db.transaction() as connection:
+        values = {"id": uuid7().hex, "orphan": orphan, "at": "2026-11-23 12:00:00+00:00"}
+        connection.execute(
+            text(
+                "INSERT INTO stray_deliveries (job_id, number, token_hash, received_at, "
+                "last_received_at, times_received, fal_request_id, status, verdict, body, "
+                "body_sha256) VALUES (:id, 1, 't', :at, :at, 1, :orphan, 'OK', 'kept', '', 'b')"
+            ),
+            values,
+        )
+    found = [one for one in compare().findings if one.check is Check.ORPHAN_AT_FAL]
+    assert [(one.fal_request_id, one.detail) for one in found] == [
+        (orphan, "it ended with 200; its webhook has a token of ours, and no attempt has it")
+    ]
 
 
 def test_request_with_the_input_of_an_open_attempt_is_being_resolved(db, fal, compare) -> None:
@@ -801,10 +832,11 @@ def test_request_without_input_beside_an_open_attempt_is_undecided(db, fal, comp
     assert "they may be those of open attempts" in diagnosis.notes[1]
 
 
-def test_request_without_input_and_without_open_attempts_is_an_orphan(db, fal, compare) -> None:
-    orphan = buy(fal, job_request(2), **{"X-Fal-Store-IO": "0"})
-    (found,) = compare().findings
-    assert (found.check, found.fal_request_id) == (Check.ORPHAN_AT_FAL, orphan)
+def test_request_without_input_and_without_open_attempts_may_be_anybodys(db, fal, compare) -> None:
+    buy(fal, job_request(2), **{"X-Fal-Store-IO": "0"})
+    diagnosis = compare()
+    assert diagnosis.is_clean
+    assert "another deployment's" in diagnosis.notes[1]
 
 
 def test_finished_request_that_fal_does_not_list_is_found(db, compare) -> None:
@@ -930,6 +962,7 @@ def test_command_prints_json_for_programs(db, run) -> None:
 
 
 def test_command_with_key_compares_with_fal(db, fal, run, monkeypatch) -> None:
+    submit_one(db, buy(fal, job_request(1)), input=job_request(1))
     orphan = buy(fal, job_request(1))
     monkeypatch.setenv("FAL_KEY", "emulator-key")
     monkeypatch.setenv("FAL_PLATFORM_URL", f"{fal.url}/v1")

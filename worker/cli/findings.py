@@ -64,8 +64,8 @@ ABOUT_CHECKS: dict[Check, tuple[str, str]] = {
         "run this where the archive is mounted; restore the file, or fetch it from jobs.result",
     ),
     Check.ORPHAN_AT_FAL: (
-        "every request at fal is an attempt's",
-        "paid, and nobody waits for it, unless another deployment shares the account: cancel it",
+        "every request at fal that is ours is an attempt's",
+        "paid, and nobody waits for it: keep its result, or cancel it if it has not ended",
     ),
     Check.MISSING_AT_FAL: (
         "fal lists every request that it has finished for us",
@@ -82,6 +82,7 @@ def diagnosis_to_json(diagnosis: Diagnosis) -> dict[str, Any]:
         "checks": {check.value: count for check, count in diagnosis.counts.items()},
         "findings": [asdict(finding) for finding in diagnosis.findings],
         "notes": diagnosis.notes,
+        "not_ours": diagnosis.not_ours,
     }
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, func, select
+from sqlalchemy import ColumnElement, Connection, and_, func, literal, select
 from sqlalchemy.orm import QueryableAttribute
 
 from worker.jobs.models import AttemptRow, GateRow, JobRow
@@ -53,13 +53,17 @@ class PaidRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class IdlessAttempt:
-    """An attempt of which no request is known; without an id of its own it is still to be made."""
+class SentInput:
+    """An attempt by its input, mostly one of which no request is known (`has_request`).
+
+    Without an id of its own it is still to be made.
+    """
 
     job_id: UUID
     attempt_id: UUID | None
     outcome: str | None
     input: dict[str, Any]
+    has_request: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -121,7 +125,7 @@ def list_paid_requests(
     ]
 
 
-def list_idless_attempts(connection: Connection, part: Slice, endpoint: str) -> list[IdlessAttempt]:
+def list_idless_attempts(connection: Connection, part: Slice, endpoint: str) -> list[SentInput]:
     """The slice's attempts of which no request is known."""
     columns = (AttemptRow.job_id, AttemptRow.id, AttemptRow.outcome, AttemptRow.input)
     statement = select(*columns).where(
@@ -129,17 +133,30 @@ def list_idless_attempts(connection: Connection, part: Slice, endpoint: str) -> 
         AttemptRow.endpoint == endpoint,
         AttemptRow.fal_request_id.is_(None),
     )
-    return [IdlessAttempt(*row) for row in connection.execute(statement)]
+    return [SentInput(*row) for row in connection.execute(statement)]
 
 
-def list_coming_attempts(connection: Connection, part: Slice, endpoint: str) -> list[IdlessAttempt]:
+def list_sent_attempts(
+    connection: Connection, part: Slice, endpoint: str, start: datetime
+) -> list[SentInput]:
+    """The slice's attempts since `start` whose requests are known."""
+    columns = (AttemptRow.job_id, AttemptRow.id, AttemptRow.outcome, AttemptRow.input)
+    statement = select(*columns, literal(True)).where(
+        part.covers(AttemptRow.job_id),
+        AttemptRow.started_at >= start,
+        AttemptRow.endpoint == endpoint,
+        AttemptRow.fal_request_id.is_not(None),
+    )
+    return [SentInput(*row) for row in connection.execute(statement)]
+
+
+def list_coming_attempts(connection: Connection, part: Slice, endpoint: str) -> list[SentInput]:
     """What the slice's queued jobs are going to send."""
     statement = select(JobRow.id, JobRow.input).where(
         part.covers(JobRow.id), JobRow.endpoint == endpoint, JobRow.state == JobState.QUEUED
     )
     return [
-        IdlessAttempt(row[0], None, JobState.QUEUED, row[1])
-        for row in connection.execute(statement)
+        SentInput(row[0], None, JobState.QUEUED, row[1]) for row in connection.execute(statement)
     ]
 
 

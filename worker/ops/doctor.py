@@ -7,7 +7,7 @@ at, all or a sample. With a key, fal's listing is compared with the attempts, bo
 import secrets
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import datetime, timedelta
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ from worker.ground.errors import StoreUnavailableError
 from worker.jobs import slices
 from worker.jobs.attempts import list_known_requests
 from worker.jobs.doctor import Check, Finding, check_slice, find_strays
-from worker.jobs.slices import ArchivedFile, IdlessAttempt, PaidRequest, Slice
+from worker.jobs.slices import ArchivedFile, PaidRequest, SentInput, Slice
 from worker.media.look import MOST_FAILURES, ArchiveLook
 from worker.media.store import Store
 from worker.ops.mark import find_foreign_mark
@@ -57,6 +57,8 @@ class Diagnosis:
     listed: int | None = None
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    not_ours: list[str] = field(default_factory=list)
+    """Ids of fal's requests that nothing here shows to be ours."""
 
     @property
     def is_clean(self) -> bool:
@@ -92,7 +94,8 @@ def examine(
     if platform is not None:
         start = now - policy.window
         listing = platform.list_requests(policy.endpoint, start - MARGIN, clock() + MARGIN)
-        _compare_with_fal(diagnosis, db, policy.endpoint, listing, paid)
+        seen = _Window(policy.endpoint, start - MARGIN)
+        _compare_with_fal(diagnosis, db, seen, listing, paid)
     return diagnosis
 
 
@@ -200,8 +203,16 @@ def _note_held(connection: Connection) -> Iterator[str]:
 # ------------------------------------------------------------------ fal's list
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Which of our attempts may have requests in the list."""
+
+    endpoint: str
+    start: datetime
+
+
 def _compare_with_fal(
-    diagnosis: Diagnosis, db: Database, endpoint: str, listing: Listing, paid: list[PaidRequest]
+    diagnosis: Diagnosis, db: Database, window: _Window, listing: Listing, paid: list[PaidRequest]
 ) -> None:
     """`paid` was read before the listing: what fal has accepted until then should be in it."""
     listed = {one.fal_request_id: one for one in listing.requests}
@@ -211,7 +222,7 @@ def _compare_with_fal(
     _find_missing(diagnosis, [one for one in paid if one.fal_request_id not in listed], listing)
     strangers = _find_strangers(db, list(listed.values()))
     if strangers:
-        _judge_strangers(diagnosis, db, endpoint, strangers)
+        _judge_strangers(diagnosis, db, window, strangers)
 
 
 def _find_missing(diagnosis: Diagnosis, unlisted: list[PaidRequest], listing: Listing) -> None:
@@ -240,60 +251,87 @@ def _find_strangers(db: Database, listed: list[ListedRequest]) -> list[ListedReq
 
 
 def _judge_strangers(
-    diagnosis: Diagnosis, db: Database, endpoint: str, strangers: list[ListedRequest]
+    diagnosis: Diagnosis, db: Database, window: _Window, strangers: list[ListedRequest]
 ) -> None:
-    """A request that may be an attempt's whose reply was lost is being looked for already."""
-    owners, any_open = _find_owners(db, endpoint, strangers)
+    """Those of ours by their input, or by a webhook that came to us; the others are not ours.
+
+    A request that may be an attempt's whose reply was lost is being looked for already. Several
+    deployments may share an account: what nothing shows to be ours is nobody's to cancel here.
+    """
+    owners, any_open = _find_owners(db, window, strangers)
+    with db.reading() as connection:
+        strays = {stray.fal_request_id for stray in find_strays(connection)}
     resolved = hidden = 0
     # Asked once more: an attempt may have got its id since.
     for one in _find_strangers(db, strangers):
         owner = owners.get(one.fal_request_id)
-        if owner is not None and owner.is_open:
+        if owner is not None and owner.is_open and not owner.has_request:
             resolved += 1
         elif one.input is None and any_open:
             hidden += 1
-        else:
+        elif owner is not None or one.fal_request_id in strays:
             diagnosis.add([_describe_orphan(one, owner)])
+        elif one.input is None:
+            hidden += 1
+        else:
+            diagnosis.not_ours.append(one.fal_request_id)
+    if diagnosis.not_ours:
+        diagnosis.notes.append(
+            f"{len(diagnosis.not_ours)} requests at fal are not ours: this job table has not sent "
+            "their input; another deployment, or somebody by hand, uses the account"
+        )
     if resolved:
         diagnosis.notes.append(f"{resolved} requests at fal have the input of an open attempt")
     if hidden:
         diagnosis.notes.append(
-            f"{hidden} requests at fal that no attempt has show no input: "
-            "they may be those of open attempts"
+            f"{hidden} requests at fal that no attempt has show no input: they may be "
+            + (
+                "those of open attempts"
+                if any_open
+                else "another deployment's, or lost ones of ours"
+            )
         )
 
 
 def _find_owners(
-    db: Database, endpoint: str, strangers: list[ListedRequest]
-) -> tuple[dict[str, IdlessAttempt], bool]:
-    """By request the attempt that sent its input, an open one before others; if any is open."""
+    db: Database, window: _Window, strangers: list[ListedRequest]
+) -> tuple[dict[str, SentInput], bool]:
+    """By request the attempt that sent its input, an open one before others; if any is open.
+
+    One that has a request of its own comes last: then its input was run twice.
+    """
     by_sign: dict[Hashable, list[ListedRequest]] = {}
     for one in strangers:
         if one.input is not None:
             by_sign.setdefault(sign_input(one.input), []).append(one)
-    owners: dict[str, IdlessAttempt] = {}
+    owners: dict[str, SentInput] = {}
     any_open = False
-    for attempts in _walk(db, lambda c, part: _list_inputs(c, part, endpoint)):
+    for attempts in _walk(db, lambda c, part: _list_inputs(c, part, window)):
         for attempt in attempts:
-            any_open = any_open or attempt.is_open
+            any_open = any_open or (attempt.is_open and not attempt.has_request)
             for one in by_sign.get(sign_input(attempt.input), ()):
-                is_wanted = attempt.is_open or one.fal_request_id not in owners
+                known = owners.get(one.fal_request_id)
+                is_better = attempt.is_open or known is None or known.has_request
+                is_wanted = known is None or (is_better and not attempt.has_request)
                 if is_wanted and is_same_input(one.input, attempt.input):
                     owners[one.fal_request_id] = attempt
     return owners, any_open
 
 
-def _list_inputs(connection: Connection, part: Slice, endpoint: str) -> list[IdlessAttempt]:
-    sent = slices.list_idless_attempts(connection, part, endpoint)
-    return sent + slices.list_coming_attempts(connection, part, endpoint)
+def _list_inputs(connection: Connection, part: Slice, window: _Window) -> list[SentInput]:
+    idless = slices.list_idless_attempts(connection, part, window.endpoint)
+    coming = slices.list_coming_attempts(connection, part, window.endpoint)
+    return idless + coming + slices.list_sent_attempts(connection, part, *astuple(window))
 
 
-def _describe_orphan(one: ListedRequest, owner: IdlessAttempt | None) -> Finding:
+def _describe_orphan(one: ListedRequest, owner: SentInput | None) -> Finding:
     end = f"ended with {one.status_code}" if one.ended else "has not ended"
     if owner is None:
-        detail = f"it {end}; no attempt has it or has sent its input"
+        detail = f"it {end}; its webhook has a token of ours, and no attempt has it"
         return Finding(Check.ORPHAN_AT_FAL, None, detail, fal_request_id=one.fal_request_id)
     detail = f"it {end}; an attempt taken for {owner.outcome} has sent its very input"
+    if owner.has_request:
+        detail = f"it {end}; an attempt that fal knows by another request has sent its very input"
     if owner.attempt_id is None:
         detail = (
             f"it {end}; this job is queued with its very input, and would pay again: after a "
