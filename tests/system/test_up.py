@@ -3,10 +3,13 @@
 import json
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from uuid import UUID
 
 import httpx
+import psutil
 import pytest
 
 from tests.harness.processes import (
@@ -32,6 +35,27 @@ def start_up(yard: Yard, settings: Mapping[str, str], port: int = 0) -> Part:
         assert client.get("/readyz").status_code == 200
     wait_until(lambda: part.read_log().count(" ready.") == 2)
     return part
+
+
+START_AND_WAIT = """
+import os, sys, time
+from worker.cli.daemons import Crew, Daemon
+with Crew(os.environ) as crew:
+    crew.start(Daemon("sleeper", [sys.executable, "-c", "import time; print(1); time.sleep(60)"]))
+    print(crew._lives[0].process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_daemons_end_when_what_started_them_is_killed():
+    with subprocess.Popen(
+        [sys.executable, "-c", START_AND_WAIT], stdout=subprocess.PIPE, text=True
+    ) as starter:
+        assert starter.stdout is not None
+        daemon = psutil.Process(int(next(line for line in starter.stdout if len(line) > 2)))
+        starter.kill()
+    wait_until(lambda: not daemon.is_running() or daemon.status() == psutil.STATUS_ZOMBIE)
 
 
 @pytest.mark.slow  # every daemon starts, and ends

@@ -1,6 +1,7 @@
 """Start the daemons of a deployment as processes of this machine, watch them, end them all."""
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -21,6 +22,8 @@ import structlog
 from worker.broker.app import ARCHIVE, QUEUES
 from worker.ground.errors import DaemonError, MissingProgramError
 
+# Of prctl, by Linux's own numbers.
+PR_SET_PDEATHSIG = 1
 LOOK_SECONDS = 0.05
 DRAIN = timedelta(seconds=30)
 # What a worker needs beyond DRAIN_SECONDS.
@@ -32,6 +35,8 @@ QUICK_SECONDS = 10.0
 MOST_QUICK_ENDS = 3
 
 log = structlog.stdlib.get_logger(__name__)
+# Before any fork: between it and exec nothing may be loaded.
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,7 @@ class Crew:
             self._lives.append(Life(daemon, self._spawn(daemon)))
 
     def _spawn(self, daemon: Daemon) -> subprocess.Popen[bytes]:
+        parent = os.getpid()
         with self._open_log(daemon.name) as output:
             return subprocess.Popen(  # noqa: S603 - commands of our own
                 daemon.command,
@@ -112,6 +118,7 @@ class Crew:
                 stderr=output,
                 pass_fds=tuple(daemon.pass_fds),
                 start_new_session=True,
+                preexec_fn=lambda: _end_with_parent(parent),  # noqa: PLW1509 - two system calls
             )
 
     def check(self) -> None:
@@ -297,6 +304,15 @@ def _signals_ignored() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_with_parent(parent: int) -> None:
+    """In a daemon before its program: have it told to end if we are killed, too (Linux alone)."""
+    if _libc is None:
+        return
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # killed before that call
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
