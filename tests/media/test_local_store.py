@@ -160,8 +160,9 @@ def test_create_flushes_file_before_link_and_every_directory_after(store, monkey
     ]
 
 
-def test_new_file_has_the_mode_of_the_umask(store):
-    before = os.umask(0o027)
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o640), (0o077, 0o600)])
+def test_new_file_is_for_owner_and_group_or_fewer_by_the_umask(store, umask, mode):
+    before = os.umask(umask)
     try:
         publish(store)
         store.create("one.json", b"{}", "application/json")
@@ -169,7 +170,7 @@ def test_new_file_has_the_mode_of_the_umask(store):
         os.umask(before)
 
     modes = {(store.root / name).stat().st_mode & 0o777 for name in (NAME, "one.json")}
-    assert modes == {0o640}
+    assert modes == {mode}
 
 
 def wait_for_growth(root: Path) -> None:

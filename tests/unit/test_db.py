@@ -1,5 +1,6 @@
 """Short transactions on both databases: all or nothing, bounded waits, durable SQLite."""
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -200,3 +201,17 @@ def test_kernel_is_to_notice_a_server_whose_machine_is_gone(on_postgres) -> None
     seconds = known["keepalives_idle"], known["keepalives_interval"], known["keepalives_count"]
     idle, interval, count = map(int, seconds)
     assert idle + interval * count <= 30
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o640), (0o077, 0o600)])
+def test_sqlite_file_and_its_companions_are_for_owner_and_group(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        db = Database(name_sqlite(tmp_path / "jobs.db"))
+        with db.transaction() as connection:
+            connection.execute(text("CREATE TABLE counters (value integer)"))
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        db.close()
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(["jobs.db", "jobs.db-wal", "jobs.db-shm"], mode)

@@ -1,9 +1,10 @@
 """Engine and transactions for the job table, on SQLite and PostgreSQL alike."""
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
 from typing import Any
@@ -265,6 +266,16 @@ def _prepare_sqlite(engine: Engine) -> None:
     A write transaction starts with BEGIN IMMEDIATE: it waits for the one writer at its start, where
     the busy timeout applies, instead of failing half way when it turns from reading to writing.
     """
+
+    @event.listens_for(engine, "do_connect")
+    def _make_private(
+        _dialect: object, _record: object, arguments: list[str], _parameters: object
+    ) -> None:
+        """SQLite would make a file that everybody may read; -wal and -shm get the file's mode."""
+        name = arguments[0]
+        if not name.startswith((":memory:", "file:")) and not Path(name).exists():
+            with suppress(OSError):  # SQLite says why, as it always does
+                os.close(os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o640))
 
     @event.listens_for(engine, "connect")
     def _set_pragmas(connection: SQLiteConnection, _record: object) -> None:

@@ -20,6 +20,8 @@ from worker.ground.errors import StoreUnavailableError
 from worker.media.disk import make_directory, naming_reason
 
 SUFFIX = ".part"
+# What is archived has this mode too: for owner and group, less what the umask takes away.
+PRIVATE = 0o640
 TROUBLE = "the spool cannot be written"
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -161,7 +163,7 @@ class Spool:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         while True:
             path = self.directory.absolute() / f"{label}.{uuid4().hex}{SUFFIX}"
-            file = SpoolFile(path, os.open(path, flags, 0o666), self.flush_bytes)
+            file = SpoolFile(path, os.open(path, flags, PRIVATE), self.flush_bytes)
             is_ours = False
             try:
                 is_ours = file.lock()
