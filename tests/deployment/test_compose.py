@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,11 +105,30 @@ def test_each_secret_is_declared_and_written_by_the_script(compose) -> None:
     assert set().union(*used) == set(SECRETS)
 
 
-def test_script_writes_secrets_once_and_readable_by_the_containers_alone(tmp_path) -> None:
+def make_secrets(directory: Path, key: str) -> tuple[int, str]:
     script = ["sh", str(ROOT / "deploy" / "make-secrets.sh")]
+    env = {**os.environ, "FAL_KEY": key}
+    made = subprocess.run(
+        script, cwd=directory, check=False, env=env, capture_output=True, text=True
+    )
+    return made.returncode, made.stderr
+
+
+def test_script_replaces_the_emulators_key_by_a_real_one_and_no_real_one(tmp_path) -> None:
+    code, told = make_secrets(tmp_path, "")
+    assert (code, "is the emulator's key" in told) == (0, True)
+    code, told = make_secrets(tmp_path, "first")
+    assert (code, "replaced by FAL_KEY" in told) == (0, True)
+    code, told = make_secrets(tmp_path, "second")
+    assert (code, "remove the file to replace it" in told) == (1, True)
+    assert make_secrets(tmp_path, "") == (0, "")
+    assert (tmp_path / "secrets" / "fal_key").read_text() == "first"
+
+
+def test_script_writes_secrets_once_and_readable_by_the_containers_alone(tmp_path) -> None:
     written = []
-    for key in ("first", "second"):
-        subprocess.run(script, cwd=tmp_path, check=True, env={**os.environ, "FAL_KEY": key})
+    for _ in range(2):
+        assert make_secrets(tmp_path, "first") == (0, "")
         written.append({path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()})
     assert written[0] == written[1]
     assert written[0]["fal_key"] == "first"
