@@ -10,7 +10,7 @@ from psycopg.errors import LockNotAvailable, QueryCanceled
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import OperationalError
 
-from worker.ground.db import Database, describe_database_error
+from worker.ground.db import PROGRAM, Database, describe_database_error
 from worker.ground.errors import (
     InvalidSettingsError,
     MigrationBlockedError,
@@ -45,7 +45,7 @@ def run_migrations() -> None:
 
 
 def migrate_database(database_url: str) -> None:
-    db = Database(database_url)
+    db = Database(database_url, program=f"{PROGRAM} migrate")
     try:
         if db.is_postgres:
             migrate_postgres(db, context.config.attributes.get("patience", PATIENCE))

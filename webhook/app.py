@@ -74,7 +74,7 @@ def _load_or_exit() -> Settings:
 
 def _check_database_or_exit(settings: Settings) -> None:
     """A database that is away may come back; one of the wrong encoding never gets another."""
-    with closing(Database(settings.database_url)) as db, suppress(*AWAY):
+    with closing(Database(settings.database_url, program=RECEIVER_PROGRAM)) as db, suppress(*AWAY):
         # The connections of requests are others': gunicorn may fork after this.
         try:
             db.check_encoding()

@@ -65,6 +65,7 @@ from worker.stages.upload import FilePolicy, make_job_request
 FAL_HOSTS = "*.fal.media,*.fal.ai,*.fal.run"
 RESOLVE_TIME = timedelta(seconds=5)
 DOWNLOAD_TIME = timedelta(minutes=20)
+SHELL_PROGRAM = f"{PROGRAM} shell"
 WORKER_NEEDS = ("webhook_base_url", "fal_credentials")
 OPTION_SETTINGS = {
     "priority": "fal_priority",
@@ -320,7 +321,7 @@ def build_runtime() -> Runtime:
     settings = load_settings()
     level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
     configure_logging(level, settings.log_format, list_secrets(settings))
-    return Runtime(settings, program=f"{PROGRAM} shell")
+    return Runtime(settings, program=SHELL_PROGRAM)
 
 
 def read_request_options(settings: Settings) -> RequestOptions:

@@ -411,6 +411,7 @@ def test_migration_waits_for_another_migrator_without_a_snapshot(postgres_empty_
     url = postgres_empty_url
     others = (
         "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name = 'extend-video migrate' "
         "AND query = 'ROLLBACK' AND state = 'idle' AND backend_xmin IS NULL"
     )
     with connect_to(url) as holder, connect_to(url, autocommit=True) as watcher:

@@ -16,7 +16,7 @@ from worker.ground.moments import format_duration
 from worker.ground.settings import Settings, list_secrets, load_settings
 from worker.jobs.workers import list_workers
 from worker.ops.measures import Measures, list_seen, read_measures
-from worker.runtime import Runtime
+from worker.runtime import SHELL_PROGRAM, Runtime
 
 # A sweep may take a while, or wait for a worker to end a step.
 LATE_SWEEPS = 6
@@ -42,7 +42,7 @@ def status(
     """Say whether workers, queues and sweeps do their work. Exit code 1 if something does not."""
     settings = load_settings()
     configure_logging("error", settings.log_format, list_secrets(settings))
-    runtime = Runtime(settings)
+    runtime = Runtime(settings, program=SHELL_PROGRAM)
     if worker is not None:
         raise typer.Exit(OK if is_seen(runtime, worker) else FAILED)
     found = read_status(runtime)

@@ -14,7 +14,7 @@ from celery.signals import worker_shutting_down
 from worker.ground.settings import Settings
 from worker.jobs.observed import is_pass_missing
 from worker.runtime import Runtime
-from worker.tasks import sweep_with
+from worker.tasks import WORKER_PROGRAM, sweep_with
 
 PERIODS = 3
 
@@ -27,7 +27,7 @@ class Standby:
     def __init__(self, settings: Settings) -> None:
         self._period = settings.sweep_seconds
         # Its own, without a connection in between: children that are forked later share none.
-        self._runtime = Runtime(settings)
+        self._runtime = Runtime(settings, program=WORKER_PROGRAM)
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
         self._swept_at = -math.inf
