@@ -350,6 +350,24 @@ def test_prune_killed_within_a_job_is_ended_by_the_next(run, db, store, settings
     assert read_job(db, live.id) == live
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("rearchive", "--force"), ("prune", *OLD, "--yes"), ("verify", "--orphans")],
+    ids=lambda command: command[0],
+)
+def test_command_leaves_an_archive_alone_that_is_not_the_one_of_the_table(
+    run, db, store, command
+) -> None:
+    job = archive_ended(db, store)
+    assert run("verify").code == 0
+    (store.root / ARCHIVE_MARK).write_text("another")
+    before, names = read_job(db, job.id), list_names(store)
+    ended = run(*command, *([str(job.id)] if command[0] == "rearchive" else []))
+    assert (ended.code, ended.out) == (1, "")
+    assert "foreign_archive" in ended.err
+    assert (read_job(db, job.id), list_names(store)) == (before, names)
+
+
 def test_verify_on_a_host_with_another_archive_marks_no_copy_as_damaged(run, db, store):
     job = archive_ended(db, store)
     assert run("verify").code == 0

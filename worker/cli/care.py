@@ -59,12 +59,12 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read every archived video and compare it with its row. Exit code 1: damage was found."""
-    if orphans:
-        if sample is not None or not_since is not None or tenant is not None:
-            raise typer.BadParameter("--orphans takes no other option but --json")
-        raise typer.Exit(report_orphans(build_runtime(), as_json=as_json))
+    if orphans and (sample, not_since, tenant) != (None, None, None):
+        raise typer.BadParameter("--orphans takes no other option but --json")
     runtime = build_runtime()
     require_own_archive(db=runtime.db, store=runtime.store)
+    if orphans:
+        raise typer.Exit(report_orphans(runtime, as_json=as_json))
     scope = start_scope(tenant, not_since)
     verification = Verification()
     with resumable(scope, sample, verification):
@@ -182,7 +182,9 @@ def rearchive(
     as_json: Json = False,
 ) -> None:
     """Fetch archived videos again from fal, while it has them. Intact copies are left alone."""
-    rearchiver = build_runtime().rearchiver
+    runtime = build_runtime()
+    require_own_archive(db=runtime.db, store=runtime.store)
+    rearchiver = runtime.rearchiver
     told: list[dict[str, Any]] = []
     for job_id in job_ids:
         try:

@@ -17,6 +17,7 @@ from worker.ground.clock import read_clock
 from worker.ground.errors import InvalidInputError
 from worker.jobs.retention import Retention
 from worker.jobs.states import ENDED, JobState
+from worker.ops.mark import require_own_archive
 from worker.ops.prune import Pruning, prune_jobs, survey_jobs
 from worker.runtime import Runtime, build_runtime
 
@@ -57,6 +58,8 @@ def prune(
     if not (dry_run or yes or sys.stdin.isatty()):
         raise typer.BadParameter("there is no terminal to ask at: give --yes, or --dry-run")
     runtime, total = build_runtime(), None
+    if not dry_run:
+        require_own_archive(db=runtime.db, store=runtime.store)
     if not yes:
         found = survey_jobs(retention, db=runtime.db, store=runtime.store)
         print_pruning(found, retention, "to be pruned", as_json=as_json and dry_run)
