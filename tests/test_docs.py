@@ -33,7 +33,8 @@ OTHER_CODES = {
     "submission_exhausted",
     "database_unavailable",
     "archive_deadline_near",
-    # Of messages: worker/broker/receiving.py.
+    # Of messages: worker/broker/receiving.py, worker/tasks.py.
+    "enqueue_impossible",
     "malformed_message",
     "message_compressed",
     "message_too_large",

@@ -70,6 +70,13 @@ def describe_table(measures: Measures) -> Iterator[Metric]:
     yield _labelled("attempts", "Attempts by outcome", "outcome", measures.attempts)
     words = "Distinct deliveries that were kept, by verdict"
     yield _labelled("deliveries", words, "verdict", measures.deliveries)
+    words = (
+        "Requests that were refused and are not pruned yet, by the door they came by and by code"
+    )
+    refused = GaugeMetricFamily(f"{PREFIX}requests_refused", words, labels=["door", "code"])
+    for labels, count in measures.refused.items():
+        refused.add_metric(labels, count)
+    yield refused
     words = "Attempts that were paid for besides the one whose result their job has"
     yield _gauge("extra_charges", words, measures.extra_charges)
     yield _gauge("submissions_held", "Dead submissions that wait for an operator", measures.held)

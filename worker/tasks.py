@@ -6,7 +6,7 @@ acknowledges late: until its row is committed, the message is all there is of th
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from threading import Thread
 from typing import Any
@@ -38,6 +38,7 @@ from worker.ground.errors import (
     UploadRefusedError,
     UploadUnavailableError,
     Violation,
+    WorkersLostError,
 )
 from worker.ground.once import Once
 from worker.ground.schema import check_schema
@@ -50,6 +51,7 @@ from worker.ground.traces import (
     trace_since,
     trace_step,
 )
+from worker.jobs.job_requests import Door
 from worker.jobs.states import Doorbell, Step
 from worker.ops.measures import refresh_measures
 from worker.ops.story import find_job_ended_since
@@ -57,14 +59,19 @@ from worker.runtime import Runtime
 from worker.stages.archive import archive_job
 from worker.stages.cancel import cancel_requests
 from worker.stages.enqueue import enqueue_job
+from worker.stages.refuse import claim_request, keep_refusal, list_errors, release_request
 from worker.stages.submit import submit_job
 from worker.stages.sweep import remove_partials
+from worker.stages.upload import has_inline
 
 WORKER_PROGRAM = f"{PROGRAM} worker"
 # How long an enqueue message rests before it is given back while the database is away.
 DATABASE_PAUSE_SECONDS = 1.0
 # The same while fal takes no uploads, which every try asks it for.
 UPLOAD_PAUSE_SECONDS = 10.0
+CELERY = Door.CELERY
+# What no later try changes: the message becomes a row of `job_requests`.
+REFUSALS = (InvalidInputError, IdempotencyConflictError, UploadRefusedError, WorkersLostError)
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -128,35 +135,76 @@ def end_traces(**_: object) -> None:
 @shared_task(name=ENQUEUE, bind=True, acks_late=True, reject_on_worker_lost=True)
 def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
     """Make a job from flat keyword arguments: the model's input, and a job's options."""
-    runtime = get_runtime()
+    runtime, message_id = get_runtime(), self.request.id or None
+    info = self.request.delivery_info or {}
+    # What may end a worker is counted; a plain message costs no more statements.
+    is_counted = message_id is not None and bool(info.get("redelivered") or has_inline(fields))
     try:
+        if is_counted and not claim_request(CELERY, str(message_id), fields, db=runtime.db):
+            log.info("enqueue_refused_before", message_id=message_id)
+            raise Reject("it was refused before", requeue=False)
         enqueued = enqueue_job(
-            runtime.make_job_request(read_message(self.request.id or "", args, fields)),
+            runtime.make_job_request(read_message(message_id or "", args, fields)),
             db=runtime.db,
             endpoint=runtime.settings.fal_endpoint,
             grace=runtime.settings.lease_seconds,
         )
-    except (InvalidInputError, IdempotencyConflictError, UploadRefusedError) as error:
-        log.warning(
-            "enqueue_refused", message_id=self.request.id, code=error.code, reason=str(error)
-        )
+    except REFUSALS as error:
+        log.warning("enqueue_refused", message_id=message_id, code=error.code, reason=str(error))
+        keep_or_give_back(runtime, message_id, fields, error.code, list_errors(error))
         raise Reject(str(error), requeue=False) from error
     except UploadUnavailableError as error:
-        log.warning("upload_unavailable", message_id=self.request.id, reason=str(error))
+        log.warning("upload_unavailable", message_id=message_id, reason=str(error))
+        forget_claim(runtime, message_id, is_counted=is_counted)
         time.sleep(UPLOAD_PAUSE_SECONDS)
         raise Reject("upload_unavailable", requeue=True) from error
     except DataError as error:
         # No waiting makes the database take it; the reason quotes nothing of the wish.
-        log.exception("enqueue_impossible", message_id=self.request.id)
+        log.exception("enqueue_impossible", message_id=message_id)
+        wrong = [(None, "the database refuses its values")]
+        keep_or_give_back(runtime, message_id, fields, "enqueue_impossible", wrong)
         raise Reject("the database refuses the values", requeue=False) from error
     except (DBAPIError, PoolTimeoutError) as error:
-        log.warning("database_unavailable", reason=describe_database_error(error))
-        time.sleep(DATABASE_PAUSE_SECONDS)
-        raise Reject("database_unavailable", requeue=True) from error
+        forget_claim(runtime, message_id, is_counted=is_counted)
+        raise give_back(error) from error
+    forget_claim(runtime, message_id, is_counted=is_counted)
     log.info("job_enqueued", job_id=str(enqueued.job.id), created=enqueued.created)
     if enqueued.created:
         trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
         runtime.dispatcher.publish(enqueued.job.doorbell)
+
+
+def keep_or_give_back(
+    runtime: Runtime,
+    message_id: str | None,
+    fields: dict[str, object],
+    code: str,
+    errors: Sequence[tuple[str | None, str]],
+) -> None:
+    """Keep the refused message as a row. Raises Reject: the message stays while that cannot be."""
+    try:
+        keep_refusal(CELERY, message_id, fields, code=code, errors=errors, db=runtime.db)
+    except DataError:
+        log.exception("refusal_not_kept", message_id=message_id)
+    except (DBAPIError, PoolTimeoutError) as error:
+        raise give_back(error) from error
+
+
+def give_back(error: Exception) -> Reject:
+    """For a message of a database that is away, after a rest."""
+    log.warning("database_unavailable", reason=describe_database_error(error))
+    time.sleep(DATABASE_PAUSE_SECONDS)
+    return Reject("database_unavailable", requeue=True)
+
+
+def forget_claim(runtime: Runtime, message_id: str | None, *, is_counted: bool) -> None:
+    """The worker has outlived its look at the message; where that cannot be written, it counts."""
+    if not is_counted:
+        return
+    try:
+        release_request(CELERY, str(message_id), db=runtime.db)
+    except (DBAPIError, PoolTimeoutError) as error:
+        log.warning("database_unavailable", reason=describe_database_error(error))
 
 
 def read_message(

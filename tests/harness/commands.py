@@ -49,6 +49,7 @@ def build_run(
         listing,
         orders,
         pruning,
+        sys.modules["worker.cli.refused"],
         sys.modules["worker.cli.replay"],
         restoring,
     ):

@@ -52,6 +52,7 @@ TABLES = {
     "restores",
     "stray_deliveries",
     "archive_marks",
+    "job_requests",
 }
 
 

@@ -84,7 +84,11 @@ PARTS = [
     ),
     Part("canary", "planted secrets show up nowhere; one trace of a job"),
     Part("drain", "daemons end in time, also without servers, and say when they are stuck"),
-    Part("bombs", "videos that take too much harm no worker of 512 MiB", options=ALONE),
+    Part(
+        "bombs",
+        "what takes too much harms no worker of 512 MiB, and kills three at most",
+        options=ALONE,
+    ),
     Part("fuzz", "100,000 mutated webhooks; 500 examples of each property", FUZZ),
     Part("browser", "the page in Chromium"),
     Part("s3", "stores over a real S3 API"),

@@ -28,6 +28,11 @@ def count_jobs(scene: Scene) -> int:
     return int(row["n"])
 
 
+def count_refused(scene: Scene) -> int:
+    [row] = scene.table.select("SELECT count(*) AS n FROM job_requests WHERE state = 'refused'")
+    return int(row["n"])
+
+
 def assert_worker_is_well(scene: Scene) -> None:
     """It still takes the next wish to its end."""
     scene.table.wait_for_end(scene.enqueue())
@@ -201,6 +206,7 @@ def read_refusals(worker: Part) -> list[dict[str, Any]]:
 def test_every_poisonous_entry_is_refused_alone_and_the_worker_goes_on(sqlite_scene):
     scene, worker = sqlite_scene, sqlite_scene.deployment.submitter
     jobs, refused, before = count_jobs(scene), len(read_refusals(worker)), len(worker.read_log())
+    rows = count_refused(scene)
     broker = scene.deployment.settings["BROKER_URL"].removeprefix("redis+socket://")
     with redis.Redis(unix_socket_path=broker) as client:
         for entry in ENTRIES.values():
@@ -211,6 +217,7 @@ def test_every_poisonous_entry_is_refused_alone_and_the_worker_goes_on(sqlite_sc
         wait_until(lambda: client.hlen("unacked") == 0)
     assert worker.is_running
     assert count_jobs(scene) == jobs + 1
+    assert count_refused(scene) == rows + len(ENTRIES)
     said = worker.read_log()[before:]
     assert "nobody may log" not in said
     assert "Traceback" not in said

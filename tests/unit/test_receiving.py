@@ -2,6 +2,7 @@
 
 import json
 import logging
+from contextlib import closing
 from types import SimpleNamespace
 
 import amqp
@@ -19,18 +20,21 @@ from tests.harness.poison import (
     build_headers,
     build_v1,
 )
-from worker.broker import consumer as consuming
 from worker.broker import receiving
 from worker.broker.app import ENQUEUE, create_app
-from worker.broker.consumer import Consumer, Request
 from worker.broker.receiving import (
     GuardedAmqpMessage,
     GuardedVirtualMessage,
+    RefusedMessageError,
     check_message,
     describe_refusal,
 )
+from worker.ground.db import Database
 from worker.ground.log import configure_logging
 from worker.ground.settings import load_settings
+from worker.jobs.job_requests import StoredRequest, list_refused
+from worker.lifecycle import consumer as consuming
+from worker.lifecycle.consumer import Consumer, Request
 
 TASKS = {ENQUEUE}
 
@@ -126,7 +130,7 @@ def test_request_shows_names_of_fields_and_no_values(body) -> None:
     shown = f"{request.argsrepr} {request.kwargsrepr} {request!r}"
     assert "prompt, video_url" in shown
     assert "nobody" not in shown
-    assert app.Task.Request == "worker.broker.consumer:Request"
+    assert app.Task.Request == "worker.lifecycle.consumer:Request"
 
 
 class Pool:
@@ -157,7 +161,7 @@ def test_good_message_is_not_refused_for_a_fault_of_the_pool(monkeypatch, is_poo
     monkeypatch.setattr(
         consuming.CeleryConsumer, "create_task_handler", lambda self: lambda _: strategy()
     )
-    monkeypatch.setattr(consuming, "guard_channel", lambda _: None)
+    monkeypatch.setattr(consuming, "guard_channel", lambda *_: None)
     monkeypatch.setattr(Consumer, "_refuse", lambda _, message, error: refused.append(error))
     made = Consumer(pool.take)
     made.task_consumer, made.strategies = SimpleNamespace(channel=None), TASKS
@@ -170,6 +174,74 @@ def test_good_message_is_not_refused_for_a_fault_of_the_pool(monkeypatch, is_poo
     else:
         take(message)
         assert [type(error) for error in refused] == [ValueError]
+
+
+class Poison:
+    """A message without an id that the broker has delivered."""
+
+    def __init__(self, routing_key: str) -> None:
+        self.errors, self.payload = None, [[], FIELDS, {}]
+        self.headers = {"task": ENQUEUE}
+        self.delivery_info = {"routing_key": routing_key}
+        self.acknowledged = False
+
+    def reject_log_error(self, *_: object) -> None:
+        self.acknowledged = True
+
+
+@pytest.fixture
+def consumer(monkeypatch, sqlite_url) -> Consumer:
+    monkeypatch.setenv("DATABASE_URL", sqlite_url)
+    monkeypatch.setattr(consuming.CeleryConsumer, "__init__", lambda *_, **__: None)
+    made = Consumer(print)
+    made.connection_errors = ()
+    return made
+
+
+def list_kept(url: str) -> list[StoredRequest]:
+    with closing(Database(url)) as db, db.reading() as connection:
+        return list_refused(connection, 10)
+
+
+def test_refused_message_is_a_row_before_it_leaves_the_queue(consumer, sqlite_url) -> None:
+    message = Poison("extend_video")
+    consumer._refuse(message, RefusedMessageError("its id is no text"))
+    consumer._keep_unreadable("malformed_message", "it cannot be read: ValueError")
+    assert message.acknowledged
+    unreadable, kept = list_kept(sqlite_url)
+    assert (kept.door, kept.message_id, kept.error_code) == ("celery", None, "malformed_message")
+    assert kept.fields == {
+        "prompt": FIELDS["prompt"],
+        "video_url": "https://e.com/a.mp4?****",
+    }
+    assert kept.errors == [
+        {"field": None, "code": "malformed_message", "message": "its id is no text"}
+    ]
+    assert (unreadable.fields, unreadable.tenant) == ({}, "default")
+
+
+def test_refused_doorbell_is_no_request(consumer, sqlite_url) -> None:
+    consumer._refuse(Poison("extend_video.submit"), RefusedMessageError("it names no task"))
+    assert list_kept(sqlite_url) == []
+
+
+def test_refused_message_leaves_the_queue_while_the_database_is_away(
+    consumer, monkeypatch, tmp_path
+) -> None:
+    """It is asked once and not for each of thousands, which would hold up all others."""
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path}")
+    asked: list[str] = []
+
+    def open_and_note(url: str, **_: object) -> Database:
+        asked.append(url)
+        return Database(url)
+
+    monkeypatch.setattr(consuming, "Database", open_and_note)
+    for _ in range(3):
+        message = Poison("extend_video")
+        consumer._refuse(message, RefusedMessageError("its id is no text"))
+        assert message.acknowledged
+    assert len(asked) == 1
 
 
 def test_remote_control_is_off_unless_a_setting_turns_it_on() -> None:

@@ -23,6 +23,7 @@ WELL = Measures(
     ages=dict.fromkeys(set(JobState) - ENDED, 0.0),
     attempts={},
     deliveries={},
+    refused={},
     extra_charges=0,
     held=0,
     sweep_lag=timedelta(),

@@ -66,14 +66,14 @@ def create_app(settings: Settings) -> Celery:
         broker_channel_error_retry=True,
         # Whoever can write to the broker could otherwise end or slow down every worker.
         worker_enable_remote_control=settings.remote_control,
-        worker_consumer="worker.broker.consumer:Consumer",
+        worker_consumer="worker.lifecycle.consumer:Consumer",
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         # What Flower and `celery events` show. Of publishers there are none: the event of a
         # doorbell would cost more than the doorbell.
         worker_send_task_events=True,
     )
-    app.Task.Request = "worker.broker.consumer:Request"
+    app.Task.Request = "worker.lifecycle.consumer:Request"
     return app
 
 

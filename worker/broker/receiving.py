@@ -27,6 +27,8 @@ LONGEST_ID = 200
 MALFORMED = "malformed_message"
 UNKNOWN_TASK = "unknown_task"
 
+OnRefused = Callable[[str, str], None]
+
 log = structlog.stdlib.get_logger(__name__)
 
 
@@ -46,23 +48,39 @@ def describe_refusal(error: BaseException | None) -> tuple[str, str]:
     return MALFORMED, f"it cannot be read: {type(cause).__name__}"
 
 
+def read_named(message: Any) -> Mapping[str, object]:  # noqa: ANN401 - kombu's
+    """The keyword arguments of a refused message, as far as it can be read; none else."""
+    if message.errors:
+        return {}
+    try:
+        payload = message.payload
+    except Exception:  # noqa: BLE001 - whatever it raises, there is nothing to read
+        return {}
+    if isinstance(payload, list) and len(payload) == 3:  # noqa: PLR2004 - the protocol's
+        return payload[1] if isinstance(payload[1], dict) else {}
+    return _get_mapping(payload, "kwargs")
+
+
 # ------------------------------------------------------------------ what kombu does
 
 
-def guard_channel(channel: Any) -> None:  # noqa: ANN401 - of any transport
-    """Let nothing that comes over this channel raise before it is a message."""
+def guard_channel(channel: Any, on_refused: OnRefused) -> None:  # noqa: ANN401 - of any transport
+    """Let nothing that comes over this channel raise before it is a message.
+
+    `on_refused` is called with code and reason of what never becomes one.
+    """
     if not isinstance(channel, virtual.Channel):
         channel.Message = GuardedAmqpMessage
         return
     channel.Message = GuardedVirtualMessage
     handlers: dict[str, Callable[[], object]] = getattr(channel, "handlers", {})
     if "BRPOP" in handlers:
-        handlers["BRPOP"] = partial(_read_or_refuse, handlers["BRPOP"])
+        handlers["BRPOP"] = partial(_read_or_refuse, handlers["BRPOP"], on_refused)
         client: Any = channel.client  # type: ignore[attr-defined]  # Redis's
         client.parse_response = partial(_bound_entry, client.parse_response)
 
 
-def _read_or_refuse(read: Callable[[], object]) -> object:
+def _read_or_refuse(read: Callable[[], object], on_refused: OnRefused) -> object:
     """A list entry that is no JSON has left the list already: there is nothing to acknowledge."""
     try:
         return read()
@@ -71,6 +89,7 @@ def _read_or_refuse(read: Callable[[], object]) -> object:
     except (ValueError, TypeError, RecursionError) as error:
         code, reason = describe_refusal(error)
         log.warning("enqueue_refused", message_id=None, code=code, reason=reason)
+        on_refused(code, reason)
         return True
 
 

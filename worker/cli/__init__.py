@@ -43,6 +43,7 @@ from worker.cli.order import follow_job, place_lines, place_request
 from worker.cli.orders import cancel, redrive
 from worker.cli.progress import show_progress
 from worker.cli.pruning import prune
+from worker.cli.refused import refused
 from worker.cli.replay import replay
 from worker.cli.restoring import restore
 from worker.cli.shell import JobId
@@ -213,7 +214,7 @@ def migrate(as_json: Json = False) -> None:
         display.out.print(f"the job table is at revision {revision}")
 
 
-for command in (schema, verify, rearchive, prune, replay, restore, status):
+for command in (refused, schema, verify, rearchive, prune, replay, restore, status):
     app.command(epilog=show_examples(command.__name__))(command)
 
 

@@ -12,6 +12,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "extend-video list --tenant studio --label env=prod --watch",
         "extend-video list --text order-7 --json",
     ),
+    "refused": (
+        "extend-video refused --limit 10",
+        "extend-video refused --tenant studio --json",
+    ),
     "show": (
         "extend-video show 0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69",
         "extend-video show 0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69 --wait",

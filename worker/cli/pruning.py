@@ -65,8 +65,10 @@ def prune(
         print_pruning(found, retention, "to be pruned", as_json=as_json and dry_run)
         if dry_run:
             raise typer.Exit(OK)
-        if not found.jobs or not confirm(found.jobs, retention):
-            raise typer.Exit(OK if not found.jobs else FAILED)
+        if not found.jobs and not found.requests:
+            raise typer.Exit(OK)
+        if not confirm(found.jobs + found.requests, retention):
+            raise typer.Exit(FAILED)
         total = found.jobs
     run_pruning(runtime, retention, total, as_json=as_json)
 
@@ -89,7 +91,7 @@ def read_retention(
 
 def confirm(count: int, retention: Retention) -> bool:
     """Whether the operator types the very number."""
-    what = "files of these jobs" if retention.files_only else "jobs and files"
+    what = "files of these jobs" if retention.files_only else "jobs with their files, and requests"
     if not retention.files_only:
         display.err.print(FORGOTTEN)
     display.err.print(f"to delete the {what}, type their number:", end=" ")
@@ -122,6 +124,8 @@ def print_pruning(pruning: Pruning, retention: Retention, done: str, *, as_json:
     kind = "jobs' files" if retention.files_only else "jobs"
     ends = f", ended {pruning.oldest:%F %T} to {pruning.newest:%F %T} UTC" if pruning.jobs else ""
     display.out.print(f"{pruning.jobs} {kind}, {pruning.bytes} bytes of video{ends}: {done}")
+    if pruning.requests:
+        display.out.print(f"{pruning.requests} refused requests: {done}")
     if pruning.elsewhere:
         display.out.print(f"{pruning.elsewhere} jobs have files in another archive: left alone")
     if pruning.moved:

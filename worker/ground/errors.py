@@ -39,6 +39,7 @@
         ├── OutdatedSchemaError         outdated_schema
         ├── UnsuitableDatabaseError     unsuitable_database   it cannot store every text
         ├── MissingProgramError         missing_program
+        ├── WorkersLostError            workers_lost          each worker that looked at it ended
         ├── SubmissionRefusedError *    submission_refused
         ├── AccountRefusedError *       account_refused
         ├── RequestNotFoundError *      request_not_found
@@ -242,6 +243,10 @@ class UnsuitableDatabaseError(PermanentError):
 
 class MissingProgramError(PermanentError):
     code = "missing_program"
+
+
+class WorkersLostError(PermanentError):
+    code = "workers_lost"
 
 
 class DaemonError(PermanentError):

@@ -359,3 +359,35 @@ class ArchiveMarkRow(Base):
     location: Mapped[str] = mapped_column(primary_key=True)
     mark: Mapped[str]
     noted_at: Mapped[datetime]
+
+
+class JobRequestRow(Base):
+    """A request that came and is no job: refused, or not looked at to its end yet."""
+
+    __tablename__ = "job_requests"
+    __table_args__ = (
+        CheckConstraint("state IN ('pending', 'refused', 'accepted')", name="state"),
+        CheckConstraint("(state = 'refused') = (error_code IS NOT NULL)", name="error_code"),
+        CheckConstraint("claims >= 0", name="claims"),
+        # A message that comes twice is one request.
+        Index(
+            "uq_job_requests_door_message_id",
+            "door",
+            "message_id",
+            unique=True,
+            postgresql_where=text("message_id IS NOT NULL"),
+            sqlite_where=text("message_id IS NOT NULL"),
+        ),
+        Index("ix_job_requests_received_at", "received_at", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    door: Mapped[str]
+    message_id: Mapped[str | None] = mapped_column(String(200))
+    tenant: Mapped[str | None] = mapped_column(String(128))
+    received_at: Mapped[datetime]
+    fields: Mapped[dict[str, Any]]
+    error_code: Mapped[str | None]
+    errors: Mapped[list[Any] | None]
+    claims: Mapped[int] = mapped_column(Integer, server_default=text("0"))

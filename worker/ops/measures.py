@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.jobs import tallies
+from worker.jobs.job_requests import CODES, Door, count_refused
 from worker.jobs.slices import list_shut_gates
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.tallies import Tally
@@ -25,13 +26,14 @@ from worker.jobs.values import Gate, Outcome, Verdict
 from worker.jobs.workers import UNSEEN_AFTER, SeenWorker, list_workers
 from worker.ops.history import History
 
-LIVE, ENDS, OUTCOMES, VERDICTS = "live", "ended", "outcomes", "verdicts"
+LIVE, ENDS, OUTCOMES, VERDICTS, REFUSED = "live", "ended", "outcomes", "verdicts", "refused"
 HISTORY, SWEEP = "history", "sweep"
 COUNTS: Mapping[str, Callable[[Connection], dict[str, Any]]] = {
     LIVE: tallies.count_live,
     ENDS: tallies.count_ended,
     OUTCOMES: tallies.count_outcomes,
     VERDICTS: tallies.count_verdicts,
+    REFUSED: count_refused,
 }
 SHARE = 100
 # A count that fails or takes very long must not be the last one.
@@ -52,6 +54,8 @@ class Measures:
     ages: dict[JobState, float]
     attempts: dict[str, int]
     deliveries: dict[str, int]
+    refused: dict[tuple[str, str], int]
+    """Requests that became no job, by door and code."""
     extra_charges: int
     held: int
     sweep_lag: timedelta
@@ -100,6 +104,7 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
             ages=_find_ages(live, now),
             attempts=_fill([OPEN, *Outcome], counted[OUTCOMES].value),
             deliveries=_fill(_KEPT_VERDICTS, counted[VERDICTS].value),
+            refused=_fill_refused(counted[REFUSED].value),
             extra_charges=tallies.count_extra_charges(connection),
             held=tallies.count_held(connection),
             sweep_lag=max(timedelta(), now - earliest) if earliest else timedelta(),
@@ -241,6 +246,12 @@ def _find_ages(live: Mapping[str, Any], now: datetime) -> dict[JobState, float]:
 
 def _fill(names: Iterable[str], counted: Mapping[str, Any]) -> dict[str, int]:
     return {str(name): int(counted.get(name, 0)) for name in names}
+
+
+def _fill_refused(counted: Mapping[str, Any]) -> dict[tuple[str, str], int]:
+    none = {(door.value, code): 0 for door in Door for code in CODES}
+    found = {(door, code): n for door, codes in counted.items() for code, n in codes.items()}
+    return {**none, **found}
 
 
 def list_seen(workers: Iterable[SeenWorker], now: datetime) -> list[SeenWorker]:

@@ -14,6 +14,7 @@ from worker.jobs import retention as sql
 from worker.jobs.retention import OldJob, Page, Place, Retention
 from worker.media.store import Store
 from worker.ops.orphans import list_companions
+from worker.stages.refuse import count_old_requests, prune_requests
 
 BATCH = 100
 LOOK = 2000
@@ -27,6 +28,8 @@ class Pruning:
     bytes: int = 0
     elsewhere: int = 0
     moved: int = 0
+    requests: int = 0
+    """Refused ones, which are no jobs."""
     oldest: datetime | None = None
     newest: datetime | None = None
 
@@ -39,7 +42,7 @@ class Pruning:
 
 def survey_jobs(retention: Retention, *, db: Database, store: Store) -> Pruning:
     """What would be pruned; nothing is changed."""
-    found = Pruning()
+    found = Pruning(requests=count_old_requests(retention, db=db))
     for page in _walk(db, retention, LOOK):
         with db.reading() as connection:
             old = sql.list_old_jobs(connection, retention, page)
@@ -75,6 +78,7 @@ def prune_jobs(
             pruning.add(job)
         if on_progress is not None:
             on_progress(pruning.jobs)
+    pruning.requests += prune_requests(retention, db=db)
 
 
 def is_here(job: OldJob, store: Store) -> bool:

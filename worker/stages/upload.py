@@ -81,6 +81,12 @@ class _FileField:
 _FILE_FIELDS = (_FileField("video_url", "video"), _FileField("end_image_url", "image"))
 
 
+def has_inline(fields: Mapping[str, object]) -> bool:
+    """Whether a file stands in the fields themselves, and will be decoded; pure."""
+    values = (fields.get(field.name) for field in _FILE_FIELDS)
+    return any(isinstance(value, str) and is_data_uri(value) for value in values)
+
+
 def make_job_request(  # noqa: PLR0913 - as its callers have them
     fields: Mapping[str, object],
     wrong: Sequence[Violation],

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import structlog
@@ -21,14 +22,22 @@ from worker.broker.receiving import (
     check_message,
     describe_refusal,
     guard_channel,
+    read_named,
 )
 from worker.broker.transport import OUTAGE
+from worker.ground.db import Database, describe_database_error
+from worker.ground.settings import load_settings
+from worker.jobs.job_requests import Door
+from worker.stages.refuse import keep_refusal
+from worker.tasks import WORKER_PROGRAM
 
 _SILENT = {"without_mingle": True, "without_gossip": True}
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
 # A connection that held so long was a good one.
 LASTING_SECONDS = 10.0
+# How long refused messages are only logged once the database took none.
+KEEP_PAUSE_SECONDS = 10.0
 
 # Said at each loss of a connection, of a choice that `create_app` makes in words.
 warnings.filterwarnings("ignore", "\\s*In Celery 5.1 we introduced", CPendingDeprecationWarning)
@@ -53,6 +62,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
         self._is_handing_over = False
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._connected_at = math.inf
+        self._keep_again_at = -math.inf
 
         def hand_over(request: object) -> None:
             self._is_handing_over = True
@@ -65,7 +75,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
     @override
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
         """At each connection, before the first message comes."""
-        guard_channel(self.task_consumer.channel)
+        guard_channel(self.task_consumer.channel, self._keep_unreadable)
         take = super().create_task_handler(*args, **options)
 
         def take_or_refuse(message: Any) -> None:  # noqa: ANN401 - kombu's
@@ -108,8 +118,34 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
             code=code,
             reason=reason,
         )
+        if not is_doorbell:
+            message_id = message.headers.get("id")
+            known = message_id if isinstance(message_id, str) and message_id else None
+            self._keep(known, read_named(message), code, reason)
         if not message.acknowledged:
             message.reject_log_error(log, self.connection_errors)
+
+    def _keep_unreadable(self, code: str, reason: str) -> None:
+        self._keep(None, {}, code, reason)
+
+    def _keep(
+        self, message_id: str | None, fields: Mapping[str, object], code: str, reason: str
+    ) -> None:
+        """As a row, if the database is there; the log has said it in any case.
+
+        On a connection of its own, which no process that is forked later shares. While the
+        database is away the loop is not held up for each message: they come in thousands.
+        """
+        if time.monotonic() < self._keep_again_at:
+            return
+        errors = [(None, reason)]
+        url = load_settings().database_url
+        try:
+            with closing(Database(url, program=WORKER_PROGRAM)) as db:
+                keep_refusal(Door.CELERY, message_id, fields, code=code, errors=errors, db=db)
+        except Exception as error:  # noqa: BLE001 - nothing about a message ends the worker
+            self._keep_again_at = time.monotonic() + KEEP_PAUSE_SECONDS
+            log.warning("refusal_not_kept", reason=describe_database_error(error))
 
     # ------------------------------------------------------------------ broker
 

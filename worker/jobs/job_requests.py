@@ -1,0 +1,148 @@
+"""SQL on `job_requests`, by the same rules as `table.py`.
+
+A request that becomes a job in one go has no row here. A refused one has, and one that a worker
+has begun to look at while that may be the end of the worker: `claims` counts how often.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select
+
+from worker.jobs.models import JobRequestRow
+from worker.jobs.rows import columns_of, fetch_all, insert_for, name_values
+
+_KEYS = ("door", "message_id")
+_HAS_MESSAGE = JobRequestRow.message_id.is_not(None)
+
+
+CODES = (
+    "invalid_input",
+    "idempotency_conflict",
+    "upload_refused",
+    "malformed_message",
+    "message_compressed",
+    "message_too_large",
+    "unknown_task",
+    "enqueue_impossible",
+    "workers_lost",
+)
+"""For which requests are refused."""
+
+
+class RequestState(StrEnum):
+    PENDING = "pending"
+    REFUSED = "refused"
+    ACCEPTED = "accepted"
+
+
+class Door(StrEnum):
+    """By which a request came."""
+
+    CELERY = "celery"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRequest:
+    """A row; `errors` lists `field`, `code` and `message` of each thing that is wrong."""
+
+    id: UUID
+    state: str
+    door: str
+    message_id: str | None
+    tenant: str | None
+    received_at: datetime
+    fields: dict[str, Any]
+    error_code: str | None
+    errors: list[dict[str, Any]] | None
+    claims: int
+
+
+def keep_refused(connection: Connection, refused: StoredRequest) -> bool:
+    """Write a refused request, or turn the pending one of the same message into it.
+
+    False if that message was refused before: its first row stays.
+    """
+    insertion = insert_for(connection, JobRequestRow).values(**name_values(refused))
+    told = ("state", "fields", "error_code", "errors", "tenant")
+    statement = insertion.on_conflict_do_update(
+        index_elements=_KEYS,
+        index_where=_HAS_MESSAGE,
+        set_={name: insertion.excluded[name] for name in told},
+        where=JobRequestRow.state == RequestState.PENDING,
+    ).returning(JobRequestRow.id)
+    return connection.execute(statement).one_or_none() is not None
+
+
+def count_claim(connection: Connection, pending: StoredRequest) -> int | None:
+    """Note that somebody begins to look at it; how often that was noted, this time included.
+
+    None if it was refused before.
+    """
+    insertion = insert_for(connection, JobRequestRow).values(**name_values(pending))
+    statement = insertion.on_conflict_do_update(
+        index_elements=_KEYS,
+        index_where=_HAS_MESSAGE,
+        set_={"claims": JobRequestRow.claims + 1},
+        where=JobRequestRow.state == RequestState.PENDING,
+    ).returning(JobRequestRow.claims)
+    claims = connection.execute(statement).scalar_one_or_none()
+    return None if claims is None else int(claims)
+
+
+def forget_claims(connection: Connection, door: str, message_id: str) -> None:
+    """Remove the pending row of a message: whoever looked at it has come to an end with it."""
+    is_message = and_(JobRequestRow.door == door, JobRequestRow.message_id == message_id)
+    is_pending = JobRequestRow.state == RequestState.PENDING
+    connection.execute(delete(JobRequestRow).where(is_message, is_pending))
+
+
+def list_refused(
+    connection: Connection, limit: int, tenant: str | None = None
+) -> list[StoredRequest]:
+    """The newest first."""
+    statement = select(*columns_of(JobRequestRow)).where(
+        JobRequestRow.state == RequestState.REFUSED
+    )
+    if tenant is not None:
+        statement = statement.where(JobRequestRow.tenant == tenant)
+    newest = (JobRequestRow.received_at.desc(), JobRequestRow.id.desc())
+    return fetch_all(connection, StoredRequest, statement.order_by(*newest).limit(limit))
+
+
+def count_refused(connection: Connection) -> dict[str, dict[str, int]]:
+    """How many rows of refused requests there are, by door and code."""
+    door, code = JobRequestRow.door, JobRequestRow.error_code
+    statement = (
+        select(door, code, func.count())
+        .where(JobRequestRow.state == RequestState.REFUSED)
+        .group_by(door, code)
+    )
+    counted: dict[str, dict[str, int]] = {}
+    for of_door, of_code, count in connection.execute(statement):
+        counted.setdefault(of_door, {})[str(of_code)] = int(count)
+    return counted
+
+
+def count_old(connection: Connection, before: datetime, tenant: str | None) -> int:
+    statement = select(func.count(JobRequestRow.id)).where(_is_old(before, tenant))
+    return int(connection.execute(statement).scalar_one())
+
+
+def delete_old(connection: Connection, before: datetime, tenant: str | None, limit: int) -> int:
+    """Delete requests that came before then and that nobody will look at; how many."""
+    some = select(JobRequestRow.id).where(_is_old(before, tenant)).limit(limit)
+    return connection.execute(delete(JobRequestRow).where(JobRequestRow.id.in_(some))).rowcount
+
+
+def _is_old(before: datetime, tenant: str | None) -> ColumnElement[bool]:
+    """A pending message is only a count: the broker, not the row, brings it back."""
+    is_over = or_(JobRequestRow.state != RequestState.PENDING, JobRequestRow.door == Door.CELERY)
+    conditions: Sequence[ColumnElement[bool]] = [JobRequestRow.received_at < before, is_over]
+    if tenant is not None:
+        conditions = [*conditions, JobRequestRow.tenant == tenant]
+    return and_(*conditions)
