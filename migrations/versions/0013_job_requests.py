@@ -1,6 +1,6 @@
-"""Add the requests that became no job.
+"""Add the requests that became no job, and what fal says of trying a failed run again.
 
-Every release so far runs on it: it does not know the table.
+Every release so far runs on it: it does not know the table, and the new column is nullable.
 """
 
 import sqlalchemy as sa
@@ -47,7 +47,9 @@ def upgrade() -> None:
         sqlite_where=sa.text("message_id IS NOT NULL"),
     )
     op.create_index("ix_job_requests_received_at", "job_requests", ["received_at", "id"])
+    op.add_column("attempts", sa.Column("retryable", sa.Boolean(), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("attempts", "retryable")
     op.drop_table("job_requests")

@@ -75,6 +75,7 @@ ATTEMPT = Attempt(
     error_message=MARKUP,
     completed_at=None,
     ending=None,
+    retryable=None,
     cancel_due_at=None,
     cancel_status=None,
     extra_charge_at=None,

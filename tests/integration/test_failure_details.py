@@ -1,6 +1,7 @@
 """Why fal failed a job: stored field by field, told in words, and gone once the job goes on."""
 
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -18,8 +19,8 @@ from worker.fal.queue import QueueClient
 from worker.ground.db import Database
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.ops.explain import describe_explanation, explain_failure
-from worker.ops.story import read_story
+from worker.ops.explain import describe_explanation, explain_failure, will_fail_again
+from worker.ops.story import fails_again, read_story
 from worker.stages.complete import receive_delivery
 from worker.stages.judge import SubmitPolicy
 from worker.stages.redrive import redrive_job
@@ -107,6 +108,46 @@ def test_event_says_what_fals_header_says_of_another_try(db, retryable, told) ->
     detail = str(read_story(job.id, db=db).events[-1].detail)
     assert detail.startswith("broke")
     assert (told in detail) if told else detail == "broke"
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("error_type", ["internal_server_error", None], ids=["type", "no-type"])
+@pytest.mark.parametrize("retryable", [None, True, False])
+def test_header_of_a_failure_decides_whether_another_input_is_advised(
+    db, error_type, retryable
+) -> None:
+    body: JsonValue = {"detail": "broke"} | ({"error_type": error_type} if error_type else {})
+    story = read_story(fail(db, body, retryable=retryable).id, db=db)
+    assert [one.retryable for one in story.attempts] == [retryable]
+    assert story.wait.may_do.startswith("enqueue another input") is (retryable is False)
+    assert fails_again(story.job, db=db) is (retryable is False)
+    told = explain(db, story.job)
+    assert (told is None) is (error_type is None)
+    if told is not None:
+        assert told["again"].startswith("ends the same way") is (retryable is False)
+        assert ("said nothing" in told["again"]) is (retryable is None)
+
+
+def test_webhook_that_comes_after_the_poll_leaves_what_its_header_said(db) -> None:
+    job = fail(db, {"detail": "broke"}, retryable=False)
+    again = Completion(REQUEST_ID, None, "ERROR", {"detail": "broke"}, "told")
+    receive_delivery(TOKEN, again, b"another", db=db, grace=LEASE, clock=FakeClock())
+    assert [one.retryable for one in read_attempts(db, job.id)] == [False]
+
+
+def test_header_of_an_earlier_attempt_says_nothing_of_the_newest(db) -> None:
+    job = fail(db, {"detail": "broke"}, retryable=False)
+    redrive_job(job.id, db=db, pay_again=True, grace=LEASE, clock=FakeClock())
+    again = replace(job, error_code="fal_error")
+    tried = read_attempts(db, job.id)
+    newest = replace(tried[-1], number=2, retryable=None, ending="failed")
+    assert not will_fail_again(again, [*tried, newest])
+    assert will_fail_again(again, tried)
+
+
+def test_cancelled_run_does_not_fail_again_whatever_its_header_says(db) -> None:
+    job = fail(db, {"detail": "x", "error_type": "client_cancelled"}, retryable=False)
+    assert not fails_again(job, db=db)
 
 
 def test_failure_of_known_type_is_told_in_words(db) -> None:

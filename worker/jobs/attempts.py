@@ -88,7 +88,8 @@ def _build_accept() -> Update:
 
 
 def _build_complete(ending: Ending) -> ReturningUpdate[Any]:
-    values = bind_new(_ATTEMPTS, ("completed_at", "ending")) | FINISHED
+    values = bind_new(_ATTEMPTS, ("completed_at", "ending", "retryable")) | FINISHED
+    values["retryable"] = func.coalesce(values["retryable"], _ATTEMPTS.c.retryable)
     # A failure may be a mistake of ours (a result given up), a result never is.
     is_open = or_(_ATTEMPTS.c.completed_at.is_(None), _ATTEMPTS.c.ending == Ending.FAILED)
     if ending is Ending.OK:
@@ -163,13 +164,22 @@ def adopt_request(connection: Connection, attempt: Attempt, fal_request_id: str)
 
 
 def complete_attempt(
-    connection: Connection, attempt_id: UUID, ending: Ending, now: datetime
+    connection: Connection,
+    attempt_id: UUID,
+    ending: Ending,
+    now: datetime,
+    *,
+    retryable: bool | None = None,
 ) -> bool:
     """Note that fal has finished the attempt's request; a run that was cancelled costs nothing.
 
+    `retryable` is what fal itself says of trying a failed one again; None, as after a
+    webhook, leaves what it has said before.
+
     True if it is written, and the attempt not counted as an extra charge.
     """
-    values = {"of_id": attempt_id, "new_completed_at": now, "new_ending": ending}
+    told = {"completed_at": now, "ending": ending, "retryable": retryable}
+    values = {"of_id": attempt_id, **name_new(told)}
     found = connection.execute(_COMPLETE[ending], values).one_or_none()
     return found is not None and found.extra_charge_at is None
 

@@ -202,6 +202,7 @@ class AttemptRow(Base):
     error_message: Mapped[str | None]
     completed_at: Mapped[datetime | None]
     ending: Mapped[str | None]
+    retryable: Mapped[bool | None]
     cancel_due_at: Mapped[datetime | None]
     cancel_status: Mapped[str | None]
     extra_charge_at: Mapped[datetime | None]

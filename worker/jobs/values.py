@@ -207,6 +207,7 @@ class Attempt:
     error_message: str | None
     completed_at: datetime | None
     ending: str | None
+    retryable: bool | None
     cancel_due_at: datetime | None
     cancel_status: str | None
     extra_charge_at: datetime | None

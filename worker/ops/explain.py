@@ -11,7 +11,7 @@ from worker.jobs.values import Attempt, Ending, Job
 OWN_CODES = frozenset({"invalid_result", "result_gone", UNNAMED_CODE})
 AGAIN = {
     Retryable.YES: "may end otherwise: extend-video redrive {id} --pay-again",
-    Retryable.MAYBE: "may end otherwise, if its last event does not say that it will not: "
+    Retryable.MAYBE: "may end otherwise, of which fal has said nothing: "
     "extend-video redrive {id} --pay-again",
     Retryable.NO: "ends the same way: enqueue another input",
 }
@@ -50,7 +50,25 @@ def explain_failure(job: Job, attempts: list[Attempt]) -> Explanation | None:
         return None
     fields = list_field_errors(job)
     known = find_error_type(code, names_fields=bool(fields))
-    return Explanation(known.error_class, known.sentence, known.retryable, known.charge, fields)
+    retryable = known.retryable
+    if (said := _read_header(attempts)) is not None:
+        # Of this very run, where the type speaks for all that fail so.
+        retryable = Retryable.YES if said else Retryable.NO
+    return Explanation(known.error_class, known.sentence, retryable, known.charge, fields)
+
+
+def will_fail_again(job: Job, attempts: list[Attempt]) -> bool:
+    """Whether fal says that a failed job's input fails again, by its type or by its header."""
+    explanation = explain_failure(job, attempts)
+    if explanation is not None:
+        return explanation.fails_again
+    return job.state is JobState.FAILED and _read_header(attempts) is False
+
+
+def _read_header(attempts: list[Attempt]) -> bool | None:
+    """What fal says of trying the newest attempt again, if it has failed."""
+    newest = attempts[-1] if attempts else None
+    return newest.retryable if newest is not None and newest.ending == Ending.FAILED else None
 
 
 def list_field_errors(job: Job) -> tuple[FieldError, ...]:

@@ -12,7 +12,7 @@ from worker.ground.errors import PaysAgainError
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import ENDED, JobEvent
 from worker.jobs.values import Attempt, Delivery, Event, Job
-from worker.ops.explain import explain_failure
+from worker.ops.explain import will_fail_again
 from worker.ops.stays import Stay, list_stays
 from worker.ops.waiting import Wait, explain_wait
 from worker.stages.pause import list_pauses
@@ -78,9 +78,7 @@ def foresee_restart(job: Job, *, db: Database) -> JobEvent | None:
 def fails_again(job: Job, *, db: Database) -> bool:
     """Whether fal says that the same input would fail again."""
     with db.reading() as connection:
-        tried = attempts.list_attempts(connection, job.id)
-    explanation = explain_failure(job, tried)
-    return explanation is not None and explanation.fails_again
+        return will_fail_again(job, attempts.list_attempts(connection, job.id))
 
 
 def follow_events(

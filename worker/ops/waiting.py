@@ -14,7 +14,7 @@ from worker.ground.moments import format_duration
 from worker.ground.setting_types import UnknownPolicy
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Gate, Job, Outcome
-from worker.ops.explain import explain_failure
+from worker.ops.explain import will_fail_again
 from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolvePolicy
 
@@ -232,8 +232,7 @@ def _find_restart(job: Job, attempts: Sequence[Attempt]) -> str:
     try:
         event, _ = choose_restart(job, list(attempts), pay_again=False)
     except PaysAgainError:
-        explanation = explain_failure(job, list(attempts))
-        return ANOTHER_INPUT if explanation and explanation.fails_again else PAY_AGAIN
+        return ANOTHER_INPUT if will_fail_again(job, list(attempts)) else PAY_AGAIN
     return RESTARTS[event]
 
 

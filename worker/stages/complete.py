@@ -198,7 +198,9 @@ def record_completion(
     newest attempt.
     """
     failure = find_failure(completion)
-    is_plain = attempts.complete_attempt(connection, attempt.id, find_ending(failure), now)
+    is_plain = attempts.complete_attempt(
+        connection, attempt.id, find_ending(failure), now, retryable=completion.retryable
+    )
     if has_video(job):
         if failure is None and job.fal_request_id != completion.fal_request_id:
             attempts.note_extra_charge(connection, attempt.id, now)
