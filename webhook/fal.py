@@ -28,6 +28,7 @@ from worker.ground.db import REFUSED, Database, describe_database_error, will_re
 from worker.ground.errors import (
     ExtendVideoError,
     InvalidDeliveryError,
+    InvalidSettingsError,
     InvalidSignatureError,
     KeysUnavailableError,
     OutdatedSchemaError,
@@ -184,6 +185,8 @@ _STATUS_OF_ERROR: dict[type[ExtendVideoError], int] = {
     KeysUnavailableError: 503,
     OutdatedSchemaError: 503,
     UnsuitableDatabaseError: 503,
+    # A broker that cannot do is found out once it is there: by `GET /readyz` alone.
+    InvalidSettingsError: 503,
 }
 
 

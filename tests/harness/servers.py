@@ -15,6 +15,7 @@ from pathlib import Path
 import psycopg
 import redis
 
+from tests.harness.brokers import find_closed_port
 from tests.harness.waiting import wait_until
 from worker.cli.daemons import redis_daemon
 
@@ -187,6 +188,23 @@ def run_redis() -> Iterator[str]:
     """The broker URL of a Redis that only a socket in a directory of its own reaches."""
     with run_broker() as broker:
         yield broker.url
+
+
+@contextmanager
+def run_cluster_node() -> Iterator[str]:
+    """The URL of a Redis that takes itself for a node of a cluster."""
+    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
+        command = [*redis_daemon(Path(directory)).command, "--cluster-enabled", "yes"]
+        # Such a node has one port more for its like, 10,000 above.
+        command[command.index("--port") + 1] = str(find_closed_port() - 20_000)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        socket = Path(directory) / "redis.sock"
+        try:
+            wait_until(lambda: answers_ping(socket))
+            yield f"redis+socket://{socket}"
+        finally:
+            process.kill()
+            process.wait()
 
 
 @dataclass

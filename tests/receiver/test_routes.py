@@ -5,6 +5,7 @@ from sqlalchemy import text
 
 from tests.harness.brokers import find_closed_port
 from tests.harness.jobs import TOKEN
+from tests.harness.servers import run_cluster_node
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
@@ -48,6 +49,14 @@ def test_readyz_without_broker_answers_503_naming_it(open_scene) -> None:
     answer = scene.client.get("/readyz")
     assert answer.status_code == 503
     assert answer.get_json() == {"database": "ok", "broker": "unavailable"}
+
+
+def test_readyz_before_a_redis_cluster_answers_503_naming_it(open_scene) -> None:
+    with run_cluster_node() as url:
+        answer = open_scene(broker_url=url).client.get("/readyz")
+    assert (answer.status_code, answer.get_json()["error"]) == (503, "invalid_settings")
+    assert answer.get_json()["message"].startswith("BROKER_URL=")
+    assert "Redis Cluster" in answer.get_json()["message"]
 
 
 def test_readyz_without_table_answers_503_naming_command(open_scene, db) -> None:

@@ -1,18 +1,12 @@
 """Daemons that cannot do their work say so at their start, in a line, and end."""
 
 import sqlite3
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import pytest
 
-from tests.harness.brokers import find_closed_port
 from tests.harness.processes import BIN, CELERY, EXTEND_VIDEO, Yard, bind_listener
-from tests.harness.servers import answers_ping
-from tests.harness.waiting import wait_until
-from worker.cli.daemons import redis_daemon
+from tests.harness.servers import run_cluster_node
 
 WORKER = [*CELERY, "worker", "-P", "threads"]
 BEAT = [*CELERY, "beat"]
@@ -115,19 +109,8 @@ def test_migrate_twice_leaves_the_table_as_it_is(yard, settings, tmp_path):
 
 @pytest.fixture
 def cluster_url() -> Iterator[str]:
-    """A Redis that takes itself for a node of a cluster."""
-    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
-        command = [*redis_daemon(Path(directory)).command, "--cluster-enabled", "yes"]
-        # Such a node has one port more for its like, 10,000 above.
-        command[command.index("--port") + 1] = str(find_closed_port() - 20_000)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        socket = Path(directory) / "redis.sock"
-        try:
-            wait_until(lambda: answers_ping(socket))
-            yield f"redis+socket://{socket}"
-        finally:
-            process.kill()
-            process.wait()
+    with run_cluster_node() as url:
+        yield url
 
 
 @pytest.mark.parametrize("command", [WORKER, BEAT], ids=["worker", "beat"])

@@ -20,8 +20,9 @@ from kombu import Connection, Producer
 from uuid_utils import uuid7
 
 from worker.broker.app import ARCHIVE, CANCEL, QUEUES, RECONCILE, SUBMIT, create_publisher
-from worker.broker.transport import Outage
+from worker.broker.transport import Outage, refuse_cluster
 from worker.ground.deadline import call_within
+from worker.ground.errors import InvalidSettingsError
 from worker.ground.settings import Settings
 from worker.jobs.states import Doorbell, Step
 
@@ -108,9 +109,14 @@ class Dispatcher:
         return True
 
     def ping(self) -> bool:
-        """Whether the broker answers in time."""
+        """Whether the broker answers in time.
+
+        Raises InvalidSettingsError for one that answers, and can hold no queues.
+        """
         try:
             call_within(PUBLISH_TIMEOUT, lambda: _connect(self._app))
+        except InvalidSettingsError:
+            raise
         except Exception as error:  # noqa: BLE001 - any broker, any failure
             self._outage.begin(error)
             return False
@@ -230,3 +236,4 @@ def _count_queue(connection: Connection, name: str) -> int:
 def _connect(app: Celery) -> None:
     with app.connection_for_write() as connection:
         connection.connect()
+        refuse_cluster(connection, str(app.conf.broker_url))
