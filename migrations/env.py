@@ -142,6 +142,8 @@ def run_steps(
         connection=connection,
         target_metadata=Base.metadata,
         transaction_per_migration=transaction_per_migration,
+        # Of SQLite Alembic does not know, and commits after each step.
+        transactional_ddl=True,
         render_as_batch=render_as_batch,
         on_version_apply=on_version_apply,
         compare_server_default=True,

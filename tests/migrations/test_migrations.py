@@ -14,6 +14,7 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, Engine, MetaData, event, insert, inspect, text
+from sqlalchemy.exc import OperationalError
 from uuid_utils.compat import uuid7
 
 from tests.harness.ddl import check_by_alembic, compare_schemas, read_schema
@@ -350,6 +351,17 @@ def add_revision(monkeypatch, directory):
     shutil.copytree(schema.SCRIPTS, scripts)
     (scripts / "versions" / "9998.py").write_text(newer)
     monkeypatch.setattr(schema, "SCRIPTS", scripts)
+
+
+def test_upgrade_of_sqlite_that_fails_undoes_every_step(tmp_path):
+    """All of them are one transaction, which a second migrator waits for."""
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    with open_database(url) as db:
+        with db.transaction() as connection:
+            connection.execute(text("CREATE TABLE archive_marks (id integer)"))
+        with pytest.raises(OperationalError, match="already exists"):
+            upgrade_schema(url)
+        assert list_tables(db) == {"archive_marks"}
 
 
 # by the command, and by two at once

@@ -120,6 +120,19 @@ def test_sqlite_is_durable_and_concurrent(db) -> None:
             assert connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() == value, name
 
 
+def test_new_sqlite_file_that_another_program_is_making_is_waited_for(
+    tmp_path, monkeypatch
+) -> None:
+    other = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(time, "sleep", lambda _: other.execute("ROLLBACK"))
+    db = Database(name_sqlite(tmp_path / "jobs.db"))
+    with db.reading() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+    db.close()
+    other.close()
+
+
 def test_sqlite_locked_too_long_raises_at_begin(sqlite_url, monkeypatch) -> None:
     monkeypatch.setattr(worker.ground.db, "BUSY_TIMEOUT_MS", 50)
     db = Database(sqlite_url)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ from worker.ground.errors import ExtendVideoError, UnsuitableDatabaseError
 
 READ_ONLY = "extend_video_read_only"
 BUSY_TIMEOUT_MS = 10_000
+WAL_PAUSE_SECONDS = 0.02
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 10_000
 # A machine that is gone says nothing, not even that: the kernel asks it, and tells within 30 s.
@@ -280,8 +282,8 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _set_pragmas(connection: SQLiteConnection, _record: object) -> None:
         connection.isolation_level = None
+        _write_ahead(connection)
         for pragma in (
-            "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
             f"busy_timeout={BUSY_TIMEOUT_MS}",
@@ -292,3 +294,18 @@ def _prepare_sqlite(engine: Engine) -> None:
     def _begin(connection: Connection) -> None:
         read_only = connection.get_execution_options().get(READ_ONLY, False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _write_ahead(connection: SQLiteConnection) -> None:
+    """Try again: of two programs that open a new file at once SQLite refuses one without a wait."""
+    gives_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > gives_up_at:
+                raise
+            time.sleep(WAL_PAUSE_SECONDS)
+        else:
+            return
