@@ -13,6 +13,8 @@ COPY emulator emulator
 COPY migrations migrations
 RUN pip --python /venv/bin/python install --no-cache-dir --no-deps --no-build-isolation . \
  && pip --python /venv/bin/python uninstall --yes setuptools
+# For a first job without a video of one's own: docs/deployment.md.
+RUN ["/venv/bin/python", "-c", "from pathlib import Path; from worker.media.sample import make_sample; make_sample(Path('/sample.mp4'))"]
 
 FROM python:3.12.12-slim-bookworm
 LABEL org.opencontainers.image.title="extend-video" \
@@ -22,6 +24,7 @@ RUN python -m pip uninstall --yes --root-user-action=ignore pip \
  && useradd --system --create-home --uid 10001 worker \
  && install -d -o worker /archive
 COPY --from=build /venv /venv
+COPY --from=build /sample.mp4 /usr/share/extend-video/sample.mp4
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 ARCHIVE_URL=file:/archive SPOOL_DIR=/archive/spool LOG_FORMAT=json
 # By number, so that Kubernetes' runAsNonRoot can tell.
 USER 10001

@@ -1,6 +1,7 @@
 """docker-compose.yml read as Compose reads it, and its services started without Docker."""
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,21 @@ def read_env_file(path: Path) -> dict[str, str]:
     lines = (line.strip() for line in path.read_text().splitlines())
     pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
     return {name: value for name, _, value in pairs}
+
+
+def read_first_job() -> tuple[str, list[str]]:
+    """The documented command that enqueues a first job: its service, and what runs there."""
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    (line,) = re.findall(r"^docker compose .* exec .*$", text, re.MULTILINE)
+    words = shlex.split(line)
+    options, (service, *command) = words[: words.index("exec")], words[words.index("exec") + 1 :]
+    expected = ["--env-file", "deploy/emulator.env", "--profile", "emulator"]
+    assert options == ["docker", "compose", *expected]
+    return service, command
+
+
+def list_profiles(compose: Mapping[str, Any]) -> set[str]:
+    return {one for service in compose["services"].values() for one in service.get("profiles", ())}
 
 
 @dataclass

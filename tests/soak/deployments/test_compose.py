@@ -22,6 +22,7 @@ from tests.deployment.compose import (
     list_commands,
     read_compose,
     read_env_file,
+    read_first_job,
 )
 from tests.harness.brokers import find_closed_port
 from tests.harness.processes import BIN, Part, Yard, run_yard
@@ -83,6 +84,7 @@ def site(tmp_path, postgres, clip) -> Iterator[Site]:
             "127.0.0.1:8001": f"127.0.0.1:{ports['emulator']}",
             "0.0.0.0": "127.0.0.1",
             "8001": str(ports["emulator"]),
+            "/usr/share/extend-video/sample.mp4": str(clip),
             "/tmp/emulator": str(tmp_path / "emulator"),
             "/run/secrets": str(write_secrets(tmp_path, postgres)),
             "file:/archive": f"file:{tmp_path / 'archive'}",
@@ -132,8 +134,12 @@ def test_services_started_in_order_archive_a_video_and_are_healthy(site) -> None
     job_request += ["--set", "num_context_frames=5", "--json"]
 
     enqueued = site.yard.run(["extend-video", "enqueue", *job_request], site.build_env("submitter"))
+    service, first = read_first_job()
+    first_ended = site.yard.run(site.translation.apply_all(first), site.build_env(service), 120)
 
     assert enqueued.returncode == 0, enqueued.stderr
+    assert first_ended.returncode == 0, first_ended.stderr
+    assert "archived" in first_ended.stdout
     url = (site.yard.directory / "secrets" / "database_url").read_text()
     with open_table(url) as table:
         job = table.wait_for_end(UUID(json.loads(enqueued.stdout)["id"]), seconds=90)
