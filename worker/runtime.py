@@ -139,6 +139,7 @@ class Runtime:
         fields: Mapping[str, object],
         wrong: Sequence[Violation] = (),
         *,
+        on_checked: Callable[[], object] | None = None,
         on_progress: OnProgress | None = None,
     ) -> JobRequest:
         """Check the fields, and upload their files; only that needs a key."""
@@ -148,6 +149,7 @@ class Runtime:
             db=self.db,
             open_storage=self.open_storage,
             policy=self.file_policy,
+            on_checked=on_checked,
             on_progress=on_progress,
         )
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from threading import Thread
 from typing import Any
 from uuid import UUID
@@ -144,7 +145,10 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
             log.info("enqueue_refused_before", message_id=message_id)
             raise Reject("it was refused before", requeue=False)
         enqueued = enqueue_job(
-            runtime.make_job_request(read_message(message_id or "", args, fields)),
+            runtime.make_job_request(
+                read_message(message_id or "", args, fields),
+                on_checked=partial(forget_claim, runtime, message_id, is_counted=is_counted),
+            ),
             db=runtime.db,
             endpoint=runtime.settings.fal_endpoint,
             grace=runtime.settings.lease_seconds,

@@ -1,6 +1,6 @@
 """What an enqueue message comes to: until its row is there, it is all there is of a wish."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,7 +150,7 @@ def test_message_that_was_the_end_of_three_workers_is_refused(
     with db.transaction() as connection:
         connection.execute(delete(JobRequestRow))
 
-    def be_killed(*_: object) -> None:
+    def be_killed(*_: object, **__: object) -> None:
         raise KilledError
 
     monkeypatch.setattr(tasks.get_runtime(), "make_job_request", be_killed)
@@ -165,6 +165,20 @@ def test_message_that_was_the_end_of_three_workers_is_refused(
     # What comes of it once more is dropped as it is.
     assert deliver(job_request) is False
     assert list_kept(db) == [kept]
+
+
+def test_end_of_a_worker_while_it_uploads_is_not_counted(deliver, db, monkeypatch) -> None:
+    deliver(error=OperationalError("", {}, Exception("away")))
+
+    def be_killed(*_: object, on_checked: Callable[[], object], **__: object) -> None:
+        on_checked()
+        raise KilledError
+
+    monkeypatch.setattr(tasks.get_runtime(), "make_job_request", be_killed)
+    for _ in range(5):
+        with pytest.raises(KilledError):
+            deliver(INLINE)
+    assert list_kept(db) == []
 
 
 def test_message_that_is_given_back_in_good_order_is_never_refused_for_it(deliver, db) -> None:

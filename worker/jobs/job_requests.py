@@ -94,11 +94,11 @@ def count_claim(connection: Connection, pending: StoredRequest) -> int | None:
     return None if claims is None else int(claims)
 
 
-def forget_claims(connection: Connection, door: str, message_id: str) -> None:
-    """Remove the pending row of a message: whoever looked at it has come to an end with it."""
+def forget_claims(connection: Connection, door: str, message_id: str, code: str) -> None:
+    """Remove the row of a message that is pending, or was refused with `code` for its claims."""
     is_message = and_(JobRequestRow.door == door, JobRequestRow.message_id == message_id)
-    is_pending = JobRequestRow.state == RequestState.PENDING
-    connection.execute(delete(JobRequestRow).where(is_message, is_pending))
+    is_counted = or_(JobRequestRow.state == RequestState.PENDING, JobRequestRow.error_code == code)
+    connection.execute(delete(JobRequestRow).where(is_message, is_counted))
 
 
 def list_refused(

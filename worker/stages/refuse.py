@@ -93,9 +93,13 @@ def claim_request(
 
 
 def release_request(door: Door, message_id: str, *, db: Database) -> None:
-    """Whoever looked at it is well: it is a job now, or is given back in good order."""
+    """Whoever looked at it is well: its files are decoded, or it is given back in good order.
+
+    An upload may outlast the lease of a message, so that others look at it meanwhile: that it is
+    refused then (WorkersLostError) is taken back.
+    """
     with db.statement() as connection:
-        sql.forget_claims(connection, door, message_id)
+        sql.forget_claims(connection, door, message_id, WorkersLostError.code)
 
 
 def count_old_requests(retention: Retention, *, db: Database) -> int:

@@ -94,6 +94,7 @@ def make_job_request(  # noqa: PLR0913 - as its callers have them
     db: Database,
     open_storage: OpenStorage,
     policy: FilePolicy,
+    on_checked: Callable[[], object] | None = None,
     on_progress: OnProgress | None = None,
     clock: Clock = read_clock,
 ) -> JobRequest:
@@ -102,9 +103,13 @@ def make_job_request(  # noqa: PLR0913 - as its callers have them
     Text is a URL or a data URI and never names a file of this machine. The same bytes are not
     uploaded again for FRESH_FOR. Raises InvalidInputError with what is `wrong` already and with
     all else, before anything is uploaded; UploadUnavailableError and UploadRefusedError.
+
+    `on_checked` is called in between: all files have been decoded, and none is uploaded.
     """
     with scratch() as make_scratch:
         job_request, files = check_job_request(fields, wrong, policy, make_scratch)
+        if on_checked is not None:
+            on_checked()
         return place_files(
             job_request,
             files,
