@@ -56,7 +56,7 @@ def ask_probe(before: str | None = None, limit: float = LIMIT_SECONDS) -> str | 
     It is what it was `before` if the database is away, which knows the archive's mark, or if the
     process was killed: neither says anything of the archive.
     """
-    command = [sys.executable, "-m", "worker.lifecycle.archive_probe"]
+    command = [sys.executable, "-m", __name__]
     try:
         ended = subprocess.run(  # noqa: S603 - a command of our own
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit, check=False
