@@ -298,7 +298,7 @@ def test_proven_death_is_held_where_a_human_decides():
 
 
 @pytest.mark.parametrize("spent", [1, 3])
-@pytest.mark.parametrize("terms", [TERMS, HOLD], ids=["resubmit", "hold"])
+@pytest.mark.parametrize("policy", [TERMS, HOLD], ids=["resubmit", "hold"])
 @pytest.mark.parametrize("waited", [UNKNOWN, 100 * UNKNOWN])
 def test_job_is_held_without_proof_whatever_the_policy_and_however_long(policy, spent, waited):
     """Seen: 9 charges for 3 jobs while the listing answered 401."""
@@ -311,7 +311,7 @@ def test_job_is_held_without_proof_whatever_the_policy_and_however_long(policy, 
 
 
 @pytest.mark.parametrize("spent", [2, 3])
-@pytest.mark.parametrize("terms", [TERMS, HOLD], ids=["resubmit", "hold"])
+@pytest.mark.parametrize("policy", [TERMS, HOLD], ids=["resubmit", "hold"])
 def test_bound_on_lost_submissions_ends_the_job(policy, spent):
     event, move = judge_absence(build_job(), EVIDENCE, spent, policy, NOW)
     assert (event is JobEvent.SUBMISSION_EXHAUSTED) == (spent >= policy.max_attempts)
@@ -322,7 +322,7 @@ def test_bound_on_lost_submissions_ends_the_job(policy, spent):
 
 
 @pytest.mark.parametrize("spent", [1, 3])
-@pytest.mark.parametrize("terms", [TERMS, HOLD], ids=["resubmit", "hold"])
+@pytest.mark.parametrize("policy", [TERMS, HOLD], ids=["resubmit", "hold"])
 def test_wish_to_cancel_is_granted_once_death_is_proven(policy, spent):
     job = build_job(cancel_requested_at=OLD)
     event, move = judge_absence(job, EVIDENCE, spent, policy, NOW)

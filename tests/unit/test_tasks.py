@@ -141,7 +141,7 @@ INLINE = {**WISH, "video_url": "data:video/mp4;base64,AAAA"}
 
 
 @pytest.mark.parametrize(
-    ("wish", "redelivered"), [(INLINE, False), (WISH, True)], ids=["inline", "redelivered"]
+    ("job_request", "redelivered"), [(INLINE, False), (WISH, True)], ids=["inline", "redelivered"]
 )
 def test_message_that_was_the_end_of_three_workers_is_refused(
     deliver, db, monkeypatch, job_request, redelivered
