@@ -167,6 +167,13 @@ def test_message_that_was_the_end_of_three_workers_is_refused(
     assert list_kept(db) == [kept]
 
 
+def test_plain_message_is_not_counted(deliver, monkeypatch) -> None:
+    monkeypatch.setattr(tasks, "claim_request", None)
+    monkeypatch.setattr(tasks, "release_request", None)
+    away = OperationalError("", {}, Exception("away"))
+    assert deliver(redelivered=False, error=away) is True
+
+
 def test_end_of_a_worker_while_it_uploads_is_not_counted(deliver, db, monkeypatch) -> None:
     deliver(error=OperationalError("", {}, Exception("away")))
 

@@ -100,6 +100,8 @@ def test_every_poisonous_message_is_refused_alone_and_the_worker_goes_on(scene, 
     assert "Traceback" not in worker.read_log()
     assert "nobody may log" not in worker.read_log()
     wait_until(lambda: count_messages(rabbit) == 0)
+    [row] = scene.table.select("SELECT count(*) AS n FROM job_requests WHERE state = 'refused'")
+    assert row["n"] == len(POISON) + 1
 
 
 def count_messages(rabbit: Rabbit) -> int:
