@@ -75,7 +75,7 @@ def test_objects_of_no_row_are_listed_with_what_lies_beside_them(db, store):
     found, inventory = look(db, store)
     assert found == sorted(expected)
     assert inventory.orphans == 8
-    beside = len(b"a poster" + b"a sheet" + describe_video(gone.archive_sha256))
+    beside = len(b"a poster" + b"a sheet" + describe_video(gone.archive_sha256 or ""))
     assert inventory.orphan_bytes == 5 * len(VIDEO) + beside
 
 
