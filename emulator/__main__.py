@@ -12,9 +12,11 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from emulator import fault_command
+from emulator.catalog import UNIT_PRICE
 from emulator.faults import Fault, parse_faults
 from emulator.server import Options, serve
 
@@ -65,6 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--key", default="emulator-key", help="the API key accepted")
     add("--user-id", default="emulator-user", help="account named in webhooks (%(default)s)")
     add("--other-key", action="append", default=[], help="another account's; may be repeated")
+    add("--admin-key", default="emulator-admin", help="reads the bill, too (%(default)s)")
+    add("--unit-price", type=read_price, default=UNIT_PRICE, help="USD a megapixel (%(default)s)")
     add("--queue-seconds", type=read_seconds, default="0", help="least time IN_QUEUE")
     add("--run-seconds", type=read_seconds, default="0", help="least time IN_PROGRESS")
     add("--concurrency", type=read_count, default="2", help="runs at once (%(default)s)")
@@ -113,6 +117,8 @@ def read_options(given: argparse.Namespace, directory: Path) -> Options:
         key=given.key,
         user_id=given.user_id,
         other_keys=tuple(given.other_key),
+        admin_key=given.admin_key,
+        unit_price=given.unit_price,
         queue_time=given.queue_seconds,
         run_time=given.run_seconds,
         concurrency=given.concurrency,
@@ -147,6 +153,17 @@ def read_count(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"not a whole number from 1: {text!r}")
     return int(text)
+
+
+def read_price(text: str) -> Decimal:
+    """Type for argparse: an amount of at least a nano-USD, in whole ones."""
+    try:
+        price = Decimal(text)
+    except InvalidOperation as error:
+        raise argparse.ArgumentTypeError(f"not an amount of USD: {text!r}") from error
+    if not price.is_finite() or price <= 0 or price % Decimal("1E-9"):
+        raise argparse.ArgumentTypeError(f"not an amount of USD in whole nano-USD: {text!r}")
+    return price
 
 
 def read_port(text: str) -> int:

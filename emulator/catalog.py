@@ -3,14 +3,18 @@
 import json
 import math
 from datetime import UTC, datetime
+from decimal import Decimal
 
 from aiohttp import web
 
+from emulator.faults import Fault
 from emulator.openapi import compose_document
 from emulator.queue_routes import ENDPOINT, QUEUE
-from emulator.spoiling import compose_platform_error
+from emulator.spoiling import answer, compose_platform_error
 
-UNIT_PRICE = 0.001605
+UNIT_PRICE = Decimal("0.001605")
+PRICE = web.AppKey("price", Decimal)
+"""Of a megapixel, in USD: what is shown, and what is billed."""
 UNIT = "megapixel"
 CURRENCY = "USD"
 USUAL_UNITS = 112
@@ -77,8 +81,14 @@ async def show_prices(request: web.Request) -> web.Response:
         return refuse(NOT_FOUND, error)
     except ValueError as error:
         return refuse(400, error)
-    price = {"endpoint_id": ENDPOINT, "unit_price": UNIT_PRICE, "unit": UNIT, "currency": CURRENCY}
-    return web.json_response({"prices": [price], "next_cursor": None, "has_more": False})
+
+    def compose(_fault: Fault | None) -> web.Response:
+        unit_price = float(request.app[PRICE])
+        price = {"unit_price": unit_price, "unit": UNIT, "currency": CURRENCY}
+        prices = [{"endpoint_id": ENDPOINT, **price}]
+        return web.json_response({"prices": prices, "next_cursor": None, "has_more": False})
+
+    return await answer(request, "pricing", None, compose)
 
 
 async def estimate(request: web.Request) -> web.Response:
@@ -90,7 +100,7 @@ async def estimate(request: web.Request) -> web.Response:
     except ValueError as error:
         return refuse(400, error)
     units = quantity * (1 if kind == "unit_price" else find_usual_units(request))
-    cost = round(units * UNIT_PRICE, 6)
+    cost = round(units * float(request.app[PRICE]), 6)
     return web.json_response({"estimate_type": kind, "total_cost": cost, "currency": CURRENCY})
 
 

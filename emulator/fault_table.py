@@ -165,11 +165,30 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
             "items": build_count(100),
         },
     },
+    "pricing": {**REFUSALS, "malformed": MALFORMED},
+    "billing": {
+        **REFUSALS,
+        "malformed": MALFORMED,
+        "lag": {"seconds": build_seconds(60)},
+        "split": {},
+        "old_form": {},
+        "billed_refusals": {},
+        "surcharge": {"units": build_count(1)},
+    },
     "output": {"odd_fields": {"merge": OBJECT, "delete": NAMES}},
     "date": {"wrong": {"seconds": OFFSET}, "missing": {}},
     "upload": REFUSALS,
     "upload_part": REFUSALS,
     "upload_complete": REFUSALS,
 }
-MATCHLESS_POINTS = ("jwks", "listing", "date", "upload", "upload_part", "upload_complete")
+MATCHLESS_POINTS = (
+    "jwks",
+    "listing",
+    "pricing",
+    "billing",
+    "date",
+    "upload",
+    "upload_part",
+    "upload_complete",
+)
 """Nothing there belongs to a single request."""

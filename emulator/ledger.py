@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from emulator.billing import count_units
 from emulator.records import FalRequest
 
 
@@ -10,10 +11,25 @@ def compose_ledger(requests: Sequence[FalRequest]) -> dict[str, object]:
     return {
         "submissions": len(requests),
         "charges": sum(one.is_charged for one in requests),
-        "by_request": {one.request_id: {"charges": int(one.is_charged)} for one in requests},
+        "by_request": {
+            one.request_id: {"charges": int(one.is_charged), "units": count_units(one)}
+            for one in requests
+        },
+        "most_at_once": count_most_at_once(requests),
         "by_input": group_by_input(requests),
         "cancelled": [describe_charge(one) for one in requests if one.is_cancel_requested],
     }
+
+
+def count_most_at_once(requests: Sequence[FalRequest]) -> int:
+    """The most requests that were accepted and had not ended, at any one time."""
+    starts = [(one.submitted_at, 1) for one in requests]
+    ends = [(one.completed_at, -1) for one in requests if one.completed_at is not None]
+    at_once = most = 0
+    for _, change in sorted([*starts, *ends]):
+        at_once += change
+        most = max(most, at_once)
+    return most
 
 
 def group_by_input(requests: Sequence[FalRequest]) -> list[dict[str, object]]:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 
 from aiohttp import web
@@ -13,7 +14,8 @@ from aiohttp.typedefs import Handler
 
 from emulator.access import LEAKS, SEAL, STORAGE
 from emulator.accounts import ACCOUNTS, Accounts
-from emulator.catalog import add_catalog_routes
+from emulator.billing import add_billing_routes
+from emulator.catalog import PRICE, add_catalog_routes
 from emulator.cdn import serve_file
 from emulator.control import KEYS, add_control_routes
 from emulator.delivery import Courier
@@ -59,6 +61,8 @@ class Options:
     key: str
     user_id: str
     other_keys: tuple[str, ...]
+    admin_key: str
+    unit_price: Decimal
     queue_time: timedelta
     run_time: timedelta
     concurrency: int
@@ -80,6 +84,7 @@ ROUTES = (
     add_control_routes,
     add_listing_routes,
     add_catalog_routes,
+    add_billing_routes,
     add_upload_routes,
     add_file_routes,
     add_stream_routes,
@@ -93,7 +98,10 @@ def build_app(options: Options) -> web.Application:
     app[STORAGE] = Storage(options.directory)
     app[UPLOADS] = Uploads(app[STORAGE])
     app[SEAL], app[LEAKS] = Seal(), Leaks()
-    app[ACCOUNTS] = Accounts.from_keys(options.key, options.user_id, options.other_keys)
+    app[ACCOUNTS] = Accounts.from_keys(
+        options.key, options.user_id, options.other_keys, options.admin_key
+    )
+    app[PRICE] = options.unit_price
     app[KEEP_ALIVE] = options.keep_alive
     app[KEYS] = KeyRing(options.directory / "signing-key", options.user_id)
     app[FAULTS] = Faults(options.faults, seed=options.seed)

@@ -116,7 +116,7 @@ def compose_refusal(fault: Fault) -> web.Response:
     code, retry_after = fault.options["code"], fault.options["retry_after"]
     error_type = fault.options["error_type"] or ERROR_TYPES.get(code)
     headers: dict[str, str | None] = {"x-fal-request-id": str(uuid.uuid4())}
-    if fault.point == "listing":
+    if fault.point in ("listing", "pricing", "billing"):
         body = compose_platform_error(code, fault.options["detail"] or choose_detail(code))
     else:
         body = compose_error(fault, error_type)

@@ -200,8 +200,8 @@ def test_ledger_charges_started_runs_only(busy):
     ledger = busy.client.get("/_emulator/ledger").json()
     assert ledger["submissions"] == len(busy.list_requests()) == len(ledger["by_request"])
     assert ledger["charges"] == 1
-    assert ledger["by_request"][running] == {"charges": 1}
-    assert ledger["by_request"][waiting] == {"charges": 0}
+    assert ledger["by_request"][running] == {"charges": 1, "units": None}
+    assert ledger["by_request"][waiting] == {"charges": 0, "units": None}
     assert ledger["cancelled"][-1] == {"request_id": waiting, "charged": False}
 
 
