@@ -23,7 +23,7 @@ from typing_extensions import override
 from webhook.counters import open_registry
 from worker.ground.db import Database, describe_database_error
 from worker.jobs.states import JobEvent
-from worker.ops.history import BOUNDS, Histogram
+from worker.ops.history import BOUNDS, Distribution
 from worker.ops.measures import Measures, list_seen, read_measures
 
 PREFIX = "extend_video_"
@@ -122,7 +122,7 @@ def describe_history(measures: Measures) -> Iterator[Metric]:
     yield CounterMetricFamily(f"{PREFIX}archive_bytes", words, value=history.archive_bytes)
 
 
-def _accumulate(phase: Histogram) -> list[tuple[str, float]]:
+def _accumulate(phase: Distribution) -> list[tuple[str, float]]:
     total = 0
     buckets: list[tuple[str, float]] = []
     for bound, count in zip([*map(str, map(float, BOUNDS)), "+Inf"], phase.counts, strict=True):

@@ -25,7 +25,7 @@ MOST_GAPS = 500
 
 
 @dataclass
-class Histogram:
+class Distribution:
     """How many took how long: one count for each bound, and one for what is beyond."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
@@ -43,15 +43,15 @@ class History:
     cursor: int = 0
     gaps: dict[int, float] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
-    phases: dict[str, Histogram] = field(
-        default_factory=lambda: {name: Histogram() for name in PHASES}
+    phases: dict[str, Distribution] = field(
+        default_factory=lambda: {name: Distribution() for name in PHASES}
     )
     archive_bytes: int = 0
 
     @classmethod
     def load(cls, value: dict[str, Any]) -> Self:
         phases = {
-            name: Histogram(list(one["counts"]), one["seconds"])
+            name: Distribution(list(one["counts"]), one["seconds"])
             for name, one in value["phases"].items()
         }
         gaps = {int(missing): until for missing, until in value["gaps"].items()}

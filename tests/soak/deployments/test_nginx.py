@@ -11,6 +11,7 @@ import pytest
 
 from tests.deployment.compose import ROOT, Translation
 from tests.harness.brokers import find_closed_port
+from tests.harness.ddl import create_by_migrations
 from tests.harness.processes import Yard, run_yard
 from tests.harness.tls import make_certificate
 from tests.harness.waiting import wait_until
@@ -57,6 +58,7 @@ def run_nginx(tmp_path: Path, changes: dict[str, str]) -> Iterator[httpx.Client]
         "MONITOR_TOKEN": TOKEN,
         "TRUSTED_PROXIES": "1",
     }
+    create_by_migrations(settings["DATABASE_URL"])
     with run_yard(tmp_path) as yard, run_gunicorn(yard, settings, "--threads 4") as inner:
         receiver = str(inner.base_url).removeprefix("http://").rstrip("/")
         port = find_closed_port()
