@@ -114,7 +114,7 @@ def test_tenants_that_look_like_ids_do_not_hide_anything(db, store):
 
 
 def test_orphans_are_found_in_several_batches(db, store, monkeypatch):
-    monkeypatch.setattr(orphans, "BATCH", 3)
+    monkeypatch.setattr(orphans, "LISTED_BATCH", 3)
     archive_ended(db, store)
     expected = sorted(put(store, f"{uuid7()}.mp4") for _ in range(4))
     assert look(db, store)[0] == expected

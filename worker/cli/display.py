@@ -144,7 +144,7 @@ def print_logs(story: Story) -> None:
             out.print(show_log_entry(entry))
 
 
-def show_progress(attempt: Attempt, before: Attempt | None) -> Iterator[str]:
+def show_request_progress(attempt: Attempt, before: Attempt | None) -> Iterator[str]:
     """A line if fal's status has changed since then, and one for each new log entry."""
     if attempt.fal_status and describe_progress(attempt) != (before and describe_progress(before)):
         yield f"  [dim]fal:[/dim] {escape(describe_progress(attempt))}"

@@ -19,7 +19,7 @@ from worker.runtime import Runtime, build_runtime
 from worker.stages.enqueue import JobRequest, parse_job_request
 from worker.stages.record import list_markers, restore_input
 
-STANDARD_INPUT = "-"
+DASH = "-"
 # Far above any sidecar: whoever names a video by mistake waits no longer than for this.
 MOST_BYTES = 32 * 1024 * 1024
 REPLAY_LABEL = "replay_of"
@@ -68,7 +68,7 @@ def replay(
 def read_sidecar(name: str) -> bytes:
     """Raises InvalidRecipeError if there is nothing to read."""
     try:
-        if name == STANDARD_INPUT:
+        if name == DASH:
             return sys.stdin.buffer.read(MOST_BYTES)
         with Path(name).open("rb") as file:
             return file.read(MOST_BYTES)

@@ -60,7 +60,7 @@ class Watch:
         before = self.shown if self.shown and self.shown.id == attempt.id else None
         self.shown = attempt
         if not self.is_quiet:
-            for line in display.show_progress(attempt, before):
+            for line in display.show_request_progress(attempt, before):
                 display.out.print(line)
 
 

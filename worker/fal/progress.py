@@ -15,7 +15,7 @@ MAX_MESSAGE = 2_000
 MAX_WORD = 64
 HIGHEST = 10**9
 
-LogEntry: TypeAlias = dict[str, str]
+LogLine: TypeAlias = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Progress:
     status: str
     queue_position: int | None = None
     inference_seconds: float | None = None
-    logs: tuple[LogEntry, ...] | None = None
+    logs: tuple[LogLine, ...] | None = None
 
 
 def read_progress(body: JsonValue) -> Progress | None:
@@ -44,12 +44,12 @@ def read_progress(body: JsonValue) -> Progress | None:
     )
 
 
-def bound_logs(entries: Iterable[JsonValue]) -> tuple[LogEntry, ...]:
+def bound_logs(entries: Iterable[JsonValue]) -> tuple[LogLine, ...]:
     """The newest entries, as many as may be stored; each with `message`, most with more."""
-    kept: list[LogEntry] = []
+    kept: list[LogLine] = []
     left = MAX_LOG_BYTES
     for entry in reversed(list(entries)[-MAX_ENTRIES:]):
-        known = _read_entry(entry)
+        known = _read_line(entry)
         left -= len(json.dumps(known, ensure_ascii=False).encode())
         if left < 0:
             break
@@ -57,13 +57,13 @@ def bound_logs(entries: Iterable[JsonValue]) -> tuple[LogEntry, ...]:
     return tuple(reversed(kept))
 
 
-def list_new(logs: list[LogEntry], before: list[LogEntry]) -> list[LogEntry]:
+def list_new(logs: list[LogLine], before: list[LogLine]) -> list[LogLine]:
     """Entries after the last one that was seen before; all of them if it is not there any more."""
     places = [place for place, entry in enumerate(logs) if before and entry == before[-1]]
     return logs[places[-1] + 1 :] if places else logs
 
 
-def _read_entry(entry: JsonValue) -> LogEntry:
+def _read_line(entry: JsonValue) -> LogLine:
     """Models log what they like: whatever is no text is shown as JSON."""
     given = entry if isinstance(entry, dict) else {"message": entry}
     words = {name: given.get(name) for name in ("timestamp", "level")}

@@ -15,8 +15,8 @@ from worker.jobs.transitions import apply_change, build_claim, name_claim
 from worker.jobs.values import Claim, Job, Move
 
 # Any number that no other program on this database locks.
-_ADVISORY_LOCK = 0x6578_7465_6E64_0001
-_LOCK = select(func.pg_advisory_xact_lock(_ADVISORY_LOCK))
+_ADVISORY_DOWNLOADS_LOCK = 0x6578_7465_6E64_0001
+_DOWNLOADS_LOCK = select(func.pg_advisory_xact_lock(_ADVISORY_DOWNLOADS_LOCK))
 
 
 def claim_download(
@@ -48,7 +48,7 @@ def _wait_for_turn(connection: Connection) -> None:
     A statement of its own: the next one sees what those before it in the queue have committed.
     """
     if is_postgres(connection):
-        connection.execute(_LOCK)
+        connection.execute(_DOWNLOADS_LOCK)
 
 
 @cache

@@ -20,7 +20,7 @@ from worker.media.store import ListedObject, Store
 
 # Far more than it takes from an object's first byte to the row that names it.
 ORPHAN_AGE = timedelta(days=1)
-BATCH = 500
+LISTED_BATCH = 500
 # What lies beside a video of the same stem.
 COMPANIONS = (SIDECAR, POSTER, SHEET)
 _ID = re.compile(r"(?=([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}))")
@@ -47,7 +47,7 @@ def find_orphans(
     """Each object older than `age` that belongs to no row. Raises StoreUnavailableError."""
     limit = clock() - age
     listed = store.list()
-    while batch := list(islice(listed, BATCH)):
+    while batch := list(islice(listed, LISTED_BATCH)):
         inventory.objects += len(batch)
         old = [one for one in batch if one.modified_at <= limit]
         inventory.young += len(batch) - len(old)

@@ -20,12 +20,12 @@ class Observer:
         self._monotonic = monotonic
         self._seen: float | None = None
 
-    def note(self, db: Database, pause: timedelta = timedelta()) -> bool:
-        """False if somebody has done so within the pause: then nothing is noted."""
+    def note(self, db: Database, least: timedelta = timedelta()) -> bool:
+        """False if somebody has done so within this time: then nothing is noted."""
         now = self._monotonic()
         since_seen = timedelta(seconds=0 if self._seen is None else now - self._seen)
         with db.statement() as connection:
-            is_noted = add_observed(connection, since_seen, self._most, pause)
+            is_noted = add_observed(connection, since_seen, self._most, least)
         if is_noted:
             self._seen = now
         return is_noted
