@@ -80,7 +80,7 @@ def build_publish(directory: Path, hosts: MediaHosts) -> Act:
 
 
 def build_whole(directory: Path, hosts: MediaHosts, urls: Sequence[str]) -> Act:
-    """From claim to record: also verified, with its poster and its recipe."""
+    """From claim to record: also verified, with its poster and its sidecar."""
     database_url = f"sqlite:///{directory / 'jobs.db'}"
     upgrade_schema(database_url)
     db = Database(database_url)

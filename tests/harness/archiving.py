@@ -70,7 +70,6 @@ class Archiver:
     client: MediaClient = IMPATIENT
     open_requests: Callable[[], RequestClient] = never
     open_signer: Callable[[], FileSigner] = never
-    has_sheet: bool = False
     max_downloads: int = 32
     examiner: Examiner = field(default_factory=get_examiner)
 
@@ -86,7 +85,6 @@ class Archiver:
             self.store,
             fetcher,
             parse_layout(self.layout),
-            has_sheet=self.has_sheet,
             clock=clock or FakeClock(),
         )
 

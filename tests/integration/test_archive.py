@@ -55,7 +55,7 @@ def job(db, cdn) -> Job:
 
 
 def list_names(job: Job) -> list[str]:
-    """What lies in the archive of one job: the video, its poster, its recipe."""
+    """What lies in the archive of one job: the video, its poster, its sidecar."""
     return [f"{job.id}.jpg", f"{job.id}.json", f"{job.id}.mp4"]
 
 

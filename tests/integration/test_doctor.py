@@ -49,7 +49,8 @@ from worker.jobs.values import (
     Settlement,
     Verdict,
 )
-from worker.media.store import ListedObject, Store, open_store
+from worker.media.layout import ListedObject
+from worker.media.store import Store, open_store
 from worker.ops import doctor
 from worker.ops.doctor import Diagnosis, DoctorPolicy, examine
 

@@ -21,9 +21,9 @@ from worker.ground.errors import (
     MediaMismatchError,
     MediaRefusedError,
 )
+from worker.media.child import Bounds
 from worker.media.examiner import Examiner
 from worker.media.probe import MAX_PIXELS, examine_video
-from worker.media.questions import Bounds
 from worker.media.verify import Stated, verify_video
 
 MIB = 1024 * 1024
@@ -31,8 +31,8 @@ GROWTH_KIB = 16 * 1024
 PARENT = """
 import sys
 from pathlib import Path
-from worker.media.examiner import get_examiner
-from worker.media.verify import Stated
+from worker.media.examiner import (get_examiner)
+from worker.media.verify import (Stated)
 get_examiner().verify(Path(sys.argv[1]), Stated(), lambda: print("waits", flush=True))
 """
 
@@ -77,7 +77,6 @@ def test_answers_are_those_of_the_functions_and_one_process_gives_them(
     (first,) = set(list_children()) - before
     assert examined == verify_video(clip, stated) == examiner.verify(odd, stated)
     assert examiner.draw_poster(clip, examined.facts).startswith(b"\xff\xd8")
-    assert examiner.draw_sheet(clip, examined.facts).startswith(b"\xff\xd8")
     assert examiner.inspect_video(clip).extension == "mp4"
     with pytest.raises(MediaRefusedError, match="neither PNG"):
         examiner.inspect_image(clip)

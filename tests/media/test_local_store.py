@@ -17,8 +17,8 @@ from tests.harness.disk import limit_file_size, list_files
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from worker.ground.errors import StoreUnavailableError
+from worker.media.layout import StoredObject
 from worker.media.local_store import LocalStore, local_path
-from worker.media.objects import StoredObject
 from worker.media.store import Store
 
 JOB = "019a9f6e-0000-7000-8000-000000000001"
@@ -30,7 +30,7 @@ CREATE_FOREVER = """
 import sys
 import tempfile
 from pathlib import Path
-from worker.media.local_store import LocalStore
+from worker.media.local_store import (LocalStore)
 store = LocalStore(Path(sys.argv[1]))
 print("begins", flush=True)
 for number in range(1_000_000):
@@ -42,7 +42,7 @@ WRITE_WITHOUT_RIGHTS = """
 import os, sys
 from pathlib import Path
 from worker.ground.errors import StoreUnavailableError
-from worker.media.local_store import LocalStore
+from worker.media.local_store import (LocalStore)
 store = LocalStore(Path(sys.argv[1]))
 if os.geteuid() == 0:
     os.setegid(65534)

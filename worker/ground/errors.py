@@ -32,7 +32,7 @@
         │   └── MediaBoundError         media_bound           a file that takes too much to decode
         ├── UnarchivableError           unarchivable          fetched again, still no whole video
         ├── NameTakenError              name_taken            its name in the archive is another's
-        ├── InvalidRecipeError          invalid_recipe        a sidecar that cannot be replayed
+        ├── InvalidSidecarError          invalid_recipe        a sidecar that cannot be replayed
         ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
         ├── StoreObjectMissingError     object_missing        the archive has no such object
         ├── UploadRefusedError          upload_refused        fal does not take a file
@@ -212,7 +212,7 @@ class NameTakenError(PermanentError):
     code = "name_taken"
 
 
-class InvalidRecipeError(ViolationsError):
+class InvalidSidecarError(ViolationsError):
     code = "invalid_recipe"
 
 

@@ -14,16 +14,77 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 
-from worker.ground.errors import MediaBoundError, MediaMismatchError, MediaRefusedError
-from worker.media.inspect import inspect_image, inspect_video
-from worker.media.poster import make_poster, make_sheet
-from worker.media.probe import VideoFacts
-from worker.media.questions import Answer, Bounds, Question, Subject
-from worker.media.verify import verify_video
+from pydantic import BaseModel, ConfigDict
+
+from worker.ground.errors import Finding, MediaBoundError, MediaMismatchError, MediaRefusedError
+from worker.media.local_file import FileKind, inspect_image, inspect_video
+from worker.media.poster import make_poster
+from worker.media.probe import Examined, VideoFacts
+from worker.media.verify import Stated, verify_video
+
+
+class Subject(StrEnum):
+    """What is asked about a file."""
+
+    VERIFY = "verify"
+    POSTER = "poster"
+    INPUT_VIDEO = "input_video"
+    INPUT_IMAGE = "input_image"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one question may take; `memory` counts bytes beyond those of a process just started."""
+
+    memory: int = 256 * 1024 * 1024
+    cpu: timedelta = timedelta(seconds=60)
+    wall: timedelta = timedelta(minutes=3)
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        ser_json_bytes="base64",
+        val_json_bytes="base64",
+        ser_json_inf_nan="constants",
+    )
+
+    def to_line(self) -> bytes:
+        return self.model_dump_json(exclude_none=True).encode() + b"\n"
+
+
+class Question(_Line):
+    subject: Subject
+    name: bytes
+    bounds: Bounds
+    stated: Stated = Stated()
+    facts: VideoFacts | None = None
+
+    @property
+    def path(self) -> Path:
+        """Any name that the file system has, not only those that are UTF-8."""
+        return Path(os.fsdecode(self.name))
+
+
+class Answer(_Line):
+    """One of these; `bound` says which bound was exceeded, and then this may be the last answer."""
+
+    examined: Examined | None = None
+    picture: bytes | None = None
+    kind: FileKind | None = None
+    mismatch: tuple[Finding, ...] | None = None
+    refused: str | None = None
+    bound: str | None = None
+    is_last: bool = False
+
 
 IDLE_SECONDS = 300.0
 _STATM, _OOM_SCORE = Path("/proc/self/statm"), Path("/proc/self/oom_score_adj")
@@ -96,7 +157,6 @@ def _draw(make: Callable[[Path, VideoFacts], bytes]) -> Callable[[Question], Ans
 ANSWERS: dict[Subject, Callable[[Question], Answer]] = {
     Subject.VERIFY: _verify,
     Subject.POSTER: _draw(make_poster),
-    Subject.SHEET: _draw(make_sheet),
     Subject.INPUT_VIDEO: lambda question: Answer(kind=inspect_video(question.path)),
     Subject.INPUT_IMAGE: lambda question: Answer(kind=inspect_image(question.path)),
 }

@@ -28,9 +28,9 @@ from worker.ground.errors import (
     MediaRefusedError,
     MediaUnavailableError,
 )
-from worker.media.inspect import FileKind
+from worker.media.child import Answer, Bounds, Question, Subject
+from worker.media.local_file import FileKind
 from worker.media.probe import Examined, VideoFacts
-from worker.media.questions import Answer, Bounds, Question, Subject
 from worker.media.verify import Stated
 
 PROCESSES = 4
@@ -134,9 +134,6 @@ class Examiner:
 
     def draw_poster(self, path: Path, facts: VideoFacts, check: Check = lambda: None) -> bytes:
         return _require(self._ask(self._build(Subject.POSTER, path, facts), check).picture)
-
-    def draw_sheet(self, path: Path, facts: VideoFacts, check: Check = lambda: None) -> bytes:
-        return _require(self._ask(self._build(Subject.SHEET, path, facts), check).picture)
 
     def inspect_video(self, path: Path) -> FileKind:
         return _require(self._ask(self._build(Subject.INPUT_VIDEO, path)).kind)

@@ -16,9 +16,8 @@ from typing import TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from worker.ground.errors import StoreObjectMissingError
-from worker.media.disk import make_directory, naming_reason, sync_directory
-from worker.media.objects import ListedObject, StoredObject, check_name, is_name
-from worker.media.spool import Spool, SpoolFile
+from worker.media.layout import ListedObject, StoredObject, check_name, is_name
+from worker.media.spool import Spool, SpoolFile, make_directory, naming_reason, sync_directory
 
 PARTIAL_DIRECTORY = ".partial"
 READ_BYTES = 1024 * 1024

@@ -24,8 +24,7 @@ from typing_extensions import override
 from worker.ground.backoff import Draw
 from worker.ground.errors import MediaUnavailableError
 from worker.ground.network import Network, Proxy, read_network
-from worker.media.addresses import Resolve, find_addresses, is_literal, resolve_by_system
-from worker.media.hosts import MediaPlace
+from worker.media.hosts import MediaPlace, Resolve, find_addresses, is_literal, resolve_by_system
 from worker.media.pacing import Pace
 
 MOST_ADDRESSES = 4

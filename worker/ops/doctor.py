@@ -22,8 +22,7 @@ from worker.jobs import slices
 from worker.jobs.attempts import list_known_requests
 from worker.jobs.doctor import Check, Finding, check_slice, find_strays
 from worker.jobs.slices import ArchivedFile, IdlessAttempt, PaidRequest, Slice
-from worker.media.look import MOST_FAILURES, ArchiveLook
-from worker.media.store import Store
+from worker.media.store import MOST_FAILURES, ArchiveLook, Store
 from worker.ops.mark import find_foreign_mark
 
 SAMPLE = 200

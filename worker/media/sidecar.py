@@ -25,7 +25,7 @@ from pydantic import (
     ValidationError,
 )
 
-from worker.ground.errors import InvalidRecipeError, Violation
+from worker.ground.errors import InvalidSidecarError, Violation
 from worker.ground.violations import list_violations, show_value
 from worker.media.probe import VideoFacts
 
@@ -92,7 +92,7 @@ class Times(_Part):
     completed_at: Time | None = None
 
 
-class Recipe(_Part):
+class Sidecar(_Part):
     """How a video came about. `input` and `options` are those of the request that made it."""
 
     recipe: Annotated[Literal[1], _say(VERSION_WORDS)]
@@ -110,11 +110,10 @@ class Recipe(_Part):
     times: Times
     video: Annotated[VideoRecord, _say("the video's name, bytes, sha256 and media")]
     poster: FileRecord | None = None
-    sheet: FileRecord | None = None
     archive_warnings: Annotated[tuple[dict[str, str], ...], _say("a list of warnings")] = ()
 
     def to_bytes(self) -> bytes:
-        """The sidecar's content; `parse_recipe` gives the same recipe again."""
+        """The sidecar's content; `parse_sidecar` gives the same recipe again."""
         fields = self.model_dump(mode="json")
         text = json.dumps(fields, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False)
         return f"{text}\n".encode()
@@ -124,8 +123,8 @@ def describe_file(name: str, content: bytes) -> FileRecord:
     return FileRecord(name=name, bytes=len(content), sha256=sha256(content).hexdigest())
 
 
-def parse_recipe(content: bytes) -> Recipe:
-    """Read a sidecar. Raises InvalidRecipeError, which names each wrong field and its reason.
+def parse_sidecar(content: bytes) -> Sidecar:
+    """Read a sidecar. Raises InvalidSidecarError, which names each wrong field and its reason.
 
     What is no sidecar is not quoted: anybody's file may have been named.
     """
@@ -141,9 +140,9 @@ def parse_recipe(content: bytes) -> Recipe:
         shown = show_value(version) if isinstance(version, int) else _name_kind(version)
         _refuse("recipe", shown, VERSION_WORDS)
     try:
-        return Recipe.model_validate(fields)
+        return Sidecar.model_validate(fields)
     except ValidationError as error:
-        raise InvalidRecipeError(list_violations(Recipe, error)) from None
+        raise InvalidSidecarError(list_violations(Sidecar, error)) from None
 
 
 def _name_kind(value: object) -> str:
@@ -152,7 +151,7 @@ def _name_kind(value: object) -> str:
 
 
 def _refuse(field: str, value: str, allowed: str) -> NoReturn:
-    raise InvalidRecipeError((Violation(field, value, allowed),)) from None
+    raise InvalidSidecarError((Violation(field, value, allowed),)) from None
 
 
 def _refuse_constant(text: str) -> NoReturn:
