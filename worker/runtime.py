@@ -35,13 +35,12 @@ from worker.ground.settings import Settings, list_secrets, load_settings, requir
 from worker.jobs.values import Job
 from worker.jobs.workers import SeenWorker, list_workers
 from worker.media.child import Bounds
+from worker.media.download import DownloadLimits
 from worker.media.examiner import Examiner, get_examiner
 from worker.media.hosts import leads_to, parse_media_hosts, resolve_by_system
-from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
-from worker.media.pacing import Pace
+from worker.media.pinned import MediaClient, Pace
 from worker.media.store import Store, open_store
-from worker.media.wire import MediaClient
 from worker.ops.doctor import Diagnosis, DoctorPolicy, examine
 from worker.ops.measures import list_seen, note_sweep
 from worker.ops.rearchive import Rearchiver

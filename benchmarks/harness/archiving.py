@@ -23,14 +23,13 @@ from worker.ground.schema import upgrade_schema
 from worker.jobs import table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move, NewJob
-from worker.media.download import download_video
+from worker.media.download import DownloadLimits, download_video
 from worker.media.examiner import get_examiner
 from worker.media.hosts import MediaHosts, parse_media_hosts
-from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
+from worker.media.pinned import MediaClient
 from worker.media.spool import Spool
-from worker.media.wire import MediaClient
 from worker.stages.archive import ArchivePolicy, archive_job
 from worker.stages.fetch import Fetcher
 from worker.stages.keep import Keeper

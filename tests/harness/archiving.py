@@ -16,13 +16,13 @@ from worker.fal.requests import RequestClient
 from worker.ground.db import Database
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
+from worker.media.download import DownloadLimits
 from worker.media.examiner import Examiner, get_examiner
 from worker.media.hosts import parse_media_hosts
-from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
+from worker.media.pinned import MediaClient
 from worker.media.store import Store
-from worker.media.wire import MediaClient
 from worker.stages.archive import ArchivePolicy, archive_job
 from worker.stages.fetch import Fetcher
 from worker.stages.keep import Keeper

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.harness.sinks import MemorySink
 from worker.ground.errors import MediaRefusedError, MediaUnavailableError
-from worker.media.download import download_video
+from worker.media.download import DownloadLimits, download_video
 from worker.media.hosts import (
     check_media_place,
     find_addresses,
@@ -18,8 +18,7 @@ from worker.media.hosts import (
     may_connect,
     parse_media_hosts,
 )
-from worker.media.intake import DownloadLimits
-from worker.media.wire import MediaClient
+from worker.media.pinned import MediaClient
 
 MINUTE = timedelta(minutes=1)
 LIMITS = DownloadLimits(timedelta(seconds=30), 1024 * 1024)

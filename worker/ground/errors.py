@@ -27,7 +27,7 @@
         ├── ClaimLostError              claim_lost            another worker has taken the job over
         ├── InvalidResultError          invalid_result        fal's result names no video
         ├── ForeignArchiveError         foreign_archive       another host's or table's archive
-        ├── MediaGoneError              media_gone            its host has the video no more
+        ├── MediaGoneError              media_gone            its host no longer has the video
         ├── MediaRefusedError           media_refused         a URL we may not download from
         │   └── MediaBoundError         media_bound           a file that takes too much to decode
         ├── UnarchivableError           unarchivable          fetched again, still no whole video

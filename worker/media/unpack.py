@@ -8,7 +8,7 @@ import binascii
 from collections.abc import Iterator
 
 from worker.ground.errors import MediaRefusedError
-from worker.media.intake import Chunk, Download, DownloadLimits, Intake, OnProgress, Sink
+from worker.media.download import Chunk, Download, DownloadLimits, Intake, OnProgress, Sink
 
 SCHEME = "data:"
 CHUNK_CHARACTERS = 64 * 1024

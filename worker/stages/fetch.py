@@ -11,15 +11,14 @@ from datetime import timedelta
 from worker.fal.extend_video import VideoFile, parse_output
 from worker.ground.errors import Finding, MediaBoundError, MediaGoneError, MediaMismatchError
 from worker.jobs.values import Attempt, Job
-from worker.media.download import download_video
+from worker.media.download import Download, DownloadLimits, download_video
 from worker.media.examiner import Examiner
 from worker.media.hosts import MediaHosts
-from worker.media.intake import Download, DownloadLimits
+from worker.media.pinned import MediaClient
 from worker.media.probe import Examined, choose_extension
 from worker.media.spool import SpoolFile
 from worker.media.unpack import is_inline, is_unpacked, unpack_video
 from worker.media.verify import Stated, compare_bytes, find_missing_bytes
-from worker.media.wire import MediaClient
 from worker.stages.lease import Holder
 from worker.stages.record import read_stated
 from worker.stages.source import Source
