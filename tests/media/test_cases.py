@@ -27,7 +27,7 @@ RIGHT: dict[str, tuple[int, float, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("is_large", [False, True], ids=["whole", "in samples"])
+@pytest.mark.parametrize("is_large", [False, True], ids=["whole", "its head"])
 @pytest.mark.parametrize("path", sorted(CASES.glob("*.[mw]*")), ids=lambda path: path.name)
 def test_video_that_can_be_read_is_right(path, is_large) -> None:
     frames, seconds, odd = RIGHT[path.name]

@@ -11,8 +11,8 @@ from tests.media.conftest import Answer, MediaHandler
 from worker.ground.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
 from worker.media.download import Download, DownloadLimits, download_video
 from worker.media.hosts import parse_media_hosts
+from worker.media.layout import HEAD_BYTES
 from worker.media.pinned import REPETITIONS, RESUMPTIONS, MediaClient, Pace
-from worker.media.probe import HEAD_BYTES
 
 VIDEO = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 4000
 LIMITS = DownloadLimits(total=timedelta(seconds=30), max_bytes=100 * 1024 * 1024)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.harness.sinks import HashSink, MemorySink
 from worker.ground.errors import MediaRefusedError
 from worker.media.download import Download, DownloadLimits
-from worker.media.probe import HEAD_BYTES
+from worker.media.layout import HEAD_BYTES
 from worker.media.unpack import CHUNK_CHARACTERS, is_inline, make_marker, unpack_video
 
 MIB = 1024 * 1024

@@ -27,6 +27,7 @@ from worker.media.hosts import (
     MediaHosts,
     check_media_place,
 )
+from worker.media.layout import HEAD_BYTES
 from worker.media.pinned import (
     SECOND,
     BrokenError,
@@ -55,7 +56,6 @@ COMPRESSIONS = frozenset(
     {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "dcb", "dcz", "exi"}
 )
 
-_HEAD_BYTES = 256
 _DIGITS = r"[0-9]{1,18}"
 _CONTENT_RANGE = re.compile(rf"(?i:bytes) +({_DIGITS})-({_DIGITS})/({_DIGITS})")
 _STRONG_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
@@ -128,8 +128,8 @@ class Intake:
         """Raises MediaRefusedError for one byte too many, and what the sink has raised."""
         self.check_size(self.received + len(chunk))
         self.received += len(chunk)
-        if len(self._head) < _HEAD_BYTES:
-            self._head += chunk[: _HEAD_BYTES - len(self._head)]
+        if len(self._head) < HEAD_BYTES:
+            self._head += chunk[: HEAD_BYTES - len(self._head)]
         self._await_writes(WAITING_CHUNKS)
         self._writes.append(self._writer.submit(self._sink.write, chunk))
         self.report()

@@ -8,6 +8,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from string import Formatter
 from urllib.parse import quote
 from uuid import UUID
@@ -57,9 +58,21 @@ def is_name(text: str) -> bool:
     return len(sizes) == len(parts) and not too_long
 
 
+UNKNOWN_EXTENSION = "bin"
+EXTENSIONS_BY_TYPE = {
+    "image/gif": "gif",
+    "video/matroska": "mkv",
+    "video/mp4": "mp4",
+    "video/quicktime": "mov",
+    "video/webm": "webm",
+    "video/x-matroska": "mkv",
+    "video/x-msvideo": "avi",
+}
+VIDEO_TYPES = {extension: media_type for media_type, extension in EXTENSIONS_BY_TYPE.items()}
+UNKNOWN_TYPE = "application/octet-stream"
+HEAD_BYTES = 256
 ENDING = ".{ext}"
 QUARANTINE = "quarantine"
-UNKNOWN_EXTENSION = "bin"
 # What stands beside a video under its name; a video cannot end so.
 SIDECAR, POSTER = ".json", ".jpg"
 # A contact sheet, which earlier versions could keep: still deleted with its video.
@@ -73,6 +86,9 @@ MOST_CHARACTERS = 800
 
 _LITERAL = re.compile(r"[A-Za-z0-9._=/-]*")
 _EXTENSION = re.compile(r"[a-z0-9]{1,10}")
+_SUFFIX = re.compile(r"[a-z0-9]{1,5}")
+_QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
+_EBML = b"\x1a\x45\xdf\xa3"
 _TAKEN = {"json", "jpg"}
 
 
@@ -187,3 +203,26 @@ def _check_extension(extension: str) -> str:
     """Also one that came from outside may not change what the name is."""
     is_free = _EXTENSION.fullmatch(extension) and extension not in _TAKEN
     return extension if is_free else UNKNOWN_EXTENSION
+
+
+def choose_extension(content_type: str | None, file_name: str | None, head: bytes) -> str:
+    """Give a file extension without the dot: by the bytes, else the type, else the name."""
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    suffix = PurePosixPath(file_name or "").suffix.removeprefix(".").lower()
+    named = suffix if _SUFFIX.fullmatch(suffix) else UNKNOWN_EXTENSION
+    return recognise_bytes(head) or EXTENSIONS_BY_TYPE.get(media_type) or named
+
+
+def recognise_bytes(head: bytes) -> str | None:
+    kind, brand = head[4:8], head[8:12]
+    if kind == b"ftyp":
+        return "mov" if brand == b"qt  " else "mp4"
+    if kind in _QUICKTIME_ATOMS:
+        return "mov"
+    if head.startswith(_EBML):
+        return "mkv" if b"matroska" in head else "webm"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head.startswith(b"RIFF") and brand == b"AVI ":
+        return "avi"
+    return None

@@ -12,14 +12,8 @@ import av
 from av.container import InputContainer
 
 from worker.ground.errors import MediaRefusedError
-from worker.media.probe import (
-    HEAD_BYTES,
-    VIDEO_TYPES,
-    check_pixels,
-    choose_extension,
-    find_picture,
-    open_video,
-)
+from worker.media.layout import HEAD_BYTES, VIDEO_TYPES, choose_extension
+from worker.media.probe import check_pixels, find_picture, open_video
 
 
 @dataclass(frozen=True, slots=True)

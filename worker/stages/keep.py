@@ -27,8 +27,17 @@ from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Attempt, Job
 from worker.media.examiner import Examiner
-from worker.media.layout import ArchiveNames, Layout, StoredObject, name_quarantine
-from worker.media.probe import HEAD_BYTES, UNKNOWN_TYPE, VIDEO_TYPES, VideoFacts, choose_extension
+from worker.media.layout import (
+    HEAD_BYTES,
+    UNKNOWN_TYPE,
+    VIDEO_TYPES,
+    ArchiveNames,
+    Layout,
+    StoredObject,
+    choose_extension,
+    name_quarantine,
+)
+from worker.media.probe import VideoFacts
 from worker.media.sidecar import FileRecord, Sidecar, describe_file, parse_sidecar
 from worker.media.spool import SpoolFile
 from worker.media.store import Store
