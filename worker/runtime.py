@@ -34,9 +34,9 @@ from worker.ground.setting_faults import mask_url
 from worker.ground.settings import Settings, list_secrets, load_settings, require_settings
 from worker.jobs.values import Job
 from worker.jobs.workers import SeenWorker, list_workers
-from worker.media.child import Bounds
 from worker.media.download import DownloadLimits
 from worker.media.examiner import Examiner, get_examiner
+from worker.media.facts import Bounds
 from worker.media.hosts import leads_to, parse_media_hosts, resolve_by_system
 from worker.media.layout import parse_layout
 from worker.media.pinned import MediaClient, Pace

@@ -11,8 +11,8 @@ from tests.harness.jobs import build_result, lead_job, make_job, move_job, read_
 from tests.harness.web import ScriptedServer, run_server, send_body
 from worker.ground.errors import MediaMismatchError
 from worker.jobs.states import JobEvent, JobState
+from worker.media.facts import Stated
 from worker.media.sidecar import parse_sidecar
-from worker.media.verify import Stated
 from worker.stages.fetch import describe_undecoded
 from worker.stages.keep import MOST_SILENT_CLAIMS
 

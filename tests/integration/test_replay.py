@@ -19,9 +19,10 @@ from worker.broker.app import QUEUES
 from worker.fal.extend_video import complete_input, parse_output
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.media.probe import VideoFacts, probe_video
+from worker.media.child import verify_video
+from worker.media.facts import VideoFacts
+from worker.media.probe import probe_video
 from worker.media.sidecar import Sidecar, describe_file
-from worker.media.verify import verify_video
 from worker.stages.record import ArchivedFiles, build_sidecar, read_stated
 
 WISH = {"prompt": "Ein Schwenk über \N{WATER WAVE}", "video_url": "https://example.com/a.mp4?s=1"}

@@ -6,8 +6,9 @@ from random import Random
 import pytest
 
 from worker.ground.errors import MediaMismatchError
+from worker.media.child import verify_video
+from worker.media.facts import Stated
 from worker.media.probe import examine_video
-from worker.media.verify import Stated, verify_video
 
 CASES = Path(__file__).parent / "cases"
 BASE = (CASES / "base.mp4").read_bytes()

@@ -21,18 +21,18 @@ from worker.ground.errors import (
     MediaMismatchError,
     MediaRefusedError,
 )
-from worker.media.child import Bounds
+from worker.media.child import verify_video
 from worker.media.examiner import Examiner
+from worker.media.facts import Bounds, Stated
 from worker.media.probe import MAX_PIXELS, examine_video
-from worker.media.verify import Stated, verify_video
 
 MIB = 1024 * 1024
 GROWTH_KIB = 16 * 1024
 PARENT = """
 import sys
 from pathlib import Path
-from worker.media.examiner import (get_examiner)
-from worker.media.verify import (Stated)
+from worker.media.examiner import get_examiner
+from worker.media.facts import Stated
 get_examiner().verify(Path(sys.argv[1]), Stated(), lambda: print("waits", flush=True))
 """
 

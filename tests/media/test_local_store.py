@@ -30,7 +30,7 @@ CREATE_FOREVER = """
 import sys
 import tempfile
 from pathlib import Path
-from worker.media.local_store import (LocalStore)
+from worker.media.local_store import LocalStore
 store = LocalStore(Path(sys.argv[1]))
 print("begins", flush=True)
 for number in range(1_000_000):
@@ -42,7 +42,7 @@ WRITE_WITHOUT_RIGHTS = """
 import os, sys
 from pathlib import Path
 from worker.ground.errors import StoreUnavailableError
-from worker.media.local_store import (LocalStore)
+from worker.media.local_store import LocalStore
 store = LocalStore(Path(sys.argv[1]))
 if os.geteuid() == 0:
     os.setegid(65534)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.ground.errors import MediaRefusedError
+from worker.media.facts import StreamFacts, VideoFacts
 from worker.media.layout import choose_extension
-from worker.media.probe import StreamFacts, VideoFacts, probe_video
+from worker.media.probe import probe_video
 
 CODECS = {
     "mp4": ("libx264", "yuv420p"),

@@ -27,7 +27,7 @@ BODY = b"half a video"
 WRITE_AND_WAIT = """
 import sys
 from pathlib import Path
-from worker.media.spool import (Spool)
+from worker.media.spool import Spool
 with Spool(Path(sys.argv[1])).begin(sys.argv[2]) as file:
     file.write(b"half a video")
     print(file.path, flush=True)

@@ -14,13 +14,10 @@ from hypothesis import strategies as st
 from tests.emulator.clips import make_clip, make_sound, turn_clip
 from tests.harness.outputs import FORMS, Output, mux_odd, render_output
 from worker.ground.errors import MediaMismatchError
-from worker.media.probe import StreamFacts, examine_video
-from worker.media.verify import (
-    Stated,
-    compare_facts,
-    fits,
-    verify_video,
-)
+from worker.media.child import verify_video
+from worker.media.facts import Stated, StreamFacts
+from worker.media.probe import examine_video
+from worker.media.verify import compare_facts, fits
 
 NOTHING = Stated()
 AUDIO_CODECS = {"mp4": "aac", "webm": "opus", "mov": "pcm_s16le"}

@@ -17,7 +17,7 @@ from worker.fal.extend_video import complete_input
 from worker.ground.errors import InvalidResultError, InvalidSidecarError
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Job
-from worker.media.probe import StreamFacts, VideoFacts
+from worker.media.facts import StreamFacts, VideoFacts
 from worker.media.sidecar import FileRecord, Sidecar, describe_file, parse_sidecar
 from worker.media.unpack import is_unpacked, make_marker
 from worker.stages.record import (

@@ -19,10 +19,10 @@ from werkzeug.http import parse_range_header
 
 from worker.ground.settings import Settings
 from worker.jobs.values import Job
-from worker.media.local_store import LocalStore
+from worker.media.local_store import (LocalStore)
 
 if TYPE_CHECKING:
-    from worker.media.store import Store
+    from worker.media.store import (Store)
 
 CONTENT_TYPES = {
     ".mp4": "video/mp4",
@@ -128,7 +128,7 @@ class Sender:
 def open_sender(settings: Settings) -> Sender:
     """Without a store if ARCHIVE_URL makes no sense here: a receiver's own work needs none."""
     # A receiver without a page does not load it.
-    from worker.media.store import open_store
+    from worker.media.store import (open_store)
 
     try:
         return Sender(open_store(settings.archive_url, Path(settings.spool_dir)))

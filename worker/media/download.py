@@ -23,10 +23,7 @@ from typing import Protocol, Self, TypeAlias
 import httpx
 
 from worker.ground.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
-from worker.media.hosts import (
-    MediaHosts,
-    check_media_place,
-)
+from worker.media.hosts import MediaHosts, check_media_place
 from worker.media.layout import HEAD_BYTES
 from worker.media.pinned import (
     SECOND,

@@ -13,7 +13,8 @@ from av.container import InputContainer
 from av.filter import Graph
 
 from worker.ground.errors import MediaRefusedError
-from worker.media.probe import VideoFacts, check_pixels, find_picture, open_video
+from worker.media.facts import VideoFacts
+from worker.media.probe import check_pixels, find_picture, open_video
 
 POSTER_WIDTH = 640
 # From 2 (best) to 31: a poster 640 wide takes some tens of kilobytes.

@@ -27,7 +27,9 @@ from av.container import InputContainer
 from av.stream import Disposition, Stream
 
 from worker.ground.errors import Finding, MediaBoundError, MediaRefusedError
+from worker.media.facts import Examined, StreamFacts, VideoFacts
 from worker.media.layout import HEAD_BYTES, UNKNOWN_TYPE, VIDEO_TYPES, recognise_bytes
+from worker.media.verify import LEAST_SECONDS, LENGTH_PART
 
 # playlists and scripts that name other files or URLs are not among them, whatever the file's name
 READ_OPTIONS = {"format_whitelist": "mov,matroska,gif,avi", "protocol_whitelist": "file"}
@@ -42,62 +44,10 @@ HEAD_PICTURES = 24
 # Of packets that were decoded: what may fail and be missing, beyond a single one, without proof.
 LOST_PICTURES = 0.01
 LOST_SOUND = 0.1
-# Lengths differ by the padding of a sound codec's last block, and by rounding to a time base.
-LEAST_SECONDS = 0.25
-LENGTH_PART = 0.02
 
 
 Media: TypeAlias = av.VideoStream | av.AudioStream
 Packet: TypeAlias = "av.Packet[Stream]"
-
-
-@dataclass(frozen=True, slots=True)
-class StreamFacts:
-    """One stream: FFmpeg's word for its kind, and its codec; None if FFmpeg knows none."""
-
-    kind: str
-    codec: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class VideoFacts:
-    """What the pass has shown.
-
-    `container` is FFmpeg's name, such as `mov,mp4,m4a,3gp,3g2,mj2`; `media_type` is told by the
-    first bytes. `fps` is the average rate, `frames` were really decoded, and `duration` is
-    `frames / fps`; both are None where nothing tells them. `rotation` says by how many degrees, 0
-    to 359, the picture is turned clockwise when it is shown.
-
-    If not `is_whole`, the file was too large to be decoded to its end: `frames` is then the number
-    of its packets.
-    """
-
-    container: str
-    media_type: str
-    codec: str
-    width: int
-    height: int
-    rotation: int
-    fps: float | None
-    frames: int
-    duration: timedelta | None
-    streams: tuple[StreamFacts, ...]
-    is_whole: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """A video's facts, what is odd about it, and what proves that it is damaged.
-
-    `rates` are the ways in which a frame rate can be read, and `lengths` those of the picture and
-    of the file, in seconds.
-    """
-
-    facts: VideoFacts
-    oddities: tuple[Finding, ...]
-    damages: tuple[Finding, ...]
-    rates: tuple[float, ...]
-    lengths: tuple[float, ...]
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ from pydantic import (
 
 from worker.ground.errors import InvalidSidecarError, Violation
 from worker.ground.violations import list_violations, show_value
-from worker.media.probe import VideoFacts
+from worker.media.facts import VideoFacts
 
 VERSION = 1
 VERSION_WORDS = f"{VERSION}, the version that this software reads"

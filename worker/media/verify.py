@@ -1,4 +1,4 @@
-"""Whether a downloaded file is a video that can be read, and how it differs from what was stated.
+"""How a downloaded file differs from what fal and its host have stated of it.
 
 A paid video that can be read is archived: what differs is a warning. It is refused only on proof:
 fewer bytes than its host announced, no video stream that decodes, or damage (`probe.py`).
@@ -9,62 +9,19 @@ not compared.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypeGuard
 
-from worker.ground.errors import Finding, MediaBoundError, MediaMismatchError, MediaRefusedError
+from worker.ground.errors import Finding
+from worker.media.facts import Examined, Stated
 from worker.media.layout import EXTENSIONS_BY_TYPE
-from worker.media.probe import LEAST_SECONDS, LENGTH_PART, Examined, examine_video
 
 RATE_PART = 0.01
 FRAMES_PART = 0.01
 GIF_STEP = 0.01
 QUARTER_TURNS = (90, 270)
-QUOTED_BYTES = 80
-
-
-@dataclass(frozen=True, slots=True)
-class Stated:
-    """What fal and its host have said of a file; None, and what is not above zero: nothing.
-
-    `content_length` is what the host announced. Bytes, pixels, frames per second, seconds.
-    """
-
-    bytes: int | None = None
-    content_length: int | None = None
-    media_type: str | None = None
-    width: int | None = None
-    height: int | None = None
-    fps: float | None = None
-    frames: int | None = None
-    duration: float | None = None
-
-
-def verify_video(path: Path, stated: Stated) -> Examined:
-    """What the video is; what differs from what was stated is among its oddities.
-
-    Raises MediaMismatchError with the proof, and all that differs beside it; MediaBoundError for
-    what takes too much to decode, which proves nothing.
-    """
-    size = path.stat().st_size
-    lengths = tuple(compare_bytes(stated, size))
-    short = tuple(find_missing_bytes(stated, size))
-    try:
-        examined = examine_video(path)
-    except MediaBoundError:
-        raise
-    except MediaRefusedError as error:
-        with path.open("rb") as file:
-            head = quote_bytes(file.read(QUOTED_BYTES))
-        told, found = stated.media_type or "a video", f"{head} ({error})"
-        message = f"stated {told}, found {found}"
-        other = Finding("no_video", message, "media type", told, found)
-        raise MediaMismatchError((*short, other, *lengths)) from error
-    differences = (*lengths, *compare_facts(stated, examined))
-    if short or examined.damages:
-        raise MediaMismatchError((*short, *examined.damages, *differences))
-    return replace(examined, oddities=(*differences, *examined.oddities))
+# Lengths differ by the padding of a sound codec's last block, and by rounding to a time base.
+LEAST_SECONDS = 0.25
+LENGTH_PART = 0.02
 
 
 def find_missing_bytes(stated: Stated, size: int) -> Iterator[Finding]:
@@ -128,8 +85,3 @@ def is_stated(value: float | None) -> TypeGuard[float]:
 def describe_difference(name: str, told: object, found: object) -> Finding:
     shown = [f"{one:g}" if isinstance(one, float) else str(one) for one in (told, found)]
     return Finding("differs", f"{name}: stated {shown[0]}, found {shown[1]}", name, *shown)
-
-
-def quote_bytes(head: bytes) -> str:
-    """The bytes as printable ASCII, all others as escapes."""
-    return ascii(head.decode("latin-1"))

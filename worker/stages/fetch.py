@@ -13,13 +13,13 @@ from worker.ground.errors import Finding, MediaBoundError, MediaGoneError, Media
 from worker.jobs.values import Attempt, Job
 from worker.media.download import Download, DownloadLimits, download_video
 from worker.media.examiner import Examiner
+from worker.media.facts import Examined, Stated
 from worker.media.hosts import MediaHosts
 from worker.media.layout import choose_extension
 from worker.media.pinned import MediaClient
-from worker.media.probe import Examined
 from worker.media.spool import SpoolFile
 from worker.media.unpack import is_inline, is_unpacked, unpack_video
-from worker.media.verify import Stated, compare_bytes, find_missing_bytes
+from worker.media.verify import compare_bytes, find_missing_bytes
 from worker.stages.lease import Holder
 from worker.stages.record import read_stated
 from worker.stages.source import Source

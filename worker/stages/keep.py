@@ -27,6 +27,7 @@ from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Attempt, Job
 from worker.media.examiner import Examiner
+from worker.media.facts import VideoFacts
 from worker.media.layout import (
     HEAD_BYTES,
     UNKNOWN_TYPE,
@@ -37,7 +38,6 @@ from worker.media.layout import (
     choose_extension,
     name_quarantine,
 )
-from worker.media.probe import VideoFacts
 from worker.media.sidecar import FileRecord, Sidecar, describe_file, parse_sidecar
 from worker.media.spool import SpoolFile
 from worker.media.store import Store

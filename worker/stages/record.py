@@ -17,10 +17,9 @@ from worker.fal.field_types import INLINE_BYTES
 from worker.ground.data_uri import is_data_uri, parse_data_uri
 from worker.ground.errors import Finding
 from worker.jobs.values import Attempt, Job
-from worker.media.probe import VideoFacts
+from worker.media.facts import Stated, VideoFacts
 from worker.media.sidecar import VERSION, AttemptRecord, FileRecord, Sidecar, Times, VideoRecord
 from worker.media.unpack import is_unpacked, make_marker
-from worker.media.verify import Stated
 
 SOFTWARE = f"extend-video {version('extend-video')}"
 INLINE_FIELDS = {"video_url": "video", "end_image_url": "image"}

@@ -73,7 +73,7 @@ def test_object_has_its_type_and_hash(s3, tmp_path) -> None:
 PUBLISH_LARGE = """
 import os, sys
 from pathlib import Path
-from worker.media.store import (open_store)
+from worker.media.store import open_store
 store = open_store(sys.argv[1], Path(sys.argv[2]))
 def read_peak():
     return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
@@ -107,7 +107,7 @@ def test_publishing_takes_memory_for_a_few_parts_only(server, tmp_path) -> None:
 PUBLISH_FOREVER = """
 import sys
 from pathlib import Path
-from worker.media.store import (open_store)
+from worker.media.store import open_store
 store = open_store(sys.argv[1], Path(sys.argv[2]))
 with store.spool.begin("large") as file:
     file.write(bytes(60 << 20))
