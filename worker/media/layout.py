@@ -1,7 +1,7 @@
-"""Which names a job's objects have in the archive, by a template that the operator chooses.
+"""Names in the archive: which a store allows, and which a job's objects have by ARCHIVE_LAYOUT.
 
-Every name is made of the job alone, and has its id in it: whoever archives the job again finds the
-same names, and no two jobs share one.
+Every name is made of the job alone, and has its id in it: archiving the job again gives the same
+names, and no two jobs share one.
 """
 
 import hashlib
@@ -20,43 +20,6 @@ MOST_PART_BYTES = 255  # a file system's bound
 MOST_NAME_BYTES = 900  # S3 allows 1024, its prefix included
 # Which archive this is; hidden, so that no listing has it.
 ARCHIVE_MARK = ".archive-id"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """A whole object in the archive; `sha256` (hex) and `bytes` are of what was written."""
-
-    uri: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ListedObject:
-    """An object as its archive tells of it; `name` is relative to the archive."""
-
-    name: str
-    bytes: int
-    modified_at: datetime
-
-
-def check_name(name: str) -> str:
-    """Give the name back. Raises ValueError unless it stays within the archive, on every store.
-
-    Parts are separated by slashes; none is empty, begins with a dot or has control characters.
-    """
-    if name != ARCHIVE_MARK and not is_name(name):
-        raise ValueError(f"{name[:100]!r} cannot name an object in the archive")
-    return name
-
-
-def is_name(text: str) -> bool:
-    """Whether an object of a job can have this name."""
-    parts = text.split("/")
-    sizes = [len(part.encode()) for part in parts if _PART.fullmatch(part)]
-    too_long = max(sizes, default=0) > MOST_PART_BYTES or len(text.encode()) > MOST_NAME_BYTES
-    return len(sizes) == len(parts) and not too_long
-
 
 UNKNOWN_EXTENSION = "bin"
 EXTENSIONS_BY_TYPE = {
@@ -90,6 +53,42 @@ _SUFFIX = re.compile(r"[a-z0-9]{1,5}")
 _QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 _EBML = b"\x1a\x45\xdf\xa3"
 _TAKEN = {"json", "jpg"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A whole object in the archive; `sha256` (hex) and `bytes` are of what was written."""
+
+    uri: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object as its archive lists it; `name` is relative to the archive."""
+
+    name: str
+    bytes: int
+    modified_at: datetime
+
+
+def check_name(name: str) -> str:
+    """Give the name back. Raises ValueError unless it stays within the archive, on every store.
+
+    Parts are separated by slashes; none is empty, begins with a dot or has control characters.
+    """
+    if name != ARCHIVE_MARK and not is_name(name):
+        raise ValueError(f"{name[:100]!r} cannot name an object in the archive")
+    return name
+
+
+def is_name(text: str) -> bool:
+    """Whether an object of a job can have this name."""
+    parts = text.split("/")
+    sizes = [len(part.encode()) for part in parts if _PART.fullmatch(part)]
+    too_long = max(sizes, default=0) > MOST_PART_BYTES or len(text.encode()) > MOST_NAME_BYTES
+    return len(sizes) == len(parts) and not too_long
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +141,36 @@ def parse_layout(text: str) -> Layout:
     if not text.endswith(ENDING):
         raise ValueError(f"must end with {ENDING}")
     stem = text.removesuffix(ENDING)
-    lengths = {**LENGTHS}
-    fields = _read_fields(stem)
-    if unknown := [field for field in fields if field not in lengths]:
-        raise ValueError(f"has no field {{{unknown[0]}}}: {', '.join(lengths)} and at the end ext")
+    try:
+        pieces = list(Formatter().parse(stem))
+    except ValueError as error:
+        raise ValueError(f"is no template: {error}") from None
+    fields = set[str]()
+    for literal, field, form, conversion in pieces:
+        if not _LITERAL.fullmatch(literal):
+            raise ValueError("may hold letters, digits and . _ = - / around its fields")
+        if form or conversion or field == "":
+            raise ValueError("fields are written {job_id}, without anything else in the braces")
+        if field is not None and field not in LENGTHS:
+            raise ValueError(f"has no field {{{field}}}: {', '.join(LENGTHS)} and at the end ext")
+        fields.add(field or "")
     if "job_id" not in fields:
         raise ValueError("must contain {job_id}, or jobs would share a name")
     _check_parts(stem)
     return Layout(stem)
+
+
+def _check_parts(stem: str) -> None:
+    parts = stem.split("/")
+    if any(not part or part.startswith(".") for part in parts):
+        raise ValueError("must be relative, without a part that is empty or begins with a dot")
+    if parts[0] == QUARANTINE:
+        raise ValueError(f"must not begin with {QUARANTINE}/, which holds what is no video")
+    longest = [
+        len(part.format(**{name: "x" * size for name, size in LENGTHS.items()})) for part in parts
+    ]
+    if max(longest) > MOST_PART_CHARACTERS or sum(longest) + len(parts) > MOST_CHARACTERS:
+        raise ValueError(f"makes names longer than {MOST_PART_CHARACTERS} characters a part")
 
 
 def name_quarantine(job_id: UUID, extension: str) -> QuarantineNames:
@@ -170,33 +191,6 @@ def encode_tenant(tenant: str) -> str:
         digest = hashlib.sha256(tenant.encode(errors="surrogatepass")).hexdigest()[:32]
         encoded = f"{encoded[: MOST_TENANT_CHARACTERS - 33]}~{digest}"
     return encoded or "_"
-
-
-def _read_fields(stem: str) -> list[str]:
-    """The fields in the template, which may neither convert nor format nor look into them."""
-    try:
-        pieces = list(Formatter().parse(stem))
-    except ValueError as error:
-        raise ValueError(f"is no template: {error}") from None
-    for literal, field, form, conversion in pieces:
-        if not _LITERAL.fullmatch(literal):
-            raise ValueError("may hold letters, digits and . _ = - / around its fields")
-        if form or conversion or field == "":
-            raise ValueError("fields are written {job_id}, without anything else in the braces")
-    return [field for _, field, _, _ in pieces if field is not None]
-
-
-def _check_parts(stem: str) -> None:
-    parts = stem.split("/")
-    if any(not part or part.startswith(".") for part in parts):
-        raise ValueError("must be relative, without a part that is empty or begins with a dot")
-    if parts[0] == QUARANTINE:
-        raise ValueError(f"must not begin with {QUARANTINE}/, which holds what is no video")
-    longest = [
-        len(part.format(**{name: "x" * size for name, size in LENGTHS.items()})) for part in parts
-    ]
-    if max(longest) > MOST_PART_CHARACTERS or sum(longest) + len(parts) > MOST_CHARACTERS:
-        raise ValueError(f"makes names longer than {MOST_PART_CHARACTERS} characters a part")
 
 
 def _check_extension(extension: str) -> str:

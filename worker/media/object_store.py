@@ -103,7 +103,10 @@ class RemoteStore:
         """
         check_name(name)
         with naming_refusal(UNWRITABLE):
-            _check_file(file)
+            size = file.path.stat().st_size
+            if size != file.bytes:
+                reason = f"the spool's file has {size} bytes, {file.bytes} were written"
+                raise StoreUnavailableError(reason)
             obstore.put(
                 self.remote,
                 name,
@@ -133,15 +136,29 @@ class RemoteStore:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """By ranges, each a request of its own; a replacement meanwhile is noticed."""
-        found = self._look_at(name)
+        found = self._head(name)
         if found is None:
             raise StoreObjectMissingError(f"the archive has no {name}")
         end = found["size"] if stop is None else min(stop, found["size"])
         for at in range(start, end, READ_BYTES):
-            yield self._read_range(found, at, min(at + READ_BYTES, end))
+            options: GetOptions = {
+                "range": (at, min(at + READ_BYTES, end)),
+                "if_match": found["e_tag"],
+            }
+            with naming_refusal(UNREADABLE):
+                try:
+                    content = obstore.get(self.remote, name, options=options).bytes().to_bytes()
+                except FileNotFoundError as error:
+                    if is_about_container(error):
+                        raise
+                    raise StoreObjectMissingError(f"the archive has no {name}") from None
+                except PreconditionError:
+                    reason = f"{name} was replaced while it was read"
+                    raise StoreUnavailableError(reason) from None
+            yield content
 
     def stat(self, name: str) -> ListedObject | None:
-        found = self._look_at(name)
+        found = self._head(name)
         return None if found is None else _list_one(found)
 
     def list(self, prefix: str = "") -> Iterator[ListedObject]:
@@ -152,8 +169,8 @@ class RemoteStore:
                 yield from (_list_one(one) for one in found if is_name(one["path"]))
 
     def delete(self, name: str) -> bool:
-        """Asks before whether the object is there, for S3 does not tell."""
-        if self._look_at(name) is None:
+        """Checks first whether the object is there, for S3 does not say."""
+        if self._head(name) is None:
             return False
         with naming_refusal(UNWRITABLE):
             try:
@@ -184,38 +201,22 @@ class RemoteStore:
             )
         return digest
 
-    def _look_at(self, name: str) -> "ObjectMeta | None":
+    def _head(self, name: str) -> "ObjectMeta | None":
         with naming_refusal(UNREADABLE):
             try:
                 return obstore.head(self.remote, check_name(name))
             except FileNotFoundError:
-                self._check_container(name)
+                # The answer to HEAD has no body, which alone tells a missing bucket from an object.
+                try:
+                    obstore.get(self.remote, name, options={"range": (0, 1)})
+                except FileNotFoundError as error:
+                    if is_about_container(error):
+                        raise
         return None
-
-    def _check_container(self, name: str) -> None:
-        """The answer to HEAD has no body, which alone tells a missing bucket from an object."""
-        try:
-            obstore.get(self.remote, name, options={"range": (0, 1)})
-        except FileNotFoundError as error:
-            if is_about_container(error):
-                raise
-
-    def _read_range(self, found: "ObjectMeta", start: int, end: int) -> bytes:
-        with naming_refusal(UNREADABLE):
-            try:
-                options: GetOptions = {"range": (start, end), "if_match": found["e_tag"]}
-                return obstore.get(self.remote, found["path"], options=options).bytes().to_bytes()
-            except FileNotFoundError as error:
-                if is_about_container(error):
-                    raise
-                raise StoreObjectMissingError(f"the archive has no {found['path']}") from None
-            except PreconditionError:
-                reason = f"{found['path']} was replaced while it was read"
-                raise StoreUnavailableError(reason) from None
 
 
 def open_remote_store(url: str, spool: Spool) -> RemoteStore:
-    """The store in `s3://bucket/prefix`, `gs://`, `az://` or `memory:`; nobody is asked yet.
+    """The store in `s3://bucket/prefix`, `gs://`, `az://` or `memory:`; nothing is sent yet.
 
     Raises ValueError with the reason.
     """
@@ -230,27 +231,17 @@ def open_remote_store(url: str, spool: Spool) -> RemoteStore:
         raise ValueError(f"a bucket must be named: {parts.scheme}://bucket/prefix")
     if parts.query or parts.fragment:
         raise ValueError(f"an {parts.scheme}: URL has neither query nor fragment")
-    prefix = _check_prefix(parts.path.strip("/"))
+    prefix = parts.path.strip("/")
+    if prefix and not is_name(prefix):
+        raise ValueError("the prefix has an empty part, or one that begins with a dot")
+    if len(prefix.encode()) > MOST_PREFIX_BYTES:
+        raise ValueError(f"the prefix is longer than {MOST_PREFIX_BYTES} bytes")
     base = f"{parts.scheme}://{parts.netloc}/" + (f"{prefix}/" if prefix else "")
     return RemoteStore(base, _connect(parts.scheme, parts.netloc, prefix), spool)
 
 
 def choose_part_size(size: int) -> int:
     return max(LEAST_PART_BYTES, -(-size // MOST_PARTS))
-
-
-def _check_file(file: SpoolFile) -> None:
-    size = file.path.stat().st_size
-    if size != file.bytes:
-        raise StoreUnavailableError(f"the spool's file has {size} bytes, {file.bytes} were written")
-
-
-def _check_prefix(prefix: str) -> str:
-    if prefix and not is_name(prefix):
-        raise ValueError("the prefix has an empty part, or one that begins with a dot")
-    if len(prefix.encode()) > MOST_PREFIX_BYTES:
-        raise ValueError(f"the prefix is longer than {MOST_PREFIX_BYTES} bytes")
-    return prefix
 
 
 def _connect(scheme: str, bucket: str, prefix: str) -> ObjectStore:

@@ -1,16 +1,16 @@
 """The sidecar beside each video: what it was made of, and enough to make it again.
 
-JSON in UTF-8 with sorted keys and two spaces of indent, so that the same recipe is the same bytes.
-`recipe` is the version; whoever adds a field keeps it, and an older reader passes it over.
+JSON in UTF-8 with sorted keys and two spaces of indent, so that the same job gives the same
+bytes. `recipe` is the version; a new field does not change it, an older reader passes it over.
 
 URLs stand as they were sent, with their query: a signed link is part of the input, and without it
-the input cannot be made again. So whoever may read a sidecar may fetch what its links allow, for as
-long as they hold. Of our own there is no secret in it, neither a key nor a webhook's token. Instead
+the input cannot be made again. So a reader of a sidecar may fetch what its links allow, for as long
+as they hold. Of our own there is no secret in it, neither a key nor a webhook's token. Instead
 of a data URI stands a marker with the hash and length of its content.
 """
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC
 from hashlib import sha256
 from typing import Annotated, Any, Literal, NoReturn
 from uuid import UUID
@@ -37,13 +37,9 @@ def _say(allowed: str) -> Any:  # noqa: ANN401 - pydantic's own type of a field
     return Field(json_schema_extra={"allowed": allowed})
 
 
-def _move_to_utc(time: datetime) -> datetime:
-    return time.astimezone(UTC)
-
-
 Time = Annotated[
     AwareDatetime,
-    AfterValidator(_move_to_utc),
+    AfterValidator(lambda time: time.astimezone(UTC)),
     _say("a time with its offset, such as 2026-01-31T12:00:00Z"),
 ]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z"), _say("64 hexadecimal digits")]
@@ -113,7 +109,7 @@ class Sidecar(_Part):
     archive_warnings: Annotated[tuple[dict[str, str], ...], _say("a list of warnings")] = ()
 
     def to_bytes(self) -> bytes:
-        """The sidecar's content; `parse_sidecar` gives the same recipe again."""
+        """The sidecar's content; `parse_sidecar` gives the same sidecar again."""
         fields = self.model_dump(mode="json")
         text = json.dumps(fields, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False)
         return f"{text}\n".encode()
@@ -129,7 +125,7 @@ def parse_sidecar(content: bytes) -> Sidecar:
     What is no sidecar is not quoted: anybody's file may have been named.
     """
     try:
-        fields = json.loads(content, parse_constant=_refuse_constant)
+        fields = json.loads(content, parse_constant=int)  # which refuses NaN: it is no JSON
     except (ValueError, RecursionError):
         _refuse("sidecar", f"{len(content)} bytes that are not JSON", "JSON in UTF-8")
     if not isinstance(fields, dict):
@@ -152,7 +148,3 @@ def _name_kind(value: object) -> str:
 
 def _refuse(field: str, value: str, allowed: str) -> NoReturn:
     raise InvalidSidecarError((Violation(field, value, allowed),)) from None
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(text)

@@ -70,7 +70,7 @@ class Store(Protocol):
 
 
 def open_store(archive_url: str, spool_dir: Path) -> Store:
-    """Open the archive that `ARCHIVE_URL` names; nothing is written, nobody is asked yet.
+    """Open the archive that `ARCHIVE_URL` names; nothing is written or sent yet.
 
     `file:./archive` is relative to the working directory. A local archive has its spool inside
     it, on the same file system; the others have theirs in `spool_dir`. Raises ValueError with the
@@ -88,13 +88,13 @@ def open_store(archive_url: str, spool_dir: Path) -> Store:
     raise ValueError(f"{given}; {SUPPORTED}")
 
 
-# A store that has not answered so often running will not answer for each of the others either.
+# A store that has failed so often in a row is unavailable.
 MOST_FAILURES = 3
 
 
 @dataclass
 class ArchiveLook:
-    """`find_fault` asks the store; once `is_over`, it should not be asked again."""
+    """Checks many archived objects; once `is_over`, the store itself is unavailable."""
 
     store: Store
     failures: int = 0
