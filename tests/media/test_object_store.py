@@ -143,7 +143,7 @@ def test_missing_bucket_is_no_missing_object(server, store, call) -> None:
         (401, "the credentials are refused (HTTP 401, Strange)"),
         (418, "it refuses the request (HTTP 418, Strange)"),
         (403, "the credentials do not allow it (HTTP 403, Strange)"),
-        (429, "it is asked too often (HTTP 429, Strange)"),
+        (429, "it limits the rate of requests (HTTP 429, Strange)"),
         (502, "it failed (HTTP 502, Strange)"),
         (507, "it is full (HTTP 507, Strange)"),
     ],

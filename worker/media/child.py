@@ -137,9 +137,9 @@ def verify_video(path: Path, stated: Stated) -> Examined:
     except MediaRefusedError as error:
         with path.open("rb") as file:
             head = ascii(file.read(QUOTED_BYTES).decode("latin-1"))
-        told, found = stated.media_type or "a video", f"{head} ({error})"
-        message = f"stated {told}, found {found}"
-        other = Finding("no_video", message, "media type", told, found)
+        expected, found = stated.media_type or "a video", f"{head} ({error})"
+        message = f"stated {expected}, found {found}"
+        other = Finding("no_video", message, "media type", expected, found)
         raise MediaMismatchError((*short, other, *lengths)) from error
     differences = (*lengths, *compare_facts(stated, examined))
     if short or examined.damages:

@@ -5,7 +5,7 @@ its own to an address that was checked (`pinned.py`).
 
 What may pass by itself is a MediaUnavailableError: no connection, silence, a body cut short, 408,
 425, 429 and 5xx, after a few tries. A MediaGoneError is a URL that has expired: 403, 404, 410. What
-cannot change is a MediaRefusedError: other 4xx, a host that nobody named, too many bytes.
+cannot change is a MediaRefusedError: other 4xx, a host that is not allowed, too many bytes.
 """
 
 import re
@@ -258,10 +258,10 @@ class _Transfer:
             if intake.received == 0:
                 raise BrokenError("the video is empty")
             if self._total not in {None, intake.received}:
-                told = f"{intake.received} bytes came, {self._total} were announced"
+                reason = f"{intake.received} bytes came, {self._total} were announced"
                 if intake.received > (self._total or 0):
                     self._restart()
-                raise BrokenError(f"the download broke off: {told}")
+                raise BrokenError(f"the download broke off: {reason}")
             content_type = response.find_header("content-type") or None
             return intake.finish(content_type, self._total, coding)
 
@@ -305,15 +305,15 @@ def check_status(response: Response) -> None:
         return
     if status in GONE:
         raise MediaGoneError(f"{host} no longer has the video: HTTP {status}")
-    told = f"{host} has no video now: HTTP {status}"
+    reason = f"{host} has no video now: HTTP {status}"
     retry_after = parse_retry_after(response.find_header("retry-after"), datetime.now(UTC))
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        raise ThrottledError(told, retry_after)
+        raise ThrottledError(reason, retry_after)
     if status in BUSY:
-        raise BusyError(told, retry_after)
+        raise BusyError(reason, retry_after)
     if status in CLIENT_ERRORS:
         raise MediaRefusedError(f"{host} refuses the video: HTTP {status}")
-    raise MediaUnavailableError(told)
+    raise MediaUnavailableError(reason)
 
 
 def check_coding(response: Response) -> str | None:
@@ -322,11 +322,11 @@ def check_coding(response: Response) -> str | None:
     A store repeats what an uploader once wrote there (`aws-chunked`, `none`): that says nothing of
     the bytes, which are read anyway. Raises MediaRefusedError for a compression.
     """
-    told = response.find_header("content-encoding") or ""
-    codings = {one.strip().lower() for one in told.split(",")}
+    coding = response.find_header("content-encoding") or ""
+    codings = {one.strip().lower() for one in coding.split(",")}
     if codings & COMPRESSIONS:
-        raise MediaRefusedError(f"{response.host} sends the video encoded, though not asked to")
-    return told if codings - {"", "identity"} else None
+        raise MediaRefusedError(f"{response.host} sends the video encoded, though not requested")
+    return coding if codings - {"", "identity"} else None
 
 
 # What headers say of a part of a video, and of its version (RFC 9110, 8.8, 13.1.5 and 14.4).

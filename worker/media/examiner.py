@@ -92,7 +92,7 @@ class Child:
             reason = f"no process that decodes can be started: {error.strerror}"
             raise MediaUnavailableError(reason) from error
 
-    def ask(self, line: bytes, timeout: timedelta, check: Check) -> bytes:
+    def send(self, line: bytes, timeout: timedelta, check: Check) -> bytes:
         """The answer's line. Raises ChildEndedError, and what `check` raises while it waits."""
         assert self.process.stdin is not None  # noqa: S101 - both are pipes
         assert self.process.stdout is not None  # noqa: S101
@@ -148,23 +148,23 @@ class Examiner:
 
     def verify(self, path: Path, stated: Stated, check: Check = lambda: None) -> Examined:
         """As `verify_video`."""
-        return _require(self._ask(Subject.VERIFY, path, check, stated=stated).examined)
+        return _require(self._request(Subject.VERIFY, path, check, stated=stated).examined)
 
     def draw_poster(self, path: Path, facts: VideoFacts, check: Check = lambda: None) -> bytes:
-        return _require(self._ask(Subject.POSTER, path, check, facts=facts).picture)
+        return _require(self._request(Subject.POSTER, path, check, facts=facts).picture)
 
     def inspect_video(self, path: Path) -> FileKind:
-        return _require(self._ask(Subject.INPUT_VIDEO, path).kind)
+        return _require(self._request(Subject.INPUT_VIDEO, path).kind)
 
     def inspect_image(self, path: Path) -> FileKind:
-        return _require(self._ask(Subject.INPUT_IMAGE, path).kind)
+        return _require(self._request(Subject.INPUT_IMAGE, path).kind)
 
     def close(self) -> None:
         """End the processes that are kept; the next file starts another."""
         while self._idle:
             self._idle.pop().end()
 
-    def _ask(
+    def _request(
         self,
         subject: Subject,
         path: Path,
@@ -183,10 +183,10 @@ class Examiner:
             with self._lock:
                 child = self._idle.pop() if self._idle else None
             try:
-                answer = self._ask_child(child or Child(), question, check)
+                answer = self._send(child or Child(), question, check)
             except ChildEndedError as first:
-                # Ended by somebody else, or for its age, which is no fault of the file.
-                answer = self._explain_end(first.code) or self._ask_again(question, check)
+                # Killed from outside, or ended for its age: no fault of the file.
+                answer = self._explain_end(first.code) or self._send_again(question, check)
         finally:
             self._room.release()
         if answer.bound is not None:
@@ -198,16 +198,16 @@ class Examiner:
             raise MediaRefusedError(answer.refused)
         return answer
 
-    def _ask_again(self, question: Question, check: Check) -> Answer:
+    def _send_again(self, question: Question, check: Check) -> Answer:
         try:
-            return self._ask_child(Child(), question, check)
+            return self._send(Child(), question, check)
         except ChildEndedError as again:
             reason = f"the process that decodes it ended twice with {again.code}"
             return self._explain_end(again.code) or Answer(bound=reason)
 
-    def _ask_child(self, child: Child, question: Question, check: Check) -> Answer:
+    def _send(self, child: Child, question: Question, check: Check) -> Answer:
         try:
-            line = child.ask(question.to_line(), self.bounds.wall + LATE, check)
+            line = child.send(question.to_line(), self.bounds.wall + LATE, check)
             answer = Answer.model_validate_json(line)
         except BaseException:
             child.end()

@@ -17,7 +17,7 @@ from worker.ground.errors import Finding
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """What a file turned out to be by its bytes, whatever its name says."""
+    """What a file turned out to be by its bytes, not by its name."""
 
     content_type: str
     extension: str

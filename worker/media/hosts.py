@@ -1,9 +1,9 @@
 """Which hosts a video may be downloaded from: the list `FAL_MEDIA_HOSTS`, and the check of a URL.
 
 Hosts are compared by their spelling first, so a loopback or private address is refused for the same
-reason as any stranger: nobody named it. Then a host's name is resolved once, every address it has
-is checked, and the connection goes to one of these and nowhere else (`pinned.py`). So a name that
-means something else the next moment changes nothing.
+reason as any other host: it is not on the list. Then a host's name is resolved once, every address
+it has is checked, and the connection goes to one of these and nowhere else (`pinned.py`). So a name
+that means something else the next moment changes nothing.
 """
 
 import re
@@ -172,7 +172,7 @@ def _join_port(host: str, port: int | None) -> str:
 Resolve: TypeAlias = Callable[[str, int], Iterable[str]]
 """All addresses of a host, as text; raises OSError or UnicodeError."""
 
-# Where nobody's video is, even if the host is named.
+# Never connected to, even if the list names the host.
 _NEVER = [
     ip_network(text)
     for text in (

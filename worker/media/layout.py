@@ -180,9 +180,9 @@ def name_quarantine(job_id: UUID, extension: str) -> QuarantineNames:
 
 
 def encode_tenant(tenant: str) -> str:
-    """One part of a name, or a piece of one, that gives the tenant away but cannot lead elsewhere.
+    """One part of a name, or a piece of one, that shows the tenant but cannot lead elsewhere.
 
-    Percent-encoded; a long one is cut, and told from others by a hash.
+    Percent-encoded; a long one is cut, and kept apart from others by a hash.
     """
     encoded = quote(tenant, safe="", errors="surrogatepass").replace("~", "%7E")
     if encoded.startswith("."):

@@ -65,8 +65,8 @@ BY_STATUS = {
     401: "the credentials are refused",
     403: "the credentials do not allow it",
     404: "there is no such bucket",
-    429: "it is asked too often",
-    503: "it is asked too often",
+    429: "it limits the rate of requests",
+    503: "it is unavailable or limits the rate of requests",
     507: "it is full",
 }
 # Without an answer: by what the message contains; the first that fits.
@@ -206,7 +206,7 @@ class RemoteStore:
             try:
                 return obstore.head(self.remote, check_name(name))
             except FileNotFoundError:
-                # The answer to HEAD has no body, which alone tells a missing bucket from an object.
+                # HEAD has no body, which alone distinguishes a missing bucket from an object.
                 try:
                     obstore.get(self.remote, name, options={"range": (0, 1)})
                 except FileNotFoundError as error:

@@ -6,8 +6,8 @@ samples outside of the file, a packet that the end of the file cuts off, a conta
 breaks among its samples, and a picture of which packets fail to decode *and* their frames are
 missing, more than one in a hundred.
 
-Not found is damage that a codec cannot tell from content (VP9 and GIF have no check sums, and any
-bytes are PCM sound), nor what lies beyond the bounds and leaves the container whole.
+Not found is damage that a codec cannot distinguish from content (VP9 and GIF have no check sums,
+and any bytes are PCM sound), nor what lies beyond the bounds and leaves the container whole.
 
 The very file alone is read: playlists and other files' names are not followed.
 """
@@ -31,12 +31,12 @@ from worker.media.facts import Examined, StreamFacts, VideoFacts
 from worker.media.layout import HEAD_BYTES, UNKNOWN_TYPE, VIDEO_TYPES, recognise_bytes
 from worker.media.verify import LEAST_SECONDS, LENGTH_PART
 
-# playlists and scripts that name other files or URLs are not among them, whatever the file's name
+# playlists and scripts that name other files or URLs are not among them
 READ_OPTIONS = {"format_whitelist": "mov,matroska,gif,avi", "protocol_whitelist": "file"}
 # Width times height of what is decoded: a few bytes can announce gigabytes. 8K has half of it.
 MAX_PIXELS = 8192 * 8192
 # A file of more bytes is decoded at its head alone; any other until so many pixels came out or so
-# much CPU time has passed, whatever its header says.
+# much CPU time has passed: its header proves nothing.
 WHOLE_BYTES = 256 * 1024 * 1024
 WHOLE_PIXELS = 4_000_000_000
 WHOLE_TIME = timedelta(seconds=10)
@@ -184,8 +184,8 @@ def find_picture(container: InputContainer) -> av.VideoStream | None:
 def check_pixels(width: int, height: int) -> int:
     """How many they are. Raises MediaBoundError for a picture that is not decoded."""
     if width * height > MAX_PIXELS:
-        told = f"its picture has {width} x {height} pixels; at most {MAX_PIXELS} are decoded"
-        raise MediaBoundError(told)
+        reason = f"its picture has {width} x {height} pixels; at most {MAX_PIXELS} are decoded"
+        raise MediaBoundError(reason)
     return width * height
 
 
@@ -236,8 +236,8 @@ def _describe(
     last = max(one.end for one in readings.values()) - (container.start_time or 0) / av.time_base
     is_short = length - last > max(LEAST_SECONDS, LENGTH_PART * length)
     if is_short:
-        told = f"the container states {length:.3f} s, its last packet ends at {last:.3f} s"
-        oddities.append(Finding("ends_early", told))
+        message = f"the container states {length:.3f} s, its last packet ends at {last:.3f} s"
+        oddities.append(Finding("ends_early", message))
     broken = find_break(path, extension)
     if broken is not None:
         found = proofs if broken.loses_samples or is_short else oddities
@@ -249,12 +249,12 @@ def _describe(
         name = f"{one.stream.type} stream {one.stream.index}"
         outside = sum(entry.pos + entry.size > size for entry in one.stream.index_entries)
         if outside or one.is_cut:
-            told = f"{name}: {outside or 1} samples lie outside of the {size} bytes"
-            proofs.append(Finding("samples", told))
+            message = f"{name}: {outside or 1} samples lie outside of the {size} bytes"
+            proofs.append(Finding("samples", message))
         if one.failures:
-            told = f"{name}: {one.failures} of {one.tried} packets fail to decode ({one.reason})"
+            message = f"{name}: {one.failures} of {one.tried} packets fail to decode ({one.reason})"
             found = proofs if one.is_broken else oddities
-            found.append(Finding("decoder", f"{told}, {one.broken} frames are missing"))
+            found.append(Finding("decoder", f"{message}, {one.broken} frames are missing"))
     known = (*([seconds] if seconds else []), *lengths)
     return Examined(facts, tuple(oddities), tuple(proofs), tuple(rates), known)
 
@@ -287,7 +287,7 @@ class Break(NamedTuple):
 
 _EBML, _SEGMENT, _CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 _BLOCKS = frozenset({b"\xa3", b"\xa0"})
-# What else is found in a segment (RFC 9559): whatever is not may be what something overwrote.
+# What else is found in a segment (RFC 9559): anything else may have been overwritten.
 _KNOWN = {
     *(b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1c\x53\xbb\x6b"),
     *(b"\x19\x41\xa4\x69", b"\x10\x43\xa7\x70", b"\x12\x54\xc3\x67", b"\x58\x54"),
@@ -314,7 +314,7 @@ def find_break(path: Path, extension: str) -> Break | None:
 def _walk_boxes(content: Content) -> Break | None:
     """Top-level boxes; the last may be open (size 0: to the end).
 
-    Where the samples of a plain file lie is told by its index, which FFmpeg reads; those of a
+    Where the samples of a plain file lie is stated by its index, which FFmpeg reads; those of a
     fragment by its own. So a box of samples that is cut proves nothing, and an index that is does.
     """
     at, is_fragmented = 0, False
@@ -344,8 +344,8 @@ def _walk_matroska(content: Content) -> Break | None:
     if header is None or segment is None or header[0] != _EBML or segment[0] != _SEGMENT:
         return Break("no segment after the header", loses_samples=True)
     _, at, size = segment
-    told = len(content) if size < 0 else at + size
-    end = min(told, len(content))
+    stated_end = len(content) if size < 0 else at + size
+    end = min(stated_end, len(content))
     strange = end
     while at < end:
         element = _read_element(content, at)
@@ -359,9 +359,11 @@ def _walk_matroska(content: Content) -> Break | None:
             is_lost = is_lost or name == _CLUSTER or name in _BLOCKS
             return Break(f"element {name.hex()} at byte {at} ends outside of it", is_lost)
         at = body if name == _CLUSTER else body + size
-    if told <= len(content):
+    if stated_end <= len(content):
         return None
-    return Break(f"it is to end at byte {told}", told - len(content) > REST_PART * told)
+    return Break(
+        f"it is to end at byte {stated_end}", stated_end - len(content) > REST_PART * stated_end
+    )
 
 
 def _walk_gif(content: Content) -> Break | None:

@@ -1,7 +1,7 @@
 """The spool: files on their way into the archive, on local disk; and writing to disk so it lasts.
 
 Each partial file is locked (flock) by the process that writes it. The kernel gives the lock up
-when that process ends, however it ends: a partial whose lock is free belongs to nobody.
+when that process ends, however it ends: a partial whose lock is free was left behind.
 """
 
 import fcntl
@@ -145,7 +145,7 @@ class SpoolFile:
 class Spool:
     """A directory of partials, made when the first one is begun.
 
-    `flush_bytes` is for files that are to last where they are, not to be copied away.
+    `flush_bytes` is for files that are to last where they are, not to be copied elsewhere.
     """
 
     directory: Path

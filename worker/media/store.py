@@ -112,7 +112,7 @@ class ArchiveLook:
             found = self.store.stat(name)
         except StoreUnavailableError as error:
             self.failures += 1
-            return f"it cannot be looked at: {error}"
+            return f"it cannot be checked: {error}"
         self.failures = 0
         if found is None:
             return "there is no such file"

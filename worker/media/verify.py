@@ -25,10 +25,10 @@ LENGTH_PART = 0.02
 
 
 def find_missing_bytes(stated: Stated, size: int) -> Iterator[Finding]:
-    told = stated.content_length
-    if told is not None and size < told:
-        message = f"{size} bytes came, its host announced {told}"
-        yield Finding("bytes_missing", message, "Content-Length", str(told), str(size))
+    announced = stated.content_length
+    if announced is not None and size < announced:
+        message = f"{size} bytes came, its host announced {announced}"
+        yield Finding("bytes_missing", message, "Content-Length", str(announced), str(size))
 
 
 def compare_bytes(stated: Stated, size: int) -> Iterator[Finding]:
@@ -59,9 +59,9 @@ def compare_facts(stated: Stated, examined: Examined) -> Iterator[Finding]:
         ("video.duration", stated.duration, examined.lengths, LEAST_SECONDS + slack, LENGTH_PART),
     )
     differences = {
-        name: describe_difference(name, told, found[0])
-        for name, told, found, least, part in table
-        if is_stated(told) and found and not any(fits(told, one, least, part) for one in found)
+        name: describe_difference(name, value, found[0])
+        for name, value, found, least, part in table
+        if is_stated(value) and found and not any(fits(value, one, least, part) for one in found)
     }
     if is_gif and "video.duration" not in differences and facts.frames < (stated.frames or 0):
         # Fewer frames are none too few if the length is right.
@@ -73,15 +73,15 @@ def compare_facts(stated: Stated, examined: Examined) -> Iterator[Finding]:
         yield describe_difference("video.content_type", media_type, facts.media_type)
 
 
-def fits(told: float, found: float, least: float, part: float) -> bool:
+def fits(stated: float, found: float, least: float, part: float) -> bool:
     """Whether they differ by `least` at most, or by this part of what is stated."""
-    return abs(found - told) <= max(least, part * told)
+    return abs(found - stated) <= max(least, part * stated)
 
 
 def is_stated(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value) and value > 0
 
 
-def describe_difference(name: str, told: object, found: object) -> Finding:
-    shown = [f"{one:g}" if isinstance(one, float) else str(one) for one in (told, found)]
+def describe_difference(name: str, stated: object, found: object) -> Finding:
+    shown = [f"{one:g}" if isinstance(one, float) else str(one) for one in (stated, found)]
     return Finding("differs", f"{name}: stated {shown[0]}, found {shown[1]}", name, *shown)
