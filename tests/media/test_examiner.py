@@ -164,6 +164,7 @@ def test_claim_that_is_lost_ends_the_decoding(open_examiner, hours) -> None:
     assert set(list_children()) == before
 
 
+@pytest.mark.slow  # two interpreters start, one after the other
 def test_process_ends_with_its_parent_and_knows_no_secret(hours) -> None:
     env = {**os.environ, "FAL_KEY": "planted"}
     command = [sys.executable, "-c", PARENT, str(hours)]
