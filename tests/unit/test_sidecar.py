@@ -1,4 +1,4 @@
-"""A sidecar is the same bytes for the same recipe, and reads back as what was written."""
+"""A sidecar is the same bytes for the same job, and reads back as what was written."""
 
 import base64
 import json
@@ -139,7 +139,7 @@ def change(**fields: object) -> bytes:
 # ------------------------------------------------------------------ what is written
 
 
-def test_recipe_says_all_that_the_video_came_of() -> None:
+def test_sidecar_says_all_that_the_video_came_of() -> None:
     poster = describe_file("2026/11/23/job.jpg", b"poster")
 
     told = json.loads(make_sidecar(poster=poster).to_bytes())
@@ -244,12 +244,12 @@ def test_order_of_fields_and_offset_of_times_change_no_byte() -> None:
 
 
 def test_job_whose_attempt_is_not_known_gives_its_own_input() -> None:
-    recipe = make_sidecar(build_job(fal_request_id=None))
+    sidecar = make_sidecar(build_job(fal_request_id=None))
 
-    assert (recipe.input, recipe.options) == (INPUT, {"priority": "low"})
+    assert (sidecar.input, sidecar.options) == (INPUT, {"priority": "low"})
 
 
-def test_job_without_result_has_no_recipe() -> None:
+def test_job_without_result_has_no_sidecar() -> None:
     with pytest.raises(InvalidResultError):
         make_sidecar(build_job(result=None))
 
@@ -262,12 +262,12 @@ def test_content_of_data_uris_is_replaced_by_what_it_is() -> None:
     result = build_result(DATA_URI)
     attempts = [build_attempt(2, fal_request_id="request-2", input=given)]
 
-    recipe = build_sidecar(
+    sidecar = build_sidecar(
         build_job(input=given, result=result), attempts, FACTS, ArchivedFiles(VIDEO)
     )
 
-    assert recipe.input["video_url"] == MARKER
-    told = recipe.result["video"]
+    assert sidecar.input["video_url"] == MARKER
+    told = sidecar.result["video"]
     assert isinstance(told, dict)
     assert told["url"] == make_marker(DATA_URI, VIDEO.sha256, VIDEO.bytes)
     assert told["num_frames"] == 144
@@ -329,10 +329,10 @@ FILES = st.builds(describe_file, TEXTS, st.binary(max_size=20))
 
 
 @given(OBJECTS, OBJECTS, OBJECTS, st.dictionaries(TEXTS, TEXTS, max_size=3), TIMES, FILES)
-def test_recipe_reads_back_as_it_was_written(
+def test_sidecar_reads_back_as_it_was_written(
     given_input, options, result, labels, time, file
 ) -> None:
-    recipe = make_sidecar().model_copy(
+    sidecar = make_sidecar().model_copy(
         update={
             "input": given_input,
             "options": options,
@@ -343,10 +343,10 @@ def test_recipe_reads_back_as_it_was_written(
         }
     )
 
-    content = recipe.to_bytes()
+    content = sidecar.to_bytes()
 
     again = parse_sidecar(content)
-    assert again == recipe
+    assert again == sidecar
     assert again.to_bytes() == content
     assert json.loads(content)["input"] == given_input
 
@@ -365,8 +365,8 @@ def test_complete_input_of_a_wish_survives_the_sidecar() -> None:
     """24.0 stays 24.0: the listing at fal is searched for exactly this input."""
     fields = complete_input({"prompt": "p", "video_url": "https://example.com/a.mp4"}).to_json()
     attempts = [build_attempt(2, fal_request_id="request-2", input=fields)]
-    recipe = build_sidecar(build_job(), attempts, FACTS, ArchivedFiles(VIDEO))
+    sidecar = build_sidecar(build_job(), attempts, FACTS, ArchivedFiles(VIDEO))
 
-    again = parse_sidecar(recipe.to_bytes()).input
+    again = parse_sidecar(sidecar.to_bytes()).input
 
     assert json.dumps(again, sort_keys=True) == json.dumps(fields, sort_keys=True)

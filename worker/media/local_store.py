@@ -24,7 +24,7 @@ FLUSH_BYTES = 64 * 1024 * 1024
 UNWRITABLE = "the archive cannot be written"
 UNREADABLE = "the archive cannot be read"
 SMALL = "object"  # the spool's label of what is no video
-# How often a directory that a deletion has just tidied away is made again.
+# How often a directory that a deletion has just removed is made again.
 MOST_ATTEMPTS = 20
 # Nothing is there, or what is there is no part of a path.
 ABSENT = (FileNotFoundError, NotADirectoryError)
@@ -102,8 +102,17 @@ class LocalStore:
             if not place.is_file():
                 return False
             place.unlink(missing_ok=True)
-            with suppress(FileNotFoundError):  # another deletion has tidied it away, and flushed
-                sync_directory(self._tidy(place.parent))
+            directory, root = place.parent, self.root.absolute()
+            while directory != root:
+                try:
+                    directory.rmdir()
+                except FileNotFoundError:  # another deletion was faster
+                    pass
+                except OSError:  # something is in it
+                    break
+                directory = directory.parent
+            with suppress(FileNotFoundError):  # another deletion has removed it, and flushed
+                sync_directory(directory)
         return True
 
     def find_uri(self, name: str) -> str:
@@ -125,7 +134,7 @@ class LocalStore:
     def _enter(self, file: SpoolFile, final: Path, *, is_new: bool) -> bool:
         """Give the file its final name, and flush every directory on the way to it.
 
-        False if the name has to be new and is taken. A deletion may tidy the directory away before
+        False if the name has to be new and is taken. A deletion may remove the directory before
         anything is in it: then it is made again.
         """
         is_named = True
@@ -147,19 +156,6 @@ class LocalStore:
             if directory == root:
                 return is_named
             directory = directory.parent
-
-    def _tidy(self, lowest: Path) -> Path:
-        """Remove directories while they are empty; returns the lowest one that stays."""
-        root = self.root.absolute()
-        while lowest != root:
-            try:
-                lowest.rmdir()
-            except FileNotFoundError:  # another deletion was faster
-                pass
-            except OSError:  # something is in it
-                break
-            lowest = lowest.parent
-        return lowest
 
     def _walk(self, directory: Path, before: str) -> Iterator[ListedObject]:
         try:

@@ -14,6 +14,8 @@ from worker.media.layout import ListedObject, StoredObject
 from worker.media.local_store import LocalStore, read_file_url
 from worker.media.spool import Spool, SpoolFile
 
+# A store that has failed so often in a row is unavailable.
+MOST_FAILURES = 3
 REMOTE = ("s3", "gs", "az", "memory")
 SUPPORTED = (
     "allowed are file:./directory, file:///directory, s3://bucket/prefix, gs://bucket/prefix, "
@@ -86,10 +88,6 @@ def open_store(archive_url: str, spool_dir: Path) -> Store:
         return open_remote_store(archive_url, Spool(spool_dir.absolute()))
     given = f"{scheme}: is not supported" if colon else "a scheme is missing"
     raise ValueError(f"{given}; {SUPPORTED}")
-
-
-# A store that has failed so often in a row is unavailable.
-MOST_FAILURES = 3
 
 
 @dataclass
