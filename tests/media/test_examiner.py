@@ -190,3 +190,12 @@ def test_process_that_nobody_asked_for_a_while_ends_in_good_order() -> None:
     script = "from worker.media import child; child.IDLE_SECONDS = 0.01; child.main()"
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as process:
         assert process.wait(30) == 0
+
+
+def test_worker_and_shell_load_no_decoder() -> None:
+    """It takes a twentieth of a second and memory, and is the decoding process's alone."""
+    script = "import sys, worker.cli, worker.tasks; print('av' in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "False\n"
