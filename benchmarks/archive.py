@@ -2,7 +2,7 @@
 
 A host on loopback sends real videos, one of 1 GiB or 200 of 1 MiB each. Ours is measured in three
 parts, each with what is in the one before: downloaded and hashed; flushed under a final name; the
-whole step from claim to record, which verifies, and makes poster and recipe. Curl neither hashes
+whole step from claim to record, which verifies, and makes poster and sidecar. Curl neither hashes
 nor flushes nor looks at what came, so it is also timed up to the end of a `sync` of its files, and
 for the small ones up to the end of decoding them.
 """

@@ -34,15 +34,13 @@ from worker.ground.setting_faults import mask_url
 from worker.ground.settings import Settings, list_secrets, load_settings, require_settings
 from worker.jobs.values import Job
 from worker.jobs.workers import SeenWorker, list_workers
-from worker.media.addresses import leads_to, resolve_by_system
+from worker.media.download import DownloadLimits
 from worker.media.examiner import Examiner, get_examiner
-from worker.media.hosts import parse_media_hosts
-from worker.media.intake import DownloadLimits
+from worker.media.facts import Bounds
+from worker.media.hosts import leads_to, parse_media_hosts, resolve_by_system
 from worker.media.layout import parse_layout
-from worker.media.pacing import Pace
-from worker.media.questions import Bounds
+from worker.media.pinned import MediaClient, Pace
 from worker.media.store import Store, open_store
-from worker.media.wire import MediaClient
 from worker.ops.doctor import Diagnosis, DoctorPolicy, examine
 from worker.ops.measures import list_seen, note_sweep
 from worker.ops.rearchive import Rearchiver
@@ -234,7 +232,7 @@ class Runtime:
             examiner=self.examiner,
         )
         layout = _read_setting("archive_layout", settings.archive_layout, parse_layout)
-        return Keeper(self.db, self.store, fetcher, layout, has_sheet=settings.archive_sheet)
+        return Keeper(self.db, self.store, fetcher, layout)
 
     @shared_property
     def signer(self) -> FileSigner:

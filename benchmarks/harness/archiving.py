@@ -23,14 +23,13 @@ from worker.ground.schema import upgrade_schema
 from worker.jobs import table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move, NewJob
-from worker.media.download import download_video
+from worker.media.download import DownloadLimits, download_video
 from worker.media.examiner import get_examiner
 from worker.media.hosts import MediaHosts, parse_media_hosts
-from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
+from worker.media.pinned import MediaClient
 from worker.media.spool import Spool
-from worker.media.wire import MediaClient
 from worker.stages.archive import ArchivePolicy, archive_job
 from worker.stages.fetch import Fetcher
 from worker.stages.keep import Keeper
@@ -80,7 +79,7 @@ def build_publish(directory: Path, hosts: MediaHosts) -> Act:
 
 
 def build_whole(directory: Path, hosts: MediaHosts, urls: Sequence[str]) -> Act:
-    """From claim to record: also verified, with its poster and its recipe."""
+    """From claim to record: also verified, with its poster and its sidecar."""
     database_url = f"sqlite:///{directory / 'jobs.db'}"
     upgrade_schema(database_url)
     db = Database(database_url)

@@ -15,7 +15,7 @@ from tests.deployment.compose import (
 )
 from tests.deployment.test_dockerfile import BUILD, FINAL, find
 from worker.cli import app
-from worker.media.inspect import inspect_video
+from worker.media.child import inspect_video
 
 IMAGE_CLIP = "/usr/share/extend-video/sample.mp4"
 EMULATOR = read_env_file(ROOT / "deploy" / "emulator.env")

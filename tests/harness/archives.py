@@ -16,9 +16,9 @@ from worker.ground.db import Database
 from worker.jobs.models import EventRow, JobRow
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.media.layout import SIDECAR
+from worker.media.layout import SIDECAR, ListedObject, StoredObject
 from worker.media.spool import Spool, SpoolFile
-from worker.media.store import ListedObject, Store, StoredObject
+from worker.media.store import Store
 
 VIDEO = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 40
 ENDS = {

@@ -16,13 +16,13 @@ from worker.fal.requests import RequestClient
 from worker.ground.db import Database
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
+from worker.media.download import DownloadLimits
 from worker.media.examiner import Examiner, get_examiner
 from worker.media.hosts import parse_media_hosts
-from worker.media.intake import DownloadLimits
 from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
+from worker.media.pinned import MediaClient
 from worker.media.store import Store
-from worker.media.wire import MediaClient
 from worker.stages.archive import ArchivePolicy, archive_job
 from worker.stages.fetch import Fetcher
 from worker.stages.keep import Keeper
@@ -70,7 +70,6 @@ class Archiver:
     client: MediaClient = IMPATIENT
     open_requests: Callable[[], RequestClient] = never
     open_signer: Callable[[], FileSigner] = never
-    has_sheet: bool = False
     max_downloads: int = 32
     examiner: Examiner = field(default_factory=get_examiner)
 
@@ -86,7 +85,6 @@ class Archiver:
             self.store,
             fetcher,
             parse_layout(self.layout),
-            has_sheet=self.has_sheet,
             clock=clock or FakeClock(),
         )
 

@@ -13,7 +13,7 @@ from emulator.render import render
 from emulator.schema import read_input
 from tests.emulator.clips import draw_pattern, make_clip, play_tone
 from worker.fal.extend_video import VideoFile
-from worker.media.verify import Stated
+from worker.media.facts import Stated
 from worker.stages.record import read_stated
 
 FORMS = {

@@ -55,7 +55,7 @@ def job(db, cdn) -> Job:
 
 
 def list_names(job: Job) -> list[str]:
-    """What lies in the archive of one job: the video, its poster, its recipe."""
+    """What lies in the archive of one job: the video, its poster, its sidecar."""
     return [f"{job.id}.jpg", f"{job.id}.json", f"{job.id}.mp4"]
 
 
@@ -221,7 +221,7 @@ def test_archive_job_of_a_video_that_is_gone_waits_at_first_and_fails_then(
     cdn.answer = send_body(b"", 404)
     moved = archive(job)
     assert (moved.state, moved.due_at) == (JobState.COMPLETED, NOW + FIRST_DELAY)
-    told = "has the video no more: HTTP 404"
+    told = "no longer has the video: HTTP 404"
     assert moved.blocked_reason == f"media_gone: 127.0.0.1 {told}"
     moved = archive(job, clock=FakeClock(NOW + GONE_AFTER))
     assert (moved.state, moved.error_code) == (JobState.FAILED, "media_gone")

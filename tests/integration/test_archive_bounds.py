@@ -11,8 +11,8 @@ from tests.harness.jobs import build_result, lead_job, make_job, move_job, read_
 from tests.harness.web import ScriptedServer, run_server, send_body
 from worker.ground.errors import MediaMismatchError
 from worker.jobs.states import JobEvent, JobState
-from worker.media.recipe import parse_recipe
-from worker.media.verify import Stated
+from worker.media.facts import Stated
+from worker.media.sidecar import parse_sidecar
 from worker.stages.fetch import describe_undecoded
 from worker.stages.keep import MOST_SILENT_CLAIMS
 
@@ -45,8 +45,8 @@ def test_video_beyond_a_bound_is_archived_undecoded(db, root, cdn, archive) -> N
     warning = moved.archive_warnings[-1]
     assert warning["code"] == "undecoded"
     assert "16000 x 16000 pixels" in warning["message"]
-    recipe = parse_recipe((root / f"{moved.id}.json").read_bytes())
-    assert (recipe.video.media, recipe.archive_warnings[-1]) == (None, warning)
+    sidecar = parse_sidecar((root / f"{moved.id}.json").read_bytes())
+    assert (sidecar.video.media, sidecar.archive_warnings[-1]) == (None, warning)
     assert len(cdn.asked) == 1
 
 

@@ -23,7 +23,7 @@ from tests.harness.web import ScriptedServer, run_server, send_body
 from worker.fal.completion import parse_webhook
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.media.recipe import parse_recipe
+from worker.media.sidecar import parse_sidecar
 
 CASES_DIRECTORY = Path(__file__).parents[1] / "media" / "cases"
 CASES: dict[str, dict[str, Any]] = json.loads((CASES_DIRECTORY / "result_cases.json").read_bytes())
@@ -88,9 +88,9 @@ def test_odd_result_is_archived_verbatim_and_what_is_odd_is_named(
     assert (moved.state, moved.result) == (JobState.ARCHIVED, payload)
     assert list_fields(moved) == NAMED.get(name, [])
     assert read_job(bench.db, moved.id).archive_warnings == moved.archive_warnings
-    recipe = parse_recipe((root / f"{moved.id}.json").read_bytes())
-    assert list(recipe.archive_warnings) == (moved.archive_warnings or [])
-    assert recipe.seed == moved.input["seed"] == 7
+    sidecar = parse_sidecar((root / f"{moved.id}.json").read_bytes())
+    assert list(sidecar.archive_warnings) == (moved.archive_warnings or [])
+    assert sidecar.seed == moved.input["seed"] == 7
 
 
 def test_same_oddity_of_a_polled_result_is_named(bench: Bench, desk, cdn, archive) -> None:

@@ -32,8 +32,8 @@ from worker.ground.db import Database
 from worker.jobs.models import JobRow
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
+from worker.media.layout import ARCHIVE_MARK
 from worker.media.local_store import LocalStore
-from worker.media.store import ARCHIVE_MARK
 
 NOW = datetime.now(UTC)
 LONG_AGO = NOW - timedelta(days=100)

@@ -33,7 +33,7 @@ from worker.fal.platform import PlatformClient
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
 from worker.jobs import attempts, deliveries, gates, slices, table
-from worker.jobs.doctor import Check, Finding
+from worker.jobs.findings import Check, Finding
 from worker.jobs.models import Base
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import (
@@ -49,7 +49,8 @@ from worker.jobs.values import (
     Settlement,
     Verdict,
 )
-from worker.media.store import ListedObject, Store, open_store
+from worker.media.layout import ListedObject
+from worker.media.store import Store, open_store
 from worker.ops import doctor
 from worker.ops.doctor import Diagnosis, DoctorPolicy, examine
 

@@ -11,9 +11,10 @@ from pydantic import JsonValue, SecretStr
 
 from tests.emulator.processes import Emulator
 from tests.harness.jobs import ENDPOINT
-from worker.fal.client import FalClient, Handle
+from worker.fal.client import FalClient
 from worker.fal.client_errors import (
     AccountRefusedError,
+    Handle,
     RequestFailedError,
     RequestPendingError,
     SubmissionUnknownError,

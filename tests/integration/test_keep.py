@@ -26,7 +26,7 @@ from worker.ground.errors import MediaUnavailableError
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
 from worker.media.local_store import LocalStore
-from worker.media.recipe import parse_recipe
+from worker.media.sidecar import parse_sidecar
 from worker.stages.archive import GONE_AFTER
 
 VIDEO = make_video()
@@ -124,16 +124,15 @@ def test_quarantine_that_cannot_be_written_leaves_the_job_waiting(db, root, cdn,
 
 def test_sidecar_says_how_the_video_was_made(db, root, cdn, archive):
     moved = archive(make_completed(db, f"{cdn.url}/v.mp4"))
-    recipe = parse_recipe((root / f"{moved.id}.json").read_bytes())
-    assert (recipe.job_id, recipe.input, recipe.seed) == (moved.id, moved.input, 7)
-    assert (recipe.result, recipe.times.completed_at) == (moved.result, moved.completed_at)
-    video = root / recipe.video.name
-    assert (video.read_bytes(), recipe.video.bytes) == (VIDEO, len(VIDEO))
-    assert recipe.video.sha256 == moved.archive_sha256
-    assert recipe.poster is not None
-    poster = (root / recipe.poster.name).read_bytes()
-    assert (poster[:3], len(poster)) == (b"\xff\xd8\xff", recipe.poster.bytes)
-    assert recipe.sheet is None
+    sidecar = parse_sidecar((root / f"{moved.id}.json").read_bytes())
+    assert (sidecar.job_id, sidecar.input, sidecar.seed) == (moved.id, moved.input, 7)
+    assert (sidecar.result, sidecar.times.completed_at) == (moved.result, moved.completed_at)
+    video = root / sidecar.video.name
+    assert (video.read_bytes(), sidecar.video.bytes) == (VIDEO, len(VIDEO))
+    assert sidecar.video.sha256 == moved.archive_sha256
+    assert sidecar.poster is not None
+    poster = (root / sidecar.poster.name).read_bytes()
+    assert (poster[:3], len(poster)) == (b"\xff\xd8\xff", sidecar.poster.bytes)
 
 
 def test_sidecar_of_another_job_is_never_written_over(db, root, cdn, archive):
@@ -141,7 +140,7 @@ def test_sidecar_of_another_job_is_never_written_over(db, root, cdn, archive):
     path = root / f"{job.id}.json"
     archive.build_keeper().keep_video(job, Unheld())
     (root / f"{job.id}.mp4").unlink()
-    foreign = parse_recipe(path.read_bytes()).model_copy(update={"job_id": other})
+    foreign = parse_sidecar(path.read_bytes()).model_copy(update={"job_id": other})
     path.write_bytes(foreign.to_bytes())
     moved = archive(job)
     assert (moved.state, moved.error_code) == (JobState.FAILED, "name_taken")
@@ -189,8 +188,8 @@ def test_inline_video_is_verified_and_its_bytes_kept_once(db, root, archive):
     assert moved.state is JobState.ARCHIVED
     assert (root / f"{moved.id}.mp4").read_bytes() == VIDEO
     assert moved.result["video"]["url"].startswith("data:video/mp4;archived;sha256=")
-    recipe = parse_recipe((root / f"{moved.id}.json").read_bytes())
-    assert recipe.result == moved.result
+    sidecar = parse_sidecar((root / f"{moved.id}.json").read_bytes())
+    assert sidecar.result == moved.result
 
 
 def test_inline_bytes_that_are_no_video_are_unarchivable_at_once(db, root, archive):

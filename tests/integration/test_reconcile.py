@@ -27,7 +27,8 @@ from tests.harness.stages import (
 )
 from tests.harness.web import Answer, break_off, send_json
 from worker.jobs import table
-from worker.jobs.doctor import Check, check_slice
+from worker.jobs.doctor import check_slice
+from worker.jobs.findings import Check
 from worker.jobs.gates import MANY_POLLS
 from worker.jobs.slices import next_slice
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step

@@ -19,10 +19,11 @@ from worker.broker.app import QUEUES
 from worker.fal.extend_video import complete_input, parse_output
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.media.probe import VideoFacts, probe_video
-from worker.media.recipe import Recipe, describe_file
-from worker.media.verify import verify_video
-from worker.stages.record import ArchivedFiles, build_recipe, read_stated
+from worker.media.child import verify_video
+from worker.media.facts import VideoFacts
+from worker.media.probe import probe_video
+from worker.media.sidecar import Sidecar, describe_file
+from worker.stages.record import ArchivedFiles, build_sidecar, read_stated
 
 WISH = {"prompt": "Ein Schwenk über \N{WATER WAVE}", "video_url": "https://example.com/a.mp4?s=1"}
 
@@ -59,9 +60,9 @@ def archived(db) -> Job:
 
 
 @pytest.fixture
-def recipe(db, archived, facts) -> Recipe:
+def recipe(db, archived, facts) -> Sidecar:
     files = ArchivedFiles(describe_file("a.mp4", b"video"))
-    return build_recipe(archived, read_attempts(db, archived.id), facts, files)
+    return build_sidecar(archived, read_attempts(db, archived.id), facts, files)
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def sidecar(tmp_path, recipe) -> Path:
     return write(tmp_path, recipe)
 
 
-def write(directory: Path, recipe: Recipe, **changes: object) -> Path:
+def write(directory: Path, recipe: Sidecar, **changes: object) -> Path:
     path = directory / "video.json"
     path.write_bytes(recipe.model_copy(update=changes).to_bytes())
     return path
@@ -102,7 +103,7 @@ def make_archived(bench: Bench, emulator: Emulator, directory: Path) -> tuple[Jo
     path.write_bytes(reply.content)
     stated = read_stated(video, int(reply.headers["Content-Length"]))
     files = ArchivedFiles(describe_file(path.name, reply.content))
-    recipe = build_recipe(job, bench.attempts(job), verify_video(path, stated).facts, files)
+    recipe = build_sidecar(job, bench.attempts(job), verify_video(path, stated).facts, files)
     sidecar = directory / "video.json"
     sidecar.write_bytes(recipe.to_bytes())
     return job, sidecar
@@ -204,7 +205,7 @@ def inline(db, tmp_path, facts) -> tuple[Job, Path]:
     fields = complete_input({**WISH, "video_url": url}).to_json()
     job = make_job(db, JobState.ARCHIVED, input=fields)
     files = ArchivedFiles(describe_file("a.mp4", b"video"))
-    recipe = build_recipe(job, read_attempts(db, job.id), facts, files)
+    recipe = build_sidecar(job, read_attempts(db, job.id), facts, files)
     return job, write(tmp_path, recipe)
 
 

@@ -9,7 +9,8 @@ from tests.harness.jobs import LEASE, NOW
 from tests.harness.stages import Bench, build_completion
 from tests.harness.web import run_server, send_body
 from worker.jobs import downloads, table
-from worker.jobs.doctor import Check, check_slice
+from worker.jobs.doctor import check_slice
+from worker.jobs.findings import Check
 from worker.jobs.slices import next_slice
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Claim, Job, Move

@@ -5,7 +5,8 @@ from sqlalchemy.exc import IntegrityError
 
 from tests.harness.refusing import REASON, refusing_results
 from tests.harness.stages import POLL, UNKNOWN, Bench, build_completion
-from worker.jobs.doctor import Check, check_slice
+from worker.jobs.doctor import check_slice
+from worker.jobs.findings import Check
 from worker.jobs.slices import next_slice
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Job

@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 
 from tests.harness.sinks import MemorySink
 from worker.ground.errors import MediaRefusedError, MediaUnavailableError
-from worker.media.addresses import find_addresses, leads_to, may_connect
-from worker.media.download import download_video
-from worker.media.hosts import check_media_place, parse_media_hosts
-from worker.media.intake import DownloadLimits
-from worker.media.wire import MediaClient
+from worker.media.download import DownloadLimits, download_video
+from worker.media.hosts import (
+    check_media_place,
+    find_addresses,
+    leads_to,
+    may_connect,
+    parse_media_hosts,
+)
+from worker.media.pinned import MediaClient
 
 MINUTE = timedelta(minutes=1)
 LIMITS = DownloadLimits(timedelta(seconds=30), 1024 * 1024)

@@ -6,8 +6,9 @@ from random import Random
 import pytest
 
 from worker.ground.errors import MediaMismatchError
+from worker.media.child import verify_video
+from worker.media.facts import Stated
 from worker.media.probe import examine_video
-from worker.media.verify import Stated, verify_video
 
 CASES = Path(__file__).parent / "cases"
 BASE = (CASES / "base.mp4").read_bytes()
@@ -27,7 +28,7 @@ RIGHT: dict[str, tuple[int, float, list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("is_large", [False, True], ids=["whole", "in samples"])
+@pytest.mark.parametrize("is_large", [False, True], ids=["whole", "its head"])
 @pytest.mark.parametrize("path", sorted(CASES.glob("*.[mw]*")), ids=lambda path: path.name)
 def test_video_that_can_be_read_is_right(path, is_large) -> None:
     frames, seconds, odd = RIGHT[path.name]

@@ -9,11 +9,9 @@ import pytest
 from tests.emulator.processes import Emulator, start_emulator
 from tests.harness.sinks import MemorySink
 from worker.ground.errors import MediaGoneError
-from worker.media.download import MAX_REDIRECTS, download_video
+from worker.media.download import MAX_REDIRECTS, Download, DownloadLimits, download_video
 from worker.media.hosts import parse_media_hosts
-from worker.media.intake import Download, DownloadLimits
-from worker.media.patience import REPETITIONS, RESUMPTIONS
-from worker.media.wire import MediaClient
+from worker.media.pinned import REPETITIONS, RESUMPTIONS, MediaClient
 
 LIMITS = DownloadLimits(timedelta(seconds=30), 10 * 1024 * 1024)
 CLIENT = MediaClient(sleep=lambda _: None)

@@ -9,12 +9,10 @@ import pytest
 from tests.harness.sinks import CallSink, HashSink, MemorySink
 from tests.media.conftest import Answer, MediaHandler
 from worker.ground.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
-from worker.media.download import download_video
+from worker.media.download import Download, DownloadLimits, download_video
 from worker.media.hosts import parse_media_hosts
-from worker.media.intake import HEAD_BYTES, Download, DownloadLimits
-from worker.media.pacing import Pace
-from worker.media.patience import REPETITIONS, RESUMPTIONS
-from worker.media.wire import MediaClient
+from worker.media.layout import HEAD_BYTES
+from worker.media.pinned import REPETITIONS, RESUMPTIONS, MediaClient, Pace
 
 VIDEO = b"\0\0\0\x20ftypisom" + bytes(range(256)) * 4000
 LIMITS = DownloadLimits(total=timedelta(seconds=30), max_bytes=100 * 1024 * 1024)
@@ -270,7 +268,7 @@ def test_download_video_length_announced_twice_is_taken(server, download):
 
 @pytest.mark.parametrize("length", ["nonsense", "4, 5"])
 def test_download_video_senseless_length_is_unavailable(server, download, length):
-    with pytest.raises(MediaUnavailableError, match="broke off"):
+    with pytest.raises(MediaUnavailableError, match="Content-Length"):
         download(server.serve("/v", lambda handler: handler.answer(Content_Length=length)))
 
 
@@ -386,7 +384,7 @@ def fall_silent(handler: MediaHandler) -> None:
 def test_download_video_silent_server_is_unavailable(server, download):
     impatient = MediaClient(read_time=timedelta(seconds=0.1), sleep=lambda _: None)
 
-    with pytest.raises(MediaUnavailableError, match="TimeoutError"):
+    with pytest.raises(MediaUnavailableError, match="gives no answer: ReadTimeout"):
         download(server.serve("/v", fall_silent), client=impatient)
 
     assert len(server.received) == 1 + RESUMPTIONS

@@ -21,10 +21,10 @@ from worker.ground.errors import (
     MediaMismatchError,
     MediaRefusedError,
 )
+from worker.media.child import verify_video
 from worker.media.examiner import Examiner
+from worker.media.facts import Bounds, Stated
 from worker.media.probe import MAX_PIXELS, examine_video
-from worker.media.questions import Bounds
-from worker.media.verify import Stated, verify_video
 
 MIB = 1024 * 1024
 GROWTH_KIB = 16 * 1024
@@ -32,7 +32,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from worker.media.examiner import get_examiner
-from worker.media.verify import Stated
+from worker.media.facts import Stated
 get_examiner().verify(Path(sys.argv[1]), Stated(), lambda: print("waits", flush=True))
 """
 
@@ -77,7 +77,6 @@ def test_answers_are_those_of_the_functions_and_one_process_gives_them(
     (first,) = set(list_children()) - before
     assert examined == verify_video(clip, stated) == examiner.verify(odd, stated)
     assert examiner.draw_poster(clip, examined.facts).startswith(b"\xff\xd8")
-    assert examiner.draw_sheet(clip, examined.facts).startswith(b"\xff\xd8")
     assert examiner.inspect_video(clip).extension == "mp4"
     with pytest.raises(MediaRefusedError, match="neither PNG"):
         examiner.inspect_image(clip)
@@ -165,6 +164,7 @@ def test_claim_that_is_lost_ends_the_decoding(open_examiner, hours) -> None:
     assert set(list_children()) == before
 
 
+@pytest.mark.slow  # two interpreters start, one after the other
 def test_process_ends_with_its_parent_and_knows_no_secret(hours) -> None:
     env = {**os.environ, "FAL_KEY": "planted"}
     command = [sys.executable, "-c", PARENT, str(hours)]
@@ -190,3 +190,12 @@ def test_process_that_nobody_asked_for_a_while_ends_in_good_order() -> None:
     script = "from worker.media import child; child.IDLE_SECONDS = 0.01; child.main()"
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) as process:
         assert process.wait(30) == 0
+
+
+def test_worker_and_shell_load_no_decoder() -> None:
+    """It takes a twentieth of a second and memory, and is the decoding process's alone."""
+    script = "import sys, worker.cli, worker.tasks; print('av' in sys.modules)"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == "False\n"

@@ -12,11 +12,11 @@ from worker.ground.setting_types import DEFAULT_LAYOUT
 from worker.media.layout import (
     ArchiveNames,
     QuarantineNames,
+    check_name,
     encode_tenant,
     name_quarantine,
     parse_layout,
 )
-from worker.media.objects import check_name
 
 JOB = UUID("019a9f6e-0000-7000-8000-000000000001")
 AT = datetime(2026, 3, 1, 4, 5, 6, tzinfo=UTC)
@@ -54,7 +54,7 @@ whose = st.tuples(st.uuids(), anything, moments)
 def test_default_layout_names_by_the_day_of_the_wish() -> None:
     stem = f"2026/03/01/{JOB}"
     assert parse_layout(DEFAULT_LAYOUT).name(JOB, "default", AT, "mp4") == ArchiveNames(
-        f"{stem}.mp4", f"{stem}.json", f"{stem}.jpg", f"{stem}.sheet.jpg"
+        f"{stem}.mp4", f"{stem}.json", f"{stem}.jpg"
     )
 
 
@@ -73,7 +73,7 @@ def test_names_beside_the_video_do_not_depend_on_its_kind() -> None:
     layout = parse_layout(DEFAULT_LAYOUT)
     one, other = (layout.name(JOB, "a", AT, extension) for extension in ("mp4", "webm"))
     assert one.video != other.video
-    assert (one.sidecar, one.poster, one.sheet) == (other.sidecar, other.poster, other.sheet)
+    assert (one.sidecar, one.poster) == (other.sidecar, other.poster)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_tenant_named_quarantine_lies_apart_from_it() -> None:
 def test_no_value_of_a_job_leads_out_of_the_archive(text, tenant, job_id, at, extension) -> None:
     names = parse_layout(text).name(job_id, tenant, at, extension)
 
-    for name in (names.video, names.sidecar, names.poster, names.sheet):
+    for name in (names.video, names.sidecar, names.poster):
         parts = name.split("/")
         assert all(parts), "no part is empty, so none is absolute either"
         assert not any(part.startswith(".") for part in parts)
@@ -164,9 +164,8 @@ def test_no_two_jobs_share_a_name(text, job, other_job) -> None:
 
     one, other = name(*job), name(*other_job)
     if job[0] != other_job[0]:
-        assert not {one.video, one.sidecar, one.poster, one.sheet} & {
+        assert not {one.video, one.sidecar, one.poster} & {
             other.video,
             other.sidecar,
             other.poster,
-            other.sheet,
         }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from worker.ground.errors import MediaRefusedError
-from worker.media.inspect import FileKind
+from worker.media.facts import FileKind
 from worker.media.local_file import keep_stream, take_file
 
 KIND = FileKind("video/mp4", "mp4")

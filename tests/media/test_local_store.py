@@ -17,8 +17,8 @@ from tests.harness.disk import limit_file_size, list_files
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from worker.ground.errors import StoreUnavailableError
+from worker.media.layout import StoredObject
 from worker.media.local_store import LocalStore, local_path
-from worker.media.objects import StoredObject
 from worker.media.store import Store
 
 JOB = "019a9f6e-0000-7000-8000-000000000001"

@@ -1,4 +1,4 @@
-"""Posters and contact sheets, read back as any viewer reads a JPEG."""
+"""Posters, read back as any viewer reads a JPEG."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +13,7 @@ from av.filter import Graph
 from tests.emulator.clips import make_clip, make_sound, turn_clip
 from tests.harness.outputs import FORMS, render_output
 from worker.ground.errors import MediaRefusedError
-from worker.media.poster import (
-    POSTER_WIDTH,
-    SHEET_GAP,
-    make_poster,
-    make_sheet,
-    measure_light,
-)
+from worker.media.poster import POSTER_WIDTH, make_poster, measure_light
 from worker.media.probe import probe_video
 
 Colour = tuple[int, int, int]
@@ -142,17 +136,6 @@ def test_poster_is_at_most_so_wide_and_never_blown_up(tmp_path, size, wanted) ->
     assert (frame.width, frame.height) == wanted
 
 
-def test_sheet_shows_the_video_in_its_order(tmp_path) -> None:
-    path = paint_video(tmp_path / "v.mp4", [RED, GREEN, BLUE])
-
-    frame = make_picture(make_sheet, path)
-
-    assert (frame.width, frame.height) == (4 * 128 + 5 * SHEET_GAP, 3 * 72 + 4 * SHEET_GAP)
-    rows = [[read_colour(frame, x, y) for x in (0.1, 0.4, 0.6, 0.9)] for y in (0.2, 0.5, 0.8)]
-    for row, colour in zip(rows, [RED, GREEN, BLUE], strict=True):
-        assert all(is_like(one, colour) for one in row)
-
-
 @pytest.mark.parametrize(
     ("degrees", "corner"), [(90, (0.9, 0.1)), (180, (0.9, 0.9)), (270, (0.1, 0.9))]
 )
@@ -193,7 +176,6 @@ def test_same_video_gives_same_bytes(tmp_path) -> None:
     facts = probe_video(path)
 
     assert make_poster(path, facts) == make_poster(path, facts)
-    assert make_sheet(path, facts) == make_sheet(path, facts)
     assert b"Lavc" not in make_poster(path, facts)
 
 
@@ -204,15 +186,14 @@ def test_length_that_is_told_wrong_still_gives_a_poster(tmp_path) -> None:
     assert is_like(read_colour(read_jpeg(make_poster(path, facts))), RED)
 
 
-@pytest.mark.parametrize("make", [make_poster, make_sheet])
-def test_file_without_pictures_is_refused(tmp_path, make) -> None:
+def test_file_without_pictures_is_refused(tmp_path) -> None:
     facts = probe_video(make_clip(tmp_path / "v.mp4"))
     html = tmp_path / "page.mp4"
     html.write_text("<html>")
 
     for path in (html, make_sound(tmp_path / "sound.mp4"), tmp_path / "missing.mp4"):
         with pytest.raises(MediaRefusedError, match="no frame of the video can be shown"):
-            make(path, facts)
+            make_poster(path, facts)
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 from tests.harness.sinks import CallSink, MemorySink
 from tests.media.conftest import Answer, MediaHandler
 from worker.ground.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
-from worker.media.download import download_video
-from worker.media.intake import DownloadLimits
-from worker.media.patience import PROGRESS_BYTES, REPETITIONS, RESUMPTIONS
-from worker.media.wire import MediaClient
+from worker.media.download import PROGRESS_BYTES, DownloadLimits, download_video
+from worker.media.pinned import REPETITIONS, RESUMPTIONS, MediaClient
 
 VIDEO = bytes(range(256)) * 4096
 HALF = len(VIDEO) // 2

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from worker.media.layout import check_name
 from worker.media.local_store import LocalStore, local_path
-from worker.media.store import check_name, open_store
+from worker.media.store import open_store
 
 SPOOL = Path("spool")
 

@@ -11,7 +11,8 @@ import pytest
 from tests.harness.disk import list_files
 from tests.harness.together import call_together
 from worker.ground.errors import StoreObjectMissingError
-from worker.media.store import ListedObject, Store, StoredObject, open_store
+from worker.media.layout import ListedObject, StoredObject
+from worker.media.store import Store, open_store
 
 JOB = "019a9f6e-0000-7000-8000-000000000001"
 NAME = f"2026/03/01/{JOB}.mp4"

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.sinks import HashSink, MemorySink
+from worker.ground.data_uri import is_data_uri
 from worker.ground.errors import MediaRefusedError
-from worker.media.intake import HEAD_BYTES, Download, DownloadLimits
-from worker.media.unpack import CHUNK_CHARACTERS, is_inline, make_marker, unpack_video
+from worker.media.download import Download, DownloadLimits
+from worker.media.layout import HEAD_BYTES
+from worker.media.unpack import CHUNK_CHARACTERS, make_marker, unpack_video
 
 MIB = 1024 * 1024
 LIMITS = DownloadLimits(timedelta(seconds=30), 64 * MIB)
@@ -130,17 +132,4 @@ def test_unpack_of_many_megabytes_takes_little_memory() -> None:
 def test_marker_is_short_and_inline_and_tells_what_was_there() -> None:
     marker = make_marker(encode(b"x" * MIB), SHA256, MIB)
     assert marker == f"data:video/mp4;archived;sha256={SHA256};bytes={MIB},"
-    assert is_inline(marker)
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("data:video/mp4;base64,AA==", True),
-        ("DATA:x,", True),
-        ("https://a/data:", False),
-        ("", False),
-    ],
-)
-def test_is_inline_goes_by_the_scheme(url, expected) -> None:
-    assert is_inline(url) is expected
+    assert is_data_uri(marker)

@@ -59,7 +59,7 @@ class Scene:
         found = sorted(self.deployment.archive.rglob(f"{job_id}*"))
         named = [path for path in found if path.parent.name != ".partial"]
         videos = [path for path in named if path.suffix not in {".json", ".jpg"}]
-        assert all(path.with_suffix(".json") in named for path in videos), "each has its recipe"
+        assert all(path.with_suffix(".json") in named for path in videos), "each has its sidecar"
         return videos
 
     def list_partials(self) -> list[Path]:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from uuid import UUID
 
 from tests.system.scene import NEW_FRAMES, SOURCE_FRAMES, Scene
-from worker.media.probe import VideoFacts, probe_video
+from worker.media.facts import VideoFacts
+from worker.media.probe import probe_video
 
 
 class Form(NamedTuple):

@@ -21,10 +21,11 @@ from tests.harness.web import (
     send_json,
 )
 from worker.fal import follow, queue, requests
-from worker.fal.client import FalClient, Handle
+from worker.fal.client import FalClient
 from worker.fal.client_errors import (
     FAILURES,
     AccountRefusedError,
+    Handle,
     InputRefusedError,
     RequestFailedError,
     RequestPendingError,

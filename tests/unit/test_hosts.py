@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.ground.errors import MediaRefusedError
-from worker.media.hosts import MediaHosts, check_media_url, parse_media_hosts
+from worker.media.hosts import MediaHosts, check_media_place, parse_media_hosts
 
 FAL = parse_media_hosts("*.fal.media")
 
 
 def is_refused(url: str, hosts: MediaHosts = FAL) -> bool:
     try:
-        check_media_url(url, hosts)
+        check_media_place(url, hosts)
     except MediaRefusedError:
         return True
     return False
@@ -30,8 +30,8 @@ def is_refused(url: str, hosts: MediaHosts = FAL) -> bool:
         "https://xn--bcher-kva.fal.media/x.mp4",
     ],
 )
-def test_check_media_url_below_wildcard_returns_it(url):
-    assert check_media_url(url, FAL).host.endswith(".fal.media")
+def test_check_media_place_below_wildcard_returns_it(url):
+    assert check_media_place(url, FAL).host.endswith(".fal.media")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_check_media_url_below_wildcard_returns_it(url):
         ),
     ],
 )
-def test_check_media_url_of_stranger_is_refused(urls):
+def test_check_media_place_of_stranger_is_refused(urls):
     assert [url for url in urls if not is_refused(url)] == []
 
 
@@ -94,15 +94,15 @@ def test_check_media_url_of_stranger_is_refused(urls):
         ("*.fal.media , cdn.example", ["https://cdn.example/x"], ["https://eu.cdn.example/x"]),
     ],
 )
-def test_check_media_url_takes_the_named_host_and_port_only(hosts, taken, refused):
+def test_check_media_place_takes_the_named_host_and_port_only(hosts, taken, refused):
     allowed = parse_media_hosts(hosts)
-    assert [check_media_url(url, allowed).path for url in taken] == ["/x"] * len(taken)
+    assert [check_media_place(url, allowed).url.path for url in taken] == ["/x"] * len(taken)
     assert [url for url in refused if not is_refused(url, allowed)] == []
 
 
-def test_check_media_url_refusal_keeps_path_and_query_secret():
+def test_check_media_place_refusal_keeps_path_and_query_secret():
     with pytest.raises(MediaRefusedError) as refusal:
-        check_media_url("https://evil.example/private?signature=secret", FAL)
+        check_media_place("https://evil.example/private?signature=secret", FAL)
 
     assert str(refusal.value) == (
         "https://evil.example:443 is not allowed by FAL_MEDIA_HOSTS (*.fal.media)"
@@ -159,30 +159,30 @@ def test_parse_media_hosts_of_any_text_reads_back_or_raises_value_error(text):
 
 
 @given(st.text(max_size=60) | st.text(max_size=30).map(lambda text: f"https://{text}.fal.media/"))
-def test_check_media_url_of_any_text_returns_fal_host_or_refuses(url):
+def test_check_media_place_of_any_text_returns_fal_host_or_refuses(url):
     if is_refused(url):
         return
-    checked = check_media_url(url, FAL)
+    checked = check_media_place(url, FAL).url
     assert checked.scheme == "https"
     assert checked.port in {None, 443}
     assert checked.raw_host.endswith(b".fal.media")
 
 
 @given(names)
-def test_check_media_url_exact_entry_allows_that_name_only(name):
+def test_check_media_place_exact_entry_allows_that_name_only(name):
     hosts = parse_media_hosts(name)
 
-    assert check_media_url(f"https://{name.upper()}/", hosts).host == name
+    assert check_media_place(f"https://{name.upper()}/", hosts).host == name
     for other in (f"x.{name}", f"x{name}", f"{name}x", f"{name}.x"):
         assert is_refused(f"https://{other}/", hosts)
 
 
 @given(st.ip_addresses(v=4))
-def test_check_media_url_address_in_other_notation_is_refused(address: ipaddress.IPv4Address):
+def test_check_media_place_address_in_other_notation_is_refused(address: ipaddress.IPv4Address):
     hosts = parse_media_hosts(str(address))
     octets = address.packed
 
-    assert check_media_url(f"https://{address}/", hosts).host == str(address)
+    assert check_media_place(f"https://{address}/", hosts).host == str(address)
     for spelling in (
         str(int(address)),
         hex(int(address)),

@@ -86,12 +86,9 @@ def test_resolve_terms_carry_the_settings() -> None:
 
 
 def test_archive_terms_carry_the_settings() -> None:
-    settings = load_settings(
-        max_video_bytes=1000, lease_seconds=20, archive_max_downloads=3, archive_sheet=True
-    )
+    settings = load_settings(max_video_bytes=1000, lease_seconds=20, archive_max_downloads=3)
     runtime = Runtime(settings)
     assert runtime.keeper.fetcher.limits.max_bytes == 1000
-    assert runtime.keeper.has_sheet
     assert runtime.archive_policy == ArchivePolicy(runtime.worker, timedelta(seconds=20), 3)
 
 

@@ -23,7 +23,7 @@ from worker.cli.progress import MIB, show_progress
 from worker.ground.db import AWAY
 from worker.ground.errors import ExtendVideoError, StoreUnavailableError
 from worker.jobs.archives import Scope
-from worker.media.store import ListedObject
+from worker.media.layout import ListedObject
 from worker.ops.mark import require_own_archive
 from worker.ops.orphans import ORPHAN_AGE, Inventory, find_orphans
 from worker.ops.verify import (

@@ -30,10 +30,10 @@ from worker.ground.settings import Settings, load_settings
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.media.examiner import get_examiner
+from worker.media.facts import Stated
 from worker.media.local_file import take_file
 from worker.media.local_store import local_path
 from worker.media.sample import make_sample
-from worker.media.verify import Stated
 from worker.ops.story import follow_events, read_story
 from worker.runtime import Runtime
 from worker.stages.enqueue import JobRequest, enqueue_job, parse_job_request

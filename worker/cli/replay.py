@@ -11,9 +11,9 @@ from worker.cli import display
 from worker.cli.arguments import Json, SetFields, read_fields
 from worker.cli.order import place_request
 from worker.cli.progress import show_progress
-from worker.ground.errors import InvalidInputError, InvalidRecipeError, JobNotFoundError, Violation
+from worker.ground.errors import InvalidInputError, InvalidSidecarError, JobNotFoundError, Violation
 from worker.ground.violations import show_value
-from worker.media.recipe import Recipe, parse_recipe
+from worker.media.sidecar import Sidecar, parse_sidecar
 from worker.ops.story import read_story
 from worker.runtime import Runtime, build_runtime
 from worker.stages.enqueue import JobRequest, parse_job_request
@@ -39,7 +39,7 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Enqueue a new job with an archived video's input and seed. It costs money again."""
-    recipe = parse_recipe(read_sidecar(sidecar))
+    recipe = parse_sidecar(read_sidecar(sidecar))
     runtime = build_runtime()
     changes, wrong = read_fields(set_fields, own_options={})
     check_endpoint(recipe, runtime.settings.fal_endpoint)
@@ -66,7 +66,7 @@ def replay(
 
 
 def read_sidecar(name: str) -> bytes:
-    """Raises InvalidRecipeError if there is nothing to read."""
+    """Raises InvalidSidecarError if there is nothing to read."""
     try:
         if name == DASH:
             return sys.stdin.buffer.read(MOST_BYTES)
@@ -74,18 +74,18 @@ def read_sidecar(name: str) -> bytes:
             return file.read(MOST_BYTES)
     except OSError as error:
         allowed = f"a file that can be read: {error.strerror}"
-        raise InvalidRecipeError((Violation("sidecar", show_value(name), allowed),)) from None
+        raise InvalidSidecarError((Violation("sidecar", show_value(name), allowed),)) from None
 
 
-def check_endpoint(recipe: Recipe, endpoint: str) -> None:
+def check_endpoint(recipe: Sidecar, endpoint: str) -> None:
     """A sidecar decides what is sent, but not to which model: that is the deployment's affair."""
     if recipe.endpoint != endpoint:
         allowed = f"the endpoint of this deployment, {endpoint} (FAL_ENDPOINT)"
-        raise InvalidRecipeError((Violation("endpoint", recipe.endpoint, allowed),))
+        raise InvalidSidecarError((Violation("endpoint", recipe.endpoint, allowed),))
 
 
 def restore_files(
-    recipe: Recipe, changes: Mapping[str, object], runtime: Runtime
+    recipe: Sidecar, changes: Mapping[str, object], runtime: Runtime
 ) -> Mapping[str, Any]:
     """The input, with data URIs again where the sidecar has markers: from the old job's row."""
     if not list_markers(recipe.input, changes):
@@ -100,7 +100,7 @@ def restore_files(
     if lacking:
         allowed = "not in the sidecar, and its job is not in the table: give it by --set"
         wrong = (Violation(f"input.{name}", show_value(given[name]), allowed) for name in lacking)
-        raise InvalidRecipeError(tuple(wrong))
+        raise InvalidSidecarError(tuple(wrong))
     return given
 
 
@@ -118,7 +118,7 @@ def show_job_request(job_request: JobRequest) -> dict[str, object]:
     }
 
 
-def describe_replay(recipe: Recipe, job_request: JobRequest, changes: Mapping[str, object]) -> str:
+def describe_replay(recipe: Sidecar, job_request: JobRequest, changes: Mapping[str, object]) -> str:
     seed = "a new seed" if job_request.seed_drawn else f"seed {job_request.input['seed']}"
     changed = f", with other {', '.join(sorted(changes))}" if changes else ""
     return (

@@ -27,12 +27,12 @@
         ├── ClaimLostError              claim_lost            another worker has taken the job over
         ├── InvalidResultError          invalid_result        fal's result names no video
         ├── ForeignArchiveError         foreign_archive       another host's or table's archive
-        ├── MediaGoneError              media_gone            its host has the video no more
+        ├── MediaGoneError              media_gone            its host no longer has the video
         ├── MediaRefusedError           media_refused         a URL we may not download from
         │   └── MediaBoundError         media_bound           a file that takes too much to decode
         ├── UnarchivableError           unarchivable          fetched again, still no whole video
         ├── NameTakenError              name_taken            its name in the archive is another's
-        ├── InvalidRecipeError          invalid_recipe        a sidecar that cannot be replayed
+        ├── InvalidSidecarError          invalid_recipe        a sidecar that cannot be replayed
         ├── SchemaUnreadableError       schema_unreadable     no OpenAPI document to compare with
         ├── StoreObjectMissingError     object_missing        the archive has no such object
         ├── UploadRefusedError          upload_refused        fal does not take a file
@@ -213,7 +213,7 @@ class NameTakenError(PermanentError):
     code = "name_taken"
 
 
-class InvalidRecipeError(ViolationsError):
+class InvalidSidecarError(ViolationsError):
     code = "invalid_recipe"
 
 

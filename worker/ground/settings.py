@@ -206,10 +206,6 @@ class Settings(FiledSettings):
         description="how long a step may go on after SIGTERM before its row is given back",
     )
 
-    archive_sheet: bool = Field(
-        False,
-        description="keep a contact sheet beside each video, besides its poster",
-    )
     spool_dir: str = Field(
         "./spool",
         description="where files wait on their way into an archive that is not on this machine",

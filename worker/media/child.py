@@ -2,7 +2,7 @@
 
 It answers one question after the other and sets its own limits for each: memory, CPU and time. It
 ends when its stdin ends, even while it decodes; so it does not outlive its parent. It ends by
-itself after a pause, and after whatever may have left it in disorder.
+itself after a pause, and after an error that may have left it in disorder.
 """
 
 import errno
@@ -13,18 +13,29 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 
-from worker.ground.errors import MediaBoundError, MediaMismatchError, MediaRefusedError
-from worker.media.inspect import inspect_image, inspect_video
-from worker.media.poster import make_poster, make_sheet
-from worker.media.probe import VideoFacts
-from worker.media.questions import Answer, Bounds, Question, Subject
-from worker.media.verify import verify_video
+import av
+from av.container import InputContainer
 
+from worker.ground.errors import Finding, MediaBoundError, MediaMismatchError, MediaRefusedError
+from worker.media.facts import Answer, Bounds, Examined, FileKind, Question, Stated, Subject
+from worker.media.layout import HEAD_BYTES, VIDEO_TYPES, choose_extension
+from worker.media.poster import make_poster
+from worker.media.probe import check_pixels, examine_video, find_picture, open_video
+from worker.media.verify import compare_bytes, compare_facts, find_missing_bytes
+
+QUOTED_BYTES = 80
+# How a picture begins, what stands at its ninth byte, and FFmpeg's name for reading it.
+_PICTURES = (
+    (b"\x89PNG\r\n\x1a\n", b"", "png_pipe", FileKind("image/png", "png")),
+    (b"\xff\xd8\xff", b"", "jpeg_pipe", FileKind("image/jpeg", "jpg")),
+    (b"RIFF", b"WEBP", "webp_pipe", FileKind("image/webp", "webp")),
+    (b"GIF8", b"", "gif", FileKind("image/gif", "gif")),
+)
 IDLE_SECONDS = 300.0
 _STATM, _OOM_SCORE = Path("/proc/self/statm"), Path("/proc/self/oom_score_adj")
 
@@ -39,7 +50,8 @@ def main() -> None:
         _OOM_SCORE.write_text("1000")
     lines: Queue[bytes] = Queue()
     Thread(target=_read_lines, args=(lines,), daemon=True).start()
-    fresh = _count_address_space()
+    # Bytes; 0 where it is not known, which is where RLIMIT_AS does not work either.
+    fresh = int(_STATM.read_text().split()[0]) * resource.getpagesize() if _STATM.exists() else 0
     while True:
         try:
             line = lines.get(timeout=IDLE_SECONDS)
@@ -55,20 +67,35 @@ def main() -> None:
 
 
 def answer_question(question: Question, fresh: int) -> Answer:
-    """The answer within the question's bounds, unless the process is ended for exceeding them."""
-    _limit(question.path, question.bounds, fresh)
+    """The answer within the question's bounds, unless the process is ended for exceeding them.
+
+    `fresh` is how many bytes of address space the process had when it started.
+    """
+    path, bounds = question.path, question.bounds
+    if fresh and path.exists():
+        # The file itself is mapped while its container is walked, which takes no memory.
+        most = fresh + bounds.memory + path.stat().st_size
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    seconds = math.ceil(time.process_time() + bounds.cpu.total_seconds())
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    signal.setitimer(signal.ITIMER_REAL, bounds.wall.total_seconds())
     try:
-        return ANSWERS[question.subject](question)
-    except Exception as error:  # noqa: BLE001 - no error of ours is proof against a file
-        return describe_error(error, question.bounds)
+        return _examine(question)
+    except Exception as error:  # noqa: BLE001 - any file may cause any error
+        return describe_error(error, bounds)
     finally:
-        _lift()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU):
+            resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
 def describe_error(error: Exception, bounds: Bounds) -> Answer:
-    if _lacked_memory(error):
-        told = f"decoding it takes more than {bounds.memory} bytes of memory"
-        return Answer(bound=told, is_last=True)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM:
+            reason = f"decoding it takes more than {bounds.memory} bytes of memory"
+            return Answer(bound=reason, is_last=True)
+        cause = cause.__cause__
     match error:
         case MediaBoundError():
             return Answer(bound=str(error))
@@ -81,64 +108,94 @@ def describe_error(error: Exception, bounds: Bounds) -> Answer:
             return Answer(bound=f"the decoder failed: {type(error).__name__}", is_last=True)
 
 
-def _verify(question: Question) -> Answer:
-    return Answer(examined=verify_video(question.path, question.stated))
+def _examine(question: Question) -> Answer:
+    match question.subject:
+        case Subject.VERIFY:
+            return Answer(examined=verify_video(question.path, question.stated))
+        case Subject.POSTER:
+            assert question.facts is not None  # noqa: S101 - sent with them
+            return Answer(picture=make_poster(question.path, question.facts))
+        case Subject.INPUT_VIDEO:
+            return Answer(kind=inspect_video(question.path))
+        case Subject.INPUT_IMAGE:
+            return Answer(kind=inspect_image(question.path))
 
 
-def _draw(make: Callable[[Path, VideoFacts], bytes]) -> Callable[[Question], Answer]:
-    def draw(question: Question) -> Answer:
-        assert question.facts is not None  # noqa: S101 - asked with them
-        return Answer(picture=make(question.path, question.facts))
+def verify_video(path: Path, stated: Stated) -> Examined:
+    """What the video is; what differs from what was stated is among its oddities.
 
-    return draw
+    Raises MediaMismatchError with the proof, and all that differs beside it; MediaBoundError for
+    what takes too much to decode, which proves nothing.
+    """
+    size = path.stat().st_size
+    lengths = tuple(compare_bytes(stated, size))
+    short = tuple(find_missing_bytes(stated, size))
+    try:
+        examined = examine_video(path)
+    except MediaBoundError:
+        raise
+    except MediaRefusedError as error:
+        with path.open("rb") as file:
+            head = ascii(file.read(QUOTED_BYTES).decode("latin-1"))
+        expected, found = stated.media_type or "a video", f"{head} ({error})"
+        message = f"stated {expected}, found {found}"
+        other = Finding("no_video", message, "media type", expected, found)
+        raise MediaMismatchError((*short, other, *lengths)) from error
+    differences = (*lengths, *compare_facts(stated, examined))
+    if short or examined.damages:
+        raise MediaMismatchError((*short, *examined.damages, *differences))
+    return replace(examined, oddities=(*differences, *examined.oddities))
 
 
-ANSWERS: dict[Subject, Callable[[Question], Answer]] = {
-    Subject.VERIFY: _verify,
-    Subject.POSTER: _draw(make_poster),
-    Subject.SHEET: _draw(make_sheet),
-    Subject.INPUT_VIDEO: lambda question: Answer(kind=inspect_video(question.path)),
-    Subject.INPUT_IMAGE: lambda question: Answer(kind=inspect_image(question.path)),
-}
+def inspect_video(path: Path) -> FileKind:
+    """Whether the file may be an input video: its first frame is decoded, however long it is.
+
+    Raises MediaRefusedError with the reason.
+    """
+    try:
+        with open_video(path) as container:
+            _see_frame(container)
+    except (av.FFmpegError, OSError) as error:
+        raise MediaRefusedError(f"not a readable video: {error.strerror}") from error
+    with path.open("rb") as file:
+        extension = choose_extension(None, None, file.read(HEAD_BYTES))
+    return FileKind(VIDEO_TYPES.get(extension, "video/mp4"), extension)
+
+
+def inspect_image(path: Path) -> FileKind:
+    """As `inspect_video`, for a picture."""
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    for begins, mark, demuxer, kind in _PICTURES:
+        if not (head.startswith(begins) and mark in head[8:12]):
+            continue
+        options = {"protocol_whitelist": "file"}
+        try:
+            with av.open(path.absolute(), format=demuxer, container_options=options) as container:
+                _see_frame(container)
+        except (av.FFmpegError, OSError) as error:
+            raise MediaRefusedError(f"not a readable image: {error.strerror}") from error
+        return kind
+    raise MediaRefusedError("not a readable image: neither PNG, JPEG, WebP nor GIF")
+
+
+def _see_frame(container: InputContainer) -> None:
+    """A cover picture beside sound is no video stream."""
+    stream = find_picture(container)
+    if stream is None:
+        raise MediaRefusedError("it has no video stream")
+    check_pixels(stream.codec_context.width, stream.codec_context.height)
+    frame = next(iter(container.decode(stream)), None)
+    if frame is None:
+        raise MediaRefusedError("no frame of it can be decoded")
+    check_pixels(frame.width, frame.height)
 
 
 def _read_lines(lines: Queue[bytes]) -> None:
-    """End the process where the lines end, whatever it is doing: its parent is gone."""
+    """End the process where the lines end, even while it decodes: its parent is gone."""
     for line in sys.stdin.buffer:
         lines.put(line)
     os._exit(0)
-
-
-def _limit(path: Path, bounds: Bounds, fresh: int) -> None:
-    """The file itself is mapped while its container is walked, which takes no memory."""
-    if fresh and path.exists():
-        most = fresh + bounds.memory + path.stat().st_size
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
-    seconds = math.ceil(time.process_time() + bounds.cpu.total_seconds())
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-    signal.setitimer(signal.ITIMER_REAL, bounds.wall.total_seconds())
-
-
-def _lift() -> None:
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    for limit in (resource.RLIMIT_AS, resource.RLIMIT_CPU):
-        resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
-
-def _count_address_space() -> int:
-    """Bytes; 0 where it is not known, which is where RLIMIT_AS does not work either."""
-    if not _STATM.exists():
-        return 0
-    return int(_STATM.read_text().split()[0]) * resource.getpagesize()
-
-
-def _lacked_memory(error: BaseException | None) -> bool:
-    """Whether the error came from memory that was not given."""
-    while error is not None:
-        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-            return True
-        error = error.__cause__
-    return False
 
 
 if __name__ == "__main__":

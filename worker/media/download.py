@@ -1,44 +1,168 @@
-"""Fetch a video over HTTP, chunk by chunk, into any sink; what breaks off goes on where it was.
+"""Fetch a video over HTTP, chunk by chunk, into any sink; a download that breaks off is resumed.
 
-What can change by itself is a MediaUnavailableError: no connection, silence, a body cut short,
-408, 425, 429 and 5xx, after a few tries. A MediaGoneError is a URL that has expired: 403, 404, 410.
-What cannot change is a MediaRefusedError: other 4xx, a host nobody named, too many bytes.
+Redirects are followed by hand: each hop has to pass the checks of `hosts.py`, and is a request of
+its own to an address that was checked (`pinned.py`).
+
+What may pass by itself is a MediaUnavailableError: no connection, silence, a body cut short, 408,
+425, 429 and 5xx, after a few tries. A MediaGoneError is a URL that has expired: 403, 404, 410. What
+cannot change is a MediaRefusedError: other 4xx, a host that is not allowed, too many bytes.
 """
 
-from collections.abc import Iterator
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from types import TracebackType
+from typing import Protocol, Self, TypeAlias
 
 import httpx
 
 from worker.ground.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
-from worker.media.hosts import MediaHosts, MediaPlace, check_media_place
-from worker.media.intake import Download, DownloadLimits, Intake, OnProgress, Sink
-from worker.media.pacing import LARGEST_CHUNK
-from worker.media.patience import Patience
-from worker.media.ranges import choose_version, parse_content_range, parse_length, parse_retry_after
-from worker.media.wire import (
-    Answer,
+from worker.media.hosts import MediaHosts, check_media_place
+from worker.media.layout import HEAD_BYTES
+from worker.media.pinned import (
+    SECOND,
     BrokenError,
     BusyError,
     Deadline,
     MediaClient,
+    Response,
     ThrottledError,
     send_request,
 )
 
+LONGEST_RETRY_AFTER = 10 * SECOND
+# So many new bytes and nothing has failed yet: the total limit alone bounds what makes progress.
+PROGRESS_BYTES = 1024 * 1024
 MAX_REDIRECTS = 5
-OK = 200
-PARTIAL = 206
-THROTTLED = 429
-UNSATISFIABLE = 416
+WAITING_CHUNKS = 8
+"""How many chunks may wait to be written."""
+# Clocks of one host may differ; below this a file may have changed twice under one date.
+STRONG_AGE = timedelta(seconds=60)
+
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+GONE = frozenset({403, 404, 410})
+BUSY = frozenset({408, 425, *range(500, 600)})
+CLIENT_ERRORS = range(400, 500)
 COMPRESSIONS = frozenset(
     {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "dcb", "dcz", "exi"}
 )
-GONE = frozenset({403, 404, 410})
-BUSY = frozenset({408, 425, *range(500, 600)})
-REFUSALS = frozenset(range(400, 500)) - GONE - BUSY - {THROTTLED}
+
+_DIGITS = r"[0-9]{1,18}"
+_CONTENT_RANGE = re.compile(rf"(?i:bytes) +({_DIGITS})-({_DIGITS})/({_DIGITS})")
+_STRONG_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
+
+Chunk: TypeAlias = bytes
+OnProgress: TypeAlias = Callable[[int], object]
+FindHeader: TypeAlias = Callable[[str], str | None]
+
+
+class Sink(Protocol):
+    """Where a video goes. Called by one thread at a time, but not always by the same."""
+
+    def write(self, chunk: Chunk, /) -> object: ...
+
+    def restart(self) -> object:
+        """Forget all that was written."""
+
+    def sha256(self) -> str:
+        """Hex, of all that was written since the beginning or the last restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadLimits:
+    """`total` bounds the whole download, all its pauses included; `max_bytes` bounds the body."""
+
+    total: timedelta
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What was received: count, sha256 (hex), the header Content-Type, and the first bytes.
+
+    `announced` is how many bytes its host said that it has, if it did; `coding` is what the host
+    called the encoding of the bytes, if that is neither nothing nor a compression.
+    """
+
+    bytes: int
+    sha256: str
+    content_type: str | None
+    head: Chunk
+    announced: int | None = None
+    coding: str | None = None
+
+
+class Intake:
+    """Checks and counts what is received; a thread of its own hashes and writes it meanwhile."""
+
+    def __init__(self, sink: Sink, max_bytes: int, on_progress: OnProgress | None) -> None:
+        self.received = 0
+        self._sink = sink
+        self._max_bytes = max_bytes
+        self._on_progress = on_progress
+        self._head = b""
+        self._writer = ThreadPoolExecutor(1, "media writer")
+        self._writes: deque[Future[object]] = deque()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.shutdown(cancel_futures=True)
+
+    def take(self, chunk: Chunk) -> None:
+        """Raises MediaRefusedError for one byte too many, and what the sink has raised."""
+        self.check_size(self.received + len(chunk))
+        self.received += len(chunk)
+        if len(self._head) < HEAD_BYTES:
+            self._head += chunk[: HEAD_BYTES - len(self._head)]
+        self._await_writes(WAITING_CHUNKS)
+        self._writes.append(self._writer.submit(self._sink.write, chunk))
+        self.report()
+
+    def report(self) -> None:
+        """Give the caller the count; what it raises ends the download."""
+        if self._on_progress is not None:
+            self._on_progress(self.received)
+
+    def check_size(self, size: int) -> None:
+        """Raises MediaRefusedError for more bytes than are allowed."""
+        if size > self._max_bytes:
+            raise MediaRefusedError(f"the video is larger than {self._max_bytes} bytes")
+
+    def restart(self) -> None:
+        """Begin anew; the count goes back to nothing."""
+        if self.received > 0:
+            self._await_writes(0)
+            self._sink.restart()
+            self.received, self._head = 0, b""
+
+    def finish(
+        self,
+        content_type: str | None,
+        announced: int | None = None,
+        coding: str | None = None,
+    ) -> Download:
+        """Wait until all is written, and say what it was."""
+        self._await_writes(0)
+        sha256 = self._sink.sha256()
+        return Download(self.received, sha256, content_type, self._head, announced, coding)
+
+    def _await_writes(self, most: int) -> None:
+        """Raises what the sink has raised."""
+        while self._writes and (len(self._writes) > most or self._writes[0].done()):
+            self._writes.popleft().result()
 
 
 def download_video(
@@ -60,21 +184,28 @@ def download_video(
     sink by then.
     """
     deadline = Deadline(limits.total)
-    patience = Patience(client.draw)
+    failures, reached = Counter[type[BrokenError]](), 0
     with Intake(sink, limits.max_bytes, on_progress) as intake:
-        transfer = Transfer(url, intake, client, hosts, deadline)
+        transfer = _Transfer(url, intake, client, hosts, deadline)
         while True:
             try:
                 return transfer.run()
             except BrokenError as error:
-                wait = patience.choose_wait(error, intake.received).total_seconds()
-                if wait >= deadline.check():
+                if intake.received >= reached + PROGRESS_BYTES:
+                    reached = intake.received
+                    failures.clear()
+                failures[type(error)] += 1
+                tries = failures[type(error)]
+                if tries > error.tries or error.retry_after > LONGEST_RETRY_AFTER:
                     raise
-                client.sleep(wait)
-                intake.tell()
+                pause = error.retry_after + error.backoff.draw(tries, client.draw)
+                if pause.total_seconds() >= deadline.check():
+                    raise
+                client.sleep(pause.total_seconds())
+                intake.report()
 
 
-class Transfer:
+class _Transfer:
     """One video on its way, over as many requests as it takes."""
 
     def __init__(
@@ -90,158 +221,162 @@ class Transfer:
         self._client = client
         self._hosts = hosts
         self._deadline = deadline
+        # Of the representation that was begun: what `If-Range` may name it by, and its length.
         self._version: str | None = None
         self._total: int | None = None
-        self._coding: str | None = None
 
     def run(self) -> Download:
-        """Ask for what is missing, and take it. Raises BrokenError if more is missing after that.
+        """Request what is missing, and take it. Raises BrokenError if more is missing after that.
 
-        After a BrokenError it may be run again.
+        After a BrokenError it may be run again. A host that sends the whole video, or another
+        version of it, begins anew.
         """
-        start = self._choose_start()
-        headers = self._name_part(start)
-        with open_video(self._url, headers, self._client, self._hosts, self._deadline) as answer:
-            self._admit(answer, start)
-            self._take_body(answer)
-            content_type = answer.find_header("content-type") or None
-            return self._intake.finish(content_type, self._total, self._coding)
-
-    def _choose_start(self) -> int:
-        """The first byte that is missing; without a sure name of the version all are."""
         if self._version is None:
-            self._forget()
-        return self._intake.received
+            self._restart()
+        intake, start = self._intake, self._intake.received
+        headers = {"Range": f"bytes={start}-", "If-Range": self._version or ""} if start else {}
+        with self._open(headers) as response:
+            if start and response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                self._restart()
+                raise BrokenError(f"{response.host} no longer has the rest of the video")
+            if start and response.status == HTTPStatus.PARTIAL_CONTENT:
+                coding = check_coding(response)
+                self._total = self._check_part(response, start)
+            else:
+                check_status(response)
+                coding = check_coding(response)
+                self._restart()
+                self._version = choose_version(response.find_header)
+                length = response.find_header("content-length")
+                self._total = None if length is None else int(length)
+            intake.check_size(self._total or 0)
+            for chunk in response.stream:
+                self._deadline.check()
+                intake.take(chunk)
+                if self._client.pace is not None:
+                    self._client.pace.take(len(chunk))
+            if intake.received == 0:
+                raise BrokenError("the video is empty")
+            if self._total not in {None, intake.received}:
+                reason = f"{intake.received} bytes came, {self._total} were announced"
+                if intake.received > (self._total or 0):
+                    self._restart()
+                raise BrokenError(f"the download broke off: {reason}")
+            content_type = response.find_header("content-type") or None
+            return intake.finish(content_type, self._total, coding)
 
-    def _name_part(self, start: int) -> dict[str, str]:
-        if start == 0 or self._version is None:
-            return {}
-        return {"Range": f"bytes={start}-", "If-Range": self._version}
-
-    def _forget(self) -> None:
+    def _restart(self) -> None:
         self._intake.restart()
         self._version = self._total = None
 
-    def _admit(self, answer: Answer, start: int) -> None:
-        """Hold the answer against what was asked for. Raises what becomes of the download if not.
-
-        A host that answers with the whole video, or with another version of it, begins anew.
-        """
-        if start > 0 and answer.status == UNSATISFIABLE:
-            self._forget()
-            raise BrokenError(f"{answer.host} no longer has the rest of the video")
-        if start > 0 and answer.status == PARTIAL:
-            self._coding = check_coding(answer)
-            self._continue_at(answer, start)
-            return
-        check_status(answer)
-        self._coding = check_coding(answer)
-        self._forget()
-        self._version = choose_version(answer.find_header)
-        self._total = read_length(answer)
-        self._intake.check_size(self._total or 0)
-
-    def _continue_at(self, answer: Answer, start: int) -> None:
-        part = parse_content_range(answer.find_header("content-range"))
+    def _check_part(self, response: Response, start: int) -> int:
+        """The whole length. Raises BrokenError unless the rest of the same version comes."""
+        part = parse_content_range(response.find_header("content-range"))
         is_rest = part is not None and part.first == start and part.last == part.total - 1
-        is_same = answer.find_header("etag") in {None, self._version}
+        is_same = response.find_header("etag") in {None, self._version}
         if part is None or not is_rest or self._total not in {None, part.total} or not is_same:
-            self._forget()
-            raise BrokenError(f"{answer.host} sends another part than was asked for")
-        self._total = part.total
-        self._intake.check_size(part.total)
+            self._restart()
+            raise BrokenError(f"{response.host} sends another part than was requested")
+        return part.total
 
-    def _take_body(self, answer: Answer) -> None:
-        pace = self._client.pace
-        most = LARGEST_CHUNK if pace is None else pace.chunk_bytes
-        while chunk := answer.read(most):
-            self._deadline.check()
-            self._intake.take(chunk)
-            if pace is not None:
-                pace.take(len(chunk))
-        self._check_length(self._intake.received)
-
-    def _check_length(self, received: int) -> None:
-        if received == 0:
-            raise BrokenError("the video is empty")
-        if self._total in {None, received}:
-            return
-        told = f"{received} bytes came, {self._total} were announced"
-        if received > (self._total or 0):
-            self._forget()
-            raise BrokenError(told)
-        raise BrokenError(f"the download broke off: {told}")
+    @contextmanager
+    def _open(self, headers: dict[str, str]) -> Iterator[Response]:
+        """Follow redirects by hand: each hop has to pass all checks before it is requested."""
+        place = check_media_place(self._url, self._hosts)
+        for _ in range(MAX_REDIRECTS + 1):
+            with send_request(place, headers, self._client, self._deadline) as response:
+                location = response.find_header("location")
+                if location is None or response.status not in REDIRECTS:
+                    yield response
+                    return
+            try:
+                url = str(place.url.join(location))
+            except (httpx.InvalidURL, ValueError) as error:
+                reason = f"{place.host} redirects to no URL in its location"
+                raise MediaUnavailableError(reason) from error
+            place = check_media_place(url, self._hosts)
+        raise MediaRefusedError(f"the video URL redirects more than {MAX_REDIRECTS} times")
 
 
-@contextmanager
-def open_video(
-    url: str,
-    headers: dict[str, str],
-    client: MediaClient,
-    hosts: MediaHosts,
-    deadline: Deadline,
-) -> Iterator[Answer]:
-    """Follow redirects by hand: each hop has to pass all checks before it is asked."""
-    place = check_media_place(url, hosts)
-    for _ in range(MAX_REDIRECTS + 1):
-        with send_request(place, headers, client, deadline) as answer:
-            location = find_location(answer)
-            if location is None:
-                yield answer
-                return
-            place = check_media_place(join_location(place, location), hosts)
-    raise MediaRefusedError(f"the video URL redirects more than {MAX_REDIRECTS} times")
-
-
-def find_location(answer: Answer) -> str | None:
-    return answer.find_header("location") if answer.status in REDIRECTS else None
-
-
-def join_location(place: MediaPlace, location: str) -> str:
-    try:
-        return str(place.url.join(location))
-    except (httpx.InvalidURL, ValueError) as error:
-        raise MediaUnavailableError(f"{place.host} redirects to no URL in its location") from error
-
-
-def check_status(answer: Answer) -> None:
+def check_status(response: Response) -> None:
     """Raises what the status means for the download, unless it is 200."""
-    host, status = answer.host, answer.status
-    if status == OK:
+    host, status = response.host, response.status
+    if status == HTTPStatus.OK:
         return
     if status in GONE:
-        raise MediaGoneError(f"{host} has the video no more: HTTP {status}")
-    if status in REFUSALS:
-        raise MediaRefusedError(f"{host} refuses the video: HTTP {status}")
-    told = f"{host} has no video now: HTTP {status}"
-    retry_after = parse_retry_after(answer.find_header("retry-after"), datetime.now(UTC))
-    if status == THROTTLED:
-        raise ThrottledError(told, retry_after)
+        raise MediaGoneError(f"{host} no longer has the video: HTTP {status}")
+    reason = f"{host} has no video now: HTTP {status}"
+    retry_after = parse_retry_after(response.find_header("retry-after"), datetime.now(UTC))
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        raise ThrottledError(reason, retry_after)
     if status in BUSY:
-        raise BusyError(told, retry_after)
-    raise MediaUnavailableError(told)
+        raise BusyError(reason, retry_after)
+    if status in CLIENT_ERRORS:
+        raise MediaRefusedError(f"{host} refuses the video: HTTP {status}")
+    raise MediaUnavailableError(reason)
 
 
-def check_coding(answer: Answer) -> str | None:
+def check_coding(response: Response) -> str | None:
     """What the host calls the encoding of the bytes, if anything but nothing.
 
     A store repeats what an uploader once wrote there (`aws-chunked`, `none`): that says nothing of
     the bytes, which are read anyway. Raises MediaRefusedError for a compression.
     """
-    told = answer.find_header("content-encoding") or ""
-    codings = {one.strip().lower() for one in told.split(",")}
-    transfer = (answer.find_header("transfer-encoding") or "chunked").lower()
-    if codings & COMPRESSIONS or transfer not in {"chunked", "identity"}:
-        raise MediaRefusedError(f"{answer.host} sends the video encoded, though not asked to")
-    return told if codings - {"", "identity"} else None
+    coding = response.find_header("content-encoding") or ""
+    codings = {one.strip().lower() for one in coding.split(",")}
+    if codings & COMPRESSIONS:
+        raise MediaRefusedError(f"{response.host} sends the video encoded, though not requested")
+    return coding if codings - {"", "identity"} else None
 
 
-def read_length(answer: Answer) -> int | None:
-    """The announced length, if any. Raises BrokenError for one that is no number."""
-    text = answer.find_header("content-length")
-    if text is None:
+# What headers say of a part of a video, and of its version (RFC 9110, 8.8, 13.1.5 and 14.4).
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRange:
+    """Bytes `first` to `last`, both included, of `total`."""
+
+    first: int
+    last: int
+    total: int
+
+
+def parse_content_range(text: str | None) -> ContentRange | None:
+    """None for what names no part of a file of known size."""
+    match = None if text is None else _CONTENT_RANGE.fullmatch(text.strip())
+    if match is None:
         return None
-    length = parse_length(text)
-    if length is None:
-        raise BrokenError(f"the download broke off: {answer.host} announces a senseless length")
-    return length
+    part = ContentRange(*map(int, match.groups()))
+    return part if part.first <= part.last < part.total else None
+
+
+def choose_version(find_header: FindHeader) -> str | None:
+    """What `If-Range` may name this version by; None if nothing identifies it for sure.
+
+    A strong ETag, or without any ETag a date of change that was past when the response was made.
+    """
+    tag = find_header("etag")
+    if tag is not None:
+        return tag if _STRONG_TAG.fullmatch(tag) else None
+    changed = find_header("last-modified")
+    changed_at, answered_at = parse_date(changed), parse_date(find_header("date"))
+    if changed_at is None or answered_at is None or answered_at - changed_at < STRONG_AGE:
+        return None
+    return changed
+
+
+def parse_date(text: str | None) -> datetime | None:
+    """An HTTP date; None for nonsense."""
+    try:
+        at = None if text is None else parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return at if at is None or at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def parse_retry_after(text: str | None, now: datetime) -> timedelta:
+    """How long `Retry-After` asks to wait; nothing if it says nothing of use."""
+    if text is not None and re.fullmatch(r"[0-9]{1,9}", text.strip()):
+        return timedelta(seconds=int(text))
+    at = parse_date(text)
+    return timedelta(0) if at is None else max(at - now, timedelta(0))

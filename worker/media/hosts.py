@@ -1,18 +1,24 @@
 """Which hosts a video may be downloaded from: the list `FAL_MEDIA_HOSTS`, and the check of a URL.
 
-Hosts are compared by their spelling and nothing is resolved here, so a loopback or private address
-is refused for the same reason as any stranger: nobody named it. Where a name may lead is another
-matter, see `addresses.py`.
+Hosts are compared by their spelling first, so a loopback or private address is refused for the same
+reason as any other host: it is not on the list. Then a host's name is resolved once, every address
+it has is checked, and the connection goes to one of these and nowhere else (`pinned.py`). So a name
+that means something else the next moment changes nothing.
 """
 
-import ipaddress
 import re
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TypeAlias
 
 import httpx
 from typing_extensions import override
 
-from worker.ground.errors import MediaRefusedError
+from worker.ground.deadline import call_within
+from worker.ground.errors import MediaRefusedError, MediaUnavailableError
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 MAX_PORT = 65535
@@ -34,7 +40,7 @@ class HostRule:
     port: int | None
 
     def allows(self, scheme: str, host: str, port: int) -> bool:
-        """Say whether this entry names the host.
+        """Whether this entry names the host.
 
         Without a port only https on 443 is meant; a named port allows http as well.
         """
@@ -45,7 +51,7 @@ class HostRule:
 
     @property
     def is_pointed(self) -> bool:
-        """Whether whoever wrote it meant one place, which may be this machine or its network."""
+        """Whether it names one place alone, which may be this machine or its network."""
         return not self.wildcard and (self.port is not None or _is_address(self.name))
 
     @override
@@ -84,40 +90,6 @@ def parse_media_hosts(text: str) -> MediaHosts:
     return MediaHosts(tuple(_parse_rule(entry.strip()) for entry in text.split(",")))
 
 
-def check_media_url(url: str, hosts: MediaHosts) -> httpx.URL:
-    """Return the parsed URL if it may be downloaded from; raises MediaRefusedError.
-
-    The message never holds path or query, because a signed URL is a secret.
-    """
-    return check_media_place(url, hosts).url
-
-
-def check_media_place(url: str, hosts: MediaHosts) -> MediaPlace:
-    """As `check_media_url`, and where it leads."""
-    parsed = _parse_url(url)
-    host = _spell_host(parsed.raw_host.decode("ascii"))
-    if host is None:
-        raise MediaRefusedError("the video URL names no plain host name or address")
-    port = DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
-    rules = [rule for rule in hosts.rules if rule.allows(parsed.scheme, host, port)]
-    if not rules:
-        place = f"{parsed.scheme}://{_join_port(host, port)}"
-        raise MediaRefusedError(f"{place} is not allowed by FAL_MEDIA_HOSTS ({hosts})")
-    return MediaPlace(parsed, host, port, any(rule.is_pointed for rule in rules))
-
-
-def _parse_url(url: str) -> httpx.URL:
-    try:
-        parsed = httpx.URL(url)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise MediaRefusedError("the video URL cannot be read") from error
-    if parsed.scheme not in DEFAULT_PORTS:
-        raise MediaRefusedError("the video URL is neither https nor http")
-    if parsed.userinfo:
-        raise MediaRefusedError("the video URL carries a user name or password")
-    return parsed
-
-
 def _parse_rule(entry: str) -> HostRule:
     if not entry:
         raise ValueError("an empty entry; write host or host:port, separated by single commas")
@@ -128,30 +100,46 @@ def _parse_rule(entry: str) -> HostRule:
     parts = _ENTRY.fullmatch(entry.lower())
     if parts is None:
         raise ValueError(f"{entry!r}: not host or host:port; IPv6 addresses stand in brackets")
-    name, wildcard = _parse_name(parts["host"], entry)
-    return HostRule(name, wildcard, _parse_port(parts["port"], entry))
-
-
-def _parse_name(text: str, entry: str) -> tuple[str, bool]:
-    wildcard = text.startswith("*.")
-    bare = text.removeprefix("*.")
+    is_wildcard = parts["host"].startswith("*.")
+    bare = parts["host"].removeprefix("*.")
     if "*" in bare:
         raise ValueError(f"{entry!r}: '*' may only be the whole first label, as in *.fal.media")
-    bracketed = bare.startswith("[")
-    name = _spell_host(bare[1:-1] if bracketed else bare)
-    if name is None or bracketed != (":" in name):
+    is_bracketed = bare.startswith("[")
+    name = _spell_host(bare[1:-1] if is_bracketed else bare)
+    if name is None or is_bracketed != (":" in name):
         raise ValueError(f"{entry!r}: neither an ASCII host name nor an IP address")
-    if wildcard and _is_address(name):
+    if is_wildcard and _is_address(name):
         raise ValueError(f"{entry!r}: '*.' cannot stand before an IP address")
-    return name, wildcard
-
-
-def _parse_port(text: str | None, entry: str) -> int | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= MAX_PORT:
+    port = parts["port"]
+    if port is None:
+        return HostRule(name, is_wildcard, None)
+    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= MAX_PORT:
         raise ValueError(f"{entry!r}: the port must be a number from 1 to {MAX_PORT}")
-    return int(text)
+    return HostRule(name, is_wildcard, int(port))
+
+
+def check_media_place(url: str, hosts: MediaHosts) -> MediaPlace:
+    """Where the URL leads, if it may be downloaded from; raises MediaRefusedError.
+
+    The message never holds path or query, because a signed URL is a secret.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise MediaRefusedError("the video URL cannot be read") from error
+    if parsed.scheme not in DEFAULT_PORTS:
+        raise MediaRefusedError("the video URL is neither https nor http")
+    if parsed.userinfo:
+        raise MediaRefusedError("the video URL carries a user name or password")
+    host = _spell_host(parsed.raw_host.decode("ascii"))
+    if host is None:
+        raise MediaRefusedError("the video URL names no plain host name or address")
+    port = DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
+    rules = [rule for rule in hosts.rules if rule.allows(parsed.scheme, host, port)]
+    if not rules:
+        place = f"{parsed.scheme}://{_join_port(host, port)}"
+        raise MediaRefusedError(f"{place} is not allowed by FAL_MEDIA_HOSTS ({hosts})")
+    return MediaPlace(parsed, host, port, any(rule.is_pointed for rule in rules))
 
 
 def _spell_host(host: str) -> str | None:
@@ -167,7 +155,7 @@ def _spell_host(host: str) -> str | None:
     if not _is_address(host):
         return host
     try:
-        return ipaddress.ip_address(host).compressed
+        return ip_address(host).compressed
     except ValueError:
         return None
 
@@ -179,3 +167,107 @@ def _is_address(host: str) -> bool:
 def _join_port(host: str, port: int | None) -> str:
     shown = f"[{host}]" if ":" in host else host
     return shown if port is None else f"{shown}:{port}"
+
+
+Resolve: TypeAlias = Callable[[str, int], Iterable[str]]
+"""All addresses of a host, as text; raises OSError or UnicodeError."""
+
+# Never connected to, even if the list names the host.
+_NEVER = [
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8",  # this network; most systems take 0.0.0.0 for themselves
+        "100.100.100.200",  # metadata of Alibaba Cloud
+        "168.63.129.16",  # the host beneath a machine of Azure
+        "169.254.0.0/16",  # link-local: metadata of nearly all clouds
+        "192.0.0.0/24",  # protocol assignments: metadata of Oracle Cloud
+        "fd00:ec2::/32",  # metadata of Amazon
+        "fd20:ce::/32",  # metadata of Google
+        *("224.0.0.0/4", "240.0.0.0/4"),  # multicast; reserved, and broadcast
+        *("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "198.18.0.0/15"),  # documentation
+        *("2001:db8::/32", "3fff::/20"),  # and benchmarks
+        *("192.31.196.0/24", "192.175.48.0/24", "2620:4f:8000::/48"),  # AS112
+        *("192.88.99.0/24", "2002::/16", "2001::/23"),  # 6to4, Teredo: they wrap IPv4
+    )
+]
+# Only for a host that is named with its port, or by its address.
+_NEAR = [
+    ip_network(text)
+    for text in (
+        *("10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
+        *("::1", "fc00::/7"),
+    )
+]
+# All that is given out for the public Internet; mapped and compatible addresses lie outside.
+_PUBLIC_V6 = IPv6Network("2000::/3")
+# The prefix by which machines without IPv4 reach it (RFC 6052).
+_NAT64 = IPv6Network("64:ff9b::/96")
+
+
+def resolve_by_system(host: str, port: int) -> Sequence[str]:
+    """As the system does; takes as long as it takes."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+def find_addresses(place: MediaPlace, resolve: Resolve, limit: timedelta) -> tuple[str, ...]:
+    """The addresses to connect to, each once, all of them checked.
+
+    Raises MediaUnavailableError if there is none or `limit` has passed, and MediaRefusedError if
+    only one of them is not to be connected to: the name may be an attacker's.
+    """
+    found: Sequence[str] = (place.host,)
+    if not is_literal(place.host):
+        try:
+            found = call_within(limit, lambda: list(resolve(place.host, place.port)))
+        except TimeoutError:
+            raise MediaUnavailableError(f"{place.host} was not resolved in time") from None
+        except (OSError, UnicodeError) as error:
+            raise MediaUnavailableError(f"{place.host} cannot be resolved: {error}") from error
+    addresses = tuple(dict.fromkeys(found))
+    if not addresses:
+        raise MediaUnavailableError(f"{place.host} has no address")
+    for address in addresses:
+        if not may_connect(address, is_pointed=place.is_pointed):
+            raise MediaRefusedError(f"{place.host} leads to {address}, which is no public address")
+    return addresses
+
+
+def leads_to(url: str, hosts: MediaHosts, resolve: Resolve, limit: timedelta) -> bool:
+    """Whether the URL names one of the hosts, and all its addresses may be connected to.
+
+    A name that cannot be resolved here leads nowhere by itself; a proxy may be able to.
+    """
+    try:
+        find_addresses(check_media_place(url, hosts), resolve, limit)
+    except MediaUnavailableError:
+        return True
+    except MediaRefusedError:
+        return False
+    return True
+
+
+def may_connect(text: str, *, is_pointed: bool) -> bool:
+    """Whether the address is public or, for a host that an entry names alone, near."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return False
+    if isinstance(address, IPv6Address):
+        if address.scope_id is not None:
+            return False
+        if address in _NAT64:
+            return may_connect(str(IPv4Address(address.packed[-4:])), is_pointed=False)
+    if any(address in network for network in _NEVER):
+        return False
+    if any(address in network for network in _NEAR):
+        return is_pointed
+    return isinstance(address, IPv4Address) or address in _PUBLIC_V6
+
+
+def is_literal(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,25 +1,46 @@
-"""Which names a job's objects have in the archive, by a template that the operator chooses.
+"""Names in the archive: which a store allows, and which a job's objects have by ARCHIVE_LAYOUT.
 
-Every name is made of the job alone, and has its id in it: whoever archives the job again finds the
-same names, and no two jobs share one. Only another video in place of one that is archived has names
-of its own, marked by its content.
+Every name is made of the job alone, and has its id in it: archiving the job again gives the same
+names, and no two jobs share one. Only another video in place of one that is archived has names of
+its own, marked by its content.
 """
 
 import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from string import Formatter
 from urllib.parse import quote
 from uuid import UUID
 
-from worker.media.objects import check_name
+# One part of a name. None begins with a dot, so it can name neither a parent nor what is hidden,
+# such as the directory of partials.
+_PART = re.compile(r"[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]*")
+MOST_PART_BYTES = 255  # a file system's bound
+MOST_NAME_BYTES = 900  # S3 allows 1024, its prefix included
+# Which archive this is; hidden, so that no listing has it.
+ARCHIVE_MARK = ".archive-id"
 
+UNKNOWN_EXTENSION = "bin"
+EXTENSIONS_BY_TYPE = {
+    "image/gif": "gif",
+    "video/matroska": "mkv",
+    "video/mp4": "mp4",
+    "video/quicktime": "mov",
+    "video/webm": "webm",
+    "video/x-matroska": "mkv",
+    "video/x-msvideo": "avi",
+}
+VIDEO_TYPES = {extension: media_type for media_type, extension in EXTENSIONS_BY_TYPE.items()}
+UNKNOWN_TYPE = "application/octet-stream"
+HEAD_BYTES = 256
 ENDING = ".{ext}"
 QUARANTINE = "quarantine"
-UNKNOWN_EXTENSION = "bin"
 # What stands beside a video under its name; a video cannot end so.
-SIDECAR, POSTER, SHEET = ".json", ".jpg", ".sheet.jpg"
+SIDECAR, POSTER = ".json", ".jpg"
+# A contact sheet, which earlier versions could keep: still deleted with its video.
+SHEET = ".sheet.jpg"
 
 MOST_TENANT_CHARACTERS = 100
 # The longest that each field can become.
@@ -30,7 +51,46 @@ MOST_CHARACTERS = 800
 
 _LITERAL = re.compile(r"[A-Za-z0-9._=/-]*")
 _EXTENSION = re.compile(r"[a-z0-9]{1,10}")
+_SUFFIX = re.compile(r"[a-z0-9]{1,5}")
+_QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
+_EBML = b"\x1a\x45\xdf\xa3"
 _TAKEN = {"json", "jpg"}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A whole object in the archive; `sha256` (hex) and `bytes` are of what was written."""
+
+    uri: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object as its archive lists it; `name` is relative to the archive."""
+
+    name: str
+    bytes: int
+    modified_at: datetime
+
+
+def check_name(name: str) -> str:
+    """Give the name back. Raises ValueError unless it stays within the archive, on every store.
+
+    Parts are separated by slashes; none is empty, begins with a dot or has control characters.
+    """
+    if name != ARCHIVE_MARK and not is_name(name):
+        raise ValueError(f"{name[:100]!r} cannot name an object in the archive")
+    return name
+
+
+def is_name(text: str) -> bool:
+    """Whether an object of a job can have this name."""
+    parts = text.split("/")
+    sizes = [len(part.encode()) for part in parts if _PART.fullmatch(part)]
+    too_long = max(sizes, default=0) > MOST_PART_BYTES or len(text.encode()) > MOST_NAME_BYTES
+    return len(sizes) == len(parts) and not too_long
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +100,6 @@ class ArchiveNames:
     video: str
     sidecar: str
     poster: str
-    sheet: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +140,6 @@ class Layout:
             check_name(f"{stem}.{_check_extension(extension)}"),
             check_name(stem + SIDECAR),
             check_name(stem + POSTER),
-            check_name(stem + SHEET),
         )
 
 
@@ -90,48 +148,23 @@ def parse_layout(text: str) -> Layout:
     if not text.endswith(ENDING):
         raise ValueError(f"must end with {ENDING}")
     stem = text.removesuffix(ENDING)
-    lengths = {**LENGTHS}
-    fields = _read_fields(stem)
-    if unknown := [field for field in fields if field not in lengths]:
-        raise ValueError(f"has no field {{{unknown[0]}}}: {', '.join(lengths)} and at the end ext")
-    if "job_id" not in fields:
-        raise ValueError("must contain {job_id}, or jobs would share a name")
-    _check_parts(stem)
-    return Layout(stem)
-
-
-def name_quarantine(job_id: UUID, extension: str) -> QuarantineNames:
-    """Apart from all layouts, so that it is listed and cleared by itself."""
-    stem = f"{QUARANTINE}/{job_id}"
-    return QuarantineNames(f"{stem}.{_check_extension(extension)}", stem + SIDECAR)
-
-
-def encode_tenant(tenant: str) -> str:
-    """One part of a name, or a piece of one, that gives the tenant away but cannot lead elsewhere.
-
-    Percent-encoded; a long one is cut, and told from others by a hash.
-    """
-    encoded = quote(tenant, safe="", errors="surrogatepass").replace("~", "%7E")
-    if encoded.startswith("."):
-        encoded = f"%2E{encoded[1:]}"
-    if len(encoded) > MOST_TENANT_CHARACTERS:
-        digest = hashlib.sha256(tenant.encode(errors="surrogatepass")).hexdigest()[:32]
-        encoded = f"{encoded[: MOST_TENANT_CHARACTERS - 33]}~{digest}"
-    return encoded or "_"
-
-
-def _read_fields(stem: str) -> list[str]:
-    """The fields in the template, which may neither convert nor format nor look into them."""
     try:
         pieces = list(Formatter().parse(stem))
     except ValueError as error:
         raise ValueError(f"is no template: {error}") from None
+    fields = set[str]()
     for literal, field, form, conversion in pieces:
         if not _LITERAL.fullmatch(literal):
             raise ValueError("may hold letters, digits and . _ = - / around its fields")
         if form or conversion or field == "":
             raise ValueError("fields are written {job_id}, without anything else in the braces")
-    return [field for _, field, _, _ in pieces if field is not None]
+        if field is not None and field not in LENGTHS:
+            raise ValueError(f"has no field {{{field}}}: {', '.join(LENGTHS)} and at the end ext")
+        fields.add(field or "")
+    if "job_id" not in fields:
+        raise ValueError("must contain {job_id}, or jobs would share a name")
+    _check_parts(stem)
+    return Layout(stem)
 
 
 def _check_parts(stem: str) -> None:
@@ -147,7 +180,50 @@ def _check_parts(stem: str) -> None:
         raise ValueError(f"makes names longer than {MOST_PART_CHARACTERS} characters a part")
 
 
+def name_quarantine(job_id: UUID, extension: str) -> QuarantineNames:
+    """Apart from all layouts, so that it is listed and cleared by itself."""
+    stem = f"{QUARANTINE}/{job_id}"
+    return QuarantineNames(f"{stem}.{_check_extension(extension)}", stem + SIDECAR)
+
+
+def encode_tenant(tenant: str) -> str:
+    """One part of a name, or a piece of one, that shows the tenant but cannot lead elsewhere.
+
+    Percent-encoded; a long one is cut, and kept apart from others by a hash.
+    """
+    encoded = quote(tenant, safe="", errors="surrogatepass").replace("~", "%7E")
+    if encoded.startswith("."):
+        encoded = f"%2E{encoded[1:]}"
+    if len(encoded) > MOST_TENANT_CHARACTERS:
+        digest = hashlib.sha256(tenant.encode(errors="surrogatepass")).hexdigest()[:32]
+        encoded = f"{encoded[: MOST_TENANT_CHARACTERS - 33]}~{digest}"
+    return encoded or "_"
+
+
 def _check_extension(extension: str) -> str:
     """Also one that came from outside may not change what the name is."""
     is_free = _EXTENSION.fullmatch(extension) and extension not in _TAKEN
     return extension if is_free else UNKNOWN_EXTENSION
+
+
+def choose_extension(content_type: str | None, file_name: str | None, head: bytes) -> str:
+    """Give a file extension without the dot: by the bytes, else the type, else the name."""
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    suffix = PurePosixPath(file_name or "").suffix.removeprefix(".").lower()
+    named = suffix if _SUFFIX.fullmatch(suffix) else UNKNOWN_EXTENSION
+    return recognise_bytes(head) or EXTENSIONS_BY_TYPE.get(media_type) or named
+
+
+def recognise_bytes(head: bytes) -> str | None:
+    kind, brand = head[4:8], head[8:12]
+    if kind == b"ftyp":
+        return "mov" if brand == b"qt  " else "mp4"
+    if kind in _QUICKTIME_ATOMS:
+        return "mov"
+    if head.startswith(_EBML):
+        return "mkv" if b"matroska" in head else "webm"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if head.startswith(b"RIFF") and brand == b"AVI ":
+        return "avi"
+    return None

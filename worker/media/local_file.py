@@ -3,13 +3,16 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from worker.ground.errors import MediaRefusedError
-from worker.media.inspect import FileKind, Inspect
+from worker.media.facts import FileKind
+
+Inspect: TypeAlias = Callable[[Path], FileKind]
+
 
 COPY_BYTES = 1024 * 1024
 
@@ -43,7 +46,15 @@ def take_file(path: Path, inspect: Inspect, max_bytes: int) -> LocalFile:
     """Check the file and hash it. Raises MediaRefusedError with the reason."""
     try:
         found = path.stat()
-        _check_stat(found, max_bytes)
+        if stat.S_ISDIR(found.st_mode):
+            raise MediaRefusedError("it is a directory")
+        if not stat.S_ISREG(found.st_mode):
+            raise MediaRefusedError("it is not a regular file")
+        if found.st_size == 0:
+            raise MediaRefusedError("it is empty")
+        if found.st_size > max_bytes:
+            reason = f"it has {found.st_size} bytes; MAX_UPLOAD_BYTES allows {max_bytes}"
+            raise MediaRefusedError(reason)
         with path.open("rb") as file:
             kind = inspect(path)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -56,39 +67,20 @@ def keep_stream(source: Readable, target: Path, max_bytes: int) -> None:
     """Copy what can still be read of an open file to disk. Raises MediaRefusedError."""
     written = 0
     with target.open("xb") as file:
-        for chunk in _read_chunks(source):
+        while True:
+            try:
+                chunk = source.read(COPY_BYTES)
+            except (OSError, ValueError) as error:
+                raise MediaRefusedError(_describe(error)) from error
+            if not isinstance(chunk, bytes):
+                raise MediaRefusedError("it gives no bytes; open it in binary mode")
+            if not chunk:
+                return
             written += len(chunk)
             if written > max_bytes:
-                raise MediaRefusedError(_describe_size(f"more than {max_bytes}", max_bytes))
+                reason = f"it has more than {max_bytes} bytes; MAX_UPLOAD_BYTES allows {max_bytes}"
+                raise MediaRefusedError(reason)
             file.write(chunk)
-
-
-def _read_chunks(source: Readable) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk = source.read(COPY_BYTES)
-        except (OSError, ValueError) as error:
-            raise MediaRefusedError(_describe(error)) from error
-        if not isinstance(chunk, bytes):
-            raise MediaRefusedError("it gives no bytes; open it in binary mode")
-        if not chunk:
-            return
-        yield chunk
-
-
-def _check_stat(found: os.stat_result, max_bytes: int) -> None:
-    if stat.S_ISDIR(found.st_mode):
-        raise MediaRefusedError("it is a directory")
-    if not stat.S_ISREG(found.st_mode):
-        raise MediaRefusedError("it is not a regular file")
-    if found.st_size == 0:
-        raise MediaRefusedError("it is empty")
-    if found.st_size > max_bytes:
-        raise MediaRefusedError(_describe_size(str(found.st_size), max_bytes))
-
-
-def _describe_size(size: str, max_bytes: int) -> str:
-    return f"it has {size} bytes; MAX_UPLOAD_BYTES allows {max_bytes}"
 
 
 def _describe(error: OSError | ValueError) -> str:

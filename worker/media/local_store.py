@@ -4,21 +4,18 @@ An object gets its name by a rename, or by a link if the name has to be free, of
 disk by then. So a name never shows a part of an object, whenever the process or machine dies.
 """
 
-import io
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from worker.ground.errors import StoreObjectMissingError
-from worker.media.disk import make_directory, naming_reason, sync_directory
-from worker.media.objects import ListedObject, StoredObject, check_name, is_name
-from worker.media.spool import Spool, SpoolFile
+from worker.media.layout import ListedObject, StoredObject, check_name, is_name
+from worker.media.spool import Spool, SpoolFile, make_directory, naming_reason, sync_directory
 
 PARTIAL_DIRECTORY = ".partial"
 READ_BYTES = 1024 * 1024
@@ -27,11 +24,10 @@ FLUSH_BYTES = 64 * 1024 * 1024
 UNWRITABLE = "the archive cannot be written"
 UNREADABLE = "the archive cannot be read"
 SMALL = "object"  # the spool's label of what is no video
-# How often a directory that a deletion has just tidied away is made again.
+# How often a directory that a deletion has just removed is made again.
 MOST_ATTEMPTS = 20
 # Nothing is there, or what is there is no part of a path.
 ABSENT = (FileNotFoundError, NotADirectoryError)
-GiveName: TypeAlias = Callable[[Path, Path], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +50,7 @@ class LocalStore:
         final = self._place(name)
         file.flush()
         with naming_reason(UNWRITABLE):
-            self._enter(file, final, _rename)
+            self._enter(file, final, is_new=False)
             sync_directory(file.path.parent)
         # Only now: with its lock gone, the partial could have been taken for one left behind.
         file.close()
@@ -67,7 +63,7 @@ class LocalStore:
             file.write(body)
             file.flush()
             with naming_reason(UNWRITABLE):
-                return self._enter(file, final, _link)
+                return self._enter(file, final, is_new=True)
 
     def put(self, name: str, body: bytes, content_type: str) -> StoredObject:
         with self.spool.begin(SMALL) as file:
@@ -83,12 +79,15 @@ class LocalStore:
                 raise StoreObjectMissingError(f"the archive has no {name}") from None
         with file:
             file.seek(start)
-            yield from _read_chunks(file, None if stop is None else stop - start)
+            most = None if stop is None else stop - start
+            while chunk := file.read(READ_BYTES if most is None else min(READ_BYTES, most)):
+                most = None if most is None else most - len(chunk)
+                yield chunk
 
     def stat(self, name: str) -> ListedObject | None:
         place = self._place(name)
         with naming_reason(UNREADABLE):
-            return _look_at(place, name)
+            return _stat(place, name)
 
     def list(self, prefix: str = "") -> Iterator[ListedObject]:
         """In order of their names, directory by directory. What is hidden is left out."""
@@ -103,8 +102,17 @@ class LocalStore:
             if not place.is_file():
                 return False
             place.unlink(missing_ok=True)
-            with suppress(FileNotFoundError):  # another deletion has tidied it away, and flushed
-                sync_directory(self._tidy(place.parent))
+            directory, root = place.parent, self.root.absolute()
+            while directory != root:
+                try:
+                    directory.rmdir()
+                except FileNotFoundError:  # another deletion was faster
+                    pass
+                except OSError:  # something is in it
+                    break
+                directory = directory.parent
+            with suppress(FileNotFoundError):  # another deletion has removed it, and flushed
+                sync_directory(directory)
         return True
 
     def find_uri(self, name: str) -> str:
@@ -123,54 +131,45 @@ class LocalStore:
     def _place(self, name: str) -> Path:
         return self.root.absolute() / check_name(name)
 
-    def _enter(self, file: SpoolFile, final: Path, give_name: GiveName) -> bool:
-        """Give the file its final name, and flush every directory on the way to it."""
-        named = self._try_to_enter(file, final, give_name)
-        for directory in self._list_directories(final.parent):
-            with suppress(FileNotFoundError):  # somebody has deleted the object since
-                sync_directory(directory)
-        return named
+    def _enter(self, file: SpoolFile, final: Path, *, is_new: bool) -> bool:
+        """Give the file its final name, and flush every directory on the way to it.
 
-    def _try_to_enter(self, file: SpoolFile, final: Path, give_name: GiveName) -> bool:
-        """A deletion may tidy the directory away before anything is in it: then once more."""
+        False if the name has to be new and is taken. A deletion may remove the directory before
+        anything is in it: then it is made again.
+        """
+        is_named = True
         for rest in reversed(range(MOST_ATTEMPTS)):
             try:
                 make_directory(final.parent)
-                return give_name(file.path, final)
+                if is_new:
+                    is_named = _link(file.path, final)
+                else:
+                    file.path.replace(final)
+                break
             except (FileNotFoundError, FileExistsError):
                 if not rest or not file.path.exists():
                     raise
-        raise AssertionError
-
-    def _list_directories(self, lowest: Path) -> Iterator[Path]:
-        """From the lowest one up to the root."""
-        root = self.root.absolute()
-        while lowest != root:
-            yield lowest
-            lowest = lowest.parent
-        yield root
-
-    def _tidy(self, lowest: Path) -> Path:
-        """Remove directories while they are empty; returns the lowest one that stays."""
-        root = self.root.absolute()
-        while lowest != root:
-            try:
-                lowest.rmdir()
-            except FileNotFoundError:  # another deletion was faster
-                pass
-            except OSError:  # something is in it
-                break
-            lowest = lowest.parent
-        return lowest
+        directory, root = final.parent, self.root.absolute()
+        while True:
+            with suppress(FileNotFoundError):  # another process has deleted the object since
+                sync_directory(directory)
+            if directory == root:
+                return is_named
+            directory = directory.parent
 
     def _walk(self, directory: Path, before: str) -> Iterator[ListedObject]:
-        for entry in _scan(directory):
+        try:
+            with os.scandir(directory) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except ABSENT:
+            return
+        for entry in entries:
             name = before + entry.name
             if not is_name(name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 yield from self._walk(directory / entry.name, f"{name}/")
-            elif (found := _look_at(directory / entry.name, name)) is not None:
+            elif (found := _stat(directory / entry.name, name)) is not None:
                 yield found
 
 
@@ -192,11 +191,6 @@ def read_file_url(url: str) -> Path:
     return Path(path)
 
 
-def _rename(partial: Path, final: Path) -> bool:
-    partial.replace(final)
-    return True
-
-
 def _link(partial: Path, final: Path) -> bool:
     """False if the name is taken."""
     try:
@@ -206,21 +200,7 @@ def _link(partial: Path, final: Path) -> bool:
     return True
 
 
-def _read_chunks(file: io.FileIO, most: int | None) -> Iterator[bytes]:
-    while chunk := file.read(READ_BYTES if most is None else min(READ_BYTES, most)):
-        most = None if most is None else most - len(chunk)
-        yield chunk
-
-
-def _scan(directory: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except ABSENT:
-        return []
-
-
-def _look_at(place: Path, name: str) -> ListedObject | None:
+def _stat(place: Path, name: str) -> ListedObject | None:
     """None if there is no file; a link to one is as good as a file."""
     try:
         found = place.stat()

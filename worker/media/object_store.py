@@ -17,8 +17,10 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -27,13 +29,11 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import AzureStore, GCSStore, MemoryStore, ObjectStore, S3Store
 
 from worker.ground.errors import StoreObjectMissingError, StoreUnavailableError
-from worker.media.objects import ListedObject, StoredObject, check_name, is_name
-from worker.media.refusals import describe_configuration, is_about_container, naming_refusal
+from worker.media.layout import ListedObject, StoredObject, check_name, is_name
 from worker.media.spool import Spool, SpoolFile
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetOptions, ObjectMeta
-    from obstore.store import ClientConfig, RetryConfig
 
 CONNECT_TIME = timedelta(seconds=5)
 REQUEST_TIME = timedelta(seconds=60)
@@ -59,6 +59,30 @@ VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
+# `obstore` puts the whole exchange into its messages, signed URLs and all. Only the store's own
+# error code and the HTTP status are taken from them.
+BY_STATUS = {
+    401: "the credentials are refused",
+    403: "the credentials do not allow it",
+    404: "there is no such bucket",
+    429: "it limits the rate of requests",
+    503: "it is unavailable or limits the rate of requests",
+    507: "it is full",
+}
+# Without an answer: by what the message contains; the first that fits.
+BY_TEXT = {
+    "BadScheme": "its endpoint is plain http, which has to be allowed (AWS_ALLOW_HTTP=true)",
+    r"169\.254\.169\.254|metadata\.google": "no credentials were found in the environment",
+    "TimedOut|Timeout": "it did not answer in time",
+    "dns error": "the name of its host is not known",
+    "ConnectionReset|BrokenPipe": "the connection to it broke",
+    "Connect": "no connection to it",
+    "error sending request|error decoding response body": "the connection to it broke",
+}
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+_STATUS = re.compile(r"status code: (\d{3})")
+_SECRETS = ("AWS_", "GOOGLE_", "AZURE_")
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteStore:
@@ -79,7 +103,10 @@ class RemoteStore:
         """
         check_name(name)
         with naming_refusal(UNWRITABLE):
-            _check_file(file)
+            size = file.path.stat().st_size
+            if size != file.bytes:
+                reason = f"the spool's file has {size} bytes, {file.bytes} were written"
+                raise StoreUnavailableError(reason)
             obstore.put(
                 self.remote,
                 name,
@@ -109,15 +136,29 @@ class RemoteStore:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """By ranges, each a request of its own; a replacement meanwhile is noticed."""
-        found = self._look_at(name)
+        found = self._head(name)
         if found is None:
             raise StoreObjectMissingError(f"the archive has no {name}")
         end = found["size"] if stop is None else min(stop, found["size"])
         for at in range(start, end, READ_BYTES):
-            yield self._read_range(found, at, min(at + READ_BYTES, end))
+            options: GetOptions = {
+                "range": (at, min(at + READ_BYTES, end)),
+                "if_match": found["e_tag"],
+            }
+            with naming_refusal(UNREADABLE):
+                try:
+                    content = obstore.get(self.remote, name, options=options).bytes().to_bytes()
+                except FileNotFoundError as error:
+                    if is_about_container(error):
+                        raise
+                    raise StoreObjectMissingError(f"the archive has no {name}") from None
+                except PreconditionError:
+                    reason = f"{name} was replaced while it was read"
+                    raise StoreUnavailableError(reason) from None
+            yield content
 
     def stat(self, name: str) -> ListedObject | None:
-        found = self._look_at(name)
+        found = self._head(name)
         return None if found is None else _list_one(found)
 
     def list(self, prefix: str = "") -> Iterator[ListedObject]:
@@ -128,8 +169,8 @@ class RemoteStore:
                 yield from (_list_one(one) for one in found if is_name(one["path"]))
 
     def delete(self, name: str) -> bool:
-        """Asks before whether the object is there, for S3 does not tell."""
-        if self._look_at(name) is None:
+        """Checks first whether the object is there, for S3 does not say."""
+        if self._head(name) is None:
             return False
         with naming_refusal(UNWRITABLE):
             try:
@@ -160,38 +201,22 @@ class RemoteStore:
             )
         return digest
 
-    def _look_at(self, name: str) -> "ObjectMeta | None":
+    def _head(self, name: str) -> "ObjectMeta | None":
         with naming_refusal(UNREADABLE):
             try:
                 return obstore.head(self.remote, check_name(name))
             except FileNotFoundError:
-                self._check_container(name)
+                # HEAD has no body, which alone distinguishes a missing bucket from an object.
+                try:
+                    obstore.get(self.remote, name, options={"range": (0, 1)})
+                except FileNotFoundError as error:
+                    if is_about_container(error):
+                        raise
         return None
-
-    def _check_container(self, name: str) -> None:
-        """The answer to HEAD has no body, which alone tells a missing bucket from an object."""
-        try:
-            obstore.get(self.remote, name, options={"range": (0, 1)})
-        except FileNotFoundError as error:
-            if is_about_container(error):
-                raise
-
-    def _read_range(self, found: "ObjectMeta", start: int, end: int) -> bytes:
-        with naming_refusal(UNREADABLE):
-            try:
-                options: GetOptions = {"range": (start, end), "if_match": found["e_tag"]}
-                return obstore.get(self.remote, found["path"], options=options).bytes().to_bytes()
-            except FileNotFoundError as error:
-                if is_about_container(error):
-                    raise
-                raise StoreObjectMissingError(f"the archive has no {found['path']}") from None
-            except PreconditionError:
-                reason = f"{found['path']} was replaced while it was read"
-                raise StoreUnavailableError(reason) from None
 
 
 def open_remote_store(url: str, spool: Spool) -> RemoteStore:
-    """The store in `s3://bucket/prefix`, `gs://`, `az://` or `memory:`; nobody is asked yet.
+    """The store in `s3://bucket/prefix`, `gs://`, `az://` or `memory:`; nothing is sent yet.
 
     Raises ValueError with the reason.
     """
@@ -206,7 +231,11 @@ def open_remote_store(url: str, spool: Spool) -> RemoteStore:
         raise ValueError(f"a bucket must be named: {parts.scheme}://bucket/prefix")
     if parts.query or parts.fragment:
         raise ValueError(f"an {parts.scheme}: URL has neither query nor fragment")
-    prefix = _check_prefix(parts.path.strip("/"))
+    prefix = parts.path.strip("/")
+    if prefix and not is_name(prefix):
+        raise ValueError("the prefix has an empty part, or one that begins with a dot")
+    if len(prefix.encode()) > MOST_PREFIX_BYTES:
+        raise ValueError(f"the prefix is longer than {MOST_PREFIX_BYTES} bytes")
     base = f"{parts.scheme}://{parts.netloc}/" + (f"{prefix}/" if prefix else "")
     return RemoteStore(base, _connect(parts.scheme, parts.netloc, prefix), spool)
 
@@ -215,50 +244,33 @@ def choose_part_size(size: int) -> int:
     return max(LEAST_PART_BYTES, -(-size // MOST_PARTS))
 
 
-def _check_file(file: SpoolFile) -> None:
-    size = file.path.stat().st_size
-    if size != file.bytes:
-        raise StoreUnavailableError(f"the spool's file has {size} bytes, {file.bytes} were written")
-
-
-def _check_prefix(prefix: str) -> str:
-    if prefix and not is_name(prefix):
-        raise ValueError("the prefix has an empty part, or one that begins with a dot")
-    if len(prefix.encode()) > MOST_PREFIX_BYTES:
-        raise ValueError(f"the prefix is longer than {MOST_PREFIX_BYTES} bytes")
-    return prefix
-
-
 def _connect(scheme: str, bucket: str, prefix: str) -> ObjectStore:
     variables = VARIABLES[scheme]
+    allow_http = os.environ.get(f"{variables}ALLOW_HTTP", "").lower() in {"1", "true", "yes", "on"}
     try:
         remote: ObjectStore = CLOUDS[scheme](
             bucket,
             prefix=prefix or None,
-            client_options=_build_client_options(variables),
-            retry_config=_build_retries(),
+            client_options={
+                "connect_timeout": CONNECT_TIME,
+                "timeout": REQUEST_TIME,
+                "allow_http": allow_http,
+                "user_agent": "extend-video",
+            },
+            retry_config={
+                "max_retries": MOST_RETRIES,
+                "retry_timeout": RETRY_TIME,
+                "backoff": {"init_backoff": FIRST_PAUSE, "max_backoff": LONGEST_PAUSE, "base": 2},
+            },
         )
     except (BaseError, ValueError, OSError) as error:
-        raise ValueError(describe_configuration(error, variables)) from None
+        text = str(error).partition("\n")[0]
+        for name, value in os.environ.items():
+            if name.startswith(_SECRETS) and len(value) > 1:
+                text = text.replace(value, f"${name}")
+        reason = f"the environment variables {variables}... do not make a store: {text}"
+        raise ValueError(reason) from None
     return remote
-
-
-def _build_client_options(variables: str) -> "ClientConfig":
-    allow_http = os.environ.get(f"{variables}ALLOW_HTTP", "").lower() in {"1", "true", "yes", "on"}
-    return {
-        "connect_timeout": CONNECT_TIME,
-        "timeout": REQUEST_TIME,
-        "allow_http": allow_http,
-        "user_agent": "extend-video",
-    }
-
-
-def _build_retries() -> "RetryConfig":
-    return {
-        "max_retries": MOST_RETRIES,
-        "retry_timeout": RETRY_TIME,
-        "backoff": {"init_backoff": FIRST_PAUSE, "max_backoff": LONGEST_PAUSE, "base": 2},
-    }
 
 
 def _describe(content_type: str, sha256: str) -> "Attributes":
@@ -267,3 +279,40 @@ def _describe(content_type: str, sha256: str) -> "Attributes":
 
 def _list_one(found: "ObjectMeta") -> ListedObject:
     return ListedObject(found["path"], found["size"], found["last_modified"])
+
+
+@contextmanager
+def naming_refusal(trouble: str) -> Iterator[None]:
+    """Turn what `obstore` raises into a StoreUnavailableError: the trouble and its reason.
+
+    AlreadyExistsError and PreconditionError pass: they are answers.
+    """
+    try:
+        yield
+    except (AlreadyExistsError, PreconditionError):
+        raise
+    except (BaseError, OSError) as error:
+        # Not chained: the message may hold signed URLs.
+        raise StoreUnavailableError(f"{trouble}: {describe_refusal(error)}") from None
+
+
+def describe_refusal(error: Exception) -> str:
+    """Why, with the HTTP status and the store's own code in brackets where it answered."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror or type(error).__name__  # of the spool's file on local disk
+    text = str(error)
+    code, status = _CODE.search(text), _STATUS.search(text)
+    if status is None and code is None:
+        reasons = (reason for mark, reason in BY_TEXT.items() if re.search(mark, text))
+        return next(reasons, type(error).__name__)
+    number = 0 if status is None else int(status[1])
+    is_refusal = HTTPStatus.BAD_REQUEST <= number < HTTPStatus.INTERNAL_SERVER_ERROR
+    reason = BY_STATUS.get(number, "it refuses the request" if is_refusal else "it failed")
+    shown = [f"HTTP {number}" if number else "", "" if code is None else code[1]]
+    return f"{reason} ({', '.join(filter(None, shown))})"
+
+
+def is_about_container(error: Exception) -> bool:
+    """Whether a 404 means the bucket, not the object in it."""
+    code = _CODE.search(str(error))
+    return code is not None and code[1] in {"NoSuchBucket", "ContainerNotFound"}

@@ -1,128 +1,53 @@
-"""What a video file is, by one pass over it: its facts, what is odd, and what proves damage.
+"""What a video file is, by one bounded pass over it: its facts, what is odd, what proves damage.
 
-Every packet is read and counted. Up to two bounds every packet is decoded too; beyond them head,
-tail and places between, so that a long video costs little more than reading it once.
+Every packet is read and counted, and decoded until one of the bounds is reached. FFmpeg decodes as
+a player does, and what it conceals or complains of is no proof. Proof are: an index that names
+samples outside of the file, a packet that the end of the file cuts off, a container whose chain
+breaks among its samples, and a picture of which packets fail to decode *and* their frames are
+missing, more than one in a hundred.
 
-FFmpeg decodes as a player does, and what it conceals or complains of is no proof. Proof are: an
-index that names samples outside of the file, a packet that the end of the file cuts off, a
-container whose chain breaks among its samples (`extent.py`), and a picture of which packets fail to
-decode *and* their frames are missing, more than one in a hundred.
-
-What is not found: damage that a codec cannot tell from content. VP9 and GIF have no check sums, so
-bytes overwritten inside a frame often are another picture, and any bytes are PCM sound; nor what
-lies between the samples of a file that is too large to be decoded whole.
+Not found is damage that a codec cannot distinguish from content (VP9 and GIF have no check sums,
+and any bytes are PCM sound), nor what lies beyond the bounds and leaves the container whole.
 
 The very file alone is read: playlists and other files' names are not followed.
 """
 
 import errno
 import math
-import re
+import mmap
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path, PurePosixPath
-from typing import TypeAlias, TypeGuard
+from pathlib import Path
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 import av
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 
 from worker.ground.errors import Finding, MediaBoundError, MediaRefusedError
-from worker.media.extent import find_break
+from worker.media.facts import Examined, StreamFacts, VideoFacts
+from worker.media.layout import HEAD_BYTES, UNKNOWN_TYPE, VIDEO_TYPES, recognise_bytes
+from worker.media.verify import LEAST_SECONDS, LENGTH_PART
 
-DEFAULT_EXTENSION = "bin"
-EXTENSIONS_BY_TYPE = {
-    "image/gif": "gif",
-    "video/matroska": "mkv",
-    "video/mp4": "mp4",
-    "video/quicktime": "mov",
-    "video/webm": "webm",
-    "video/x-matroska": "mkv",
-    "video/x-msvideo": "avi",
-}
-VIDEO_TYPES = {extension: media_type for media_type, extension in EXTENSIONS_BY_TYPE.items()}
-UNKNOWN_TYPE = "application/octet-stream"
-HEAD_BYTES = 256
-# playlists and scripts that name other files or URLs are not among them, whatever the file's name
+# playlists and scripts that name other files or URLs are not among them
 READ_OPTIONS = {"format_whitelist": "mov,matroska,gif,avi", "protocol_whitelist": "file"}
 # Width times height of what is decoded: a few bytes can announce gigabytes. 8K has half of it.
 MAX_PIXELS = 8192 * 8192
-# What is decoded from end to end: a few seconds' work. Beyond any of them samples have to do.
-# Pixels and frames are those that came out, whatever the header says; the time is CPU time.
+# A file of more bytes is decoded at its head alone; any other until so many pixels came out or so
+# much CPU time has passed: its header proves nothing.
 WHOLE_BYTES = 256 * 1024 * 1024
 WHOLE_PIXELS = 4_000_000_000
-WHOLE_FRAMES = 20_000
 WHOLE_TIME = timedelta(seconds=10)
-# Where samples begin, as parts of the file, and how many pictures each has.
-SAMPLE_PLACES = (*(part / 16 for part in range(16)), 63 / 64)
-SAMPLE_PICTURES = 24
+HEAD_PICTURES = 24
 # Of packets that were decoded: what may fail and be missing, beyond a single one, without proof.
 LOST_PICTURES = 0.01
 LOST_SOUND = 0.1
-# Lengths differ by the padding of a sound codec's last block, and by rounding to a time base.
-LEAST_SECONDS = 0.25
-LENGTH_PART = 0.02
 
-_EXTENSION = re.compile(r"[a-z0-9]{1,5}")
-_EBML = b"\x1a\x45\xdf\xa3"
-_QUICKTIME_ATOMS = frozenset({b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 
 Media: TypeAlias = av.VideoStream | av.AudioStream
 Packet: TypeAlias = "av.Packet[Stream]"
-
-
-@dataclass(frozen=True, slots=True)
-class StreamFacts:
-    """One stream: FFmpeg's word for its kind, and its codec; None if FFmpeg knows none."""
-
-    kind: str
-    codec: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class VideoFacts:
-    """What the pass has shown.
-
-    `container` is FFmpeg's name, such as `mov,mp4,m4a,3gp,3g2,mj2`; `media_type` is told by the
-    first bytes. `fps` is the average rate, `frames` were really decoded, and `duration` is
-    `frames / fps`; both are None where nothing tells them. `rotation` says by how many degrees, 0
-    to 359, the picture is turned clockwise when it is shown.
-
-    If not `is_whole`, the file was too large to be decoded from end to end: `frames` is then the
-    number of its packets.
-    """
-
-    container: str
-    media_type: str
-    codec: str
-    width: int
-    height: int
-    rotation: int
-    fps: float | None
-    frames: int
-    duration: timedelta | None
-    streams: tuple[StreamFacts, ...]
-    is_whole: bool
-
-    @property
-    def has_audio(self) -> bool:
-        return any(stream.kind == "audio" for stream in self.streams)
-
-
-@dataclass(frozen=True, slots=True)
-class Examined:
-    """A video's facts, what is odd about it, and what proves that it is damaged.
-
-    `rates` are the ways in which a frame rate can be read, and `lengths` those of the picture and
-    of the file, in seconds.
-    """
-
-    facts: VideoFacts
-    oddities: tuple[Finding, ...]
-    damages: tuple[Finding, ...]
-    rates: tuple[float, ...]
-    lengths: tuple[float, ...]
 
 
 @dataclass(slots=True)
@@ -185,99 +110,56 @@ class Reading:
         self.reason = self.reason or reason
 
 
-@dataclass(slots=True)
-class Pass:
-    """One reading of all packets; beyond `most` pixels, as all other bounds, it takes samples.
-
-    `each` is how many pixels a picture has by its header; what comes out may have more.
-    """
-
-    readings: dict[int, Reading]
-    picture: Reading
-    size: int
-    most: int
-    each: int
-    is_whole: bool = True
-    failure: str | None = None
-    _began: float = field(default_factory=time.process_time)
-    _place: float = -1.0
-    _left: int = 0
-    _since: int = 0
-
-    def run(self, container: InputContainer) -> None:
-        try:
-            for packet in container.demux([one.stream for one in self.readings.values()]):
-                one = self.readings[packet.stream.index]
-                if packet.size:
-                    one.count(packet)
-                    if self._chooses(one, packet):
-                        one.decode(packet)
-        except av.FFmpegError as error:
-            require_memory(error)
-            self.failure = str(error.strerror)
-        self._drain()
-
-    def _chooses(self, one: Reading, packet: Packet) -> bool:
-        is_picture = one is self.picture
-        if self.is_whole:
-            if not is_picture or not self._is_beyond():
-                return True
-            self.is_whole = False
-            self._drain()
-        if not is_picture or self._left > 0:
-            self._left -= is_picture
-            if is_picture and self._left == 0:
-                self._drain()
-            # Pictures shown before the key frame may need what was passed over.
-            return self._left > 0 and not (is_picture and (packet.pts or 0) < self._since)
-        place = (packet.pos or 0) / self.size
-        is_due = place >= self._place and (packet.is_keyframe or self._place < 0)
-        if is_due:
-            self._left, self._since = SAMPLE_PICTURES, packet.pts or 0
-            self._place = next((one for one in SAMPLE_PLACES if one > place), 1.0)
-        return is_due
-
-    def _is_beyond(self) -> bool:
-        return (
-            max(self.picture.pixels, self.picture.tried * self.each) + self.each > self.most
-            or self.picture.tried >= WHOLE_FRAMES
-            or time.process_time() - self._began > WHOLE_TIME.total_seconds()
-        )
-
-    def _drain(self) -> None:
-        for one in self.readings.values():
-            one.decode(None)
-
-
 def probe_video(path: Path) -> VideoFacts:
-    """Decode the file and tell what it is; raises MediaRefusedError if it is no video."""
+    """Decode the file and say what it is; raises MediaRefusedError if it is no video."""
     return examine_video(path).facts
 
 
 def examine_video(
     path: Path, *, whole_bytes: int = WHOLE_BYTES, whole_pixels: int = WHOLE_PIXELS
 ) -> Examined:
-    """Read the file once, decode it as far as the bounds allow, and tell what it is.
+    """Read the file once, decode it as far as the bounds allow, and say what it is.
 
     Raises MediaRefusedError if no video stream of it decodes, MediaBoundError if it takes too much.
     """
+    began, failure, is_whole = time.process_time(), None, True
     try:
         size = path.stat().st_size
+        most = whole_pixels if size <= whole_bytes else 0
         with open_video(path) as container:
-            shown = find_picture(container)
-            if shown is None:
+            picture = find_picture(container)
+            if picture is None:
                 raise MediaRefusedError("not a readable video: it has no video stream")
-            step = float(1 / shown.average_rate) if shown.average_rate else 0.0
+            each = check_pixels(picture.codec_context.width, picture.codec_context.height)
+            step = float(1 / picture.average_rate) if picture.average_rate else 0.0
             readings = {one.index: Reading(one, step) for one in list_media(container)}
             for one in readings.values():
                 # With several threads H.264 now and then forgets that a frame is damaged.
                 one.stream.codec_context.thread_type = "NONE"
                 one.stream.codec_context.thread_count = 1
-            each = check_pixels(shown.codec_context.width, shown.codec_context.height)
-            most = whole_pixels if size <= whole_bytes else 0
-            seen = Pass(readings, readings[shown.index], size, most, each)
-            seen.run(container)
-            return _describe(container, shown, path, seen)
+            shown = readings[picture.index]
+            try:
+                for packet in container.demux([one.stream for one in readings.values()]):
+                    one = readings[packet.stream.index]
+                    if not packet.size:
+                        continue
+                    one.count(packet)
+                    # By its header a picture has `each` pixels; what comes out may have more.
+                    is_beyond = (
+                        max(shown.pixels, shown.tried * each) + each > most
+                        or time.process_time() - began > WHOLE_TIME.total_seconds()
+                    )
+                    is_whole = is_whole and not (one is shown and is_beyond)
+                    if is_whole or shown.tried < HEAD_PICTURES:
+                        one.decode(packet)
+            except av.FFmpegError as error:
+                require_memory(error)
+                failure = str(error.strerror)
+            for one in readings.values():
+                one.decode(None)
+            if not shown.frames:
+                raise MediaRefusedError("not a readable video: it has no frames")
+            return _describe(path, container, shown, readings, failure, is_whole=is_whole)
     except (av.FFmpegError, OSError) as error:
         raise MediaRefusedError(f"not a readable video: {error.strerror}") from error
 
@@ -302,8 +184,8 @@ def find_picture(container: InputContainer) -> av.VideoStream | None:
 def check_pixels(width: int, height: int) -> int:
     """How many they are. Raises MediaBoundError for a picture that is not decoded."""
     if width * height > MAX_PIXELS:
-        told = f"its picture has {width} x {height} pixels; at most {MAX_PIXELS} are decoded"
-        raise MediaBoundError(told)
+        reason = f"its picture has {width} x {height} pixels; at most {MAX_PIXELS} are decoded"
+        raise MediaBoundError(reason)
     return width * height
 
 
@@ -313,45 +195,27 @@ def require_memory(error: av.FFmpegError) -> None:
         raise MemoryError from error
 
 
-def choose_extension(content_type: str | None, file_name: str | None, head: bytes) -> str:
-    """Give a file extension without the dot: by the bytes, else the type, else the name."""
-    media_type = (content_type or "").partition(";")[0].strip().lower()
-    suffix = PurePosixPath(file_name or "").suffix.removeprefix(".").lower()
-    named = suffix if _EXTENSION.fullmatch(suffix) else DEFAULT_EXTENSION
-    return recognise_bytes(head) or EXTENSIONS_BY_TYPE.get(media_type) or named
-
-
-def recognise_bytes(head: bytes) -> str | None:
-    kind, brand = head[4:8], head[8:12]
-    if kind == b"ftyp":
-        return "mov" if brand == b"qt  " else "mp4"
-    if kind in _QUICKTIME_ATOMS:
-        return "mov"
-    if head.startswith(_EBML):
-        return "mkv" if b"matroska" in head else "webm"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if head.startswith(b"RIFF") and brand == b"AVI ":
-        return "avi"
-    return None
-
-
 def _describe(
-    container: InputContainer, picture: av.VideoStream, path: Path, seen: Pass
+    path: Path,
+    container: InputContainer,
+    shown: Reading,
+    readings: dict[int, Reading],
+    failure: str | None,
+    *,
+    is_whole: bool,
 ) -> Examined:
-    shown = seen.picture
-    if not shown.frames:
-        raise MediaRefusedError("not a readable video: it has no frames")
-    frames = shown.frames if seen.is_whole else shown.packets
-    length = (container.duration or 0) / av.time_base
-    lengths = [one for one in (length, shown.end - shown.begin) if one > 0]
-    rates = [picture.average_rate, picture.guessed_rate, picture.base_rate]
-    known = [*(float(rate) for rate in rates if rate), *(frames / one for one in lengths)]
-    # A GIF counts in hundredths of a second.
-    fps = frames / length if container.format.name == "gif" and length else next(iter(known), None)
-    seconds = frames / fps if fps else None
+    picture = shown.stream
+    assert isinstance(picture, av.VideoStream)  # noqa: S101 - found as one
     with path.open("rb") as file:
         extension = recognise_bytes(file.read(HEAD_BYTES)) or ""
+    frames = shown.frames if is_whole else shown.packets
+    length = (container.duration or 0) / av.time_base
+    lengths = [one for one in (length, shown.end - shown.begin) if one > 0]
+    stated = [picture.average_rate, picture.guessed_rate, picture.base_rate]
+    rates = [*(float(rate) for rate in stated if rate), *(frames / one for one in lengths)]
+    # A GIF counts in hundredths of a second.
+    fps = frames / length if container.format.name == "gif" and length else next(iter(rates), None)
+    seconds = frames / fps if fps else None
     facts = VideoFacts(
         container=container.format.name,
         media_type=VIDEO_TYPES.get(extension, UNKNOWN_TYPE),
@@ -366,47 +230,33 @@ def _describe(
             StreamFacts(one.type, getattr(one.codec_context, "name", None))
             for one in container.streams
         ),
-        is_whole=seen.is_whole,
+        is_whole=is_whole,
     )
-    proofs, oddities = _judge(container, path, extension, seen)
-    return Examined(
-        facts, oddities, proofs, tuple(known), (*([seconds] if seconds else []), *lengths)
-    )
-
-
-def _judge(
-    container: InputContainer, path: Path, extension: str, seen: Pass
-) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
-    """What proves damage, and what is only odd."""
-    found: list[tuple[bool, Finding]] = []
-    length = (container.duration or 0) / av.time_base
-    last = (
-        max(one.end for one in seen.readings.values()) - (container.start_time or 0) / av.time_base
-    )
+    proofs, oddities = list[Finding](), list[Finding]()
+    last = max(one.end for one in readings.values()) - (container.start_time or 0) / av.time_base
     is_short = length - last > max(LEAST_SECONDS, LENGTH_PART * length)
     if is_short:
-        told = f"the container tells of {length:.3f} s, its last packet ends at {last:.3f} s"
-        found.append((False, Finding("ends_early", told)))
+        message = f"the container states {length:.3f} s, its last packet ends at {last:.3f} s"
+        oddities.append(Finding("ends_early", message))
     broken = find_break(path, extension)
     if broken is not None:
-        told = f"the container is not whole: {broken.reason}"
-        found.append((broken.loses_samples or is_short, Finding("container", told)))
-    if seen.failure is not None:
-        found.append((True, Finding("container", f"it cannot be read on: {seen.failure}")))
-    for one in seen.readings.values():
+        found = proofs if broken.loses_samples or is_short else oddities
+        found.append(Finding("container", f"the container is not whole: {broken.reason}"))
+    if failure is not None:
+        proofs.append(Finding("container", f"it cannot be read on: {failure}"))
+    size = path.stat().st_size
+    for one in readings.values():
         name = f"{one.stream.type} stream {one.stream.index}"
-        outside = sum(entry.pos + entry.size > seen.size for entry in one.stream.index_entries)
+        outside = sum(entry.pos + entry.size > size for entry in one.stream.index_entries)
         if outside or one.is_cut:
-            told = f"{name}: {outside or 1} samples lie outside of the {seen.size} bytes"
-            found.append((True, Finding("samples", told)))
+            message = f"{name}: {outside or 1} samples lie outside of the {size} bytes"
+            proofs.append(Finding("samples", message))
         if one.failures:
-            told = f"{name}: {one.failures} of {one.tried} packets fail to decode ({one.reason})"
-            told += f", {one.broken} frames are missing"
-            found.append((one.is_broken, Finding("decoder", told)))
-    proofs, oddities = (
-        [one for is_proof, one in found if is_proof is kind] for kind in (True, False)
-    )
-    return tuple(proofs), tuple(oddities)
+            message = f"{name}: {one.failures} of {one.tried} packets fail to decode ({one.reason})"
+            found = proofs if one.is_broken else oddities
+            found.append(Finding("decoder", f"{message}, {one.broken} frames are missing"))
+    known = (*([seconds] if seconds else []), *lengths)
+    return Examined(facts, tuple(oddities), tuple(proofs), tuple(rates), known)
 
 
 def _is_media(stream: Stream) -> TypeGuard[Media]:
@@ -414,3 +264,156 @@ def _is_media(stream: Stream) -> TypeGuard[Media]:
     is_kind = isinstance(stream, av.VideoStream | av.AudioStream)
     is_cover = bool(stream.disposition & Disposition.attached_pic)
     return is_kind and not is_cover and stream.codec_context is not None
+
+
+# Whether a container is whole from its first byte to its last, without decoding. MP4 and QuickTime
+# are chains of boxes, WebM and Matroska of elements, and GIF of blocks. A chain that breaks where
+# samples lie is proof of damage; one that breaks behind them (text after the last box, a lost index
+# of WebM, a lost trailer) is odd and does no harm.
+
+MOST_BOXES = 100_000
+# No index or tag takes more of a file than this: samples are among what is lost beyond it.
+REST_PART = 0.05
+
+Content: TypeAlias = mmap.mmap | bytes
+
+
+class Break(NamedTuple):
+    """Where and why the chain ends too early, and whether samples are lost with it."""
+
+    reason: str
+    loses_samples: bool
+
+
+_EBML, _SEGMENT, _CLUSTER = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
+_BLOCKS = frozenset({b"\xa3", b"\xa0"})
+# What else is found in a segment (RFC 9559): anything else may have been overwritten.
+_KNOWN = {
+    *(b"\x11\x4d\x9b\x74", b"\x15\x49\xa9\x66", b"\x16\x54\xae\x6b", b"\x1c\x53\xbb\x6b"),
+    *(b"\x19\x41\xa4\x69", b"\x10\x43\xa7\x70", b"\x12\x54\xc3\x67", b"\x58\x54"),
+    *(b"\xe7", b"\xab", b"\xa7", b"\xaf", b"\xec", b"\xbf"),
+}
+_INDICES = frozenset({b"moov", b"moof"})
+_GIF_IMAGE, _GIF_EXTENSION, _GIF_TRAILER = 0x2C, 0x21, 0x3B
+_BOX_HEADER = 8
+_LONGEST_ID = 4
+
+
+def find_break(path: Path, extension: str) -> Break | None:
+    """None if the container is whole, or of a kind that is not walked."""
+    walk = _WALKS.get(extension)
+    if walk is None or not path.stat().st_size:
+        return None
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return walk(content)
+
+
+def _walk_boxes(content: Content) -> Break | None:
+    """Top-level boxes; the last may be open (size 0: to the end).
+
+    Where the samples of a plain file lie is stated by its index, which FFmpeg reads; those of a
+    fragment by its own. So a box of samples that is cut proves nothing, and an index that is does.
+    """
+    at, is_fragmented = 0, False
+    for _ in range(MOST_BOXES):
+        if at == len(content):
+            return None
+        size, kind = int.from_bytes(content[at : at + 4], "big"), bytes(content[at + 4 : at + 8])
+        if size == 1:
+            size = int.from_bytes(content[at + 8 : at + 16], "big")
+        is_box = len(kind) == _LONGEST_ID and kind.isascii() and kind.decode().isprintable()
+        if is_box and size == 0:
+            return None
+        if not is_box or size < _BOX_HEADER or at + size > len(content):
+            rest = len(content) - at
+            is_garbage = is_fragmented and rest > REST_PART * len(content)
+            is_index = is_box and kind in _INDICES
+            return Break(f"its last {rest} bytes are no whole box", is_index or is_garbage)
+        is_fragmented = is_fragmented or kind == b"moof"
+        at += size
+    return None
+
+
+def _walk_matroska(content: Content) -> Break | None:
+    """The elements of the segment, those within clusters among them."""
+    header = _read_element(content, 0)
+    segment = header and _read_element(content, header[1] + header[2])
+    if header is None or segment is None or header[0] != _EBML or segment[0] != _SEGMENT:
+        return Break("no segment after the header", loses_samples=True)
+    _, at, size = segment
+    stated_end = len(content) if size < 0 else at + size
+    end = min(stated_end, len(content))
+    strange = end
+    while at < end:
+        element = _read_element(content, at)
+        is_lost = end - min(at, strange) > REST_PART * len(content)
+        if element is None or (element[2] < 0 and element[0] != _CLUSTER):
+            return Break(f"there is no element at byte {at} of {len(content)}", is_lost)
+        name, body, size = element
+        if name not in _KNOWN | _BLOCKS:
+            strange = end if name == _CLUSTER else min(at, strange)
+        if body + size > end:
+            is_lost = is_lost or name == _CLUSTER or name in _BLOCKS
+            return Break(f"element {name.hex()} at byte {at} ends outside of it", is_lost)
+        at = body if name == _CLUSTER else body + size
+    if stated_end <= len(content):
+        return None
+    return Break(
+        f"it is to end at byte {stated_end}", stated_end - len(content) > REST_PART * stated_end
+    )
+
+
+def _walk_gif(content: Content) -> Break | None:
+    """Extensions and images, each a chain of sub-blocks, up to the trailer."""
+    at, is_within = 13, True
+    try:
+        at += _count_colours(content[10])
+        while True:
+            is_within = False
+            kind = content[at]
+            is_within = True
+            if kind == _GIF_TRAILER:
+                return None
+            if kind == _GIF_EXTENSION:
+                at += 2
+            elif kind == _GIF_IMAGE:
+                at += 11 + _count_colours(content[at + 9])
+            else:
+                return Break(f"no block of GIF at byte {at}", loses_samples=True)
+            while content[at]:
+                at += 1 + content[at]
+            at += 1
+    except IndexError:
+        what = "ends within a block" if is_within else "has no trailer"
+        return Break(f"the file {what}", loses_samples=is_within)
+
+
+def _count_colours(flags: int) -> int:
+    """Bytes of the colour table that the flags announce."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _read_element(content: Content, at: int) -> tuple[bytes, int, int] | None:
+    """An element's id, where its body begins, and its length (-1: unknown); None if it is none."""
+    if at >= len(content) or not content[at]:
+        return None
+    width = 9 - content[at].bit_length()
+    start = at + width
+    if width > _LONGEST_ID or start >= len(content) or not content[start]:
+        return None
+    length = 9 - content[start].bit_length()
+    most = (1 << 7 * length) - 1
+    size = int.from_bytes(content[start : start + length], "big") & most
+    return bytes(content[at:start]), start + length, -1 if size == most else size
+
+
+_WALKS: dict[str, Callable[[Content], Break | None]] = {
+    "mp4": _walk_boxes,
+    "mov": _walk_boxes,
+    "webm": _walk_matroska,
+    "mkv": _walk_matroska,
+    "gif": _walk_gif,
+}

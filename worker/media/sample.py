@@ -6,9 +6,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import av
-from av.filter import Graph
-
 WIDTH, HEIGHT, FPS, SECONDS = 640, 360, 24, 2
 SAMPLE_RATE = 48_000
 PICTURE = (
@@ -26,6 +23,9 @@ TONE = (
 
 def make_sample(path: Path) -> None:
     """Write an MP4 of a moving test picture and a soft tone."""
+    # Only now: the shell imports this module for each of its commands.
+    import av
+
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
         video = container.add_stream("libx264", rate=FPS)
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
@@ -40,6 +40,8 @@ def make_sample(path: Path) -> None:
 
 
 def _run_filters(chain: tuple[tuple[str, str | None], ...]) -> Iterator[Any]:
+    from av.filter import Graph
+
     graph = Graph()
     contexts = [graph.add(name, options) for name, options in chain]
     for context, following in pairwise(contexts):

@@ -1,7 +1,7 @@
-"""The spool: files on their way into the archive, on local disk.
+"""The spool: files on their way into the archive, on local disk; and writing to disk so it lasts.
 
 Each partial file is locked (flock) by the process that writes it. The kernel gives the lock up
-when that process ends, however it ends: a partial whose lock is free belongs to nobody.
+when that process ends, however it ends: a partial whose lock is free was left behind.
 """
 
 import fcntl
@@ -17,7 +17,34 @@ from pathlib import Path
 from uuid import uuid4
 
 from worker.ground.errors import StoreUnavailableError
-from worker.media.disk import make_directory, naming_reason
+
+
+@contextmanager
+def naming_reason(trouble: str) -> Iterator[None]:
+    """Turn an OSError into a StoreUnavailableError, with the system's reason and no path."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise StoreUnavailableError(f"{trouble}: {reason}") from error
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents, each entry flushed to disk."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
 
 SUFFIX = ".part"
 # What is archived has this mode too: for owner and group, less what the umask takes away.
@@ -30,9 +57,8 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class SpoolFile:
     """One file that is being written; `bytes` counts what is in it.
 
-    Whatever `write` has taken is at once there for whoever reads `path`. Each time that
-    `flush_bytes` more were written a thread begins to flush them, so that `flush` finds little left
-    to do; never without it.
+    What `write` has taken can be read at `path` at once. Each time that `flush_bytes` more were
+    written a thread begins to flush them, so that `flush` finds little left to do; never without.
     """
 
     def __init__(self, path: Path, descriptor: int, flush_bytes: int | None = None) -> None:
@@ -42,13 +68,13 @@ class SpoolFile:
         self._digest = hashlib.sha256()
         self._flush_bytes = flush_bytes
         self._flusher: ThreadPoolExecutor | None = None
-        self._flushes: list[Future[None]] = []
+        self._flush: Future[None] | None = None
         self._flushed = 0
 
     def lock(self) -> bool:
-        """False if somebody has found the new file unlocked, and removed it.
+        """False if another process has found the new file unlocked, and removed it.
 
-        Waits only for whoever is about to do that.
+        Waits only for a process that is about to do that.
         """
         fcntl.flock(self._file.fileno(), fcntl.LOCK_EX)
         return os.fstat(self._file.fileno()).st_nlink > 0
@@ -66,14 +92,14 @@ class SpoolFile:
     def begin_flush(self) -> None:
         """Flush what was written so far while the caller goes on.
 
-        Raises StoreUnavailableError for one that was begun before and has failed.
+        Raises StoreUnavailableError if the flush before has failed: the kernel reports that once.
         """
         if not self._flush_bytes:
             return
-        self._check_flushes()
+        self._await_flush()
         if self._flusher is None:
             self._flusher = ThreadPoolExecutor(1, "spool flusher")
-        self._flushes.append(self._flusher.submit(os.fdatasync, self._file.fileno()))
+        self._flush = self._flusher.submit(os.fdatasync, self._file.fileno())
         self._flushed = self.bytes
 
     def restart(self) -> None:
@@ -90,7 +116,7 @@ class SpoolFile:
 
     def flush(self) -> None:
         """When this returns, what was written survives a crash of the machine."""
-        self._check_flushes(is_last=True)
+        self._await_flush()
         with naming_reason(TROUBLE):
             os.fsync(self._file.fileno())
 
@@ -110,18 +136,18 @@ class SpoolFile:
             self.path.unlink()
         self.close()
 
-    def _check_flushes(self, *, is_last: bool = False) -> None:
-        """The kernel tells of a failed flush once: if not here, then nobody would know of it."""
+    def _await_flush(self) -> None:
         with naming_reason(TROUBLE):
-            while self._flushes and (is_last or self._flushes[0].done()):
-                self._flushes.pop(0).result()
+            if self._flush is not None:
+                self._flush.result()
+        self._flush = None
 
 
 @dataclass(frozen=True, slots=True)
 class Spool:
     """A directory of partials, made when the first one is begun.
 
-    `flush_bytes` is for files that are to last where they are, not to be copied away.
+    `flush_bytes` is for files that are to last where they are, not to be copied elsewhere.
     """
 
     directory: Path
@@ -131,7 +157,7 @@ class Spool:
     def begin(self, label: str) -> Iterator[SpoolFile]:
         """Open a new partial; it is gone when the context is left, unless it was published.
 
-        `label` (a job id) marks the file for whoever finds it. Raises StoreUnavailableError.
+        `label` (a job id) marks the file for those who find it. Raises StoreUnavailableError.
         """
         if not _LABEL.fullmatch(label):
             raise ValueError(f"{label!r} cannot mark a file in the spool")

@@ -5,15 +5,17 @@ there is either nothing or a whole object, on every store and whenever a process
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from worker.ground.errors import StoreUnavailableError
+from worker.media.layout import ListedObject, StoredObject
 from worker.media.local_store import LocalStore, read_file_url
-from worker.media.objects import ARCHIVE_MARK, ListedObject, StoredObject, check_name
 from worker.media.spool import Spool, SpoolFile
 
-__all__ = ["ARCHIVE_MARK", "ListedObject", "Store", "StoredObject", "check_name", "open_store"]
-
+# A store that has failed so often in a row is unavailable.
+MOST_FAILURES = 3
 REMOTE = ("s3", "gs", "az", "memory")
 SUPPORTED = (
     "allowed are file:./directory, file:///directory, s3://bucket/prefix, gs://bucket/prefix, "
@@ -70,7 +72,7 @@ class Store(Protocol):
 
 
 def open_store(archive_url: str, spool_dir: Path) -> Store:
-    """Open the archive that `ARCHIVE_URL` names; nothing is written, nobody is asked yet.
+    """Open the archive that `ARCHIVE_URL` names; nothing is written or sent yet.
 
     `file:./archive` is relative to the working directory. A local archive has its spool inside
     it, on the same file system; the others have theirs in `spool_dir`. Raises ValueError with the
@@ -86,3 +88,30 @@ def open_store(archive_url: str, spool_dir: Path) -> Store:
         return open_remote_store(archive_url, Spool(spool_dir.absolute()))
     given = f"{scheme}: is not supported" if colon else "a scheme is missing"
     raise ValueError(f"{given}; {SUPPORTED}")
+
+
+@dataclass
+class ArchiveLook:
+    """Checks many archived objects; once `is_over`, the store itself is unavailable."""
+
+    store: Store
+    failures: int = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.failures >= MOST_FAILURES
+
+    def find_fault(self, uri: str, size: int) -> str | None:
+        """What is wrong with the object that a row says it has; None if it is there, whole."""
+        name = self.store.find_name(uri)
+        if name is None:
+            return "it is not of the archive that ARCHIVE_URL names"
+        try:
+            found = self.store.stat(name)
+        except StoreUnavailableError as error:
+            self.failures += 1
+            return f"it cannot be checked: {error}"
+        self.failures = 0
+        if found is None:
+            return "there is no such file"
+        return None if found.bytes == size else f"it has {found.bytes} bytes, the row says {size}"

@@ -1,25 +1,20 @@
 """Unpack a video that came inside its URL (a data URI), chunk by chunk, into any sink.
 
-What is wrong with such a URL does not mend itself, so all is a MediaRefusedError.
+What is wrong with such a URL does not mend itself, so every error is a MediaRefusedError.
 """
 
 import base64
 import binascii
 from collections.abc import Iterator
 
+from worker.ground.data_uri import SCHEME, is_data_uri
 from worker.ground.errors import MediaRefusedError
-from worker.media.intake import Chunk, Download, DownloadLimits, Intake, OnProgress, Sink
+from worker.media.download import Chunk, Download, DownloadLimits, Intake, OnProgress, Sink
 
-SCHEME = "data:"
 CHUNK_CHARACTERS = 64 * 1024
 MAX_HEADER = 256
 DEFAULT_TYPE = "text/plain"
 _SPACES = str.maketrans("", "", " \t\r\n")
-
-
-def is_inline(url: str) -> bool:
-    """Whether the URL is its own content."""
-    return url[: len(SCHEME)].lower() == SCHEME
 
 
 def unpack_video(
@@ -50,14 +45,14 @@ def make_marker(url: str, sha256: str, size: int) -> str:
 
 def is_unpacked(url: str) -> bool:
     """Whether it is a marker that stands in place of a data URI."""
-    return is_inline(url) and ";archived;" in url[:MAX_HEADER]
+    return is_data_uri(url) and ";archived;" in url[:MAX_HEADER]
 
 
 def _read_header(url: str) -> tuple[str, int]:
     """The content type, and where the content begins."""
     comma = url.find(",", 0, MAX_HEADER)
     head = url[len(SCHEME) : comma]
-    if comma < 0 or not is_inline(url):
+    if comma < 0 or not is_data_uri(url):
         raise MediaRefusedError("the video inside the result is no data URI")
     content_type, *parameters = (part.strip().lower() for part in head.split(";"))
     if "base64" not in parameters:
@@ -66,24 +61,24 @@ def _read_header(url: str) -> tuple[str, int]:
 
 
 def _decode(url: str, start: int) -> Iterator[Chunk]:
-    """By slices; spaces and line ends, which some encoders put in, are passed over."""
+    """By slices; spaces and line ends, which some encoders put in, are passed over.
+
+    So is missing padding: a paid result is taken as it came, not judged as an input is.
+    """
     rest, has_ended = "", False
-    for place in range(start, len(url), CHUNK_CHARACTERS):
-        text = rest + url[place : place + CHUNK_CHARACTERS].translate(_SPACES)
-        whole = len(text) - len(text) % 4
-        text, rest = text[:whole], text[whole:]
+    for place in (*range(start, len(url), CHUNK_CHARACTERS), None):
+        if place is None:
+            text, rest = rest + "=" * (-len(rest) % 4), ""
+        else:
+            text = rest + url[place : place + CHUNK_CHARACTERS].translate(_SPACES)
+            whole = len(text) - len(text) % 4
+            text, rest = text[:whole], text[whole:]
         if has_ended and (text or rest):
             raise MediaRefusedError("the video inside the result goes on after its end")
         if text:
-            yield _decode_whole(text)
+            try:
+                yield base64.b64decode(text, validate=True)
+            except (binascii.Error, ValueError) as error:
+                reason = f"the video inside the result is spoiled: {error}"
+                raise MediaRefusedError(reason) from None
             has_ended = text.endswith("=")
-    if rest:
-        # Some encoders leave the padding out.
-        yield _decode_whole(rest + "=" * (-len(rest) % 4))
-
-
-def _decode_whole(text: str) -> Chunk:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise MediaRefusedError(f"the video inside the result is spoiled: {error}") from None

@@ -20,10 +20,10 @@ from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
 from worker.jobs import slices
 from worker.jobs.attempts import list_known_requests
-from worker.jobs.doctor import Check, Finding, check_slice, find_strays
+from worker.jobs.doctor import check_slice, find_strays
+from worker.jobs.findings import Check, Finding
 from worker.jobs.slices import ArchivedFile, PaidRequest, SentInput, Slice
-from worker.media.look import MOST_FAILURES, ArchiveLook
-from worker.media.store import Store
+from worker.media.store import MOST_FAILURES, ArchiveLook, Store
 from worker.ops.mark import find_foreign_mark
 
 SAMPLE = 200

@@ -10,7 +10,8 @@ from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import ForeignArchiveError, StoreObjectMissingError, StoreUnavailableError
 from worker.jobs import marks
-from worker.media.store import ARCHIVE_MARK, Store
+from worker.media.layout import ARCHIVE_MARK
+from worker.media.store import Store
 
 MARK_BYTES = 16
 TEXT = "text/plain"

@@ -15,8 +15,8 @@ from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.jobs import archives
 from worker.jobs.archives import Naming
-from worker.media.layout import POSTER, QUARANTINE, SHEET, SIDECAR
-from worker.media.store import ListedObject, Store
+from worker.media.layout import POSTER, QUARANTINE, SHEET, SIDECAR, ListedObject
+from worker.media.store import Store
 
 # Far more than it takes from an object's first byte to the row that names it.
 ORPHAN_AGE = timedelta(days=1)

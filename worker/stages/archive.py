@@ -13,6 +13,7 @@ from uuid import UUID
 from worker.fal.extend_video import parse_output
 from worker.ground.backoff import Draw, spread
 from worker.ground.clock import Clock
+from worker.ground.data_uri import is_data_uri
 from worker.ground.db import Database
 from worker.ground.errors import (
     ClaimLostError,
@@ -25,7 +26,6 @@ from worker.ground.errors import (
 from worker.jobs import attempts, downloads, inline, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
-from worker.media.unpack import is_inline
 from worker.stages.keep import Keeper, Kept
 from worker.stages.lease import Heartbeat
 from worker.stages.record import mark_result
@@ -89,7 +89,7 @@ def is_early(job: Job, *, db: Database, clock: Clock) -> bool:
 
 def record_archive(kept: Kept, *, db: Database, clock: Clock) -> Job | None:
     """Write where the video is."""
-    was_inline = is_inline(parse_output(kept.job.result).video.url)
+    was_inline = is_data_uri(parse_output(kept.job.result).video.url)
     with db.transaction() if was_inline else db.statement() as connection:
         move = Move(clock(), columns=describe_copy(kept))
         moved = table.apply_event(connection, kept.job, JobEvent.ARCHIVE_RECORDED, move)

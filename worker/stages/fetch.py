@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from worker.fal.extend_video import VideoFile, parse_output
+from worker.ground.data_uri import is_data_uri
 from worker.ground.errors import Finding, MediaBoundError, MediaGoneError, MediaMismatchError
 from worker.jobs.values import Attempt, Job
-from worker.media.download import download_video
+from worker.media.download import Download, DownloadLimits, download_video
 from worker.media.examiner import Examiner
+from worker.media.facts import Examined, Stated
 from worker.media.hosts import MediaHosts
-from worker.media.intake import Download, DownloadLimits
-from worker.media.probe import Examined, choose_extension
+from worker.media.layout import choose_extension
+from worker.media.pinned import MediaClient
 from worker.media.spool import SpoolFile
-from worker.media.unpack import is_inline, is_unpacked, unpack_video
-from worker.media.verify import Stated, compare_bytes, find_missing_bytes
-from worker.media.wire import MediaClient
+from worker.media.unpack import is_unpacked, unpack_video
+from worker.media.verify import compare_bytes, find_missing_bytes
 from worker.stages.lease import Holder
 from worker.stages.record import read_stated
 from worker.stages.source import Source
@@ -86,7 +87,7 @@ class Fetcher:
         try:
             return self._fetch_once(job, made, file, holder, undecoded)
         except MediaMismatchError:
-            if is_inline(parse_output(job.result).video.url):
+            if is_data_uri(parse_output(job.result).video.url):
                 raise
         file.restart()
         return self._fetch_once(job, made, file, holder, undecoded)
@@ -119,7 +120,7 @@ class Fetcher:
         url = parse_output(job.result).video.url
         if is_unpacked(url):
             raise MediaGoneError("the video came inside its result, and was taken out of it")
-        if is_inline(url):
+        if is_data_uri(url):
             return unpack_video(url, file, limits=self.limits, on_progress=holder.check)
         return download_video(
             self.source.find_url(job, made, self.limits.total + MARGIN),

@@ -1,4 +1,4 @@
-"""Beneath the archive stage. keep: put a verified video into the archive, its recipe beside it.
+"""Beneath the archive stage. keep: put a verified video into the archive, its sidecar beside it.
 
 The sidecar comes first and reserves the name, the video last: whoever finds a video under its name
 finds how it was made, too (ADR 13). Another video than the one that the row names gets names of its
@@ -16,7 +16,7 @@ from worker.fal.extend_video import parse_output
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import (
-    InvalidRecipeError,
+    InvalidSidecarError,
     MediaMismatchError,
     MediaRefusedError,
     NameTakenError,
@@ -28,20 +28,23 @@ from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Attempt, Job
 from worker.media.examiner import Examiner
-from worker.media.layout import ArchiveNames, Layout, name_quarantine
-from worker.media.probe import (
+from worker.media.facts import VideoFacts
+from worker.media.layout import (
     HEAD_BYTES,
     UNKNOWN_TYPE,
     VIDEO_TYPES,
-    VideoFacts,
+    ArchiveNames,
+    Layout,
+    StoredObject,
     choose_extension,
+    name_quarantine,
 )
-from worker.media.recipe import FileRecord, Recipe, describe_file, parse_recipe
+from worker.media.sidecar import FileRecord, Sidecar, describe_file, parse_sidecar
 from worker.media.spool import SpoolFile
-from worker.media.store import Store, StoredObject
+from worker.media.store import Store
 from worker.stages.fetch import Fetched, Fetcher
 from worker.stages.lease import Holder
-from worker.stages.record import ArchivedFiles, build_recipe, find_maker, list_warnings
+from worker.stages.record import ArchivedFiles, build_sidecar, find_maker, list_warnings
 
 JSON, JPEG, BYTES = "application/json", "image/jpeg", "application/octet-stream"
 # A data URI is quoted by its beginning.
@@ -67,7 +70,6 @@ class Keeper:
     store: Store
     fetcher: Fetcher
     layout: Layout
-    has_sheet: bool = False
     clock: Clock = read_clock
 
     def keep_video(self, job: Job, holder: Holder) -> Kept:
@@ -97,20 +99,19 @@ class Keeper:
         pictures = {} if facts is None else dict(self._draw(file, facts, names, holder))
         video = FileRecord(name=names.video, bytes=file.bytes, sha256=file.sha256())
         warnings = list_warnings(job, fetched.warnings)
-        recipe = build_recipe(
+        sidecar = build_sidecar(
             job,
             tried,
             facts,
             ArchivedFiles(
                 video,
                 _describe_picture(names.poster, pictures),
-                _describe_picture(names.sheet, pictures),
             ),
             warnings,
         )
         # A holder that has lost its claim leaves the file to the next one.
         holder.renew()
-        self._reserve(names.sidecar, recipe)
+        self._reserve(names.sidecar, sidecar)
         for name, body in pictures.items():
             self.store.put(name, body, JPEG)
         media_type = facts.media_type if facts else VIDEO_TYPES.get(fetched.extension, UNKNOWN_TYPE)
@@ -120,7 +121,7 @@ class Keeper:
             "archive_uri": stored.uri,
             "archive_sha256": stored.sha256,
             "archive_bytes": stored.bytes,
-            "archive_media": recipe.video.model_dump(mode="json")["media"],
+            "archive_media": sidecar.video.model_dump(mode="json")["media"],
             "archive_warnings": warnings or None,
             "archive_poster_uri": poster,
             "archive_sidecar_uri": self.store.find_uri(names.sidecar),
@@ -143,20 +144,17 @@ class Keeper:
     def _draw(
         self, file: SpoolFile, facts: VideoFacts, names: ArchiveNames, holder: Holder
     ) -> Iterator[tuple[str, bytes]]:
-        """The pictures by their names. A video without them is as good."""
+        """The poster by its name. A video without one is as good."""
         with suppress(MediaRefusedError):  # no frame of it can be shown: the video counts
             yield names.poster, self.examiner.draw_poster(file.path, facts, holder.check)
-        if self.has_sheet:
-            with suppress(MediaRefusedError):  # as above
-                yield names.sheet, self.examiner.draw_sheet(file.path, facts, holder.check)
 
-    def _reserve(self, name: str, recipe: Recipe) -> None:
+    def _reserve(self, name: str, sidecar: Sidecar) -> None:
         """Write the sidecar, but never over that of another job. Raises NameTakenError."""
-        body = recipe.to_bytes()
+        body = sidecar.to_bytes()
         if self.store.create(name, body, JSON):
             return
         owner = self._find_owner(name)
-        if owner != recipe.job_id:
+        if owner != sidecar.job_id:
             raise NameTakenError(f"{name} belongs to {owner or 'somebody else'}")
         self.store.put(name, body, JSON)
 
@@ -166,8 +164,8 @@ class Keeper:
         Raises StoreUnavailableError if it is there no more.
         """
         try:
-            return parse_recipe(b"".join(self.store.read(name))).job_id
-        except InvalidRecipeError:  # told by None
+            return parse_sidecar(b"".join(self.store.read(name))).job_id
+        except InvalidSidecarError:  # told by None
             return None
         except StoreObjectMissingError as error:  # its owner's, if anybody's: the next try tells
             raise StoreUnavailableError(f"{name} was deleted just now") from error

@@ -1,6 +1,6 @@
 """Beneath the archive stage: what a job's rows say of its video, in media's own plain values.
 
-What fal has stated of it, to be verified; and its recipe, to be kept beside it.
+What fal has stated of it, to be verified; and its sidecar, to be kept beside it.
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -17,10 +17,9 @@ from worker.fal.field_types import INLINE_BYTES
 from worker.ground.data_uri import is_data_uri, parse_data_uri
 from worker.ground.errors import Finding
 from worker.jobs.values import Attempt, Job
-from worker.media.probe import VideoFacts
-from worker.media.recipe import VERSION, AttemptRecord, FileRecord, Recipe, Times, VideoRecord
+from worker.media.facts import Stated, VideoFacts
+from worker.media.sidecar import VERSION, AttemptRecord, FileRecord, Sidecar, Times, VideoRecord
 from worker.media.unpack import is_unpacked, make_marker
-from worker.media.verify import Stated
 
 SOFTWARE = f"extend-video {version('extend-video')}"
 INLINE_FIELDS = {"video_url": "video", "end_image_url": "image"}
@@ -32,7 +31,6 @@ class ArchivedFiles:
 
     video: FileRecord
     poster: FileRecord | None = None
-    sheet: FileRecord | None = None
 
 
 def read_stated(video: VideoFile, content_length: int | None) -> Stated:
@@ -55,19 +53,19 @@ def list_warnings(job: Job, of_file: Iterable[Finding]) -> list[dict[str, str]]:
     return [*delivered, *(one.to_json() for one in (*list_oddities(job.result), *of_file))]
 
 
-def build_recipe(
+def build_sidecar(
     job: Job,
     attempts: Sequence[Attempt],
     facts: VideoFacts | None,
     files: ArchivedFiles,
     warnings: Sequence[dict[str, str]] = (),
-) -> Recipe:
-    """The recipe of a job with a result. Raises InvalidResultError if it has none."""
+) -> Sidecar:
+    """The sidecar of a job with a result. Raises InvalidResultError if it has none."""
     made = find_maker(job, attempts)
     video = files.video
     sent = mark_input(job.input if made is None else made.input)
     seed = parse_output(job.result).seed
-    return Recipe(
+    return Sidecar(
         recipe=VERSION,
         software=SOFTWARE,
         job_id=job.id,
@@ -87,7 +85,6 @@ def build_recipe(
         ),
         video=VideoRecord(name=video.name, bytes=video.bytes, sha256=video.sha256, media=facts),
         poster=files.poster,
-        sheet=files.sheet,
         archive_warnings=tuple(warnings),
     )
 

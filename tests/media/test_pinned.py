@@ -18,10 +18,9 @@ from tests.harness.sinks import MemorySink
 from tests.harness.tls import run_proxy
 from tests.media.conftest import MediaServer
 from worker.ground.errors import MediaRefusedError, MediaUnavailableError
-from worker.media.download import download_video
+from worker.media.download import DownloadLimits, download_video
 from worker.media.hosts import parse_media_hosts
-from worker.media.intake import DownloadLimits
-from worker.media.wire import MediaClient
+from worker.media.pinned import MediaClient
 
 HOST = "cdn.invalid"
 LIMITS = DownloadLimits(timedelta(seconds=30), 1024 * 1024)
@@ -202,7 +201,8 @@ def test_download_goes_by_proxy_and_trusts_the_named_authority(
         hosts = parse_media_hosts(place)
         download_video(f"https://{place}/v", sink, client=client, hosts=hosts, limits=LIMITS)
     assert bytes(sink.content) == VIDEO
-    assert (asked[0][0], asked[0][2]) == (f"CONNECT {place} HTTP/1.1", AUTHORIZATION)
+    assert asked[0][0] == f"CONNECT {place} HTTP/1.1"
+    assert AUTHORIZATION in asked[0]
     assert "Proxy-Authorization" not in server.received[0]
 
 

@@ -1,16 +1,16 @@
 """The sidecar beside each video: what it was made of, and enough to make it again.
 
-JSON in UTF-8 with sorted keys and two spaces of indent, so that the same recipe is the same bytes.
-`recipe` is the version; whoever adds a field keeps it, and an older reader passes it over.
+JSON in UTF-8 with sorted keys and two spaces of indent, so that the same job gives the same
+bytes. `recipe` is the version; a new field does not change it, an older reader passes it over.
 
 URLs stand as they were sent, with their query: a signed link is part of the input, and without it
-the input cannot be made again. So whoever may read a sidecar may fetch what its links allow, for as
-long as they hold. Of our own there is no secret in it, neither a key nor a webhook's token. Instead
+the input cannot be made again. So a reader of a sidecar may fetch what its links allow, for as long
+as they hold. Of our own there is no secret in it, neither a key nor a webhook's token. Instead
 of a data URI stands a marker with the hash and length of its content.
 """
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC
 from hashlib import sha256
 from typing import Annotated, Any, Literal, NoReturn
 from uuid import UUID
@@ -25,9 +25,9 @@ from pydantic import (
     ValidationError,
 )
 
-from worker.ground.errors import InvalidRecipeError, Violation
+from worker.ground.errors import InvalidSidecarError, Violation
 from worker.ground.violations import list_violations, show_value
-from worker.media.probe import VideoFacts
+from worker.media.facts import VideoFacts
 
 VERSION = 1
 VERSION_WORDS = f"{VERSION}, the version that this software reads"
@@ -37,13 +37,9 @@ def _say(allowed: str) -> Any:  # noqa: ANN401 - pydantic's own type of a field
     return Field(json_schema_extra={"allowed": allowed})
 
 
-def _move_to_utc(time: datetime) -> datetime:
-    return time.astimezone(UTC)
-
-
 Time = Annotated[
     AwareDatetime,
-    AfterValidator(_move_to_utc),
+    AfterValidator(lambda time: time.astimezone(UTC)),
     _say("a time with its offset, such as 2026-01-31T12:00:00Z"),
 ]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\z"), _say("64 hexadecimal digits")]
@@ -92,7 +88,7 @@ class Times(_Part):
     completed_at: Time | None = None
 
 
-class Recipe(_Part):
+class Sidecar(_Part):
     """How a video came about. `input` and `options` are those of the request that made it."""
 
     recipe: Annotated[Literal[1], _say(VERSION_WORDS)]
@@ -110,11 +106,10 @@ class Recipe(_Part):
     times: Times
     video: Annotated[VideoRecord, _say("the video's name, bytes, sha256 and media")]
     poster: FileRecord | None = None
-    sheet: FileRecord | None = None
     archive_warnings: Annotated[tuple[dict[str, str], ...], _say("a list of warnings")] = ()
 
     def to_bytes(self) -> bytes:
-        """The sidecar's content; `parse_recipe` gives the same recipe again."""
+        """The sidecar's content; `parse_sidecar` gives the same sidecar again."""
         fields = self.model_dump(mode="json")
         text = json.dumps(fields, ensure_ascii=False, indent=2, sort_keys=True, allow_nan=False)
         return f"{text}\n".encode()
@@ -124,13 +119,13 @@ def describe_file(name: str, content: bytes) -> FileRecord:
     return FileRecord(name=name, bytes=len(content), sha256=sha256(content).hexdigest())
 
 
-def parse_recipe(content: bytes) -> Recipe:
-    """Read a sidecar. Raises InvalidRecipeError, which names each wrong field and its reason.
+def parse_sidecar(content: bytes) -> Sidecar:
+    """Read a sidecar. Raises InvalidSidecarError, which names each wrong field and its reason.
 
     What is no sidecar is not quoted: anybody's file may have been named.
     """
     try:
-        fields = json.loads(content, parse_constant=_refuse_constant)
+        fields = json.loads(content, parse_constant=int)  # which refuses NaN: it is no JSON
     except (ValueError, RecursionError):
         _refuse("sidecar", f"{len(content)} bytes that are not JSON", "JSON in UTF-8")
     if not isinstance(fields, dict):
@@ -141,9 +136,9 @@ def parse_recipe(content: bytes) -> Recipe:
         shown = show_value(version) if isinstance(version, int) else _name_kind(version)
         _refuse("recipe", shown, VERSION_WORDS)
     try:
-        return Recipe.model_validate(fields)
+        return Sidecar.model_validate(fields)
     except ValidationError as error:
-        raise InvalidRecipeError(list_violations(Recipe, error)) from None
+        raise InvalidSidecarError(list_violations(Sidecar, error)) from None
 
 
 def _name_kind(value: object) -> str:
@@ -152,8 +147,4 @@ def _name_kind(value: object) -> str:
 
 
 def _refuse(field: str, value: str, allowed: str) -> NoReturn:
-    raise InvalidRecipeError((Violation(field, value, allowed),)) from None
-
-
-def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(text)
+    raise InvalidSidecarError((Violation(field, value, allowed),)) from None

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.media.ranges import (
+from worker.media.download import (
     ContentRange,
     choose_version,
     parse_content_range,
     parse_date,
-    parse_length,
     parse_retry_after,
 )
 
@@ -39,13 +38,6 @@ def test_parse_content_range_is_lenient_in_form_only():
         *("bytes \u0661-2/3", f"bytes 1-2/{'9' * 5000}", "bytes=1-2/3", "items 1-2/3"),
     ):
         assert parse_content_range(text) is None
-
-
-def test_parse_length_reads_one_number_only():
-    for text in ("0", "42", "42,42 ,42"):
-        assert parse_length(text) == int(text[:2])
-    for text in ("4, 5", "-1", "+1", "1_0", "", "1.5", "\u0661", "9" * 5000):
-        assert parse_length(text) is None
 
 
 def test_choose_version_takes_a_strong_tag_and_no_other():
@@ -76,7 +68,6 @@ def test_parse_retry_after_gives_seconds_or_nothing():
 
 @given(st.text() | st.text("0123456789 :GMTFrideca,-/*", max_size=40))
 def test_parsing_any_text_never_raises(text):
-    part, length = parse_content_range(text), parse_length(text)
+    part = parse_content_range(text)
     assert part is None or 0 <= part.first <= part.last < part.total
-    assert length is None or length >= 0
     assert parse_date(text) is None or parse_retry_after(text, NOW) >= timedelta(0)

@@ -1,4 +1,4 @@
-"""A sidecar is the same bytes for the same recipe, and reads back as what was written."""
+"""A sidecar is the same bytes for the same job, and reads back as what was written."""
 
 import base64
 import json
@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from tests.harness.jobs import ENDPOINT, NOW, build_result
 from worker.fal.extend_video import complete_input
-from worker.ground.errors import InvalidRecipeError, InvalidResultError
+from worker.ground.errors import InvalidResultError, InvalidSidecarError
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Job
-from worker.media.probe import StreamFacts, VideoFacts
-from worker.media.recipe import FileRecord, Recipe, describe_file, parse_recipe
+from worker.media.facts import StreamFacts, VideoFacts
+from worker.media.sidecar import FileRecord, Sidecar, describe_file, parse_sidecar
 from worker.media.unpack import is_unpacked, make_marker
 from worker.stages.record import (
     ArchivedFiles,
-    build_recipe,
+    build_sidecar,
     list_markers,
     mark_input,
     restore_input,
@@ -113,36 +113,36 @@ ATTEMPTS = [
 ]
 
 
-def make_recipe(job: Job | None = None, **files: FileRecord) -> Recipe:
-    return build_recipe(job or build_job(), ATTEMPTS, FACTS, ArchivedFiles(VIDEO, **files))
+def make_sidecar(job: Job | None = None, **files: FileRecord) -> Sidecar:
+    return build_sidecar(job or build_job(), ATTEMPTS, FACTS, ArchivedFiles(VIDEO, **files))
 
 
 def list_wrong(content: bytes) -> dict[str, str]:
-    with pytest.raises(InvalidRecipeError) as caught:
-        parse_recipe(content)
+    with pytest.raises(InvalidSidecarError) as caught:
+        parse_sidecar(content)
     return {one.field: str(one) for one in caught.value.violations}
 
 
 def list_named(content: bytes) -> set[str]:
     """The outermost fields that are wrong, if any."""
     try:
-        parse_recipe(content)
-    except InvalidRecipeError as error:
+        parse_sidecar(content)
+    except InvalidSidecarError as error:
         return {one.field.partition(".")[0] for one in error.violations}
     return set()
 
 
 def change(**fields: object) -> bytes:
-    return json.dumps({**json.loads(make_recipe().to_bytes()), **fields}).encode()
+    return json.dumps({**json.loads(make_sidecar().to_bytes()), **fields}).encode()
 
 
 # ------------------------------------------------------------------ what is written
 
 
-def test_recipe_says_all_that_the_video_came_of() -> None:
+def test_sidecar_says_all_that_the_video_came_of() -> None:
     poster = describe_file("2026/11/23/job.jpg", b"poster")
 
-    told = json.loads(make_recipe(poster=poster).to_bytes())
+    told = json.loads(make_sidecar(poster=poster).to_bytes())
 
     assert told == {
         "recipe": 1,
@@ -208,13 +208,12 @@ def test_recipe_says_all_that_the_video_came_of() -> None:
             "bytes": 6,
             "sha256": sha256(b"poster").hexdigest(),
         },
-        "sheet": None,
     }
     assert told["software"].startswith("extend-video ")
 
 
 def test_sidecar_is_sorted_indented_text_that_keeps_every_letter() -> None:
-    content = make_recipe().to_bytes()
+    content = make_sidecar().to_bytes()
 
     told = json.loads(content)
     assert list(told) == sorted(told)
@@ -224,7 +223,7 @@ def test_sidecar_is_sorted_indented_text_that_keeps_every_letter() -> None:
 
 
 def test_sidecar_keeps_signed_links_and_no_secret_of_ours() -> None:
-    content = make_recipe().to_bytes()
+    content = make_sidecar().to_bytes()
 
     assert INPUT["video_url"].encode() in content
     assert b"token" not in content
@@ -239,20 +238,20 @@ def test_order_of_fields_and_offset_of_times_change_no_byte() -> None:
     )
     attempts = [replace(one, input=dict(reversed(INPUT.items()))) for one in ATTEMPTS]
 
-    again = build_recipe(turned, attempts, FACTS, ArchivedFiles(VIDEO))
+    again = build_sidecar(turned, attempts, FACTS, ArchivedFiles(VIDEO))
 
-    assert again.to_bytes() == make_recipe().to_bytes()
+    assert again.to_bytes() == make_sidecar().to_bytes()
 
 
 def test_job_whose_attempt_is_not_known_gives_its_own_input() -> None:
-    recipe = make_recipe(build_job(fal_request_id=None))
+    sidecar = make_sidecar(build_job(fal_request_id=None))
 
-    assert (recipe.input, recipe.options) == (INPUT, {"priority": "low"})
+    assert (sidecar.input, sidecar.options) == (INPUT, {"priority": "low"})
 
 
-def test_job_without_result_has_no_recipe() -> None:
+def test_job_without_result_has_no_sidecar() -> None:
     with pytest.raises(InvalidResultError):
-        make_recipe(build_job(result=None))
+        make_sidecar(build_job(result=None))
 
 
 # ------------------------------------------------------------------ data URIs
@@ -263,12 +262,12 @@ def test_content_of_data_uris_is_replaced_by_what_it_is() -> None:
     result = build_result(DATA_URI)
     attempts = [build_attempt(2, fal_request_id="request-2", input=given)]
 
-    recipe = build_recipe(
+    sidecar = build_sidecar(
         build_job(input=given, result=result), attempts, FACTS, ArchivedFiles(VIDEO)
     )
 
-    assert recipe.input["video_url"] == MARKER
-    told = recipe.result["video"]
+    assert sidecar.input["video_url"] == MARKER
+    told = sidecar.result["video"]
     assert isinstance(told, dict)
     assert told["url"] == make_marker(DATA_URI, VIDEO.sha256, VIDEO.bytes)
     assert told["num_frames"] == 144
@@ -311,7 +310,7 @@ def test_each_fault_of_a_sidecar_is_named_with_its_reason() -> None:
 
 
 def test_fields_of_a_later_software_are_passed_over() -> None:
-    assert parse_recipe(change(weather="fine")) == make_recipe()
+    assert parse_sidecar(change(weather="fine")) == make_sidecar()
 
 
 TEXTS = st.text(max_size=20)
@@ -330,24 +329,24 @@ FILES = st.builds(describe_file, TEXTS, st.binary(max_size=20))
 
 
 @given(OBJECTS, OBJECTS, OBJECTS, st.dictionaries(TEXTS, TEXTS, max_size=3), TIMES, FILES)
-def test_recipe_reads_back_as_it_was_written(
+def test_sidecar_reads_back_as_it_was_written(
     given_input, options, result, labels, time, file
 ) -> None:
-    recipe = make_recipe().model_copy(
+    sidecar = make_sidecar().model_copy(
         update={
             "input": given_input,
             "options": options,
             "result": result,
             "labels": labels,
-            "times": make_recipe().times.model_copy(update={"completed_at": time}),
-            "sheet": file,
+            "times": make_sidecar().times.model_copy(update={"completed_at": time}),
+            "poster": file,
         }
     )
 
-    content = recipe.to_bytes()
+    content = sidecar.to_bytes()
 
-    again = parse_recipe(content)
-    assert again == recipe
+    again = parse_sidecar(content)
+    assert again == sidecar
     assert again.to_bytes() == content
     assert json.loads(content)["input"] == given_input
 
@@ -357,7 +356,7 @@ def test_anything_else_is_refused_in_words(content) -> None:
     assert list_wrong(content)
 
 
-@given(st.sampled_from(sorted(json.loads(make_recipe().to_bytes()))), JSON)
+@given(st.sampled_from(sorted(json.loads(make_sidecar().to_bytes()))), JSON)
 def test_any_value_of_a_field_is_read_or_named(field, value) -> None:
     assert list_named(change(**{field: value})) <= {field}
 
@@ -366,8 +365,8 @@ def test_complete_input_of_a_wish_survives_the_sidecar() -> None:
     """24.0 stays 24.0: the listing at fal is searched for exactly this input."""
     fields = complete_input({"prompt": "p", "video_url": "https://example.com/a.mp4"}).to_json()
     attempts = [build_attempt(2, fal_request_id="request-2", input=fields)]
-    recipe = build_recipe(build_job(), attempts, FACTS, ArchivedFiles(VIDEO))
+    sidecar = build_sidecar(build_job(), attempts, FACTS, ArchivedFiles(VIDEO))
 
-    again = parse_recipe(recipe.to_bytes()).input
+    again = parse_sidecar(sidecar.to_bytes()).input
 
     assert json.dumps(again, sort_keys=True) == json.dumps(fields, sort_keys=True)

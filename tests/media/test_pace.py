@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.together import call_together
-from worker.media.pacing import LARGEST_CHUNK, Pace
+from worker.media.pinned import LARGEST_CHUNK, Pace
 
 RATE = 1000
 

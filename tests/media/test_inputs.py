@@ -12,7 +12,8 @@ from av.filter import Graph
 
 from tests.emulator.clips import make_clip, make_sound
 from worker.ground.errors import MediaRefusedError
-from worker.media.inspect import FileKind, inspect_image, inspect_video
+from worker.media.child import inspect_image, inspect_video
+from worker.media.facts import FileKind
 
 PICTURES = {"png": "rgb24", "mjpeg": "yuvj420p", "libwebp": "yuv420p", "gif": "rgb8"}
 
