@@ -32,8 +32,8 @@ from worker.ground.log import configure_logging
 from worker.ground.once import shared_property
 from worker.ground.setting_faults import mask_url
 from worker.ground.settings import Settings, list_secrets, load_settings, require_settings
+from worker.jobs.stats import SeenWorker, list_workers
 from worker.jobs.values import Job
-from worker.jobs.workers import SeenWorker, list_workers
 from worker.media.addresses import leads_to, resolve_by_system
 from worker.media.examiner import Examiner, get_examiner
 from worker.media.hosts import parse_media_hosts

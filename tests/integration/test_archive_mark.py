@@ -7,7 +7,7 @@ import pytest
 from tests.harness.together import call_together
 from worker.ground.errors import ForeignArchiveError
 from worker.ground.settings import load_settings
-from worker.jobs.marks import find_mark
+from worker.jobs.archives import find_mark
 from worker.lifecycle.pulse import Watch
 from worker.media.store import ARCHIVE_MARK, open_store
 from worker.ops.mark import find_foreign_mark, require_own_archive

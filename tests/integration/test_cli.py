@@ -30,8 +30,8 @@ from worker.ground.clock import read_clock
 from worker.ground.db import Database
 from worker.ground.schema import read_head
 from worker.jobs.states import JobEvent, JobState
+from worker.jobs.stats import SeenWorker, keep_worker
 from worker.jobs.values import Job
-from worker.jobs.workers import SeenWorker, keep_worker
 
 VIDEO = "https://example.com/a.mp4"
 ENQUEUE = ("enqueue", "--prompt", "on it goes", "--video", VIDEO)

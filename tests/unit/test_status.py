@@ -9,8 +9,8 @@ from worker.broker.app import QUEUES
 from worker.cli.status import SOONEST_LATE, list_problems
 from worker.ground.settings import load_settings
 from worker.jobs.states import ENDED, JobState
+from worker.jobs.stats import SeenWorker
 from worker.jobs.values import Gate
-from worker.jobs.workers import SeenWorker
 from worker.ops.history import History
 from worker.ops.measures import UNSEEN_AFTER, Measures
 

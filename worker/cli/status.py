@@ -13,7 +13,7 @@ from worker.ground.clock import read_clock
 from worker.ground.log import configure_logging
 from worker.ground.moments import format_duration
 from worker.ground.settings import Settings, list_secrets, load_settings
-from worker.jobs.workers import list_workers
+from worker.jobs.stats import list_workers
 from worker.ops.measures import Measures, list_seen, read_measures
 from worker.runtime import Runtime
 

@@ -20,13 +20,13 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    true,
     type_coerce,
     update,
 )
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker.jobs.columns import UtcDateTime
-from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
+from worker.jobs.models import AttemptRow, DeliveryRow, JobRow, UtcDateTime
 from worker.jobs.observed import observed_seconds
 from worker.jobs.rows import (
     bind_new,
@@ -356,3 +356,34 @@ def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | 
 
 def list_attempts(connection: Connection, job_id: UUID) -> list[Attempt]:
     return fetch_all(connection, Attempt, _LIST, {"of_job_id": job_id})
+
+
+# ------------------------------------------------------------------ progress
+
+
+COMPLETED = "COMPLETED"
+
+
+def note_progress(
+    connection: Connection,
+    attempt_id: UUID,
+    *,
+    fal_status: str,
+    queue_position: int | None,
+    inference_seconds: float | None,
+    logs: Sequence[Any] | None,
+) -> None:
+    """Write fal's latest words; what it does not tell any more is kept.
+
+    A word that was said before the end, and comes after it, is not written.
+    """
+    values: dict[str, Any] = {"fal_status": fal_status, "queue_position": queue_position}
+    if inference_seconds is not None:
+        values["inference_seconds"] = inference_seconds
+    if logs:
+        values["logs"] = list(logs)
+    is_last_word = fal_status == COMPLETED
+    in_time = true() if is_last_word else AttemptRow.completed_at.is_(None)
+    connection.execute(
+        update(AttemptRow).where(AttemptRow.id == attempt_id, in_time).values(**values)
+    )

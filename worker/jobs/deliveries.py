@@ -145,3 +145,14 @@ def list_hinted_requests(connection: Connection, attempt_id: UUID) -> list[str]:
         .distinct()
     )
     return sorted(connection.execute(statement).scalars())
+
+
+# ------------------------------------------------------------------ inline
+
+
+def replace_bodies(connection: Connection, job_id: UUID, marker: bytes, longest: int) -> None:
+    """Keep the marker in place of the job's long bodies; their sha256 still knows a repetition."""
+    too_long = func.length(DeliveryRow.body) > longest
+    connection.execute(
+        update(DeliveryRow).where(DeliveryRow.job_id == job_id, too_long).values(body=marker)
+    )

@@ -36,7 +36,7 @@ from worker.ground.clock import read_clock
 from worker.ground.db import Database
 from worker.ground.errors import ForeignArchiveError, StoreUnavailableError
 from worker.ground.settings import Settings, load_settings
-from worker.jobs.workers import SeenWorker, forget_workers, keep_worker, note_step, remove_worker
+from worker.jobs.stats import SeenWorker, forget_workers, keep_worker, note_step, remove_worker
 from worker.lifecycle.standby import Standby
 from worker.lifecycle.watchdog import Look, Watchdog
 from worker.media.store import open_store

@@ -18,10 +18,18 @@ from worker.fal.same_input import is_same_input, sign_input
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
-from worker.jobs import slices
+from worker.jobs import checks, walks
 from worker.jobs.attempts import list_known_requests
-from worker.jobs.doctor import Check, Finding, check_slice, find_strays
-from worker.jobs.slices import ArchivedFile, IdlessAttempt, PaidRequest, Slice
+from worker.jobs.checks import (
+    ArchivedFile,
+    Check,
+    Finding,
+    IdlessAttempt,
+    PaidRequest,
+    check_slice,
+    find_strays,
+)
+from worker.jobs.walks import Slice
 from worker.media.look import MOST_FAILURES, ArchiveLook
 from worker.media.store import Store
 from worker.ops.mark import find_foreign_mark
@@ -123,10 +131,10 @@ def _examine_tables(
 
     def read(connection: Connection, part: Slice) -> _Seen:
         findings = list(check_slice(connection, part, now))
-        files = slices.list_archived_files(connection, part)
+        files = checks.list_archived_files(connection, part)
         since = now - policy.window
-        paid = slices.list_paid_requests(connection, part, policy.endpoint, since)
-        return _Seen(slices.count_jobs(connection, part), findings, files, paid)
+        paid = checks.list_paid_requests(connection, part, policy.endpoint, since)
+        return _Seen(checks.count_jobs(connection, part), findings, files, paid)
 
     sample: list[ArchivedFile] = []
     paid: list[PaidRequest] = []
@@ -152,7 +160,7 @@ def _walk(db: Database, read: Callable[[Connection, Slice], V]) -> Iterator[V]:
     after = None
     while True:
         with db.reading() as connection:
-            part = slices.next_slice(connection, after)
+            part = walks.next_slice(connection, after)
             if part is None:
                 return
             found = read(connection, part)
@@ -183,8 +191,8 @@ def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[Archiv
 
 def _note_gates(connection: Connection) -> Iterator[str]:
     """A shut gate is no violation: jobs wait behind it as they should."""
-    for gate in slices.list_shut_gates(connection):
-        waiting = slices.count_blocked(connection)
+    for gate in checks.list_shut_gates(connection):
+        waiting = checks.count_blocked(connection)
         yield (
             f"submissions are paused, next try at {gate.opens_at:%Y-%m-%d %H:%M:%S} UTC, "
             f"{waiting} queued jobs wait: {gate.reason}"
@@ -193,7 +201,7 @@ def _note_gates(connection: Connection) -> Iterator[str]:
 
 def _note_held(connection: Connection) -> Iterator[str]:
     """Held jobs are no violation either; each reason says what would settle it."""
-    for reason, jobs in slices.count_held(connection):
+    for reason, jobs in checks.count_held(connection):
         yield f"{jobs} submissions are {reason}"
 
 
@@ -284,8 +292,8 @@ def _find_owners(
 
 
 def _list_inputs(connection: Connection, part: Slice, endpoint: str) -> list[IdlessAttempt]:
-    sent = slices.list_idless_attempts(connection, part, endpoint)
-    return sent + slices.list_coming_attempts(connection, part, endpoint)
+    sent = checks.list_idless_attempts(connection, part, endpoint)
+    return sent + checks.list_coming_attempts(connection, part, endpoint)
 
 
 def _describe_orphan(one: ListedRequest, owner: IdlessAttempt | None) -> Finding:

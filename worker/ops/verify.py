@@ -13,9 +13,9 @@ from uuid import UUID
 
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
-from worker.jobs import archives, sampling, slices
+from worker.jobs import archives, walks
 from worker.jobs.archives import Copy, Scope
-from worker.jobs.slices import Slice
+from worker.jobs.walks import Slice
 from worker.media.store import Store
 from worker.ops.damage import find_damage, is_elsewhere
 
@@ -140,7 +140,7 @@ def draw_sample(db: Database, scope: Scope, size: int) -> list[UUID]:
     drawn: set[UUID] = set()
     for _ in range(MOST_PROBINGS):
         with db.reading() as connection:
-            found = sampling.probe_copies(connection, scope)
+            found = archives.probe_copies(connection, scope)
         new = found - drawn
         drawn |= new
         if len(drawn) >= size:
@@ -171,7 +171,7 @@ def walk_slices(db: Database) -> Iterator[Slice]:
     after: UUID | None = None
     while True:
         with db.reading() as connection:
-            part = slices.next_slice(connection, after)
+            part = walks.next_slice(connection, after)
         if part is None:
             return
         yield part

@@ -1,11 +1,7 @@
-"""Lists of jobs for people, in statements that a million rows do not slow.
-
-Lists are paged by key, never by offset. What no index serves is looked for in a window of the
-newest rows that an index finds; a page that a window has not filled says where to look on.
-"""
+"""Jobs by a filter, from the newest on: all that match, however far one has to look."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -22,11 +18,14 @@ from sqlalchemy import (
     tuple_,
 )
 
-from worker.jobs.columns import UtcDateTime
-from worker.jobs.models import AttemptRow, JobRow
+from worker.ground.db import Database
+from worker.jobs.models import AttemptRow, JobRow, UtcDateTime
 from worker.jobs.rows import columns_of, fetch_all
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Job
+
+# ------------------------------------------------------------------ overview
+
 
 # What is not rare is found in the first rows; what is, is not looked for through the whole table.
 WINDOWS = (500, 5000)
@@ -261,3 +260,46 @@ def _span_ids(text: str) -> tuple[UUID, UUID] | None:
     if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_ID_PREFIX},{ID_DIGITS}}}", digits):
         return None
     return UUID(digits.ljust(ID_DIGITS, "0")), UUID(digits.ljust(ID_DIGITS, "f"))
+
+
+# ------------------------------------------------------------------ selection
+
+
+PAGE = 500
+
+
+def list_lines(wanted: JobFilter, *, db: Database, limit: int) -> list[JobLine]:
+    """At most `limit` of them, the newest first."""
+    lines: list[JobLine] = []
+    for line in walk_lines(wanted, db=db, size=min(limit, PAGE)):
+        lines.append(line)
+        if len(lines) == limit:
+            break
+    return lines
+
+
+def list_jobs(wanted: JobFilter, *, db: Database, limit: int) -> list[Job]:
+    """The same jobs, whole."""
+    job_ids = [line.id for line in list_lines(wanted, db=db, limit=limit)]
+    return read_jobs(job_ids, db=db)
+
+
+def read_jobs(job_ids: list[UUID], *, db: Database) -> list[Job]:
+    with db.reading() as connection:
+        return [
+            job
+            for start in range(0, len(job_ids), PAGE)
+            for job in list_by_ids(connection, job_ids[start : start + PAGE])
+        ]
+
+
+def walk_lines(wanted: JobFilter, *, db: Database, size: int = PAGE) -> Iterator[JobLine]:
+    """Every job that matches, in short statements."""
+    place = None
+    while True:
+        with db.reading() as connection:
+            page = list_page(connection, wanted, place=place, limit=size)
+        yield from page.lines
+        place = page.following
+        if place is None:
+            return

@@ -1,17 +1,38 @@
-"""SQL that counts, from indices alone, and keeps what was counted for others to read."""
+"""SQL on `workers`: who has been seen at work."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, func, or_, select, type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    type_coerce,
+    update,
+)
 
-from worker.jobs.columns import UtcDateTime
-from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, TallyRow
+from worker.jobs.models import (
+    AttemptRow,
+    DeliveryRow,
+    EventRow,
+    JobRow,
+    TallyRow,
+    UtcDateTime,
+    WorkerRow,
+)
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import HELD
+
+# ------------------------------------------------------------------ tallies
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,3 +192,87 @@ def _entered_at() -> ColumnElement[datetime]:
         else_=JobRow.enqueued_at,
     )
     return case((JobRow.redriven_at > first, JobRow.redriven_at), else_=first)
+
+
+# ------------------------------------------------------------------ totals
+
+
+MOST_COUNTED = 100_000
+LATENCY_SAMPLE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What ended in a span of time; latencies are from enqueuing to the archive, a sample."""
+
+    archived: int
+    failed: int
+    latencies: tuple[float, ...]
+
+
+def measure_span(connection: Connection, start: datetime, end: datetime) -> Measure:
+    archived = and_(JobRow.archived_at >= start, JobRow.archived_at < end)
+    failed = and_(JobRow.failed_at >= start, JobRow.failed_at < end)
+    counts = select(
+        select(func.count()).select_from(_bounded(archived)).scalar_subquery(),
+        select(func.count()).select_from(_bounded(failed)).scalar_subquery(),
+    )
+    (numbers,) = connection.execute(counts)
+    times = select(JobRow.archived_at, JobRow.enqueued_at).where(archived).limit(LATENCY_SAMPLE)
+    latencies = [
+        (done - begun).total_seconds() for done, begun in connection.execute(times) if done
+    ]
+    return Measure(numbers[0], numbers[1], tuple(sorted(latencies)))
+
+
+def _bounded(condition: ColumnElement[bool]) -> Any:  # noqa: ANN401 - SQLAlchemy's own name is long
+    return select(literal(1)).where(condition).limit(MOST_COUNTED).subquery()
+
+
+# ------------------------------------------------------------------ workers
+
+
+@dataclass(frozen=True, slots=True)
+class SeenWorker:
+    """A row of `workers`, as its process was last heard of."""
+
+    name: str
+    pid: int
+    queues: list[str]
+    started_at: datetime
+    last_seen_at: datetime
+    last_step: str | None = None
+    last_step_at: datetime | None = None
+    archive_fault: str | None = None
+
+
+def keep_worker(connection: Connection, seen: SeenWorker) -> None:
+    """Note that it is there, and with what archive; what it did last is kept."""
+    values = {name: value for name, value in asdict(seen).items() if value is not None}
+    values["archive_fault"] = seen.archive_fault
+    known = {name: value for name, value in values.items() if name != "name"}
+    connection.execute(
+        insert_for(connection, WorkerRow)
+        .values(**values)
+        .on_conflict_do_update(index_elements=["name"], set_=known)
+    )
+
+
+def note_step(connection: Connection, name: str, step: str, at: datetime) -> None:
+    """Note what it does just now; nothing for one that is not known yet."""
+    values = {"last_seen_at": at, "last_step": step, "last_step_at": at}
+    connection.execute(update(WorkerRow).where(WorkerRow.name == name).values(**values))
+
+
+def remove_worker(connection: Connection, name: str) -> None:
+    connection.execute(delete(WorkerRow).where(WorkerRow.name == name))
+
+
+def forget_workers(connection: Connection, before: datetime) -> None:
+    """Remove those that have not been seen since then."""
+    connection.execute(delete(WorkerRow).where(WorkerRow.last_seen_at < before))
+
+
+def list_workers(connection: Connection) -> list[SeenWorker]:
+    statement = select(*columns_of(WorkerRow)).order_by(WorkerRow.name)
+    return fetch_all(connection, SeenWorker, statement)
