@@ -15,7 +15,7 @@ from worker.jobs import archives, attempts, limits, queries, stats, table
 from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.queries import JobFilter, Place
 from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import Claim
+from worker.jobs.values import Claim, NewJob
 
 ENDED_ROWS = 4000
 LIVE_ROWS = 40
@@ -168,9 +168,8 @@ def test_blocked_jobs_are_hastened_among_live_rows(explain):
 
 def test_rivals_of_a_batch_are_searched_by_their_keys(explain):
     keys, found = [f"key-{number * 7 + 1}" for number in range(50)], []
-    plan = explain(
-        lambda connection: found.extend(table.list_by_keys(connection, "tenant-1", keys))
-    )
+    new = [NewJob(uuid7(), ENDPOINT, {}, "tenant-1", key, 0, {}, NOW, NOW) for key in keys]
+    plan = explain(lambda connection: found.extend(table.list_rivals(connection, new)))
     assert "idempotency_key" in plan or "sqlite_autoindex_jobs" in plan, plan
     assert "Seq Scan" not in plan, plan
     assert "SCAN" not in plan, plan

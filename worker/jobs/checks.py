@@ -27,10 +27,9 @@ from sqlalchemy import (
 
 from worker.jobs.attempts import result_time
 from worker.jobs.limits import MANY_POLLS, list_gates, name_poll_gate
-from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, GateRow, JobRow, StrayDeliveryRow
-from worker.jobs.rows import columns_of, fetch_all
+from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, StrayDeliveryRow
 from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
-from worker.jobs.values import HELD, UNANSWERED, UNRECORDABLE, Ending, Gate, Outcome, Verdict
+from worker.jobs.values import HELD, UNANSWERED, UNRECORDABLE, Ending, Outcome, Verdict
 from worker.jobs.walks import Slice
 
 # ------------------------------------------------------------------ findings
@@ -479,12 +478,6 @@ def list_coming_attempts(connection: Connection, part: Slice, endpoint: str) -> 
         IdlessAttempt(row[0], None, JobState.QUEUED, row[1])
         for row in connection.execute(statement)
     ]
-
-
-def list_shut_gates(connection: Connection) -> list[Gate]:
-    """The gates that somebody has shut for a reason."""
-    statement = select(*columns_of(GateRow)).where(GateRow.reason.is_not(None))
-    return fetch_all(connection, Gate, statement.order_by(GateRow.name))
 
 
 def count_held(connection: Connection) -> list[tuple[str, int]]:

@@ -1,30 +1,30 @@
-"""How many downloads run at once, over all workers: counted and claimed in one."""
+"""SQL on `gates`, the pauses that all workers keep, and on how many downloads run at once.
+
+A row of `gates` is a circuit breaker (it has a reason, or counts failures until it has one), or a
+rate limit (one passes in each pause).
+"""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from functools import cache
 from uuid import UUID
 
-from sqlalchemy import Connection, Update, bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
 
 from worker.jobs.attempts import result_time
 from worker.jobs.models import GateRow, JobRow
 from worker.jobs.rows import fetch_all, fetch_one, insert_for, is_postgres, table_of
 from worker.jobs.states import JobEvent, JobState
-from worker.jobs.table import apply_change, build_claim, name_claim
-from worker.jobs.values import Claim, Gate, Job, Move
-
-# ------------------------------------------------------------------ gates
-
+from worker.jobs.table import claim_job
+from worker.jobs.values import Claim, Gate, Job
 
 # Named with a job's id: how many polls of it have failed in a row.
 POLL_GATE = "poll"
-# So many are told of, and have fal's listing asked.
+# So many are logged, and have fal's listing queried.
 MANY_POLLS = 3
 
+# Any number that no other program on this database locks.
+_ADVISORY_LOCK = 0x6578_7465_6E64_0001
 _GATES = table_of(GateRow)
-_FIND = select(*_GATES.c).where(_GATES.c.name == bindparam("of_name"))
-_LOCK = _FIND.with_for_update()
 
 
 def name_poll_gate(job_id: UUID) -> str:
@@ -32,14 +32,21 @@ def name_poll_gate(job_id: UUID) -> str:
 
 
 def find_gate(connection: Connection, name: str, *, lock: bool = False) -> Gate | None:
-    """The gate, if anybody has shut it; with `lock`, nobody else moves it before this ends."""
-    return fetch_one(connection, Gate, _LOCK if lock else _FIND, {"of_name": name})
+    """The pause, if there is one; with `lock`, nobody else changes it before this ends."""
+    statement = select(*_GATES.c).where(_GATES.c.name == name)
+    return fetch_one(connection, Gate, statement.with_for_update() if lock else statement)
 
 
 def list_gates(connection: Connection, names: Sequence[str], *, lock: bool = False) -> list[Gate]:
-    """Those of the gates that there are; with `lock`, nobody else moves them before this ends."""
+    """Those of the pauses that there are; with `lock`, nobody else changes them."""
     statement = select(*_GATES.c).where(_GATES.c.name.in_(names)).order_by(_GATES.c.name)
     return fetch_all(connection, Gate, statement.with_for_update() if lock else statement)
+
+
+def list_shut_gates(connection: Connection) -> list[Gate]:
+    """The circuit breakers that are open: pauses that have a reason."""
+    statement = select(*_GATES.c).where(_GATES.c.reason.is_not(None)).order_by(_GATES.c.name)
+    return fetch_all(connection, Gate, statement)
 
 
 def shut_gate(connection: Connection, gate: Gate) -> None:
@@ -53,7 +60,7 @@ def shut_gate(connection: Connection, gate: Gate) -> None:
 
 
 def count_strike(connection: Connection, name: str, now: datetime) -> int:
-    """One more in a row; how many there are. The gate is open as long as it has no reason."""
+    """One more failure in a row; how many there are. Without a reason nothing is paused yet."""
     statement = (
         insert_for(connection, GateRow)
         .values(name=name, opens_at=now, strikes=1)
@@ -64,7 +71,7 @@ def count_strike(connection: Connection, name: str, now: datetime) -> int:
 
 
 def pass_gate(connection: Connection, name: str, now: datetime, pause: timedelta) -> bool:
-    """Pass if it is open by now, and shut it for the pause; of many at once only one passes.
+    """Whether this caller may pass now; the next one only after the pause. Of many, one passes.
 
     A time further ahead than the pause was written by a clock that was wrong.
     """
@@ -81,25 +88,14 @@ def pass_gate(connection: Connection, name: str, now: datetime, pause: timedelta
 
 
 def remove_gate(connection: Connection, name: str) -> None:
-    """Let everybody pass."""
+    """End the pause."""
     connection.execute(delete(GateRow).where(GateRow.name == name))
 
 
 def remove_stale(connection: Connection, start: str, before: datetime) -> None:
-    """Remove the gates whose names begin so, and that have been open since then."""
-    connection.execute(
-        delete(GateRow).where(
-            GateRow.name.startswith(start, autoescape=True), GateRow.opens_at < before
-        )
-    )
-
-
-# ------------------------------------------------------------------ downloads
-
-
-# Any number that no other program on this database locks.
-_ADVISORY_LOCK = 0x6578_7465_6E64_0001
-_LOCK_DOWNLOADS = select(func.pg_advisory_xact_lock(_ADVISORY_LOCK))
+    """Remove the pauses whose names begin so, and that ended before then."""
+    is_named = GateRow.name.startswith(start, autoescape=True)
+    connection.execute(delete(GateRow).where(is_named, GateRow.opens_at < before))
 
 
 def claim_download(
@@ -112,42 +108,22 @@ def claim_download(
 ) -> Job | None:
     """As `table.claim_job` for the archive step, as long as fewer than `most` downloads run.
 
-    A job that is turned away stays as it is, but for `due_at`: `defer` tells the next time from the
+    A job that finds no room stays as it is, but for `due_at`: `defer` gives the next time from the
     one since when it has waited.
     """
-    _wait_for_turn(connection)
-    event = JobEvent.ARCHIVE_CLAIMED
-    source, values = name_claim(job_id, event, claim)
-    values["most"] = most
-    job = apply_change(connection, _build_claim(), values, source, event, Move(claim.now))
-    if job is None:
-        _turn_away(connection, job_id, claim, defer)
-    return job
-
-
-def _wait_for_turn(connection: Connection) -> None:
-    """Until this transaction ends nobody else counts; on SQLite it is the only writer anyway.
-
-    A statement of its own: the next one sees what those before it in the queue have committed.
-    """
     if is_postgres(connection):
-        connection.execute(_LOCK_DOWNLOADS)
-
-
-@cache
-def _build_claim() -> Update:
-    """Of the downloads those run whose worker has been heard of within its lease."""
+        # Until this transaction ends nobody else counts; on SQLite it is the only writer anyway.
+        # A statement of its own: the next one sees what those before it in the queue committed.
+        connection.execute(select(func.pg_advisory_xact_lock(_ADVISORY_LOCK)))
+    # Those run whose worker has renewed its lease.
     running = table_of(JobRow).alias("running")
     count = select(func.count()).where(
-        running.c.state == JobState.ARCHIVING, running.c.due_at > bindparam("now")
+        running.c.state == JobState.ARCHIVING, running.c.due_at > claim.now
     )
-    return build_claim().where(count.scalar_subquery() < bindparam("most"))
-
-
-def _turn_away(
-    connection: Connection, job_id: UUID, claim: Claim, defer: Callable[[datetime], datetime]
-) -> None:
-    """Let a job that could be claimed but for the others wait; any other is left alone."""
+    has_room = count.scalar_subquery() < most
+    job = claim_job(connection, job_id, JobEvent.ARCHIVE_CLAIMED, claim, has_room)
+    if job is not None:
+        return job
     is_claimable = (
         JobRow.id == job_id,
         JobRow.state == JobState.COMPLETED,
@@ -157,3 +133,4 @@ def _turn_away(
     if found is not None:
         due_at = defer(found[0] or claim.now)
         connection.execute(update(JobRow).where(*is_claimable).values(due_at=due_at))
+    return None

@@ -1,6 +1,6 @@
 """Examines rows, archive and fal's own list against each other. It reads, and changes nothing.
 
-A walk through the tables checks the rows (`jobs/doctor.py`). Of archived rows the files are looked
+A walk through the tables checks the rows (`jobs/checks.py`). Of archived rows the files are looked
 at, all or a sample. With a key, fal's listing is compared with the attempts, both ways.
 """
 
@@ -18,7 +18,7 @@ from worker.fal.same_input import is_same_input, sign_input
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
-from worker.jobs import checks, walks
+from worker.jobs import checks, limits, walks
 from worker.jobs.attempts import list_known_requests
 from worker.jobs.checks import (
     ArchivedFile,
@@ -191,7 +191,7 @@ def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[Archiv
 
 def _note_gates(connection: Connection) -> Iterator[str]:
     """A shut gate is no violation: jobs wait behind it as they should."""
-    for gate in checks.list_shut_gates(connection):
+    for gate in limits.list_shut_gates(connection):
         waiting = checks.count_blocked(connection)
         yield (
             f"submissions are paused, next try at {gate.opens_at:%Y-%m-%d %H:%M:%S} UTC, "

@@ -18,7 +18,7 @@ from sqlalchemy.exc import OperationalError
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.jobs import stats
-from worker.jobs.checks import list_shut_gates
+from worker.jobs.limits import list_shut_gates
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.stats import SeenWorker, Tally, list_workers
 from worker.jobs.values import Gate, Outcome, Verdict
