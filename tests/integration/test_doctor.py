@@ -646,17 +646,6 @@ def test_sample_of_files_is_bounded_and_all_is_all(db, tmp_path, monkeypatch) ->
     assert (every.archived, every.files, count_faults(every)) == (8, 8, 8)
 
 
-def test_sample_of_files_reaches_every_part_of_the_table(monkeypatch) -> None:
-    monkeypatch.setattr(doctor, "SAMPLE", 2)
-    taken = set()
-    for _ in range(300):
-        sample: list[Any] = []
-        for number in range(6):
-            doctor._offer(sample, number, number + 1)  # type: ignore[arg-type] # anything will do
-        taken |= set(sample)
-    assert taken == set(range(6))
-
-
 def test_findings_beyond_what_can_be_read_are_counted(db, monkeypatch) -> None:
     monkeypatch.setattr(doctor, "MOST_FINDINGS", 2)
     for _ in range(5):

@@ -75,10 +75,10 @@ FILTERS = [
 
 
 @pytest.mark.both_databases
-@pytest.mark.parametrize("windows", [(500, 10_000), (3, 7)], ids=["usual", "narrow"])
-def test_pages_hold_every_match_once_in_order(db, rows, windows, monkeypatch) -> None:
+@pytest.mark.parametrize("window", [5000, 3], ids=["usual", "narrow"])
+def test_pages_hold_every_match_once_in_order(db, rows, window, monkeypatch) -> None:
     """However narrow the windows are that are looked through."""
-    monkeypatch.setattr(queries, "WINDOWS", windows)
+    monkeypatch.setattr(queries, "WINDOW", window)
     for wanted in FILTERS:
         expected = [job.id for job in rows if match(job, wanted)]
         assert [line.id for line in walk_lines(wanted, db=db, size=4)] == expected, wanted
@@ -102,7 +102,7 @@ def test_backward_page_is_the_one_before(db, rows) -> None:
 
 
 def test_page_that_a_window_has_not_filled_says_where_to_look_on(db, rows, monkeypatch) -> None:
-    monkeypatch.setattr(queries, "WINDOWS", (5, 10))
+    monkeypatch.setattr(queries, "WINDOW", 15)
     with db.reading() as connection:
         page = queries.list_page(connection, JobFilter(text="nothing like it"), limit=3)
     assert page.lines == []

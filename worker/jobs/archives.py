@@ -1,6 +1,5 @@
 """SQL on what is archived, by the same rules as `table.py`: copies, checks, alarms."""
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,9 +9,7 @@ from uuid import UUID
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    TextClause,
     and_,
-    bindparam,
     case,
     delete,
     exists,
@@ -20,7 +17,6 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    text,
     tuple_,
     update,
 )
@@ -30,7 +26,7 @@ from worker.jobs.models import ArchiveMarkRow, AttemptRow, EventRow, JobRow, Utc
 from worker.jobs.rows import fetch_all, insert_for
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.values import Job
-from worker.jobs.walks import Slice
+from worker.jobs.walks import Slice, find_last
 
 # ------------------------------------------------------------------ copies
 
@@ -61,8 +57,8 @@ class Scope:
     tenant: str | None = None
     is_resumed: bool = False
 
-    def covers(self, part: Slice | None = None) -> ColumnElement[bool]:
-        """Those to be read, of one slice or all."""
+    def covers(self, part: Slice) -> ColumnElement[bool]:
+        """Those of the slice that are to be read."""
         unread = or_(
             JobRow.archive_verified_at.is_(None), JobRow.archive_verified_at < self.not_since
         )
@@ -76,8 +72,8 @@ class Scope:
             JobRow.archive_error.is_not(None),
         )
 
-    def _is_copy(self, part: Slice | None) -> ColumnElement[bool]:
-        conditions = [_IS_COPY] if part is None else [part.covers(JobRow.id), _IS_COPY]
+    def _is_copy(self, part: Slice) -> ColumnElement[bool]:
+        conditions = [part.covers(JobRow.id), _IS_COPY]
         if self.tenant is not None:
             conditions.append(JobRow.tenant == self.tenant)
         return and_(*conditions)
@@ -296,14 +292,11 @@ def next_page(
     connection: Connection, before: datetime, after: Place | None, limit: int
 ) -> Page | None:
     """The page that follows, of jobs enqueued before then; None where there are no more."""
-    order = (JobRow.enqueued_at, JobRow.id)
-    places = select(*order).where(JobRow.enqueued_at < before).order_by(*order).limit(limit)
+    key = (JobRow.enqueued_at, JobRow.id)
+    rows = select(*key).where(JobRow.enqueued_at < before)
     if after is not None:
-        places = places.where(tuple_(*order) > _bind(after))
-    found = places.subquery()
-    last = connection.execute(
-        select(found).order_by(found.c.enqueued_at.desc(), found.c.id.desc()).limit(1)
-    ).one_or_none()
+        rows = rows.where(tuple_(*key) > _bind(after))
+    last = find_last(connection, rows.order_by(*key).limit(limit))
     return None if last is None else Page(after, (last[0], last[1]))
 
 
@@ -406,40 +399,3 @@ def keep_mark(connection: Connection, location: str, mark: str, now: datetime) -
         location=location, mark=mark, noted_at=now
     )
     connection.execute(statement.on_conflict_do_nothing(index_elements=["location"]))
-
-
-# ------------------------------------------------------------------ sampling
-
-
-# Addresses that are looked at by one statement.
-PROBES = 4000
-# PostgreSQL's own bound on the rows of a page of 8 KiB.
-MOST_ROWS_OF_PAGE = 291
-
-
-def probe_copies(connection: Connection, scope: Scope) -> set[UUID]:
-    """The copies at a few thousand random addresses; at most of them there may be none."""
-    draw = _draw_pages if connection.dialect.name == "postgresql" else _draw_row_numbers
-    statement = select(JobRow.id).where(draw(connection), scope.covers())
-    return set(connection.execute(statement).scalars())
-
-
-def _draw_row_numbers(connection: Connection) -> TextClause:
-    last = connection.execute(text("SELECT max(rowid) FROM jobs")).scalar_one() or 0
-    numbers = {1 + secrets.randbelow(last) for _ in range(PROBES)} if last else set()
-    return _match("jobs.rowid IN :places", numbers, expanding=True)
-
-
-def _draw_pages(connection: Connection) -> TextClause:
-    size = "SELECT pg_relation_size('jobs') / current_setting('block_size')::bigint"
-    pages = connection.execute(text(size)).scalar_one()
-    places = {
-        f"({secrets.randbelow(pages)},{1 + secrets.randbelow(MOST_ROWS_OF_PAGE)})"
-        for _ in range(PROBES)
-        if pages
-    }
-    return _match("jobs.ctid = ANY(CAST(CAST(:places AS text[]) AS tid[]))", places)
-
-
-def _match(condition: str, places: Iterable[object], *, expanding: bool = False) -> TextClause:
-    return text(condition).bindparams(bindparam("places", list(places), expanding=expanding))

@@ -1,6 +1,8 @@
-"""What the doctor compares with fal and with the archive.
+"""What must hold between the rows, and what the doctor compares with fal and the archive.
 
-Nothing is locked, no statement is long, and memory does not grow with the table.
+Each check is one statement that only reads, for each slice of the table: it sees a consistent
+moment, locks nothing, and returns only what violates it. Joined jobs are bounded by the slice, too:
+PostgreSQL does not see it from the join alone, and would read the whole table for each slice.
 """
 
 from collections.abc import Callable, Iterator, Sequence

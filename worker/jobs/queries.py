@@ -1,22 +1,17 @@
-"""Jobs by a filter, from the newest on: all that match, however far one has to look."""
+"""Lists of jobs for people, in statements that a million rows do not slow.
+
+Lists are paged by key, never by offset. What no index serves is searched in a window of the newest
+rows that an index finds; a page that its window has not filled says where to go on.
+"""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Select,
-    func,
-    literal,
-    select,
-    tuple_,
-)
+from sqlalchemy import ColumnElement, Connection, Select, func, literal, select, tuple_
 
 from worker.ground.db import Database
 from worker.jobs.models import AttemptRow, JobRow, UtcDateTime
@@ -24,18 +19,14 @@ from worker.jobs.rows import columns_of, fetch_all
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Job
 
-# ------------------------------------------------------------------ overview
-
-
-# What is not rare is found in the first rows; what is, is not looked for through the whole table.
-WINDOWS = (500, 5000)
+# What is not rare is found in the first rows; what is, is not searched through the whole table.
+WINDOW = 5000
+PAGE = 500
 MOST_EXACT = 1000
 # A list shows one line; a prompt may be as long as a book.
 SHOWN_PROMPT = 500
 SHORTEST_ID_PREFIX = 8
 ID_DIGITS = 32
-Condition: TypeAlias = Callable[[Any], ColumnElement[bool]]
-"""Made of a window's columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +89,10 @@ class JobPage:
     following: Place | None
 
 
+_PROMPT = JobRow.input["prompt"].as_string()
+_LINE = [getattr(JobRow, name) for name in JobLine.__slots__ if name != "prompt"]
+
+
 def parse_label(text: str) -> tuple[str, str | None]:
     """A label's name, and its value if one is meant. Raises ValueError with what is allowed."""
     name, mark, value = text.partition("=")
@@ -116,8 +111,73 @@ def list_page(
 ) -> JobPage:
     """The jobs that follow `place`; backward those before it, in the same order."""
     exact = find_exact(connection, wanted.text) if wanted.text else []
-    found, following = _walk(connection, wanted, exact, place, limit, is_backward=is_backward)
-    return JobPage(found[::-1] if is_backward else found, following)
+    # Of state and tenant the rarer one leads through its index: live states are few.
+    is_by_state = wanted.tenant is None or wanted.state not in ENDED
+    walk = select(*_LINE, _PROMPT.label("prompt"))
+    if exact:
+        walk = walk.where(JobRow.id.in_(exact))
+    elif wanted.state is not None and is_by_state:
+        walk = walk.where(JobRow.state == wanted.state)
+    elif wanted.tenant is not None:
+        walk = walk.where(JobRow.tenant == wanted.tenant)
+    if wanted.since is not None:
+        walk = walk.where(JobRow.enqueued_at >= wanted.since)
+    if wanted.until is not None:
+        walk = walk.where(JobRow.enqueued_at < wanted.until)
+    if place is not None:
+        key = tuple_(JobRow.enqueued_at, JobRow.id)
+        at = tuple_(literal(place.enqueued_at, UtcDateTime()), literal(place.id, JobRow.id.type))
+        walk = walk.where(key > at if is_backward else key < at)
+    walk = walk.order_by(*_order(JobRow, is_backward=is_backward))
+
+    is_whole_answer = not (wanted.text or wanted.label or wanted.states) and (
+        wanted.state is None or wanted.tenant is None
+    )
+    if is_whole_answer:
+        shown = func.substr(_PROMPT, 1, SHOWN_PROMPT).label("prompt")
+        statement = walk.with_only_columns(*_LINE, shown)
+    else:
+        window = walk.limit(WINDOW).subquery().c
+        conditions = _list_conditions(window, wanted, is_prompt=bool(wanted.text) and not exact)
+        shown = func.substr(window.prompt, 1, SHOWN_PROMPT).label("prompt")
+        statement = select(*(window[column.key] for column in _LINE), shown).where(*conditions)
+        statement = statement.order_by(*_order(window, is_backward=is_backward))
+    lines = fetch_all(connection, JobLine, statement.limit(limit + 1))
+    following = None
+    if len(lines) > limit:
+        lines = lines[:limit]
+        following = lines[-1].place
+    elif not is_whole_answer:
+        end = walk.with_only_columns(JobRow.enqueued_at, JobRow.id).offset(WINDOW - 1).limit(1)
+        found = connection.execute(end).one_or_none()
+        following = None if found is None else Place(*found)
+    return JobPage(lines[::-1] if is_backward else lines, following)
+
+
+def _order(columns: Any, *, is_backward: bool) -> list[ColumnElement[Any]]:  # noqa: ANN401 - of a table or subquery
+    key = (columns.enqueued_at, columns.id)
+    return [one.asc() if is_backward else one.desc() for one in key]
+
+
+def _list_conditions(
+    window: Any,  # noqa: ANN401 - columns of a subquery
+    wanted: JobFilter,
+    *,
+    is_prompt: bool,
+) -> Iterator[ColumnElement[bool]]:
+    """All but the times, also what the window's index has answered already."""
+    if wanted.state is not None:
+        yield window.state == wanted.state
+    if wanted.states is not None:
+        yield window.state.in_(sorted(wanted.states))
+    if wanted.tenant is not None:
+        yield window.tenant == wanted.tenant
+    if wanted.label is not None:
+        name, value = wanted.label
+        found = window.labels[name].as_string()
+        yield found.is_not(None) if value is None else found == value
+    if is_prompt:
+        yield window.prompt.icontains(wanted.text, autoescape=True)
 
 
 def find_exact(connection: Connection, text: str) -> list[UUID]:
@@ -140,132 +200,6 @@ def list_by_ids(connection: Connection, job_ids: Sequence[UUID]) -> list[Job]:
     statement = select(*columns_of(JobRow)).where(JobRow.id.in_(job_ids))
     found = {job.id: job for job in fetch_all(connection, Job, statement)}
     return [found[job_id] for job_id in job_ids if job_id in found]
-
-
-_PROMPT = JobRow.input["prompt"].as_string()
-_LINE = [
-    *(getattr(JobRow, name) for name in JobLine.__slots__ if name != "prompt"),
-    _PROMPT.label("prompt"),
-]
-_SHOWN_LINE = [*_LINE[:-1], func.substr(_PROMPT, 1, SHOWN_PROMPT).label("prompt")]
-
-
-def _walk(
-    connection: Connection,
-    wanted: JobFilter,
-    exact: list[UUID],
-    place: Place | None,
-    limit: int,
-    *,
-    is_backward: bool,
-) -> tuple[list[JobLine], Place | None]:
-    """The lines in walking order, and from where to walk on."""
-    rest = _list_rest(wanted, is_prompt=bool(wanted.text) and not exact)
-    lines: list[JobLine] = []
-    for size in WINDOWS if rest else (limit + 1,):
-        walk = _select_window(wanted, exact, place, size, is_backward=is_backward)
-        statement = (
-            _look_through(walk, rest, is_backward=is_backward)
-            if rest
-            else walk.with_only_columns(*_SHOWN_LINE)
-        )
-        missing = limit + 1 - len(lines)
-        lines += fetch_all(connection, JobLine, statement.limit(missing))
-        if len(lines) > limit:
-            return lines[:limit], lines[limit - 1].place
-        place = _find_window_end(connection, walk, size) if rest else None
-        if place is None:
-            break
-    return lines, place
-
-
-def _look_through(
-    walk: Select[Any], rest: Sequence[Condition], *, is_backward: bool
-) -> Select[Any]:
-    """Those of the window's rows that meet the rest, in their order."""
-    window = walk.subquery()
-    columns = [window.c[name] for name in JobLine.__slots__ if name != "prompt"]
-    columns.append(func.substr(window.c.prompt, 1, SHOWN_PROMPT).label("prompt"))
-    order = _order_by(window.c.enqueued_at, window.c.id, is_backward=is_backward)
-    return select(*columns).where(*(condition(window.c) for condition in rest)).order_by(*order)
-
-
-def _order_by(*columns: Any, is_backward: bool) -> list[Any]:  # noqa: ANN401 - columns of a table or a subquery
-    return [one.asc() if is_backward else one.desc() for one in columns]
-
-
-def _select_window(
-    wanted: JobFilter, exact: list[UUID], place: Place | None, size: int, *, is_backward: bool
-) -> Select[Any]:
-    """The rows that one index walks through, so many at most.
-
-    Of state and tenant the rarer one leads: live states are few.
-    """
-    key = tuple_(JobRow.enqueued_at, JobRow.id)
-    statement = select(*_LINE)
-    if exact:
-        statement = statement.where(JobRow.id.in_(exact))
-    elif wanted.state is not None and _leads_by_state(wanted):
-        statement = statement.where(JobRow.state == wanted.state)
-    elif wanted.tenant is not None:
-        statement = statement.where(JobRow.tenant == wanted.tenant)
-    if wanted.since is not None:
-        statement = statement.where(JobRow.enqueued_at >= wanted.since)
-    if wanted.until is not None:
-        statement = statement.where(JobRow.enqueued_at < wanted.until)
-    if place is not None:
-        at = tuple_(literal(place.enqueued_at, UtcDateTime()), literal(place.id, JobRow.id.type))
-        statement = statement.where(key > at if is_backward else key < at)
-    order = _order_by(JobRow.enqueued_at, JobRow.id, is_backward=is_backward)
-    return statement.order_by(*order).limit(size)
-
-
-def _leads_by_state(wanted: JobFilter) -> bool:
-    return wanted.tenant is None or wanted.state not in ENDED
-
-
-def _list_rest(wanted: JobFilter, *, is_prompt: bool) -> list[Condition]:
-    """What the window's index has not answered, or not for certain."""
-    rest: list[Condition] = []
-    if wanted.state is not None and (wanted.text or not _leads_by_state(wanted)):
-        rest.append(lambda columns: columns.state == wanted.state)
-    if wanted.states is not None:
-        states = sorted(wanted.states)
-        rest.append(lambda columns: columns.state.in_(states))
-    if wanted.tenant is not None and (wanted.text or wanted.state is not None):
-        rest.append(lambda columns: columns.tenant == wanted.tenant)
-    if wanted.label is not None:
-        rest.append(partial(_has_label, wanted.label))
-    if is_prompt:
-        rest.append(lambda columns: columns.prompt.icontains(wanted.text, autoescape=True))
-    return rest
-
-
-def _has_label(label: tuple[str, str | None], columns: Any) -> ColumnElement[bool]:  # noqa: ANN401 - as above
-    name, value = label
-    found: ColumnElement[str] = columns.labels[name].as_string()
-    return found.is_not(None) if value is None else found == value
-
-
-def _find_window_end(connection: Connection, walk: Select[Any], size: int) -> Place | None:
-    """The last row of a full window; None if the window reached the end."""
-    last = walk.with_only_columns(JobRow.enqueued_at, JobRow.id).offset(size - 1).limit(1)
-    found = connection.execute(last).one_or_none()
-    return None if found is None else Place(*found)
-
-
-def _span_ids(text: str) -> tuple[UUID, UUID] | None:
-    """The first and last id that begin so; None if the text begins no id, or too many."""
-    digits = text.replace("-", "").lower()
-    if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_ID_PREFIX},{ID_DIGITS}}}", digits):
-        return None
-    return UUID(digits.ljust(ID_DIGITS, "0")), UUID(digits.ljust(ID_DIGITS, "f"))
-
-
-# ------------------------------------------------------------------ selection
-
-
-PAGE = 500
 
 
 def list_lines(wanted: JobFilter, *, db: Database, limit: int) -> list[JobLine]:
@@ -303,3 +237,11 @@ def walk_lines(wanted: JobFilter, *, db: Database, size: int = PAGE) -> Iterator
         place = page.following
         if place is None:
             return
+
+
+def _span_ids(text: str) -> tuple[UUID, UUID] | None:
+    """The first and last id that begin so; None if the text begins no id, or too many."""
+    digits = text.replace("-", "").lower()
+    if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_ID_PREFIX},{ID_DIGITS}}}", digits):
+        return None
+    return UUID(digits.ljust(ID_DIGITS, "0")), UUID(digits.ljust(ID_DIGITS, "f"))

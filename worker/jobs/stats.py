@@ -1,7 +1,10 @@
-"""SQL on `workers`: who has been seen at work."""
+"""Cached counts (`tallies`), what ended in a span of time, and the workers that have been seen.
+
+Counts are made from indices alone, and kept for others to read.
+"""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -28,7 +31,7 @@ from worker.jobs.models import (
     UtcDateTime,
     WorkerRow,
 )
-from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for
+from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for, name_values
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import HELD
 
@@ -73,36 +76,22 @@ def find_tally(connection: Connection, name: str) -> Tally | None:
 
 def keep_tally(connection: Connection, tally: Tally) -> bool:
     """Keep it; False if somebody else has counted since it was read."""
-    values = {
-        "version": tally.version,
-        "counted_at": tally.counted_at,
-        "seconds": tally.seconds,
-        "value": tally.value,
-    }
-    statement = (
-        insert_for(connection, TallyRow)
-        .values(name=tally.name, **values)
-        .on_conflict_do_update(
-            index_elements=["name"], set_=values, where=TallyRow.version == tally.version - 1
-        )
-        .returning(TallyRow.name)
-    )
-    return connection.execute(statement).one_or_none() is not None
+    return _write_tally(connection, tally, TallyRow.version == tally.version - 1)
 
 
 def note_tally(connection: Connection, tally: Tally) -> None:
-    """Keep it, whatever was kept before."""
-    values = {
-        "version": tally.version,
-        "counted_at": tally.counted_at,
-        "seconds": tally.seconds,
-        "value": tally.value,
-    }
-    connection.execute(
-        insert_for(connection, TallyRow)
-        .values(name=tally.name, **values)
-        .on_conflict_do_update(index_elements=["name"], set_=values)
+    """Keep it, also in place of a newer one."""
+    _write_tally(connection, tally, None)
+
+
+def _write_tally(
+    connection: Connection, tally: Tally, condition: ColumnElement[bool] | None
+) -> bool:
+    statement = insert_for(connection, TallyRow).values(name_values(tally))
+    statement = statement.on_conflict_do_update(
+        index_elements=["name"], set_=name_values(tally), where=condition
     )
+    return connection.execute(statement.returning(TallyRow.name)).one_or_none() is not None
 
 
 def count_live(connection: Connection) -> dict[str, Any]:
@@ -248,7 +237,7 @@ class SeenWorker:
 
 def keep_worker(connection: Connection, seen: SeenWorker) -> None:
     """Note that it is there, and with what archive; what it did last is kept."""
-    values = {name: value for name, value in asdict(seen).items() if value is not None}
+    values = {name: value for name, value in name_values(seen).items() if value is not None}
     values["archive_fault"] = seen.archive_fault
     known = {name: value for name, value in values.items() if name != "name"}
     connection.execute(

@@ -4,7 +4,6 @@ A walk through the tables checks the rows (`jobs/checks.py`). Of archived rows t
 at, all or a sample. With a key, fal's listing is compared with the attempts, both ways.
 """
 
-import secrets
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -146,7 +145,7 @@ def _examine_tables(
             _check_files(diagnosis, look, seen.files)
         for file in seen.files:
             diagnosis.archived += 1
-            _offer(sample, file, diagnosis.archived)
+            walks.offer(sample, file, offered=diagnosis.archived, size=SAMPLE)
     if not policy.every_file:
         _check_files(diagnosis, look, sample)
     if diagnosis.unseen:
@@ -166,16 +165,6 @@ def _walk(db: Database, read: Callable[[Connection, Slice], V]) -> Iterator[V]:
             found = read(connection, part)
         yield found
         after = part.last
-
-
-def _offer(sample: list[ArchivedFile], file: ArchivedFile, offered: int) -> None:
-    """Keep SAMPLE of all that were offered, each as likely as any other."""
-    if len(sample) < SAMPLE:
-        sample.append(file)
-        return
-    place = secrets.randbelow(offered)
-    if place < SAMPLE:
-        sample[place] = file
 
 
 def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[ArchivedFile]) -> None:
