@@ -25,8 +25,7 @@ from webhook import create_app
 from worker.ground.db import Database
 from worker.ground.schema import upgrade_schema
 from worker.ground.settings import load_settings
-from worker.jobs.overview import JobFilter
-from worker.jobs.selection import list_jobs
+from worker.jobs.queries import JobFilter, list_jobs
 
 BOUND_SECONDS = 0.2
 

@@ -23,8 +23,7 @@ from webhook import create_app
 from worker.cli.display import build_job_table
 from worker.ground.db import Database
 from worker.ground.settings import load_settings
-from worker.jobs.overview import JobFilter
-from worker.jobs.selection import list_lines
+from worker.jobs.queries import JobFilter, list_lines
 from worker.jobs.states import JobState
 
 TOKEN = "a-token-for-measuring"  # noqa: S105 - of no use elsewhere

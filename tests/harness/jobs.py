@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from uuid_utils.compat import uuid7
 
 from worker.ground.db import Database
-from worker.jobs import attempts, overview, table
+from worker.jobs import attempts, queries, table
 from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Job, Move, NewAttempt, NewJob
 
@@ -136,5 +136,5 @@ def read_attempts(db: Database, job_id: UUID) -> list[Attempt]:
 
 def list_all_jobs(connection: Connection) -> list[Job]:
     """Every job, the newest first."""
-    lines = overview.list_page(connection, overview.JobFilter(), limit=1000).lines
-    return overview.list_by_ids(connection, [line.id for line in lines])
+    lines = queries.list_page(connection, queries.JobFilter(), limit=1000).lines
+    return queries.list_by_ids(connection, [line.id for line in lines])

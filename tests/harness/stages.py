@@ -26,7 +26,7 @@ from worker.fal.queue import Accepted, QueueClient, SubmitReply
 from worker.fal.requests import RequestClient
 from worker.ground.db import Database
 from worker.ground.setting_types import UnknownPolicy
-from worker.jobs import gates, table
+from worker.jobs import limits, table
 from worker.jobs.models import ObservedTimeRow
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Attempt, Event, Gate, Job
@@ -107,7 +107,7 @@ class Bench:
 
     def gate(self, name: str = ACCOUNT_GATE) -> Gate | None:
         with self.db.reading() as connection:
-            return gates.find_gate(connection, name)
+            return limits.find_gate(connection, name)
 
     # 2. submit
 

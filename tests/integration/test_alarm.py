@@ -10,11 +10,10 @@ from tests.harness.jobs import LEASE, NOW, REQUEST_ID, make_job, move_job, read_
 from tests.harness.stages import build_completion
 from worker.fal.options import RequestOptions
 from worker.jobs import table
-from worker.jobs.doctor import check_slice
-from worker.jobs.findings import Check
-from worker.jobs.slices import next_slice
+from worker.jobs.checks import Check, check_slice
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move
+from worker.jobs.walks import next_slice
 from worker.stages import alarm
 from worker.stages.sweep import sweep_jobs
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.harness.together import call_together
 from worker.ground.errors import ForeignArchiveError
-from worker.jobs.marks import find_mark
+from worker.jobs.archives import find_mark
 from worker.media.layout import ARCHIVE_MARK
 from worker.media.store import open_store
 from worker.ops.mark import find_foreign_mark, require_own_archive

@@ -20,7 +20,7 @@ from tests.harness.jobs import (
 )
 from tests.harness.together import call_together
 from tests.harness.web import run_server, send_body
-from worker.jobs import downloads, table
+from worker.jobs import limits, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move
 from worker.stages.archive import (
@@ -39,7 +39,7 @@ VIDEO = make_video()
 
 def claim(db, job, most, *, now=NOW, worker="tester:1") -> Job | None:
     with db.transaction() as connection:
-        return downloads.claim_download(
+        return limits.claim_download(
             connection,
             job.id,
             Claim(worker, now, now + LEASE),
@@ -150,7 +150,7 @@ def test_count_of_running_downloads_searches_an_index_of_few_rows(db):
             connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
         event.listen(connection, "before_cursor_execute", note)
         policy = Claim("tester:1", NOW, NOW + LEASE)
-        assert downloads.claim_download(connection, job.id, policy, most=1, defer=lambda at: at)
+        assert limits.claim_download(connection, job.id, policy, most=1, defer=lambda at: at)
         event.remove(connection, "before_cursor_execute", note)
         word = "EXPLAIN" if db.engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
         ((statement, parameters),) = sent

@@ -10,7 +10,7 @@ from tests.harness.stages import PROBE, SECOND, UNKNOWN, Bench
 from tests.harness.web import send_body, send_json
 from worker.fal import platform
 from worker.ground.db import Database
-from worker.jobs import gates, observed, table
+from worker.jobs import limits, observed, table
 from worker.jobs.states import JobState
 from worker.jobs.values import Gate, Job, Outcome
 from worker.media.store import open_store
@@ -188,7 +188,7 @@ def test_impossible_due_time_and_pause_are_clamped(bench, desk):
     waiting, _ = bench.make_submitted(), desk
     with bench.db.transaction() as connection:
         table.advance_due(connection, waiting, bench.clock() + 2 * HOUR)
-        gates.shut_gate(connection, Gate(ACCOUNT_GATE, bench.clock() + 2 * HOUR, "locked"))
+        limits.shut_gate(connection, Gate(ACCOUNT_GATE, bench.clock() + 2 * HOUR, "locked"))
     assert [one.job_id for one in bench.sweep().doorbells] == [waiting.id]
     assert bench.try_begin(bench.insert()) is not None
 

@@ -27,7 +27,7 @@ from worker.fal.requests import MAX_STATUS_BYTES, RequestClient
 from worker.ground.clock import read_clock
 from worker.ground.db import Database
 from worker.ground.setting_types import UnknownPolicy
-from worker.jobs import attempts, gates, table
+from worker.jobs import attempts, limits, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
 from worker.stages import follow
@@ -356,7 +356,7 @@ def test_follower_has_nothing_to_ask_without_a_request(db, state) -> None:
     job = make_job(db, state)
     assert Follower(db, client, FakeClock()).ask_in_turn(job.id) is True
     with db.reading() as connection:
-        assert gates.find_gate(connection, FOLLOW_GATE) is None
+        assert limits.find_gate(connection, FOLLOW_GATE) is None
     client.close()
 
 
@@ -365,13 +365,13 @@ def test_clear_removes_the_jobs_turn_and_those_of_killed_followers(db) -> None:
     names = {follow.name_gate(UUID(int=number)): number for number in range(3)}
     with db.transaction() as connection:
         for name, number in names.items():
-            gates.shut_gate(connection, Gate(name, NOW - number * MINUTE))
-        gates.shut_gate(connection, Gate("listing", NOW - 9 * MINUTE))
+            limits.shut_gate(connection, Gate(name, NOW - number * MINUTE))
+        limits.shut_gate(connection, Gate("listing", NOW - 9 * MINUTE))
     client = RequestClient("http://127.0.0.1:9", KEY)
     Follower(db, client, FakeClock()).clear(UUID(int=0))
     client.close()
     with db.reading() as connection:
-        left = [name for name in (*names, "listing") if gates.find_gate(connection, name)]
+        left = [name for name in (*names, "listing") if limits.find_gate(connection, name)]
     assert left == [follow.name_gate(UUID(int=1)), "listing"]
 
 

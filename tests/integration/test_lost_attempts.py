@@ -16,8 +16,7 @@ from tests.harness.together import call_together
 from worker.fal.queue import RefusalClass, Refused
 from worker.ground.errors import InvalidSignatureError
 from worker.jobs import restores
-from worker.jobs.doctor import find_strays
-from worker.jobs.findings import Check
+from worker.jobs.checks import Check, find_strays
 from worker.jobs.models import StrayDeliveryRow
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Ending, Job, Outcome, Verdict

@@ -11,10 +11,10 @@ from tests.harness.many_rows import fill_table
 from tests.harness.stages import build_completion, encode
 from tests.harness.together import call_together
 from worker.ground.db import Database
-from worker.jobs import gates, tallies
+from worker.jobs import limits, stats
 from worker.jobs.models import EventRow
 from worker.jobs.states import ENDED, JobEvent, JobState
-from worker.jobs.tallies import Tally
+from worker.jobs.stats import Tally
 from worker.jobs.values import Gate
 from worker.jobs.workers import SeenWorker, keep_worker
 from worker.ops import measures as measures_module
@@ -110,7 +110,7 @@ def test_pause_held_submissions_workers_and_sweeps_are_told(db, clock):
     job = make_job(db, JobState.SUBMISSION_UNKNOWN)
     with db.transaction() as connection:
         connection.execute(text("UPDATE jobs SET blocked_reason = 'held: dead'"))
-        gates.shut_gate(connection, Gate("submissions", clock(), "fal refuses the account"))
+        limits.shut_gate(connection, Gate("submissions", clock(), "fal refuses the account"))
         for name, age in (("a", SECOND), ("b", timedelta(minutes=5))):
             keep_worker(connection, SeenWorker(name, 1, ["q"], NOW, clock() - age))
     measures = read_measures(db=db, clock=clock)
@@ -167,7 +167,7 @@ def test_history_goes_on_after_the_table_was_emptied(db, clock):
 
 def keep_costly_tally(db, clock, name=LIVE, seconds=1.0, **value):
     with db.transaction() as connection:
-        tallies.note_tally(connection, Tally(name, 1, clock(), seconds, value))
+        stats.note_tally(connection, Tally(name, 1, clock(), seconds, value))
 
 
 def test_costly_count_rests_a_hundred_times_as_long_as_it_took(db, clock):
@@ -193,7 +193,7 @@ def test_count_from_the_future_is_made_again(clock):
 def test_cheap_counts_write_nothing(db, clock):
     refresh_measures(db=db, clock=clock)
     with db.reading() as connection:
-        assert tallies.list_tallies(connection) == []
+        assert stats.list_tallies(connection) == []
 
 
 def test_costly_counts_are_kept_for_others(db, clock, monkeypatch):
@@ -201,7 +201,7 @@ def test_costly_counts_are_kept_for_others(db, clock, monkeypatch):
     make_job(db, JobState.QUEUED)
     refresh_measures(db=db, clock=clock)
     with db.reading() as connection:
-        kept = {tally.name for tally in tallies.list_tallies(connection)}
+        kept = {tally.name for tally in stats.list_tallies(connection)}
     assert kept == {*COUNTS, HISTORY}
 
 
@@ -209,10 +209,10 @@ def test_costly_counts_are_kept_for_others(db, clock, monkeypatch):
 def test_of_two_who_count_at_once_one_is_kept(db, clock):
     tally = Tally("name", 1, clock(), 1.0, {"by": "first"})
     with db.transaction() as connection:
-        assert tallies.keep_tally(connection, tally)
-        assert not tallies.keep_tally(connection, Tally("name", 1, clock(), 1.0, {"by": "second"}))
-        assert tallies.keep_tally(connection, Tally("name", 2, clock(), 1.0, {"by": "third"}))
-        found = tallies.find_tally(connection, "name")
+        assert stats.keep_tally(connection, tally)
+        assert not stats.keep_tally(connection, Tally("name", 1, clock(), 1.0, {"by": "second"}))
+        assert stats.keep_tally(connection, Tally("name", 2, clock(), 1.0, {"by": "third"}))
+        found = stats.find_tally(connection, "name")
     assert found is not None
     assert found.value == {"by": "third"}
 
@@ -241,13 +241,13 @@ def test_reading_adds_new_events_to_what_is_told_and_keeps_nothing(db, clock, mo
     fill_table(db, 1300, newest=NOW)
     refresh_measures(db=db, clock=clock, batch=10, budget=timedelta())
     with db.reading() as connection:
-        kept = tallies.list_tallies(connection)
+        kept = stats.list_tallies(connection)
     first = read_measures(db=db, clock=clock)
     assert first.history.reasons["enqueued"] > 10
     assert first.events_behind > 0, "a scrape reads some, not all"
     assert read_measures(db=db, clock=clock).events_behind == first.events_behind
     with db.reading() as connection:
-        assert tallies.list_tallies(connection) == kept
+        assert stats.list_tallies(connection) == kept
 
 
 def make_job_with_own_token(db, state):

@@ -7,9 +7,8 @@ from datetime import timedelta
 import pytest
 
 from tests.harness.jobs import NOW, insert_job, make_job, read_job
-from worker.jobs import overview, totals
-from worker.jobs.overview import JobFilter, parse_label
-from worker.jobs.selection import list_jobs, list_lines, walk_lines
+from worker.jobs import queries, stats
+from worker.jobs.queries import JobFilter, list_jobs, list_lines, parse_label, walk_lines
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.table import apply_event
 from worker.jobs.values import Job, Move
@@ -76,10 +75,10 @@ FILTERS = [
 
 
 @pytest.mark.both_databases
-@pytest.mark.parametrize("windows", [(500, 10_000), (3, 7)], ids=["usual", "narrow"])
-def test_pages_hold_every_match_once_in_order(db, rows, windows, monkeypatch) -> None:
+@pytest.mark.parametrize("window", [5000, 3], ids=["usual", "narrow"])
+def test_pages_hold_every_match_once_in_order(db, rows, window, monkeypatch) -> None:
     """However narrow the windows are that are looked through."""
-    monkeypatch.setattr(overview, "WINDOWS", windows)
+    monkeypatch.setattr(queries, "WINDOW", window)
     for wanted in FILTERS:
         expected = [job.id for job in rows if match(job, wanted)]
         assert [line.id for line in walk_lines(wanted, db=db, size=4)] == expected, wanted
@@ -91,9 +90,9 @@ def test_backward_page_is_the_one_before(db, rows) -> None:
     for wanted in FILTERS[:5]:
         expected = [job.id for job in rows if match(job, wanted)]
         with db.reading() as connection:
-            first = overview.list_page(connection, wanted, limit=3)
-            second = overview.list_page(connection, wanted, place=first.following, limit=3)
-            back = overview.list_page(
+            first = queries.list_page(connection, wanted, limit=3)
+            second = queries.list_page(connection, wanted, place=first.following, limit=3)
+            back = queries.list_page(
                 connection, wanted, place=second.lines[0].place, limit=3, is_backward=True
             )
         assert len(expected) > 3
@@ -103,11 +102,11 @@ def test_backward_page_is_the_one_before(db, rows) -> None:
 
 
 def test_page_that_a_window_has_not_filled_says_where_to_look_on(db, rows, monkeypatch) -> None:
-    monkeypatch.setattr(overview, "WINDOWS", (5, 10))
+    monkeypatch.setattr(queries, "WINDOW", 15)
     with db.reading() as connection:
-        page = overview.list_page(connection, JobFilter(text="nothing like it"), limit=3)
+        page = queries.list_page(connection, JobFilter(text="nothing like it"), limit=3)
     assert page.lines == []
-    assert page.following == overview.Place(rows[14].enqueued_at, rows[14].id)
+    assert page.following == queries.Place(rows[14].enqueued_at, rows[14].id)
 
 
 @pytest.mark.both_databases
@@ -155,8 +154,8 @@ def test_measure_counts_ends_of_its_span_alone(db) -> None:
     hour = timedelta(hours=1)
     assert job.archived_at == NOW
     with db.reading() as connection:
-        measure = totals.measure_span(connection, NOW, NOW + hour)
-        before = totals.measure_span(connection, NOW - hour, NOW)
+        measure = stats.measure_span(connection, NOW, NOW + hour)
+        before = stats.measure_span(connection, NOW - hour, NOW)
     assert (measure.archived, measure.failed, measure.latencies) == (1, 1, (0.0,))
     assert (before.archived, before.failed, before.latencies) == (0, 0, ())
 

@@ -20,9 +20,8 @@ from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, NOW, WAYS, insert_job, make_job, move_job, read_job
 from worker.ground.errors import ClaimLostError, StoreUnavailableError
 from worker.jobs import attempts, table
-from worker.jobs.archives import Scope
+from worker.jobs.archives import Retention, Scope
 from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow
-from worker.jobs.retention import Retention
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.values import Move, Outcome, Settlement
 from worker.media.local_store import LocalStore

@@ -11,22 +11,11 @@ from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import ENDPOINT, LEASE, NOW, insert_job, lead_job, list_all_jobs, make_job
 from worker.ground.db import Database
-from worker.jobs import (
-    archives,
-    attempts,
-    bulk,
-    claims,
-    downloads,
-    overview,
-    retention,
-    table,
-    tallies,
-    totals,
-)
+from worker.jobs import archives, attempts, limits, queries, stats, table
 from worker.jobs.models import AttemptRow, JobRow
-from worker.jobs.overview import JobFilter, Place
+from worker.jobs.queries import JobFilter, Place
 from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import Claim
+from worker.jobs.values import Claim, NewJob
 
 ENDED_ROWS = 4000
 LIVE_ROWS = 40
@@ -150,7 +139,7 @@ def test_claim_job_looks_up_one_row_by_its_id(full, explain):
 
 def test_claims_of_a_worker_are_searched_among_live_rows(full, explain):
     found = []
-    plan = explain(lambda connection: found.extend(claims.list_claims(connection, "tester:1")))
+    plan = explain(lambda connection: found.extend(table.list_claims(connection, "tester:1")))
     assert "ix_jobs_due_at" in plan or "ix_jobs_live" in plan, plan
     assert "Seq Scan" not in plan, plan
     assert found == []
@@ -162,7 +151,7 @@ def test_running_downloads_are_counted_in_an_index_of_live_rows(full, explain):
     claim, claimed = Claim("tester:1", NOW, NOW + LEASE), []
     plan = explain(
         lambda connection: claimed.append(
-            downloads.claim_download(connection, job.id, claim, most=1, defer=lambda since: since)
+            limits.claim_download(connection, job.id, claim, most=1, defer=lambda since: since)
         ),
         "count(",
     )
@@ -179,7 +168,8 @@ def test_blocked_jobs_are_hastened_among_live_rows(explain):
 
 def test_rivals_of_a_batch_are_searched_by_their_keys(explain):
     keys, found = [f"key-{number * 7 + 1}" for number in range(50)], []
-    plan = explain(lambda connection: found.extend(bulk.list_by_keys(connection, "tenant-1", keys)))
+    new = [NewJob(uuid7(), ENDPOINT, {}, "tenant-1", key, 0, {}, NOW, NOW) for key in keys]
+    plan = explain(lambda connection: found.extend(table.list_rivals(connection, new)))
     assert "idempotency_key" in plan or "sqlite_autoindex_jobs" in plan, plan
     assert "Seq Scan" not in plan, plan
     assert "SCAN" not in plan, plan
@@ -218,10 +208,10 @@ def test_list_unsettled_searches_an_index_of_live_rows(full, explain):
 @pytest.mark.parametrize(
     ("count", "index"),
     [
-        (tallies.count_live, "ix_jobs_live"),
-        (tallies.count_ended, "ix_jobs_state"),
-        (tallies.count_outcomes, "ix_attempts_outcome"),
-        (tallies.count_extra_charges, "ix_attempts_extra_charge_at"),
+        (stats.count_live, "ix_jobs_live"),
+        (stats.count_ended, "ix_jobs_state"),
+        (stats.count_outcomes, "ix_attempts_outcome"),
+        (stats.count_extra_charges, "ix_attempts_extra_charge_at"),
     ],
 )
 def test_counting_reads_an_index_alone(full, explain, count, index):
@@ -238,7 +228,7 @@ def test_counting_reads_an_index_alone(full, explain, count, index):
 
 
 def test_find_earliest_due_looks_at_one_entry(explain):
-    plan = explain(tallies.find_earliest_due)
+    plan = explain(stats.find_earliest_due)
     assert "ix_jobs_due_at" in plan, plan
 
 
@@ -267,7 +257,7 @@ def test_list_sources_of_late_jobs_searches_by_their_ids(full, explain):
 def test_next_page_of_old_jobs_walks_the_index_of_times(full, explain):
     found = []
     after = (NOW - timedelta(minutes=ENDED_ROWS - 2), UUID(int=0))
-    plan = explain(lambda c: found.append(retention.next_page(c, NOW, after, 100)))
+    plan = explain(lambda c: found.append(archives.next_page(c, NOW, after, 100)))
     assert "ix_jobs_enqueued_at" in plan, plan
     assert "Seq Scan" not in plan, plan
     assert found[0] is not None
@@ -286,7 +276,7 @@ def test_next_page_of_old_jobs_walks_the_index_of_times(full, explain):
 )
 def test_list_page_walks_an_index_from_where_it_left_off(explain, wanted, index):
     place = Place(NOW - timedelta(hours=1), UUID(int=1))
-    plan = explain(lambda connection: overview.list_page(connection, wanted, place=place, limit=9))
+    plan = explain(lambda connection: queries.list_page(connection, wanted, place=place, limit=9))
     assert index in plan, plan
     assert "Seq Scan" not in plan, plan
     is_whole = wanted.label is None and not (wanted.state and wanted.tenant)
@@ -297,7 +287,7 @@ def test_list_page_walks_an_index_from_where_it_left_off(explain, wanted, index)
 
 def test_measure_span_searches_the_indices_of_ends(explain):
     later = NOW + timedelta(hours=1)
-    plan = explain(lambda connection: totals.measure_span(connection, later, later + LEASE))
+    plan = explain(lambda connection: stats.measure_span(connection, later, later + LEASE))
     assert "ix_jobs_archived_at" in plan, plan
     assert "ix_jobs_failed_at" in plan, plan
     assert "Seq Scan on jobs" not in plan, plan

@@ -27,12 +27,11 @@ from tests.harness.stages import (
 )
 from tests.harness.web import Answer, break_off, send_json
 from worker.jobs import table
-from worker.jobs.doctor import check_slice
-from worker.jobs.findings import Check
-from worker.jobs.gates import MANY_POLLS
-from worker.jobs.slices import next_slice
+from worker.jobs.checks import Check, check_slice
+from worker.jobs.limits import MANY_POLLS
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move
+from worker.jobs.walks import next_slice
 from worker.ops.waiting import explain_wait
 from worker.stages.submit import Submission
 

@@ -9,9 +9,9 @@ from tests.harness.clock import FakeClock
 from tests.harness.commands import Run, build_run
 from tests.harness.jobs import NOW
 from worker.ground.errors import InvalidInputError, WorkersLostError
+from worker.jobs.archives import Retention
 from worker.jobs.job_requests import Door, count_refused, list_refused
 from worker.jobs.models import JobRequestRow
-from worker.jobs.retention import Retention
 from worker.jobs.states import JobState
 from worker.ops.measures import read_measures
 from worker.stages.enqueue import parse_job_request

@@ -10,7 +10,7 @@ from tests.harness.fal import LISTING, build_item, list_items
 from tests.harness.jobs import REQUEST_ID
 from tests.harness.lost import SECRETS, deliver, queue_again, sign_tokens
 from tests.harness.stages import SECOND, SUBMIT_TERMS, UNKNOWN, Bench, build_completion
-from worker.jobs.findings import Check
+from worker.jobs.checks import Check
 from worker.jobs.states import JobState
 from worker.jobs.values import Job, Outcome, Verdict
 from worker.jobs.workers import SeenWorker, keep_worker

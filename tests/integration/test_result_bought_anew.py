@@ -8,12 +8,11 @@ from tests.harness.archiving import Archiver, archive_locally, state_video
 from tests.harness.jobs import LEASE, NOW
 from tests.harness.stages import Bench, build_completion
 from tests.harness.web import run_server, send_body
-from worker.jobs import downloads, table
-from worker.jobs.doctor import check_slice
-from worker.jobs.findings import Check
-from worker.jobs.slices import next_slice
+from worker.jobs import limits, table
+from worker.jobs.checks import Check, check_slice
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Claim, Job, Move
+from worker.jobs.walks import next_slice
 from worker.stages.archive import FIRST_DELAY, GONE_AFTER
 from worker.stages.sweep import sweep_jobs
 
@@ -113,5 +112,5 @@ def test_turn_of_a_download_is_waited_for_since_the_new_result(bench):
         return at + LEASE
 
     with bench.db.transaction() as connection:
-        assert downloads.claim_download(connection, job.id, claim, most=0, defer=defer) is None
+        assert limits.claim_download(connection, job.id, claim, most=0, defer=defer) is None
     assert since == [NOW + LATER]

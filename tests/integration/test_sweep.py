@@ -20,7 +20,7 @@ from tests.harness.jobs import (
 )
 from tests.harness.together import call_together
 from worker.ground.db import Database
-from worker.jobs import attempts, gates, table
+from worker.jobs import attempts, limits, table
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Gate, Move, Outcome, Settlement
 from worker.media.local_store import PARTIAL_DIRECTORY, LocalStore
@@ -55,7 +55,7 @@ def sweep(db, clock, **options):
 
 def shut_gate(db, opens_at):
     with db.transaction() as connection:
-        gates.shut_gate(connection, Gate(ACCOUNT_GATE, opens_at, LOCKED))
+        limits.shut_gate(connection, Gate(ACCOUNT_GATE, opens_at, LOCKED))
 
 
 def list_reasons(db, job):
@@ -270,7 +270,7 @@ def test_sweep_jobs_without_a_gate_rings_for_all_again(db, clock):
     shut_gate(db, DUE + LEASE)
     sweep(db, clock)
     with db.transaction() as connection:
-        gates.remove_gate(connection, ACCOUNT_GATE)
+        limits.remove_gate(connection, ACCOUNT_GATE)
     clock.move(2 * LEASE)
     assert {bell.job_id for bell in sweep(db, clock)} == jobs
     assert {read_job(db, job_id).blocked_reason for job_id in jobs} == {None}

@@ -5,11 +5,10 @@ from sqlalchemy.exc import IntegrityError
 
 from tests.harness.refusing import REASON, refusing_results
 from tests.harness.stages import POLL, UNKNOWN, Bench, build_completion
-from worker.jobs.doctor import check_slice
-from worker.jobs.findings import Check
-from worker.jobs.slices import next_slice
+from worker.jobs.checks import Check, check_slice
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Job
+from worker.jobs.walks import next_slice
 from worker.ops.waiting import explain_wait
 from worker.stages.complete import note_unrecordable
 

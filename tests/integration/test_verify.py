@@ -21,11 +21,10 @@ from tests.harness.archives import (
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import NOW, insert_job, move_job, read_job
 from worker.ground.errors import StoreUnavailableError
-from worker.jobs import sampling, slices
+from worker.jobs import walks
 from worker.jobs.archives import Scope
 from worker.jobs.states import JobEvent, JobState
 from worker.media.local_store import LocalStore
-from worker.ops import verify as verify_stage
 from worker.ops.verify import (
     DamagedCopy,
     Verification,
@@ -141,7 +140,7 @@ def test_damage_is_told_and_marked_and_cleared_once_it_is_mended(db, store, harm
 
 @pytest.mark.both_databases
 def test_every_copy_is_read_once_in_several_slices(db, store, monkeypatch):
-    monkeypatch.setattr(slices, "SLICE", 2)
+    monkeypatch.setattr(walks, "SLICE", 2)
     jobs = [archive_ended(db, store) for _ in range(5)]
     insert_job(db)
     assert measure_copies(db, Scope(LATER)) == (5, 5 * len(VIDEO))
@@ -253,7 +252,7 @@ def test_sample_that_goes_on_repeats_what_was_found_and_reads_others(db, store):
 
 
 @pytest.mark.both_databases
-def test_sample_of_many_rows_is_drawn_by_address_and_only_of_its_scope(db):
+def test_sample_of_many_rows_is_drawn_only_of_its_scope(db):
     known = {"archive_uri": "file:///a", "archive_sha256": "0" * 64, "archive_bytes": 1}
     jobs = [
         {"id": uuid7(), **known, "tenant": f"t{number % 2}", "archive_verified_at": None}
@@ -261,12 +260,7 @@ def test_sample_of_many_rows_is_drawn_by_address_and_only_of_its_scope(db):
     ]
     jobs += [{**job, "id": uuid7(), "archive_verified_at": LATER} for job in jobs[:200]]
     insert_all_ended(db, jobs, JobState.ARCHIVED, NOW)
-    with db.transaction() as connection:
-        # As the database does by itself before long: without, its plans are for a small table.
-        connection.exec_driver_sql("ANALYZE")
     scope = Scope(LATER, "t1")
-    with db.reading() as connection:
-        assert len(sampling.probe_copies(connection, scope)) >= verify_stage.FEWEST_HITS
     wanted = {job["id"] for job in jobs[:600] if job["tenant"] == "t1"}
     drawn = draw_sample(db, scope, 50)
     assert len(set(drawn)) == 50

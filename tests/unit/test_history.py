@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from tests.harness.jobs import NOW
 from worker.jobs.states import JobState
-from worker.jobs.tallies import CountedEvent
+from worker.jobs.stats import CountedEvent
 from worker.ops.history import BOUNDS, GAP_PATIENCE, MOST_GAPS, History, measure_phases
 
 SECOND = timedelta(seconds=1)

@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 
 from worker.ground.clock import Clock
 from worker.ground.db import Database
-from worker.jobs import totals
-from worker.jobs.totals import Measure
+from worker.jobs import stats
+from worker.jobs.stats import Measure
 from worker.ops.measures import StateCount, count_states
 
 FRESH_FOR = timedelta(seconds=5)
@@ -77,7 +77,7 @@ class BoardReader:
         with self._db.reading() as connection:
             hours = tuple(
                 self._settled.get(start)
-                or Hour(start, totals.measure_span(connection, start, start + HOUR))
+                or Hour(start, stats.measure_span(connection, start, start + HOUR))
                 for start in starts
             )
         self._settled = {hour.start: hour for hour in hours if _is_settled(hour.start, now)}

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from worker.ground.moments import read_moment
-from worker.jobs.overview import JobFilter, Place, parse_label
+from worker.jobs.queries import JobFilter, Place, parse_label
 from worker.jobs.states import JobState
 
 LONGEST_TEXT = 200

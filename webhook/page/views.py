@@ -41,7 +41,7 @@ from worker.ground.errors import (
     TooLateError,
 )
 from worker.ground.settings import Settings, list_secrets
-from worker.jobs import overview
+from worker.jobs import queries
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Job
 from worker.ops.explain import explain_failure
@@ -71,7 +71,7 @@ class Page:
         query = read_query(request.args, self.clock())
         board = self.board.read()
         with self.db.reading() as connection:
-            found = overview.list_page(
+            found = queries.list_page(
                 connection,
                 query.wanted,
                 place=query.place,
@@ -95,7 +95,7 @@ class Page:
     def show_file(self, job_id: UUID, part: str) -> ResponseReturnValue:
         """The archived video or its poster, with ranges; as a download with `?download`."""
         with self.db.reading() as connection:
-            jobs = overview.list_by_ids(connection, [job_id])
+            jobs = queries.list_by_ids(connection, [job_id])
         found = self.sender.find(jobs[0], Part(part)) if jobs else None
         if found is None:
             raise NotFound("There is no such file in this receiver's archive.")
@@ -175,7 +175,7 @@ def choose_notice(done: str, job: Job) -> str | None:
             return None
 
 
-def link_pages(query: ListQuery, found: overview.JobPage) -> dict[str, str]:
+def link_pages(query: ListQuery, found: queries.JobPage) -> dict[str, str]:
     """Where `newer`, `older` and `further` lead; only what leads somewhere is in it."""
     lines, links = found.lines, dict[str, str]()
     older = found.following if not query.is_backward else (lines[-1].place if lines else None)

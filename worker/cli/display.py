@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from worker.fal.progress import list_new
 from worker.ground.errors import ViolationsError
 from worker.ground.moments import format_duration
-from worker.jobs.overview import JobLine
+from worker.jobs.queries import JobLine
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Event, Job
 from worker.ops.explain import describe_explanation, explain_failure

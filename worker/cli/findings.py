@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from worker.cli import display
-from worker.jobs.findings import Check, Finding
+from worker.jobs.checks import Check, Finding
 from worker.ops.doctor import Diagnosis
 
 # What holds where a check finds nothing, and what an operator may do where it does.

@@ -12,8 +12,7 @@ from worker.cli import display
 from worker.cli.arguments import Json, Tenant
 from worker.cli.shell import Label, Since, State, Text, Until, read_filter
 from worker.ground.db import Database
-from worker.jobs.overview import JobFilter
-from worker.jobs.selection import list_jobs, list_lines
+from worker.jobs.queries import JobFilter, list_jobs, list_lines
 from worker.runtime import build_runtime
 
 

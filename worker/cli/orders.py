@@ -25,8 +25,7 @@ from worker.cli.shell import (
 )
 from worker.ground.db import describe_database_error
 from worker.ground.errors import ExtendVideoError, JobNotFoundError, PaysAgainError, TooLateError
-from worker.jobs.overview import JobFilter
-from worker.jobs.selection import read_jobs, walk_lines
+from worker.jobs.queries import JobFilter, read_jobs, walk_lines
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
 from worker.ops.story import fails_again, foresee_restart

@@ -15,7 +15,7 @@ from worker.cli.arguments import FAILED, INTERRUPTED, OK, Json, Tenant, read_dur
 from worker.cli.progress import count_jobs
 from worker.ground.clock import read_clock
 from worker.ground.errors import InvalidInputError
-from worker.jobs.retention import Retention
+from worker.jobs.archives import Retention
 from worker.jobs.states import ENDED, JobState
 from worker.ops.mark import require_own_archive
 from worker.ops.prune import Pruning, prune_jobs, survey_jobs

@@ -10,7 +10,7 @@ import typer
 from worker.ground.clock import read_clock
 from worker.ground.errors import InvalidInputError, Violation
 from worker.ground.moments import read_moment
-from worker.jobs.overview import JobFilter, parse_label
+from worker.jobs.queries import JobFilter, parse_label
 from worker.jobs.states import JobState
 
 JobId = Annotated[UUID, typer.Argument(metavar="ID", help="The job's id.")]

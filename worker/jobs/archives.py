@@ -1,7 +1,7 @@
 """SQL on what is archived, by the same rules as `table.py`: copies, checks, alarms."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -10,18 +10,23 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     and_,
+    case,
+    delete,
+    exists,
     func,
+    literal,
     or_,
     select,
+    tuple_,
     update,
 )
 
 from worker.jobs.attempts import result_time
-from worker.jobs.models import AttemptRow, JobRow
-from worker.jobs.rows import fetch_all
-from worker.jobs.slices import Slice
-from worker.jobs.states import JobState
+from worker.jobs.models import ArchiveMarkRow, AttemptRow, EventRow, JobRow, UtcDateTime
+from worker.jobs.rows import fetch_all, insert_for
+from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.values import Job
+from worker.jobs.walks import Slice, find_last
 
 # ------------------------------------------------------------------ copies
 
@@ -52,8 +57,8 @@ class Scope:
     tenant: str | None = None
     is_resumed: bool = False
 
-    def covers(self, part: Slice | None = None) -> ColumnElement[bool]:
-        """Those to be read, of one slice or all."""
+    def covers(self, part: Slice) -> ColumnElement[bool]:
+        """Those of the slice that are to be read."""
         unread = or_(
             JobRow.archive_verified_at.is_(None), JobRow.archive_verified_at < self.not_since
         )
@@ -67,8 +72,8 @@ class Scope:
             JobRow.archive_error.is_not(None),
         )
 
-    def _is_copy(self, part: Slice | None) -> ColumnElement[bool]:
-        conditions = [_IS_COPY] if part is None else [part.covers(JobRow.id), _IS_COPY]
+    def _is_copy(self, part: Slice) -> ColumnElement[bool]:
+        conditions = [part.covers(JobRow.id), _IS_COPY]
         if self.tenant is not None:
             conditions.append(JobRow.tenant == self.tenant)
         return and_(*conditions)
@@ -213,3 +218,184 @@ def list_sources(connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, 
 def raise_alarm(connection: Connection, job_ids: Sequence[UUID], now: datetime) -> None:
     """Note that these jobs are late: from now on they are swept before all others."""
     connection.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(archive_alarmed_at=now))
+
+
+# ------------------------------------------------------------------ retention
+
+
+Place = tuple[datetime, UUID]
+FILE_COLUMNS = ("archive_uri", "archive_poster_uri", "archive_sidecar_uri", "quarantine_uri")
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Which jobs are pruned: those that ended before a time, and that all of this is true of."""
+
+    before: datetime
+    states: frozenset[JobState] = ENDED
+    tenant: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    files_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Jobs that follow each other by time of enqueuing; `after` is the last of the page before."""
+
+    after: Place | None
+    last: Place
+
+
+@dataclass(frozen=True, slots=True)
+class OldJob:
+    """A job to be pruned, and the objects that its row names."""
+
+    id: UUID
+    state: JobState
+    fence: int
+    ended_at: datetime
+    archive_uri: str | None
+    archive_bytes: int | None
+    archive_poster_uri: str | None
+    archive_sidecar_uri: str | None
+    quarantine_uri: str | None
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        return tuple(uri for name in FILE_COLUMNS if (uri := getattr(self, name)) is not None)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of its video, if that is still there."""
+        return 0 if self.archive_uri is None else self.archive_bytes or 0
+
+
+_ENDED_AT = case(
+    (JobRow.state == JobState.ARCHIVED, JobRow.archived_at),
+    (JobRow.state == JobState.FAILED, JobRow.failed_at),
+    else_=JobRow.cancelled_at,
+).label("ended_at")
+_COLUMNS = (
+    JobRow.id,
+    JobRow.state,
+    JobRow.fence,
+    _ENDED_AT,
+    JobRow.archive_uri,
+    JobRow.archive_bytes,
+    JobRow.archive_poster_uri,
+    JobRow.archive_sidecar_uri,
+    JobRow.quarantine_uri,
+)
+
+
+def next_page(
+    connection: Connection, before: datetime, after: Place | None, limit: int
+) -> Page | None:
+    """The page that follows, of jobs enqueued before then; None where there are no more."""
+    key = (JobRow.enqueued_at, JobRow.id)
+    rows = select(*key).where(JobRow.enqueued_at < before)
+    if after is not None:
+        rows = rows.where(tuple_(*key) > _bind(after))
+    last = find_last(connection, rows.order_by(*key).limit(limit))
+    return None if last is None else Page(after, (last[0], last[1]))
+
+
+def list_old_jobs(
+    connection: Connection, retention: Retention, page: Page, *, lock: bool = False
+) -> list[OldJob]:
+    """The page's jobs that are to be pruned; with `lock`, nobody else changes them meanwhile."""
+    statement = select(*_COLUMNS).where(_covers(page), _is_old(retention))
+    statement = statement.order_by(JobRow.enqueued_at, JobRow.id)
+    if lock:
+        statement = statement.with_for_update(skip_locked=True)
+    return fetch_all(connection, OldJob, statement)
+
+
+def mark_pruned(connection: Connection, job_ids: Sequence[UUID], now: datetime) -> list[OldJob]:
+    """Say that the files of these jobs are being deleted, before the first one is.
+
+    Whatever moves such a job says that they are not. The fence of an archived one is raised, so
+    that nobody who has begun to replace its copy ends it.
+    """
+    raised = case((JobRow.state == JobState.ARCHIVED, JobRow.fence + 1), else_=JobRow.fence)
+    statement = (
+        update(JobRow)
+        .where(JobRow.id.in_(job_ids), JobRow.due_at.is_(None))
+        .values(archive_pruned_at=now, fence=raised)
+        .returning(*_COLUMNS)
+    )
+    return fetch_all(connection, OldJob, statement)
+
+
+def delete_job(connection: Connection, job: OldJob, marked_at: datetime) -> bool:
+    """Delete the row, and all that was written about it; False if it has moved since its mark."""
+    return connection.execute(delete(JobRow).where(_is_marked(job, marked_at))).rowcount == 1
+
+
+def forget_files(connection: Connection, job: OldJob, marked_at: datetime) -> bool:
+    """Write that the files are gone; False if the job has moved since its mark."""
+    gone = {**dict.fromkeys(FILE_COLUMNS), "archive_error": None}
+    statement = update(JobRow).where(_is_marked(job, marked_at)).values(**gone)
+    return connection.execute(statement).rowcount == 1
+
+
+def _is_marked(job: OldJob, marked_at: datetime) -> ColumnElement[bool]:
+    return and_(
+        JobRow.id == job.id,
+        JobRow.state == job.state,
+        JobRow.fence == job.fence,
+        JobRow.archive_pruned_at == marked_at,
+    )
+
+
+def _covers(page: Page) -> ColumnElement[bool]:
+    place = tuple_(JobRow.enqueued_at, JobRow.id)
+    end: ColumnElement[bool] = place <= _bind(page.last)
+    return end if page.after is None else and_(place > _bind(page.after), end)
+
+
+def _bind(place: Place) -> ColumnElement[tuple[datetime, UUID]]:
+    at, job_id = place
+    return tuple_(literal(at, UtcDateTime()), literal(job_id, JobRow.id.type))
+
+
+def _is_old(retention: Retention) -> ColumnElement[bool]:
+    """The columns keep the first end; after it a job may have been redriven, and end anew."""
+    has_moved = exists().where(
+        EventRow.job_id == JobRow.id,
+        EventRow.at >= retention.before,
+        EventRow.reason != JobEvent.ARCHIVE_REPLACED,
+    )
+    # The row is all by which a request that still costs money is remembered.
+    is_cancelling = exists().where(
+        AttemptRow.job_id == JobRow.id, AttemptRow.cancel_due_at.is_not(None)
+    )
+    conditions = [
+        JobRow.due_at.is_(None),
+        JobRow.state.in_(sorted(retention.states & ENDED)),
+        retention.before > _ENDED_AT,
+        *(JobRow.labels[name].as_string() == value for name, value in retention.labels.items()),
+        ~has_moved,
+        ~is_cancelling,
+    ]
+    if retention.tenant is not None:
+        conditions.append(JobRow.tenant == retention.tenant)
+    if retention.files_only:
+        conditions.append(or_(*(getattr(JobRow, name).is_not(None) for name in FILE_COLUMNS)))
+    return and_(*conditions)
+
+
+# ------------------------------------------------------------------ marks
+
+
+def find_mark(connection: Connection, location: str) -> str | None:
+    statement = select(ArchiveMarkRow.mark).where(ArchiveMarkRow.location == location)
+    return connection.execute(statement).scalar_one_or_none()
+
+
+def keep_mark(connection: Connection, location: str, mark: str, now: datetime) -> None:
+    """Note it, unless the location has one already."""
+    statement = insert_for(connection, ArchiveMarkRow).values(
+        location=location, mark=mark, noted_at=now
+    )
+    connection.execute(statement.on_conflict_do_nothing(index_elements=["location"]))

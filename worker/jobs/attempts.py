@@ -1,39 +1,33 @@
 """SQL on `attempts`, by the same rules as `table.py`."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    BindParameter,
     ColumnElement,
     Connection,
-    Insert,
-    Update,
-    bindparam,
+    and_,
     case,
     exists,
     func,
     insert,
     or_,
     select,
+    true,
     type_coerce,
     update,
 )
-from sqlalchemy.sql.dml import ReturningUpdate
 
-from worker.jobs.columns import UtcDateTime
-from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
+from worker.jobs.models import AttemptRow, DeliveryRow, JobRow, UtcDateTime
 from worker.jobs.observed import observed_seconds
 from worker.jobs.rows import (
-    bind_new,
     columns_of,
     fetch_all,
     fetch_one,
-    name_new,
     name_values,
     table_of,
 )
@@ -49,60 +43,38 @@ from worker.jobs.values import (
     Verdict,
 )
 
-# What is known of every request that fal has finished.
-FINISHED = {"fal_status": "COMPLETED", "queue_position": None, "cancel_due_at": None}
+COMPLETED = "COMPLETED"
 HTTP_ACCEPTED = 200
+# What is known of every request that fal has finished.
+FINISHED = {"fal_status": COMPLETED, "queue_position": None, "cancel_due_at": None}
+# An attempt is first without an outcome. A certain one replaces an uncertain one, however late it
+# comes, and is final itself.
+_CERTAIN = frozenset({Outcome.ACCEPTED, Outcome.REJECTED, Outcome.POSTPONED, Outcome.DEAD})
+OUTCOME_MAY_BECOME: dict[Outcome | None, frozenset[Outcome]] = {
+    None: frozenset(Outcome),
+    Outcome.UNKNOWN: _CERTAIN,
+    Outcome.DEAD: _CERTAIN,
+    Outcome.ACCEPTED: frozenset(),
+    Outcome.REJECTED: frozenset(),
+    Outcome.POSTPONED: frozenset(),
+}
+# The same of how fal finished the request. A failure may be a mistake of ours (a result given up),
+# a result never is.
+ENDING_MAY_BECOME: dict[Ending | None, frozenset[Ending]] = {
+    None: frozenset(Ending),
+    Ending.FAILED: frozenset(Ending),
+    Ending.CANCELLED: frozenset({Ending.OK}),
+    Ending.OK: frozenset(),
+}
 _ATTEMPTS = table_of(AttemptRow)
-_SELECT = select(*_ATTEMPTS.c)
-_LIST = _SELECT.where(_ATTEMPTS.c.job_id == bindparam("of_job_id")).order_by(_ATTEMPTS.c.number)
-_FIND_BY_TOKEN = _SELECT.where(_ATTEMPTS.c.token_hash == bindparam("of_token_hash"))
-_FIND_BY_REQUEST = _SELECT.where(_ATTEMPTS.c.fal_request_id == bindparam("of_request_id"))
 
 
-def _build_insert() -> Insert:
-    ours = ("job_id", "fence", "endpoint", "input", "claimed_by")
-    bound = bind_new(_ATTEMPTS, (*(field.name for field in fields(NewAttempt)), *ours))
-    earlier = select(func.count()).where(_ATTEMPTS.c.job_id == bound["job_id"])
-    number = earlier.scalar_subquery() + 1
-    values = {**bound, "number": number, "observed_start": observed_seconds()}
-    return insert(_ATTEMPTS).values(values).returning(*_ATTEMPTS.c)
-
-
-def _build_adopt() -> Update:
-    known, rival = _ATTEMPTS.c.fal_request_id, _ATTEMPTS.alias()
-    of_id: BindParameter[UUID] = bindparam("of_id")
-    new_known: BindParameter[str] = bindparam("known")
-    taken = exists().where(rival.c.fal_request_id == new_known, rival.c.id != of_id)
-    return (
-        update(_ATTEMPTS)
-        .where(_ATTEMPTS.c.id == of_id, or_(known.is_(None), known == new_known), ~taken)
-        .values(fal_request_id=new_known)
-    )
-
-
-def _build_accept() -> Update:
-    outcome = _ATTEMPTS.c.outcome
-    is_open = or_(outcome.is_(None), outcome.in_([Outcome.UNKNOWN, Outcome.DEAD]))
-    names = {field.name for field in fields(Settlement)} - {"fal_request_id"}
-    return _ADOPT.where(is_open).values(bind_new(_ATTEMPTS, sorted(names)))
-
-
-def _build_complete(ending: Ending) -> ReturningUpdate[Any]:
-    values = bind_new(_ATTEMPTS, ("completed_at", "ending", "retryable")) | FINISHED
-    values["retryable"] = func.coalesce(values["retryable"], _ATTEMPTS.c.retryable)
-    # A failure may be a mistake of ours (a result given up), a result never is.
-    is_open = or_(_ATTEMPTS.c.completed_at.is_(None), _ATTEMPTS.c.ending == Ending.FAILED)
-    if ending is Ending.OK:
-        is_open = or_(is_open, _ATTEMPTS.c.ending == Ending.CANCELLED)
-    if ending is Ending.CANCELLED:
-        values["extra_charge_at"] = None
-    statement = update(_ATTEMPTS).where(_ATTEMPTS.c.id == bindparam("of_id"), is_open)
-    return statement.values(values).returning(_ATTEMPTS.c.extra_charge_at)
-
-
-_INSERT, _ADOPT = _build_insert(), _build_adopt()
-_ACCEPT = _build_accept()
-_COMPLETE = {ending: _build_complete(ending) for ending in Ending}
+def _may_become(
+    column: ColumnElement[str | None], new: StrEnum, edges: Mapping[Any, Container[Any]]
+) -> ColumnElement[bool]:
+    """Whether the column's value may be replaced by the new one."""
+    earlier = [old for old, replaced_by in edges.items() if old is not None and new in replaced_by]
+    return or_(column.is_(None), column.in_(earlier))
 
 
 def hash_token(token: str) -> str:
@@ -118,15 +90,18 @@ def find_next_number(connection: Connection, job_id: UUID) -> int:
 
 def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt:
     """The intent to pay once for `job`, with the very input and options that will be sent."""
-    values = {
+    earlier = select(func.count()).where(_ATTEMPTS.c.job_id == job.id)
+    statement = insert(_ATTEMPTS).values(
         **name_values(new),
-        "job_id": job.id,
-        "fence": job.fence,
-        "endpoint": job.endpoint,
-        "input": job.input,
-        "claimed_by": job.claimed_by,
-    }
-    return Attempt(**connection.execute(_INSERT, name_new(values)).mappings().one())
+        job_id=job.id,
+        number=earlier.scalar_subquery() + 1,
+        fence=job.fence,
+        endpoint=job.endpoint,
+        input=job.input,
+        claimed_by=job.claimed_by,
+        observed_start=observed_seconds(),
+    )
+    return Attempt(**connection.execute(statement.returning(*_ATTEMPTS.c)).mappings().one())
 
 
 def accept_attempt(connection: Connection, attempt: Attempt, settlement: Settlement) -> bool:
@@ -134,33 +109,48 @@ def accept_attempt(connection: Connection, attempt: Attempt, settlement: Settlem
 
     Then nothing is written.
     """
-    known = {"of_id": attempt.id, "known": settlement.fal_request_id}
-    return connection.execute(_ACCEPT, {**known, **name_new(name_values(settlement))}).rowcount == 1
+    assert settlement.fal_request_id is not None  # noqa: S101 - for the type alone
+    may_become = _may_become(_ATTEMPTS.c.outcome, settlement.outcome, OUTCOME_MAY_BECOME)
+    statement = (
+        update(_ATTEMPTS)
+        .where(_may_have(attempt.id, settlement.fal_request_id), may_become)
+        .values(name_values(settlement))
+    )
+    return connection.execute(statement).rowcount == 1
 
 
 def record_outcome(connection: Connection, attempt_id: UUID, settlement: Settlement) -> None:
     """Write what became of the POST; a request id that a webhook brought first is kept.
 
-    A certain outcome replaces an uncertain one, however late it comes, and is final itself. An
-    attempt whose request is known was accepted, whatever became of the reply.
+    An attempt whose request is known was accepted, whatever became of the reply.
     """
     values = name_values(settlement)
-    known = values.pop("fal_request_id")
-    is_known = AttemptRow.fal_request_id.is_not(None)
+    known, is_known = values.pop("fal_request_id"), _ATTEMPTS.c.fal_request_id.is_not(None)
     values["outcome"] = case((is_known, Outcome.ACCEPTED.value), else_=settlement.outcome.value)
-    open_outcomes = [] if settlement.outcome is Outcome.UNKNOWN else [Outcome.UNKNOWN, Outcome.DEAD]
-    outcome = AttemptRow.outcome
+    may_become = _may_become(_ATTEMPTS.c.outcome, settlement.outcome, OUTCOME_MAY_BECOME)
     connection.execute(
-        update(AttemptRow)
-        .where(AttemptRow.id == attempt_id, or_(outcome.is_(None), outcome.in_(open_outcomes)))
-        .values(**values, fal_request_id=func.coalesce(AttemptRow.fal_request_id, known))
+        update(_ATTEMPTS)
+        .where(_ATTEMPTS.c.id == attempt_id, may_become)
+        .values(**values, fal_request_id=func.coalesce(_ATTEMPTS.c.fal_request_id, known))
     )
 
 
 def adopt_request(connection: Connection, attempt: Attempt, fal_request_id: str) -> bool:
     """Give the attempt its request id; False if it has another, or if another attempt has it."""
-    known = {"of_id": attempt.id, "known": fal_request_id}
-    return connection.execute(_ADOPT, known).rowcount == 1
+    statement = (
+        update(_ATTEMPTS)
+        .where(_may_have(attempt.id, fal_request_id))
+        .values(fal_request_id=fal_request_id)
+    )
+    return connection.execute(statement).rowcount == 1
+
+
+def _may_have(attempt_id: UUID, fal_request_id: str) -> ColumnElement[bool]:
+    """The attempt, if it has no request id or this one, and no other attempt has it."""
+    known, other = _ATTEMPTS.c.fal_request_id, _ATTEMPTS.alias()
+    is_taken = exists().where(other.c.fal_request_id == fal_request_id, other.c.id != attempt_id)
+    is_free = or_(known.is_(None), known == fal_request_id)
+    return and_(_ATTEMPTS.c.id == attempt_id, is_free, ~is_taken)
 
 
 def complete_attempt(
@@ -178,9 +168,21 @@ def complete_attempt(
 
     True if it is written, and the attempt not counted as an extra charge.
     """
-    told = {"completed_at": now, "ending": ending, "retryable": retryable}
-    values = {"of_id": attempt_id, **name_new(told)}
-    found = connection.execute(_COMPLETE[ending], values).one_or_none()
+    values: dict[str, Any] = {**FINISHED, "completed_at": now, "ending": ending}
+    if retryable is not None:
+        values["retryable"] = retryable
+    if ending is Ending.CANCELLED:
+        values["extra_charge_at"] = None
+    # Rows of early releases say when, and not how.
+    is_open = or_(
+        _ATTEMPTS.c.completed_at.is_(None),
+        and_(
+            _ATTEMPTS.c.ending.is_not(None),
+            _may_become(_ATTEMPTS.c.ending, ending, ENDING_MAY_BECOME),
+        ),
+    )
+    statement = update(_ATTEMPTS).where(_ATTEMPTS.c.id == attempt_id, is_open).values(values)
+    found = connection.execute(statement.returning(_ATTEMPTS.c.extra_charge_at)).one_or_none()
     return found is not None and found.extra_charge_at is None
 
 
@@ -296,14 +298,11 @@ def count_attempts(
 
 def find_current_attempt(connection: Connection, job: Job) -> Attempt | None:
     """The attempt of the job's newest claim; None before the first, or if that was an archive's."""
-    statement = select(*columns_of(AttemptRow)).where(
-        AttemptRow.job_id == job.id, AttemptRow.fence == job.fence
-    )
-    return fetch_one(connection, Attempt, statement)
+    return _find_by(connection, AttemptRow.job_id == job.id, AttemptRow.fence == job.fence)
 
 
 def find_attempt_by_request(connection: Connection, fal_request_id: str) -> Attempt | None:
-    return fetch_one(connection, Attempt, _FIND_BY_REQUEST, {"of_request_id": fal_request_id})
+    return _find_by(connection, AttemptRow.fal_request_id == fal_request_id)
 
 
 def list_unsettled(connection: Connection, limit: int) -> list[tuple[Attempt, datetime]]:
@@ -361,8 +360,41 @@ def give_token(connection: Connection, attempt_id: UUID, token_hash: str) -> Non
 
 
 def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | None:
-    return fetch_one(connection, Attempt, _FIND_BY_TOKEN, {"of_token_hash": token_hash})
+    return _find_by(connection, AttemptRow.token_hash == token_hash)
 
 
 def list_attempts(connection: Connection, job_id: UUID) -> list[Attempt]:
-    return fetch_all(connection, Attempt, _LIST, {"of_job_id": job_id})
+    statement = select(*_ATTEMPTS.c).where(_ATTEMPTS.c.job_id == job_id)
+    return fetch_all(connection, Attempt, statement.order_by(_ATTEMPTS.c.number))
+
+
+def _find_by(connection: Connection, *conditions: ColumnElement[bool]) -> Attempt | None:
+    return fetch_one(connection, Attempt, select(*_ATTEMPTS.c).where(*conditions))
+
+
+# ------------------------------------------------------------------ progress
+
+
+def note_progress(
+    connection: Connection,
+    attempt_id: UUID,
+    *,
+    fal_status: str,
+    queue_position: int | None,
+    inference_seconds: float | None,
+    logs: Sequence[Any] | None,
+) -> None:
+    """Write fal's latest words; what it does not tell any more is kept.
+
+    A word that was said before the end, and comes after it, is not written.
+    """
+    values: dict[str, Any] = {"fal_status": fal_status, "queue_position": queue_position}
+    if inference_seconds is not None:
+        values["inference_seconds"] = inference_seconds
+    if logs:
+        values["logs"] = list(logs)
+    is_last_word = fal_status == COMPLETED
+    in_time = true() if is_last_word else AttemptRow.completed_at.is_(None)
+    connection.execute(
+        update(AttemptRow).where(AttemptRow.id == attempt_id, in_time).values(**values)
+    )

@@ -1,47 +1,40 @@
 """SQL on `deliveries`, by the same rules as `table.py`."""
 
 import hashlib
-from functools import cache
 from uuid import UUID
 
-from sqlalchemy import Connection, Executable, bindparam, case, exists, func, select, update
+from sqlalchemy import Connection, case, exists, func, select, update
 
 from worker.jobs.models import AttemptRow, DeliveryRow, JobRow, StrayDeliveryRow
 from worker.jobs.rows import (
     columns_of,
     fetch_all,
     insert_for,
-    is_postgres,
-    label_pair,
     name_values,
-    read_pair,
-    spell_insert,
     table_of,
 )
 from worker.jobs.values import Attempt, Delivery, Job, NewDelivery, Verdict
 
 _ATTEMPTS, _DELIVERIES, _JOBS = table_of(AttemptRow), table_of(DeliveryRow), table_of(JobRow)
-# The job's row is locked, and the attempt's is not: whoever writes that holds the job's.
-_FIND_ADDRESSEE = (
-    select(*label_pair(_ATTEMPTS.c, _JOBS.c))
-    .join_from(_ATTEMPTS, _JOBS, _JOBS.c.id == _ATTEMPTS.c.job_id)
-    .where(_ATTEMPTS.c.token_hash == bindparam("of_token_hash"))
-    .with_for_update(of=_JOBS)
-)
-_JUDGE = (
-    update(_DELIVERIES)
-    .where(
-        _DELIVERIES.c.attempt_id == bindparam("of_attempt_id"),
-        _DELIVERIES.c.body_sha256 == bindparam("of_body_sha256"),
-    )
-    .values(verdict=bindparam("new_verdict"))
-)
 
 
 def find_addressee(connection: Connection, token_hash: str) -> tuple[Attempt, Job] | None:
-    """The attempt with this token, and its job, locked as by `table.get_job`."""
-    found = connection.execute(_FIND_ADDRESSEE, {"of_token_hash": token_hash}).one_or_none()
-    return None if found is None else read_pair(found)
+    """The attempt with this token, and its job, locked as by `table.get_job`.
+
+    The attempt's row is not locked: writers of it hold the job's.
+    """
+    statement = (
+        select(*_ATTEMPTS.c, *_JOBS.c)
+        .join_from(_ATTEMPTS, _JOBS, _JOBS.c.id == _ATTEMPTS.c.job_id)
+        .where(_ATTEMPTS.c.token_hash == token_hash)
+        .with_for_update(of=_JOBS)
+    )
+    row = connection.execute(statement).one_or_none()
+    if row is None:
+        return None
+    of_attempt = dict(zip(_ATTEMPTS.c.keys(), row, strict=False))
+    of_job = dict(zip(_JOBS.c.keys(), row[len(of_attempt) :], strict=True))
+    return Attempt(**of_attempt), Job(**of_job)
 
 
 def count_delivery(
@@ -49,38 +42,32 @@ def count_delivery(
 ) -> tuple[int, Verdict]:
     """Keep the delivery, or count it on its row if this very body came before.
 
-    How often it has come, and what it was worth the first time.
+    How often it has come, and its disposition of the first time.
     """
-    values = {
+    insertion = insert_for(connection, DeliveryRow).values(
         **name_values(new),
-        "job_id": attempt.job_id,
-        "attempt_id": attempt.id,
-        "last_received_at": new.received_at,
-        "times_received": 1,
-        "body_sha256": hashlib.sha256(new.body).hexdigest(),
-    }
-    statement = _build_count(for_postgres=is_postgres(connection))
-    times, verdict = connection.execute(statement, values).one()
-    return int(times), Verdict(verdict)
-
-
-@cache
-def _build_count(*, for_postgres: bool) -> Executable:
-    insertion = spell_insert(_DELIVERIES, for_postgres=for_postgres)
-    return insertion.on_conflict_do_update(
+        job_id=attempt.job_id,
+        attempt_id=attempt.id,
+        last_received_at=new.received_at,
+        times_received=1,
+        body_sha256=hashlib.sha256(new.body).hexdigest(),
+    )
+    statement = insertion.on_conflict_do_update(
         index_elements=["attempt_id", "body_sha256"],
         set_={
             "times_received": _DELIVERIES.c.times_received + 1,
             "last_received_at": insertion.excluded.received_at,
         },
     ).returning(_DELIVERIES.c.times_received, _DELIVERIES.c.verdict)
+    times, verdict = connection.execute(statement).one()
+    return int(times), Verdict(verdict)
 
 
 def judge_delivery(connection: Connection, attempt_id: UUID, body: bytes, verdict: Verdict) -> None:
-    """Write what the delivery with this body turned out to be worth."""
+    """Write the disposition of the delivery with this body."""
     body_sha256 = hashlib.sha256(body).hexdigest()
-    known = {"of_attempt_id": attempt_id, "of_body_sha256": body_sha256}
-    connection.execute(_JUDGE, {**known, "new_verdict": verdict})
+    is_one = (_DELIVERIES.c.attempt_id == attempt_id, _DELIVERIES.c.body_sha256 == body_sha256)
+    connection.execute(update(_DELIVERIES).where(*is_one).values(verdict=verdict))
 
 
 def keep_stray(
@@ -145,3 +132,14 @@ def list_hinted_requests(connection: Connection, attempt_id: UUID) -> list[str]:
         .distinct()
     )
     return sorted(connection.execute(statement).scalars())
+
+
+# ------------------------------------------------------------------ inline
+
+
+def replace_bodies(connection: Connection, job_id: UUID, marker: bytes, longest: int) -> None:
+    """Keep the marker in place of the job's long bodies; their sha256 still knows a repetition."""
+    too_long = func.length(DeliveryRow.body) > longest
+    connection.execute(
+        update(DeliveryRow).where(DeliveryRow.job_id == job_id, too_long).values(body=marker)
+    )

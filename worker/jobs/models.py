@@ -5,13 +5,16 @@ read with plain SQL is documented in `docs/job-table.md`.
 """
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     CheckConstraint,
+    DateTime,
+    Dialect,
     Float,
     ForeignKey,
     Index,
@@ -21,20 +24,63 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Text,
+    TypeDecorator,
     UniqueConstraint,
     Uuid,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from typing_extensions import override
 
-from worker.jobs.columns import NAMING_CONVENTION, Json, RowNumber, StateText, UtcDateTime
 from worker.jobs.states import ENDED, JobState
 
+# ------------------------------------------------------------------ columns
 
-def _index_known(name: str, *columns: str) -> Index:
-    """An index of the rows in which the first column has a value."""
-    known = text(f"{columns[0]} IS NOT NULL")
-    return Index(name, *columns, postgresql_where=known, sqlite_where=known)
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time; SQLite, which has no such type, stores it as naive UTC text."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    @override
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    @override
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
+
+
+class StateText(TypeDecorator[JobState]):
+    """A state as text: a native enum could not lose a value again."""
+
+    impl = Text
+    cache_ok = True
+
+    @override
+    def process_result_value(self, value: Any | None, dialect: Dialect) -> JobState | None:
+        return None if value is None else JobState(value)
+
+
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+RowNumber = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _index_where(name: str, *columns: str, where: str = "", unique: bool = False) -> Index:
+    """A partial index; without a condition, of the rows in which its first column has a value."""
+    condition = text(where or f"{columns[0]} IS NOT NULL")
+    return Index(name, *columns, unique=unique, postgresql_where=condition, sqlite_where=condition)
 
 
 class Base(DeclarativeBase):
@@ -71,22 +117,12 @@ class JobRow(Base):
         CheckConstraint("fence >= 0", name="fence"),
         UniqueConstraint("tenant", "idempotency_key"),
         # The only index that the hot path scans: ended rows have no due_at and are not in it.
-        Index(
-            "ix_jobs_due_at",
-            "due_at",
-            postgresql_where=text("due_at IS NOT NULL"),
-            sqlite_where=text("due_at IS NOT NULL"),
-        ),
+        _index_where("ix_jobs_due_at", "due_at"),
         # Counted at each claim of a download; as few as there are of these.
-        Index(
-            "ix_jobs_archiving",
-            "due_at",
-            postgresql_where=text("state = 'archiving'"),
-            sqlite_where=text("state = 'archiving'"),
-        ),
+        _index_where("ix_jobs_archiving", "due_at", where="state = 'archiving'"),
         Index("ix_jobs_enqueued_at", "enqueued_at", "id"),
         # Live jobs are counted by state, with their ages, from this index alone.
-        Index(
+        _index_where(
             "ix_jobs_live",
             "state",
             "due_at",
@@ -94,15 +130,14 @@ class JobRow(Base):
             "submitted_at",
             "completed_at",
             "redriven_at",
-            postgresql_where=text("due_at IS NOT NULL"),
-            sqlite_where=text("due_at IS NOT NULL"),
+            where="due_at IS NOT NULL",
         ),
         # What the page and the shell list, and the ended jobs that everybody counts.
         Index("ix_jobs_state", "state", "enqueued_at", "id"),
         Index("ix_jobs_tenant", "tenant", "enqueued_at", "id"),
-        _index_known("ix_jobs_archived_at", "archived_at", "enqueued_at"),
-        _index_known("ix_jobs_failed_at", "failed_at"),
-        _index_known("ix_jobs_idempotency_key", "idempotency_key"),
+        _index_where("ix_jobs_archived_at", "archived_at", "enqueued_at"),
+        _index_where("ix_jobs_failed_at", "failed_at"),
+        _index_where("ix_jobs_idempotency_key", "idempotency_key"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
@@ -157,25 +192,9 @@ class AttemptRow(Base):
         ),
         CheckConstraint("ending IN ('ok', 'failed', 'cancelled')", name="ending"),
         # One request is one attempt's, however it was learnt of.
-        Index(
-            "uq_attempts_fal_request_id",
-            "fal_request_id",
-            unique=True,
-            postgresql_where=text("fal_request_id IS NOT NULL"),
-            sqlite_where=text("fal_request_id IS NOT NULL"),
-        ),
-        Index(
-            "ix_attempts_cancel_due_at",
-            "cancel_due_at",
-            postgresql_where=text("cancel_due_at IS NOT NULL"),
-            sqlite_where=text("cancel_due_at IS NOT NULL"),
-        ),
-        Index(
-            "ix_attempts_extra_charge_at",
-            "extra_charge_at",
-            postgresql_where=text("extra_charge_at IS NOT NULL"),
-            sqlite_where=text("extra_charge_at IS NOT NULL"),
-        ),
+        _index_where("uq_attempts_fal_request_id", "fal_request_id", unique=True),
+        _index_where("ix_attempts_cancel_due_at", "cancel_due_at"),
+        _index_where("ix_attempts_extra_charge_at", "extra_charge_at"),
         Index("ix_attempts_outcome", "outcome"),
     )
 

@@ -1,24 +1,55 @@
-"""SQL on `jobs` and `events`: given a connection, never commits, hands out frozen values.
+"""SQL on `jobs` and `events`: given a connection, never commits, returns frozen values.
 
-A transition is one UPDATE guarded by id, state and fence, with its history row beside it
-(`transitions.py`). Where it matches no row somebody else was first: the function returns None, and
-its caller leaves things be.
+A transition is one UPDATE, guarded by id, state and fence, with its history row in the same
+transaction (`write_transition`). Where it matches no row, somebody else was first: the function
+returns None, and its caller does nothing.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, and_, bindparam, func, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import JSONB
 
 from worker.ground.errors import JobNotFoundError
-from worker.jobs import transitions
 from worker.jobs.models import EventRow, JobRow
-from worker.jobs.rows import columns_of, fetch_all, fetch_one, table_of
-from worker.jobs.states import JobEvent, JobState, next_state
+from worker.jobs.rows import columns_of, fetch_all, fetch_one, is_postgres, name_values, table_of
+from worker.jobs.states import EDGES, JobEvent, JobState, next_state
 from worker.jobs.values import UNANSWERED, UNRECORDABLE, Claim, Event, Job, Move, NewJob
 
-# Set when a job first enters the state, and never moved by a later visit.
+_JOBS, _EVENTS = table_of(JobRow), table_of(EventRow)
+_EVENT_COLUMNS = ["job_id", "at", "from_state", "to_state", "reason", "detail", "fence"]
+# A row that no worker holds, nothing holds up, that has not failed, and whose files nobody deletes.
+_AT_REST: dict[str, None] = {
+    "claimed_by": None,
+    "blocked_reason": None,
+    "error_code": None,
+    "error_message": None,
+    "error_details": None,
+    "archive_pruned_at": None,
+}
+# Set when a job first enters the state, and never changed by a later visit.
 _ENTERED_AT = {
     JobState.SUBMITTED: "submitted_at",
     JobState.COMPLETED: "completed_at",
@@ -26,25 +57,87 @@ _ENTERED_AT = {
     JobState.FAILED: "failed_at",
     JobState.CANCELLED: "cancelled_at",
 }
-
-_JOBS = table_of(JobRow)
-_FIND = select(*_JOBS.c).where(_JOBS.c.id == bindparam("of_id"))
-_LOCK = _FIND.with_for_update()
 _IS_LATE = and_(
     JobRow.archive_alarmed_at.is_not(None),
     JobRow.state.in_([JobState.COMPLETED, JobState.ARCHIVING]),
 )
-_SET_DUE = update(_JOBS).where(transitions.AS_READ).values(due_at=bindparam("new_due_at"))
+
+# ------------------------------------------------------------------ enqueuing
 
 
 def insert_job(connection: Connection, new: NewJob) -> Job | None:
     """Insert a queued job; None if its id, or its (tenant, idempotency key), is taken already."""
-    return transitions.insert_row(connection, new)
+    return insert_jobs(connection, [new]).get(new.id)
+
+
+def insert_jobs(connection: Connection, new: Sequence[NewJob]) -> dict[UUID, Job]:
+    """Insert queued jobs; those whose id, or (tenant, idempotency key), is taken are left out.
+
+    No two of them may have an id or a key in common. The jobs by id.
+    """
+    if not new:
+        return {}
+    rows = [{**name_values(one), "state": JobState.QUEUED, "fence": 0} for one in new]
+    write = _insert_on_postgres if is_postgres(connection) else _insert_on_sqlite
+    inserted = set(write(connection, rows))
+    nothing = dict.fromkeys(field.name for field in fields(Job))
+    return {row["id"]: Job(**{**nothing, **row}) for row in rows if row["id"] in inserted}
+
+
+def _insert_on_postgres(connection: Connection, rows: Sequence[dict[str, Any]]) -> Iterable[UUID]:
+    """One parameter and one statement: a parameter for each value takes far longer."""
+    typed = [column(name, _JOBS.c[name].type) for name in rows[0]]
+    packed = func.jsonb_to_recordset(cast(bindparam("rows", type_=Text()), JSONB))
+    unpacked = packed.table_valued(*typed).render_derived(with_types=True)
+    made = (
+        postgresql.insert(_JOBS)
+        .from_select(list(rows[0]), select(*unpacked.columns))
+        .on_conflict_do_nothing()
+        .returning(_JOBS.c.id, _JOBS.c.enqueued_at)
+        .cte("made")
+    )
+    reason, fence = literal(JobEvent.ENQUEUED.value), literal(0)
+    state = literal(JobState.QUEUED, _EVENTS.c.to_state.type)
+    lines = select(made.c.id, made.c.enqueued_at, null(), state, reason, null(), fence)
+    history = insert(_EVENTS).from_select(_EVENT_COLUMNS, lines).cte("history")
+    statement = select(made.c.id).add_cte(history)
+    return connection.execute(statement, {"rows": json.dumps(rows, default=str)}).scalars()
+
+
+def _insert_on_sqlite(connection: Connection, rows: Sequence[dict[str, Any]]) -> Iterable[UUID]:
+    statement = sqlite.insert(_JOBS).on_conflict_do_nothing().returning(_JOBS.c.id)
+    inserted = connection.execute(statement, rows).scalars().all()
+    at = {row["id"]: row["enqueued_at"] for row in rows}
+    line = {"to_state": JobState.QUEUED, "reason": JobEvent.ENQUEUED.value, "fence": 0}
+    if inserted:
+        connection.execute(
+            insert(_EVENTS), [{**line, "job_id": job_id, "at": at[job_id]} for job_id in inserted]
+        )
+    return inserted
+
+
+def list_rivals(connection: Connection, new: Sequence[NewJob]) -> list[Job]:
+    """The jobs that have an id, or a (tenant, idempotency key), of one of these."""
+    keys: dict[str, list[str]] = {}
+    for one in new:
+        if one.idempotency_key is not None:
+            keys.setdefault(one.tenant, []).append(one.idempotency_key)
+    # By tenant: SQLite searches no index for pairs.
+    has_key = (
+        and_(JobRow.tenant == tenant, JobRow.idempotency_key.in_(named))
+        for tenant, named in keys.items()
+    )
+    is_rival = or_(JobRow.id.in_([one.id for one in new]), *has_key)
+    return fetch_all(connection, Job, select(*_JOBS.c).where(is_rival))
+
+
+# ------------------------------------------------------------------ reading
 
 
 def find_job(connection: Connection, job_id: UUID, *, lock: bool = False) -> Job | None:
     """The job; with `lock`, nobody else changes it before this transaction ends."""
-    return fetch_one(connection, Job, _LOCK if lock else _FIND, {"of_id": job_id})
+    statement = select(*_JOBS.c).where(_JOBS.c.id == job_id)
+    return fetch_one(connection, Job, statement.with_for_update() if lock else statement)
 
 
 def get_job(connection: Connection, job_id: UUID, *, lock: bool = False) -> Job:
@@ -56,47 +149,19 @@ def get_job(connection: Connection, job_id: UUID, *, lock: bool = False) -> Job:
 
 
 def find_job_by_key(connection: Connection, tenant: str, idempotency_key: str) -> Job | None:
-    statement = select(*columns_of(JobRow)).where(
-        JobRow.tenant == tenant, JobRow.idempotency_key == idempotency_key
-    )
-    return fetch_one(connection, Job, statement)
+    has_key = and_(JobRow.tenant == tenant, JobRow.idempotency_key == idempotency_key)
+    return fetch_one(connection, Job, select(*_JOBS.c).where(has_key))
 
 
-def claim_job(connection: Connection, job_id: UUID, event: JobEvent, claim: Claim) -> Job | None:
-    """Take the job for a lease; the bumped fence keeps an earlier holder from writing more.
+def list_claims(connection: Connection, worker: str) -> list[Job]:
+    """The jobs that this worker holds, locked, for a worker that has to end.
 
-    A job that waits for a time (`blocked_reason` is set) is not claimable before it.
+    Those that another transaction has locked are left out.
     """
-    return transitions.claim_row(connection, job_id, event, claim)
-
-
-def extend_claim(connection: Connection, job: Job, until: datetime) -> bool:
-    """Renew the lease of a claimed job; False once somebody else has taken it over."""
-    values = {**transitions.name_read(job), "new_due_at": until}
-    return connection.execute(_SET_DUE, values).rowcount == 1
-
-
-def apply_event(connection: Connection, job: Job, event: JobEvent, move: Move) -> Job | None:
-    """Move the job along one edge, exactly as it was read: same state, same fence.
-
-    None where the edge is not permitted or the row has changed since.
-    """
-    target = next_state(job.state, event)
-    if target is None:
-        return None
-    values = {**transitions.AT_REST, "state": target, "due_at": move.due_at, **move.columns}
-    entered_at = _ENTERED_AT.get(target)
-    if entered_at is not None:
-        values[entered_at] = getattr(job, entered_at) or move.now
-    return transitions.move_row(connection, job, values, event, move)
-
-
-def apply_permitted(connection: Connection, job: Job, event: JobEvent, move: Move) -> Job:
-    """As `apply_event`, for a row that this transaction has locked, and an edge that there is."""
-    moved = apply_event(connection, job, event, move)
-    if moved is None:
-        raise LookupError(f"{event.value} leads nowhere from {job.state.value}")
-    return moved
+    # The first condition lets the index of live rows find them.
+    held = (JobRow.due_at.is_not(None), JobRow.claimed_by == worker)
+    statement = select(*_JOBS.c).where(*held).with_for_update(skip_locked=True)
+    return fetch_all(connection, Job, statement)
 
 
 def find_overdue(connection: Connection, now: datetime, limit: int) -> list[Job]:
@@ -105,7 +170,7 @@ def find_overdue(connection: Connection, now: datetime, limit: int) -> list[Job]
     Paid videos that are late come first, then those of the highest priority. Without their results,
     which can be as large as videos.
     """
-    columns = [null().label("result") if one.key == "result" else one for one in columns_of(JobRow)]
+    columns = [null().label("result") if one.key == "result" else one for one in _JOBS.c]
     statement = (
         select(*columns)
         .where(JobRow.due_at <= now)
@@ -116,16 +181,123 @@ def find_overdue(connection: Connection, now: datetime, limit: int) -> list[Job]
     return fetch_all(connection, Job, statement)
 
 
-def release_waiting(connection: Connection, job_ids: Sequence[UUID], due_at: datetime) -> None:
-    """Make waiting rows claimable again, and look at them again at `due_at`."""
-    connection.execute(
-        update(JobRow).where(JobRow.id.in_(job_ids)).values(due_at=due_at, blocked_reason=None)
+def list_events(connection: Connection, job_id: UUID) -> list[Event]:
+    statement = select(*columns_of(EventRow)).where(EventRow.job_id == job_id).order_by(EventRow.id)
+    return fetch_all(connection, Event, statement)
+
+
+def count_events(connection: Connection, job_id: UUID, event: JobEvent) -> int:
+    """How often this has happened to the job."""
+    is_one = (EventRow.job_id == job_id) & (EventRow.reason == event.value)
+    statement = select(func.count()).select_from(EventRow).where(is_one)
+    return int(connection.execute(statement).scalar_one())
+
+
+# ------------------------------------------------------------------ transitions
+
+
+def claim_job(
+    connection: Connection,
+    job_id: UUID,
+    event: JobEvent,
+    claim: Claim,
+    *conditions: ColumnElement[bool],
+) -> Job | None:
+    """Take the job for a lease; the bumped fence keeps an earlier holder from writing more.
+
+    None if the job is not where the one edge of this claim begins, waits for a time that has not
+    come (`blocked_reason` is set), or does not meet the further conditions.
+    """
+    source, target = next((key[0], to) for key, to in EDGES.items() if key[1] is event)
+    is_free = or_(_JOBS.c.blocked_reason.is_(None), _JOBS.c.due_at <= claim.now)
+    change = (
+        update(_JOBS)
+        .where(_JOBS.c.id == job_id, _JOBS.c.state == source, is_free, *conditions)
+        .values(
+            state=target,
+            fence=_JOBS.c.fence + 1,
+            claimed_by=claim.worker,
+            due_at=claim.until,
+            blocked_reason=None,
+        )
     )
+    return _write_transition(connection, change, source, event, Move(claim.now))
+
+
+def apply_event(connection: Connection, job: Job, event: JobEvent, move: Move) -> Job | None:
+    """Move the job along one edge, exactly as it was read: same state, same fence.
+
+    None where the edge is not permitted or the row has changed since.
+    """
+    target = next_state(job.state, event)
+    if target is None:
+        return None
+    values = {**_AT_REST, "state": target, "due_at": move.due_at, **move.columns}
+    entered_at = _ENTERED_AT.get(target)
+    if entered_at is not None:
+        values[entered_at] = getattr(job, entered_at) or move.now
+    change = update(_JOBS).where(_is_as_read(job)).values(values)
+    return _write_transition(connection, change, job.state, event, move)
+
+
+def apply_permitted(connection: Connection, job: Job, event: JobEvent, move: Move) -> Job:
+    """As `apply_event`, for a row that this transaction has locked, and an edge that there is."""
+    moved = apply_event(connection, job, event, move)
+    if moved is None:
+        raise LookupError(f"{event.value} leads nowhere from {job.state.value}")
+    return moved
+
+
+def _write_transition(
+    connection: Connection, change: Update, source: JobState, event: JobEvent, move: Move
+) -> Job | None:
+    """Change the row and write its line in the history; None if the change matches no row.
+
+    PostgreSQL takes both as one statement; SQLite cannot, but has no round trips to save.
+    """
+    change = change.returning(*_JOBS.c)
+    line = {"at": move.now, "from_state": source, "reason": event.value, "detail": move.detail}
+    if not is_postgres(connection):
+        job = fetch_one(connection, Job, change)
+        if job is not None:
+            of_job = {"job_id": job.id, "to_state": job.state, "fence": job.fence}
+            connection.execute(insert(_EVENTS).values({**line, **of_job}))
+        return job
+    changed = change.cte("changed")
+    columns: dict[str, ColumnElement[Any]] = {
+        **{name: literal(value, _EVENTS.c[name].type) for name, value in line.items()},
+        "job_id": changed.c.id,
+        "to_state": changed.c.state,
+        "fence": changed.c.fence,
+    }
+    history = insert(_EVENTS).from_select(list(columns), select(*columns.values())).cte("history")
+    return fetch_one(connection, Job, select(changed).add_cte(history))
+
+
+# ------------------------------------------------------------------ times and reasons
+
+
+def extend_claim(connection: Connection, job: Job, until: datetime) -> bool:
+    """Renew the lease of a claimed job; False once somebody else has taken it over."""
+    change = update(_JOBS).where(_is_as_read(job)).values(due_at=until)
+    return connection.execute(change).rowcount == 1
+
+
+def advance_due(connection: Connection, job: Job, due_at: datetime) -> None:
+    """Make the row due at `due_at`, without moving it; nothing if it has moved."""
+    extend_claim(connection, job, due_at)
 
 
 def push_due(connection: Connection, job_ids: Sequence[UUID], due_at: datetime) -> None:
-    """Look at these rows again at `due_at`; nothing else about them changes."""
+    """Make these rows due at `due_at`; nothing else about them changes."""
     connection.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(due_at=due_at))
+
+
+def release_waiting(connection: Connection, job_ids: Sequence[UUID], due_at: datetime) -> None:
+    """Make waiting rows claimable again, and due at `due_at`."""
+    connection.execute(
+        update(JobRow).where(JobRow.id.in_(job_ids)).values(due_at=due_at, blocked_reason=None)
+    )
 
 
 def block_queued(
@@ -137,6 +309,20 @@ def block_queued(
         .where(JobRow.id.in_(job_ids), JobRow.state == JobState.QUEUED)
         .values(due_at=due_at, blocked_reason=reason)
     )
+
+
+def hasten_blocked(connection: Connection, reason_start: str, now: datetime) -> int:
+    """Make all queued rows that wait for such a reason due at once; how many."""
+    statement = (
+        update(JobRow)
+        .where(
+            JobRow.due_at > now,
+            JobRow.state == JobState.QUEUED,
+            JobRow.blocked_reason.startswith(reason_start, autoescape=True),
+        )
+        .values(due_at=now)
+    )
+    return connection.execute(statement).rowcount
 
 
 def note_unrecordable(connection: Connection, job_id: UUID, reason: str) -> None:
@@ -158,38 +344,11 @@ def note_unanswered(connection: Connection, job_id: UUID, reason: str | None) ->
     )
 
 
-def hasten_blocked(connection: Connection, reason_start: str, now: datetime) -> int:
-    """Let the sweep look at once at all queued rows that wait for such a reason; how many."""
-    statement = (
-        update(JobRow)
-        .where(
-            JobRow.due_at > now,
-            JobRow.state == JobState.QUEUED,
-            JobRow.blocked_reason.startswith(reason_start, autoescape=True),
-        )
-        .values(due_at=now)
-    )
-    return connection.execute(statement).rowcount
-
-
-def advance_due(connection: Connection, job: Job, due_at: datetime) -> None:
-    """Let the sweep look at the row at `due_at`, without moving it; nothing if it has moved."""
-    connection.execute(_SET_DUE, {**transitions.name_read(job), "new_due_at": due_at})
-
-
 def clamp_due(connection: Connection, now: datetime, longest: timedelta, limit: int) -> None:
     """Make rows due now whose time is further ahead than any wait: a clock had been wrong."""
     beyond = select(JobRow.id).where(JobRow.due_at > now + longest).limit(limit)
     connection.execute(update(JobRow).where(JobRow.id.in_(beyond)).values(due_at=now))
 
 
-def list_events(connection: Connection, job_id: UUID) -> list[Event]:
-    statement = select(*columns_of(EventRow)).where(EventRow.job_id == job_id).order_by(EventRow.id)
-    return fetch_all(connection, Event, statement)
-
-
-def count_events(connection: Connection, job_id: UUID, event: JobEvent) -> int:
-    """How often this has happened to the job."""
-    is_one = (EventRow.job_id == job_id) & (EventRow.reason == event.value)
-    statement = select(func.count()).select_from(EventRow).where(is_one)
-    return int(connection.execute(statement).scalar_one())
+def _is_as_read(job: Job) -> ColumnElement[bool]:
+    return and_(_JOBS.c.id == job.id, _JOBS.c.state == job.state, _JOBS.c.fence == job.fence)

@@ -1,10 +1,9 @@
 """Examines rows, archive and fal's own list against each other. It reads, and changes nothing.
 
-A walk through the tables checks the rows (`jobs/doctor.py`). Of archived rows the files are looked
+A walk through the tables checks the rows (`jobs/checks.py`). Of archived rows the files are looked
 at, all or a sample. With a key, fal's listing is compared with the attempts, both ways.
 """
 
-import secrets
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, field
@@ -18,11 +17,18 @@ from worker.fal.same_input import is_same_input, sign_input
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
-from worker.jobs import slices
+from worker.jobs import checks, limits, walks
 from worker.jobs.attempts import list_known_requests
-from worker.jobs.doctor import check_slice, find_strays
-from worker.jobs.findings import Check, Finding
-from worker.jobs.slices import ArchivedFile, PaidRequest, SentInput, Slice
+from worker.jobs.checks import (
+    ArchivedFile,
+    Check,
+    Finding,
+    PaidRequest,
+    SentInput,
+    check_slice,
+    find_strays,
+)
+from worker.jobs.walks import Slice
 from worker.media.store import MOST_FAILURES, ArchiveLook, Store
 from worker.ops.mark import find_foreign_mark
 
@@ -126,10 +132,10 @@ def _examine_tables(
 
     def read(connection: Connection, part: Slice) -> _Seen:
         findings = list(check_slice(connection, part, now))
-        files = slices.list_archived_files(connection, part)
+        files = checks.list_archived_files(connection, part)
         since = now - policy.window
-        paid = slices.list_paid_requests(connection, part, policy.endpoint, since)
-        return _Seen(slices.count_jobs(connection, part), findings, files, paid)
+        paid = checks.list_paid_requests(connection, part, policy.endpoint, since)
+        return _Seen(checks.count_jobs(connection, part), findings, files, paid)
 
     sample: list[ArchivedFile] = []
     paid: list[PaidRequest] = []
@@ -141,7 +147,7 @@ def _examine_tables(
             _check_files(diagnosis, look, seen.files)
         for file in seen.files:
             diagnosis.archived += 1
-            _offer(sample, file, diagnosis.archived)
+            walks.offer(sample, file, offered=diagnosis.archived, size=SAMPLE)
     if not policy.every_file:
         _check_files(diagnosis, look, sample)
     if diagnosis.unseen:
@@ -155,22 +161,12 @@ def _walk(db: Database, read: Callable[[Connection, Slice], V]) -> Iterator[V]:
     after = None
     while True:
         with db.reading() as connection:
-            part = slices.next_slice(connection, after)
+            part = walks.next_slice(connection, after)
             if part is None:
                 return
             found = read(connection, part)
         yield found
         after = part.last
-
-
-def _offer(sample: list[ArchivedFile], file: ArchivedFile, offered: int) -> None:
-    """Keep SAMPLE of all that were offered, each as likely as any other."""
-    if len(sample) < SAMPLE:
-        sample.append(file)
-        return
-    place = secrets.randbelow(offered)
-    if place < SAMPLE:
-        sample[place] = file
 
 
 def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[ArchivedFile]) -> None:
@@ -186,8 +182,8 @@ def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[Archiv
 
 def _note_gates(connection: Connection) -> Iterator[str]:
     """A shut gate is no violation: jobs wait behind it as they should."""
-    for gate in slices.list_shut_gates(connection):
-        waiting = slices.count_blocked(connection)
+    for gate in limits.list_shut_gates(connection):
+        waiting = checks.count_blocked(connection)
         yield (
             f"submissions are paused, next try at {gate.opens_at:%Y-%m-%d %H:%M:%S} UTC, "
             f"{waiting} queued jobs wait: {gate.reason}"
@@ -196,7 +192,7 @@ def _note_gates(connection: Connection) -> Iterator[str]:
 
 def _note_held(connection: Connection) -> Iterator[str]:
     """Held jobs are no violation either; each reason says what would settle it."""
-    for reason, jobs in slices.count_held(connection):
+    for reason, jobs in checks.count_held(connection):
         yield f"{jobs} submissions are {reason}"
 
 
@@ -319,9 +315,9 @@ def _find_owners(
 
 
 def _list_inputs(connection: Connection, part: Slice, window: _Window) -> list[SentInput]:
-    idless = slices.list_idless_attempts(connection, part, window.endpoint)
-    coming = slices.list_coming_attempts(connection, part, window.endpoint)
-    return idless + coming + slices.list_sent_attempts(connection, part, *astuple(window))
+    idless = checks.list_idless_attempts(connection, part, window.endpoint)
+    coming = checks.list_coming_attempts(connection, part, window.endpoint)
+    return idless + coming + checks.list_sent_attempts(connection, part, *astuple(window))
 
 
 def _describe_orphan(one: ListedRequest, owner: SentInput | None) -> Finding:

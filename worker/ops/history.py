@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 
 from worker.jobs.states import JobState
-from worker.jobs.tallies import CountedEvent
+from worker.jobs.stats import CountedEvent
 
 # Seconds; the last bucket holds whatever took longer.
 BOUNDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600, 86400)

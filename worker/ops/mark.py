@@ -9,7 +9,7 @@ import secrets
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import ForeignArchiveError, StoreObjectMissingError, StoreUnavailableError
-from worker.jobs import marks
+from worker.jobs import archives
 from worker.media.layout import ARCHIVE_MARK
 from worker.media.store import Store
 
@@ -24,13 +24,13 @@ def require_own_archive(*, db: Database, store: Store, clock: Clock = read_clock
     """
     location = store.find_uri(ARCHIVE_MARK)
     with db.reading() as connection:
-        known = marks.find_mark(connection, location)
+        known = archives.find_mark(connection, location)
     if known is None:
         mark = read_mark(store) or write_mark(store)
         if mark is None:
             return
         with db.transaction() as connection:
-            marks.keep_mark(connection, location, mark, clock())
+            archives.keep_mark(connection, location, mark, clock())
     if reason := find_foreign_mark(db=db, store=store):
         raise ForeignArchiveError(reason)
 
@@ -39,7 +39,7 @@ def find_foreign_mark(*, db: Database, store: Store) -> str | None:
     """Why this is not the archive that the table means; None if it is, or nobody has asked yet."""
     location = store.find_uri(ARCHIVE_MARK)
     with db.reading() as connection:
-        known = marks.find_mark(connection, location)
+        known = archives.find_mark(connection, location)
     if known is None:
         return None
     found = read_mark(store)

@@ -17,11 +17,11 @@ from sqlalchemy.exc import OperationalError
 
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
-from worker.jobs import tallies
+from worker.jobs import stats
 from worker.jobs.job_requests import CODES, Door, count_refused
-from worker.jobs.slices import list_shut_gates
+from worker.jobs.limits import list_shut_gates
 from worker.jobs.states import ENDED, JobState
-from worker.jobs.tallies import Tally
+from worker.jobs.stats import Tally
 from worker.jobs.values import Gate, Outcome, Verdict
 from worker.jobs.workers import UNSEEN_AFTER, SeenWorker, list_workers
 from worker.ops.history import History
@@ -29,10 +29,10 @@ from worker.ops.history import History
 LIVE, ENDS, OUTCOMES, VERDICTS, REFUSED = "live", "ended", "outcomes", "verdicts", "refused"
 HISTORY, SWEEP = "history", "sweep"
 COUNTS: Mapping[str, Callable[[Connection], dict[str, Any]]] = {
-    LIVE: tallies.count_live,
-    ENDS: tallies.count_ended,
-    OUTCOMES: tallies.count_outcomes,
-    VERDICTS: tallies.count_verdicts,
+    LIVE: stats.count_live,
+    ENDS: stats.count_ended,
+    OUTCOMES: stats.count_outcomes,
+    VERDICTS: stats.count_verdicts,
     REFUSED: count_refused,
 }
 SHARE = 100
@@ -95,9 +95,9 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
     live = counted[LIVE].value
     now = clock()
     with db.reading() as connection:
-        earliest = tallies.find_earliest_due(connection)
+        earliest = stats.find_earliest_due(connection)
         _, history, _ = _read_history(connection, SCRAPE_BATCH, now)
-        swept = tallies.find_tally(connection, SWEEP)
+        swept = stats.find_tally(connection, SWEEP)
         return Measures(
             now=now,
             jobs=_sum_jobs(live, counted[ENDS].value),
@@ -105,14 +105,14 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
             attempts=_fill([OPEN, *Outcome], counted[OUTCOMES].value),
             deliveries=_fill(_KEPT_VERDICTS, counted[VERDICTS].value),
             refused=_fill_refused(counted[REFUSED].value),
-            extra_charges=tallies.count_extra_charges(connection),
-            held=tallies.count_held(connection),
+            extra_charges=stats.count_extra_charges(connection),
+            held=stats.count_held(connection),
             sweep_lag=max(timedelta(), now - earliest) if earliest else timedelta(),
             swept_at=swept.counted_at if swept else None,
             pauses=list_shut_gates(connection),
             workers=list_workers(connection),
             history=history,
-            events_behind=max(0, tallies.find_last_event(connection) - history.cursor),
+            events_behind=max(0, stats.find_last_event(connection) - history.cursor),
             counted_at=min(tally.counted_at for tally in counted.values()),
         )
 
@@ -132,7 +132,7 @@ def refresh_measures(
     if costly := [tally for tally in new.values() if tally.seconds >= WORTH_KEEPING_SECONDS]:
         with db.transaction() as connection:
             for tally in costly:
-                tallies.keep_tally(connection, tally)
+                stats.keep_tally(connection, tally)
     add_events(db=db, batch=batch, budget=budget, clock=clock)
 
 
@@ -141,7 +141,7 @@ def _count_due(
 ) -> tuple[dict[str, Tally], dict[str, Tally]]:
     """All kept tallies, and those of the names that were due and are counted again; only reads."""
     with db.reading() as connection:
-        kept = {tally.name: tally for tally in tallies.list_tallies(connection)}
+        kept = {tally.name: tally for tally in stats.list_tallies(connection)}
     new = {
         name: _count(db, name, kept.get(name), clock)
         for name in names
@@ -169,7 +169,7 @@ def note_sweep(overdue: int, seconds: float, *, db: Database, clock: Clock = rea
     """Tell whoever looks that a sweep has been here."""
     with db.transaction() as connection:
         swept = Tally(SWEEP, 1, clock(), seconds, {"overdue": overdue})
-        tallies.note_tally(connection, swept)
+        stats.note_tally(connection, swept)
 
 
 def load_history(kept: Tally | None) -> History:
@@ -189,7 +189,7 @@ def _add_batch(db: Database, batch: int, clock: Clock) -> bool:
         # `is_behind` is read by an earlier release that runs beside this one.
         value = {**history.dump(), "is_behind": added == batch}
         tally = Tally(HISTORY, version, clock(), took, value)
-        is_kept = tallies.keep_tally(connection, tally)
+        is_kept = stats.keep_tally(connection, tally)
     return is_kept and added == batch
 
 
@@ -197,13 +197,13 @@ def _read_history(
     connection: Connection, batch: int, now: datetime
 ) -> tuple[Tally | None, History, int]:
     """What was kept; the history with the next events added to it; how many of these there were."""
-    kept = tallies.find_tally(connection, HISTORY)
+    kept = stats.find_tally(connection, HISTORY)
     history = load_history(kept)
-    if history.cursor > tallies.find_last_event(connection):
+    if history.cursor > stats.find_last_event(connection):
         # The table was emptied, and its numbers begin anew; the sums go on.
         history.cursor = 0
     gaps = sorted(history.gaps)
-    events = tallies.list_events_after(connection, history.cursor, gaps, batch)
+    events = stats.list_events_after(connection, history.cursor, gaps, batch)
     if events:
         history.add(events, now)
     return kept, history, len(events)

@@ -10,8 +10,8 @@ from datetime import datetime
 
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
-from worker.jobs import retention as sql
-from worker.jobs.retention import OldJob, Page, Place, Retention
+from worker.jobs import archives as sql
+from worker.jobs.archives import OldJob, Page, Place, Retention
 from worker.media.store import Store
 from worker.ops.orphans import list_companions
 from worker.stages.refuse import count_old_requests, prune_requests

@@ -4,27 +4,22 @@ The table is walked in slices by id, outside of any transaction while objects ar
 that was read is marked at once, so that whoever goes on after an interruption passes over it.
 """
 
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from random import SystemRandom
 from uuid import UUID
 
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
-from worker.jobs import archives, sampling, slices
+from worker.jobs import archives
 from worker.jobs.archives import Copy, Scope
-from worker.jobs.slices import Slice
+from worker.jobs.walks import offer, walk_slices
 from worker.media.store import Store
 from worker.ops.damage import find_damage, is_elsewhere
 
 # So many are listed one by one for programs; the others are counted.
 MOST_LISTED = 1000
 BATCH = 100
-# A probing that finds fewer copies is slower than a walk; so many find all that is asked for.
-FEWEST_HITS = 20
-MOST_PROBINGS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,23 +130,8 @@ def measure_copies(db: Database, scope: Scope) -> tuple[int, int]:
 def draw_sample(db: Database, scope: Scope, size: int) -> list[UUID]:
     """So many ids of copies in the scope, each as likely as any other; sorted.
 
-    Where few of the rows are such copies, or few are left to draw, the table is walked instead.
+    Memory does not grow with the table.
     """
-    drawn: set[UUID] = set()
-    for _ in range(MOST_PROBINGS):
-        with db.reading() as connection:
-            found = sampling.probe_copies(connection, scope)
-        new = found - drawn
-        drawn |= new
-        if len(drawn) >= size:
-            return sorted(SystemRandom().sample(sorted(drawn), size))
-        if len(new) < FEWEST_HITS:
-            break
-    return draw_by_walk(db, scope, size)
-
-
-def draw_by_walk(db: Database, scope: Scope, size: int) -> list[UUID]:
-    """As `draw_sample`; memory does not grow with the table."""
     sample: list[UUID] = []
     offered = 0
     for part in walk_slices(db):
@@ -159,23 +139,8 @@ def draw_by_walk(db: Database, scope: Scope, size: int) -> list[UUID]:
             found = archives.list_copy_ids(connection, scope, part)
         for job_id in found:
             offered += 1
-            if len(sample) < size:
-                sample.append(job_id)
-            elif (place := secrets.randbelow(offered)) < size:
-                sample[place] = job_id
+            offer(sample, job_id, offered=offered, size=size)
     return sorted(sample)
-
-
-def walk_slices(db: Database) -> Iterator[Slice]:
-    """The whole table, slice by slice; no transaction is open while a slice is worked on."""
-    after: UUID | None = None
-    while True:
-        with db.reading() as connection:
-            part = slices.next_slice(connection, after)
-        if part is None:
-            return
-        yield part
-        after = part.last
 
 
 def is_fine(verification: Verification) -> bool:

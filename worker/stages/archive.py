@@ -23,7 +23,7 @@ from worker.ground.errors import (
     RetryableError,
     UnarchivableError,
 )
-from worker.jobs import attempts, downloads, inline, table
+from worker.jobs import attempts, deliveries, limits, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Claim, Job, Move
 from worker.stages.keep import Keeper, Kept
@@ -55,7 +55,7 @@ def archive_job(job_id: UUID, *, keeper: Keeper, policy: ArchivePolicy) -> Job |
     now = clock()
     claim = Claim(policy.worker, now, now + policy.lease)
     with db.transaction() as connection:
-        job = downloads.claim_download(
+        job = limits.claim_download(
             connection,
             job_id,
             claim,
@@ -96,7 +96,7 @@ def record_archive(kept: Kept, *, db: Database, clock: Clock) -> Job | None:
         if moved is not None and was_inline:
             marker = parse_output(moved.result).video.url
             # Base64 is a third longer than its content: a shorter body does not hold the video.
-            inline.replace_bodies(connection, moved.id, marker.encode(), kept.stored.bytes)
+            deliveries.replace_bodies(connection, moved.id, marker.encode(), kept.stored.bytes)
     return moved
 
 

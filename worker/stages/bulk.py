@@ -9,7 +9,7 @@ from uuid import UUID
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import IdempotencyConflictError, InvalidInputError, Violation
-from worker.jobs import bulk
+from worker.jobs import table
 from worker.jobs.values import Job, NewJob
 from worker.media.local_file import LocalFile
 from worker.stages.enqueue import Enqueued, JobRequest, build_job, require_same
@@ -138,9 +138,9 @@ def _write_batch(db: Database, batch: Sequence[_Named]) -> list[Enqueued]:
         key=lambda new: (new.tenant, new.idempotency_key or "", new.id),
     )
     with db.transaction() as connection:
-        made = bulk.insert_jobs(connection, news)
+        made = table.insert_jobs(connection, news)
         taken = [new for new in news if new.id not in made]
-        rivals = bulk.list_rivals(connection, taken)
+        rivals = table.list_rivals(connection, taken)
         by_id = {job.id: job for job in rivals}
         by_key = {(job.tenant, job.idempotency_key): job for job in rivals}
         return [

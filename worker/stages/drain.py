@@ -8,7 +8,7 @@ from uuid import UUID
 
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
-from worker.jobs import claims, table
+from worker.jobs import table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Move
 from worker.stages.lease import abandon_claims
@@ -21,7 +21,7 @@ def return_downloads(worker: str, *, db: Database, clock: Clock = read_clock) ->
     now = clock()
     returned = []
     with db.transaction() as connection:
-        for job in claims.list_claims(connection, worker):
+        for job in table.list_claims(connection, worker):
             if job.state is JobState.ARCHIVING:
                 move = Move(now, now, WHY)
                 returned.append(
@@ -35,7 +35,7 @@ def end_leases(worker: str, *, db: Database, clock: Clock = read_clock) -> list[
     """Let the sweep take over at once whatever this worker still holds; the jobs."""
     now = clock()
     with db.transaction() as connection:
-        held = claims.list_claims(connection, worker)
+        held = table.list_claims(connection, worker)
         for job in held:
             table.advance_due(connection, job, now)
     return [job.id for job in held]

@@ -14,8 +14,8 @@ from worker.fal.progress import Progress
 from worker.fal.requests import RequestClient
 from worker.ground.clock import Clock
 from worker.ground.db import Database
-from worker.jobs import attempts, gates, table
-from worker.jobs.progress import COMPLETED, note_progress
+from worker.jobs import attempts, limits, table
+from worker.jobs.attempts import COMPLETED, note_progress
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Job
 
@@ -64,20 +64,20 @@ class Follower:
         """Remove the turns of this job, and those that nobody takes any more."""
         with self.db.transaction() as connection:
             if job_id is not None:
-                gates.remove_gate(connection, name_gate(job_id))
-            gates.remove_stale(connection, f"{FOLLOW_GATE} ", self.clock() - STALE)
+                limits.remove_gate(connection, name_gate(job_id))
+            limits.remove_stale(connection, f"{FOLLOW_GATE} ", self.clock() - STALE)
 
     def _are_open(self, names: list[str]) -> bool:
         now = self.clock()
         with self.db.reading() as connection:
-            known = [gates.find_gate(connection, name) for name in names]
+            known = [limits.find_gate(connection, name) for name in names]
         return all(gate is None or gate.opens_at <= now for gate in known)
 
     def _take_turn(self, names: list[str]) -> bool:
         now = self.clock()
         with self.db.transaction() as connection:
             return all(
-                gates.pass_gate(connection, name, now, pause)
+                limits.pass_gate(connection, name, now, pause)
                 for name, pause in zip(names, (ALL_PAUSE, JOB_PAUSE), strict=False)
             )
 

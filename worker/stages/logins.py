@@ -7,7 +7,7 @@ import hashlib
 from datetime import datetime
 
 from worker.ground.db import Database
-from worker.jobs import gates
+from worker.jobs import limits
 from worker.jobs.values import Gate
 
 ENDED_SESSION = "session"
@@ -16,13 +16,13 @@ ENDED_SESSION = "session"
 def end_session(name: str, until: datetime, *, db: Database, now: datetime) -> None:
     """Remember it until then, and forget those of which that is over."""
     with db.transaction() as connection:
-        gates.remove_stale(connection, f"{ENDED_SESSION} ", now)
-        gates.shut_gate(connection, Gate(_name_gate(name), until, None, 0))
+        limits.remove_stale(connection, f"{ENDED_SESSION} ", now)
+        limits.shut_gate(connection, Gate(_name_gate(name), until, None, 0))
 
 
 def has_ended(name: str, *, db: Database) -> bool:
     with db.reading() as connection:
-        return gates.find_gate(connection, _name_gate(name)) is not None
+        return limits.find_gate(connection, _name_gate(name)) is not None
 
 
 def _name_gate(name: str) -> str:

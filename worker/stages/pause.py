@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from worker.fal.queue import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
 from worker.ground.clock import Clock
 from worker.ground.db import Database
-from worker.jobs import gates, table
+from worker.jobs import limits, table
 from worker.jobs.values import Gate
 
 ACCOUNT_GATE = "submissions"
@@ -32,7 +32,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 def list_pauses(connection: Connection, *, lock: bool = False) -> list[Gate]:
     """The pauses in force, the one that opens last first; a count of replies is none yet."""
-    found = gates.list_gates(connection, list(MARKS), lock=lock)
+    found = limits.list_gates(connection, list(MARKS), lock=lock)
     return sorted((one for one in found if one.reason), key=lambda one: one.opens_at, reverse=True)
 
 
@@ -48,7 +48,7 @@ def describe_pause(cause: str, words: str) -> str:
 def push_on(connection: Connection, pauses: Sequence[Gate], until: datetime) -> None:
     """Let nobody but the caller submit before `until`."""
     for pause in pauses:
-        gates.shut_gate(connection, Gate(pause.name, until, pause.reason, pause.strikes))
+        limits.shut_gate(connection, Gate(pause.name, until, pause.reason, pause.strikes))
 
 
 def note_reply(
@@ -60,7 +60,7 @@ def note_reply(
     """
     match reply:
         case Ambiguous():
-            strikes = gates.count_strike(connection, AMBIGUOUS_GATE, until)
+            strikes = limits.count_strike(connection, AMBIGUOUS_GATE, until)
             if strikes >= MOST_AMBIGUOUS:
                 words = f"{strikes} in a row, the last: {reply.message}"
                 _begin(connection, AMBIGUOUS_GATE, words, until, strikes)
@@ -77,14 +77,14 @@ def _begin(
     connection: Connection, cause: str, words: str, until: datetime, strikes: int = 0
 ) -> None:
     reason = describe_pause(cause, words)
-    gates.shut_gate(connection, Gate(cause, until, reason, strikes))
+    limits.shut_gate(connection, Gate(cause, until, reason, strikes))
     log.error("submissions_paused", cause=cause, reason=reason)
 
 
 def _end(connection: Connection, seen: Sequence[Gate], *causes: str) -> None:
     for gate in seen:
         if gate.name in causes:
-            gates.remove_gate(connection, gate.name)
+            limits.remove_gate(connection, gate.name)
 
 
 def block_submissions(

@@ -22,8 +22,8 @@ from worker.fal.truth import CancelAnswer, Forgotten, Known, Pending, ResultGone
 from worker.ground.backoff import choose_poll_delay
 from worker.ground.clock import Clock
 from worker.ground.db import REFUSED, will_repeat
-from worker.jobs import attempts, deliveries, gates, observed, table
-from worker.jobs.gates import MANY_POLLS, POLL_GATE, name_poll_gate
+from worker.jobs import attempts, deliveries, limits, observed, table
+from worker.jobs.limits import MANY_POLLS, POLL_GATE, name_poll_gate
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Attempt, Ending, Job, Move, Outcome, Settlement
 from worker.stages.complete import describe_refusal, record_completion
@@ -157,8 +157,8 @@ class Reconciler:
         The listing only brings results here: fal's queue may have one all the same.
         """
         with self.resolver.db.transaction() as connection:
-            gates.remove_stale(connection, f"{POLL_GATE} ", self.clock() - FORGOTTEN_AFTER)
-            failed = gates.count_strike(connection, name_poll_gate(job.id), self.clock())
+            limits.remove_stale(connection, f"{POLL_GATE} ", self.clock() - FORGOTTEN_AFTER)
+            failed = limits.count_strike(connection, name_poll_gate(job.id), self.clock())
             polls = "poll" if failed == 1 else "polls in a row"
             table.note_unanswered(connection, job.id, f"{why} ({failed} {polls})")
             table.advance_due(connection, job, self._choose_due(attempt))
@@ -224,7 +224,7 @@ class Reconciler:
     def _wait(self, job: Job, attempt: Attempt, progress: Progress | None = None) -> None:
         with self.resolver.db.transaction() as connection:
             if job.is_unanswered:
-                gates.remove_gate(connection, name_poll_gate(job.id))
+                limits.remove_gate(connection, name_poll_gate(job.id))
                 table.note_unanswered(connection, job.id, None)
             table.advance_due(connection, job, self._choose_due(attempt))
             if progress is not None:

@@ -20,8 +20,8 @@ from worker.ground.errors import ExtendVideoError, ViolationsError, WorkersLostE
 from worker.ground.masking import MASK, mask_text, mask_value
 from worker.ground.violations import show_name, show_value
 from worker.jobs import job_requests as sql
+from worker.jobs.archives import Retention
 from worker.jobs.job_requests import Door, RequestState, StoredRequest
-from worker.jobs.retention import Retention
 from worker.jobs.states import ENDED
 from worker.stages.enqueue import DEFAULT_TENANT
 

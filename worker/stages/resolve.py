@@ -24,7 +24,7 @@ from worker.ground.backoff import Backoff, spread
 from worker.ground.clock import Clock
 from worker.ground.db import Database
 from worker.ground.setting_types import UnknownPolicy
-from worker.jobs import attempts, deliveries, gates, observed, table
+from worker.jobs import attempts, deliveries, limits, observed, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Move, Outcome, RequestClaim, Settlement
 
@@ -246,7 +246,7 @@ class Resolver:
     def _may_search(self) -> bool:
         now = self.clock()
         with self.db.transaction() as connection:
-            return gates.pass_gate(connection, LISTING_GATE, now, SEARCH_PAUSE)
+            return limits.pass_gate(connection, LISTING_GATE, now, SEARCH_PAUSE)
 
     def _look_again(self, job: Job, due_at: datetime) -> None:
         with self.db.transaction() as connection:

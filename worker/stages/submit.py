@@ -20,7 +20,7 @@ from worker.fal.options import RequestOptions
 from worker.fal.queue import Accepted, QueueClient, RefusalClass, Refused, SubmitReply
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import AWAY, Database, describe_database_error
-from worker.jobs import attempts, gates, table
+from worker.jobs import attempts, limits, table
 from worker.jobs.states import JobEvent
 from worker.jobs.values import Attempt, Claim, Gate, Job, NewAttempt, Settlement
 from worker.stages import pause
@@ -86,7 +86,7 @@ def begin_submission(
     claim = Claim(policy.worker, now, now + policy.lease)
     with db.transaction() as connection:
         # Gates are locked before any job, here and everywhere, so that two cannot deadlock.
-        seen = gates.list_gates(connection, list(pause.MARKS), lock=True)
+        seen = limits.list_gates(connection, list(pause.MARKS), lock=True)
         pauses = [gate for gate in seen if gate.reason]
         closed = [one for one in pauses if pause.is_closed(one, now, policy.probe_after)]
         if closed:

@@ -1,13 +1,16 @@
-"""What must hold between the rows, looked for in SQL that only reads.
+"""What must hold between the rows, and what the doctor compares with fal and the archive.
 
-Each check is one statement for each slice of the table: it sees a consistent moment, locks nothing,
-and only what violates it comes back. Joined jobs are bounded by name: from the join alone
-PostgreSQL would not see it, and read the whole table for each slice.
+Each check is one statement that only reads, for each slice of the table: it sees a consistent
+moment, locks nothing, and returns only what violates it. Joined jobs are bounded by the slice, too:
+PostgreSQL does not see it from the join alone, and would read the whole table for each slice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import (
     Connection,
@@ -24,17 +27,96 @@ from sqlalchemy import (
     type_coerce,
 )
 
-from worker.jobs.archive_checks import (
-    find_damaged_archives,
-    find_incomplete_archived_rows,
-    find_late_archives,
-)
-from worker.jobs.findings import Check, Finding
-from worker.jobs.gates import MANY_POLLS, list_gates, name_poll_gate
+from worker.jobs.attempts import result_time
+from worker.jobs.limits import MANY_POLLS, list_gates, name_poll_gate
 from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, StrayDeliveryRow
-from worker.jobs.slices import Slice
 from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
-from worker.jobs.values import UNANSWERED, UNRECORDABLE, Ending, Outcome, Verdict
+from worker.jobs.values import HELD, UNANSWERED, UNRECORDABLE, Ending, Outcome, Verdict
+from worker.jobs.walks import Slice
+
+# ------------------------------------------------------------------ findings
+
+
+class Check(StrEnum):
+    """What is looked for, by the name that is printed and documented."""
+
+    DUE_TIME = "due_time"
+    UNTRACKED_PAYMENT = "untracked_payment"
+    TWO_CHARGES = "two_charges"
+    ENDED_ROW_CHANGED = "ended_row_changed"
+    BROKEN_HISTORY = "broken_history"
+    INCOMPLETE_ARCHIVED_ROW = "incomplete_archived_row"
+    DAMAGED_ARCHIVE = "damaged_archive"
+    UNRECORDED_RESULT = "unrecorded_result"
+    UNANSWERED_POLLS = "unanswered_polls"
+    LATE_ARCHIVE = "late_archive"
+    UNMATCHED_DELIVERY = "unmatched_delivery"
+    STRAY_DELIVERY = "stray_delivery"
+    ARCHIVED_FILE = "archived_file"
+    ORPHAN_AT_FAL = "orphan_at_fal"
+    MISSING_AT_FAL = "missing_at_fal"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One violation, with the ids to look it up by; a request that nobody owns has no job."""
+
+    check: Check
+    job_id: UUID | None
+    detail: str
+    attempt_id: UUID | None = None
+    delivery_id: int | None = None
+    fal_request_id: str | None = None
+
+
+# ------------------------------------------------------------------ archive checks
+
+
+def find_incomplete_archived_rows(
+    connection: Connection, part: Slice, _now: datetime
+) -> Iterator[Finding]:
+    """An archived row promises a result and a file with its checksum, until the file is pruned."""
+    promised = ("result", "archive_uri", "archive_sha256", "archive_bytes", "archived_at")
+    lacking = [getattr(JobRow, name).is_(None) for name in promised]
+    lacking[1] = and_(lacking[1], JobRow.archive_pruned_at.is_(None))
+    statement = select(JobRow.id, *lacking).where(
+        part.covers(JobRow.id), JobRow.state == JobState.ARCHIVED, or_(*lacking)
+    )
+    for job_id, *lacks in connection.execute(statement):
+        names = ", ".join(
+            name for name, is_lacking in zip(promised, lacks, strict=True) if is_lacking
+        )
+        yield Finding(Check.INCOMPLETE_ARCHIVED_ROW, job_id, f"archived without {names}")
+
+
+def find_damaged_archives(connection: Connection, part: Slice, _now: datetime) -> Iterator[Finding]:
+    """What `verify` has found, and nobody has mended since."""
+    statement = select(JobRow.id, JobRow.archive_uri, JobRow.archive_error).where(
+        part.covers(JobRow.id),
+        JobRow.archive_error.is_not(None),
+        JobRow.archive_pruned_at.is_(None),
+    )
+    for job_id, uri, error in connection.execute(statement):
+        yield Finding(Check.DAMAGED_ARCHIVE, job_id, f"{uri}: {error}")
+
+
+def find_late_archives(connection: Connection, part: Slice, now: datetime) -> Iterator[Finding]:
+    """A paid video that is still only at fal, and was told of."""
+    columns = (JobRow.id, JobRow.state, result_time(), JobRow.blocked_reason)
+    statement = select(*columns).where(
+        part.covers(JobRow.id),
+        JobRow.due_at.is_not(None),
+        JobRow.state.in_((JobState.COMPLETED, JobState.ARCHIVING)),
+        JobRow.archive_alarmed_at.is_not(None),
+    )
+    for job_id, state, completed_at, reason in connection.execute(statement):
+        age = now - (completed_at or now)
+        detail = f"{state.value} for {age.total_seconds():.0f} s: {reason or 'nothing holds it up'}"
+        yield Finding(Check.LATE_ARCHIVE, job_id, detail)
+
+
+# ------------------------------------------------------------------ doctor
+
 
 __all__ = ["Check", "Finding", "check_slice", "find_strays"]
 
@@ -294,3 +376,150 @@ _FINDERS: Sequence[Callable[[Connection, Slice, datetime], Iterator[Finding]]] =
     find_unrecorded_results,
     find_unanswered_polls,
 )
+
+
+# ------------------------------------------------------------------ lists
+
+
+MOST_REASONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedFile:
+    """What an archived row says of its file."""
+
+    job_id: UUID
+    uri: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaidRequest:
+    """An attempt that fal has accepted."""
+
+    job_id: UUID
+    attempt_id: UUID
+    fal_request_id: str
+    is_completed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SentInput:
+    """An attempt by its input, mostly one of which no request is known (`has_request`).
+
+    Without an id of its own it is still to be made.
+    """
+
+    job_id: UUID
+    attempt_id: UUID | None
+    outcome: str | None
+    input: dict[str, Any]
+    has_request: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its request may still be found out."""
+        return self.outcome in {None, Outcome.UNKNOWN}
+
+
+def count_jobs(connection: Connection, part: Slice) -> int:
+    return int(connection.execute(select(func.count()).where(part.covers(JobRow.id))).scalar_one())
+
+
+def list_archived_files(connection: Connection, part: Slice) -> list[ArchivedFile]:
+    """What the slice's archived rows say of their files; a row that says nothing is left out.
+
+    So is one whose files are pruned.
+    """
+    statement = select(JobRow.id, JobRow.archive_uri, JobRow.archive_bytes).where(
+        part.covers(JobRow.id),
+        JobRow.state == JobState.ARCHIVED,
+        JobRow.archive_uri.is_not(None),
+        JobRow.archive_bytes.is_not(None),
+        JobRow.archive_pruned_at.is_(None),
+    )
+    return [
+        ArchivedFile(row[0], str(row[1]), int(row[2] or 0)) for row in connection.execute(statement)
+    ]
+
+
+def list_paid_requests(
+    connection: Connection, part: Slice, endpoint: str, start: datetime
+) -> list[PaidRequest]:
+    """The slice's attempts on the endpoint since `start` that are known to be requests of fal's."""
+    statement = select(
+        AttemptRow.job_id,
+        AttemptRow.id,
+        AttemptRow.fal_request_id,
+        AttemptRow.completed_at.is_not(None),
+    ).where(
+        part.covers(AttemptRow.job_id),
+        AttemptRow.started_at >= start,
+        AttemptRow.endpoint == endpoint,
+        AttemptRow.fal_request_id.is_not(None),
+    )
+    return [
+        PaidRequest(row[0], row[1], str(row[2]), bool(row[3]))
+        for row in connection.execute(statement)
+    ]
+
+
+def list_idless_attempts(connection: Connection, part: Slice, endpoint: str) -> list[SentInput]:
+    """The slice's attempts of which no request is known."""
+    columns = (AttemptRow.job_id, AttemptRow.id, AttemptRow.outcome, AttemptRow.input)
+    statement = select(*columns).where(
+        part.covers(AttemptRow.job_id),
+        AttemptRow.endpoint == endpoint,
+        AttemptRow.fal_request_id.is_(None),
+    )
+    return [SentInput(*row) for row in connection.execute(statement)]
+
+
+def list_sent_attempts(
+    connection: Connection, part: Slice, endpoint: str, start: datetime
+) -> list[SentInput]:
+    """The slice's attempts since `start` whose requests are known."""
+    columns = (AttemptRow.job_id, AttemptRow.id, AttemptRow.outcome, AttemptRow.input)
+    statement = select(*columns, literal(True)).where(
+        part.covers(AttemptRow.job_id),
+        AttemptRow.started_at >= start,
+        AttemptRow.endpoint == endpoint,
+        AttemptRow.fal_request_id.is_not(None),
+    )
+    return [SentInput(*row) for row in connection.execute(statement)]
+
+
+def list_coming_attempts(connection: Connection, part: Slice, endpoint: str) -> list[SentInput]:
+    """What the slice's queued jobs are going to send."""
+    statement = select(JobRow.id, JobRow.input).where(
+        part.covers(JobRow.id), JobRow.endpoint == endpoint, JobRow.state == JobState.QUEUED
+    )
+    return [
+        SentInput(row[0], None, JobState.QUEUED, row[1]) for row in connection.execute(statement)
+    ]
+
+
+def count_held(connection: Connection) -> list[tuple[str, int]]:
+    """How many unknown submissions are held, by the reason; the most frequent ones."""
+    statement = (
+        select(JobRow.blocked_reason, func.count())
+        .where(
+            JobRow.due_at.is_not(None),
+            JobRow.state == JobState.SUBMISSION_UNKNOWN,
+            JobRow.blocked_reason.startswith(HELD),
+        )
+        .group_by(JobRow.blocked_reason)
+        .order_by(func.count().desc(), JobRow.blocked_reason)
+        .limit(MOST_REASONS)
+    )
+    return [(str(reason), int(jobs)) for reason, jobs in connection.execute(statement)]
+
+
+def count_blocked(connection: Connection) -> int:
+    """Queued jobs that wait for a reason."""
+    statement = select(func.count()).where(
+        JobRow.due_at.is_not(None),
+        JobRow.state == JobState.QUEUED,
+        JobRow.blocked_reason.is_not(None),
+    )
+    return int(connection.execute(statement).scalar_one())

@@ -1,17 +1,38 @@
-"""SQL that counts, from indices alone, and keeps what was counted for others to read."""
+"""Cached counts (`tallies`), what ended in a span of time, and the workers that have been seen.
+
+Counts are made from indices alone, and kept for others to read.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, func, or_, select, type_coerce
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+    type_coerce,
+)
 
-from worker.jobs.columns import UtcDateTime
-from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, TallyRow
-from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for
+from worker.jobs.models import (
+    AttemptRow,
+    DeliveryRow,
+    EventRow,
+    JobRow,
+    TallyRow,
+    UtcDateTime,
+)
+from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for, name_values
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import HELD
+
+# ------------------------------------------------------------------ tallies
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,36 +73,22 @@ def find_tally(connection: Connection, name: str) -> Tally | None:
 
 def keep_tally(connection: Connection, tally: Tally) -> bool:
     """Keep it; False if somebody else has counted since it was read."""
-    values = {
-        "version": tally.version,
-        "counted_at": tally.counted_at,
-        "seconds": tally.seconds,
-        "value": tally.value,
-    }
-    statement = (
-        insert_for(connection, TallyRow)
-        .values(name=tally.name, **values)
-        .on_conflict_do_update(
-            index_elements=["name"], set_=values, where=TallyRow.version == tally.version - 1
-        )
-        .returning(TallyRow.name)
-    )
-    return connection.execute(statement).one_or_none() is not None
+    return _write_tally(connection, tally, TallyRow.version == tally.version - 1)
 
 
 def note_tally(connection: Connection, tally: Tally) -> None:
-    """Keep it, whatever was kept before."""
-    values = {
-        "version": tally.version,
-        "counted_at": tally.counted_at,
-        "seconds": tally.seconds,
-        "value": tally.value,
-    }
-    connection.execute(
-        insert_for(connection, TallyRow)
-        .values(name=tally.name, **values)
-        .on_conflict_do_update(index_elements=["name"], set_=values)
+    """Keep it, also in place of a newer one."""
+    _write_tally(connection, tally, None)
+
+
+def _write_tally(
+    connection: Connection, tally: Tally, condition: ColumnElement[bool] | None
+) -> bool:
+    statement = insert_for(connection, TallyRow).values(name_values(tally))
+    statement = statement.on_conflict_do_update(
+        index_elements=["name"], set_=name_values(tally), where=condition
     )
+    return connection.execute(statement.returning(TallyRow.name)).one_or_none() is not None
 
 
 def count_live(connection: Connection) -> dict[str, Any]:
@@ -171,3 +178,38 @@ def _entered_at() -> ColumnElement[datetime]:
         else_=JobRow.enqueued_at,
     )
     return case((JobRow.redriven_at > first, JobRow.redriven_at), else_=first)
+
+
+# ------------------------------------------------------------------ totals
+
+
+MOST_COUNTED = 100_000
+LATENCY_SAMPLE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What ended in a span of time; latencies are from enqueuing to the archive, a sample."""
+
+    archived: int
+    failed: int
+    latencies: tuple[float, ...]
+
+
+def measure_span(connection: Connection, start: datetime, end: datetime) -> Measure:
+    archived = and_(JobRow.archived_at >= start, JobRow.archived_at < end)
+    failed = and_(JobRow.failed_at >= start, JobRow.failed_at < end)
+    counts = select(
+        select(func.count()).select_from(_bounded(archived)).scalar_subquery(),
+        select(func.count()).select_from(_bounded(failed)).scalar_subquery(),
+    )
+    (numbers,) = connection.execute(counts)
+    times = select(JobRow.archived_at, JobRow.enqueued_at).where(archived).limit(LATENCY_SAMPLE)
+    latencies = [
+        (done - begun).total_seconds() for done, begun in connection.execute(times) if done
+    ]
+    return Measure(numbers[0], numbers[1], tuple(sorted(latencies)))
+
+
+def _bounded(condition: ColumnElement[bool]) -> Any:  # noqa: ANN401 - SQLAlchemy's own name is long
+    return select(literal(1)).where(condition).limit(MOST_COUNTED).subquery()
