@@ -30,7 +30,7 @@ from structlog.contextvars import bound_contextvars, unbind_contextvars
 from worker.broker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
 from worker.fal.platform import PlatformClient
 from worker.ground.clock import read_clock
-from worker.ground.db import AWAY, PROGRAM, describe_database_error
+from worker.ground.db import AWAY, describe_database_error
 from worker.ground.errors import (
     IdempotencyConflictError,
     InvalidInputError,
@@ -41,14 +41,12 @@ from worker.ground.errors import (
     Violation,
     WorkersLostError,
 )
-from worker.ground.once import Once
 from worker.ground.schema import check_schema
 from worker.ground.settings import load_settings
-from worker.ground.traces import (
+from worker.ground.tracing import (
     flush_traces,
     forget_tracer,
     get_tracer,
-    trace_end,
     trace_since,
     trace_step,
 )
@@ -56,16 +54,16 @@ from worker.jobs.job_requests import Door
 from worker.jobs.states import Doorbell, Step
 from worker.ops.measures import refresh_measures
 from worker.ops.story import find_job_ended_since
-from worker.runtime import Runtime
+from worker.runtime import WORKER_PROGRAM, Runtime, get_runtime
 from worker.stages.archive import archive_job
 from worker.stages.cancel import cancel_requests
 from worker.stages.enqueue import enqueue_job
 from worker.stages.refuse import claim_request, keep_refusal, list_errors, release_request
 from worker.stages.submit import submit_job
 from worker.stages.sweep import remove_partials
+from worker.stages.trace import trace_end
 from worker.stages.upload import has_inline
 
-WORKER_PROGRAM = f"{PROGRAM} worker"
 # How long an enqueue message rests before it is given back while the database is away.
 DATABASE_PAUSE_SECONDS = 1.0
 # The same while fal takes no uploads, which every try asks it for.
@@ -75,12 +73,6 @@ CELERY = Door.CELERY
 REFUSALS = (InvalidInputError, IdempotencyConflictError, UploadRefusedError, WorkersLostError)
 
 log = structlog.stdlib.get_logger(__name__)
-
-
-@Once
-def get_runtime() -> Runtime:
-    """What this process works with."""
-    return Runtime(load_settings(), program=WORKER_PROGRAM)
 
 
 @worker_init.connect

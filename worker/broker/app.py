@@ -44,7 +44,7 @@ QUEUES = {
 
 def create_app(settings: Settings) -> Celery:
     """Build the application of workers and beat; it imports the tasks, and how they end."""
-    included = ["worker.tasks", "worker.lifecycle.drain", "worker.lifecycle.pulse"]
+    included = ["worker.tasks", "worker.lifecycle.shutdown", "worker.lifecycle.liveness"]
     app = Celery("extend_video", broker=settings.broker_url, include=included)
     app.conf.update(
         **_choose_common(settings),

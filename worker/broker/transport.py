@@ -11,7 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker.ground.errors import InvalidSettingsError, Violation
-from worker.ground.setting_faults import mask_url
+from worker.ground.log import mask_url
 from worker.ground.settings import Settings
 
 AMQP = ("amqp://", "amqps://")

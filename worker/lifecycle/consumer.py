@@ -28,8 +28,8 @@ from worker.broker.transport import OUTAGE
 from worker.ground.db import Database, describe_database_error
 from worker.ground.settings import load_settings
 from worker.jobs.job_requests import Door
+from worker.runtime import WORKER_PROGRAM
 from worker.stages.refuse import keep_refusal
-from worker.tasks import WORKER_PROGRAM
 
 _SILENT = {"without_mingle": True, "without_gossip": True}
 FIRST_PAUSE_SECONDS = 0.5

@@ -10,7 +10,7 @@ from datetime import timedelta
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeAlias
 
-from worker.ground.deadline import call_within
+from worker.ground.clock import call_within
 from worker.ground.errors import MediaRefusedError, MediaUnavailableError
 from worker.media.hosts import MediaHosts, MediaPlace, check_media_place
 

@@ -4,7 +4,7 @@ import random
 from collections import Counter
 from datetime import timedelta
 
-from worker.ground.backoff import Backoff, Draw
+from worker.ground.clock import Backoff, Draw
 from worker.media.wire import BrokenError, BusyError, ThrottledError
 
 SECOND = timedelta(seconds=1)

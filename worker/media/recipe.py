@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from worker.ground.errors import InvalidRecipeError, Violation
-from worker.ground.violations import list_violations, show_value
+from worker.ground.validation import list_violations, show_value
 from worker.media.probe import VideoFacts
 
 VERSION = 1

@@ -21,7 +21,7 @@ from typing import Self
 
 from typing_extensions import override
 
-from worker.ground.backoff import Draw
+from worker.ground.clock import Draw
 from worker.ground.errors import MediaUnavailableError
 from worker.ground.network import Network, Proxy, read_network
 from worker.media.addresses import Resolve, find_addresses, is_literal, resolve_by_system
