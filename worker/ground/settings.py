@@ -162,274 +162,163 @@ class Settings(BaseSettings):
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
     database_url: Annotated[str, AfterValidator(check_database_url)] = Field(
-        "sqlite:///extend-video.db",
-        description="SQLAlchemy URL of the job table: `sqlite:///FILE`, or in production "
-        "`postgresql+psycopg://USER:PASSWORD@HOST/NAME`",
-        repr=False,
+        "sqlite:///extend-video.db", repr=False
     )
+    """SQLAlchemy URL of the job table: `sqlite:///FILE`, or in production
+    `postgresql+psycopg://USER:PASSWORD@HOST/NAME`."""
     broker_url: Annotated[str, AfterValidator(check_broker_url)] = Field(
-        "redis://127.0.0.1:6379/0",
-        description="Celery broker (Redis, Valkey or RabbitMQ): `redis://`, `rediss://`, "
-        "`redis+socket://`, `sentinel://`, `amqp://`, `amqps://`",
-        repr=False,
+        "redis://127.0.0.1:6379/0", repr=False
     )
-    fal_key: Key | None = Field(None, description="fal key; required by the worker")
-    fal_key_id: Key | None = Field(
-        None, description="With `FAL_KEY_SECRET`, replaces `FAL_KEY`: the part before the colon"
-    )
-    fal_key_secret: Key | None = Field(
-        None, description="With `FAL_KEY_ID`, replaces `FAL_KEY`: the part after the colon"
-    )
-    fal_endpoint: Annotated[str, AfterValidator(check_endpoint)] = Field(
-        "fal-ai/ltx-2.3-22b/extend-video",
-        description="Model endpoint: `owner/app/extend-video`, or a variant below it",
-    )
-    fal_queue_url: HttpUrl = Field("https://queue.fal.run", description="Base URL of the queue API")
-    fal_rest_url: HttpUrl = Field(
-        "https://rest.fal.ai",
-        description="Base URL of the storage API, which signs upload URLs. These must be https at "
-        "a public address of fal, or at a host of this setting, `FAL_CDN_URL` or `FAL_MEDIA_HOSTS`",
-    )
-    fal_cdn_url: HttpUrl = Field(
-        "https://v3.fal.media",
-        description="Base URL for CDN uploads, used if the storage API signs no upload URLs",
-    )
-    fal_platform_url: HttpUrl = Field(
-        "https://api.fal.ai/v1",
-        description="Base URL of the platform API: request listing and the model's OpenAPI "
-        "document",
-    )
-    fal_jwks_url: HttpUrl = Field(
-        "https://rest.fal.ai/.well-known/jwks.json",
-        description="URL of the keys that webhooks are signed with",
-    )
-    fal_user_id: str | None = Field(
-        None, description="If set, webhooks for any other fal user id are refused"
-    )
-    fal_media_hosts: str = Field(
-        "*.fal.media",
-        description="Hosts that results may be downloaded from: comma-separated `host`, "
-        "`host:port` or `*.host`. An entry with a port also allows plain http",
-    )
-    fal_store_io: bool = Field(
-        default=True,
-        description="Ask fal to keep input and output JSON, so that results can be read for 30 "
-        "days instead of one hour; `false` for privacy",
-    )
-    fal_priority: Literal["normal", "low"] = Field(
-        "normal", description="fal's queue priority; `low` runs after all normal requests"
-    )
-    fal_no_retry: bool = Field(
-        default=False, description="Ask fal not to restart a request on another runner"
-    )
-    fal_disable_fallback: bool = Field(
-        default=False, description="Ask fal not to fall back to an equivalent model"
-    )
-    fal_object_expiration_seconds: int | None = Field(
-        None,
-        ge=3600,
-        le=315_360_000,
-        description="Seconds until fal deletes the files of a result; default: the account's "
-        "setting",
-    )
-    fal_initial_acl: str | None = Field(
-        None,
-        description="Who may read the files of a result: `allow`, `forbid`, `hide`, or JSON; "
-        "default: the account's setting",
-    )
-    fal_tags: str | None = Field(
-        None,
-        description="Tags of each request in fal's dashboard: `name=value,name=value`. Tags of a "
-        "job replace them",
-    )
-    fal_runner_hint: str | None = Field(
-        None, description="Requests with the same hint run on the same runner, if possible"
-    )
-    webhook_base_url: HttpUrl | None = Field(
-        None,
-        description="Public URL of the receiver; required by the worker. fal calls "
-        "`{WEBHOOK_BASE_URL}/webhooks/fal/{token}`",
-    )
-    token_secret: Annotated[Key, AfterValidator(check_secrets)] | None = Field(
-        None,
-        description="Signs the tokens of webhook URLs, so that a webhook is recorded even if a "
-        "restore has lost its row. Comma-separated, newest first, each of 32 characters or more; "
-        "must be the same for receivers and workers. Default: random tokens",
-    )
-    webhook_max_bytes: int = Field(
-        1024 * 1024,
-        ge=1024,
-        le=256 * 1024 * 1024,
-        description="Largest webhook body in bytes. Raise it for `sync_mode`, whose deliveries are "
-        "a third larger than their videos",
-    )
-    webhook_read_seconds: Seconds = Field(
-        timedelta(seconds=10),
-        description="Time limit for a request to arrive completely at the receiver",
-    )
-    archive_url: str = Field(
-        "file:./archive",
-        description="Where videos are stored: `file:./directory`, `s3://bucket/prefix`, "
-        "`gs://bucket/prefix` or `az://container/prefix`. A cloud's region, endpoint and "
-        "credentials come from its own variables (`AWS_REGION`, `AWS_ENDPOINT_URL`, "
-        "`AWS_ACCESS_KEY_ID`, ...), set in the environment, not in `.env`",
-    )
-    max_video_bytes: int = Field(
-        8 * 1024**3, ge=1, description="Largest video that is downloaded, in bytes"
-    )
-    max_upload_bytes: int = Field(
-        8 * 1024**3,
-        ge=1,
-        le=100_000 * 1024 * 1024,  # 10 000 parts of 10 MiB
-        description="Largest file that is uploaded as input, in bytes",
-    )
-    data_uri_max_bytes: int = Field(
-        256 * 1024,
-        ge=0,
-        le=8 * 1024 * 1024,  # the most that a field of the model's input takes
-        description="Data URIs with more bytes are uploaded instead of sent inline",
-    )
-    lease_seconds: Seconds = Field(
-        timedelta(seconds=60),
-        description="How long a claimed step may go without a heartbeat before another worker "
-        "takes it over",
-    )
-    sweep_seconds: Seconds = Field(timedelta(seconds=5), description="Interval between sweeps")
-    poll_seconds: Seconds = Field(
-        timedelta(seconds=120),
-        description="How long a submitted job waits for its webhook before fal is polled, and the "
-        "least interval between polls. Capped at 15 minutes, since fal may keep a result for only "
-        "an hour, and at under a minute where fal keeps it for six minutes",
-    )
-    start_timeout_seconds: Seconds = Field(
-        timedelta(hours=1),
-        description="Start timeout sent with each submission: fal drops a request that has not "
-        "started by then",
-    )
-    unknown_seconds: Seconds = Field(
-        timedelta(seconds=5400),
-        description="Minimum observed time before a submission of unknown outcome may be sent "
-        "again, and only if it is missing from a complete listing of fal's. What exceeds "
-        "`START_TIMEOUT_SECONDS` is the time for a run",
-    )
-    unknown_policy: UnknownPolicy = Field(
-        UnknownPolicy.RESUBMIT,
-        description="What follows then: `resubmit` makes a new attempt, `hold` waits for an "
-        "operator (`redrive --pay-again` or `cancel`)",
-    )
-    max_attempts: int = Field(
-        3,
-        ge=1,
-        le=100,
-        description="A job fails after this many lost submissions; waiting does not count",
-    )
-    retry_seconds: Seconds = Field(
-        timedelta(days=1),
-        description="How long fal may decline a job (busy, unreachable) before it fails; trouble "
-        "with the account does not count",
-    )
-    probe_seconds: Seconds = Field(
-        timedelta(seconds=60),
-        description="How long all submissions pause after fal refused the account, before one job "
-        "is tried",
-    )
-    archive_deadline_seconds: Seconds = Field(
-        timedelta(hours=1),
-        description="A job not archived this long after its completion is given top priority and "
-        "logged once as `archive_deadline_near`; earlier if three quarters of its "
-        "`object_expiration` have passed",
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Minimum log level"
-    )
-    log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="`json`, `text`, or `auto`: text on a terminal, else JSON"
-    )
-    broker_ca_file: Annotated[str, AfterValidator(check_file)] | None = Field(
-        None,
-        description="PEM file of the authorities that the broker's certificate is checked against "
-        "(`rediss://`, `amqps://`), instead of the system's",
-    )
-    broker_sentinel_master: str = Field(
-        "mymaster", min_length=1, description="Name of the master for a `sentinel://` URL"
-    )
-    remote_control: bool = Field(
-        False,
-        description="Enable Celery's remote control (`celery inspect`, `shutdown`, `rate_limit`) "
-        "for anybody with access to the broker; nothing here needs it",
-    )
-    drain_seconds: Seconds = Field(
-        timedelta(seconds=20),
-        description="How long a step may continue after SIGTERM before its row is released; the "
-        "worker exits at most 10 seconds later",
-    )
-    archive_sheet: bool = Field(
-        False,
-        description="Store a contact sheet (twelve frames in one picture) beside each video, in "
-        "addition to its poster",
-    )
-    spool_dir: str = Field(
-        "./spool",
-        description="Directory on local disk for files on their way into a remote archive; `file:` "
-        "archives have their own",
-    )
-    archive_layout: str = Field(
-        DEFAULT_LAYOUT,
-        description="Template of names in the archive, with `{yyyy}`, `{mm}`, `{dd}`, `{hh}` (time "
-        "of enqueueing, UTC), `{tenant}` and `{job_id}`; has `{job_id}` and ends with `.{ext}`. A "
-        "change applies to new videos",
-    )
-    archive_max_downloads: int = Field(
-        32, ge=1, le=10_000, description="Concurrent downloads over all workers"
-    )
-    archive_bytes_per_second: int | None = Field(
-        None,
-        ge=1024,
-        le=1024**4,
-        description="Download rate limit of a worker process, in bytes per second; default: none",
-    )
-    media_memory_bytes: int = Field(
-        256 * 1024 * 1024,
-        ge=64 * 1024 * 1024,
-        le=1024**4,
-        description="Memory limit for decoding one file, in bytes beyond the 60 MB of the process. "
-        "A paid video that exceeds it is archived undecoded, an input is refused",
-    )
-    media_processes: int = Field(
-        4,
-        ge=1,
-        le=64,
-        description="Maximum number of decoding processes of a worker process; they start on "
-        "demand",
-    )
-    watchdog_seconds: Seconds = Field(
-        timedelta(seconds=120),
-        description="Exit with code 70 if the worker has free capacity but consumes nothing, or "
-        "its event loop is blocked, for this long while the broker is reachable",
-    )
-    monitor_token: Annotated[Key, AfterValidator(check_long)] | None = Field(
-        None,
-        description="Token that opens the page `GET /jobs`, of 16 or more visible ASCII "
-        "characters. With neither it nor a password hash the page does not exist",
-    )
-    monitor_password_hash: Annotated[SecretStr, AfterValidator(check_password_hash)] | None = Field(
-        None,
-        description="Hash by `werkzeug.security` of a password that opens the page, as an "
-        "alternative to the token",
-    )
-    monitor_session_seconds: Seconds = Field(
-        timedelta(hours=12), description="How long a login to the page is valid"
-    )
-    trusted_proxies: int = Field(
-        0,
-        ge=0,
-        le=10,
-        description="Number of trusted reverse proxies (`X-Forwarded-For`, `-Proto`). Setting it "
-        "too high lets clients spoof their address",
-    )
+    """Celery broker (Redis, Valkey or RabbitMQ): `redis://`, `rediss://`, `redis+socket://`,
+    `sentinel://`, `amqp://`, `amqps://`."""
+    fal_key: Key | None = None
+    """fal key; required by the worker."""
+    fal_key_id: Key | None = None
+    """With `FAL_KEY_SECRET`, replaces `FAL_KEY`: the part before the colon."""
+    fal_key_secret: Key | None = None
+    """With `FAL_KEY_ID`, replaces `FAL_KEY`: the part after the colon."""
+    fal_endpoint: Annotated[str, AfterValidator(check_endpoint)] = "fal-ai/ltx-2.3-22b/extend-video"
+    """Model endpoint: `owner/app/extend-video`, or a variant below it."""
+    fal_queue_url: HttpUrl = "https://queue.fal.run"
+    """Base URL of the queue API."""
+    fal_rest_url: HttpUrl = "https://rest.fal.ai"
+    """Base URL of the storage API, which signs upload URLs. These must be https at a public
+    address of fal, or at a host of this setting, `FAL_CDN_URL` or `FAL_MEDIA_HOSTS`."""
+    fal_cdn_url: HttpUrl = "https://v3.fal.media"
+    """Base URL for CDN uploads, used if the storage API signs no upload URLs."""
+    fal_platform_url: HttpUrl = "https://api.fal.ai/v1"
+    """Base URL of the platform API: request listing and the model's OpenAPI document."""
+    fal_jwks_url: HttpUrl = "https://rest.fal.ai/.well-known/jwks.json"
+    """URL of the keys that webhooks are signed with."""
+    fal_user_id: str | None = None
+    """If set, webhooks for any other fal user id are refused."""
+    fal_media_hosts: str = "*.fal.media"
+    """Hosts that results may be downloaded from: comma-separated `host`, `host:port` or
+    `*.host`. An entry with a port also allows plain http."""
+    fal_store_io: bool = True
+    """Ask fal to keep input and output JSON, so that results can be read for 30 days instead of
+    one hour; `false` for privacy."""
+    fal_priority: Literal["normal", "low"] = "normal"
+    """fal's queue priority; `low` runs after all normal requests."""
+    fal_no_retry: bool = False
+    """Ask fal not to restart a request on another runner."""
+    fal_disable_fallback: bool = False
+    """Ask fal not to fall back to an equivalent model."""
+    fal_object_expiration_seconds: int | None = Field(None, ge=3600, le=315_360_000)
+    """Seconds until fal deletes the files of a result; default: the account's setting."""
+    fal_initial_acl: str | None = None
+    """Who may read the files of a result: `allow`, `forbid`, `hide`, or JSON; default: the
+    account's setting."""
+    fal_tags: str | None = None
+    """Tags of each request in fal's dashboard: `name=value,name=value`. Tags of a job replace
+    them."""
+    fal_runner_hint: str | None = None
+    """Requests with the same hint run on the same runner, if possible."""
+    webhook_base_url: HttpUrl | None = None
+    """Public URL of the receiver; required by the worker. fal calls
+    `{WEBHOOK_BASE_URL}/webhooks/fal/{token}`."""
+    token_secret: Annotated[Key, AfterValidator(check_secrets)] | None = None
+    """Signs the tokens of webhook URLs, so that a webhook is recorded even if a restore has
+    lost its row. Comma-separated, newest first, each of 32 characters or more; must be the same
+    for receivers and workers. Default: random tokens."""
+    webhook_max_bytes: int = Field(1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """Largest webhook body in bytes. Raise it for `sync_mode`, whose deliveries are a third
+    larger than their videos."""
+    webhook_read_seconds: Seconds = timedelta(seconds=10)
+    """Time limit for a request to arrive completely at the receiver."""
+    archive_url: str = "file:./archive"
+    """Where videos are stored: `file:./directory`, `s3://bucket/prefix`, `gs://bucket/prefix`
+    or `az://container/prefix`. A cloud's region, endpoint and credentials come from its own
+    variables (`AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), set in the
+    environment, not in `.env`."""
+    max_video_bytes: int = Field(8 * 1024**3, ge=1)
+    """Largest video that is downloaded, in bytes."""
+    # At most 10 000 parts of 10 MiB.
+    max_upload_bytes: int = Field(8 * 1024**3, ge=1, le=100_000 * 1024 * 1024)
+    """Largest file that is uploaded as input, in bytes."""
+    # At most what a field of the model's input takes.
+    data_uri_max_bytes: int = Field(256 * 1024, ge=0, le=8 * 1024 * 1024)
+    """Data URIs with more bytes are uploaded instead of sent inline."""
+    lease_seconds: Seconds = timedelta(seconds=60)
+    """How long a claimed step may go without a heartbeat before another worker takes it over."""
+    sweep_seconds: Seconds = timedelta(seconds=5)
+    """Interval between sweeps."""
+    poll_seconds: Seconds = timedelta(seconds=120)
+    """How long a submitted job waits for its webhook before fal is polled, and the least
+    interval between polls. Capped at 15 minutes, since fal may keep a result for only an hour,
+    and at under a minute where fal keeps it for six minutes."""
+    start_timeout_seconds: Seconds = timedelta(hours=1)
+    """Start timeout sent with each submission: fal drops a request that has not started by then."""
+    unknown_seconds: Seconds = timedelta(seconds=5400)
+    """Minimum observed time before a submission of unknown outcome may be sent again, and only
+    if it is missing from a complete listing of fal's. What exceeds `START_TIMEOUT_SECONDS` is
+    the time for a run."""
+    unknown_policy: UnknownPolicy = UnknownPolicy.RESUBMIT
+    """What follows then: `resubmit` makes a new attempt, `hold` waits for an operator (`redrive
+    --pay-again` or `cancel`)."""
+    max_attempts: int = Field(3, ge=1, le=100)
+    """A job fails after this many lost submissions; waiting does not count."""
+    retry_seconds: Seconds = timedelta(days=1)
+    """How long fal may decline a job (busy, unreachable) before it fails; trouble with the
+    account does not count."""
+    probe_seconds: Seconds = timedelta(seconds=60)
+    """How long all submissions pause after fal refused the account, before one job is tried."""
+    archive_deadline_seconds: Seconds = timedelta(hours=1)
+    """A job not archived this long after its completion is given top priority and logged once
+    as `archive_deadline_near`; earlier if three quarters of its `object_expiration` have
+    passed."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Minimum log level."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """`json`, `text`, or `auto`: text on a terminal, else JSON."""
+    broker_ca_file: Annotated[str, AfterValidator(check_file)] | None = None
+    """PEM file of the authorities that the broker's certificate is checked against
+    (`rediss://`, `amqps://`), instead of the system's."""
+    broker_sentinel_master: str = Field("mymaster", min_length=1)
+    """Name of the master for a `sentinel://` URL."""
+    remote_control: bool = False
+    """Enable Celery's remote control (`celery inspect`, `shutdown`, `rate_limit`) for anybody
+    with access to the broker; nothing here needs it."""
+    drain_seconds: Seconds = timedelta(seconds=20)
+    """How long a step may continue after SIGTERM before its row is released; the worker exits
+    at most 10 seconds later."""
+    archive_sheet: bool = False
+    """Store a contact sheet (twelve frames in one picture) beside each video, in addition to
+    its poster."""
+    spool_dir: str = "./spool"
+    """Directory on local disk for files on their way into a remote archive; `file:` archives
+    have their own."""
+    archive_layout: str = DEFAULT_LAYOUT
+    """Template of names in the archive, with `{yyyy}`, `{mm}`, `{dd}`, `{hh}` (time of
+    enqueueing, UTC), `{tenant}` and `{job_id}`; has `{job_id}` and ends with `.{ext}`. A change
+    applies to new videos."""
+    archive_max_downloads: int = Field(32, ge=1, le=10_000)
+    """Concurrent downloads over all workers."""
+    archive_bytes_per_second: int | None = Field(None, ge=1024, le=1024**4)
+    """Download rate limit of a worker process, in bytes per second; default: none."""
+    media_memory_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024 * 1024, le=1024**4)
+    """Memory limit for decoding one file, in bytes beyond the 60 MB of the process. A paid
+    video that exceeds it is archived undecoded, an input is refused."""
+    media_processes: int = Field(4, ge=1, le=64)
+    """Maximum number of decoding processes of a worker process; they start on demand."""
+    watchdog_seconds: Seconds = timedelta(seconds=120)
+    """Exit with code 70 if the worker has free capacity but consumes nothing, or its event loop
+    is blocked, for this long while the broker is reachable."""
+    monitor_token: Annotated[Key, AfterValidator(check_long)] | None = None
+    """Token that opens the page `GET /jobs`, of 16 or more visible ASCII characters. With
+    neither it nor a password hash the page does not exist."""
+    monitor_password_hash: Annotated[SecretStr, AfterValidator(check_password_hash)] | None = None
+    """Hash by `werkzeug.security` of a password that opens the page, as an alternative to the
+    token."""
+    monitor_session_seconds: Seconds = timedelta(hours=12)
+    """How long a login to the page is valid."""
+    trusted_proxies: int = Field(0, ge=0, le=10)
+    """Number of trusted reverse proxies (`X-Forwarded-For`, `-Proto`). Setting it too high lets
+    clients spoof their address."""
 
     @override
     @classmethod
