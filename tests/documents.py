@@ -173,11 +173,11 @@ def list_errors() -> list[type[ExtendVideoError]]:
 
 
 def write_errors() -> str:
-    told = dict(OTHER_CODES)
+    meanings = dict(OTHER_CODES)
     for kind in list_errors():
         meaning, _, advice = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
-        told[kind.code] = (meaning, advice)
-    rows = [(f"`{code}`", *told[code]) for code in sorted(told)]
+        meanings[kind.code] = (meaning, advice)
+    rows = [(f"`{code}`", *meanings[code]) for code in sorted(meanings)]
     return f"""# Errors
 
 {GENERATED}

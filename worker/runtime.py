@@ -143,7 +143,7 @@ class Runtime:
 
     settings: Settings
     ending: Event = field(default_factory=Event, repr=False, compare=False)
-    """Set once the process is told to end: from then on it begins nothing."""
+    """Set once the process shuts down: from then on it begins nothing."""
     program: str = PROGRAM
     """What PostgreSQL calls its connections."""
 

@@ -306,7 +306,7 @@ def open_step(step: Step, job_id: object, *, is_long: bool = False) -> Iterator[
 
 @contextmanager
 def doorbell_may_be_lost() -> Iterator[None]:
-    """While the database is unavailable the row stays as it is: the sweep publishes again."""
+    """While the database is unavailable the row is left as it is: the sweep publishes again."""
     try:
         yield
     except AWAY as error:

@@ -13,7 +13,7 @@ from worker.broker.app import ARCHIVE, QUEUES
 from worker.ground.settings import load_settings
 from worker.lifecycle import liveness
 from worker.lifecycle.archive_probe import ArchiveProbe
-from worker.lifecycle.liveness import LONGEST_STEP, Look, Pulse, Standby, Watchdog
+from worker.lifecycle.liveness import LONGEST_STEP, Observation, Pulse, Standby, Watchdog
 
 
 class BlockingConsumer:
@@ -28,20 +28,20 @@ class BlockingConsumer:
 
 
 def test_turn_of_a_blocking_loop_is_noted_and_does_what_it_did(monkeypatch) -> None:
-    monkeypatch.setattr(liveness.Watch, "begin", lambda _: None)
+    monkeypatch.setattr(liveness.Monitor, "begin", lambda _: None)
     monkeypatch.setattr(Standby, "begin", lambda _: None)
     consumer = BlockingConsumer()
     step = Pulse(consumer)
     step.start(consumer)
     step.start(consumer)
-    step.watch.looped_at = 0.0
+    step.monitor.looped_at = 0.0
     consumer.perform_pending_operations()
-    assert step.watch.looped_at > 0
+    assert step.monitor.looped_at > 0
     assert consumer.turned == 1, "a second connection must not turn twice"
 
 
 def test_turns_of_an_event_loop_are_noted_until_the_connection_ends(monkeypatch) -> None:
-    monkeypatch.setattr(liveness.Watch, "begin", lambda _: None)
+    monkeypatch.setattr(liveness.Monitor, "begin", lambda _: None)
     monkeypatch.setattr(Standby, "begin", lambda _: None)
     entries: list[SimpleNamespace] = []
 
@@ -56,9 +56,9 @@ def test_turns_of_an_event_loop_are_noted_until_the_connection_ends(monkeypatch)
     step = Pulse(consumer)
     step.start(consumer)
     (entry,) = entries
-    step.watch.looped_at = 0.0
+    step.monitor.looped_at = 0.0
     entry.call()
-    assert step.watch.looped_at > 0
+    assert step.monitor.looped_at > 0
     step.stop(consumer)
     assert entry.cancelled
 
@@ -69,11 +69,11 @@ def test_worker_that_archives_tries_its_archive_and_says_what_came_of_it(
 ) -> None:
     for name in ("task_received", "worker_shutting_down", "worker_shutdown"):
         monkeypatch.setattr(liveness, name, Signal())
-    monkeypatch.setattr(liveness.Watch, "_run", lambda _: None)
+    monkeypatch.setattr(liveness.Monitor, "_run", lambda _: None)
     monkeypatch.setattr(ArchiveProbe, "begin", lambda probe: setattr(probe, "fault", "disk full"))
     consumed = SimpleNamespace(queues=[SimpleNamespace(name=queue)])
     consumer: Any = SimpleNamespace(hostname="w@h", task_consumer=consumed)
-    watch = liveness.Watch(consumer, load_settings())
+    watch = liveness.Monitor(consumer, load_settings())
     watch.begin()
     assert watch.describe().archive_fault == fault
 
@@ -81,16 +81,16 @@ def test_worker_that_archives_tries_its_archive_and_says_what_came_of_it(
 # ------------------------------------------------------------------ when a worker is wedged
 
 LIMIT = 100.0
-IDLE = Look(at=0, looped_at=0, received_at=0, waiting=0, is_busy=False, is_full=False)
+IDLE = Observation(at=0, looped_at=0, received_at=0, waiting=0, is_busy=False, is_full=False)
 
 
-def judge(looks: Iterable[Look]) -> list[str]:
+def judge(looks: Iterable[Observation]) -> list[str]:
     """What a watchdog says to these looks."""
     watchdog = Watchdog(timedelta(seconds=LIMIT))
     return [reason for look in looks if (reason := watchdog.judge(look)) is not None]
 
 
-def look_every_ten_seconds(until: float, **columns: object) -> list[Look]:
+def look_every_ten_seconds(until: float, **columns: object) -> list[Observation]:
     """`looped_at` and `received_at` follow the time unless they are given."""
     return [
         replace(IDLE, **({"at": at, "looped_at": at, "received_at": 0.0} | columns))  # type: ignore[arg-type]  # any field

@@ -11,7 +11,7 @@ from celery.signals import beat_init, setup_logging
 from kombu import Queue
 
 from worker.broker.transport import (
-    PATIENCE_SECONDS,
+    PUBLISHER_SECONDS,
     choose_consumer_options,
     choose_publisher_options,
     choose_queue_arguments,
@@ -83,7 +83,7 @@ def create_publisher(settings: Settings) -> Celery:
     app.conf.update(
         **_choose_common(settings),
         task_publish_retry=False,
-        broker_connection_timeout=PATIENCE_SECONDS,
+        broker_connection_timeout=PUBLISHER_SECONDS,
         broker_transport_options=choose_publisher_options(settings),
     )
     return app

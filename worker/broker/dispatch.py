@@ -28,7 +28,7 @@ from worker.jobs.states import Doorbell, Step
 
 PUBLISH_TIMEOUT = timedelta(seconds=1)
 PUBLISH_ALL_TIMEOUT = timedelta(seconds=20)
-# Few enough for a busy broker to take them within PATIENCE_SECONDS.
+# Few enough for a busy broker to take them within PUBLISHER_SECONDS.
 MESSAGES_AT_ONCE = 200
 COUNT_TIME = timedelta(seconds=3)
 TASK_OF_STEP = {

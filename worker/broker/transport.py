@@ -17,7 +17,7 @@ from worker.ground.settings import Settings
 AMQP = ("amqp://", "amqps://")
 SENTINEL = "sentinel://"
 # Of a publisher: each timeout is short, for the sweep publishes again.
-PATIENCE_SECONDS = 1
+PUBLISHER_SECONDS = 1
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -113,10 +113,13 @@ def choose_consumer_options(settings: Settings) -> dict[str, Any]:
 def choose_publisher_options(settings: Settings) -> dict[str, Any]:
     """Every timeout is short, and nothing is repeated."""
     if is_amqp(settings.broker_url):
-        return {"read_timeout": PATIENCE_SECONDS, "write_timeout": PATIENCE_SECONDS}
+        return {
+            "read_timeout": PUBLISHER_SECONDS,
+            "write_timeout": PUBLISHER_SECONDS,
+        }
     return {
-        "socket_connect_timeout": PATIENCE_SECONDS,
-        "socket_timeout": PATIENCE_SECONDS,
+        "socket_connect_timeout": PUBLISHER_SECONDS,
+        "socket_timeout": PUBLISHER_SECONDS,
         "max_retries": 0,
         **_choose_sentinel(settings),
     }
@@ -127,8 +130,8 @@ def _choose_sentinel(settings: Settings) -> dict[str, Any]:
         return {}
     # redis-py retries each unavailable sentinel for seconds: the next one knows as well.
     timeouts = {
-        "socket_connect_timeout": PATIENCE_SECONDS,
-        "socket_timeout": PATIENCE_SECONDS,
+        "socket_connect_timeout": PUBLISHER_SECONDS,
+        "socket_timeout": PUBLISHER_SECONDS,
         "retry": Retry(NoBackoff(), 0),
     }
     return {"master_name": settings.broker_sentinel_master, "sentinel_kwargs": timeouts}

@@ -133,7 +133,7 @@ def will_repeat(error: Exception) -> bool:
 
 
 def name_sqlite(path: Path) -> str:
-    """The URL of a SQLite file, whatever characters its path has."""
+    """The URL of a SQLite file, with any characters in its path."""
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 

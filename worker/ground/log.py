@@ -95,7 +95,7 @@ def escape_unprintable(text: str, kept: str = "") -> str:
 
 
 def _escape_values(_logger: object, _method: str, fact: EventDict) -> EventDict:
-    """Foreign text stays on one line, as text; JSON escapes by itself."""
+    """Keep foreign text on one line, as text; JSON escapes by itself."""
     return {
         name: escape_unprintable(value, kept="\n" if name == "exception" else "")
         if isinstance(value, str)

@@ -40,7 +40,7 @@ class Proxy:
 
     @property
     def authorization(self) -> dict[str, str]:
-        """The header that opens it, if it asks for a user."""
+        """The header that it needs if its URL has a user."""
         parts = urlsplit(self.url)
         if parts.username is None:
             return {}
@@ -53,7 +53,7 @@ class Network:
     """Which proxy leads to a host, and whose certificates are believed."""
 
     proxies: Mapping[str, Proxy]
-    """By the scheme of what is asked for, or `all`."""
+    """By the scheme of the requested URL, or `all`."""
     exempt: tuple[str, ...] = ()
     ca_file: str | None = None
     ca_directory: str | None = None

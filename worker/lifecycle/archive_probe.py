@@ -79,16 +79,16 @@ def look_at_archive(settings: Settings) -> None:
     Only a directory may be another one on each host.
     """
     store = open_store(settings.archive_url, Path(settings.spool_dir))
-    away: SQLAlchemyError | None = None
+    unavailable: SQLAlchemyError | None = None
     if settings.archive_url.lower().startswith("file:"):
         try:
             with closing(Database(settings.database_url, program=f"{PROGRAM} archive probe")) as db:
                 require_own_archive(db=db, store=store)
         except SQLAlchemyError as error:
-            away = error
+            unavailable = error
     try_to_write(store)
-    if away is not None:
-        raise away
+    if unavailable is not None:
+        raise unavailable
 
 
 def try_to_write(store: Store) -> None:

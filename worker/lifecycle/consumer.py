@@ -52,7 +52,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
     """Celery's, without mingle and gossip, even if the command line has them.
 
     Mingle costs each start a second, gossip a message for every event of every other worker, and
-    its step raises at the end of a worker whose broker is away (ConsumerStep._close in
+    its step raises at the end of a worker without its broker (ConsumerStep._close in
     celery.bootsteps 5.7.0), which then ends with exit code 1. Workers here find each other in SQL.
     """
 

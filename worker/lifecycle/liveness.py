@@ -42,7 +42,7 @@ from worker.runtime import WORKER_PROGRAM, Runtime, get_runtime
 from worker.tasks import sweep_with
 
 TICK_SECONDS = 2.0
-LOOK = timedelta(seconds=10)
+CHECK_PERIOD = timedelta(seconds=10)
 # Of one process and step; what comes in between says nothing new.
 STEP_PAUSE_SECONDS = 5.0
 # Several turns of an idle loop.
@@ -66,25 +66,25 @@ class Pulse(bootsteps.StartStopStep):
 
     def __init__(self, consumer: Any, **_: object) -> None:  # noqa: ANN401 - Celery's consumer
         settings = load_settings()
-        self.watch = Watch(consumer, settings)
+        self.monitor = Monitor(consumer, settings)
         self.standby = Standby(settings)
         self._entry: Any = None
 
     @override
     def start(self, consumer: Any) -> None:
         """At each connection; the threads are started at the first."""
-        self.watch.tick()
+        self.monitor.tick()
         if consumer.hub:
-            self._entry = consumer.timer.call_repeatedly(TICK_SECONDS, self.watch.tick)
+            self._entry = consumer.timer.call_repeatedly(TICK_SECONDS, self.monitor.tick)
         else:
             turn = type(consumer).perform_pending_operations
 
             def turn_and_tick() -> None:
-                self.watch.tick()
+                self.monitor.tick()
                 turn(consumer)
 
             consumer.perform_pending_operations = turn_and_tick
-        self.watch.begin()
+        self.monitor.begin()
         self.standby.begin()
 
     @override
@@ -102,7 +102,7 @@ def watch_consumer(instance: Any, **_: object) -> None:  # noqa: ANN401 - Celery
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Observation:
     """One observation of a worker, in seconds of a monotonic clock.
 
     `waiting` are messages in the queues that it consumes, None if the broker did not answer in
@@ -129,30 +129,30 @@ class Watchdog:
     _answering_since: float | None = None
     _deaf_since: float | None = None
 
-    def judge(self, look: Look) -> str | None:
+    def judge(self, seen: Observation) -> str | None:
         """Why the worker should end, in words; None while it should not."""
-        if look.waiting is None:
+        if seen.waiting is None:
             self._answering_since = self._deaf_since = None
             return None
         if self._answering_since is None:
-            self._answering_since = look.at
-        blocked = look.at - max(look.looped_at, self._answering_since)
-        longest = max(LONGEST_STEP, self.limit) if look.is_busy else self.limit
+            self._answering_since = seen.at
+        blocked = seen.at - max(seen.looped_at, self._answering_since)
+        longest = max(LONGEST_STEP, self.limit) if seen.is_busy else self.limit
         if blocked > longest.total_seconds():
             return f"its loop has stood still for {blocked:.0f} s, while the broker answers"
-        if not look.waiting or look.is_full:
+        if not seen.waiting or seen.is_full:
             self._deaf_since = None
             return None
-        since = look.at if self._deaf_since is None else self._deaf_since
-        self._deaf_since = max(since, look.received_at)
-        deaf = look.at - self._deaf_since
+        since = seen.at if self._deaf_since is None else self._deaf_since
+        self._deaf_since = max(since, seen.received_at)
+        deaf = seen.at - self._deaf_since
         if deaf <= self.limit.total_seconds():
             return None
-        return f"{look.waiting} messages wait, and it has taken none for {deaf:.0f} s"
+        return f"{seen.waiting} messages wait, and it has taken none for {deaf:.0f} s"
 
 
 @dataclass
-class Watch:
+class Monitor:
     """What is known of this worker, and the thread that observes it."""
 
     consumer: Any
@@ -206,10 +206,10 @@ class Watch:
         limit = max(self.settings.watchdog_seconds, SHORTEST_LIMIT)
         watchdog, dispatcher = Watchdog(limit), Dispatcher(self.settings)
         self._write_row()
-        while not self._ending.wait(min(LOOK, limit / 4).total_seconds()):
+        while not self._ending.wait(min(CHECK_PERIOD, limit / 4).total_seconds()):
             try:
                 counted = dispatcher.count_messages(self._list_queues())
-                look = Look(
+                seen = Observation(
                     at=time.monotonic(),
                     looped_at=self.looped_at,
                     received_at=self.received_at,
@@ -217,9 +217,9 @@ class Watch:
                     is_busy=len(state.active_requests) > 0,
                     is_full=len(state.reserved_requests) >= self.consumer.pool.num_processes,
                 )
-                if look.at - look.looped_at < limit.total_seconds() or look.is_busy:
+                if seen.at - seen.looped_at < limit.total_seconds() or seen.is_busy:
                     self._write_row()
-                reason = watchdog.judge(look)
+                reason = watchdog.judge(seen)
             except Exception as error:  # noqa: BLE001 - the thread must outlive any error
                 log.warning("pulse_missed", error=type(error).__name__, reason=str(error))
                 continue
@@ -288,7 +288,7 @@ def note_work(task: "Task[Any, Any]", **_: object) -> None:
 class Standby:
     """A thread that sweeps while no other process does: beat may be down, or its messages lost.
 
-    One for each worker, whatever queues it consumes. It reads the time of the last sweep, by the
+    One for each worker, for any queues it consumes. It reads the time of the last sweep, by the
     database's clock. That all workers see it at once does no harm: one of them passes
     (`add_observed`).
     """
