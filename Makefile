@@ -8,7 +8,7 @@ ARGS ?=
 NAME ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak bench peers screenshots lint fmt lock audit clean
+.PHONY: help demo test soak docs bench peers screenshots lint fmt lock audit clean
 
 ##@ Use
 demo: $(VENV)/.run  ## extend a real video end to end on this machine (ARGS="--video my.mp4 --prompt '...'")
@@ -38,6 +38,9 @@ lint: $(VENV)/.dev  ## ruff, strict types, import contracts, migration drift, ve
 fmt: $(VENV)/.dev  ## format the code and mend what ruff can
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
+
+docs: $(VENV)/.dev  ## write the pages of docs/ that are made of the code
+	@$(BIN)/python -m tests.documents
 
 ##@ Maintain
 lock: $(VENV)/.dev  ## renew the hash-locked requirements from pyproject.toml

@@ -4,17 +4,13 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
-from pydantic.fields import FieldInfo
+import pytest
 
-import worker.fal.client_errors
-import worker.fal.signature
+from tests.documents import PAGES
 from worker.fal.error_types import ERROR_TYPES
-from worker.fal.errors import UNNAMED_CODE
 from worker.fal.options import RequestOptions
-from worker.ground.errors import ExtendVideoError
 from worker.ground.settings import Settings
 from worker.jobs.states import EDGES, JobState
 
@@ -24,22 +20,6 @@ DOCUMENTS = sorted(
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
     if path.name != "LICENSE.md"
 )
-# Codes that stand for a reply, not for an exception of ours.
-OTHER_CODES = {
-    UNNAMED_CODE,
-    "fal_unreachable",
-    "fal_unavailable",
-    "result_gone",
-    "submission_exhausted",
-    "database_unavailable",
-    "archive_deadline_near",
-    # Of messages: worker/broker/receiving.py, worker/tasks.py.
-    "enqueue_impossible",
-    "malformed_message",
-    "message_compressed",
-    "message_too_large",
-    "unknown_task",
-}
 
 
 def read_tables(path: str) -> Iterator[list[list[str]]]:
@@ -70,42 +50,38 @@ def read_words(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-# ------------------------------------------------------------------ settings
+# ------------------------------------------------------------------ pages made of the code
 
 
-def show_default(value: object) -> str:
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return str(value).lower()
-        case timedelta():
-            return f"{value.total_seconds():g}"
-        case _:
-            return str(value)
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_page_is_as_the_code_says(name) -> None:
+    assert (ROOT / name).read_text() == PAGES[name](), "run `make docs`"
 
 
-def test_readme_lists_each_setting_once_and_nothing_else() -> None:
-    listed = Counter(
-        word for row in find_table("README.md", "variable") for word in read_words(row[0])
-    )
-    assert listed == Counter(name.upper() for name in Settings.model_fields)
+def test_configuration_has_each_setting_once_with_a_meaning() -> None:
+    rows = find_table("docs/configuration.md", "variable")
+    assert [row[0].strip("`").lower() for row in rows] == list(Settings.model_fields)
+    assert not [row for row in rows if "" in row or "None" in row]
 
 
-def test_readme_tells_each_setting_with_its_default_and_bounds() -> None:
-    rows = {row[0].strip("`").lower(): row for row in find_table("README.md", "variable")}
-    for name, field in Settings.model_fields.items():
-        _, default, bound, meaning = rows[name]
-        assert default.strip("`") == show_default(field.default), name
-        assert "" not in {bound, meaning}, name
-        assert re.findall(r"[0-9]+", bound) == list_bounds(field), name
+def test_configuration_states_the_default_and_bounds_that_are_checked() -> None:
+    rows = {row[0].strip("`"): row[1:3] for row in find_table("docs/configuration.md", "variable")}
+    assert rows["LEASE_SECONDS"] == ["`60`", "seconds, 1 to 604800"]
+    assert rows["WEBHOOK_MAX_BYTES"] == ["`1048576`", "bytes, 1024 to 268435456"]
+    assert rows["MAX_VIDEO_BYTES"] == ["`8589934592`", "bytes, 1 or more"]
+    assert rows["UNKNOWN_POLICY"] == ["`resubmit`", "`resubmit` or `hold`"]
+    assert rows["LOG_FORMAT"] == ["`auto`", "`auto` or `json` or `text`"]
+    assert rows["FAL_STORE_IO"] == ["`true`", "`true` or `false`"]
+    assert rows["FAL_QUEUE_URL"][1] == rows["WEBHOOK_BASE_URL"][1] == "http(s) URL"
+    assert rows["FAL_KEY"] == ["none", "secret"]
 
 
-def list_bounds(field: FieldInfo) -> list[str]:
-    if isinstance(field.default, timedelta):
-        return ["1", str(7 * 24 * 3600)]
-    limits = [getattr(limit, side, None) for limit in field.metadata for side in ("ge", "le")]
-    return [str(limit) for limit in limits if limit is not None]
+def test_each_code_is_explained_and_is_one_of_the_code() -> None:
+    rows = find_table("docs/errors.md", "code")
+    assert [row for row in rows if len(row[1]) < 10] == []
+    source = "".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
+    codes = [word for row in rows for word in read_words(row[0]) if "fal_http_" not in word]
+    assert [code for code in codes if f'"{code}"' not in source] == []
 
 
 # ------------------------------------------------------------------ states
@@ -123,31 +99,7 @@ def test_architecture_tells_where_each_state_leads() -> None:
         assert told == {target for (source, _), target in EDGES.items() if source == state}, state
 
 
-# ------------------------------------------------------------------ codes, words, targets
-
-
-def list_codes() -> set[str]:
-    """The code of every error, whichever module defines it."""
-    assert worker.fal.signature.StaleSignatureError.code
-    assert worker.fal.client_errors.RequestFailedError.code
-    kinds, found = [ExtendVideoError], set()
-    while kinds:
-        kind = kinds.pop()
-        kinds += kind.__subclasses__()
-        found |= {kind.__dict__["code"]} if "code" in kind.__dict__ else set()
-    return found
-
-
-def test_operations_lists_each_code_once_and_nothing_else() -> None:
-    rows = find_table("docs/operations.md", "code")
-    listed = Counter(
-        word
-        for row in rows
-        for word in read_words(row[0])
-        if not re.fullmatch(r"fal_http_\w+", word)
-    )
-    assert listed == Counter(list_codes() | OTHER_CODES)
-    assert all(row[1] for row in rows)
+# ------------------------------------------------------------------ types, words, targets
 
 
 def test_operations_tells_each_type_of_fals_as_it_is() -> None:

@@ -35,7 +35,7 @@ from worker.ground.errors import (
     UnsuitableDatabaseError,
 )
 from worker.ground.schema import check_schema
-from worker.ground.traces import trace_end, trace_since
+from worker.ground.tracing import trace_since
 from worker.jobs.values import UNRECORDABLE, Verdict
 from worker.stages.complete import (
     Receipt,
@@ -45,6 +45,7 @@ from worker.stages.complete import (
     receive_delivery,
     receive_hint,
 )
+from worker.stages.trace import trace_end
 
 Answer: TypeAlias = tuple[dict[str, str], int]
 

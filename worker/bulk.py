@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from worker.ground.traces import trace_since
+from worker.ground.tracing import trace_since
 from worker.jobs.values import Job
 from worker.runtime import Runtime
 from worker.stages.bulk import enqueue_jobs, make_job_requests, name_job_request

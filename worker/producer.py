@@ -7,11 +7,10 @@ from worker.bulk import place_requests
 from worker.fal.options import RequestOptions
 from worker.fal.transfer import OnProgress
 from worker.ground.log import join_host_logging
-from worker.ground.once import Once
 from worker.ground.settings import load_settings
-from worker.ground.traces import trace_since
+from worker.ground.tracing import trace_since
 from worker.jobs.values import Job
-from worker.runtime import Runtime
+from worker.runtime import Once, Runtime
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
 

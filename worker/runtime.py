@@ -1,4 +1,8 @@
-"""What a process works with, built from its settings: database, clients, archive, dispatcher."""
+"""What a process works with, built from its settings: database, clients, archive, dispatcher.
+
+The one place that knows how the parts are put together. Threads that come together make one part:
+`functools` makes one for each of them.
+"""
 
 import hashlib
 import os
@@ -9,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
-from threading import Event
-from typing import TypeVar
+from threading import Event, RLock
+from typing import Any, Generic, Self, TypeVar, overload
 
 import structlog
 from pydantic import SecretStr
+from typing_extensions import override
 
 from worker.broker.app import check_broker
 from worker.broker.dispatch import Dispatcher
@@ -28,9 +34,7 @@ from worker.fal.transfer import OnProgress
 from worker.ground.clock import read_clock
 from worker.ground.db import PROGRAM, Database
 from worker.ground.errors import DaemonError, InvalidInputError, InvalidSettingsError, Violation
-from worker.ground.log import configure_logging
-from worker.ground.once import shared_property
-from worker.ground.setting_faults import mask_url
+from worker.ground.log import configure_logging, mask_url
 from worker.ground.settings import Settings, list_secrets, load_settings, require_settings
 from worker.jobs.values import Job
 from worker.jobs.workers import SeenWorker, list_workers
@@ -58,12 +62,13 @@ from worker.stages.source import Source
 from worker.stages.sweep import BATCH, sweep_jobs
 from worker.stages.upload import FilePolicy, make_job_request
 
-# Far below the hour for which fal surely keeps a result.
 # Where fal's storage may send a file of ours, besides hosts that a setting names.
 FAL_HOSTS = "*.fal.media,*.fal.ai,*.fal.run"
 RESOLVE_TIME = timedelta(seconds=5)
+# Far below the hour for which fal keeps a result at least.
 DOWNLOAD_TIME = timedelta(minutes=20)
 SHELL_PROGRAM = f"{PROGRAM} shell"
+WORKER_PROGRAM = f"{PROGRAM} worker"
 WORKER_NEEDS = ("webhook_base_url", "fal_credentials")
 OPTION_SETTINGS = {
     "priority": "fal_priority",
@@ -81,13 +86,62 @@ V = TypeVar("V")
 log = structlog.stdlib.get_logger(__name__)
 
 
+class Once(Generic[V]):
+    """A function without parameters, called once; `functools.cache` with a lock."""
+
+    # Reentrant: a signal's handler may interrupt the making. One for all, so that there is no order
+    # of locks to keep.
+    lock = RLock()
+
+    def __init__(self, make: Callable[[], V]) -> None:
+        self._make = make
+        self._made: list[V] = []
+
+    def __call__(self) -> V:
+        with Once.lock:
+            if not self._made:
+                self._made.append(self._make())
+            return self._made[0]
+
+    @property
+    def is_made(self) -> bool:
+        return bool(self._made)
+
+    def forget(self) -> None:
+        """The next call makes it anew."""
+        self._made.clear()
+
+
+def _renew_lock() -> None:
+    """A child forked while another thread held the lock would wait forever."""
+    Once.lock = RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+class shared_property(cached_property[V]):  # noqa: N801 - as its base
+    """`functools.cached_property` with a lock, which it lost in Python 3.12."""
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> V: ...
+    @override
+    def __get__(self, instance: object, owner: type[Any] | None = None) -> Self | V:
+        if instance is None:
+            return self
+        with Once.lock:
+            return super().__get__(instance, owner)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """Everything is made when first used: a producer needs neither a key nor an archive."""
 
     settings: Settings
     ending: Event = field(default_factory=Event, repr=False, compare=False)
-    """Set once the process is told to end: from then on it begins nothing."""
+    """Set once the process shuts down: from then on it begins nothing."""
     program: str = PROGRAM
     """What PostgreSQL calls its connections."""
 
@@ -121,7 +175,7 @@ class Runtime:
         return RequestClient(self.settings.fal_queue_url, self.credentials)
 
     def open_storage(self) -> AbstractContextManager[StorageClient]:
-        """A client for one wish: uploads are rare, and their connections many."""
+        """A client for one job request: uploads are rare, and their connections many."""
         settings = self.settings
         hosts = parse_media_hosts(f"{FAL_HOSTS},{settings.fal_media_hosts}")
         client = StorageClient(
@@ -247,21 +301,16 @@ class Runtime:
         return self.keeper.keep_video(job, holder).columns
 
     def publish_overdue(self, pause: timedelta = timedelta()) -> tuple[int, int] | None:
-        """Sweep batch by batch until nothing is overdue or the broker is away.
+        """Sweep batch by batch until nothing is overdue or the broker is unavailable.
 
-        How many jobs were overdue, and for how many of them the broker took the doorbell; None if
-        somebody has swept within the pause.
+        Returns how many jobs were overdue, and for how many of them the broker took the message;
+        None if another process has swept within the pause.
         """
-        began = time.monotonic()
+        began, overdue, published = time.monotonic(), 0, 0
         if not self.observer.note(self.db, pause):
             return None
-        overdue, published = self._ring_batches()
-        note_sweep(overdue, time.monotonic() - began, db=self.db)
-        return overdue, published
-
-    def _ring_batches(self) -> tuple[int, int]:
-        overdue = published = 0
-        while True:
+        is_done = False
+        while not is_done:
             swept = sweep_jobs(
                 db=self.db,
                 lease=self.settings.lease_seconds,
@@ -269,11 +318,11 @@ class Runtime:
                 probe_after=self.settings.probe_seconds,
             )
             overdue += len(swept.doorbells)
-            if not self.dispatcher.publish_all(swept.doorbells):
-                return overdue, published
-            published += len(swept.doorbells)
-            if swept.rows < BATCH:
-                return overdue, published
+            is_taken = self.dispatcher.publish_all(swept.doorbells)
+            published += len(swept.doorbells) if is_taken else 0
+            is_done = not is_taken or swept.rows < BATCH
+        note_sweep(overdue, time.monotonic() - began, db=self.db)
+        return overdue, published
 
     def examine(self, *, every_file: bool, hours: int) -> Diagnosis:
         """Look for violations; in fal's list only with a key."""
@@ -309,6 +358,12 @@ class Runtime:
         _ = (self.keeper, self.submit_policy)
 
 
+@Once
+def get_runtime() -> Runtime:
+    """What this worker process works with."""
+    return Runtime(load_settings(), program=WORKER_PROGRAM)
+
+
 def name_account(credentials: SecretStr | None) -> str | None:
     """A fingerprint of the key that is no secret: with another key, fal's listing is another's."""
     if credentials is None:
@@ -317,7 +372,7 @@ def name_account(credentials: SecretStr | None) -> str | None:
 
 
 def build_runtime() -> Runtime:
-    """What a command works with; the log is quiet unless it is asked for."""
+    """What a command works with; it logs warnings, or more if `LOG_LEVEL` is set."""
     settings = load_settings()
     level = settings.log_level if "log_level" in settings.model_fields_set else "warning"
     configure_logging(level, settings.log_format, list_secrets(settings))
@@ -325,7 +380,7 @@ def build_runtime() -> Runtime:
 
 
 def read_request_options(settings: Settings) -> RequestOptions:
-    """What fal is told about each request, unless its job says otherwise.
+    """The options of each request, unless its job has its own.
 
     Raises InvalidSettingsError.
     """

@@ -1,7 +1,7 @@
-"""The Celery surface: each task calls one stage and rings after it has committed.
+"""The Celery surface: each task calls one stage, and publishes after it has committed.
 
 Tasks acknowledge early, for a lost message is only a lost doorbell. `extend_video.enqueue` alone
-acknowledges late: until its row is committed, the message is all there is of the wish.
+acknowledges late: until its row is committed, the message is all there is of the job request.
 """
 
 import sys
@@ -30,7 +30,7 @@ from structlog.contextvars import bound_contextvars, unbind_contextvars
 from worker.broker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
 from worker.fal.platform import PlatformClient
 from worker.ground.clock import read_clock
-from worker.ground.db import AWAY, PROGRAM, describe_database_error
+from worker.ground.db import AWAY, describe_database_error
 from worker.ground.errors import (
     IdempotencyConflictError,
     InvalidInputError,
@@ -41,14 +41,12 @@ from worker.ground.errors import (
     Violation,
     WorkersLostError,
 )
-from worker.ground.once import Once
 from worker.ground.schema import check_schema
 from worker.ground.settings import load_settings
-from worker.ground.traces import (
+from worker.ground.tracing import (
     flush_traces,
     forget_tracer,
     get_tracer,
-    trace_end,
     trace_since,
     trace_step,
 )
@@ -56,31 +54,25 @@ from worker.jobs.job_requests import Door
 from worker.jobs.states import Doorbell, Step
 from worker.ops.measures import refresh_measures
 from worker.ops.story import find_job_ended_since
-from worker.runtime import Runtime
+from worker.runtime import WORKER_PROGRAM, Runtime, get_runtime
 from worker.stages.archive import archive_job
 from worker.stages.cancel import cancel_requests
 from worker.stages.enqueue import enqueue_job
 from worker.stages.refuse import claim_request, keep_refusal, list_errors, release_request
 from worker.stages.submit import submit_job
 from worker.stages.sweep import remove_partials
+from worker.stages.trace import trace_end
 from worker.stages.upload import has_inline
 
-WORKER_PROGRAM = f"{PROGRAM} worker"
-# How long an enqueue message rests before it is given back while the database is away.
+# How long an enqueue message is held before it is requeued while the database is unavailable.
 DATABASE_PAUSE_SECONDS = 1.0
-# The same while fal takes no uploads, which every try asks it for.
+# The same while fal takes no uploads, which each try attempts.
 UPLOAD_PAUSE_SECONDS = 10.0
 CELERY = Door.CELERY
 # What no later try changes: the message becomes a row of `job_requests`.
 REFUSALS = (InvalidInputError, IdempotencyConflictError, UploadRefusedError, WorkersLostError)
 
 log = structlog.stdlib.get_logger(__name__)
-
-
-@Once
-def get_runtime() -> Runtime:
-    """What this process works with."""
-    return Runtime(load_settings(), program=WORKER_PROGRAM)
 
 
 @worker_init.connect
@@ -101,19 +93,20 @@ def check_worker(**_: object) -> None:
 
 @worker_ready.connect
 def check_listing(**_: object) -> None:
-    """Say once, at the start, if a lost submission could only be held; without waiting for fal."""
-    Thread(target=_warn_of_unreadable_listing, name="listing check", daemon=True).start()
+    """Log once, at the start, if a lost submission could only be held; without waiting for fal."""
 
+    def check() -> None:
+        settings = load_settings()
+        credentials = Runtime(settings).credentials
+        with closing(PlatformClient(settings.fal_platform_url, credentials)) as fal:
+            gap = fal.explain_unreadable(settings.fal_endpoint, read_clock())
+        if gap is not None:
+            log.warning(
+                "listing_unreadable",
+                reason=f"fal's listing {gap}: a submission whose reply is lost will be held",
+            )
 
-def _warn_of_unreadable_listing() -> None:
-    settings = load_settings()
-    with closing(PlatformClient(settings.fal_platform_url, Runtime(settings).credentials)) as fal:
-        gap = fal.explain_unreadable(settings.fal_endpoint, read_clock())
-    if gap is not None:
-        log.warning(
-            "listing_unreadable",
-            reason=f"fal's listing {gap}: a submission whose reply is lost will be held",
-        )
+    Thread(target=check, name="listing check", daemon=True).start()
 
 
 @worker_process_init.connect
@@ -140,75 +133,41 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
     info = self.request.delivery_info or {}
     # What may end a worker is counted; a plain message costs no more statements.
     is_counted = message_id is not None and bool(info.get("redelivered") or has_inline(fields))
+    forget = partial(forget_claim, runtime, message_id, is_counted=is_counted)
     try:
         if is_counted and not claim_request(CELERY, str(message_id), fields, db=runtime.db):
             log.info("enqueue_refused_before", message_id=message_id)
             raise Reject("it was refused before", requeue=False)
+        job_request = runtime.make_job_request(
+            read_message(message_id or "", args, fields), on_checked=forget
+        )
         enqueued = enqueue_job(
-            runtime.make_job_request(
-                read_message(message_id or "", args, fields),
-                on_checked=partial(forget_claim, runtime, message_id, is_counted=is_counted),
-            ),
+            job_request,
             db=runtime.db,
             endpoint=runtime.settings.fal_endpoint,
             grace=runtime.settings.lease_seconds,
         )
     except REFUSALS as error:
         log.warning("enqueue_refused", message_id=message_id, code=error.code, reason=str(error))
-        keep_or_give_back(runtime, message_id, fields, error.code, list_errors(error))
+        keep_refused(runtime, message_id, fields, error.code, list_errors(error))
         raise Reject(str(error), requeue=False) from error
     except UploadUnavailableError as error:
-        log.warning("upload_unavailable", message_id=message_id, reason=str(error))
-        forget_claim(runtime, message_id, is_counted=is_counted)
-        time.sleep(UPLOAD_PAUSE_SECONDS)
-        raise Reject("upload_unavailable", requeue=True) from error
+        forget()
+        raise give_back("upload_unavailable", str(error), UPLOAD_PAUSE_SECONDS) from error
     except DataError as error:
-        # No waiting makes the database take it; the reason quotes nothing of the wish.
+        # No waiting makes the database take it; the reason quotes nothing of the request.
         log.exception("enqueue_impossible", message_id=message_id)
-        wrong = [(None, "the database refuses its values")]
-        keep_or_give_back(runtime, message_id, fields, "enqueue_impossible", wrong)
-        raise Reject("the database refuses the values", requeue=False) from error
+        wrong = [(None, "invalid value for a column")]
+        keep_refused(runtime, message_id, fields, "enqueue_impossible", wrong)
+        raise Reject("invalid value for a column", requeue=False) from error
     except (DBAPIError, PoolTimeoutError) as error:
-        forget_claim(runtime, message_id, is_counted=is_counted)
-        raise give_back(error) from error
-    forget_claim(runtime, message_id, is_counted=is_counted)
+        forget()
+        raise give_back(*_describe_outage(error)) from error
+    forget()
     log.info("job_enqueued", job_id=str(enqueued.job.id), created=enqueued.created)
     if enqueued.created:
         trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
         runtime.dispatcher.publish(enqueued.job.doorbell)
-
-
-def keep_or_give_back(
-    runtime: Runtime,
-    message_id: str | None,
-    fields: dict[str, object],
-    code: str,
-    errors: Sequence[tuple[str | None, str]],
-) -> None:
-    """Keep the refused message as a row. Raises Reject: the message stays while that cannot be."""
-    try:
-        keep_refusal(CELERY, message_id, fields, code=code, errors=errors, db=runtime.db)
-    except DataError:
-        log.exception("refusal_not_kept", message_id=message_id)
-    except (DBAPIError, PoolTimeoutError) as error:
-        raise give_back(error) from error
-
-
-def give_back(error: Exception) -> Reject:
-    """For a message of a database that is away, after a rest."""
-    log.warning("database_unavailable", reason=describe_database_error(error))
-    time.sleep(DATABASE_PAUSE_SECONDS)
-    return Reject("database_unavailable", requeue=True)
-
-
-def forget_claim(runtime: Runtime, message_id: str | None, *, is_counted: bool) -> None:
-    """The worker has outlived its look at the message; where that cannot be written, it counts."""
-    if not is_counted:
-        return
-    try:
-        release_request(CELERY, str(message_id), db=runtime.db)
-    except (DBAPIError, PoolTimeoutError) as error:
-        log.warning("database_unavailable", reason=describe_database_error(error))
 
 
 def read_message(
@@ -230,110 +189,145 @@ def read_message(
     return fields
 
 
+def keep_refused(
+    runtime: Runtime,
+    message_id: str | None,
+    fields: dict[str, object],
+    code: str,
+    errors: Sequence[tuple[str | None, str]],
+) -> None:
+    """Keep the refused message as a row; while that fails, raises Reject, which requeues it."""
+    try:
+        keep_refusal(CELERY, message_id, fields, code=code, errors=errors, db=runtime.db)
+    except DataError:
+        log.exception("refusal_not_kept", message_id=message_id)
+    except (DBAPIError, PoolTimeoutError) as error:
+        raise give_back(*_describe_outage(error)) from error
+
+
+def forget_claim(runtime: Runtime, message_id: str | None, *, is_counted: bool) -> None:
+    """The worker has survived reading the message; if that cannot be written, it counts."""
+    if not is_counted:
+        return
+    try:
+        release_request(CELERY, str(message_id), db=runtime.db)
+    except (DBAPIError, PoolTimeoutError) as error:
+        log.warning("database_unavailable", reason=describe_database_error(error))
+
+
+def give_back(event: str, reason: str, pause: float) -> Reject:
+    """Requeue the message after a pause, which keeps it from going round and round."""
+    log.warning(event, reason=reason)
+    time.sleep(pause)
+    return Reject(event, requeue=True)
+
+
+def _describe_outage(error: Exception) -> tuple[str, str, float]:
+    return "database_unavailable", describe_database_error(error), DATABASE_PAUSE_SECONDS
+
+
+# ------------------------------------------------------------------ steps of a job
+
+
+@shared_task(name=SUBMIT)
+def submit(job_id: object) -> None:
+    runtime = get_runtime()
+    with open_step(Step.SUBMIT, job_id, is_long=True) as known:
+        if known is None:
+            return
+        job = submit_job(known, db=runtime.db, queue=runtime.queue, policy=runtime.submit_policy)
+        if job is not None:
+            log.info("submission_recorded", state=job.state.value)
+            trace_end(job)
+
+
+@shared_task(name=RECONCILE)
+def reconcile(job_id: object) -> None:
+    runtime, began = get_runtime(), read_clock()
+    with open_step(Step.RECONCILE, job_id) as known:
+        if known is None:
+            return
+        for doorbell in runtime.reconciler.reconcile_job(known):
+            log.info("job_reconciled", job_id=str(doorbell.job_id), step=doorbell.step.value)
+            runtime.dispatcher.publish(doorbell)
+        if get_tracer() is not None:
+            trace_end(find_job_ended_since(known, began, db=runtime.db))
+
+
+@shared_task(name=CANCEL)
+def cancel(job_id: object) -> None:
+    runtime = get_runtime()
+    with open_step(Step.CANCEL, job_id) as known:
+        if known is not None:
+            give_up_after = runtime.settings.unknown_seconds
+            cancel_requests(
+                known, db=runtime.db, requests=runtime.requests, give_up_after=give_up_after
+            )
+
+
+@shared_task(name=ARCHIVE)
+def archive(job_id: object) -> None:
+    runtime = get_runtime()
+    with open_step(Step.ARCHIVE, job_id, is_long=True) as known:
+        if known is None:
+            return
+        job = archive_job(known, keeper=runtime.keeper, policy=runtime.archive_policy)
+        if job is not None:
+            log.info("archive_recorded", state=job.state.value)
+            trace_end(job)
+
+
+@contextmanager
+def open_step(step: Step, job_id: object, *, is_long: bool = False) -> Iterator[UUID | None]:
+    """The id in a message, while every log line names the job, and the attempt once it is known.
+
+    None if there is nothing to do: anybody can write to a broker, so the id may be anything; and a
+    process that shuts down begins nothing long, but publishes the message again for another.
+    """
+    try:
+        known = UUID(str(job_id))
+    except ValueError:
+        log.warning("doorbell_refused", job_id=repr(job_id)[:80])
+        yield None
+        return
+    if is_long and get_runtime().ending.is_set():
+        get_runtime().dispatcher.publish(Doorbell(step, known))
+        yield None
+        return
+    with (
+        doorbell_may_be_lost(),
+        bound_contextvars(job_id=str(known), attempt=None),
+        trace_step(step.value, known),
+    ):
+        # A step that binds its attempt, or another job's, does not leave it to the next.
+        unbind_contextvars("attempt")
+        yield known
+
+
 @contextmanager
 def doorbell_may_be_lost() -> Iterator[None]:
-    """While the database is away nothing has happened to the row: the sweep rings again."""
+    """While the database is unavailable the row is left as it is: the sweep publishes again."""
     try:
         yield
     except AWAY as error:
         log.warning("database_unavailable", reason=describe_database_error(error))
 
 
-@shared_task(name=SUBMIT)
-@doorbell_may_be_lost()
-def submit(job_id: object) -> None:
-    runtime = get_runtime()
-    with open_step("submit", job_id) as known:
-        if known is None or is_passed_on(Step.SUBMIT, known):
-            return
-        job = submit_job(known, db=runtime.db, queue=runtime.queue, policy=runtime.submit_policy)
-        if job is not None:
-            log.info("submission_settled", state=job.state.value)
-            trace_end(job)
-
-
-@shared_task(name=RECONCILE)
-@doorbell_may_be_lost()
-def reconcile(job_id: object) -> None:
-    runtime, began = get_runtime(), read_clock()
-    with open_step("reconcile", job_id) as known:
-        if known is None:
-            return
-        for doorbell in runtime.reconciler.reconcile_job(known):
-            log.info("job_reconciled", job_id=str(doorbell.job_id), step=doorbell.step.value)
-            runtime.dispatcher.publish(doorbell)
-    if get_tracer() is not None:
-        trace_end(find_job_ended_since(known, began, db=runtime.db))
-
-
-@shared_task(name=CANCEL)
-@doorbell_may_be_lost()
-def cancel(job_id: object) -> None:
-    runtime = get_runtime()
-    with open_step("cancel", job_id) as known:
-        if known is not None:
-            cancel_requests(
-                known,
-                db=runtime.db,
-                requests=runtime.requests,
-                give_up_after=runtime.settings.unknown_seconds,
-            )
-
-
-@shared_task(name=ARCHIVE)
-@doorbell_may_be_lost()
-def archive(job_id: object) -> None:
-    runtime = get_runtime()
-    with open_step("archive", job_id) as known:
-        if known is None or is_passed_on(Step.ARCHIVE, known):
-            return
-        ended = archive_job(known, keeper=runtime.keeper, policy=runtime.archive_policy)
-        if ended is not None:
-            log.info("archive_settled", state=ended.state.value)
-    # After the step's own span, which is one of the trace's.
-    trace_end(ended)
-
-
-@contextmanager
-def open_step(name: str, job_id: object) -> Iterator[UUID | None]:
-    """Every log line of the step names the job, and the attempt once that is known."""
-    known = read_job_id(job_id)
-    with bound_contextvars(job_id=str(known), attempt=None), trace_step(name, known):
-        # A step that binds its attempt, or another job's, does not leave it to the next.
-        unbind_contextvars("attempt")
-        yield known
-
-
-def is_passed_on(step: Step, job_id: UUID) -> bool:
-    """A process that has been told to end begins nothing long: its doorbell is another one's."""
-    runtime = get_runtime()
-    if not runtime.ending.is_set():
-        return False
-    runtime.dispatcher.publish(Doorbell(step, job_id))
-    return True
-
-
-def read_job_id(value: object) -> UUID | None:
-    """The id in a doorbell; anybody can write to a broker, so it may be anything."""
-    try:
-        return UUID(str(value))
-    except ValueError:
-        log.warning("doorbell_refused", job_id=repr(value)[:80])
-        return None
+# ------------------------------------------------------------------ the sweep
 
 
 @shared_task(name=SWEEP)
-@doorbell_may_be_lost()
 def sweep() -> None:
-    """What beat rings for."""
-    sweep_with(get_runtime())
+    """Published by beat."""
+    with doorbell_may_be_lost():
+        sweep_with(get_runtime())
 
 
 def sweep_with(runtime: Runtime) -> bool:
-    """Ring for every overdue job, then clear what killed downloads have left.
+    """Publish for every overdue job, then clear what killed downloads have left.
 
-    False, and nothing, if somebody has done so within half a period: of a pile of such messages,
-    and of workers that stand in for beat together, one sweeps.
+    False, and nothing, if that was done within half a period: of a pile of such messages, and of
+    workers that stand in for beat together, one sweeps.
     """
     if runtime.publish_overdue(pause=runtime.settings.sweep_seconds / 2) is None:
         return False

@@ -25,7 +25,7 @@ from worker.fal.platform import PlatformClient
 from worker.fal.queue import Accepted, QueueClient, SubmitReply
 from worker.fal.requests import RequestClient
 from worker.ground.db import Database
-from worker.ground.setting_types import UnknownPolicy
+from worker.ground.settings import UnknownPolicy
 from worker.jobs import limits, table
 from worker.jobs.models import ObservedTimeRow
 from worker.jobs.states import Doorbell, JobState, Step

@@ -182,7 +182,7 @@ def test_ring_soon_at_silent_broker_waits_for_nothing_and_logs_each(capture_logs
         for number in range(50):
             dispatcher.publish_soon(Doorbell(Step.ARCHIVE, UUID(int=number)))
         assert time.monotonic() - started < BOUND_SECONDS
-        assert len([one for one in threading.enumerate() if one.name == "ringing"]) == 1
+        assert len([one for one in threading.enumerate() if one.name == "publisher"]) == 1
         wait_until(lambda: len(capture_logs) == 50)
         dispatcher.close()
     assert {line["event"] for line in capture_logs} == {"doorbell_lost"}

@@ -26,7 +26,7 @@ from worker.fal.queue import QueueClient
 from worker.fal.requests import MAX_STATUS_BYTES, RequestClient
 from worker.ground.clock import read_clock
 from worker.ground.db import Database
-from worker.ground.setting_types import UnknownPolicy
+from worker.ground.settings import UnknownPolicy
 from worker.jobs import attempts, limits, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt

@@ -30,7 +30,7 @@ from worker.ground.errors import (
     StoreUnavailableError,
     TooLateError,
 )
-from worker.ground.setting_types import DEFAULT_LAYOUT
+from worker.ground.settings import DEFAULT_LAYOUT
 from worker.jobs import archives, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move

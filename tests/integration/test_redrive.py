@@ -17,7 +17,7 @@ from tests.harness.stages import (
 )
 from worker.fal.queue import RefusalClass, Refused
 from worker.ground.errors import JobNotFoundError, PaysAgainError, TooLateError
-from worker.ground.setting_types import UnknownPolicy
+from worker.ground.settings import UnknownPolicy
 from worker.jobs import table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move

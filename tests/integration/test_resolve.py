@@ -19,7 +19,7 @@ from tests.harness.stages import (
     open_clients,
 )
 from tests.harness.together import call_together
-from worker.ground.setting_types import UnknownPolicy
+from worker.ground.settings import UnknownPolicy
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Job, Outcome
 from worker.stages.resolve import SEARCH_PAUSE

@@ -11,7 +11,7 @@ from worker.broker.app import create_app
 from worker.ground.db import Database
 from worker.ground.settings import Settings, load_settings
 from worker.jobs import observed
-from worker.lifecycle.standby import PERIODS, Standby
+from worker.lifecycle.liveness import PERIODS, Standby
 from worker.runtime import Runtime
 
 PERIOD = timedelta(seconds=10)

@@ -13,7 +13,7 @@ from tests.harness.jobs import make_job, read_job
 from tests.harness.waiting import wait_until
 from worker.ground.db import Database
 from worker.jobs.states import JobState
-from worker.lifecycle import drain
+from worker.lifecycle import shutdown
 from worker.stages.lease import Heartbeat
 
 SHORT = timedelta(seconds=0.06)
@@ -48,8 +48,8 @@ def ended(monkeypatch) -> list[int]:
     codes: list[int] = []
     settings = SimpleNamespace(drain_seconds=timedelta())
     runtime = SimpleNamespace(worker="tester:1", db=None, settings=settings)
-    monkeypatch.setattr(drain, "get_runtime", lambda: runtime)
-    monkeypatch.setattr(drain, "LAST_WORDS", timedelta())
+    monkeypatch.setattr(shutdown, "get_runtime", lambda: runtime)
+    monkeypatch.setattr(shutdown, "LAST_WORDS", timedelta())
     monkeypatch.setattr(os, "_exit", codes.append)
     return codes
 
@@ -58,9 +58,9 @@ def test_worker_ends_in_time_whatever_cannot_be_given_back(ended, monkeypatch):
     def break_down(*_: object, **__: object) -> None:
         raise RuntimeError("Set changed size during iteration")
 
-    monkeypatch.setattr(drain, "return_downloads", break_down)
-    monkeypatch.setattr(drain, "end_leases", break_down)
-    drain._drain()
+    monkeypatch.setattr(shutdown, "return_downloads", break_down)
+    monkeypatch.setattr(shutdown, "end_leases", break_down)
+    shutdown.drain()
     assert ended == [0]
 
 
@@ -68,7 +68,7 @@ def test_worker_ends_in_time_if_its_children_cannot_be_ended(ended, monkeypatch)
     def break_down() -> None:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(drain, "active_children", break_down)
+    monkeypatch.setattr(shutdown, "active_children", break_down)
     with pytest.raises(RuntimeError):
-        drain._drain()
+        shutdown.drain()
     assert ended == [0]

@@ -29,10 +29,10 @@ from tests.harness.logs import preserved_logging
 from tests.harness.processes import EXTEND_VIDEO
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
-from worker import producer, tasks
+from worker import producer, runtime, tasks
 from worker.fal.storage import StorageClient, UploadPolicy
 from worker.fal.storage_api import UploadFile
-from worker.ground.backoff import Backoff
+from worker.ground.clock import Backoff
 from worker.ground.db import Database
 from worker.ground.errors import (
     IdempotencyConflictError,
@@ -103,10 +103,10 @@ def environment(monkeypatch, database_url, emulator) -> Iterator[None]:
     monkeypatch.setenv("FAL_CDN_URL", emulator.url)
     monkeypatch.setenv("FAL_KEY", "emulator-key")
     producer.get_runtime.forget()
-    tasks.get_runtime.forget()
+    runtime.get_runtime.forget()
     with preserved_logging():
         yield
-    for get_runtime in (producer.get_runtime, tasks.get_runtime):
+    for get_runtime in (producer.get_runtime, runtime.get_runtime):
         if get_runtime.is_made:
             get_runtime().db.close()
         get_runtime.forget()

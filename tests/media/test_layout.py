@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.ground.setting_types import DEFAULT_LAYOUT
+from worker.ground.settings import DEFAULT_LAYOUT
 from worker.media.layout import (
     ArchiveNames,
     QuarantineNames,

@@ -18,7 +18,7 @@ from tests.system.scene import Scene
 
 GARBAGE = [("not-a-uuid",), (None,), (17,), ({"id": 1},), (), ("a", "b"), ("é" * 5000,)]
 
-AWAY = "redis+socket:///nowhere/redis.sock"
+NOWHERE = "redis+socket:///nowhere/redis.sock"
 
 STEPS = ("submit", "reconcile", "archive", "cancel")
 
@@ -230,7 +230,7 @@ def test_lost_messages_are_healed_while_beat_is_away(sqlite_scene):
     scene, worker = sqlite_scene, sqlite_scene.deployment.submitter
     scene.deployment.yard.parts["beat"].end()
     tenant = f"no-beat-{uuid4()}"
-    settings = {**scene.deployment.settings, "BROKER_URL": AWAY}
+    settings = {**scene.deployment.settings, "BROKER_URL": NOWHERE}
     run_python(scene, PYTHON_PRODUCER, json.dumps(scene.build_fields(tenant=tenant)), **settings)
 
     [job] = scene.table.wait_for_ends(tenant, 1)

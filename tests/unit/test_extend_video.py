@@ -24,7 +24,7 @@ from worker.fal.extend_video import (
 )
 from worker.fal.field_types import INLINE_BYTES
 from worker.ground.errors import InvalidInputError, InvalidResultError, Violation
-from worker.ground.violations import show_value
+from worker.ground.validation import show_value
 
 REQUIRED = {"prompt": "The boat sails on.", "video_url": "https://media.test/boat.mp4"}
 NEGATIVE_PROMPT = (

@@ -10,8 +10,7 @@ import structlog
 from pydantic import SecretStr
 
 from tests.harness.logs import preserved_logging
-from worker.ground.log import LogFormat, configure_logging
-from worker.ground.masking import MASK, make_masker, mask_text, mask_value
+from worker.ground.log import MASK, LogFormat, configure_logging, make_masker, mask_text, mask_value
 from worker.ground.settings import list_secrets, load_settings
 
 CANARY = "canary-5f1d"

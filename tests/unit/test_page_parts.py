@@ -15,7 +15,7 @@ from webhook.page.board import Hour, pick_quantile
 from webhook.page.masks import Masker
 from webhook.page.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
 from webhook.page.query import read_place, read_query, write_place
-from worker.ground.moments import format_duration, read_moment, tell_briefly
+from worker.ground.clock import format_duration, read_moment, tell_briefly
 from worker.jobs.queries import JobFilter, Place
 from worker.jobs.states import JobState
 from worker.jobs.stats import Measure

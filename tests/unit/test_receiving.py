@@ -63,7 +63,7 @@ def test_entry_of_redis_is_refused_and_quotes_nothing(channel, name) -> None:
     message = GuardedVirtualMessage(raw, channel=channel)
     code, reason = refuse(message)
     assert code in {"malformed_message", "unknown_task", "message_compressed"}
-    assert "nobody" not in reason.replace("which nobody needs here", "")
+    assert "nobody" not in reason
     assert isinstance(message.delivery_tag, str)
     assert message.delivery_info["routing_key"] in {"", "extend_video"}
 

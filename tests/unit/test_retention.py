@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.fal.retention import LARGE_PROMPT, LARGE_RETENTION, find_retention
-from worker.ground.backoff import LONGEST_POLL, RETENTION, choose_poll_delay
+from worker.ground.clock import LONGEST_POLL, RETENTION, choose_poll_delay
 
 MINUTE = timedelta(minutes=1)
 SPANS = st.timedeltas(timedelta(seconds=1), timedelta(days=7))

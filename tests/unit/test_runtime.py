@@ -1,14 +1,17 @@
 """What a process works with is made when first used, and refused with its variable's name."""
 
 import os
+import time
+from dataclasses import dataclass
 from datetime import timedelta
+from threading import Event, Thread
 
 import pytest
 
+from tests.harness.together import call_together
 from worker.ground.errors import InvalidSettingsError
-from worker.ground.setting_types import UnknownPolicy
-from worker.ground.settings import load_settings
-from worker.runtime import Runtime, name_account
+from worker.ground.settings import UnknownPolicy, load_settings
+from worker.runtime import Once, Runtime, name_account, shared_property
 from worker.stages.archive import ArchivePolicy
 from worker.stages.resolve import ResolvePolicy
 
@@ -112,3 +115,59 @@ def test_check_worker_refuses_setting_by_name_without_its_secret(name, value) ->
 
 def test_check_worker_with_all_it_needs_passes(tmp_path) -> None:
     Runtime(load_settings(**WHOLE, archive_url=f"file:{tmp_path / 'archive'}")).check_worker()
+
+
+# ------------------------------------------------------------------ threads that come together
+
+
+def make_slowly(made: list[object]) -> object:
+    time.sleep(0.01)
+    made.append(object())
+    return made[-1]
+
+
+def test_once_is_made_once_by_many_threads_and_anew_when_forgotten() -> None:
+    made: list[object] = []
+    get = Once(lambda: make_slowly(made))
+    assert not get.is_made
+    assert len(set(map(id, call_together(*[get] * 8)))) == 1
+    assert len(made) == 1
+    get.forget()
+    assert get() is made[1]
+
+
+@dataclass(frozen=True)
+class Thing:
+    made: list[object]
+
+    @shared_property
+    def part(self) -> object:
+        return make_slowly(self.made)
+
+
+def test_part_is_made_once_by_many_threads_and_by_each_thing() -> None:
+    thing = Thing([])
+    assert len(set(map(id, call_together(*[lambda: thing.part] * 8)))) == 1
+    assert len(thing.made) == 1
+    assert Thing([]).part is not thing.part
+
+
+def test_forked_child_does_not_wait_for_a_thread_that_it_has_not() -> None:
+    making, made = Event(), Event()
+
+    def make_for_long() -> None:
+        making.set()
+        made.wait(10)
+
+    maker = Thread(target=Once(make_for_long))
+    maker.start()
+    making.wait(10)
+    pid = os.fork()
+    if pid == 0:
+        other = Thread(target=Once(object), daemon=True)
+        other.start()
+        other.join(5)
+        os._exit(other.is_alive())
+    made.set()
+    maker.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

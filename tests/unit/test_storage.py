@@ -17,7 +17,7 @@ from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from worker.fal.storage import DEFAULT_POLICY, MIB, StorageClient, Upload, UploadPolicy
 from worker.fal.storage_api import UploadFile
-from worker.ground.backoff import Backoff
+from worker.ground.clock import Backoff
 from worker.ground.errors import UploadRefusedError, UploadUnavailableError
 
 KEY = "key-id:key-secret"

@@ -16,7 +16,7 @@ from worker.ground.db import Database
 from worker.ground.settings import load_settings
 from worker.jobs.job_requests import StoredRequest, list_refused
 from worker.jobs.models import JobRequestRow
-from worker.runtime import Runtime
+from worker.runtime import Runtime, get_runtime
 
 WHOLE = {"FAL_KEY": "k", "WEBHOOK_BASE_URL": "https://hooks.test"}
 WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4", "idempotency_key": "a"}
@@ -153,7 +153,7 @@ def test_message_that_was_the_end_of_three_workers_is_refused(
     def be_killed(*_: object, **__: object) -> None:
         raise KilledError
 
-    monkeypatch.setattr(tasks.get_runtime(), "make_job_request", be_killed)
+    monkeypatch.setattr(vars(tasks)["get_runtime"](), "make_job_request", be_killed)
     for _ in range(3):
         with pytest.raises(KilledError):
             deliver(job_request, redelivered=redelivered)
@@ -181,7 +181,7 @@ def test_end_of_a_worker_while_it_uploads_is_not_counted(deliver, db, monkeypatc
         on_checked()
         raise KilledError
 
-    monkeypatch.setattr(tasks.get_runtime(), "make_job_request", be_killed)
+    monkeypatch.setattr(vars(tasks)["get_runtime"](), "make_job_request", be_killed)
     for _ in range(5):
         with pytest.raises(KilledError):
             deliver(INLINE)
@@ -214,7 +214,7 @@ def test_worker_that_starts_clears_its_spool(left) -> None:
 
 def test_process_that_stands_in_for_a_killed_one_clears_the_spool(left) -> None:
     tasks.forget_runtime()
-    tasks.get_runtime.forget()
+    get_runtime.forget()
     assert not left.exists()
 
 

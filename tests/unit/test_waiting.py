@@ -7,7 +7,7 @@ import pytest
 
 from tests.harness.jobs import NOW, build_result
 from tests.harness.values import ATTEMPT, JOB, JOB_ID
-from worker.ground.setting_types import UnknownPolicy
+from worker.ground.settings import UnknownPolicy
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Gate, Job
 from worker.ops.waiting import describe_time, explain_wait

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 
 from webhook.page.masks import Masker
-from worker.ground.moments import format_duration, tell_briefly
+from worker.ground.clock import format_duration, tell_briefly
 
 
 def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:

@@ -6,7 +6,7 @@ A URL keeps its place and loses its query, for signatures stand there; so does a
 import re
 from collections.abc import Iterable
 
-from worker.ground.masking import MASK, SHORTEST_SECRET
+from worker.ground.log import MASK, SHORTEST_SECRET
 
 LONGEST_DATA_URI = 64
 # Without its scheme: to look for one at each letter takes the square of a long text's time.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from webhook.page.board import Hour
-from worker.ground.moments import format_duration
+from worker.ground.clock import format_duration
 
 WIDTH, HEIGHT, TOP = 480.0, 96.0, 6.0
 

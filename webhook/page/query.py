@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from urllib.parse import urlencode
 from uuid import UUID
 
-from worker.ground.moments import read_moment
+from worker.ground.clock import read_moment
 from worker.jobs.queries import JobFilter, Place, parse_label
 from worker.jobs.states import JobState
 

@@ -1,4 +1,4 @@
-"""The Celery application: queues and schedule, no tasks. It is the doorbell; SQL is the truth."""
+"""The Celery application: queues and schedule, no tasks. SQL is the truth, this is the doorbell."""
 
 import signal
 import sys
@@ -11,7 +11,7 @@ from celery.signals import beat_init, setup_logging
 from kombu import Queue
 
 from worker.broker.transport import (
-    PATIENCE_SECONDS,
+    PUBLISHER_SECONDS,
     choose_consumer_options,
     choose_publisher_options,
     choose_queue_arguments,
@@ -44,7 +44,7 @@ QUEUES = {
 
 def create_app(settings: Settings) -> Celery:
     """Build the application of workers and beat; it imports the tasks, and how they end."""
-    included = ["worker.tasks", "worker.lifecycle.drain", "worker.lifecycle.pulse"]
+    included = ["worker.tasks", "worker.lifecycle.shutdown", "worker.lifecycle.liveness"]
     app = Celery("extend_video", broker=settings.broker_url, include=included)
     app.conf.update(
         **_choose_common(settings),
@@ -60,17 +60,17 @@ def create_app(settings: Settings) -> Celery:
         },
         # Nothing to remember between runs, and so nothing that two schedulers could fight over.
         beat_scheduler="worker.broker.beat:Scheduler",
-        # For as long as it takes. An answer that only a wrong or a changing server gives (READONLY,
-        # MOVED, UNBLOCKED) is an outage as well, and ends nothing.
+        # Without end. A reply that only a wrong or a changing server gives (READONLY, MOVED,
+        # UNBLOCKED) is an outage as well, and ends nothing.
         broker_connection_max_retries=None,
         broker_channel_error_retry=True,
-        # Whoever can write to the broker could otherwise end or slow down every worker.
+        # Anybody who can write to the broker could otherwise end or slow down every worker.
         worker_enable_remote_control=settings.remote_control,
         worker_consumer="worker.lifecycle.consumer:Consumer",
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        # What Flower and `celery events` show. Of publishers there are none: the event of a
-        # doorbell would cost more than the doorbell.
+        # For Flower and `celery events`. Publishers send none: the event would cost more than the
+        # message.
         worker_send_task_events=True,
     )
     app.Task.Request = "worker.lifecycle.consumer:Request"
@@ -83,7 +83,7 @@ def create_publisher(settings: Settings) -> Celery:
     app.conf.update(
         **_choose_common(settings),
         task_publish_retry=False,
-        broker_connection_timeout=PATIENCE_SECONDS,
+        broker_connection_timeout=PUBLISHER_SECONDS,
         broker_transport_options=choose_publisher_options(settings),
     )
     return app
@@ -102,14 +102,14 @@ def get_app() -> Celery:
 
 
 def check_broker(settings: Settings) -> None:
-    """Raise InvalidSettingsError for a broker that cannot do, if it is there to be asked."""
+    """Raise InvalidSettingsError for a broker that can hold no queues, if it is reachable."""
     with create_publisher(settings) as app, app.connection_for_write() as connection:
         refuse_cluster(connection, settings.broker_url)
 
 
 @beat_init.connect
 def check_beat(**_: object) -> None:
-    """End a scheduler at its start, with the reason, if its broker cannot do."""
+    """End a scheduler at its start, with the reason, if its broker can hold no queues."""
     try:
         check_broker(load_settings())
     except InvalidSettingsError as error:
@@ -117,11 +117,11 @@ def check_beat(**_: object) -> None:
 
 
 @beat_init.connect
-def end_beat_when_told(sender: Service, **_: object) -> None:
-    """Let SIGTERM and SIGINT end the scheduler wherever they find it.
+def end_beat_on_signal(sender: Service, **_: object) -> None:
+    """Let SIGTERM and SIGINT end the scheduler at any point.
 
-    Celery's own handler only raises SystemExit; where that strikes inside redis-py, an error of its
-    clearing up takes its place, which beat logs and goes on.
+    Celery's own handler only raises SystemExit; within redis-py an error of its clean-up takes its
+    place, which beat logs and goes on.
     """
 
     def end(*_: object) -> NoReturn:
@@ -136,22 +136,17 @@ def _choose_common(settings: Settings) -> dict[str, Any]:
     """What publishers and consumers must agree on."""
     arguments = choose_queue_arguments(settings.broker_url)
     return {
-        **_COMMON,
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "task_ignore_result": True,
+        "result_backend": None,
+        "task_default_queue": QUEUES[ENQUEUE],
+        "task_routes": {task: {"queue": name} for task, name in QUEUES.items()},
+        "enable_utc": True,
+        "timezone": "UTC",
         "broker_use_ssl": choose_tls(settings),
         "task_queues": [
             Queue(name, routing_key=name, queue_arguments=arguments) for name in QUEUES.values()
         ],
     }
-
-
-_COMMON: dict[str, Any] = {
-    "accept_content": ["json"],
-    "task_serializer": "json",
-    "result_serializer": "json",
-    "task_ignore_result": True,
-    "result_backend": None,
-    "task_default_queue": QUEUES[ENQUEUE],
-    "task_routes": {task: {"queue": name} for task, name in QUEUES.items()},
-    "enable_utc": True,
-    "timezone": "UTC",
-}

@@ -1,4 +1,4 @@
-"""The scheduler rings for the sweep, whatever the broker does in between."""
+"""The scheduler publishes the sweep, and survives any outage of the broker."""
 
 from typing import Any
 
@@ -17,10 +17,10 @@ class Scheduler(CeleryScheduler):
 
     @override
     def apply_entry(self, entry: ScheduleEntry, producer: object = None) -> None:
-        """The producer that is given is that of the first connection, which may be gone."""
+        """The given producer is that of the first connection, which may be gone."""
         try:
             self.apply_async(entry, producer=self.producer, advance=False)
-        except Exception as error:  # noqa: BLE001 - any broker, any failure: the next turn tries again
+        except Exception as error:  # noqa: BLE001 - any broker, any failure: the next turn retries
             OUTAGE.begin(error.__cause__ or error)
             self._forget_connection()
         else:

@@ -1,4 +1,4 @@
-"""What a worker takes from the broker. Anybody can write to it, so an entry may be anything.
+"""Reading messages. Anybody can write to the broker, so an entry may be anything.
 
 Celery and kombu raise on most of what is no task message, in the loop of the worker: it ends, the
 broker gives the message back, and the next worker ends by it. Here every entry becomes a message
@@ -33,7 +33,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class RefusedMessageError(Exception):
-    """A message that is no order for this worker; the reason quotes nothing of it."""
+    """A message that this worker cannot take; the reason quotes nothing of it."""
 
     def __init__(self, reason: str, code: str = MALFORMED) -> None:
         super().__init__(reason)
@@ -54,7 +54,7 @@ def read_named(message: Any) -> Mapping[str, object]:  # noqa: ANN401 - kombu's
         return {}
     try:
         payload = message.payload
-    except Exception:  # noqa: BLE001 - whatever it raises, there is nothing to read
+    except Exception:  # noqa: BLE001 - any error: there is nothing to read
         return {}
     if isinstance(payload, list) and len(payload) == 3:  # noqa: PLR2004 - the protocol's
         return payload[1] if isinstance(payload[1], dict) else {}
@@ -111,7 +111,7 @@ class GuardedVirtualMessage(virtual.Message):
         try:
             _weigh_envelope(payload)
             super().__init__(payload, channel=channel, **options)
-        except Exception:  # noqa: BLE001 - whatever it raises, this message alone is refused
+        except Exception:  # noqa: BLE001 - any error: this message alone is refused
             properties = _get_mapping(payload, "properties")
             tag = properties.get("delivery_tag")
             _become_unreadable(
@@ -130,7 +130,7 @@ class GuardedAmqpMessage(pyamqp.Message):
         try:
             _weigh(msg.properties.get("application_headers"), msg.body)
             super().__init__(msg, channel=channel, **options)
-        except Exception:  # noqa: BLE001 - whatever it raises, this message alone is refused
+        except Exception:  # noqa: BLE001 - any error: this message alone is refused
             _become_unreadable(
                 self,
                 headers=_get_mapping(msg.properties, "application_headers"),
@@ -158,7 +158,7 @@ def _weigh(headers: object, body: object) -> None:
     if headers is not None and not isinstance(headers, dict):
         raise RefusedMessageError("its headers are no object")
     if headers and headers.get("compression"):
-        raise RefusedMessageError("it is compressed, which nobody needs here", "message_compressed")
+        raise RefusedMessageError("it is compressed, which is not supported", "message_compressed")
     if body is not None and not isinstance(body, str | bytes | bytearray | memoryview):
         raise RefusedMessageError("its body is no text")
     if body is not None and len(body) > MOST_BODY_BYTES:
@@ -198,47 +198,42 @@ def check_message(message: Any, tasks: Collection[str]) -> None:  # noqa: ANN401
         fields, (args, kwargs, embed) = message.headers, payload
     else:
         raise RefusedMessageError("its body is neither three items nor an object with `args`")
-    _check_fields(fields, tasks)
-    if not isinstance(args, list):
-        raise RefusedMessageError("its args are no list")
-    if not isinstance(kwargs, dict):
-        raise RefusedMessageError("its kwargs are no object")
-    if embed is not None and not isinstance(embed, dict):
-        raise RefusedMessageError("its third item is no object")
-
-
-def _check_fields(fields: Mapping[str, object], tasks: Collection[str]) -> None:
     task, message_id = fields.get("task"), fields.get("id")
-    if not isinstance(task, str):
-        raise RefusedMessageError("it names no task")
-    if task not in tasks:
+    if isinstance(task, str) and task not in tasks:
         raise RefusedMessageError("there is no such task", UNKNOWN_TASK)
-    if not isinstance(message_id, str) or not 0 < len(message_id) <= LONGEST_ID:
-        raise RefusedMessageError(f"its id is no text of 1 to {LONGEST_ID} characters")
-    if not isinstance(fields.get("retries", 0), int | None):
-        raise RefusedMessageError("its retries are no number")
-    limits = fields.get("timelimit")
-    if limits and not (isinstance(limits, list) and [*map(_is_limit, limits)] == [True, True]):
-        raise RefusedMessageError("its timelimit is no pair of seconds")
-    for name in ("eta", "expires"):
-        _check_time(name, fields.get(name))
+    has_id = isinstance(message_id, str) and 0 < len(message_id) <= LONGEST_ID
+    limits = fields.get("timelimit") or [None, None]
+    for is_right, reason in (
+        (isinstance(task, str), "it names no task"),
+        (has_id, f"its id is no text of 1 to {LONGEST_ID} characters"),
+        (isinstance(fields.get("retries", 0), int | None), "its retries are no number"),
+        (
+            isinstance(limits, list) and [*map(_is_limit, limits)] == [True, True],
+            "its timelimit is no pair of seconds",
+        ),
+        (_is_time(fields.get("eta")), "its eta is no time"),
+        (_is_time(fields.get("expires")), "its expires is no time"),
+        (isinstance(args, list), "its args are no list"),
+        (isinstance(kwargs, dict), "its kwargs are no object"),
+        (isinstance(embed, dict | None), "its third item is no object"),
+    ):
+        if not is_right:
+            raise RefusedMessageError(reason)
 
 
 def _is_limit(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float | None):
-        return False
-    return value is None or (isfinite(value) and value > 0)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value is None or (is_number and isfinite(value) and value > 0)  # type: ignore[arg-type,operator]  # a number
 
 
-def _check_time(name: str, value: object) -> None:
+def _is_time(value: object) -> bool:
+    """Whether Celery can use it later: years of 1 or 9999 may fail only there."""
     if value is None:
-        return
+        return True
     try:
-        if not isinstance(value, str):
-            raise TypeError  # noqa: TRY301 - one reason for all
-        # As Celery does later: years of 1 or 9999 may fail only there.
-        moment = maybe_iso8601(value)
-        assert moment is not None  # noqa: S101 - of text, it raises or reads it
-        timezone.to_system(maybe_make_aware(moment)).timestamp()
+        moment = maybe_iso8601(value) if isinstance(value, str) else None
+        if moment is not None:
+            timezone.to_system(maybe_make_aware(moment)).timestamp()
     except (ValueError, TypeError, AttributeError, OverflowError, OSError):
-        raise RefusedMessageError(f"its {name} is no time") from None
+        return False
+    return moment is not None

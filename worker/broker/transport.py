@@ -1,4 +1,4 @@
-"""How this project speaks to each kind of broker: options, TLS, and the type of its queues."""
+"""Options of each kind of broker: TLS, timeouts, and the type of its queues."""
 
 import ssl
 from dataclasses import dataclass, field
@@ -11,20 +11,20 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker.ground.errors import InvalidSettingsError, Violation
-from worker.ground.setting_faults import mask_url
+from worker.ground.log import mask_url
 from worker.ground.settings import Settings
 
 AMQP = ("amqp://", "amqps://")
 SENTINEL = "sentinel://"
-# Of a publisher: each wait is short, for the sweep rings again.
-PATIENCE_SECONDS = 1
+# Of a publisher: each timeout is short, for the sweep publishes again.
+PUBLISHER_SECONDS = 1
 
 log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass
 class Outage:
-    """Says once that the broker is away, and once that it is back, however often it is tried."""
+    """Logs once that the broker is unavailable, and once that it is back."""
 
     is_on: bool = False
     _lock: Lock = field(default_factory=Lock, repr=False)
@@ -32,8 +32,8 @@ class Outage:
     def begin(self, error: BaseException) -> None:
         with self._lock:
             was_on, self.is_on = self.is_on, True
-        say = log.debug if was_on else log.warning
-        say("broker_unavailable", reason=f"{type(error).__name__}: {error}")
+        write = log.debug if was_on else log.warning
+        write("broker_unavailable", reason=f"{type(error).__name__}: {error}")
 
     def end(self) -> None:
         with self._lock:
@@ -51,7 +51,7 @@ def is_amqp(broker_url: str) -> bool:
 
 
 def choose_queue_arguments(broker_url: str) -> dict[str, str] | None:
-    """RabbitMQ's queues are replicated ones; a wish outlives the loss of a node."""
+    """RabbitMQ's queues are replicated: a job request outlives the loss of a node."""
     return {"x-queue-type": "quorum"} if is_amqp(broker_url) else None
 
 
@@ -75,7 +75,7 @@ def is_redis(broker_url: str) -> bool:
 def refuse_cluster(connection: Connection, broker_url: str) -> None:
     """Raise InvalidSettingsError for a Redis Cluster, whose nodes each hold some of the keys.
 
-    A broker that is away is no reason not to start.
+    A broker that is unavailable does not prevent the start.
     """
     if not is_redis(broker_url):
         return
@@ -99,8 +99,8 @@ def choose_consumer_options(settings: Settings) -> dict[str, Any]:
     lease = settings.lease_seconds.total_seconds()
     return {
         "visibility_timeout": lease,
-        # By itself kombu looks for messages of dead workers on each tenth of its looks, that is
-        # every 100 s, and whoever dies while looking keeps all others from it for 300 s.
+        # By default kombu looks for messages of dead workers at every tenth check, that is every
+        # 100 s, and a worker that dies meanwhile keeps all others from it for 300 s.
         "unacked_restore_interval": settings.sweep_seconds.total_seconds(),
         "unacked_restore_throttle": 1,
         "unacked_mutex_expire": lease,
@@ -111,12 +111,15 @@ def choose_consumer_options(settings: Settings) -> dict[str, Any]:
 
 
 def choose_publisher_options(settings: Settings) -> dict[str, Any]:
-    """Every wait is short, and nothing is repeated."""
+    """Every timeout is short, and nothing is repeated."""
     if is_amqp(settings.broker_url):
-        return {"read_timeout": PATIENCE_SECONDS, "write_timeout": PATIENCE_SECONDS}
+        return {
+            "read_timeout": PUBLISHER_SECONDS,
+            "write_timeout": PUBLISHER_SECONDS,
+        }
     return {
-        "socket_connect_timeout": PATIENCE_SECONDS,
-        "socket_timeout": PATIENCE_SECONDS,
+        "socket_connect_timeout": PUBLISHER_SECONDS,
+        "socket_timeout": PUBLISHER_SECONDS,
         "max_retries": 0,
         **_choose_sentinel(settings),
     }
@@ -125,10 +128,10 @@ def choose_publisher_options(settings: Settings) -> dict[str, Any]:
 def _choose_sentinel(settings: Settings) -> dict[str, Any]:
     if not settings.broker_url.startswith(SENTINEL):
         return {}
-    # redis-py asks each sentinel that is away again and again, for seconds: the next one knows too.
-    patience = {
-        "socket_connect_timeout": PATIENCE_SECONDS,
-        "socket_timeout": PATIENCE_SECONDS,
+    # redis-py retries each unavailable sentinel for seconds: the next one knows as well.
+    timeouts = {
+        "socket_connect_timeout": PUBLISHER_SECONDS,
+        "socket_timeout": PUBLISHER_SECONDS,
         "retry": Retry(NoBackoff(), 0),
     }
-    return {"master_name": settings.broker_sentinel_master, "sentinel_kwargs": patience}
+    return {"master_name": settings.broker_sentinel_master, "sentinel_kwargs": timeouts}

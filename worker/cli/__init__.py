@@ -52,7 +52,7 @@ from worker.cli.trial import demo, emulator
 from worker.cli.watch import refresh_logs
 from worker.ground.db import describe_database_error
 from worker.ground.errors import DaemonError, ExtendVideoError, ViolationsError
-from worker.ground.setting_faults import mask_url
+from worker.ground.log import mask_url
 from worker.ground.settings import load_settings
 from worker.ops.story import read_story
 from worker.runtime import build_runtime

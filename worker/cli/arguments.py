@@ -12,10 +12,9 @@ import typer
 
 from worker.fal.extend_video import parse_field
 from worker.fal.options import parse_option
-from worker.ground.clock import read_clock
+from worker.ground.clock import read_clock, read_moment
 from worker.ground.data_uri import is_data_uri
 from worker.ground.errors import InvalidInputError, Violation
-from worker.ground.moments import read_moment
 
 OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 

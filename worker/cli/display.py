@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from worker.fal.progress import list_new
+from worker.ground.clock import format_duration
 from worker.ground.errors import ViolationsError
-from worker.ground.moments import format_duration
 from worker.jobs.queries import JobLine
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Event, Job

@@ -16,8 +16,8 @@ from worker.cli import display
 from worker.cli.arguments import FAILED, INTERRUPTED, OK, read_file
 from worker.cli.watch import watch_job
 from worker.ground.errors import InvalidInputError, Violation
-from worker.ground.traces import trace_since
-from worker.ground.violations import show_value
+from worker.ground.tracing import trace_since
+from worker.ground.validation import show_value
 from worker.jobs.states import JobState
 from worker.runtime import Runtime
 from worker.stages.enqueue import JobRequest, enqueue_job

@@ -12,7 +12,7 @@ from worker.cli.arguments import Json, SetFields, read_fields
 from worker.cli.order import place_request
 from worker.cli.progress import show_progress
 from worker.ground.errors import InvalidInputError, InvalidSidecarError, JobNotFoundError, Violation
-from worker.ground.violations import show_value
+from worker.ground.validation import show_value
 from worker.media.sidecar import Sidecar, parse_sidecar
 from worker.ops.story import read_story
 from worker.runtime import Runtime, build_runtime

@@ -9,8 +9,7 @@ import typer
 from worker.cli import display
 from worker.cli.arguments import Json
 from worker.cli.shell import DryRun
-from worker.ground.clock import read_clock
-from worker.ground.moments import read_moment
+from worker.ground.clock import read_clock, read_moment
 from worker.runtime import build_runtime
 from worker.stages.restore import Restored
 

@@ -7,9 +7,8 @@ from uuid import UUID
 
 import typer
 
-from worker.ground.clock import read_clock
+from worker.ground.clock import read_clock, read_moment
 from worker.ground.errors import InvalidInputError, Violation
-from worker.ground.moments import read_moment
 from worker.jobs.queries import JobFilter, parse_label
 from worker.jobs.states import JobState
 

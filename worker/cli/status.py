@@ -10,9 +10,8 @@ import typer
 from worker.broker.app import QUEUES
 from worker.cli import display
 from worker.cli.arguments import FAILED, OK
-from worker.ground.clock import read_clock
+from worker.ground.clock import format_duration, read_clock
 from worker.ground.log import configure_logging
-from worker.ground.moments import format_duration
 from worker.ground.settings import Settings, list_secrets, load_settings
 from worker.jobs.workers import list_workers
 from worker.ops.measures import Measures, list_seen, read_measures

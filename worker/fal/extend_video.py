@@ -39,7 +39,7 @@ from worker.fal.field_types import (
     VideoUrl,
     VideoWriteMode,
 )
-from worker.ground import violations
+from worker.ground import validation as violations
 from worker.ground.errors import Finding, InvalidResultError
 
 MEASURES = ("width", "height", "fps", "duration", "num_frames")

@@ -16,7 +16,7 @@ import httpx
 from pydantic import JsonValue, SecretStr
 
 from worker.fal.completion import make_storable
-from worker.ground.deadline import call_within
+from worker.ground.clock import call_within
 from worker.ground.network import read_network
 
 TIMEOUT = httpx.Timeout(connect=5, write=10, read=20, pool=5)

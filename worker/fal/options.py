@@ -20,7 +20,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from worker.ground import violations
+from worker.ground import validation as violations
 
 MAX_START_TIMEOUT = timedelta(days=7)
 # fal takes less. A result has to outlive webhook, poll and download: it is paid for.

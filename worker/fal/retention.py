@@ -5,7 +5,7 @@ from datetime import timedelta
 
 from pydantic import JsonValue
 
-from worker.ground.backoff import RETENTION
+from worker.ground.clock import RETENTION
 
 # Of a result of 10 KB or more; with stored payloads longer, but never in sync mode.
 LARGE_RETENTION = timedelta(minutes=6)

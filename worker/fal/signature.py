@@ -22,7 +22,7 @@ import httpx
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from worker.ground.deadline import call_within
+from worker.ground.clock import call_within
 from worker.ground.errors import InvalidSignatureError, KeysUnavailableError
 
 WINDOW = timedelta(seconds=300)

@@ -28,7 +28,7 @@ from worker.fal.transfer import (
     send_slices,
     slice_file,
 )
-from worker.ground.backoff import Backoff
+from worker.ground.clock import Backoff
 from worker.ground.errors import UploadRefusedError, UploadUnavailableError
 
 MIB = 1024 * 1024

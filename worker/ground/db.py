@@ -35,7 +35,7 @@ BUSY_TIMEOUT_MS = 10_000
 WAL_PAUSE_SECONDS = 0.02
 CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 10_000
-# A machine that is gone says nothing, not even that: the kernel asks it, and tells within 30 s.
+# A machine that is gone sends nothing: the kernel probes it, and reports that within 30 s.
 PEER_CHECKS = {
     "tcp_user_timeout": 20_000,
     "keepalives_idle": 10,
@@ -49,10 +49,10 @@ PROGRAM = "extend-video"
 _ALONE = {"isolation_level": "AUTOCOMMIT"}
 
 
-# What is raised by a database that is away, locked, read-only after a failover, or breaks a
+# Raised by a database that is unavailable, locked, read-only after a failover, or breaks a
 # deadlock: the same statement may succeed soon.
 AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
-# What is raised for a value that cannot be written: by the database, or while it is encoded.
+# Raised for a value that cannot be written: by the database, or while it is encoded.
 REFUSED = (SQLAlchemyError, ValueError, OverflowError)
 
 
@@ -114,15 +114,15 @@ class Database:
 
 
 def describe_database_error(error: Exception) -> str:
-    """The first line of what the database said: the next ones may quote a row."""
+    """The first line of the database's message: the next ones may quote a row."""
     return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def will_repeat(error: Exception) -> bool:
-    """Whether the same write fails however often it is tried: the database refuses its values.
+    """Whether the same write fails at every retry: the database refuses its values.
 
-    A unique index is no such refusal: of two that adopt one request at once, the loser sees at its
-    next try that it is. Nor is a missing table, or a permission: somebody puts them right.
+    A unique index is no such refusal: of two that adopt one request at once, the second one sees it
+    at its next try. Nor is a missing table, or a permission: an operator can fix these.
     """
     orig = getattr(error, "orig", None)
     if isinstance(error, IntegrityError):
@@ -133,7 +133,7 @@ def will_repeat(error: Exception) -> bool:
 
 
 def name_sqlite(path: Path) -> str:
-    """The URL of a SQLite file, whatever characters its path has."""
+    """The URL of a SQLite file, with any characters in its path."""
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
@@ -145,12 +145,12 @@ def _engine_options(url: URL, pool_size: int, program: str) -> dict[str, Any]:
         "fallback_application_name": program,
         **PEER_CHECKS,
     }
-    # What the operator's URL says comes first.
+    # The operator's URL takes precedence.
     arguments = {name: value for name, value in ours.items() if name not in url.query}
     return {
         "pool_size": pool_size,
         "pool_timeout": CONNECT_TIMEOUT_S,
-        # Whatever PGCLIENTENCODING says.
+        # Not PGCLIENTENCODING.
         "connect_args": {**arguments, "client_encoding": "utf8"},
     }
 
@@ -174,7 +174,7 @@ _OPTION = re.compile(r"(?:-c\s*|--)([\w.-]+)=((?:\\.|[^\s\\])*)")
 
 
 def _set_parameters(engine: Engine, named: Mapping[str, str]) -> None:
-    """Let no statement take longer than its bound, nor speak of times in another zone than UTC.
+    """Give each statement a time limit, and show times in UTC.
 
     A connection of our own keeps what is set. Behind a pooler (PgBouncer, which shows a process id
     that is not the server's) the next transaction may run on another one, and what we set there
@@ -214,7 +214,7 @@ def _write_setting(wanted: Mapping[str, str], is_local: str) -> str:
 
 
 def _check_encoding(engine: Engine) -> None:
-    """Use no database that cannot store every text: some paid result would never be recorded.
+    """Refuse a database that cannot store every text: some paid result would never be recorded.
 
     The server states its encoding at each connection, so that it costs no statement.
     """
@@ -242,9 +242,9 @@ def _leave_read_only(engine: Engine) -> None:
 
 
 def _check_rested(engine: Engine) -> None:
-    """Ask a connection that has rested whether it still lives, and not before each transaction.
+    """Ping a connection before its use if it was idle for a while.
 
-    As SQLAlchemy's own `pool_pre_ping` does, which asks each time.
+    SQLAlchemy's own `pool_pre_ping` does so before each transaction.
     """
 
     @event.listens_for(engine, "checkin")

@@ -1,39 +1,37 @@
 """Structured logging: JSON for programs, colour for a terminal; one line per fact, no secrets."""
 
 import logging
+import re
 import sys
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Literal, TypeAlias
 
 import structlog
+from pydantic import SecretBytes, SecretStr
 from structlog.typing import EventDict
-
-from worker.ground.masking import make_masker
 
 LogFormat = Literal["auto", "json", "text"]
 
-QUIETER = (
+LEAST_LEVELS = {
     # They log each URL, and a webhook URL holds its token.
-    "httpx",
-    "httpcore",
+    "httpx": logging.WARNING,
+    "httpcore": logging.WARNING,
     # Three lines for every sweep that found nothing.
-    "celery.beat",
-    "celery.worker.strategy",
+    "celery.beat": logging.WARNING,
+    "celery.worker.strategy": logging.WARNING,
     # The body of each message, at level debug.
-    "celery.pool",
-)
-QUIETEST = (
-    # Of a refused message it would add a traceback to our own line.
-    "celery.app.trace",
-    # A line for each try to reach a broker that is away; `broker_unavailable` says it once.
-    "celery.worker.consumer.consumer",
-)
+    "celery.pool": logging.WARNING,
+    # A traceback beside our own line on a refused message.
+    "celery.app.trace": logging.ERROR,
+    # A line for each reconnection; `broker_unavailable` is logged once.
+    "celery.worker.consumer.consumer": logging.ERROR,
+}
 
 
 def configure_logging(level: str, log_format: LogFormat, secrets: Iterable[str] = ()) -> None:
     """Send both structlog and the standard library's loggers to stderr in one format.
 
-    `secrets` are masked wherever they stand, besides what is masked anyway.
+    `secrets` are masked wherever they occur, besides what is masked anyway.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -47,6 +45,14 @@ def configure_logging(level: str, log_format: LogFormat, secrets: Iterable[str] 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+    renderers: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer()]
+    if log_format == "text" or (log_format == "auto" and sys.stderr.isatty()):
+        console = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # Not rich's: it prints local variables, and these hold keys and tokens.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+        renderers = [_escape_values, console]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -56,17 +62,15 @@ def configure_logging(level: str, log_format: LogFormat, secrets: Iterable[str] 
                 # Masked after the traceback has become text, and before anything is written.
                 structlog.processors.format_exc_info,
                 make_masker(secrets),
-                *_choose_renderers(log_format),
+                *renderers,
             ],
         )
     )
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for name in QUIETER:
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in QUIETEST:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name, least in LEAST_LEVELS.items():
+        logging.getLogger(name).setLevel(least)
 
 
 def join_host_logging() -> None:
@@ -81,7 +85,7 @@ def join_host_logging() -> None:
 
 
 def escape_unprintable(text: str, kept: str = "") -> str:
-    """The text without line breaks and a terminal's control sequences, written as in Python."""
+    """The text with line breaks and a terminal's control sequences escaped as in Python."""
     if text.isprintable():
         return text
     return "".join(
@@ -91,7 +95,7 @@ def escape_unprintable(text: str, kept: str = "") -> str:
 
 
 def _escape_values(_logger: object, _method: str, fact: EventDict) -> EventDict:
-    """So that a text of others is one line and stays text; JSON escapes by itself."""
+    """Keep foreign text on one line, as text; JSON escapes by itself."""
     return {
         name: escape_unprintable(value, kept="\n" if name == "exception" else "")
         if isinstance(value, str)
@@ -100,12 +104,90 @@ def _escape_values(_logger: object, _method: str, fact: EventDict) -> EventDict:
     }
 
 
-def _choose_renderers(log_format: LogFormat) -> list[structlog.typing.Processor]:
-    if log_format == "text" or (log_format == "auto" and sys.stderr.isatty()):
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            # Not rich's: it prints local variables, and these hold keys and tokens.
-            exception_formatter=structlog.dev.plain_traceback,
-        )
-        return [_escape_values, renderer]
-    return [structlog.processors.JSONRenderer()]
+# ------------------------------------------------------------------ masking: by type, name, form
+
+MASK = "****"
+# Shorter ones would mask parts of usual words.
+SHORTEST_SECRET = 6
+DEEPEST = 6
+_NAMES = re.compile(
+    r"(?i)(^|_)(token|secret|password|passwd|authorization|cookie|credentials?|api_key|fal_key)(_|$)"
+    r"|^key$"
+)
+Form: TypeAlias = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
+"""What a secret looks like, and what is shown instead."""
+FORMS: tuple[Form, ...] = (
+    # A webhook's URL is as good as its token.
+    (re.compile(r"(/webhooks/fal/)[^/?#\s\"'\\]+"), rf"\1{MASK}"),
+    (
+        # Possessive, or the spaces of a long text would be tried in every division.
+        re.compile(
+            r"(?i)\b(authorization['\"]?\s*+[:=]\s*+(?:b?['\"])?+(?:(?:key|bearer|basic)\b)?+\s*+)"
+            r"[^\s'\",}]+"
+        ),
+        rf"\1{MASK}",
+    ),
+    # fal's keys: an id, a colon, and the secret half.
+    (re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}:[0-9A-Za-z]{16,}"), MASK),
+    (re.compile(r"(://[^:/@\s]*:)[^@/\s]+(?=@)"), rf"\1{MASK}"),
+    (re.compile(r"(?i)(\bpassword=)[^&\s'\"]+"), rf"\1{MASK}"),
+)  # fmt: skip - one pattern a line
+
+Processor = Callable[[Any, str, MutableMapping[str, Any]], MutableMapping[str, Any]]
+
+
+def compile_secrets(secrets: Iterable[str]) -> re.Pattern[str] | None:
+    """A pattern of our own secrets, the longest first; None if there are none."""
+    known = sorted({one for one in secrets if len(one) >= SHORTEST_SECRET}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, known))) if known else None
+
+
+def make_masker(secrets: Iterable[str] = ()) -> Processor:
+    """A processor for structlog that masks what is, is called, or looks like a secret."""
+    pattern = compile_secrets(secrets)
+
+    def mask(_logger: object, _method: str, fact: MutableMapping[str, Any]) -> dict[str, Any]:
+        return {
+            name: MASK if _NAMES.search(name) and value else mask_value(value, pattern)
+            for name, value in fact.items()
+        }
+
+    return mask
+
+
+def mask_value(value: object, pattern: re.Pattern[str] | None = None, depth: int = 0) -> object:
+    """The value without secrets, however deep; what holds none is returned as it is."""
+    match value:
+        case bool() | int() | float() | None:
+            return value
+        case _ if depth > DEEPEST or isinstance(value, SecretStr | SecretBytes):
+            return MASK
+        case str():
+            return mask_text(value, pattern)
+        case Mapping():
+            return {
+                name: MASK if _NAMES.search(str(name)) else mask_value(inner, pattern, depth + 1)
+                for name, inner in value.items()
+            }
+        case list() | tuple() | set() | frozenset():
+            return [mask_value(inner, pattern, depth + 1) for inner in value]
+        case _:
+            return mask_text(repr(value), pattern)
+
+
+def mask_text(
+    text: str, pattern: re.Pattern[str] | None = None, forms: Iterable[Form] = FORMS
+) -> str:
+    """The text without what matches `pattern` (see `compile_secrets`) or one of the forms."""
+    for form, shown in forms:
+        text = form.sub(shown, text)
+    return text if pattern is None else pattern.sub(MASK, text)
+
+
+def mask_url(url: str) -> str:
+    """A setting's URL, however malformed: all that could be a password is masked."""
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    user, at, place = rest.rpartition("@")
+    if ":" in user:
+        rest = f"{user.partition(':')[0]}:{MASK}{at}{place}"
+    return re.sub(r"(?i)(password=)[^&]*", rf"\1{MASK}", f"{scheme}{mark}{rest}")

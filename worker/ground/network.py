@@ -1,16 +1,18 @@
-"""The way out of this machine: proxies and certificate authorities, the same for every HTTP client.
+"""Proxies and certificate authorities, by the usual variables, the same for every HTTP client.
 
-They are the usual variables of the environment. API, uploads and downloads read them here, so that
-a network that needs them carries a job to its end or submits nothing.
+API, uploads and downloads read them here, so that a network that needs them carries a job to its
+end or submits nothing.
 """
 
 import os
 import re
 import ssl
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from functools import partial
+from ipaddress import ip_address, ip_network
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 import certifi
@@ -18,9 +20,11 @@ import httpx
 from typing_extensions import override
 
 from worker.ground.errors import InvalidSettingsError, Violation
+from worker.ground.log import MASK
 
 SCHEMES = ("http", "https", "all")
 DEFAULT_PORTS = {"http": 80, "https": 443}
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class Proxy:
 
     @property
     def authorization(self) -> dict[str, str]:
-        """The header that opens it, if it asks for a user."""
+        """The header that it needs if its URL has a user."""
         parts = urlsplit(self.url)
         if parts.username is None:
             return {}
@@ -49,7 +53,7 @@ class Network:
     """Which proxy leads to a host, and whose certificates are believed."""
 
     proxies: Mapping[str, Proxy]
-    """By the scheme of what is asked for, or `all`."""
+    """By the scheme of the requested URL, or `all`."""
     exempt: tuple[str, ...] = ()
     ca_file: str | None = None
     ca_directory: str | None = None
@@ -73,22 +77,31 @@ class Network:
 
 
 def read_network(environ: Mapping[str, str] = os.environ) -> Network:
-    """From the environment, capitals or not. InvalidSettingsError names each wrong variable."""
+    """From the environment, in capitals or not. InvalidSettingsError names each wrong variable."""
     wrong: list[Violation] = []
     proxies = dict[str, Proxy]()
     for scheme in SCHEMES:
         name, value = _read(environ, f"{scheme}_proxy")
         if value:
-            url = value if "://" in value else f"http://{value}"
-            proxies[scheme] = Proxy(url)
-            if not _is_proxy(url):
+            proxies[scheme] = Proxy(value if "://" in value else f"http://{value}")
+            if not _is_proxy(proxies[scheme].url):
+                user, at, place = value.rpartition("@")
+                shown = f"{user.partition('://')[0]}://{MASK}{at}{place}" if user else value
                 allowed = "must be an http:// URL of a proxy, such as http://proxy:3128"
-                wrong.append(Violation(name, _hide_user(value), allowed))
-    _, exempt = _read(environ, "no_proxy")
-    entries = tuple(entry.strip().lower() for entry in exempt.split(",") if entry.strip())
-    ca_file, ca_directory = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
-    network = Network(proxies, entries, ca_file or None, ca_directory or None)
-    wrong += _check_authorities(network)
+                wrong.append(Violation(name, shown, allowed))
+    exempt = _read(environ, "no_proxy")[1].lower().split(",")
+    entries = tuple(entry.strip() for entry in exempt if entry.strip())
+    ca_file = environ.get("SSL_CERT_FILE") or None
+    ca_directory = environ.get("SSL_CERT_DIR") or None
+    network = Network(proxies, entries, ca_file, ca_directory)
+    if ca_directory and not os.path.isdir(ca_directory):  # noqa: PTH112 - any text
+        wrong.append(Violation("SSL_CERT_DIR", ca_directory, "must be a directory"))
+    elif ca_file:
+        try:
+            network.build_tls()
+        except (OSError, ValueError) as error:
+            allowed = f"must be a readable file of certificates in PEM: {error}"
+            wrong.append(Violation("SSL_CERT_FILE", ca_file, allowed))
     if wrong:
         raise InvalidSettingsError(tuple(wrong))
     return network
@@ -140,62 +153,32 @@ def _is_proxy(url: str) -> bool:
     return parts.scheme == "http" and bool(parts.hostname)
 
 
-def _hide_user(value: str) -> str:
-    user, at, place = value.rpartition("@")
-    return f"{user.partition('://')[0]}://****{at}{place}" if user else value
-
-
-def _check_authorities(network: Network) -> list[Violation]:
-    if network.ca_directory and not os.path.isdir(network.ca_directory):  # noqa: PTH112 - any text
-        return [Violation("SSL_CERT_DIR", network.ca_directory, "must be a directory")]
-    if network.ca_file:
-        try:
-            network.build_tls()
-        except (OSError, ValueError) as error:
-            allowed = f"must be a readable file of certificates in PEM: {error}"
-            return [Violation("SSL_CERT_FILE", network.ca_file, allowed)]
-    return []
-
-
 def _exempts(entry: str, host: str, port: int) -> bool:
     """Whether an entry of NO_PROXY means the host: `*`, an address or network, or a domain.
 
-    A domain means what is below it, too; a port after it means just this one.
+    A domain includes its subdomains; with a port it means that port alone.
     """
     if entry == "*":
         return True
     entry = entry.rpartition("://")[2]
     host = host.strip("[]").lower()
-    network = _parse_network(entry)
+    network = _parse(
+        partial(ip_network, strict=False), re.sub(r"^\[([^\]]*)\](?=$|/)", r"\1", entry)
+    )
     if network is not None:
-        address = _parse_address(host)
+        address = _parse(ip_address, host)
         return address is not None and address in network
-    name, of_port = _split_port(entry)
-    if of_port not in {None, port}:
-        return False
-    name = name.removeprefix("*").removeprefix(".")
-    return host == name or host.endswith(f".{name}")
-
-
-def _parse_network(entry: str) -> IPv4Network | IPv6Network | None:
-    bare = re.sub(r"^\[([^\]]*)\](?=$|/)", r"\1", entry)
-    try:
-        return ip_network(bare, strict=False)
-    except ValueError:
-        return None
-
-
-def _parse_address(host: str) -> IPv4Address | IPv6Address | None:
-    try:
-        return ip_address(host)
-    except ValueError:
-        return None
-
-
-def _split_port(entry: str) -> tuple[str, int | None]:
     try:
         parts = urlsplit(f"//{entry}")
-        name, port = parts.hostname, parts.port
+        name, of_port = parts.hostname or entry, parts.port
     except ValueError:
-        return entry, None
-    return name or entry, port
+        name, of_port = entry, None
+    name = name.removeprefix("*").removeprefix(".")
+    return of_port in {None, port} and (host == name or host.endswith(f".{name}"))
+
+
+def _parse(read: Callable[[str], V], text: str) -> V | None:
+    try:
+        return read(text)
+    except ValueError:
+        return None

@@ -1,6 +1,6 @@
 """The schema of the job table: bring it up to date, and say whether it is.
 
-Every process asks at its start, and few migrate: Alembic, a tenth of what a start takes, is loaded
+Each process checks it at its start, and few migrate: Alembic, a tenth of the start time, is loaded
 by these alone.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from alembic.config import Config
 
 SCRIPTS = Path(migrations.__file__).parent
-MIGRATOR_PATIENCE = timedelta(seconds=60)
+LOCK_TIMEOUT = timedelta(seconds=60)
 
 
 def build_config(database_url: str) -> "Config":
@@ -33,7 +33,7 @@ def build_config(database_url: str) -> "Config":
     return config
 
 
-def upgrade_schema(database_url: str, *, patience: timedelta = MIGRATOR_PATIENCE) -> str:
+def upgrade_schema(database_url: str, *, patience: timedelta = LOCK_TIMEOUT) -> str:
     """Run the missing migrations; returns the revision the schema then has.
 
     Another migrator, or a table in use, is waited for as long as `patience`. Raises

@@ -1,47 +1,159 @@
 """Settings from the environment or `.env`: one frozen value, read once, checked at start.
 
-The names are fixed by the contract with operators; the README's table is tested against this class.
+`NAME_FILE` names a file that holds the value of the setting `NAME`, as the secrets of Docker,
+Kubernetes and systemd do. The names are fixed by the contract with operators;
+docs/configuration.md is generated from this class.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from psycopg.pq import Conninfo
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SecretStr,
     ValidationError,
     field_serializer,
 )
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+from typing_extensions import override
 
 from worker.ground.errors import InvalidSettingsError, Violation
+from worker.ground.log import MASK, mask_url
 from worker.ground.network import read_network
-from worker.ground.setting_faults import describe_missing, describe_violation, mask_url
-from worker.ground.setting_files import FiledSettings
-from worker.ground.setting_types import (
-    DEFAULT_LAYOUT,
-    MAX_WEBHOOK_BYTES,
-    MOST_INLINE_BYTES,
-    MOST_UPLOAD_BYTES,
-    HttpUrl,
-    Key,
-    Seconds,
-    UnknownPolicy,
-    check_broker_url,
-    check_database_url,
-    check_endpoint,
-    check_file,
-    check_long,
-    check_password_hash,
-    check_secrets,
-)
+
+MAX_SECONDS = 7 * 24 * 3600
+MOST_FILE_BYTES = 64 * 1024
+SHORTEST_TOKEN = 16
+# As long as the digest that it is the key of.
+SHORTEST_SECRET = 32
+DEFAULT_LAYOUT = "{yyyy}/{mm}/{dd}/{job_id}.{ext}"
 
 
-class Settings(FiledSettings):
-    """Every setting, with its unit, bound and meaning."""
+class UnknownPolicy(StrEnum):
+    """What follows once an unknown submission is confirmed as not accepted."""
+
+    RESUBMIT = "resubmit"
+    HOLD = "hold"
+
+
+# ------------------------------------------------------------------ types: errors say "must be ..."
+
+
+def read_seconds(value: object) -> timedelta:
+    """Seconds as text or number; nothing else, so that `1h` is refused instead of guessed."""
+    try:
+        seconds = value.total_seconds() if isinstance(value, timedelta) else float(str(value))
+    except ValueError:
+        seconds = float("nan")
+    if not 1 <= seconds <= MAX_SECONDS:
+        raise ValueError(f"a number of seconds from 1 to {MAX_SECONDS}")
+    return timedelta(seconds=seconds)
+
+
+def check_http_url(value: str) -> str:
+    """Stricter than pydantic's own type, which takes a user, a query and a fragment, too."""
+    is_url = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value) is not None
+    try:
+        _ = urlsplit(value).port
+    except ValueError:
+        is_url = False
+    if not is_url:
+        raise ValueError("an http:// or https:// URL without user, query and fragment")
+    return value.rstrip("/")
+
+
+def check_key(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
+        raise ValueError("visible ASCII characters without spaces and line ends")
+    return value
+
+
+def check_long(value: SecretStr) -> SecretStr:
+    """A secret that opens a page on the internet has to be hard to guess."""
+    if len(value.get_secret_value()) < SHORTEST_TOKEN:
+        raise ValueError(f"at least {SHORTEST_TOKEN} characters")
+    return value
+
+
+def check_secrets(value: SecretStr) -> SecretStr:
+    """A comma list; each of them is as good as the others."""
+    if min(map(len, value.get_secret_value().split(","))) < SHORTEST_SECRET:
+        raise ValueError(f"a comma list of secrets with at least {SHORTEST_SECRET} characters each")
+    return value
+
+
+def check_password_hash(value: SecretStr) -> SecretStr:
+    """As `werkzeug.security.generate_password_hash` writes it."""
+    form = r"(scrypt:[0-9]+:[0-9]+:[0-9]+|pbkdf2:sha(256|512):[0-9]+)\$[^$\s]+\$[0-9a-f]+"
+    if not re.fullmatch(form, value.get_secret_value()):
+        raise ValueError(
+            "a hash of werkzeug's: scrypt:N:R:P$SALT$HASH or pbkdf2:sha256:N$SALT$HASH"
+        )
+    return value
+
+
+def check_database_url(value: str) -> str:
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError):
+        url = make_url("none://")
+    if url.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
+        raise ValueError("sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    unknown = sorted(url.query.keys() - known)
+    if unknown and url.drivername == "postgresql+psycopg":
+        raise ValueError(
+            f"without {', '.join(unknown)}, which libpq does not know; settings of the server "
+            "go into options=, such as options=-csearch_path%3DNAME"
+        )
+    return value
+
+
+def check_broker_url(value: str) -> str:
+    if not re.match(r"(rediss?|amqps?|sentinel)://|redis\+socket://", value):
+        raise ValueError("a redis://, rediss://, sentinel:// or amqp:// URL")
+    return value
+
+
+def check_file(value: str) -> str:
+    try:
+        Path(value).open("rb").close()
+    except (OSError, ValueError):
+        raise ValueError("a readable file") from None
+    return value
+
+
+def check_endpoint(value: str) -> str:
+    """Of extend-video's family, a variant such as `/lora` too: no other takes these fields."""
+    if not re.fullmatch(r"(\w[\w.-]*/){2,}extend-video(/\w[\w.-]*)?", value):
+        raise ValueError("an extend-video endpoint such as owner/app/extend-video")
+    return value
+
+
+Seconds = Annotated[timedelta, BeforeValidator(read_seconds)]
+Key = Annotated[SecretStr, AfterValidator(check_key)]
+HttpUrl = Annotated[str, AfterValidator(check_http_url)]
+
+
+class Settings(BaseSettings):
+    """Every setting, with its unit, bounds and meaning."""
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -50,208 +162,178 @@ class Settings(FiledSettings):
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
     database_url: Annotated[str, AfterValidator(check_database_url)] = Field(
-        "sqlite:///extend-video.db",
-        description="SQLAlchemy URL of the job table; PostgreSQL in production",
-        repr=False,
+        "sqlite:///extend-video.db", repr=False
     )
+    """SQLAlchemy URL of the job table: `sqlite:///FILE`, or in production
+    `postgresql+psycopg://USER:PASSWORD@HOST/NAME`."""
     broker_url: Annotated[str, AfterValidator(check_broker_url)] = Field(
-        "redis://127.0.0.1:6379/0",
-        description="Celery broker: Redis, Valkey or RabbitMQ",
-        repr=False,
+        "redis://127.0.0.1:6379/0", repr=False
     )
-    fal_key: Key | None = Field(
-        None, description="fal key; or FAL_KEY_ID and FAL_KEY_SECRET, which are joined with a colon"
-    )
-    fal_key_id: Key | None = Field(None, description="first half of the fal key")
-    fal_key_secret: Key | None = Field(None, description="second half of the fal key")
-    fal_endpoint: Annotated[str, AfterValidator(check_endpoint)] = Field(
-        "fal-ai/ltx-2.3-22b/extend-video",
-        description="model endpoint: owner/app/extend-video, or a variant below it",
-    )
-    fal_queue_url: HttpUrl = Field("https://queue.fal.run", description="queue API base")
-    fal_rest_url: HttpUrl = Field("https://rest.fal.ai", description="storage API base")
-    fal_cdn_url: HttpUrl = Field("https://v3.fal.media", description="CDN upload base")
-    fal_platform_url: HttpUrl = Field("https://api.fal.ai/v1", description="platform API base")
-    fal_jwks_url: HttpUrl = Field(
-        "https://rest.fal.ai/.well-known/jwks.json", description="webhook signing keys"
-    )
-    fal_user_id: str | None = Field(
-        None, description="if set, webhooks of another fal user id are refused"
-    )
-    fal_media_hosts: str = Field(
-        "*.fal.media",
-        description="hosts results may be downloaded from: comma list of host, host:port, *.host",
-    )
-    fal_store_io: bool = Field(
-        default=True, description="ask fal to keep input and output JSON for 30 days"
-    )
-    fal_priority: Literal["normal", "low"] = Field(
-        "normal", description="queue priority; low lets all normal requests go first"
-    )
-    fal_no_retry: bool = Field(
-        default=False, description="have fal not start a request again on another runner"
-    )
-    fal_disable_fallback: bool = Field(
-        default=False, description="have fal not turn to an equivalent model"
-    )
-    fal_object_expiration_seconds: int | None = Field(
-        None, ge=3600, le=315_360_000, description="when fal deletes the files of a result"
-    )
-    fal_initial_acl: str | None = Field(
-        None, description="who may read the files of a result: allow, forbid, hide, or JSON"
-    )
-    fal_tags: str | None = Field(
-        None, description="tags of each request, shown in fal's dashboard: name=value,name=value"
-    )
-    fal_runner_hint: str | None = Field(
-        None, description="requests with the same hint go to the same runner, if fal can"
-    )
-    webhook_base_url: HttpUrl | None = Field(
-        None, description="public URL of the receiver; required by the worker"
-    )
-    token_secret: Annotated[Key, AfterValidator(check_secrets)] | None = Field(
-        None,
-        description="signs webhook tokens, so that they survive the loss of their row: comma list, "
-        "newest first, the same for receivers and workers; none: random tokens",
-    )
-    webhook_max_bytes: int = Field(
-        1024 * 1024,
-        ge=1024,
-        le=MAX_WEBHOOK_BYTES,
-        description="largest webhook body that the receiver reads, in bytes",
-    )
-    webhook_read_seconds: Seconds = Field(
-        timedelta(seconds=10),
-        description="how long a request may take to arrive whole at the receiver, head and body",
-    )
-    archive_url: str = Field(
-        "file:./archive",
-        description="where videos go: file:, s3://bucket/prefix, gs://, az://",
-    )
-    max_video_bytes: int = Field(
-        8 * 1024**3, ge=1, description="largest video that is downloaded, in bytes"
-    )
-    max_upload_bytes: int = Field(
-        8 * 1024**3,
-        ge=1,
-        le=MOST_UPLOAD_BYTES,
-        description="largest file that is uploaded as input, in bytes",
-    )
-    data_uri_max_bytes: int = Field(
-        256 * 1024,
-        ge=0,
-        le=MOST_INLINE_BYTES,
-        description="a data URI that holds more is uploaded instead of sent inline, in bytes",
-    )
-    lease_seconds: Seconds = Field(
-        timedelta(seconds=60),
-        description="how long a claimed step may be silent before the sweep takes it over",
-    )
-    sweep_seconds: Seconds = Field(timedelta(seconds=5), description="how often the sweep runs")
-    poll_seconds: Seconds = Field(
-        timedelta(seconds=120),
-        description="how long a submitted job waits for its webhook before fal is asked",
-    )
-    start_timeout_seconds: Seconds = Field(
-        timedelta(hours=1), description="fal's start timeout sent with each submission"
-    )
-    unknown_seconds: Seconds = Field(
-        timedelta(seconds=5400),
-        description="least time before a submission that stayed unknown may be sent again",
-    )
-    unknown_policy: UnknownPolicy = Field(
-        UnknownPolicy.RESUBMIT, description="what follows then: resubmit, or hold for a human"
-    )
-    max_attempts: int = Field(
-        3,
-        ge=1,
-        le=100,
-        description="how many submissions may be lost before the job fails; waiting is none",
-    )
-    retry_seconds: Seconds = Field(
-        timedelta(days=1),
-        description="how long a job may be turned away by fal before it fails",
-    )
-    probe_seconds: Seconds = Field(
-        timedelta(seconds=60),
-        description="how long submissions pause after fal refused the account, then one is tried",
-    )
-    archive_deadline_seconds: Seconds = Field(
-        timedelta(hours=1),
-        description="how long after its completion a job may be unarchived before it is alarmed",
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe level that is logged"
-    )
-    log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="json for programs, text for people; auto picks by terminal"
-    )
-    broker_ca_file: Annotated[str, AfterValidator(check_file)] | None = Field(
-        None,
-        description="certificates that the broker's is checked against, instead of the system's",
-    )
-    broker_sentinel_master: str = Field(
-        "mymaster", min_length=1, description="name of the master that the sentinels watch"
-    )
-    remote_control: bool = Field(
-        False,
-        description="let Celery's remote control in (`celery inspect`, `shutdown`, `rate_limit`), "
-        "for anybody who can write to the broker",
-    )
-    drain_seconds: Seconds = Field(
-        timedelta(seconds=20),
-        description="how long a step may go on after SIGTERM before its row is given back",
-    )
+    """Celery broker (Redis, Valkey or RabbitMQ): `redis://`, `rediss://`, `redis+socket://`,
+    `sentinel://`, `amqp://`, `amqps://`."""
+    fal_key: Key | None = None
+    """fal key; required by the worker."""
+    fal_key_id: Key | None = None
+    """With `FAL_KEY_SECRET`, replaces `FAL_KEY`: the part before the colon."""
+    fal_key_secret: Key | None = None
+    """With `FAL_KEY_ID`, replaces `FAL_KEY`: the part after the colon."""
+    fal_endpoint: Annotated[str, AfterValidator(check_endpoint)] = "fal-ai/ltx-2.3-22b/extend-video"
+    """Model endpoint: `owner/app/extend-video`, or a variant below it."""
+    fal_queue_url: HttpUrl = "https://queue.fal.run"
+    """Base URL of the queue API."""
+    fal_rest_url: HttpUrl = "https://rest.fal.ai"
+    """Base URL of the storage API, which signs upload URLs. These must be https at a public
+    address of fal, or at a host of this setting, `FAL_CDN_URL` or `FAL_MEDIA_HOSTS`."""
+    fal_cdn_url: HttpUrl = "https://v3.fal.media"
+    """Base URL for CDN uploads, used if the storage API signs no upload URLs."""
+    fal_platform_url: HttpUrl = "https://api.fal.ai/v1"
+    """Base URL of the platform API: request listing and the model's OpenAPI document."""
+    fal_jwks_url: HttpUrl = "https://rest.fal.ai/.well-known/jwks.json"
+    """URL of the keys that webhooks are signed with."""
+    fal_user_id: str | None = None
+    """If set, webhooks for any other fal user id are refused."""
+    fal_media_hosts: str = "*.fal.media"
+    """Hosts that results may be downloaded from: comma-separated `host`, `host:port` or
+    `*.host`. An entry with a port also allows plain http."""
+    fal_store_io: bool = True
+    """Ask fal to keep input and output JSON, so that results can be read for 30 days instead of
+    one hour; `false` for privacy."""
+    fal_priority: Literal["normal", "low"] = "normal"
+    """fal's queue priority; `low` runs after all normal requests."""
+    fal_no_retry: bool = False
+    """Ask fal not to restart a request on another runner."""
+    fal_disable_fallback: bool = False
+    """Ask fal not to fall back to an equivalent model."""
+    fal_object_expiration_seconds: int | None = Field(None, ge=3600, le=315_360_000)
+    """Seconds until fal deletes the files of a result; default: the account's setting."""
+    fal_initial_acl: str | None = None
+    """Who may read the files of a result: `allow`, `forbid`, `hide`, or JSON; default: the
+    account's setting."""
+    fal_tags: str | None = None
+    """Tags of each request in fal's dashboard: `name=value,name=value`. Tags of a job replace
+    them."""
+    fal_runner_hint: str | None = None
+    """Requests with the same hint run on the same runner, if possible."""
+    webhook_base_url: HttpUrl | None = None
+    """Public URL of the receiver; required by the worker. fal calls
+    `{WEBHOOK_BASE_URL}/webhooks/fal/{token}`."""
+    token_secret: Annotated[Key, AfterValidator(check_secrets)] | None = None
+    """Signs the tokens of webhook URLs, so that a webhook is recorded even if a restore has
+    lost its row. Comma-separated, newest first, each of 32 characters or more; must be the same
+    for receivers and workers. Default: random tokens."""
+    webhook_max_bytes: int = Field(1024 * 1024, ge=1024, le=256 * 1024 * 1024)
+    """Largest webhook body in bytes. Raise it for `sync_mode`, whose deliveries are a third
+    larger than their videos."""
+    webhook_read_seconds: Seconds = timedelta(seconds=10)
+    """Time limit for a request to arrive completely at the receiver."""
+    archive_url: str = "file:./archive"
+    """Where videos are stored: `file:./directory`, `s3://bucket/prefix`, `gs://bucket/prefix`
+    or `az://container/prefix`. A cloud's region, endpoint and credentials come from its own
+    variables (`AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...), set in the
+    environment, not in `.env`."""
+    max_video_bytes: int = Field(8 * 1024**3, ge=1)
+    """Largest video that is downloaded, in bytes."""
+    # At most 10 000 parts of 10 MiB.
+    max_upload_bytes: int = Field(8 * 1024**3, ge=1, le=100_000 * 1024 * 1024)
+    """Largest file that is uploaded as input, in bytes."""
+    # At most what a field of the model's input takes.
+    data_uri_max_bytes: int = Field(256 * 1024, ge=0, le=8 * 1024 * 1024)
+    """Data URIs with more bytes are uploaded instead of sent inline."""
+    lease_seconds: Seconds = timedelta(seconds=60)
+    """How long a claimed step may go without a heartbeat before another worker takes it over."""
+    sweep_seconds: Seconds = timedelta(seconds=5)
+    """Interval between sweeps."""
+    poll_seconds: Seconds = timedelta(seconds=120)
+    """How long a submitted job waits for its webhook before fal is polled, and the least
+    interval between polls. Capped at 15 minutes, since fal may keep a result for only an hour,
+    and at under a minute where fal keeps it for six minutes."""
+    start_timeout_seconds: Seconds = timedelta(hours=1)
+    """Start timeout sent with each submission: fal drops a request that has not started by then."""
+    unknown_seconds: Seconds = timedelta(seconds=5400)
+    """Minimum observed time before a submission of unknown outcome may be sent again, and only
+    if it is missing from a complete listing of fal's. What exceeds `START_TIMEOUT_SECONDS` is
+    the time for a run."""
+    unknown_policy: UnknownPolicy = UnknownPolicy.RESUBMIT
+    """What follows then: `resubmit` makes a new attempt, `hold` waits for an operator (`redrive
+    --pay-again` or `cancel`)."""
+    max_attempts: int = Field(3, ge=1, le=100)
+    """A job fails after this many lost submissions; waiting does not count."""
+    retry_seconds: Seconds = timedelta(days=1)
+    """How long fal may decline a job (busy, unreachable) before it fails; trouble with the
+    account does not count."""
+    probe_seconds: Seconds = timedelta(seconds=60)
+    """How long all submissions pause after fal refused the account, before one job is tried."""
+    archive_deadline_seconds: Seconds = timedelta(hours=1)
+    """A job not archived this long after its completion is given top priority and logged once
+    as `archive_deadline_near`; earlier if three quarters of its `object_expiration` have
+    passed."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Minimum log level."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    """`json`, `text`, or `auto`: text on a terminal, else JSON."""
+    broker_ca_file: Annotated[str, AfterValidator(check_file)] | None = None
+    """PEM file of the authorities that the broker's certificate is checked against
+    (`rediss://`, `amqps://`), instead of the system's."""
+    broker_sentinel_master: str = Field("mymaster", min_length=1)
+    """Name of the master for a `sentinel://` URL."""
+    remote_control: bool = False
+    """Enable Celery's remote control (`celery inspect`, `shutdown`, `rate_limit`) for anybody
+    with access to the broker; nothing here needs it."""
+    drain_seconds: Seconds = timedelta(seconds=20)
+    """How long a step may continue after SIGTERM before its row is released; the worker exits
+    at most 10 seconds later."""
+    spool_dir: str = "./spool"
+    """Directory on local disk for files on their way into a remote archive; `file:` archives
+    have their own."""
+    archive_layout: str = DEFAULT_LAYOUT
+    """Template of names in the archive, with `{yyyy}`, `{mm}`, `{dd}`, `{hh}` (time of
+    enqueueing, UTC), `{tenant}` and `{job_id}`; has `{job_id}` and ends with `.{ext}`. A change
+    applies to new videos."""
+    archive_max_downloads: int = Field(32, ge=1, le=10_000)
+    """Concurrent downloads over all workers."""
+    archive_bytes_per_second: int | None = Field(None, ge=1024, le=1024**4)
+    """Download rate limit of a worker process, in bytes per second; default: none."""
+    media_memory_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024 * 1024, le=1024**4)
+    """Memory limit for decoding one file, in bytes beyond the 60 MB of the process. A paid
+    video that exceeds it is archived undecoded, an input is refused."""
+    media_processes: int = Field(4, ge=1, le=64)
+    """Maximum number of decoding processes of a worker process; they start on demand."""
+    watchdog_seconds: Seconds = timedelta(seconds=120)
+    """Exit with code 70 if the worker has free capacity but consumes nothing, or its event loop
+    is blocked, for this long while the broker is reachable."""
+    monitor_token: Annotated[Key, AfterValidator(check_long)] | None = None
+    """Token that opens the page `GET /jobs`, of 16 or more visible ASCII characters. With
+    neither it nor a password hash the page does not exist."""
+    monitor_password_hash: Annotated[SecretStr, AfterValidator(check_password_hash)] | None = None
+    """Hash by `werkzeug.security` of a password that opens the page, as an alternative to the
+    token."""
+    monitor_session_seconds: Seconds = timedelta(hours=12)
+    """How long a login to the page is valid."""
+    trusted_proxies: int = Field(0, ge=0, le=10)
+    """Number of trusted reverse proxies (`X-Forwarded-For`, `-Proto`). Setting it too high lets
+    clients spoof their address."""
 
-    spool_dir: str = Field(
-        "./spool",
-        description="where files wait on their way into an archive that is not on this machine",
-    )
-    archive_layout: str = Field(
-        DEFAULT_LAYOUT,
-        description="names in the archive: a template of yyyy, mm, dd, hh, tenant, job_id and ext",
-    )
-
-    archive_max_downloads: int = Field(
-        32, ge=1, le=10_000, description="how many videos are downloaded at once, over all workers"
-    )
-    archive_bytes_per_second: int | None = Field(
-        None,
-        ge=1024,
-        le=1024**4,
-        description="most bytes that a worker process downloads in a second, all videos together",
-    )
-    media_memory_bytes: int = Field(
-        256 * 1024 * 1024,
-        ge=64 * 1024 * 1024,
-        le=1024**4,
-        description="most memory for decoding one file, in bytes beside a process's own 60 MB",
-    )
-    media_processes: int = Field(
-        4, ge=1, le=64, description="how many processes may decode files for a worker process"
-    )
-    watchdog_seconds: Seconds = Field(
-        timedelta(seconds=120),
-        description="how long a worker may leave messages that it has hands for; then it ends",
-    )
-    monitor_token: Annotated[Key, AfterValidator(check_long)] | None = Field(
-        None, description="opens the page GET /jobs; without it and a password hash there is none"
-    )
-    monitor_password_hash: Annotated[SecretStr, AfterValidator(check_password_hash)] | None = Field(
-        None, description="the same, for a password of which only this hash is kept"
-    )
-    monitor_session_seconds: Seconds = Field(
-        timedelta(hours=12), description="how long a login to the page is good"
-    )
-    trusted_proxies: int = Field(
-        0,
-        ge=0,
-        le=10,
-        description="how many proxies before the receiver tell its callers' address and scheme",
-    )
+    @override
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """After the environment and `.env`: the files that they name."""
+        named: dict[str, str | None] = {}
+        for source in (dotenv_settings, env_settings):
+            if isinstance(source, (DotEnvSettingsSource, EnvSettingsSource)):
+                named.update(source.env_vars)
+        files = InitSettingsSource(settings_cls, _read_files(list(cls.model_fields), named))
+        return init_settings, env_settings, dotenv_settings, files
 
     @field_serializer("database_url", "broker_url", "archive_url")
     def _mask(self, value: str) -> str:
@@ -282,30 +364,21 @@ SECRET_FIELDS = {
 }
 
 
-def list_secrets(settings: Settings) -> list[str]:
-    """Every text in the settings that nobody may read, for whoever writes logs."""
-    held = [value for _, value in settings if isinstance(value, SecretStr)]
-    held += settings.token_secrets
-    keys = [one.get_secret_value() for one in (*held, settings.fal_credentials) if one is not None]
-    urls = (settings.database_url, settings.broker_url, settings.archive_url)
-    passwords = [urlsplit(url).password for url in urls]
-    return [*keys, *(unquote(word) for word in passwords if word), *filter(None, passwords)]
-
-
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's value
     """Read the environment and `.env`; InvalidSettingsError names every wrong variable at once.
 
-    Proxies and authorities are checked after them: later, wrong ones would stop each job.
+    Proxies and authorities are checked, too: later, wrong ones would stop each job.
     """
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
-        raise InvalidSettingsError(
-            tuple(
-                describe_violation(detail, SECRET_FIELDS)
-                for detail in error.errors(include_url=False)
-            )
-        ) from None
+        wrong = []
+        for detail in error.errors(include_url=False):
+            name = str(detail["loc"][0]) if detail["loc"] else "settings"
+            value = MASK if name in SECRET_FIELDS else mask_url(str(detail["input"]))
+            reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            wrong.append(Violation(name.upper(), value, f"must be {reason}"))
+        raise InvalidSettingsError(tuple(wrong)) from None
     except UnicodeDecodeError:
         raise InvalidSettingsError((Violation(".env", "(not text)", "must be UTF-8"),)) from None
     read_network()
@@ -314,12 +387,71 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's v
 
 def require_settings(settings: Settings, names: Sequence[str]) -> None:
     """Raise InvalidSettingsError naming each of `names` that has no value."""
-    halves = {
-        "FAL_KEY_ID": settings.fal_key_id is None,
-        "FAL_KEY_SECRET": settings.fal_key_secret is None,
-    }
-    missing = tuple(
-        describe_missing(name, halves) for name in names if getattr(settings, name) is None
-    )
+    missing = []
+    for name in names:
+        if getattr(settings, name) is not None:
+            continue
+        field, allowed = name.upper(), "must be set"
+        if name == "webhook_base_url":
+            allowed = "must be the public URL of the receiver, such as https://hooks.example.com"
+        elif name == "fal_credentials":
+            halves = (settings.fal_key_id, settings.fal_key_secret)
+            if halves == (None, None):
+                field = "FAL_KEY"
+                allowed = "must be set, or FAL_KEY_ID and FAL_KEY_SECRET together"
+            else:
+                field = "FAL_KEY_ID" if halves[0] is None else "FAL_KEY_SECRET"
+                allowed = "must be set, as its other half is; or FAL_KEY instead"
+        missing.append(Violation(field, "(not set)", allowed))
     if missing:
-        raise InvalidSettingsError(missing)
+        raise InvalidSettingsError(tuple(missing))
+
+
+def list_secrets(settings: Settings) -> list[str]:
+    """Every text in the settings that must be masked in logs."""
+    held = [value for _, value in settings if isinstance(value, SecretStr)]
+    held += settings.token_secrets
+    keys = [one.get_secret_value() for one in (*held, settings.fal_credentials) if one is not None]
+    urls = (settings.database_url, settings.broker_url, settings.archive_url)
+    passwords = [urlsplit(url).password for url in urls]
+    return [*keys, *(unquote(word) for word in passwords if word), *filter(None, passwords)]
+
+
+def _read_files(names: Sequence[str], variables: Mapping[str, str | None]) -> dict[str, Any]:
+    """The values of settings whose `variables` (in small letters) name a file.
+
+    Raises InvalidSettingsError for files that cannot be read and settings that are given twice.
+    """
+    found: dict[str, Any] = {}
+    wrong: list[Violation] = []
+    for name in names:
+        path = variables.get(f"{name}_file")
+        if not path:
+            continue
+        try:
+            if variables.get(name):
+                raise ValueError(f"give either it or {name.upper()}, not both")  # noqa: TRY301 - one list of all
+            found[name] = _read_value(path)
+        except ValueError as error:
+            wrong.append(Violation(f"{name}_file".upper(), path, str(error)))
+    if wrong:
+        raise InvalidSettingsError(tuple(wrong))
+    return found
+
+
+def _read_value(path: str) -> str:
+    """The file's text without the line end that editors add. Raises ValueError."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MOST_FILE_BYTES + 1)
+        text = content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        raise ValueError("must be UTF-8") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"must be a readable file: {reason}") from None
+    if len(content) > MOST_FILE_BYTES:
+        raise ValueError(f"must have at most {MOST_FILE_BYTES} bytes")
+    if not text:
+        raise ValueError("must not be empty")
+    return text

@@ -1,8 +1,8 @@
-"""Whether a worker can archive: asked before anything is paid, and then for good.
+"""Whether a worker can archive: checked before anything is paid, and every minute from then on.
 
-Its archive has to be the one that the job table means, and to take a file. The look is a process of
-its own, with a time limit: a mount that hangs holds up nothing else, and no thread or connection of
-it is there when Celery forks.
+Its archive has to be the one that the job table names, and to take a file. The check is a process
+of its own, with a time limit: a mount that hangs holds up nothing else, and no thread or connection
+of it exists when Celery forks.
 """
 
 import subprocess
@@ -53,8 +53,8 @@ class ArchiveProbe:
 def ask_probe(before: str | None = None, limit: float = LIMIT_SECONDS) -> str | None:
     """What is wrong with the archive, by a process of its own; None if nothing is.
 
-    It is what it was `before` if the database is away, which knows the archive's mark, or if the
-    process was killed: neither says anything of the archive.
+    It is what it was `before` if the database, which has the archive's mark, is unavailable, or if
+    the process was killed: neither says anything about the archive.
     """
     command = [sys.executable, "-m", __name__]
     try:
@@ -74,27 +74,27 @@ def ask_probe(before: str | None = None, limit: float = LIMIT_SECONDS) -> str | 
 
 
 def look_at_archive(settings: Settings) -> None:
-    """Raises ForeignArchiveError, StoreUnavailableError; SQLAlchemyError if the database is away.
+    """Raises ForeignArchiveError, StoreUnavailableError; SQLAlchemyError without the database.
 
     Only a directory may be another one on each host.
     """
     store = open_store(settings.archive_url, Path(settings.spool_dir))
-    away: SQLAlchemyError | None = None
+    unavailable: SQLAlchemyError | None = None
     if settings.archive_url.lower().startswith("file:"):
         try:
             with closing(Database(settings.database_url, program=f"{PROGRAM} archive probe")) as db:
                 require_own_archive(db=db, store=store)
         except SQLAlchemyError as error:
-            away = error
+            unavailable = error
     try_to_write(store)
-    if away is not None:
-        raise away
+    if unavailable is not None:
+        raise unavailable
 
 
 def try_to_write(store: Store) -> None:
     """Write what an archived video needs: into the spool, and a name. Raises StoreUnavailableError.
 
-    Who may write need not be allowed to delete: what is left then is written over the next time.
+    Permission to write need not include deletion: what is left is overwritten the next time.
     """
     with store.spool.begin("probe") as file:
         file.write(WORDS)

@@ -1,4 +1,4 @@
-"""How a worker consumes: no message ends it, and no trouble of the broker does."""
+"""How a worker consumes: neither a message nor an outage of the broker ends it."""
 
 import math
 import time
@@ -28,18 +28,18 @@ from worker.broker.transport import OUTAGE
 from worker.ground.db import Database, describe_database_error
 from worker.ground.settings import load_settings
 from worker.jobs.job_requests import Door
+from worker.runtime import WORKER_PROGRAM
 from worker.stages.refuse import keep_refusal
-from worker.tasks import WORKER_PROGRAM
 
 _SILENT = {"without_mingle": True, "without_gossip": True}
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
-# A connection that held so long was a good one.
+# A connection that lasted so long was a good one.
 LASTING_SECONDS = 10.0
-# How long refused messages are only logged once the database took none.
+# How long refused messages are only logged after the database took none.
 KEEP_PAUSE_SECONDS = 10.0
 
-# Said at each loss of a connection, of a choice that `create_app` makes in words.
+# Printed at each loss of a connection, about an option that `create_app` sets.
 warnings.filterwarnings("ignore", "\\s*In Celery 5.1 we introduced", CPendingDeprecationWarning)
 # Their stubs lack most of what they have.
 CeleryConsumer: Any = TypedConsumer
@@ -49,12 +49,11 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack most of it
-    """Celery's, without mingle and gossip, whatever the command line says.
+    """Celery's, without mingle and gossip, even if the command line has them.
 
     Mingle costs each start a second, gossip a message for every event of every other worker, and
-    its step raises at the end of a worker whose broker is away (ConsumerStep._close in
-    celery.bootsteps 5.7.0), which then ends with exit code 1. Workers here learn of each other
-    from SQL.
+    its step raises at the end of a worker without its broker (ConsumerStep._close in
+    celery.bootsteps 5.7.0), which then ends with exit code 1. Workers here find each other in SQL.
     """
 
     def __init__(self, on_task_request: Callable[..., None], **settings: Any) -> None:  # noqa: ANN401 - Celery's own
@@ -107,7 +106,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
         self._refuse(message, exc)
 
     def _refuse(self, message: Any, error: Exception) -> None:  # noqa: ANN401 - kombu's
-        """Say why, without anything of what it holds, and take it off the queue."""
+        """Log why, without anything of its content, and take it off the queue."""
         code, reason = describe_refusal(error)
         queue = (message.delivery_info or {}).get("routing_key")
         is_doorbell = queue in QUEUES.values() and queue != QUEUES[ENQUEUE]
@@ -131,10 +130,10 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
     def _keep(
         self, message_id: str | None, fields: Mapping[str, object], code: str, reason: str
     ) -> None:
-        """As a row, if the database is there; the log has said it in any case.
+        """As a row, if the database is available; it is logged in any case.
 
         On a connection of its own, which no process that is forked later shares. While the
-        database is away the loop is not held up for each message: they come in thousands.
+        database is unavailable the loop is not held up for each of thousands of messages.
         """
         if time.monotonic() < self._keep_again_at:
             return
@@ -151,7 +150,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
 
     @override
     def ensure_connected(self, conn: Any) -> Any:
-        """Try for as long as it takes; one line says that it does."""
+        """Retry without end; one log line reports it."""
         connected = conn.ensure_connection(
             lambda error, _: OUTAGE.begin(error), None, callback=maybe_shutdown
         )
@@ -178,7 +177,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
         self._wait_for_broker(exc)
 
     def _wait_for_broker(self, error: Exception) -> None:
-        """A broker that lets itself be reached and refuses all else is not asked without end."""
+        """A broker that accepts connections and refuses all else is retried with a pause."""
         OUTAGE.begin(error)
         if time.monotonic() - self._connected_at > LASTING_SECONDS:
             self._pause_seconds = FIRST_PAUSE_SECONDS
@@ -191,7 +190,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
 
 
 class Request(CeleryRequest):  # type: ignore[misc]  # as above
-    """Celery's, but what logs and events show of it are names of fields, never their values."""
+    """Celery's, but logs and events show the names of its fields, never their values."""
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - Celery's own
         super().__init__(*args, **options)

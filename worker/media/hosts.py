@@ -17,7 +17,7 @@ from typing import TypeAlias
 import httpx
 from typing_extensions import override
 
-from worker.ground.deadline import call_within
+from worker.ground.clock import call_within
 from worker.ground.errors import MediaRefusedError, MediaUnavailableError
 
 DEFAULT_PORTS = {"http": 80, "https": 443}

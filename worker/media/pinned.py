@@ -18,7 +18,7 @@ from typing import Any
 import httpcore
 from typing_extensions import override
 
-from worker.ground.backoff import Backoff, Draw
+from worker.ground.clock import Backoff, Draw
 from worker.ground.errors import MediaRefusedError, MediaUnavailableError
 from worker.ground.network import Network, read_network
 from worker.media.hosts import MediaPlace, Resolve, find_addresses, is_literal, resolve_by_system

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from worker.ground.errors import InvalidSidecarError, Violation
-from worker.ground.violations import list_violations, show_value
+from worker.ground.validation import list_violations, show_value
 from worker.media.facts import VideoFacts
 
 VERSION = 1

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, assert_never
 
+from worker.ground.clock import format_duration
 from worker.ground.errors import PaysAgainError
-from worker.ground.moments import format_duration
-from worker.ground.setting_types import UnknownPolicy
+from worker.ground.settings import UnknownPolicy
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Gate, Job, Outcome
 from worker.ops.explain import will_fail_again

@@ -11,8 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from worker.fal.extend_video import parse_output
-from worker.ground.backoff import Draw, spread
-from worker.ground.clock import Clock
+from worker.ground.clock import Clock, Draw, spread
 from worker.ground.data_uri import is_data_uri
 from worker.ground.db import Database
 from worker.ground.errors import (

@@ -18,7 +18,7 @@ from worker.fal.options import RequestOptions
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import IdempotencyConflictError, InvalidInputError, Violation
-from worker.ground.violations import validate_fields
+from worker.ground.validation import validate_fields
 from worker.jobs import table
 from worker.jobs.values import Job, NewJob
 

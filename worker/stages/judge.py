@@ -22,7 +22,7 @@ from worker.fal.queue import (
     SubmitReply,
 )
 from worker.fal.retention import find_retention
-from worker.ground.backoff import Backoff, choose_poll_delay
+from worker.ground.clock import Backoff, choose_poll_delay
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, Outcome, Settlement
 from worker.stages.pause import ACCOUNT_GATE, describe_pause

@@ -19,8 +19,7 @@ from worker.fal.platform import Listing
 from worker.fal.progress import Progress
 from worker.fal.retention import find_retention
 from worker.fal.truth import CancelAnswer, Forgotten, Known, Pending, ResultGone, Unclear
-from worker.ground.backoff import choose_poll_delay
-from worker.ground.clock import Clock
+from worker.ground.clock import Clock, choose_poll_delay
 from worker.ground.db import REFUSED, will_repeat
 from worker.jobs import attempts, deliveries, limits, observed, table
 from worker.jobs.limits import MANY_POLLS, POLL_GATE, name_poll_gate

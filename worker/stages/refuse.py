@@ -17,8 +17,8 @@ from worker.ground.clock import Clock, read_clock
 from worker.ground.data_uri import is_data_uri
 from worker.ground.db import Database
 from worker.ground.errors import ExtendVideoError, ViolationsError, WorkersLostError
-from worker.ground.masking import MASK, mask_text, mask_value
-from worker.ground.violations import show_name, show_value
+from worker.ground.log import MASK, mask_text, mask_value
+from worker.ground.validation import show_name, show_value
 from worker.jobs import job_requests as sql
 from worker.jobs.archives import Retention
 from worker.jobs.job_requests import Door, RequestState, StoredRequest

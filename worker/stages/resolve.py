@@ -20,10 +20,9 @@ from worker.fal.platform import ListedRequest, Listing, PlatformClient
 from worker.fal.requests import RequestClient
 from worker.fal.same_input import is_same_input, sign_input
 from worker.fal.truth import Forgotten, Known, Unclear
-from worker.ground.backoff import Backoff, spread
-from worker.ground.clock import Clock
+from worker.ground.clock import Backoff, Clock, spread
 from worker.ground.db import Database
-from worker.ground.setting_types import UnknownPolicy
+from worker.ground.settings import UnknownPolicy
 from worker.jobs import attempts, deliveries, limits, observed, table
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Move, Outcome, RequestClaim, Settlement

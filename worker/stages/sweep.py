@@ -11,8 +11,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from worker.fal.queue import MAX_RETRY_AFTER, RefusalClass
-from worker.ground.backoff import spread
-from worker.ground.clock import Clock, read_clock
+from worker.ground.clock import Clock, read_clock, spread
 from worker.ground.db import Database
 from worker.jobs import attempts, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step

@@ -28,7 +28,7 @@ from worker.ground.errors import (
     UploadUnavailableError,
     Violation,
 )
-from worker.ground.violations import show_value
+from worker.ground.validation import show_value
 from worker.jobs import table
 from worker.jobs.uploads import Uploaded, find_upload, record_upload
 from worker.media.examiner import Examiner, get_examiner

@@ -10,7 +10,7 @@ from tests.harness.processes import ONE_WORKER
 from tests.harness.waiting import wait_until
 from tests.harness.web import ScriptedServer, run_server, send_body
 from tests.system.scene import run_scene
-from worker.ground.spans import derive_root
+from worker.ground.tracing import derive_root
 
 SPANS = {"enqueue", "submit", "receive", "run at fal", "archive", "job"}
 

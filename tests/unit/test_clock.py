@@ -1,12 +1,17 @@
-"""How long to wait: within bounds, spread, and never past the hour that fal keeps a result."""
+"""Waits are in bounds, spread, and within the hour of a result; calls have a limit as a whole."""
 
+import threading
+import time
 from datetime import timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.ground.backoff import LONGEST_POLL, Backoff, choose_poll_delay, spread
+from tests.harness.waiting import wait_until
+from worker.ground.clock import LONGEST_POLL, Backoff, call_within, choose_poll_delay, spread
 
+SECOND = timedelta(seconds=1)
 HOUR = timedelta(hours=1)
 BACKOFF = Backoff(timedelta(seconds=2), timedelta(minutes=2))
 draws = st.floats(0, 1, exclude_max=True)
@@ -71,3 +76,40 @@ def test_jobs_submitted_together_are_not_polled_together():
     delays = {choose_poll_delay(timedelta(minutes=2)) for _ in range(100)}
     assert len(delays) > 90
     assert max(delays) - min(delays) > timedelta(seconds=20)
+
+
+# ------------------------------------------------------------------ calls within a limit
+
+
+def test_call_in_time_gives_its_result() -> None:
+    assert call_within(SECOND, lambda: 7) == 7
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+def test_call_that_raises_raises_the_same_here(error) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        call_within(SECOND, fail)
+    assert caught.value is error
+
+
+def test_call_too_late_raises_timeout_at_its_limit() -> None:
+    done = threading.Event()
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        call_within(timedelta(seconds=0.05), done.wait)
+    assert 0.05 <= time.monotonic() - started < 1
+    done.set()
+    wait_until(lambda: "call_within" not in {thread.name for thread in threading.enumerate()})
+
+
+def test_call_too_late_does_not_keep_process_alive() -> None:
+    done = threading.Event()
+    with pytest.raises(TimeoutError):
+        call_within(timedelta(seconds=0.01), done.wait)
+    (left,) = (thread for thread in threading.enumerate() if thread.name == "call_within")
+    assert left.daemon
+    done.set()
+    left.join()

@@ -14,10 +14,18 @@ from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import NOW, REQUEST_ID
 from tests.harness.values import JOB, JOB_ID
-from worker.ground import traces
-from worker.ground.spans import derive_root, is_sampled, open_tracer
-from worker.ground.traces import get_tracer, trace_end, trace_since, trace_step
+from worker.ground import tracing
+from worker.ground.tracing import (
+    derive_root,
+    get_tracer,
+    is_sampled,
+    open_tracer,
+    trace_since,
+    trace_step,
+)
 from worker.jobs.states import JobState
+from worker.stages import trace
+from worker.stages.trace import trace_end
 
 SECOND = timedelta(seconds=1)
 
@@ -35,7 +43,8 @@ class Traced:
 @pytest.fixture
 def traced(monkeypatch) -> Traced:
     traced = Traced()
-    monkeypatch.setattr(traces, "get_tracer", lambda: traced.tracer)
+    for module in (tracing, trace):
+        monkeypatch.setattr(module, "get_tracer", lambda: traced.tracer)
     return traced
 
 
@@ -92,7 +101,7 @@ def test_step_that_fails_names_the_error_and_not_its_words(traced) -> None:
     assert "secret" not in span.to_json()
 
 
-def test_spans_hold_nothing_of_the_wish(traced) -> None:
+def test_spans_hold_nothing_of_the_request(traced) -> None:
     trace_end(build_archived())
     assert JOB.input["prompt"] == JOB.tenant, "the tenant is told, the prompt is not"
     assert set(traced.spans["job"].attributes) == {"job.id", "job.state", "job.tenant"}
@@ -113,7 +122,7 @@ def test_sampling_takes_all_spans_of_a_job_or_none() -> None:
 
 
 def test_tracing_is_off_without_an_endpoint(monkeypatch) -> None:
-    for name in traces.VARIABLES:
+    for name in tracing.VARIABLES:
         monkeypatch.delenv(name, raising=False)
     get_tracer.cache_clear()
     assert get_tracer() is None

@@ -1,8 +1,8 @@
-"""How a worker ends: its steps may go on for a while after SIGTERM, then their rows are given back.
+"""How a worker ends: its steps may go on for a while after SIGTERM, then their rows are released.
 
-Celery waits for running tasks for ever. A download may take minutes, and supervisors are patient
-for half a minute: so after DRAIN_SECONDS downloads are given back, and a little later the process
-ends with whatever else still runs. None of it costs money, and no job is lost by it.
+Celery waits for running tasks without end. A download may take minutes, and supervisors wait for
+half a minute: so after DRAIN_SECONDS downloads are given back, and a little later the process ends
+with what else still runs. None of it costs money, and no job is lost by it.
 """
 
 import os
@@ -18,10 +18,10 @@ import structlog
 from billiard.process import active_children
 from celery.signals import task_prerun, worker_process_init, worker_shutting_down
 
+from worker.ground.clock import call_within
 from worker.ground.db import describe_database_error
-from worker.ground.deadline import call_within
+from worker.runtime import get_runtime
 from worker.stages.drain import end_leases, return_downloads
-from worker.tasks import get_runtime
 
 # From the giving back to the end: time for downloads to notice, and for a POST to be answered.
 LAST_WORDS = timedelta(seconds=4)
@@ -36,21 +36,22 @@ log = structlog.stdlib.get_logger(__name__)
 def begin_drain(**_: object) -> None:
     """Celery takes no more messages, and a thread sees to the end."""
     get_runtime().ending.set()
-    threading.Thread(target=_drain, name="drain", daemon=True).start()
+    threading.Thread(target=drain, name="drain", daemon=True).start()
 
 
 @worker_process_init.connect
 def await_first_task(**_: object) -> None:
     """In a forked process. Its pool sets signals after this, so it is too early for ours."""
-    task_prerun.connect(end_child_when_told)
+    task_prerun.connect(end_child_on_signal)
 
 
-def end_child_when_told(**_: object) -> None:
-    """Its parent, or a supervisor who tells the whole group, says SIGTERM."""
+def end_child_on_signal(**_: object) -> None:
+    """SIGTERM comes from its parent, or from a supervisor that signals the whole group."""
     signal.signal(signal.SIGTERM, lambda *_: _end_process())
 
 
-def _drain() -> None:
+def drain() -> None:
+    """Wait, give back what runs, and end this process in any case."""
     time.sleep(get_runtime().settings.drain_seconds.total_seconds())
     try:
         for child in active_children():
@@ -67,15 +68,16 @@ def _drain() -> None:
 
 def _give_back() -> None:
     runtime = get_runtime()
-    doorbells = _try_within_time(lambda: return_downloads(runtime.worker, db=runtime.db))
-    log.info("downloads_given_back", job_ids=[str(one.job_id) for one in doorbells or []])
-    for doorbell in doorbells or []:
+    doorbells = _try_within_time(lambda: return_downloads(runtime.worker, db=runtime.db)) or []
+    log.info("downloads_given_back", job_ids=[str(one.job_id) for one in doorbells])
+    for doorbell in doorbells:
+        # One by one, each within a second: the process has to end in time.
         if not runtime.dispatcher.publish(doorbell):
             return
 
 
 def _end_process() -> NoReturn:
-    """Now, in whatever step; what it holds can be taken over at once."""
+    """Now, in any step; what it holds can be taken over at once."""
     try:
         runtime = get_runtime()
         _give_back()
@@ -88,7 +90,7 @@ def _end_process() -> NoReturn:
 def _try_within_time(write: Callable[[], V]) -> V | None:
     try:
         return call_within(RETURN_TIME, write)
-    except Exception as error:  # noqa: BLE001 - whatever fails, the process has to end in time
+    except Exception as error:  # noqa: BLE001 - the process has to end in time
         reason = describe_database_error(error)
         log.warning("rows_not_given_back", error=type(error).__name__, reason=reason)
         return None

@@ -1,7 +1,8 @@
-"""What a field of a model allows, in plain words; and wrong fields as violations.
+"""Wrong fields of a model as violations, and what each field allows, in plain words.
 
-Both are read from the model's JSON schema, so a bound stands in one place only: the model. A type
-whose schema does not say it all brings its words along as `json_schema_extra={"allowed": ...}`.
+Read from the model's JSON schema, so a bound stands in one place only: the model. (pydantic's own
+messages name one bound, and those of a custom check would quote the value.) A type whose schema
+does not say it all has its words as `json_schema_extra={"allowed": ...}`.
 """
 
 import json
@@ -12,13 +13,19 @@ from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from worker.ground.errors import InvalidInputError, Violation
 
 SHOWN_CHARACTERS = 80
 NOTHING = "nothing"
-PLAIN_KINDS = {"array": "a list", "boolean": "true or false", "null": "null", "string": "text"}
+PLAIN_KINDS = {
+    "array": "a list",
+    "boolean": "true or false",
+    "integer": "an integer",
+    "null": "null",
+    "number": "a number",
+    "string": "text",
+}
 
 Schema: TypeAlias = dict[str, Any]
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -52,10 +59,37 @@ def validate_fields(model: type[ModelT], fields: object) -> ModelT:
     return built
 
 
+def list_violations(model: type[BaseModel], error: ValidationError) -> tuple[Violation, ...]:
+    """One for each error: the field's path, its value, and what it allows."""
+    found = []
+    for detail in error.errors(include_url=False, include_context=False):
+        path = _trim_path(model, detail["loc"])
+        field = ".".join(show_name(name) for name in path) or "payload"
+        value, allowed = show_value(detail["input"]), describe_allowed(model, *path)
+        if detail["type"] == "missing":
+            value, allowed = NOTHING, f"required: {allowed}"
+        found.append(Violation(field, value, allowed))
+    return tuple(found)
+
+
+def _trim_path(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[object, ...]:
+    """The path without the tag that pydantic puts behind the name of a field of several types.
+
+    It ends at a field with free names or a list inside: that field's own words cover those.
+    """
+    for end in range(1, len(path)):
+        for branch in _list_branches(model, _find_schema(model, path[:end]) or {}):
+            kind = branch.get("type")
+            if kind == "array" or (kind == "object" and "properties" not in branch):
+                return path[:end]
+    tagged = len(path) > 1 and "oneOf" in (_find_schema(model, path[:1]) or {})
+    return (path[0], *path[2:]) if tagged else path
+
+
 def parse_text(model: type[BaseModel], name: str, text: str) -> object:
     """Turn a shell's text into the JSON value that the field's type calls for.
 
-    Only the form is judged, not the bounds: `validate_fields` does that for all fields at once.
+    Only the form is checked, not the bounds: `validate_fields` does that for all fields at once.
     Raises InvalidInputError.
     """
     schema = _find_schema(model, (name,))
@@ -63,114 +97,59 @@ def parse_text(model: type[BaseModel], name: str, text: str) -> object:
         allowed = suggest_name(name, model.model_fields)
         raise InvalidInputError((Violation(show_name(name), show_value(text), allowed),))
     kinds = {branch.get("type") for branch in _list_branches(model, schema)}
+    value: object = text
     try:
-        return _parse_kind(kinds, text)
-    except (LookupError, ValueError, RecursionError):
+        if "null" in kinds and text == "null":
+            value = None
+        elif "object" in kinds:
+            value = _parse_size(text)
+        elif "boolean" in kinds:
+            value = {"true": True, "false": False}[text]
+        elif kinds & {"integer", "number"}:
+            pattern, read = (_INTEGER, int) if "integer" in kinds else (_NUMBER, float)
+            value = read(pattern.fullmatch(text)[0])  # type: ignore[index]  # no match: TypeError
+    except (LookupError, TypeError, ValueError, RecursionError):
         allowed = describe_allowed(model, name)
         raise InvalidInputError((Violation(name, show_value(text), allowed),)) from None
-
-
-def _parse_kind(kinds: set[object], text: str) -> object:
-    if "null" in kinds and text == "null":
-        return None
-    if "object" in kinds:
-        return _parse_size(text)
-    if "boolean" in kinds:
-        return {"true": True, "false": False}[text]
-    if "integer" in kinds:
-        return int(_match(_INTEGER, text)[0])
-    if "number" in kinds:
-        return float(_match(_NUMBER, text)[0])
-    return text
+    return value
 
 
 def _parse_size(text: str) -> object:
     if text.startswith("{"):
         return json.loads(text)
-    if size := _SIZE.fullmatch(text):
-        return {"width": int(size[1]), "height": int(size[2])}
-    return text
-
-
-def _match(pattern: re.Pattern[str], text: str) -> re.Match[str]:
-    if found := pattern.fullmatch(text):
-        return found
-    raise ValueError(text)
-
-
-def list_violations(model: type[BaseModel], error: ValidationError) -> tuple[Violation, ...]:
-    details = error.errors(include_url=False, include_context=False)
-    return tuple(_build_violation(model, detail) for detail in details)
-
-
-def _build_violation(model: type[BaseModel], detail: ErrorDetails) -> Violation:
-    path = _trim_path(model, detail["loc"])
-    field = ".".join(show_name(name) for name in path) or "payload"
-    if detail["type"] == "missing":
-        return Violation(field, NOTHING, f"required: {describe_allowed(model, *path)}")
-    return Violation(field, show_value(detail["input"]), describe_allowed(model, *path))
-
-
-def _trim_path(model: type[BaseModel], path: tuple[int | str, ...]) -> tuple[object, ...]:
-    """Leave out the tag that pydantic puts behind the name of a field of several types.
-
-    Of a field with free names or a list inside, its own words say what is allowed in it.
-    """
-    for end in range(1, len(path)):
-        field = _find_schema(model, path[:end]) or {}
-        if any(_has_free_inside(branch) for branch in _list_branches(model, field)):
-            return path[:end]
-    tagged = len(path) > 1 and "oneOf" in (_find_schema(model, path[:1]) or {})
-    return (path[0], *path[2:]) if tagged else path
-
-
-def _has_free_inside(schema: Schema) -> bool:
-    kind = schema.get("type")
-    return kind == "array" or (kind == "object" and "properties" not in schema)
+    size = _SIZE.fullmatch(text)
+    return {"width": int(size[1]), "height": int(size[2])} if size else text
 
 
 def describe_allowed(model: type[BaseModel], *path: object) -> str:
-    """Say what the field at `path` allows; of an unknown field, which one may be meant."""
+    """What the field at `path` allows; of an unknown field, which one may be meant."""
     schema = _find_schema(model, path)
     if schema is not None:
         return _describe(model, schema)
     parent = _find_schema(model, path[:-1]) or {}
-    names = (
-        name for branch in _list_branches(model, parent) for name in branch.get("properties", ())
-    )
-    return suggest_name(path[-1], names)
+    branches = _list_branches(model, parent)
+    return suggest_name(path[-1], (name for one in branches for name in one.get("properties", ())))
 
 
 def _describe(model: type[BaseModel], schema: Schema) -> str:
-    branches = _list_branches(model, schema)
-    return ", or ".join(_describe_branch(model, branch) for branch in branches)
-
-
-def _describe_branch(model: type[BaseModel], schema: Schema) -> str:
-    if "allowed" in schema:
-        return str(schema["allowed"])
-    if "enum" in schema:
-        return "one of " + ", ".join(schema["enum"])
-    match schema["type"]:
-        case "object":
-            return _describe_object(model, schema)
-        case "integer" | "number" as kind:
-            return _describe_range("an integer" if kind == "integer" else "a number", schema)
-        case kind:
-            return PLAIN_KINDS[str(kind)]
-
-
-def _describe_object(model: type[BaseModel], schema: Schema) -> str:
-    properties = schema["properties"]
-    named = schema.get("required") or properties
-    inner = (f"{name} ({_describe(model, properties[name])})" for name in named)
-    return "an object with " + " and ".join(inner)
-
-
-def _describe_range(noun: str, schema: Schema) -> str:
-    if "minimum" in schema:
-        return f"{noun} from {schema['minimum']} to {schema['maximum']}"
-    return noun
+    described = []
+    for branch in _list_branches(model, schema):
+        if "allowed" in branch:
+            words = str(branch["allowed"])
+        elif "enum" in branch:
+            words = "one of " + ", ".join(branch["enum"])
+        elif branch["type"] == "object":
+            inner = branch["properties"]
+            named = branch.get("required") or inner
+            words = "an object with " + " and ".join(
+                f"{name} ({_describe(model, inner[name])})" for name in named
+            )
+        else:
+            words = PLAIN_KINDS[branch["type"]]
+            words += f" from {branch['minimum']}" if "minimum" in branch else ""
+            words += f" to {branch['maximum']}" if "maximum" in branch else ""
+        described.append(words)
+    return ", or ".join(described)
 
 
 def _find_schema(model: type[BaseModel], path: Iterable[object]) -> Schema | None:
@@ -183,7 +162,7 @@ def _find_schema(model: type[BaseModel], path: Iterable[object]) -> Schema | Non
 
 
 def _list_branches(model: type[BaseModel], schema: Schema) -> tuple[Schema, ...]:
-    """List the types that a schema allows, each one resolved."""
+    """The types that a schema allows, each one resolved."""
     branches = schema.get("anyOf") or schema.get("oneOf") or (schema,)
     definitions = _read_schema(model).get("$defs", {})
     return tuple(
@@ -208,9 +187,9 @@ def show_name(name: object) -> str:
 
 
 def show_value(value: object) -> str:
-    """Write a value as JSON, for people: on one line, of at most SHOWN_CHARACTERS characters.
+    """A value as JSON on one line, of at most SHOWN_CHARACTERS characters.
 
-    Never raises: what JSON cannot hold is shown all the same.
+    Never raises: what JSON cannot hold is shown as Python would.
     """
     text = ""
     try:
