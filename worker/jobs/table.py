@@ -1,7 +1,7 @@
 """SQL on `jobs` and `events`: given a connection, never commits, returns frozen values.
 
 A transition is one UPDATE, guarded by id, state and fence, with its history row in the same
-transaction (`write_transition`). Where it matches no row, somebody else was first: the function
+transaction (`_write_transition`). Where it matches no row, somebody else was first: the function
 returns None, and its caller does nothing.
 """
 
