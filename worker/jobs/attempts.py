@@ -101,7 +101,7 @@ def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt
         claimed_by=job.claimed_by,
         observed_start=observed_seconds(),
     )
-    return Attempt(**connection.execute(statement.returning(*_ATTEMPTS.c)).mappings().one())
+    return Attempt(**connection.execute(statement.returning(_ATTEMPTS)).mappings().one())
 
 
 def accept_attempt(connection: Connection, attempt: Attempt, settlement: Settlement) -> bool:
@@ -354,12 +354,12 @@ def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | 
 
 
 def list_attempts(connection: Connection, job_id: UUID) -> list[Attempt]:
-    statement = select(*_ATTEMPTS.c).where(_ATTEMPTS.c.job_id == job_id)
+    statement = select(_ATTEMPTS).where(_ATTEMPTS.c.job_id == job_id)
     return fetch_all(connection, Attempt, statement.order_by(_ATTEMPTS.c.number))
 
 
 def _find_by(connection: Connection, *conditions: ColumnElement[bool]) -> Attempt | None:
-    return fetch_one(connection, Attempt, select(*_ATTEMPTS.c).where(*conditions))
+    return fetch_one(connection, Attempt, select(_ATTEMPTS).where(*conditions))
 
 
 def note_progress(
