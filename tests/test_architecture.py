@@ -51,7 +51,7 @@ def test_only_one_place_opens_http_clients() -> None:
 MISPLACED = {
     "a module that no floor has": [("worker/helpers.py", "", "six floors")],
     "imports": [
-        ("worker/fal/queue.py", "import worker.jobs.values", "six floors"),
+        ("worker/fal/submit.py", "import worker.jobs.values", "six floors"),
         ("worker/stages/archive.py", "import celery", "know no framework"),
         ("worker/tasks.py", "import webhook.fal", "worker never imports webhook"),
         ("emulator/model.py", "import worker.ground.clock", "the emulator and the rest"),

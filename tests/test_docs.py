@@ -9,10 +9,9 @@ from pathlib import Path
 
 from pydantic.fields import FieldInfo
 
-import worker.fal.client_errors
-import worker.fal.signature
-from worker.fal.error_types import ERROR_TYPES
-from worker.fal.errors import UNNAMED_CODE
+import worker.fal.errors
+import worker.fal.webhooks
+from worker.fal.errors import ERROR_TYPES, UNNAMED_CODE
 from worker.fal.options import RequestOptions
 from worker.ground.errors import ExtendVideoError
 from worker.ground.settings import Settings
@@ -127,8 +126,8 @@ def test_architecture_tells_where_each_state_leads() -> None:
 
 def list_codes() -> set[str]:
     """The code of every error, whichever module defines it."""
-    assert worker.fal.signature.StaleSignatureError.code
-    assert worker.fal.client_errors.RequestFailedError.code
+    assert worker.fal.webhooks.StaleSignatureError.code
+    assert worker.fal.errors.RequestFailedError.code
     kinds, found = [ExtendVideoError], set()
     while kinds:
         kind = kinds.pop()

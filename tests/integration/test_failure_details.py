@@ -11,10 +11,9 @@ from tests.harness.jobs import LEASE, REQUEST_ID, TOKEN, make_job, read_attempts
 from tests.harness.web import run_server, send_json
 from worker.cli import display
 from worker.fal.completion import Completion
-from worker.fal.error_types import ERROR_TYPES, Charge, Retryable
-from worker.fal.errors import MAX_DETAILS
+from worker.fal.errors import ERROR_TYPES, MAX_DETAILS, Charge, Retryable
 from worker.fal.options import RequestOptions
-from worker.fal.queue import QueueClient
+from worker.fal.submit import QueueClient
 from worker.ground.db import Database
 from worker.jobs.states import JobState
 from worker.jobs.values import Job

@@ -30,8 +30,7 @@ from tests.harness.processes import EXTEND_VIDEO
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from worker import producer, tasks
-from worker.fal.storage import StorageClient, UploadPolicy
-from worker.fal.storage_api import UploadFile
+from worker.fal.storage import StorageClient, UploadFile, UploadPolicy
 from worker.ground.backoff import Backoff
 from worker.ground.db import Database
 from worker.ground.errors import (
@@ -164,7 +163,7 @@ def long_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("terms", "parts"), [(AT_ONCE, 1), (IN_PARTS, 17)])
+@pytest.mark.parametrize(("policy", "parts"), [(AT_ONCE, 1), (IN_PARTS, 17)])
 def test_uploaded_file_is_served_as_it_was(emulator, long_file, policy, parts) -> None:
     url = send(emulator, long_file, policy)
     assert hash_served(url) == hash_file(long_file)
@@ -175,7 +174,7 @@ def test_uploaded_file_is_served_as_it_was(emulator, long_file, policy, parts) -
 
 
 @pytest.mark.parametrize(
-    ("fault", "terms"),
+    ("fault", "policy"),
     [
         ({"point": "upload", "kind": "drop", "times": 2}, AT_ONCE),
         ({"point": "upload_part", "kind": "status", "code": 503, "times": 4}, IN_PARTS),

@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.jobs import ENDPOINT, LEASE, NOW
-from worker.fal.platform import ListedRequest
-from worker.fal.same_input import is_same_input
+from worker.fal.platform import ListedRequest, is_same_input
 from worker.ground.setting_types import UnknownPolicy
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Outcome, RequestClaim
@@ -298,7 +297,7 @@ def test_proven_death_is_held_where_a_human_decides():
 
 
 @pytest.mark.parametrize("spent", [1, 3])
-@pytest.mark.parametrize("terms", [TERMS, HOLD], ids=["resubmit", "hold"])
+@pytest.mark.parametrize("policy", [TERMS, HOLD], ids=["resubmit", "hold"])
 @pytest.mark.parametrize("waited", [UNKNOWN, 100 * UNKNOWN])
 def test_job_is_held_without_proof_whatever_the_policy_and_however_long(policy, spent, waited):
     """Seen: 9 charges for 3 jobs while the listing answered 401."""
@@ -311,7 +310,7 @@ def test_job_is_held_without_proof_whatever_the_policy_and_however_long(policy, 
 
 
 @pytest.mark.parametrize("spent", [2, 3])
-@pytest.mark.parametrize("terms", [TERMS, HOLD], ids=["resubmit", "hold"])
+@pytest.mark.parametrize("policy", [TERMS, HOLD], ids=["resubmit", "hold"])
 def test_bound_on_lost_submissions_ends_the_job(policy, spent):
     event, move = judge_absence(build_job(), EVIDENCE, spent, policy, NOW)
     assert (event is JobEvent.SUBMISSION_EXHAUSTED) == (spent >= policy.max_attempts)
@@ -322,7 +321,7 @@ def test_bound_on_lost_submissions_ends_the_job(policy, spent):
 
 
 @pytest.mark.parametrize("spent", [1, 3])
-@pytest.mark.parametrize("terms", [TERMS, HOLD], ids=["resubmit", "hold"])
+@pytest.mark.parametrize("policy", [TERMS, HOLD], ids=["resubmit", "hold"])
 def test_wish_to_cancel_is_granted_once_death_is_proven(policy, spent):
     job = build_job(cancel_requested_at=OLD)
     event, move = judge_absence(job, EVIDENCE, spent, policy, NOW)

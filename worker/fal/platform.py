@@ -1,10 +1,12 @@
-"""fal's platform API, as far as it tells which requests there are (fal-api, section 9).
+"""fal's platform API (fal-api, section 9): the request listing, signed URLs, OpenAPI documents.
 
 The listing is the only documented way to a request whose submit reply was lost. Whether it shows
 requests that still run, and their inputs, is not promised: absence from it proves little by itself.
+A signed URL lets its holder read a private file until it expires, so it is a credential: it is
+used at once, and neither stored nor logged.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -14,13 +16,26 @@ from pydantic import JsonValue, SecretStr
 
 from worker.fal.completion import Completion
 from worker.fal.errors import describe_platform_error
-from worker.fal.http import Reply, build_client, describe_error, exchange
+from worker.fal.http import (
+    ACCOUNT_CODES,
+    Reply,
+    build_client,
+    describe_error,
+    exchange,
+    is_transient,
+    name_origin,
+)
+from worker.ground.errors import MediaRefusedError, MediaUnavailableError, SchemaUnreadableError
 
 PAGE = 100
 MAX_PAGES = 50
 MAX_PAGE_BYTES = 64 * 1024 * 1024
 FIRST_ERROR = 400
 CLOCK_TOLERANCE = timedelta(minutes=1)
+MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+# fal's bounds for the validity of a signed URL.
+MIN_LIFE = timedelta(seconds=1)
+MAX_LIFE = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,3 +188,95 @@ def _find_gap(found: list[ListedRequest]) -> str | None:
     """Requests without input could be any."""
     hidden = sum(one.input is None for one in found)
     return f"shows no input for {hidden} of {len(found)} requests" if hidden else None
+
+
+def is_same_input(listed: JsonValue, sent: dict[str, JsonValue]) -> bool:
+    """Whether the listed input has every field as it was sent; fal may show more fields."""
+    if not isinstance(listed, dict):
+        return False
+    return all(listed.get(name) == value for name, value in sent.items())
+
+
+def sign_input(value: JsonValue) -> Hashable:
+    """A cheap key that the same inputs share, to compare only those that may be the same."""
+    if not isinstance(value, dict):
+        return None, None
+    return _freeze(value.get("seed")), _freeze(value.get("prompt"))
+
+
+def _freeze(value: JsonValue) -> Hashable:
+    """Equal numbers are equal, however they are spelled."""
+    return str(type(value)) if isinstance(value, dict | list) else value
+
+
+class FileSigner:
+    """Signs URLs of this account's files. The key goes to `base_url` and nowhere else."""
+
+    def __init__(self, base_url: str, credentials: SecretStr) -> None:
+        self._base_url = base_url
+        self._http = build_client(credentials, keep_connections=True)
+
+    def sign_file(self, url: str, expires_in: timedelta) -> str:
+        """A URL by which anybody may read the file for so long.
+
+        Raises MediaUnavailableError for what may pass, a refused account included, and
+        MediaRefusedError for a file that fal does not know.
+        """
+        life = min(max(expires_in, MIN_LIFE), MAX_LIFE)
+        try:
+            request = self._http.build_request(
+                "POST",
+                f"{self._base_url}/storage/files/sign",
+                params={"url": url},
+                json={"expiration_seconds": int(life.total_seconds())},
+            )
+            reply = exchange(self._http, request)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise MediaUnavailableError(
+                f"fal signs no URL of the file: {describe_error(error)}"
+            ) from error
+        status, body = reply.http_status, reply.parse_json()
+        if not httpx.codes.is_success(status):
+            words = describe_platform_error(status, body)
+            if status in ACCOUNT_CODES:
+                # The owner can put that right, and the file remains.
+                raise MediaUnavailableError(
+                    f"fal refuses the account a signed URL of the file: {words}"
+                )
+            if is_transient(status):
+                raise MediaUnavailableError(f"fal signs no URL of the file now: {words}")
+            raise MediaRefusedError(f"fal signs no URL of the file: {words}")
+        # No page of fal's names the field for sure, so both likely names are read. It has to lead
+        # to the same file at the same host: nothing else may be downloaded by it.
+        named = body if isinstance(body, dict) else {}
+        signed = named.get("signed_url") or named.get("url")
+        wanted = httpx.URL(url)
+        try:
+            given = httpx.URL(signed if isinstance(signed, str) else "")
+        except (httpx.InvalidURL, ValueError):
+            given = httpx.URL("")
+        if (name_origin(given), given.path) != (name_origin(wanted), wanted.path):
+            raise MediaUnavailableError("fal gave no signed URL of the file")
+        return str(signed)
+
+    def close(self) -> None:
+        self._http.close()
+
+
+def fetch_openapi(base_url: str, credentials: SecretStr | None, endpoint: str) -> JsonValue:
+    """The platform's reply with the endpoint's OpenAPI document. Raises SchemaUnreadableError.
+
+    A key is not needed, and goes to `base_url` only.
+    """
+    url = f"{base_url}/models"
+    params = {"endpoint_id": endpoint, "expand": "openapi-3.0"}
+    with build_client(credentials, keep_connections=False) as http:
+        try:
+            request = http.build_request("GET", url, params=params)
+            reply = exchange(http, request, max_bytes=MAX_DOCUMENT_BYTES)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise SchemaUnreadableError(f"{url} cannot be read: {describe_error(error)}") from None
+    if reply.http_status != httpx.codes.OK:
+        why = describe_platform_error(reply.http_status, reply.parse_json())
+        raise SchemaUnreadableError(f"{url}, queried for {endpoint}, answered {why}")
+    return reply.parse_json()

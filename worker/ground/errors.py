@@ -8,7 +8,7 @@
     │   ├── StoreUnavailableError       store_unavailable     the archive cannot be written now
     │   ├── SubmissionPostponedError    submission_postponed  (these and those marked with a star
     │   ├── RequestPendingError         request_pending       are of `FalClient`, and in
-    │   ├── RequestUnclearError         request_unclear       fal/client_errors.py)
+    │   ├── RequestUnclearError         request_unclear       fal/errors.py)
     │   ├── RunFailedError *            run_failed            also a RequestFailedError
     │   ├── MigrationBlockedError       migration_blocked     a migration did not get a lock
     │   └── UploadUnavailableError      upload_unavailable    a file cannot be uploaded now
@@ -20,7 +20,7 @@
         ├── IdempotencyConflictError    idempotency_conflict
         ├── JobNotFoundError            job_not_found
         ├── InvalidSignatureError       invalid_signature
-        │   └── StaleSignatureError     stale_signature       (in fal/signature.py)
+        │   └── StaleSignatureError     stale_signature       (in fal/webhooks.py)
         ├── InvalidDeliveryError        invalid_delivery
         ├── TooLateError                too_late              the job is past what was asked for
         ├── PaysAgainError              pays_again            it costs money nobody agreed to

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from worker.fal.extend_video import parse_output
+from worker.fal.model import parse_output
 from worker.ground.backoff import Draw, spread
 from worker.ground.clock import Clock
 from worker.ground.db import Database

@@ -1,4 +1,4 @@
-"""Verification of fal's signed webhooks.
+"""Verification of fal's signed webhooks; what their bodies say is read in `completion.py`.
 
 fal signs each webhook with Ed25519 (docs: Webhooks). The signed message joins by newlines the
 request id, the user id and the timestamp as they stand in the headers, and the hex SHA-256 of the
@@ -12,7 +12,6 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Lock
@@ -22,7 +21,7 @@ import httpx
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from worker.ground.deadline import call_within
+from worker.fal.http import exchange
 from worker.ground.errors import InvalidSignatureError, KeysUnavailableError
 
 WINDOW = timedelta(seconds=300)
@@ -150,7 +149,7 @@ class KeyCache:
         self._client = client
         self._clock = clock
         self._max_age = max_age.total_seconds()
-        self._timeout = timeout.total_seconds()
+        self._timeout = timeout
         self._fetching = Lock()
         self._keys: Keys = ()
         self._expire_at = self._next_fetch_at = clock()
@@ -184,45 +183,30 @@ class KeyCache:
 
     def _renew(self) -> None:
         try:
-            self._keys = self._fetch_in_time()
+            self._keys = self._fetch()
             self._expire_at = self._clock() + self._max_age
         except KeysUnavailableError as error:
             self._failure = str(error)
         pause = REFETCH_PAUSE if self._keys else COLD_RETRY_PAUSE
         self._next_fetch_at = self._clock() + pause.total_seconds()
 
-    def _fetch_in_time(self) -> Keys:
-        limit = timedelta(seconds=self._timeout)
-        try:
-            return call_within(limit, lambda: parse_jwks(json.loads(self._download())))
-        except TimeoutError:
-            raise KeysUnavailableError(f"no answer within {self._timeout:g} s") from None
-        except (httpx.HTTPError, ValueError, RecursionError) as error:
-            raise KeysUnavailableError(f"{type(error).__name__}: {error}") from error
-
-    def _download(self) -> bytes:
+    def _fetch(self) -> Keys:
         request = self._client.build_request(
             "GET",
             self._url,
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-            timeout=self._timeout,
+            timeout=self._timeout.total_seconds(),
         )
-        # the keys are public: nothing secret that the client may carry goes along
+        # The keys are public: no credential that the client may carry is sent.
         for name in ("Authorization", "Cookie"):
             request.headers.pop(name, None)
-        deadline = time.monotonic() + self._timeout
-        response = self._client.send(request, stream=True, auth=None, follow_redirects=False)
-        with closing(response):
-            if response.status_code != httpx.codes.OK:
-                raise KeysUnavailableError(f"HTTP {response.status_code}")
-            body = bytearray()
-            for chunk in response.iter_raw():
-                body += chunk
-                if len(body) > MAX_JWKS_BYTES:
-                    raise KeysUnavailableError(f"more than {MAX_JWKS_BYTES} bytes")
-                if time.monotonic() > deadline:
-                    raise KeysUnavailableError("too slow")
-            return bytes(body)
+        try:
+            reply = exchange(self._client, request, max_bytes=MAX_JWKS_BYTES, limit=self._timeout)
+            if reply.http_status != httpx.codes.OK:
+                raise KeysUnavailableError(f"HTTP {reply.http_status}")
+            return parse_jwks(json.loads(reply.body))
+        except (httpx.HTTPError, TimeoutError, ValueError, RecursionError) as error:
+            raise KeysUnavailableError(f"{type(error).__name__}: {error}") from error
 
 
 class WebhookVerifier:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.fal.extend_video import ExtendVideoInput, ExtendVideoOutput
-from worker.fal.schema_drift import Change, Drift, compare_document
+from worker.fal.model import ExtendVideoInput, ExtendVideoOutput
+from worker.fal.schema import Change, Drift, compare_document
 from worker.ground.errors import SchemaUnreadableError
 
 ENDPOINT = "fal-ai/ltx-2.3-22b/extend-video"
