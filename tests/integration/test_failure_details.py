@@ -123,7 +123,7 @@ def test_failure_of_unknown_type_keeps_the_name_and_says_so(db) -> None:
     told = explain(db, job)
     assert job.error_code == "a_type_of_tomorrow"
     assert told is not None
-    assert "new to this version" in told["means"]
+    assert "reason that this version does not know" in told["means"]
     assert (told["class"], "redrive" in told["again"]) == ("platform", True)
 
 

@@ -482,7 +482,7 @@ def test_shell_tells_of_an_upload_that_failed(run, monkeypatch, clip) -> None:
     monkeypatch.setenv("FAL_KEY", "of-somebody-else")
     code, _, err = run("--video", str(clip))
     assert code == 1
-    assert err.startswith("upload_unavailable: asking where to upload: fal refuses the account")
+    assert err.startswith("upload_unavailable: requesting an upload URL: fal refuses the account")
 
 
 @pytest.mark.slow  # a shell of its own starts, uploads and is interrupted

@@ -20,7 +20,7 @@ from worker.ground.errors import ExtendVideoError, PermanentError, RetryableErro
 
 UNNAMED_CODE = "fal_error"
 MAX_MESSAGE = 2000
-# A failed input is told in a few words; these keep the job's row small whatever comes.
+# Bounds that keep the job's row small.
 MAX_DETAILS = 20
 MAX_DETAIL_TEXT = 500
 MAX_DETAIL_PLACE = 10
@@ -70,7 +70,7 @@ def describe_platform_error(status: int, body: JsonValue) -> str:
 
 
 def read_retry_header(headers: Mapping[str, str]) -> bool | None:
-    """Whether fal itself says that trying again can help; None if it says nothing.
+    """Whether fal says that trying again can help; None if it does not say.
 
     Of the two names the first is the newer one.
     """
@@ -135,7 +135,7 @@ FIRST_SERVER_ERROR = 500
 
 
 class ErrorClass(StrEnum):
-    """Whose the trouble is, and so who can end it."""
+    """Whose fault it is, and so who can correct it."""
 
     # the request itself: another one may go through
     INPUT = "input"
@@ -143,14 +143,14 @@ class ErrorClass(StrEnum):
     MODEL = "model"
     # fal's queue and machines
     PLATFORM = "platform"
-    # whoever asked gave up
+    # the caller gave up
     CALLER = "caller"
     # a call to a platform API, which runs nothing
     API = "api"
 
 
 class Retryable(StrEnum):
-    """Whether the same request may come to another end; `maybe` is for fal's header to say."""
+    """Whether the same request may succeed when repeated; `maybe`: fal's header says."""
 
     YES = "yes"
     NO = "no"
@@ -166,7 +166,7 @@ class Charge(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ErrorType:
-    """One type: the HTTP codes it comes with, and a sentence for whoever enqueued the job."""
+    """One type: the HTTP codes it comes with, and a sentence for the job's producer."""
 
     name: str
     error_class: ErrorClass
@@ -184,7 +184,7 @@ class ErrorType:
 
 
 def find_error_type(name: str, *, names_fields: bool = False) -> ErrorType:
-    """The type of this name; one that says little, but keeps the name, if fal's is new to us.
+    """The type of this name; a generic one of that name if it is unknown.
 
     Where the model named the fields that it is about, a new one is of the input (section 4.1).
     """
@@ -195,32 +195,20 @@ def find_error_type(name: str, *, names_fields: bool = False) -> ErrorType:
     return ErrorType(name, ErrorClass.PLATFORM, (), Retryable.MAYBE, GENERIC_SENTENCE)
 
 
-def _list_types(
-    error_class: ErrorClass,
-    statuses: int | tuple[int, ...],
-    retryable: Retryable,
-    sentences: dict[str, str],
-) -> list[ErrorType]:
-    codes = statuses if isinstance(statuses, tuple) else (statuses,)
-    return [
-        ErrorType(name, error_class, codes, retryable, text) for name, text in sentences.items()
-    ]
+GENERIC_SENTENCE = "fal failed for a reason that this version does not know."
 
-
-GENERIC_SENTENCE = "fal failed for a reason that it named and that is new to this version."
-
-_MODEL = [
-    *_list_types(ErrorClass.MODEL, 500, Retryable.MAYBE, {
-        "internal_server_error": "The model failed inside.",
-        "downstream_service_unavailable": "A service that the model needs was away.",
+_ROWS: list[tuple[ErrorClass, tuple[int, ...], Retryable, dict[str, str]]] = [
+    (ErrorClass.MODEL, (500,), Retryable.MAYBE, {
+        "internal_server_error": "The model had an internal error.",
+        "downstream_service_unavailable": "A service that the model needs was unavailable.",
     }),
-    *_list_types(ErrorClass.MODEL, 504, Retryable.MAYBE, {
+    (ErrorClass.MODEL, (504,), Retryable.MAYBE, {
         "generation_timeout": "The model took too long for this input.",
     }),
-    *_list_types(ErrorClass.MODEL, (400, 500), Retryable.MAYBE, {
+    (ErrorClass.MODEL, (400, 500), Retryable.MAYBE, {
         "downstream_service_error": "A service that the model needs failed.",
     }),
-    *_list_types(ErrorClass.INPUT, 422, Retryable.NO, {
+    (ErrorClass.INPUT, (422,), Retryable.NO, {
         "content_policy_violation": "fal's content policy does not allow this prompt or video.",
         "no_media_generated": "The model made no video of this input.",
         "image_too_small": "The picture is smaller than the model takes.",
@@ -249,61 +237,60 @@ _MODEL = [
         "unsupported_image_format": "The model does not read this kind of picture file.",
         "unsupported_video_format": "The model does not read this kind of video file.",
     }),
-]  # fmt: skip
-
-_PLATFORM = [
-    *_list_types(ErrorClass.PLATFORM, 504, Retryable.YES, {
+    (ErrorClass.PLATFORM, (504,), Retryable.YES, {
         "request_timeout": "The request did not start, or end, in the time it was given.",
         "startup_timeout": "No machine was ready for the request in time.",
     }),
-    *_list_types(ErrorClass.PLATFORM, 503, Retryable.YES, {
+    (ErrorClass.PLATFORM, (503,), Retryable.YES, {
         "runner_scheduling_failure": "fal found no machine for the request.",
         "runner_connection_timeout": "The machine of the request did not answer.",
         "runner_disconnected": "The machine of the request went away while it worked.",
         "runner_connection_refused": "The machine of the request took no connection.",
         "runner_connection_error": "The connection to the machine of the request broke.",
     }),
-    *_list_types(ErrorClass.PLATFORM, 502, Retryable.YES, {
+    (ErrorClass.PLATFORM, (502,), Retryable.YES, {
         "runner_incomplete_response": "The machine of the request broke off its answer.",
     }),
-    *_list_types(ErrorClass.PLATFORM, 500, Retryable.YES, {
+    (ErrorClass.PLATFORM, (500,), Retryable.YES, {
         "runner_server_error": "The machine of the request failed.",
-        "internal_error": "fal failed inside.",
+        "internal_error": "fal had an internal error.",
     }),
-    *_list_types(ErrorClass.CALLER, 499, Retryable.NO, {
-        "client_disconnected": "The connection of whoever asked was lost.",
+    (ErrorClass.CALLER, (499,), Retryable.NO, {
+        "client_disconnected": "The caller's connection was lost.",
         "client_cancelled": "The request was cancelled.",
     }),
-    *_list_types(ErrorClass.INPUT, 400, Retryable.NO, {
+    (ErrorClass.INPUT, (400,), Retryable.NO, {
         "bad_request": "fal could not read the request.",
     }),
-    *_list_types(ErrorClass.PLATFORM, 429, Retryable.YES, {
-        "concurrent_requests_limit": "The account runs as many requests as it may at once.",
+    (ErrorClass.PLATFORM, (429,), Retryable.YES, {
+        "concurrent_requests_limit": "The account has reached its limit of concurrent requests.",
     }),
-]  # fmt: skip
-
-_API = [
-    *_list_types(ErrorClass.API, 400, Retryable.NO, {
-        "validation_error": "The platform API does not take the question as it was put.",
+    (ErrorClass.API, (400,), Retryable.NO, {
+        "validation_error": "The platform API does not accept the call's parameters.",
     }),
-    *_list_types(ErrorClass.API, (401, 403), Retryable.NO, {
-        "authorization_error": "The key may not ask the platform API for this.",
+    (ErrorClass.API, (401, 403), Retryable.NO, {
+        "authorization_error": "The key has no permission for this call of the platform API.",
     }),
-    *_list_types(ErrorClass.API, 404, Retryable.NO, {
-        "not_found": "The platform API knows nothing of this name.",
+    (ErrorClass.API, (404,), Retryable.NO, {
+        "not_found": "The platform API finds nothing of this name.",
     }),
-    *_list_types(ErrorClass.API, 429, Retryable.YES, {
-        "rate_limited": "The platform API was asked too often.",
+    (ErrorClass.API, (429,), Retryable.YES, {
+        "rate_limited": "The platform API was called too often.",
     }),
-    *_list_types(ErrorClass.API, 500, Retryable.YES, {
-        "server_error": "The platform API failed inside.",
+    (ErrorClass.API, (500,), Retryable.YES, {
+        "server_error": "The platform API had an internal error.",
     }),
-    *_list_types(ErrorClass.API, 501, Retryable.NO, {
+    (ErrorClass.API, (501,), Retryable.NO, {
         "not_implemented": "The platform API does not do this.",
     }),
 ]  # fmt: skip
 
-ERROR_TYPES = {one.name: one for one in (*_MODEL, *_PLATFORM, *_API)}
+ERROR_TYPES = {
+    name: ErrorType(name, error_class, statuses, retryable, sentence)
+    for error_class, statuses, retryable, sentences in _ROWS
+    for name, sentence in sentences.items()
+}
+
 
 # ------------------------------------------------------------------ what FalClient raises
 
