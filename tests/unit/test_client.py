@@ -115,7 +115,7 @@ def test_subscribe_posts_once_whatever_happens_on_its_way(happening) -> None:
 
     network = Network(respond)
     with pytest.MonkeyPatch.context() as patch, open_client(network) as client:
-        patch.setattr(requests, "PATIENCE", timedelta(milliseconds=5))
+        patch.setattr(requests, "STATUS_TIMEOUT", timedelta(milliseconds=5))
         with suppress(ExtendVideoError):
             client.subscribe(ENDPOINT, {}, interval=QUICKLY, timeout=timedelta(milliseconds=10))
     assert [one for one in network.asked if one[0] == "POST"] == [("POST", FAL)]
@@ -248,7 +248,7 @@ def test_following_past_its_time_names_the_request(fal, client) -> None:
 
 
 def test_following_ends_once_nothing_is_learnt_for_long(fal, client, monkeypatch) -> None:
-    monkeypatch.setattr(requests, "PATIENCE", timedelta(seconds=0.05))
+    monkeypatch.setattr(requests, "STATUS_TIMEOUT", timedelta(seconds=0.05))
     fal.answer = send_json({"detail": "away"}, 503)
     with pytest.raises(RequestUnclearError, match="503"):
         watch(client)

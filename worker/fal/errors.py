@@ -65,8 +65,8 @@ def describe_platform_error(status: int, body: JsonValue) -> str:
     error = body.get("error") if isinstance(body, dict) else None
     given = error if isinstance(error, dict) else {}
     words = (given.get(name) for name in ("type", "message"))
-    told = ": ".join(one for one in words if isinstance(one, str) and one)
-    return f"HTTP {status}, {told[:MAX_DETAIL_TEXT]}" if told else f"HTTP {status}"
+    words_given = ": ".join(one for one in words if isinstance(one, str) and one)
+    return f"HTTP {status}, {words_given[:MAX_DETAIL_TEXT]}" if words_given else f"HTTP {status}"
 
 
 def read_retry_header(headers: Mapping[str, str]) -> bool | None:
@@ -244,7 +244,7 @@ _ROWS: list[tuple[ErrorClass, tuple[int, ...], Retryable, dict[str, str]]] = [
     (ErrorClass.PLATFORM, (503,), Retryable.YES, {
         "runner_scheduling_failure": "fal found no machine for the request.",
         "runner_connection_timeout": "The machine of the request did not answer.",
-        "runner_disconnected": "The machine of the request went away while it worked.",
+        "runner_disconnected": "The runner disconnected while it worked.",
         "runner_connection_refused": "The machine of the request took no connection.",
         "runner_connection_error": "The connection to the machine of the request broke.",
     }),
@@ -298,8 +298,8 @@ ERROR_TYPES = {
 class FalError(ExtendVideoError):
     """A call to fal that did not do what it was made for; what is not stated has its default.
 
-    `error_type` is fal's, `details` has an item for each wrong field, `retry_after` is what fal
-    asks for, `retryable` what its header says of another try. Each subclass has a `code`.
+    `error_type` is fal's, `details` has an item for each wrong field, `retry_after` is the wait
+    that fal requests, `retryable` what its header says of another try. Each subclass has a `code`.
     """
 
     def __init__(  # noqa: PLR0913 - one attribute for each thing that fal may state
@@ -337,7 +337,7 @@ class SubmissionPostponedError(FalError, RetryableError):
 class SubmissionUnknownError(FalError):
     """The request may be queued or not: submitting again may pay twice.
 
-    Neither retryable nor permanent. The platform's request listing, or a webhook, may tell.
+    Neither retryable nor permanent. The platform's request listing, or a webhook, may show it.
     """
 
     code = "submission_unknown"

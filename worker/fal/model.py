@@ -2,15 +2,14 @@
 
 Names, types, enums and defaults are those of the model's API page; the ranges are those of its
 OpenAPI schema. fal changes defaults without notice, so every field is sent explicitly. Input is
-strict: "true" is no boolean and "121" no integer. Enums go by their value.
+strict: "true" is no boolean and "121" no integer.
 """
 
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -37,63 +36,24 @@ URL_CHARACTERS = 8_192
 INLINE_BYTES = 8 * 1024 * 1024
 
 
-class VideoSize(StrEnum):
-    AUTO = "auto"
-    SQUARE_HD = "square_hd"
-    SQUARE = "square"
-    PORTRAIT_4_3 = "portrait_4_3"
-    PORTRAIT_16_9 = "portrait_16_9"
-    LANDSCAPE_4_3 = "landscape_4_3"
-    LANDSCAPE_16_9 = "landscape_16_9"
-
-
-class Scheduler(StrEnum):
-    LTX2 = "ltx2"
-    LINEAR_QUADRATIC = "linear_quadratic"
-    BETA = "beta"
-
-
-class Acceleration(StrEnum):
-    NONE = "none"
-    REGULAR = "regular"
-    HIGH = "high"
-    FULL = "full"
-
-
-class CameraLora(StrEnum):
-    DOLLY_IN = "dolly_in"
-    DOLLY_OUT = "dolly_out"
-    DOLLY_LEFT = "dolly_left"
-    DOLLY_RIGHT = "dolly_right"
-    JIB_UP = "jib_up"
-    JIB_DOWN = "jib_down"
-    STATIC = "static"
-    NONE = "none"
-
-
-class VideoOutputType(StrEnum):
-    MP4 = "X264 (.mp4)"
-    WEBM = "VP9 (.webm)"
-    MOV = "PRORES4444 (.mov)"
-    GIF = "GIF (.gif)"
-
-
-class VideoQuality(StrEnum):
-    LOW = "low"
-    MEDIUM = "medium"
-    HIGH = "high"
-    MAXIMUM = "maximum"
-
-
-class VideoWriteMode(StrEnum):
-    FAST = "fast"
-    BALANCED = "balanced"
-    SMALL = "small"
-
-
-class ExtendDirection(StrEnum):
-    FORWARD = "forward"
-    BACKWARD = "backward"
+VideoSize = Literal[
+    "auto",
+    "square_hd",
+    "square",
+    "portrait_4_3",
+    "portrait_16_9",
+    "landscape_4_3",
+    "landscape_16_9",
+]
+Scheduler = Literal["ltx2", "linear_quadratic", "beta"]
+Acceleration = Literal["none", "regular", "high", "full"]
+CameraLora = Literal[
+    "dolly_in", "dolly_out", "dolly_left", "dolly_right", "jib_up", "jib_down", "static", "none"
+]
+VideoOutputType = Literal["X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)", "GIF (.gif)"]
+VideoQuality = Literal["low", "medium", "high", "maximum"]
+VideoWriteMode = Literal["fast", "balanced", "small"]
+ExtendDirection = Literal["forward", "backward"]
 
 
 def _check_text(text: str) -> str:
@@ -239,7 +199,7 @@ class ExtendVideoInput(BaseModel):
     )
     num_frames: FrameCount = Field(121, description="Frames to generate, context included.")
     video_size: Size = Field(
-        VideoSize.AUTO,
+        "auto",
         description="Size of the picture by name, or as width and height; auto follows the source.",
     )
     generate_audio: Flag = Field(default=True, description="Generate sound too.")
@@ -283,15 +243,13 @@ class ExtendVideoInput(BaseModel):
         default=True,
         description="Add a little noise at each step, which often gives finer pictures.",
     )
-    scheduler: Scheduler = Field(
-        Scheduler.BETA, description="How the noise falls from step to step."
-    )
+    scheduler: Scheduler = Field("beta", description="How the noise falls from step to step.")
     acceleration: Acceleration = Field(
-        Acceleration.NONE, description="How much quality may be given up for speed."
+        "none", description="How much quality may be given up for speed."
     )
     camera_lora: CameraLora = Field(
-        CameraLora.NONE,
-        description="A camera movement, kept more exactly than one told in the prompt.",
+        "none",
+        description="A camera movement, kept more exactly than one described in the prompt.",
     )
     camera_lora_scale: Strength = Field(1.0, description="Strength of the camera movement.")
     negative_prompt: Text = Field(
@@ -304,19 +262,19 @@ class ExtendVideoInput(BaseModel):
         None, description="Start of the random numbers; null: drawn when the job is enqueued."
     )
     enable_prompt_expansion: Flag = Field(
-        default=True, description="Let fal enrich the prompt; the result tells the prompt used."
+        default=True, description="Let fal enrich the prompt; the result states the prompt used."
     )
     enable_safety_checker: Flag = Field(
         default=True, description="Let fal check for unsafe content."
     )
     video_output_type: VideoOutputType = Field(
-        VideoOutputType.MP4, description="Codec and container of the result."
+        "X264 (.mp4)", description="Codec and container of the result."
     )
     video_quality: VideoQuality = Field(
-        VideoQuality.HIGH, description="Quality at which the result is encoded."
+        "high", description="Quality at which the result is encoded."
     )
     video_write_mode: VideoWriteMode = Field(
-        VideoWriteMode.BALANCED, description="Whether encoding aims at speed or at a small file."
+        "balanced", description="Whether encoding aims at speed or at a small file."
     )
     sync_mode: Flag = Field(
         default=False,
@@ -329,7 +287,7 @@ class ExtendVideoInput(BaseModel):
         0.5, description="Strength of the distillation in later passes."
     )
     extend_direction: ExtendDirection = Field(
-        ExtendDirection.FORWARD, description="Whether to add after the end or before the beginning."
+        "forward", description="Whether to add after the end or before the beginning."
     )
     num_context_frames: ContextFrameCount = Field(
         25, description="Frames of the source that the new part is made from."

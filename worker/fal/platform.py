@@ -6,7 +6,7 @@ A signed URL lets its holder read a private file until it expires, so it is a cr
 used at once, and neither stored nor logged.
 """
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -50,7 +50,7 @@ class ListedRequest:
 
     @property
     def completion(self) -> Completion | None:
-        """The end that it tells of, as a webhook would; None if it has none or keeps no output."""
+        """The end that it states, as a webhook would; None if it has none or keeps no output."""
         if not self.ended or self.output is None or self.status_code is None:
             return None
         if self.status_code < FIRST_ERROR:
@@ -110,12 +110,17 @@ class PlatformClient:
             if isinstance(page, str):
                 return Listing(tuple(found), page)
             clock_gap = page.clock_gap
-            listed = list(_read_items(page.items))
-            found += listed
-            if len(listed) < len(page.items):
+            before = len(found)
+            for item in page.items:
+                fal_request_id = item.get("request_id") if isinstance(item, dict) else None
+                if isinstance(item, dict) and isinstance(fal_request_id, str) and fal_request_id:
+                    found.append(_read_item(item, fal_request_id))
+            if len(found) - before < len(page.items):
                 return Listing(tuple(found), "has items without a request id")
             if page.cursor is None:
-                gap = _find_gap(found)
+                # Requests without input could be any.
+                hidden = sum(one.input is None for one in found)
+                gap = f"shows no input for {hidden} of {len(found)} requests" if hidden else None
                 return Listing(tuple(found), gap, lists_all=True, clock_gap=clock_gap)
             if page.cursor in seen:
                 return Listing(tuple(found), "does not say where it goes on")
@@ -135,41 +140,34 @@ class PlatformClient:
         if reply.http_status != httpx.codes.OK or not isinstance(body, dict):
             why = describe_platform_error(reply.http_status, body)
             return f"cannot be read: {why}"
-        page = _parse_page(body, _find_clock_gap(reply.headers.get("date")))
-        return page or "cannot be read: it has no items"
+        items, cursor, has_more = body.get("items"), body.get("next_cursor"), body.get("has_more")
+        if not isinstance(items, list):
+            return "cannot be read: it has no items"
+        # In doubt there is more: a request that was not read must not count as absent.
+        is_last = has_more is False or (not has_more and not cursor)
+        known = cursor if isinstance(cursor, str) else ""
+        clock_gap = _find_clock_gap(reply.headers.get("date"))
+        return _Page(items, None if is_last else known, clock_gap)
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """`cursor` is None on the last one, and empty where there is more, but not said where."""
+    """`cursor` is None on the last one, and empty where there is more, but not where."""
 
     items: list[JsonValue]
     cursor: str | None
     clock_gap: str | None
 
 
-def _parse_page(body: dict[str, JsonValue], clock_gap: str | None) -> _Page | None:
-    items, cursor, has_more = body.get("items"), body.get("next_cursor"), body.get("has_more")
-    if not isinstance(items, list):
-        return None
-    # In doubt there is more: what was not read must not count as what is not there.
-    is_last = has_more is False or (not has_more and not cursor)
-    known = cursor if isinstance(cursor, str) else ""
-    return _Page(items, None if is_last else known, clock_gap)
-
-
-def _read_items(items: list[JsonValue]) -> Iterator[ListedRequest]:
-    for item in items:
-        fal_request_id = item.get("request_id") if isinstance(item, dict) else None
-        if isinstance(item, dict) and isinstance(fal_request_id, str) and fal_request_id:
-            code = item.get("status_code")
-            yield ListedRequest(
-                fal_request_id,
-                item.get("ended_at") is not None,
-                code if type(code) is int else None,
-                item.get("json_input"),
-                item.get("json_output"),
-            )
+def _read_item(item: dict[str, JsonValue], fal_request_id: str) -> ListedRequest:
+    code = item.get("status_code")
+    return ListedRequest(
+        fal_request_id,
+        item.get("ended_at") is not None,
+        code if type(code) is int else None,
+        item.get("json_input"),
+        item.get("json_output"),
+    )
 
 
 def _find_clock_gap(date: str | None) -> str | None:
@@ -182,12 +180,6 @@ def _find_clock_gap(date: str | None) -> str | None:
     if difference <= CLOCK_TOLERANCE:
         return None
     return f"this host's clock differs from fal's by {difference.total_seconds():.0f} s"
-
-
-def _find_gap(found: list[ListedRequest]) -> str | None:
-    """Requests without input could be any."""
-    hidden = sum(one.input is None for one in found)
-    return f"shows no input for {hidden} of {len(found)} requests" if hidden else None
 
 
 def is_same_input(listed: JsonValue, sent: dict[str, JsonValue]) -> bool:

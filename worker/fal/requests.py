@@ -60,7 +60,7 @@ LONGEST_RUN = timedelta(days=365)
 STREAM_SILENCE = timedelta(seconds=45)
 MAX_EVENT_BYTES = 8 * 1024 * 1024
 # How long polling goes on while no status can be read.
-PATIENCE = timedelta(minutes=1)
+STATUS_TIMEOUT = timedelta(minutes=1)
 # A stream that breaks, or that cannot be understood, is no reason to stop following.
 STREAM_ERRORS = (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError)
 
@@ -373,8 +373,7 @@ class RequestClient:
 
         From the event stream while it works, then by `poll` every `interval`; logs are all so far.
         `deadline` is of `time.monotonic`. Raises RequestPendingError once it has passed,
-        RequestUnclearError once `poll` has raised it for as long as PATIENCE, and what else it
-        raises.
+        RequestUnclearError once `poll` has raised it for STATUS_TIMEOUT, and its other errors.
         """
         known: Progress | None = None
         logs: list[LogEntry] = []
@@ -461,7 +460,7 @@ def _poll(
             yield poll()
             last_read = time.monotonic()
         except RequestUnclearError:
-            if time.monotonic() - last_read > PATIENCE.total_seconds():
+            if time.monotonic() - last_read > STATUS_TIMEOUT.total_seconds():
                 raise
         left = deadline - time.monotonic()
         if left <= 0:

@@ -57,7 +57,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The request is certainly not queued; `retry_after` is what fal asks for, if it does.
+    """The request is certainly not queued; `retry_after` is the wait that fal requests.
 
     `details` has an item for each wrong field, if fal named any.
     """
