@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.documents import PAGES
-from worker.fal.error_types import ERROR_TYPES
+from worker.fal.errors import ERROR_TYPES
 from worker.fal.options import RequestOptions
 from worker.ground.settings import Settings
 from worker.jobs.states import EDGES, JobState

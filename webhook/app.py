@@ -16,7 +16,7 @@ from webhook.page.views import register_page
 from webhook.slow_clients import bound_reading
 from worker.broker.dispatch import Dispatcher
 from worker.fal.http import open_client
-from worker.fal.signature import KeyCache, WebhookVerifier
+from worker.fal.webhooks import KeyCache, WebhookVerifier
 from worker.ground.db import AWAY, PROGRAM, Database
 from worker.ground.errors import InvalidSettingsError, UnsuitableDatabaseError
 from worker.ground.log import configure_logging

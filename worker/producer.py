@@ -5,7 +5,7 @@ from uuid import UUID
 
 from worker.bulk import place_requests
 from worker.fal.options import RequestOptions
-from worker.fal.transfer import OnProgress
+from worker.fal.storage import OnProgress
 from worker.ground.log import join_host_logging
 from worker.ground.settings import load_settings
 from worker.ground.tracing import trace_since

@@ -24,13 +24,11 @@ from typing_extensions import override
 
 from worker.broker.app import check_broker
 from worker.broker.dispatch import Dispatcher
-from worker.fal.file_access import FileSigner
 from worker.fal.options import RequestOptions, parse_option, parse_options, split_tags
-from worker.fal.platform import PlatformClient
-from worker.fal.queue import QueueClient
+from worker.fal.platform import FileSigner, PlatformClient
 from worker.fal.requests import RequestClient
-from worker.fal.storage import StorageClient
-from worker.fal.transfer import OnProgress
+from worker.fal.storage import OnProgress, StorageClient
+from worker.fal.submit import QueueClient
 from worker.ground.clock import read_clock
 from worker.ground.db import PROGRAM, Database
 from worker.ground.errors import DaemonError, InvalidInputError, InvalidSettingsError, Violation

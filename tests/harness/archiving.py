@@ -11,7 +11,7 @@ from typing import Any
 from tests.emulator.clips import make_clip
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, build_result, make_job
-from worker.fal.file_access import FileSigner
+from worker.fal.platform import FileSigner
 from worker.fal.requests import RequestClient
 from worker.ground.db import Database
 from worker.jobs.states import JobState

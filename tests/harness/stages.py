@@ -22,8 +22,8 @@ from tests.harness.jobs import (
 from worker.fal.completion import Completion
 from worker.fal.options import RequestOptions
 from worker.fal.platform import PlatformClient
-from worker.fal.queue import Accepted, QueueClient, SubmitReply
 from worker.fal.requests import RequestClient
+from worker.fal.submit import Accepted, QueueClient, SubmitReply
 from worker.ground.db import Database
 from worker.ground.settings import UnknownPolicy
 from worker.jobs import limits, table

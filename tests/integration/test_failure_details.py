@@ -12,10 +12,9 @@ from tests.harness.jobs import LEASE, REQUEST_ID, TOKEN, make_job, read_attempts
 from tests.harness.web import run_server, send_json
 from worker.cli import display
 from worker.fal.completion import Completion
-from worker.fal.error_types import ERROR_TYPES, Charge, Retryable
-from worker.fal.errors import MAX_DETAILS
+from worker.fal.errors import ERROR_TYPES, MAX_DETAILS, Charge, Retryable
 from worker.fal.options import RequestOptions
-from worker.fal.queue import QueueClient
+from worker.fal.submit import QueueClient
 from worker.ground.db import Database
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
@@ -165,7 +164,7 @@ def test_failure_of_unknown_type_keeps_the_name_and_says_so(db) -> None:
     told = explain(db, job)
     assert job.error_code == "a_type_of_tomorrow"
     assert told is not None
-    assert "new to this version" in told["means"]
+    assert "reason that this version does not know" in told["means"]
     assert (told["class"], "redrive" in told["again"]) == ("platform", True)
 
 

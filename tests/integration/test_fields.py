@@ -16,8 +16,8 @@ from tests.harness.brokers import take_messages
 from tests.harness.jobs import LEASE, list_all_jobs, read_attempts
 from tests.harness.logs import preserved_logging
 from worker import cli, producer, tasks
-from worker.fal.extend_video import ExtendVideoInput
-from worker.fal.queue import QueueClient
+from worker.fal.model import ExtendVideoInput
+from worker.fal.submit import QueueClient
 from worker.ground.db import Database
 from worker.ground.settings import load_settings
 from worker.jobs.values import Job

@@ -21,9 +21,8 @@ from tests.harness.waiting import wait_until
 from tests.harness.web import hang, run_server, send_json
 from worker.fal.options import RequestOptions
 from worker.fal.platform import PlatformClient
-from worker.fal.progress import MAX_ENTRIES, Progress
-from worker.fal.queue import QueueClient
-from worker.fal.requests import MAX_STATUS_BYTES, RequestClient
+from worker.fal.requests import MAX_ENTRIES, MAX_STATUS_BYTES, Progress, RequestClient
+from worker.fal.submit import QueueClient
 from worker.ground.clock import read_clock
 from worker.ground.db import Database
 from worker.ground.settings import UnknownPolicy

@@ -15,7 +15,7 @@ from tests.harness.stages import (
     build_failure,
     find_attempt,
 )
-from worker.fal.queue import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
+from worker.fal.submit import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
 from worker.jobs import table
 from worker.jobs.states import ENDED, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move, Outcome

@@ -13,7 +13,7 @@ from tests.harness.stages import (
     build_failure,
 )
 from tests.harness.together import call_together
-from worker.fal.queue import RefusalClass, Refused
+from worker.fal.submit import RefusalClass, Refused
 from worker.ground.errors import InvalidSignatureError
 from worker.jobs import restores
 from worker.jobs.checks import Check, find_strays

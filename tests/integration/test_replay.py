@@ -16,7 +16,7 @@ from tests.harness.commands import Ended, Run, build_run
 from tests.harness.jobs import list_all_jobs, make_job, read_attempts, read_job
 from tests.harness.stages import Bench, open_clients
 from worker.broker.app import QUEUES
-from worker.fal.extend_video import complete_input, parse_output
+from worker.fal.model import complete_input, parse_output
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.media.child import verify_video

@@ -12,7 +12,7 @@ from tests.harness.clock import FakeClock
 from tests.harness.jobs import ENDPOINT, LEASE, REQUEST_ID, read_attempts, read_job
 from tests.harness.web import ScriptedServer, run_server, send_json
 from worker.fal.options import RequestOptions, parse_options
-from worker.fal.queue import QueueClient
+from worker.fal.submit import QueueClient
 from worker.ground.db import Database
 from worker.ground.errors import IdempotencyConflictError, InvalidInputError
 from worker.jobs.states import JobState

@@ -19,7 +19,7 @@ from tests.harness.jobs import (
 from tests.harness.stages import SECOND
 from tests.harness.together import call_together
 from worker.fal.completion import Completion
-from worker.fal.queue import RefusalClass, Refused
+from worker.fal.submit import RefusalClass, Refused
 from worker.ground.errors import JobNotFoundError
 from worker.jobs.states import JobEvent, JobState
 from worker.ops.story import follow_events, read_story

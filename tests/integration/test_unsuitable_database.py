@@ -18,7 +18,7 @@ from tests.harness.servers import Postgres
 from tests.harness.stages import Bench
 from webhook import create_app
 from worker import tasks
-from worker.fal.queue import Accepted
+from worker.fal.submit import Accepted
 from worker.ground.db import AWAY, Database
 from worker.ground.errors import UnsuitableDatabaseError
 from worker.ground.schema import check_schema, upgrade_schema

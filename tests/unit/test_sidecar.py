@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.jobs import ENDPOINT, NOW, build_result
-from worker.fal.extend_video import complete_input
+from worker.fal.model import complete_input
 from worker.ground.errors import InvalidResultError, InvalidSidecarError
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Job

@@ -10,7 +10,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import typer
 
-from worker.fal.extend_video import parse_field
+from worker.fal.model import parse_field
 from worker.fal.options import parse_option
 from worker.ground.clock import read_clock, read_moment
 from worker.ground.data_uri import is_data_uri

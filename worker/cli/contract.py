@@ -1,7 +1,6 @@
 """`extend-video schema`: compare our model with what fal publishes, and print the difference."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,13 +9,10 @@ import typer
 from pydantic import JsonValue
 
 from worker.cli import display
-from worker.fal.catalog import CatalogClient
-from worker.fal.schema_drift import Change, Drift, compare_document
 from worker.ground.errors import SchemaUnreadableError
-from worker.ground.settings import Settings, load_settings
+from worker.ground.settings import load_settings
 
 SAME, DRIFTED, NOTHING_TO_COMPARE = 0, 1, 2
-MARKS = {Change.ADDED: "+", Change.REMOVED: "-", Change.CHANGED: "~"}
 
 
 def schema(
@@ -32,38 +28,51 @@ def schema(
 
     Our defaults are the model page's by decision, and always sent: other ones are listed only.
     """
+    # Other commands do without an HTTP client and start sooner.
+    from worker.fal.platform import fetch_openapi
+    from worker.fal.schema import Change, Drift, compare_document
+
+    def describe(one: Drift) -> str:
+        words = {
+            Change.ADDED: f"{one.theirs}",
+            Change.REMOVED: f"was {one.ours}",
+            Change.CHANGED: f"{one.aspect}: ours {one.ours}, fal's {one.theirs}",
+        }
+        return display.escape(f"{one.field}: {words[one.change]}")
+
+    settings = load_settings()
+    endpoint = settings.fal_endpoint
     try:
-        code = check_schema(load_settings(), file, is_strict=strict_defaults, as_json=as_json)
+        document = (
+            fetch_openapi(settings.fal_platform_url, settings.fal_credentials, endpoint)
+            if file is None
+            else read_document(file)
+        )
+        found = compare_document(document, endpoint)
     except SchemaUnreadableError as error:
         display.err.print(f"{error.code}: {error}", markup=False)
-        code = NOTHING_TO_COMPARE
-    raise typer.Exit(code)
-
-
-def check_schema(settings: Settings, file: Path | None, *, is_strict: bool, as_json: bool) -> int:
-    """Print what differs; the exit code. Raises SchemaUnreadableError."""
-    endpoint = settings.fal_endpoint
-    document = fetch_document(settings) if file is None else read_document(file)
-    found = compare_document(document, endpoint)
+        raise typer.Exit(NOTHING_TO_COMPARE) from None
     defaults = [one for one in found if one.is_default]
     drift = [one for one in found if not one.is_default]
     if as_json:
-        rows = {"drift": drift, "defaults": defaults}
-        display.print_json(
-            {"endpoint": endpoint, **{name: [*map(asdict, one)] for name, one in rows.items()}}
-        )
+        rows = {"drift": [*map(asdict, drift)], "defaults": [*map(asdict, defaults)]}
+        display.print_json({"endpoint": endpoint, **rows})
     else:
-        for line in show_drift(endpoint, drift, defaults):
-            display.out.print(line)
-    return DRIFTED if drift or (is_strict and defaults) else SAME
-
-
-def fetch_document(settings: Settings) -> JsonValue:
-    client = CatalogClient(settings.fal_platform_url, settings.fal_credentials)
-    try:
-        return client.read_model(settings.fal_endpoint)
-    finally:
-        client.close()
+        marks = {Change.ADDED: "+", Change.REMOVED: "-", Change.CHANGED: "~"}
+        for one in drift:
+            display.out.print(f"{marks[one.change]} {describe(one)}")
+        if not drift:
+            name = display.escape(endpoint)
+            display.out.print(
+                f"fields, types, ranges and values of {name} are as our model has them"
+            )
+        if defaults:
+            display.out.print(
+                "defaults that differ (ours are the model page's, and every field is sent: ADR 6):"
+            )
+        for one in defaults:
+            display.out.print(f"  {describe(one)}")
+    raise typer.Exit(DRIFTED if drift or (strict_defaults and defaults) else SAME)
 
 
 def read_document(file: Path) -> JsonValue:
@@ -75,25 +84,3 @@ def read_document(file: Path) -> JsonValue:
     except (ValueError, RecursionError):
         raise SchemaUnreadableError(f"{file} is not JSON") from None
     return document
-
-
-def show_drift(endpoint: str, drift: list[Drift], defaults: list[Drift]) -> Iterator[str]:
-    for one in drift:
-        yield f"{MARKS[one.change]} {display.escape(describe_drift(one))}"
-    if not drift:
-        name = display.escape(endpoint)
-        yield f"fields, types, ranges and values of {name} are as our model has them"
-    if defaults:
-        yield "defaults that differ (ours are the model page's, and every field is sent: ADR 6):"
-    for one in defaults:
-        yield f"  {display.escape(describe_drift(one))}"
-
-
-def describe_drift(one: Drift) -> str:
-    match one.change:
-        case Change.ADDED:
-            return f"{one.field}: {one.theirs}"
-        case Change.REMOVED:
-            return f"{one.field}: was {one.ours}"
-        case Change.CHANGED:
-            return f"{one.field}: {one.aspect}: ours {one.ours}, fal's {one.theirs}"

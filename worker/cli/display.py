@@ -13,7 +13,7 @@ from rich import markup
 from rich.console import Console
 from rich.table import Column, Table
 
-from worker.fal.progress import list_new
+from worker.fal.requests import list_new
 from worker.ground.clock import format_duration
 from worker.ground.errors import ViolationsError
 from worker.jobs.queries import JobLine

@@ -14,7 +14,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from worker.fal.transfer import OnProgress
+from worker.fal.storage import OnProgress
 
 LINES = 10
 JOBS_A_LINE = 1000

@@ -12,8 +12,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from worker.fal.platform import ListedRequest, Listing, PlatformClient
-from worker.fal.same_input import is_same_input, sign_input
+from worker.fal.platform import ListedRequest, Listing, PlatformClient, is_same_input, sign_input
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError

@@ -2,8 +2,15 @@
 
 from dataclasses import dataclass
 
-from worker.fal.error_types import ERROR_TYPES, Charge, ErrorClass, Retryable, find_error_type
-from worker.fal.errors import UNNAMED_CODE, name_field
+from worker.fal.errors import (
+    ERROR_TYPES,
+    UNNAMED_CODE,
+    Charge,
+    ErrorClass,
+    Retryable,
+    find_error_type,
+    name_field,
+)
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Ending, Job
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from worker.fal.extend_video import parse_output
+from worker.fal.model import parse_output
 from worker.ground.clock import Clock, Draw, spread
 from worker.ground.data_uri import is_data_uri
 from worker.ground.db import Database

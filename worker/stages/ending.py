@@ -2,7 +2,7 @@
 
 from worker.fal.completion import Completion
 from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
-from worker.fal.extend_video import parse_output
+from worker.fal.model import parse_output
 from worker.ground.errors import InvalidResultError
 from worker.jobs.values import Ending, Job
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy import Connection
 from uuid_utils.compat import uuid7
 
-from worker.fal.extend_video import complete_input
+from worker.fal.model import complete_input
 from worker.fal.options import RequestOptions
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
-from worker.fal.extend_video import VideoFile, parse_output
+from worker.fal.model import VideoFile, parse_output
 from worker.ground.data_uri import is_data_uri
 from worker.ground.errors import Finding, MediaBoundError, MediaGoneError, MediaMismatchError
 from worker.jobs.values import Attempt, Job

@@ -10,8 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from worker.fal.progress import Progress
-from worker.fal.requests import RequestClient
+from worker.fal.requests import Progress, RequestClient
 from worker.ground.clock import Clock
 from worker.ground.db import Database
 from worker.jobs import attempts, limits, table

@@ -12,16 +12,10 @@ from typing import assert_never
 import httpx
 from pydantic import SecretStr
 
+from worker.fal.http import ACCOUNT_CODES
 from worker.fal.options import RequestOptions
-from worker.fal.queue import (
-    ACCOUNT_CODES,
-    Accepted,
-    Ambiguous,
-    RefusalClass,
-    Refused,
-    SubmitReply,
-)
-from worker.fal.retention import find_retention
+from worker.fal.requests import find_retention
+from worker.fal.submit import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
 from worker.ground.clock import Backoff, choose_poll_delay
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, Outcome, Settlement

@@ -12,7 +12,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection
 
-from worker.fal.queue import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
+from worker.fal.submit import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
 from worker.ground.clock import Clock
 from worker.ground.db import Database
 from worker.jobs import limits, table

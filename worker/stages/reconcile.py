@@ -16,9 +16,16 @@ from structlog.contextvars import bind_contextvars
 
 from worker.fal.completion import Completion
 from worker.fal.platform import Listing
-from worker.fal.progress import Progress
-from worker.fal.retention import find_retention
-from worker.fal.truth import CancelAnswer, Forgotten, Known, Pending, ResultGone, Unclear
+from worker.fal.requests import (
+    CancelAnswer,
+    Forgotten,
+    Known,
+    Pending,
+    Progress,
+    ResultGone,
+    Unclear,
+    find_retention,
+)
 from worker.ground.clock import Clock, choose_poll_delay
 from worker.ground.db import REFUSED, will_repeat
 from worker.jobs import attempts, deliveries, limits, observed, table

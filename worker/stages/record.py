@@ -12,8 +12,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from worker.fal.completion import ODD_DELIVERY
-from worker.fal.extend_video import VideoFile, list_oddities, parse_output
-from worker.fal.field_types import INLINE_BYTES
+from worker.fal.model import INLINE_BYTES, VideoFile, list_oddities, parse_output
 from worker.ground.data_uri import is_data_uri, parse_data_uri
 from worker.ground.errors import Finding
 from worker.jobs.values import Attempt, Job

@@ -10,11 +10,10 @@ from datetime import timedelta
 from typing import Any
 
 from worker.fal.completion import Completion
-from worker.fal.extend_video import parse_output
-from worker.fal.file_access import FileSigner
+from worker.fal.model import parse_output
 from worker.fal.options import needs_signing, parse_options
-from worker.fal.requests import RequestClient
-from worker.fal.truth import Forgotten, Pending, ResultGone, Truth, Unclear
+from worker.fal.platform import FileSigner
+from worker.fal.requests import Forgotten, Pending, RequestClient, ResultGone, Truth, Unclear
 from worker.ground.errors import InvalidResultError, MediaGoneError
 from worker.jobs.values import Attempt, Job
 

@@ -17,7 +17,7 @@ from structlog.contextvars import bound_contextvars
 from uuid_utils.compat import uuid7
 
 from worker.fal.options import RequestOptions
-from worker.fal.queue import Accepted, QueueClient, RefusalClass, Refused, SubmitReply
+from worker.fal.submit import Accepted, QueueClient, RefusalClass, Refused, SubmitReply
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import AWAY, Database, describe_database_error
 from worker.jobs import attempts, limits, table

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from worker.fal.queue import MAX_RETRY_AFTER, RefusalClass
+from worker.fal.http import MAX_RETRY_AFTER
+from worker.fal.submit import RefusalClass
 from worker.ground.clock import Clock, read_clock, spread
 from worker.ground.db import Database
 from worker.jobs import attempts, table

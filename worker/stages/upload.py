@@ -15,9 +15,8 @@ from typing import Protocol, TypeAlias
 
 from sqlalchemy import Connection
 
-from worker.fal.extend_video import complete_input
-from worker.fal.storage_api import UploadFile
-from worker.fal.transfer import OnProgress
+from worker.fal.model import complete_input
+from worker.fal.storage import OnProgress, UploadFile
 from worker.ground.clock import Clock, read_clock
 from worker.ground.data_uri import is_data_uri, parse_data_uri
 from worker.ground.db import Database

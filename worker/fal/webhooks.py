@@ -1,4 +1,4 @@
-"""Verification of fal's signed webhooks.
+"""Verification of fal's signed webhooks; what their bodies say is read in `completion.py`.
 
 fal signs each webhook with Ed25519 (docs: Webhooks). The signed message joins by newlines the
 request id, the user id and the timestamp as they stand in the headers, and the hex SHA-256 of the
@@ -12,7 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Lock
@@ -22,7 +22,7 @@ import httpx
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from worker.ground.clock import call_within
+from worker.fal.http import exchange
 from worker.ground.errors import InvalidSignatureError, KeysUnavailableError
 
 WINDOW = timedelta(seconds=300)
@@ -45,7 +45,7 @@ _RAW_KEY = re.compile(r"[A-Za-z0-9_-]{43}=?")  # 32 bytes in base64url
 
 
 class StaleSignatureError(InvalidSignatureError):
-    """The signature is true, but its time is outside the window: a late or replayed delivery."""
+    """The signature is valid, but its time is outside the window: a late or replayed delivery."""
 
     code = "stale_signature"
 
@@ -69,7 +69,7 @@ class SignedHeaders:
 
 
 def read_headers(headers: Mapping[str, str]) -> SignedHeaders:
-    """Pick the four headers whatever their case. Raises InvalidSignatureError."""
+    """Pick the four headers, in any case. Raises InvalidSignatureError."""
     lowered = {name.lower(): value for name, value in headers.items()}
     picked = {field: lowered.get(name.lower(), "") for field, (name, _) in _HEADERS.items()}
     return SignedHeaders(**picked)
@@ -83,16 +83,11 @@ def signed_message(headers: SignedHeaders, body: bytes) -> bytes:
 def verify_signature(headers: SignedHeaders, body: bytes, keys: Sequence[Ed25519PublicKey]) -> None:
     """Raises InvalidSignatureError if none of the keys fits."""
     signature, message = bytes.fromhex(headers.signature), signed_message(headers, body)
-    if not any(_fits(key, signature, message) for key in keys):
-        raise InvalidSignatureError("no key of fal fits the signature")
-
-
-def _fits(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
-    try:
-        key.verify(signature, message)
-    except InvalidSignature:
-        return False
-    return True
+    for key in keys:
+        with suppress(InvalidSignature):
+            key.verify(signature, message)
+            return
+    raise InvalidSignatureError("no key of fal fits the signature")
 
 
 def check_freshness(headers: SignedHeaders, now: datetime, window: timedelta = WINDOW) -> None:
@@ -106,35 +101,31 @@ def check_freshness(headers: SignedHeaders, now: datetime, window: timedelta = W
 
 
 def parse_jwks(document: object) -> Keys:
-    """Read the Ed25519 keys of a JWKS, passing over entries of other kinds.
+    """Read the Ed25519 keys of a JWKS; entries of other kinds are skipped.
 
     Raises KeysUnavailableError if none is left.
     """
     entries = document.get("keys") if isinstance(document, Mapping) else None
-    read = map(_read_key, entries if isinstance(entries, list) else ())
-    keys = tuple(key for key in read if key is not None)
+    keys = []
+    for entry in entries if isinstance(entries, list) else ():
+        raw = entry.get("x") if isinstance(entry, Mapping) else None
+        if not isinstance(raw, str) or not _RAW_KEY.fullmatch(raw):
+            continue
+        if (entry.get("kty", "OKP"), entry.get("crv", "Ed25519")) == ("OKP", "Ed25519"):
+            content = base64.urlsafe_b64decode(raw[:43] + "=")
+            keys.append(Ed25519PublicKey.from_public_bytes(content))
     if not keys:
         raise KeysUnavailableError("the key document holds no Ed25519 key")
-    return keys
-
-
-def _read_key(entry: object) -> Ed25519PublicKey | None:
-    if not isinstance(entry, Mapping):
-        return None
-    raw = entry.get("x")
-    ours = (entry.get("kty", "OKP"), entry.get("crv", "Ed25519")) == ("OKP", "Ed25519")
-    if not ours or not isinstance(raw, str) or not _RAW_KEY.fullmatch(raw):
-        return None
-    return Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(raw[:43] + "="))
+    return tuple(keys)
 
 
 class KeyCache:
     """fal's public keys, fetched when first needed and once a day; safe between threads.
 
-    However many deliveries ask, genuine or not, there is at most one fetch a minute, or every five
-    seconds as long as no fetch has ever succeeded: until then nothing can be verified, and a minute
-    would be long. Keys that cannot be renewed stay in use, as an outage at fal is likelier than a
-    stolen key. `clock` counts seconds and never goes back.
+    However many deliveries arrive, genuine or not, there is at most one fetch a minute, or every
+    five seconds as long as no fetch has ever succeeded: until then nothing can be verified, and a
+    minute would be long. Keys that cannot be renewed stay in use, as an outage at fal is likelier
+    than a stolen key. `clock` counts seconds and never goes back.
     """
 
     def __init__(
@@ -150,7 +141,7 @@ class KeyCache:
         self._client = client
         self._clock = clock
         self._max_age = max_age.total_seconds()
-        self._timeout = timeout.total_seconds()
+        self._timeout = timeout
         self._fetching = Lock()
         self._keys: Keys = ()
         self._expire_at = self._next_fetch_at = clock()
@@ -176,53 +167,35 @@ class KeyCache:
         if self._clock() < self._next_fetch_at or not self._fetching.acquire(blocking=wait):
             return
         try:
-            # another thread may have fetched while this one waited
-            if self._clock() >= self._next_fetch_at:
-                self._renew()
+            if self._clock() < self._next_fetch_at:
+                return  # another thread has fetched while this one waited
+            try:
+                self._keys = self._fetch()
+                self._expire_at = self._clock() + self._max_age
+            except KeysUnavailableError as error:
+                self._failure = str(error)
+            pause = REFETCH_PAUSE if self._keys else COLD_RETRY_PAUSE
+            self._next_fetch_at = self._clock() + pause.total_seconds()
         finally:
             self._fetching.release()
 
-    def _renew(self) -> None:
-        try:
-            self._keys = self._fetch_in_time()
-            self._expire_at = self._clock() + self._max_age
-        except KeysUnavailableError as error:
-            self._failure = str(error)
-        pause = REFETCH_PAUSE if self._keys else COLD_RETRY_PAUSE
-        self._next_fetch_at = self._clock() + pause.total_seconds()
-
-    def _fetch_in_time(self) -> Keys:
-        limit = timedelta(seconds=self._timeout)
-        try:
-            return call_within(limit, lambda: parse_jwks(json.loads(self._download())))
-        except TimeoutError:
-            raise KeysUnavailableError(f"no answer within {self._timeout:g} s") from None
-        except (httpx.HTTPError, ValueError, RecursionError) as error:
-            raise KeysUnavailableError(f"{type(error).__name__}: {error}") from error
-
-    def _download(self) -> bytes:
+    def _fetch(self) -> Keys:
         request = self._client.build_request(
             "GET",
             self._url,
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-            timeout=self._timeout,
+            timeout=self._timeout.total_seconds(),
         )
-        # the keys are public: nothing secret that the client may carry goes along
+        # The keys are public: no credential that the client may carry is sent.
         for name in ("Authorization", "Cookie"):
             request.headers.pop(name, None)
-        deadline = time.monotonic() + self._timeout
-        response = self._client.send(request, stream=True, auth=None, follow_redirects=False)
-        with closing(response):
-            if response.status_code != httpx.codes.OK:
-                raise KeysUnavailableError(f"HTTP {response.status_code}")
-            body = bytearray()
-            for chunk in response.iter_raw():
-                body += chunk
-                if len(body) > MAX_JWKS_BYTES:
-                    raise KeysUnavailableError(f"more than {MAX_JWKS_BYTES} bytes")
-                if time.monotonic() > deadline:
-                    raise KeysUnavailableError("too slow")
-            return bytes(body)
+        try:
+            reply = exchange(self._client, request, max_bytes=MAX_JWKS_BYTES, limit=self._timeout)
+            if reply.http_status != httpx.codes.OK:
+                raise KeysUnavailableError(f"HTTP {reply.http_status}")
+            return parse_jwks(json.loads(reply.body))
+        except (httpx.HTTPError, TimeoutError, ValueError, RecursionError) as error:
+            raise KeysUnavailableError(f"{type(error).__name__}: {error}") from error
 
 
 class WebhookVerifier:
@@ -240,27 +213,20 @@ class WebhookVerifier:
 
         The order is: form of the headers, account, age, signature with the keys at hand, and only
         for a fresh delivery that no key fits, once more with refetched keys. What needs no key
-        comes first, so that garbage costs no network. A stale delivery is still held against the
-        keys, so that StaleSignatureError means a delivery of fal's, if an old one.
+        comes first, so that garbage costs no network. A stale delivery is still checked with the
+        keys, so that StaleSignatureError means an old but genuine delivery.
 
         Raises InvalidSignatureError, StaleSignatureError and KeysUnavailableError.
         """
         signed = read_headers(headers)
-        self._check_user(signed)
+        expected = signed.user_id if self._user_id is None else self._user_id
+        if not hmac.compare_digest(expected.encode(), signed.user_id.encode()):
+            raise InvalidSignatureError("the delivery belongs to another fal account")
         try:
             check_freshness(signed, now, self._window)
         except StaleSignatureError:
             verify_signature(signed, body, self._keys.keys())
             raise
-        self._verify_fresh(signed, body)
-        return signed
-
-    def _check_user(self, signed: SignedHeaders) -> None:
-        expected = signed.user_id if self._user_id is None else self._user_id
-        if not hmac.compare_digest(expected.encode(), signed.user_id.encode()):
-            raise InvalidSignatureError("the delivery belongs to another fal account")
-
-    def _verify_fresh(self, signed: SignedHeaders, body: bytes) -> None:
         tried = self._keys.keys()
         try:
             verify_signature(signed, body, tried)
@@ -268,3 +234,4 @@ class WebhookVerifier:
             if not self._keys.refetch(tried):
                 raise
             verify_signature(signed, body, self._keys.keys())
+        return signed

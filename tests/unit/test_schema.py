@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.fal.extend_video import ExtendVideoInput, ExtendVideoOutput
-from worker.fal.schema_drift import Change, Drift, compare_document
+from worker.fal.model import ExtendVideoInput, ExtendVideoOutput
+from worker.fal.schema import Change, Drift, compare_document
 from worker.ground.errors import SchemaUnreadableError
 
 ENDPOINT = "fal-ai/ltx-2.3-22b/extend-video"
@@ -54,6 +54,8 @@ def build_document() -> Document:
             },
         },
     }
+    schedulers = ["ltx2", "linear_quadratic", "beta"]
+    document["components"]["schemas"]["Scheduler"] = {"type": "string", "enum": schedulers}
     document["components"]["schemas"]["Given"]["properties"]["seed"] = copy.deepcopy(SEED)
     return document
 
@@ -104,7 +106,7 @@ def test_other_spelling_of_the_same_is_no_drift() -> None:
         ("input.num_frames", {"title": "Frames", "description": "How many"}),
         ("input.seed", {"anyOf": ..., "type": ["integer", "null"], "default": None}),
         ("input.seed", {"anyOf": ..., "type": "integer", "nullable": True}),
-        ("input.scheduler", {"$ref": ..., "allOf": [{"$ref": f"{REFS}Scheduler"}]}),
+        ("input.scheduler", {"type": ..., "enum": ..., "allOf": [{"$ref": f"{REFS}Scheduler"}]}),
     ]
     for field, change in changes:
         assert compare(edit(build_document(), field, **change)) == []
@@ -129,7 +131,7 @@ def test_new_fields_are_added_and_lost_ones_removed() -> None:
 def test_other_values_and_a_field_that_becomes_required_are_drifts() -> None:
     document = build_document()
     schemas = document["components"]["schemas"]
-    schemas["Acceleration"]["enum"] = ["none", "regular", "turbo"]
+    schemas["Given"]["properties"]["acceleration"]["enum"] = ["none", "regular", "turbo"]
     schemas["Given"]["required"].append("end_image_url")
     found = {(one.field, one.aspect): (one.ours, one.theirs) for one in compare(document)}
     assert found == {

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.fal.progress import (
+from worker.fal.requests import (
     MAX_ENTRIES,
     MAX_LOG_BYTES,
     MAX_MESSAGE,

@@ -2,7 +2,7 @@
 
 `REPLIES` is the whole of it, by kind; other levels rely on it and try one reply of each outcome.
 The rows are those of fal's reference: codes on submit (2.5), model errors (4.1), platform errors
-(4.2) and what its front door answers by itself (4.4).
+(4.2) and what its gateway answers by itself (4.4).
 """
 
 import json
@@ -27,10 +27,9 @@ from tests.harness.web import (
     send_body,
     send_json,
 )
-from worker.fal.http import MAX_REPLY_BYTES, Reply
+from worker.fal.http import MAX_REPLY_BYTES, MAX_RETRY_AFTER, Reply
 from worker.fal.options import RequestOptions
-from worker.fal.queue import (
-    MAX_RETRY_AFTER,
+from worker.fal.submit import (
     Accepted,
     Ambiguous,
     QueueClient,
@@ -172,7 +171,7 @@ def test_refusal_has_fals_words_and_each_wrong_field() -> None:
     assert sort(400, TYPED) == Refused(INPUT, 400, "bad_request", "no")
     assert sort(422, {"detail": ""}) == Refused(INPUT, 422, "fal_http_422", "HTTP 422")
     assert sort(503, NGINX) == Refused(
-        UNAVAILABLE, 503, "fal_unavailable", "fal's front door answered 503"
+        UNAVAILABLE, 503, "fal_unavailable", "fal's gateway answered 503"
     )
 
 

@@ -14,7 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from worker.fal.extend_video import (
+from worker.fal.model import (
+    INLINE_BYTES,
     ExtendVideoInput,
     complete_input,
     describe_allowed,
@@ -22,7 +23,6 @@ from worker.fal.extend_video import (
     parse_field,
     parse_output,
 )
-from worker.fal.field_types import INLINE_BYTES
 from worker.ground.errors import InvalidInputError, InvalidResultError, Violation
 from worker.ground.validation import show_value
 

@@ -28,7 +28,7 @@ from tests.harness.web import (
     run_server,
     send_body,
 )
-from worker.fal.signature import (
+from worker.fal.webhooks import (
     KeyCache,
     SignedHeaders,
     StaleSignatureError,

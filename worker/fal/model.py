@@ -1,46 +1,184 @@
-"""Input and output of the model `fal-ai/ltx-2.3-22b/extend-video`.
+"""Input and output of the model `fal-ai/ltx-2.3-22b/extend-video`: field types, fields, reading.
 
 Names, types, enums and defaults are those of the model's API page; the ranges are those of its
-OpenAPI schema. fal changes defaults without notice, so every field is sent explicitly.
+OpenAPI schema. fal changes defaults without notice, so every field is sent explicitly. Input is
+strict: "true" is no boolean and "121" no integer.
 """
 
+import re
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    ValidationError,
+)
 
 from worker.fal.completion import make_storable
-from worker.fal.field_types import (
-    Acceleration,
-    CameraLora,
-    CfgScale,
-    ContextFrameCount,
-    Count,
-    ExtendDirection,
-    Flag,
-    FrameCount,
-    FrameRate,
-    ImageUrl,
-    Measure,
-    ModalityScale,
-    Prompt,
-    ResultUrl,
-    Scheduler,
-    Seed,
-    Size,
-    StepCount,
-    StgScale,
-    Strength,
-    Text,
-    VideoOutputType,
-    VideoQuality,
-    VideoSize,
-    VideoUrl,
-    VideoWriteMode,
-)
-from worker.ground import validation as violations
+from worker.ground import validation
+from worker.ground.data_uri import count_characters, is_data_uri, parse_data_uri
 from worker.ground.errors import Finding, InvalidResultError
+
+# fal names no limits. Ours keep a job's row and its log lines small; no text encoder reads as much.
+TEXT_CHARACTERS = 65_536
+URL_CHARACTERS = 8_192
+# The most that a data URI may hold and still travel inside the request; the setting is below it.
+INLINE_BYTES = 8 * 1024 * 1024
+
+
+VideoSize = Literal[
+    "auto",
+    "square_hd",
+    "square",
+    "portrait_4_3",
+    "portrait_16_9",
+    "landscape_4_3",
+    "landscape_16_9",
+]
+Scheduler = Literal["ltx2", "linear_quadratic", "beta"]
+Acceleration = Literal["none", "regular", "high", "full"]
+CameraLora = Literal[
+    "dolly_in", "dolly_out", "dolly_left", "dolly_right", "jib_up", "jib_down", "static", "none"
+]
+VideoOutputType = Literal["X264 (.mp4)", "VP9 (.webm)", "PRORES4444 (.mov)", "GIF (.gif)"]
+VideoQuality = Literal["low", "medium", "high", "maximum"]
+VideoWriteMode = Literal["fast", "balanced", "small"]
+ExtendDirection = Literal["forward", "backward"]
+
+
+def _check_text(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(text)  # PostgreSQL stores no NUL in text or JSON
+    return text
+
+
+def _check_prompt(text: str) -> str:
+    if not text.strip():
+        raise ValueError(text)
+    return text
+
+
+def _check_url(url: str) -> str:
+    parts = urlsplit(url)
+    if (
+        _ODD_IN_URL.search(url)
+        or parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or "@" in parts.netloc
+    ):
+        raise ValueError(url)
+    if parts.port == 0:  # reading the port raises ValueError by itself if it is none
+        raise ValueError(url)
+    return url
+
+
+def _check_input_url(kind: str, url: str) -> str:
+    if is_data_uri(url):
+        parse_data_uri(url, kind=kind, max_bytes=INLINE_BYTES)
+        return url
+    if len(url) > URL_CHARACTERS:
+        raise ValueError(url)
+    return _check_url(url)
+
+
+def _check_result_url(url: str) -> str:
+    return url if url[:5].lower() == "data:" else _check_url(url)
+
+
+def _check_count(value: int) -> int:
+    """What a database and a float hold; nothing of a video is more."""
+    if abs(value) >= 2**63:
+        raise ValueError(value)
+    return value
+
+
+def _take_integral(value: object) -> object:
+    """Take 121.0 for 121: JSON has one kind of number, and not every producer keeps them apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _tag_size(value: object) -> str:
+    return "exact" if isinstance(value, Mapping | ImageSize) else "named"
+
+
+_URL_WORDS = (
+    "an absolute http or https URL with a host, without user name, password and spaces, "
+    f"of at most {URL_CHARACTERS} characters, or a data URI in base64; a file of this machine only "
+    "as pathlib.Path in Python and as FILE in the shell, never as text and never in a message"
+)
+_TEXT_WORDS = f"text of at most {TEXT_CHARACTERS} characters, without NUL and lone surrogates"
+_INPUT_CHARACTERS = URL_CHARACTERS + count_characters(INLINE_BYTES)
+_ODD_IN_URL = re.compile(r"[\x00-\x20\x7f\\]")
+_INTEGRAL = BeforeValidator(_take_integral)
+_FINITE = Field(strict=True, allow_inf_nan=False)
+
+Flag = Annotated[bool, Field(strict=True)]
+Text = Annotated[
+    str,
+    Field(strict=True, max_length=TEXT_CHARACTERS, json_schema_extra={"allowed": _TEXT_WORDS}),
+    AfterValidator(_check_text),
+]
+Prompt = Annotated[
+    Text,
+    Field(json_schema_extra={"allowed": f"{_TEXT_WORDS}, not blank"}),
+    AfterValidator(_check_prompt),
+]
+VideoUrl = Annotated[
+    str,
+    Field(strict=True, max_length=_INPUT_CHARACTERS, json_schema_extra={"allowed": _URL_WORDS}),
+    AfterValidator(partial(_check_input_url, "video")),
+]
+ImageUrl = Annotated[
+    str,
+    Field(strict=True, max_length=_INPUT_CHARACTERS, json_schema_extra={"allowed": _URL_WORDS}),
+    AfterValidator(partial(_check_input_url, "image")),
+]
+ResultUrl = Annotated[
+    str,
+    Field(json_schema_extra={"allowed": "an absolute http or https URL, or a data URI"}),
+    AfterValidator(_check_result_url),
+]
+FrameCount = Annotated[int, Field(strict=True, ge=9, le=481), _INTEGRAL]
+ContextFrameCount = Annotated[int, Field(strict=True, ge=0, le=121), _INTEGRAL]
+StepCount = Annotated[int, Field(strict=True, ge=8, le=50), _INTEGRAL]
+# fal bounds no seed; ours is what databases and random generators hold without loss
+Seed = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1), _INTEGRAL]
+SidePixels = Annotated[int, Field(strict=True, ge=1, le=14142), _INTEGRAL]
+FrameRate = Annotated[float, _FINITE, Field(ge=1, le=60)]
+CfgScale = Annotated[float, _FINITE, Field(ge=1, le=20)]
+StgScale = Annotated[float, _FINITE, Field(ge=0, le=20)]
+ModalityScale = Annotated[float, _FINITE, Field(ge=0, le=10)]
+Strength = Annotated[float, _FINITE, Field(ge=0, le=1)]
+Count = Annotated[int, AfterValidator(_check_count)] | None
+Measure = Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+class ImageSize(BaseModel):
+    """A size of one's own, in pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: SidePixels = 512
+    height: SidePixels = 512
+
+
+Size = Annotated[
+    Annotated[VideoSize, Tag("named")] | Annotated[ImageSize, Tag("exact")],
+    Discriminator(_tag_size),
+]
+
+
+# ------------------------------------------------------------------ the fields
 
 MEASURES = ("width", "height", "fps", "duration", "num_frames")
 
@@ -61,7 +199,7 @@ class ExtendVideoInput(BaseModel):
     )
     num_frames: FrameCount = Field(121, description="Frames to generate, context included.")
     video_size: Size = Field(
-        VideoSize.AUTO,
+        "auto",
         description="Size of the picture by name, or as width and height; auto follows the source.",
     )
     generate_audio: Flag = Field(default=True, description="Generate sound too.")
@@ -105,15 +243,13 @@ class ExtendVideoInput(BaseModel):
         default=True,
         description="Add a little noise at each step, which often gives finer pictures.",
     )
-    scheduler: Scheduler = Field(
-        Scheduler.BETA, description="How the noise falls from step to step."
-    )
+    scheduler: Scheduler = Field("beta", description="How the noise falls from step to step.")
     acceleration: Acceleration = Field(
-        Acceleration.NONE, description="How much quality may be given up for speed."
+        "none", description="How much quality may be given up for speed."
     )
     camera_lora: CameraLora = Field(
-        CameraLora.NONE,
-        description="A camera movement, kept more exactly than one told in the prompt.",
+        "none",
+        description="A camera movement, kept more exactly than one described in the prompt.",
     )
     camera_lora_scale: Strength = Field(1.0, description="Strength of the camera movement.")
     negative_prompt: Text = Field(
@@ -126,19 +262,19 @@ class ExtendVideoInput(BaseModel):
         None, description="Start of the random numbers; null: drawn when the job is enqueued."
     )
     enable_prompt_expansion: Flag = Field(
-        default=True, description="Let fal enrich the prompt; the result tells the prompt used."
+        default=True, description="Let fal enrich the prompt; the result states the prompt used."
     )
     enable_safety_checker: Flag = Field(
         default=True, description="Let fal check for unsafe content."
     )
     video_output_type: VideoOutputType = Field(
-        VideoOutputType.MP4, description="Codec and container of the result."
+        "X264 (.mp4)", description="Codec and container of the result."
     )
     video_quality: VideoQuality = Field(
-        VideoQuality.HIGH, description="Quality at which the result is encoded."
+        "high", description="Quality at which the result is encoded."
     )
     video_write_mode: VideoWriteMode = Field(
-        VideoWriteMode.BALANCED, description="Whether encoding aims at speed or at a small file."
+        "balanced", description="Whether encoding aims at speed or at a small file."
     )
     sync_mode: Flag = Field(
         default=False,
@@ -151,7 +287,7 @@ class ExtendVideoInput(BaseModel):
         0.5, description="Strength of the distillation in later passes."
     )
     extend_direction: ExtendDirection = Field(
-        ExtendDirection.FORWARD, description="Whether to add after the end or before the beginning."
+        "forward", description="Whether to add after the end or before the beginning."
     )
     num_context_frames: ContextFrameCount = Field(
         25, description="Frames of the source that the new part is made from."
@@ -212,7 +348,7 @@ def complete_input(
     A drawn seed makes each input unique, so that a submission whose answer was lost can be found
     again by its input. Raises InvalidInputError with every violation at once.
     """
-    given = violations.validate_fields(ExtendVideoInput, fields)
+    given = validation.validate_fields(ExtendVideoInput, fields)
     return given if given.seed is not None else given.model_copy(update={"seed": draw_seed()})
 
 
@@ -222,12 +358,12 @@ def parse_field(name: str, text: str) -> object:
     Takes true or false, numbers, null where allowed, WIDTHxHEIGHT or a JSON object for a size.
     Bounds are left to `complete_input`. Raises InvalidInputError.
     """
-    return violations.parse_text(ExtendVideoInput, name, text)
+    return validation.parse_text(ExtendVideoInput, name, text)
 
 
 def describe_allowed(field: str) -> str:
     """Say in words what an input field allows; `video_size.width` names an inner one."""
-    return violations.describe_allowed(ExtendVideoInput, *field.split("."))
+    return validation.describe_allowed(ExtendVideoInput, *field.split("."))
 
 
 def parse_output(payload: JsonValue) -> ExtendVideoOutput:
@@ -262,7 +398,7 @@ def _read_output(payload: JsonValue) -> tuple[ExtendVideoOutput, dict[str, str]]
         return ExtendVideoOutput.model_validate(fields), {}
     except ValidationError as error:
         places = [tuple(map(str, one["loc"][:2])) for one in error.errors(include_url=False)]
-        wrong = violations.list_violations(ExtendVideoOutput, error)
+        wrong = validation.list_violations(ExtendVideoOutput, error)
     if not isinstance(fields, dict) or not {(), ("video",), ("video", "url")}.isdisjoint(places):
         raise InvalidResultError("; ".join(map(str, wrong))) from None
     unread = {}
@@ -271,5 +407,5 @@ def _read_output(payload: JsonValue) -> tuple[ExtendVideoOutput, dict[str, str]]
     for place in places:
         inner = readable if len(place) == 1 else readable["video"]
         if isinstance(inner, dict) and place[-1] in inner:
-            unread[".".join(place)] = violations.show_value(inner.pop(place[-1]))
+            unread[".".join(place)] = validation.show_value(inner.pop(place[-1]))
     return ExtendVideoOutput.model_validate(readable), unread
