@@ -9,9 +9,8 @@ from flask import Flask
 from structlog.contextvars import clear_contextvars
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from webhook.counters import count_requests
 from webhook.fal import Receiver, register_routes
-from webhook.metrics import register_metrics
+from webhook.metrics import count_requests, register_metrics
 from webhook.page.views import register_page
 from webhook.slow_clients import bound_reading
 from worker.broker.dispatch import Dispatcher

@@ -3,28 +3,97 @@
 All that matters is read from SQL, so every process of a deployment tells the same.
 """
 
+import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import structlog
-from flask import Flask, Response, request
-from prometheus_client import exposition
+from flask import Flask, Response, g, request
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    exposition,
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
-from webhook.counters import open_registry
 from worker.ground.db import Database, describe_database_error
 from worker.jobs.states import JobEvent
-from worker.ops.history import BOUNDS, Distribution
-from worker.ops.measures import Measures, list_seen, read_measures
+from worker.ops.metrics import BOUNDS, Distribution, Measures, list_seen, read_measures
+
+# ------------------------------------------------------------------ counters
+
+
+MULTIPROC_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+if os.environ.get(MULTIPROC_VARIABLE):
+    # Before prometheus-client is imported, which takes it for there.
+    Path(os.environ[MULTIPROC_VARIABLE]).mkdir(parents=True, exist_ok=True)
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped there
+OWN = CollectorRegistry()
+RECEIVE = "webhook.receive"
+
+REQUESTS = Counter(
+    "extend_video_requests", "Requests by route and status", ["route", "status"], registry=OWN
+)
+SECONDS = Histogram(
+    "extend_video_request_seconds", "How long an answer took", ["route"], registry=OWN
+)
+DELIVERIES = Counter(
+    "extend_video_received_deliveries",
+    "Deliveries by verdict, refused ones by their code, each as often as it came",
+    ["verdict", "code"],
+    registry=OWN,
+)
+
+
+def count_requests(app: Flask) -> None:
+    """Count every answer; labels are names of routes and codes of ours, never of a caller's."""
+    app.before_request(_begin)
+    app.after_request(_count)
+
+
+def open_registry() -> CollectorRegistry:
+    """The counts of all processes, or of this one, in a registry that more may be added to."""
+    if not os.environ.get(MULTIPROC_VARIABLE):
+        registry = CollectorRegistry()
+        registry.register(OWN)
+        return registry
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # untyped there
+    return registry
+
+
+def _begin() -> None:
+    g.began = time.perf_counter()
+
+
+def _count(answer: Response) -> Response:
+    route = request.endpoint or "none"
+    REQUESTS.labels(route, str(answer.status_code)).inc()
+    SECONDS.labels(route).observe(time.perf_counter() - g.began)
+    if route == RECEIVE:
+        told = answer.get_json(silent=True) or {}
+        if "verdict" in told:
+            DELIVERIES.labels(told["verdict"], "").inc()
+        else:
+            DELIVERIES.labels("refused", told.get("error", "unknown")).inc()
+    return answer
+
 
 PREFIX = "extend_video_"
 

@@ -44,20 +44,17 @@ from worker.media.layout import parse_layout
 from worker.media.pinned import MediaClient, Pace
 from worker.media.store import Store, open_store
 from worker.ops.doctor import Diagnosis, DoctorPolicy, examine
-from worker.ops.measures import list_seen, note_sweep
+from worker.ops.metrics import list_seen, note_sweep
 from worker.ops.rearchive import Rearchiver
-from worker.stages.archive import ArchivePolicy
+from worker.stages.archive import ArchivePolicy, Keeper
 from worker.stages.enqueue import JobRequest
-from worker.stages.fetch import Fetcher
-from worker.stages.judge import SubmitPolicy
-from worker.stages.keep import Keeper
+from worker.stages.fetch import Fetcher, Source
 from worker.stages.lease import Holder
-from worker.stages.observe import Observer
-from worker.stages.reconcile import Reconciler
+from worker.stages.poll import Reconciler
 from worker.stages.resolve import ResolvePolicy, Resolver
 from worker.stages.restore import Restored, foresee_restore, restore_jobs
-from worker.stages.source import Source
-from worker.stages.sweep import BATCH, sweep_jobs
+from worker.stages.submit import SubmitPolicy
+from worker.stages.sweep import BATCH, Observer, sweep_jobs
 from worker.stages.upload import FilePolicy, make_job_request
 
 # Where fal's storage may send a file of ours, besides hosts that a setting names.

@@ -30,10 +30,8 @@ from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
 from worker.media.pinned import MediaClient
 from worker.media.spool import Spool
-from worker.stages.archive import ArchivePolicy, archive_job
-from worker.stages.fetch import Fetcher
-from worker.stages.keep import Keeper
-from worker.stages.source import Source
+from worker.stages.archive import ArchivePolicy, Keeper, archive_job
+from worker.stages.fetch import Fetcher, Source
 
 ROOT = Path(__file__).parents[2]
 HOUR = timedelta(hours=1)

@@ -23,10 +23,8 @@ from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
 from worker.media.pinned import MediaClient
 from worker.media.store import Store
-from worker.stages.archive import ArchivePolicy, archive_job
-from worker.stages.fetch import Fetcher
-from worker.stages.keep import Keeper
-from worker.stages.source import Source
+from worker.stages.archive import ArchivePolicy, Keeper, archive_job
+from worker.stages.fetch import Fetcher, Source
 
 FRAMES, WIDTH, HEIGHT, RATE = 24, 64, 48, 12
 LIMITS = DownloadLimits(timedelta(seconds=30), 10 * 1024 * 1024)

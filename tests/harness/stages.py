@@ -30,15 +30,15 @@ from worker.jobs import limits, table
 from worker.jobs.models import ObservedTimeRow
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Attempt, Event, Gate, Job
+from worker.stages.admit import ACCOUNT_GATE
 from worker.stages.cancel import Cancelled, cancel_job, cancel_requests
 from worker.stages.complete import Receipt, receive_delivery, receive_hint
-from worker.stages.judge import SubmitPolicy
-from worker.stages.pause import ACCOUNT_GATE
-from worker.stages.reconcile import Reconciler
+from worker.stages.poll import Reconciler
 from worker.stages.redrive import redrive_job
 from worker.stages.resolve import ResolvePolicy, Resolver
 from worker.stages.submit import (
     Submission,
+    SubmitPolicy,
     begin_submission,
     keep_reply,
     post_once,

@@ -14,7 +14,7 @@ from worker.jobs.checks import Check, check_slice
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move
 from worker.jobs.walks import next_slice
-from worker.stages import alarm
+from worker.stages import sweep as alarm
 from worker.stages.sweep import sweep_jobs
 
 DEADLINE = timedelta(hours=1)

@@ -18,12 +18,16 @@ from worker.fal.submit import QueueClient
 from worker.ground.db import Database
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.ops.explain import describe_explanation, explain_failure, will_fail_again
-from worker.ops.story import fails_again, read_story
+from worker.ops.timeline import (
+    describe_explanation,
+    explain_failure,
+    fails_again,
+    read_story,
+    will_fail_again,
+)
 from worker.stages.complete import receive_delivery
-from worker.stages.judge import SubmitPolicy
 from worker.stages.redrive import redrive_job
-from worker.stages.submit import submit_job
+from worker.stages.submit import SubmitPolicy, submit_job
 
 TOO_MANY: dict[str, JsonValue] = {
     "loc": ["body", "num_frames"],

@@ -22,8 +22,7 @@ from worker.ground.db import Database
 from worker.ground.settings import load_settings
 from worker.jobs.values import Job
 from worker.runtime import Runtime, read_request_options
-from worker.stages.judge import SubmitPolicy
-from worker.stages.submit import submit_job
+from worker.stages.submit import SubmitPolicy, submit_job
 
 # No field but `sync_mode` has its default here.
 CHOSEN: dict[str, Any] = {

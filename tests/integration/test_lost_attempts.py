@@ -21,8 +21,7 @@ from worker.jobs.models import StrayDeliveryRow
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Ending, Job, Outcome, Verdict
 from worker.stages.complete import expect_poll
-from worker.stages.judge import BACKOFFS
-from worker.stages.submit import Submission
+from worker.stages.submit import BACKOFFS, Submission
 from worker.stages.tokens import TokenName, read_token, sign_token
 
 S = JobState

@@ -17,8 +17,8 @@ from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.stats import Tally
 from worker.jobs.values import Gate
 from worker.jobs.workers import SeenWorker, keep_worker
-from worker.ops import measures as measures_module
-from worker.ops.measures import (
+from worker.ops import metrics as measures_module
+from worker.ops.metrics import (
     COUNTS,
     HISTORY,
     LIVE,

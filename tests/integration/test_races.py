@@ -12,7 +12,7 @@ from worker.fal.submit import Accepted, RefusalClass, Refused
 from worker.ground.errors import InvalidSignatureError, PaysAgainError, TooLateError
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt
-from worker.stages.pause import release_waiting
+from worker.stages.admit import release_waiting
 from worker.stages.submit import Submission
 
 pytestmark = [

@@ -22,7 +22,7 @@ from worker.fal.completion import Completion
 from worker.fal.submit import RefusalClass, Refused
 from worker.ground.errors import JobNotFoundError
 from worker.jobs.states import JobEvent, JobState
-from worker.ops.story import follow_events, read_story
+from worker.ops.timeline import follow_events, read_story
 from worker.stages.complete import receive_delivery
 
 MINUTE = timedelta(minutes=1)

@@ -28,8 +28,7 @@ from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Outcome, Verdict
 from worker.stages.complete import receive_delivery
 from worker.stages.enqueue import enqueue_job, parse_job_request
-from worker.stages.judge import SubmitPolicy
-from worker.stages.submit import begin_submission, submit_job
+from worker.stages.submit import SubmitPolicy, begin_submission, submit_job
 
 KEY = "key-id:key-secret"
 REQUEST_ID = "7f3c1d0e-0000-4000-8000-00000000aaaa"

@@ -6,7 +6,7 @@ from datetime import timedelta
 from tests.harness.jobs import NOW
 from worker.jobs.states import JobState
 from worker.jobs.stats import CountedEvent
-from worker.ops.history import BOUNDS, GAP_PATIENCE, MOST_GAPS, History, measure_phases
+from worker.ops.metrics import BOUNDS, GAP_PATIENCE, MOST_GAPS, History, measure_phases
 
 SECOND = timedelta(seconds=1)
 ENQUEUED = CountedEvent(1, NOW, None, JobState.QUEUED, "enqueued", NOW, None, None, None, None)

@@ -4,8 +4,12 @@ Server-rendered; reads are short statements, orders call one stage and ring afte
 shell does.
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlencode
 from uuid import UUID
 
 import structlog
@@ -21,16 +25,19 @@ from flask.typing import ResponseReturnValue
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, NotFound
 
-from webhook.page.access import Credentials, Sessions, Throttle
-from webhook.page.board import BoardReader
+from webhook.page.board import HEIGHT, WIDTH, BoardReader, plot_latency, plot_throughput
 from webhook.page.files import ArchiveFile, Part, Sender, open_sender
-from webhook.page.filters import list_filters
-from webhook.page.login import Doorkeeper, add_headers, current_session
+from webhook.page.login import (
+    Credentials,
+    Doorkeeper,
+    Sessions,
+    Throttle,
+    add_headers,
+    current_session,
+)
 from webhook.page.masks import Masker
-from webhook.page.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
-from webhook.page.query import ListQuery, read_query
 from worker.broker.dispatch import Dispatcher
-from worker.ground.clock import Clock, read_clock
+from worker.ground.clock import Clock, format_duration, read_clock, read_moment, tell_briefly
 from worker.ground.db import Database, describe_database_error
 from worker.ground.errors import (
     ExtendVideoError,
@@ -42,13 +49,125 @@ from worker.ground.errors import (
 )
 from worker.ground.settings import Settings, list_secrets
 from worker.jobs import queries
+from worker.jobs.queries import JobFilter, Place, parse_label
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Job
-from worker.ops.explain import explain_failure
-from worker.ops.story import read_story
+from worker.ops.timeline import explain_failure, read_story
 from worker.stages.cancel import CANCELLABLE, cancel_job
 from worker.stages.redrive import REDRIVABLE, redrive_job
 from worker.stages.resolve import ResolvePolicy
+
+# ------------------------------------------------------------------ query
+
+
+LONGEST_TEXT = 200
+FIELDS = ("state", "tenant", "label", "since", "until", "text")
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """What an address asks for; `wrong` has, by field, what cannot be understood."""
+
+    wanted: JobFilter
+    place: Place | None
+    is_backward: bool
+    fields: Mapping[str, str]
+    wrong: Mapping[str, str]
+
+    @property
+    def is_filtered(self) -> bool:
+        return bool(self.fields)
+
+    def link(self, **changes: str | None) -> str:
+        """The address of the same list with other fields; from its beginning."""
+        fields = {**self.fields, **changes}
+        pairs = [(name, fields[name]) for name in FIELDS if fields.get(name)]
+        return f"?{urlencode(pairs)}" if pairs else "?"
+
+    def turn(self, place: Place, *, is_backward: bool = False) -> str:
+        """The address of the page that follows."""
+        pairs = [(name, self.fields[name]) for name in FIELDS if self.fields.get(name)]
+        pairs.append(("newer" if is_backward else "older", write_place(place)))
+        return f"?{urlencode(pairs)}"
+
+
+def read_query(arguments: Mapping[str, str], now: datetime) -> ListQuery:
+    """Whatever cannot be understood is named, and does not narrow the list."""
+    given = {name: arguments.get(name, "").strip()[:LONGEST_TEXT] for name in FIELDS}
+    fields = {name: text for name, text in given.items() if text}
+    wanted, wrong = JobFilter(), dict[str, str]()
+    for name, text in fields.items():
+        try:
+            wanted = _narrow(wanted, name, text, now)
+        except ValueError as error:
+            wrong[name] = str(error)
+    older, newer = (read_place(arguments.get(name, "")) for name in ("older", "newer"))
+    return ListQuery(wanted, older or newer, older is None and newer is not None, fields, wrong)
+
+
+def write_place(place: Place) -> str:
+    return f"{place.enqueued_at.astimezone(UTC):%Y%m%dT%H%M%S.%f}-{place.id.hex}"
+
+
+def read_place(text: str) -> Place | None:
+    """None if it is none: then the list begins at its beginning."""
+    at, _, digits = text.partition("-")
+    try:
+        return Place(datetime.strptime(at, "%Y%m%dT%H%M%S.%f").replace(tzinfo=UTC), UUID(digits))
+    except ValueError:
+        return None
+
+
+def _narrow(wanted: JobFilter, name: str, text: str, now: datetime) -> JobFilter:
+    if "\0" in text:
+        # PostgreSQL takes none with it, not even to compare.
+        raise ValueError("text without a NUL")
+    match name:
+        case "state":
+            return replace(wanted, state=_read_state(text))
+        case "label":
+            return replace(wanted, label=parse_label(text))
+        case "since":
+            return replace(wanted, since=read_moment(text, now))
+        case "until":
+            return replace(wanted, until=read_moment(text, now))
+        case "tenant":
+            return replace(wanted, tenant=text)
+        case _:
+            return replace(wanted, text=text)
+
+
+def _read_state(text: str) -> JobState:
+    try:
+        return JobState(text)
+    except ValueError:
+        raise ValueError(f"one of {', '.join(JobState)}") from None
+
+
+# ------------------------------------------------------------------ filters
+
+
+def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:
+    def show_json(value: object) -> str:
+        return json.dumps(masker.mask_json(value), indent=2, ensure_ascii=False)
+
+    return {
+        "mask": lambda value: masker.mask(str(value)),
+        "pretty": show_json,
+        "duration": format_duration,
+        "brief": tell_briefly,
+        "clock": lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
+        "words": lambda name: str(name).replace("_", " "),
+        "amount": format_bytes,
+    }
+
+
+def format_bytes(count: int) -> str:
+    amount, units = float(count), ["B", "kB", "MB", "GB"]
+    while amount >= 1000 and len(units) > 1:  # noqa: PLR2004 - as units go
+        amount, units = amount / 1000, units[1:]
+    return f"{amount:.0f} {units[0]}" if units[0] in {"B", "kB"} else f"{amount:.1f} {units[0]}"
+
 
 LINES = 50
 

@@ -54,7 +54,7 @@ from worker.ground.db import describe_database_error
 from worker.ground.errors import DaemonError, ExtendVideoError, ViolationsError
 from worker.ground.log import mask_url
 from worker.ground.settings import load_settings
-from worker.ops.story import read_story
+from worker.ops.timeline import read_story
 from worker.runtime import build_runtime
 from worker.stages.enqueue import DEFAULT_TENANT
 

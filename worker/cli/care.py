@@ -24,15 +24,17 @@ from worker.ground.db import AWAY
 from worker.ground.errors import ExtendVideoError, StoreUnavailableError
 from worker.jobs.archives import Scope
 from worker.media.layout import ListedObject
-from worker.ops.mark import require_own_archive
-from worker.ops.orphans import ORPHAN_AGE, Inventory, find_orphans
 from worker.ops.verify import (
     MOST_LISTED,
+    ORPHAN_AGE,
     DamagedCopy,
+    Inventory,
     Verification,
     Verifier,
+    find_orphans,
     is_fine,
     measure_copies,
+    require_own_archive,
     start_scope,
 )
 from worker.runtime import Runtime, build_runtime

@@ -34,7 +34,7 @@ from worker.media.facts import Stated
 from worker.media.local_file import take_file
 from worker.media.local_store import local_path
 from worker.media.sample import make_sample
-from worker.ops.story import follow_events, read_story
+from worker.ops.timeline import follow_events, read_story
 from worker.runtime import Runtime
 from worker.stages.enqueue import JobRequest, enqueue_job, parse_job_request
 

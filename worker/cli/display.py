@@ -19,9 +19,7 @@ from worker.ground.errors import ViolationsError
 from worker.jobs.queries import JobLine
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Event, Job
-from worker.ops.explain import describe_explanation, explain_failure
-from worker.ops.stays import Stay
-from worker.ops.story import Story
+from worker.ops.timeline import Stay, Story, describe_explanation, explain_failure
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)

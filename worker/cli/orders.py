@@ -28,7 +28,7 @@ from worker.ground.errors import ExtendVideoError, JobNotFoundError, PaysAgainEr
 from worker.jobs.queries import JobFilter, read_jobs, walk_lines
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
-from worker.ops.story import fails_again, foresee_restart
+from worker.ops.timeline import fails_again, foresee_restart
 from worker.runtime import Runtime, build_runtime
 from worker.stages.cancel import CANCELLABLE, cancel_job
 from worker.stages.redrive import REDRIVABLE, redrive_job

@@ -17,8 +17,8 @@ from worker.ground.clock import read_clock
 from worker.ground.errors import InvalidInputError
 from worker.jobs.archives import Retention
 from worker.jobs.states import ENDED, JobState
-from worker.ops.mark import require_own_archive
-from worker.ops.prune import Pruning, prune_jobs, survey_jobs
+from worker.ops.retention import Pruning, prune_jobs, survey_jobs
+from worker.ops.verify import require_own_archive
 from worker.runtime import Runtime, build_runtime
 
 FORGOTTEN = (

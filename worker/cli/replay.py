@@ -14,10 +14,10 @@ from worker.cli.progress import show_progress
 from worker.ground.errors import InvalidInputError, InvalidSidecarError, JobNotFoundError, Violation
 from worker.ground.validation import show_value
 from worker.media.sidecar import Sidecar, parse_sidecar
-from worker.ops.story import read_story
+from worker.ops.timeline import read_story
 from worker.runtime import Runtime, build_runtime
 from worker.stages.enqueue import JobRequest, parse_job_request
-from worker.stages.record import list_markers, restore_input
+from worker.stages.fetch import list_markers, restore_input
 
 DASH = "-"
 # Far above any sidecar: whoever names a video by mistake waits no longer than for this.

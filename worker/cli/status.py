@@ -14,7 +14,7 @@ from worker.ground.clock import format_duration, read_clock
 from worker.ground.log import configure_logging
 from worker.ground.settings import Settings, list_secrets, load_settings
 from worker.jobs.workers import list_workers
-from worker.ops.measures import Measures, list_seen, read_measures
+from worker.ops.metrics import Measures, list_seen, read_measures
 from worker.runtime import SHELL_PROGRAM, Runtime
 
 # A sweep may take a while, or wait for a worker to end a step.

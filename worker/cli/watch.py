@@ -10,9 +10,9 @@ from worker.ground.clock import read_clock
 from worker.ground.errors import InvalidSettingsError
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Event
-from worker.ops.story import Story, find_newest_attempt, follow_events, read_story, wait_a_look
+from worker.ops.timeline import Story, find_newest_attempt, follow_events, read_story, wait_a_look
 from worker.runtime import Runtime
-from worker.stages.follow import Follower
+from worker.stages.poll import Follower
 
 PATIENCE = timedelta(days=1)
 # How many looks the last question waits for its turn.

@@ -22,7 +22,7 @@ from worker.jobs.checks import ArchivedFile, Check, Finding, check_slice, find_s
 from worker.jobs.sent import PaidRequest, SentInput
 from worker.jobs.walks import Slice
 from worker.media.store import MOST_FAILURES, ArchiveLook, Store
-from worker.ops.mark import find_foreign_mark
+from worker.ops.verify import find_foreign_mark
 
 SAMPLE = 200
 # Of each check so many are told one by one; the others are counted.

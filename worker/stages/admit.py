@@ -18,6 +18,9 @@ from worker.ground.db import Database
 from worker.jobs import limits, table
 from worker.jobs.values import Gate
 
+# ------------------------------------------------------------------ pause
+
+
 ACCOUNT_GATE = "submissions"
 AMBIGUOUS_GATE = "ambiguous"
 # How `blocked_reason` begins for all who wait for one of them.

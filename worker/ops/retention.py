@@ -13,8 +13,11 @@ from worker.ground.db import Database
 from worker.jobs import archives as sql
 from worker.jobs.archives import OldJob, Page, Place, Retention
 from worker.media.store import Store
-from worker.ops.orphans import list_companions
+from worker.ops.verify import list_companions
 from worker.stages.refuse import count_old_requests, prune_requests
+
+# ------------------------------------------------------------------ prune
+
 
 BATCH = 100
 LOOK = 2000

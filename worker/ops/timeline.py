@@ -1,22 +1,173 @@
-"""Why is it not done? What a job waits for now, until when, what follows, what one may do; pure.
+"""What has happened to a job so far: read for people and programs, never written."""
 
-The same words on a terminal, in JSON and on the page. They follow the rules of the stages: whoever
-changes when a stage acts changes the words here.
-"""
-
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import NamedTuple, assert_never
+from uuid import UUID
 
-from worker.ground.clock import format_duration
+from worker.fal.errors import (
+    ERROR_TYPES,
+    UNNAMED_CODE,
+    Charge,
+    ErrorClass,
+    Retryable,
+    find_error_type,
+    name_field,
+)
+from worker.ground.clock import Clock, format_duration, read_clock
+from worker.ground.db import Database
 from worker.ground.errors import PaysAgainError
 from worker.ground.settings import UnknownPolicy
-from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import Attempt, Gate, Job, Outcome
-from worker.ops.explain import will_fail_again
+from worker.jobs import attempts, deliveries, table
+from worker.jobs.states import ENDED, JobEvent, JobState
+from worker.jobs.values import Attempt, Delivery, Ending, Event, Gate, Job, Outcome
+from worker.stages.admit import list_pauses
 from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolvePolicy
+
+# ------------------------------------------------------------------ stays
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """A time that a job spent in a state, and what happened in it; the last has no `until`.
+
+    `duration` grows while the job is there, and is None of an end.
+    """
+
+    state: JobState
+    since: datetime
+    until: datetime | None
+    duration: timedelta | None
+    events: tuple[Event, ...]
+
+
+def list_stays(events: Sequence[Event], now: datetime) -> list[Stay]:
+    """In their order. What happens without leaving a state begins no new stay."""
+    visits: list[list[Event]] = []
+    for event in events:
+        if visits and event.from_state is event.to_state:
+            visits[-1].append(event)
+        else:
+            visits.append([event])
+    ends = [*(visit[0].at for visit in visits[1:]), None]
+    return [
+        Stay(visit[0].to_state, visit[0].at, end, _measure(visit[0], end, now), tuple(visit))
+        for visit, end in zip(visits, ends, strict=False)
+    ]
+
+
+def _measure(first: Event, end: datetime | None, now: datetime) -> timedelta | None:
+    if end is None and first.to_state in ENDED:
+        return None
+    return max((end or now) - first.at, timedelta())
+
+
+# ------------------------------------------------------------------ explain
+
+
+# Codes of ours for runs that fal finished.
+OWN_CODES = frozenset({"invalid_result", "result_gone", UNNAMED_CODE})
+AGAIN = {
+    Retryable.YES: "may end otherwise: extend-video redrive {id} --pay-again",
+    Retryable.MAYBE: "may end otherwise, of which fal has said nothing: "
+    "extend-video redrive {id} --pay-again",
+    Retryable.NO: "ends the same way: enqueue another input",
+}
+CHARGES = {Charge.NO: "not charged by fal", Charge.POSSIBLE: "possibly charged by fal"}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What fal says about one input field; the field is empty if it is about the whole."""
+
+    field: str
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A failure in plain words."""
+
+    error_class: ErrorClass
+    sentence: str
+    retryable: Retryable
+    charge: Charge
+    fields: tuple[FieldError, ...]
+
+    @property
+    def fails_again(self) -> bool:
+        """Whether fal says that the same input fails again; a cancelled run says nothing of it."""
+        return self.retryable is Retryable.NO and self.error_class is not ErrorClass.CALLER
+
+
+def explain_failure(job: Job, attempts: list[Attempt]) -> Explanation | None:
+    """What became of a job that fal itself has failed; None of any other."""
+    code = job.error_code
+    if job.state is not JobState.FAILED or code is None or not _is_fals(job, code, attempts):
+        return None
+    fields = list_field_errors(job)
+    known = find_error_type(code, names_fields=bool(fields))
+    retryable = known.retryable
+    if (said := _read_header(attempts)) is not None:
+        # Of this very run, where the type speaks for all that fail so.
+        retryable = Retryable.YES if said else Retryable.NO
+    return Explanation(known.error_class, known.sentence, retryable, known.charge, fields)
+
+
+def will_fail_again(job: Job, attempts: list[Attempt]) -> bool:
+    """Whether fal says that a failed job's input fails again, by its type or by its header."""
+    explanation = explain_failure(job, attempts)
+    if explanation is not None:
+        return explanation.fails_again
+    return job.state is JobState.FAILED and _read_header(attempts) is False
+
+
+def _read_header(attempts: list[Attempt]) -> bool | None:
+    """What fal says of trying the newest attempt again, if it has failed."""
+    newest = attempts[-1] if attempts else None
+    return newest.retryable if newest is not None and newest.ending == Ending.FAILED else None
+
+
+def list_field_errors(job: Job) -> tuple[FieldError, ...]:
+    details = [one for one in job.error_details or [] if isinstance(one, dict)]
+    return tuple(
+        FieldError(name_field(one), str(one.get("type", "")), str(one.get("msg", "")))
+        for one in details
+    )
+
+
+def describe_explanation(explanation: Explanation, job: Job) -> dict[str, str]:
+    """By name, one line each."""
+    lines = {
+        "class": explanation.error_class.value,
+        "means": explanation.sentence,
+        "again": _describe_retry(explanation).format(id=job.id),
+        "charge": CHARGES[explanation.charge],
+    }
+    for number, one in enumerate(explanation.fields, start=1):
+        lines[f"field {number}"] = f"{one.field or 'input'}: {one.message} ({one.error_type})"
+    return lines
+
+
+def _describe_retry(explanation: Explanation) -> str:
+    if explanation.retryable is Retryable.NO and not explanation.fails_again:
+        return AGAIN[Retryable.YES]
+    return AGAIN[explanation.retryable]
+
+
+def _is_fals(job: Job, code: str, attempts: list[Attempt]) -> bool:
+    """Fal's own types are kept verbatim, so a code that is none of ours is fal's."""
+    if code in ERROR_TYPES or job.error_details:
+        return True
+    return code not in OWN_CODES and bool(attempts) and attempts[-1].ending == Ending.FAILED
+
+
+# ------------------------------------------------------------------ waiting
+
 
 STUCK = (
     "if this lasts longer than a few SWEEP_SECONDS, neither scheduler nor worker may be up: "
@@ -252,3 +403,102 @@ def _compose(case: _Case, now: datetime) -> str:
         )
     left = format_duration(case.until - now)
     return f"{waits}, until {at} (in {left}); then {case.then}; {case.may_do}."
+
+
+# ------------------------------------------------------------------ story
+
+
+LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """A job with everything that was written about it, and what it waits for."""
+
+    job: Job
+    attempts: list[Attempt]
+    deliveries: list[Delivery]
+    events: list[Event]
+    stays: list[Stay]
+    wait: Wait
+
+
+def read_story(
+    job_id: UUID, *, db: Database, policy: ResolvePolicy | None = None, clock: Clock = read_clock
+) -> Story:
+    """Raises JobNotFoundError. `policy` let it foresee what becomes of an unknown one."""
+    with db.reading() as connection:
+        job = table.get_job(connection, job_id)
+        tried = attempts.list_attempts(connection, job_id)
+        received = deliveries.list_deliveries(connection, job_id)
+        events = table.list_events(connection, job_id)
+        gate = next(iter(list_pauses(connection)), None)
+    now = clock()
+    stays = list_stays(events, now)
+    wait = explain_wait(job, tried, gate, now, policy=policy)
+    return Story(job, tried, received, events, stays, wait)
+
+
+def find_job_ended_since(job_id: UUID, since: datetime, *, db: Database) -> Job | None:
+    """The job, if it has failed or was cancelled since then."""
+    with db.reading() as connection:
+        job = table.find_job(connection, job_id)
+    ended_at = None if job is None else job.failed_at or job.cancelled_at
+    return job if ended_at is not None and ended_at >= since else None
+
+
+def find_newest_attempt(job_id: UUID, *, db: Database) -> Attempt | None:
+    """How far the job's request is; much less to read than the whole story."""
+    with db.reading() as connection:
+        known = attempts.list_attempts(connection, job_id)
+    return known[-1] if known else None
+
+
+def foresee_restart(job: Job, *, db: Database) -> JobEvent | None:
+    """From where an order without new money would restart the job; None if it takes some."""
+    with db.reading() as connection:
+        tried = attempts.list_attempts(connection, job.id)
+    try:
+        return choose_restart(job, tried, pay_again=False)[0]
+    except PaysAgainError:
+        return None
+
+
+def fails_again(job: Job, *, db: Database) -> bool:
+    """Whether fal says that the same input would fail again."""
+    with db.reading() as connection:
+        return will_fail_again(job, attempts.list_attempts(connection, job.id))
+
+
+def follow_events(
+    job_id: UUID,
+    *,
+    db: Database,
+    patience: timedelta | None = None,
+    on_look: Callable[[], object] | None = None,
+) -> Iterator[Event]:
+    """Each event of the job as it comes, up to its end. Raises TimeoutError after `patience`.
+
+    `on_look` is called between looks at the table; what it raises ends the following. Raises
+    JobNotFoundError at once.
+    """
+    read_story(job_id, db=db)
+    deadline = None if patience is None else time.monotonic() + patience.total_seconds()
+    seen = 0
+    while True:
+        with db.reading() as connection:
+            events = table.list_events(connection, job_id)
+        yield from events[seen:]
+        seen = len(events)
+        if events and events[-1].to_state in ENDED:
+            return
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimeoutError(f"job {job_id} is still {events[-1].to_state.value}")
+        if on_look is not None:
+            on_look()
+        wait_a_look()
+
+
+def wait_a_look() -> None:
+    """How long a follower leaves the table alone."""
+    time.sleep(LOOK_SECONDS)
