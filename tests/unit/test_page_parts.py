@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from tests.harness.jobs import NOW
 from webhook.page.board import HEIGHT, WIDTH, Hour, pick_quantile, plot_latency, plot_throughput
 from webhook.page.login import LONGEST_PAUSE, MOST_ADDRESSES, Sessions, Throttle
-from webhook.page.masks import Masker
-from webhook.page.views import read_place, read_query, write_place
+from webhook.page.views import Masker, read_place, read_query, write_place
 from worker.ground.clock import format_duration, read_moment, tell_briefly
 from worker.jobs.queries import JobFilter, Place
 from worker.jobs.states import JobState

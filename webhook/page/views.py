@@ -5,7 +5,8 @@ shell does.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +36,6 @@ from webhook.page.login import (
     add_headers,
     current_session,
 )
-from webhook.page.masks import Masker
 from worker.broker.dispatch import Dispatcher
 from worker.ground.clock import Clock, format_duration, read_clock, read_moment, tell_briefly
 from worker.ground.db import Database, describe_database_error
@@ -47,6 +47,7 @@ from worker.ground.errors import (
     StoreUnavailableError,
     TooLateError,
 )
+from worker.ground.log import FORMS, MASK, Form, compile_secrets, mask_text
 from worker.ground.settings import Settings, list_secrets
 from worker.jobs import queries
 from worker.jobs.queries import JobFilter, Place, parse_label
@@ -62,6 +63,58 @@ from worker.stages.resolve import ResolvePolicy
 
 LONGEST_TEXT = 200
 FIELDS = ("state", "tenant", "label", "since", "until", "text")
+
+
+class Masker:
+    """Masks our own secrets by their text, and others by their form; folds long encoded bytes.
+
+    A URL keeps its place and loses its query, for signatures stand there.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._pattern = compile_secrets(secrets)
+
+    def mask(self, text: str) -> str:
+        # Our own go first: another form could hide only a part of one.
+        return mask_text(mask_text(text, self._pattern, ()), forms=PAGE_FORMS)
+
+    def mask_output(self, value: object) -> object:
+        """As a template prints it: what is markup already was masked when it was made."""
+        is_text = isinstance(value, str) and not hasattr(value, "__html__")
+        return self.mask(str(value)) if is_text else value
+
+    def mask_json(self, value: object) -> object:
+        """The same for every text within it."""
+        match value:
+            case dict():
+                return {self.mask(str(name)): self.mask_json(one) for name, one in value.items()}
+            case list():
+                return [self.mask_json(one) for one in value]
+            case str():
+                return self.mask(value)
+            case _:
+                return value
+
+
+def _cut_query(found: re.Match[str]) -> str:
+    place = re.sub(r"(://)[^/@\s]*@", rf"\1{MASK}@", found["place"])
+    return place + (f"?{MASK}" if found["query"] and len(found["query"]) > 1 else "")
+
+
+def _fold(found: re.Match[str]) -> str:
+    return f"{found[0][:LONGEST_DATA_URI]}… ({len(found[0])} characters)"
+
+
+PAGE_FORMS: tuple[Form, ...] = (
+    (
+        re.compile(r"data:[a-z0-9.+-]+/[a-z0-9.+-]+;base64,[A-Za-z0-9+/=]{64,}", re.IGNORECASE),
+        _fold,
+    ),
+    # Without its scheme: to look for one at each letter takes the square of a long text's time.
+    (re.compile(r"(?P<place>://[^\s\"'<>?#]+)(?P<query>\?[^\s\"'<>#]*)?"), _cut_query),
+    *FORMS,
+    (re.compile(r"(?i)\b((?:key|bearer|basic)\s+)[A-Za-z0-9._~+/:=-]{16,}"), rf"\1{MASK}"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +223,7 @@ def format_bytes(count: int) -> str:
 
 
 LINES = 50
+LONGEST_DATA_URI = 64
 
 log = structlog.stdlib.get_logger(__name__)
 

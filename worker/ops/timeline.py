@@ -219,7 +219,21 @@ def explain_wait(
 
     With `policy` it says when an unknown submission is proven dead, and what follows then.
     """
-    case = _choose_case(job, attempts, gate, now, policy)
+    match job.state:
+        case JobState.QUEUED:
+            case = _explain_queued(job, gate, now)
+        case JobState.SUBMITTING | JobState.ARCHIVING:
+            case = _explain_claimed(job, now)
+        case JobState.SUBMISSION_UNKNOWN:
+            case = _explain_unknown(job, attempts, now, policy)
+        case JobState.SUBMITTED:
+            case = _explain_submitted(job, attempts[-1] if attempts else None, now)
+        case JobState.COMPLETED:
+            case = _explain_completed(job, now)
+        case JobState.ARCHIVED | JobState.FAILED | JobState.CANCELLED:
+            case = _explain_end(job, attempts)
+        case _:
+            assert_never(job.state)
     case = case._replace(may_do=case.may_do.format(id=job.id))
     return Wait(_compose(case, now), *case)
 
@@ -228,30 +242,6 @@ def describe_time(at: datetime, now: datetime) -> str:
     """The clock's time, with its date if that is not today's."""
     day = "" if at.date() == now.date() else f"{at:%Y-%m-%d} "
     return f"{day}{at:%H:%M:%S} UTC"
-
-
-def _choose_case(
-    job: Job,
-    attempts: Sequence[Attempt],
-    gate: Gate | None,
-    now: datetime,
-    policy: ResolvePolicy | None,
-) -> _Case:
-    match job.state:
-        case JobState.QUEUED:
-            return _explain_queued(job, gate, now)
-        case JobState.SUBMITTING | JobState.ARCHIVING:
-            return _explain_claimed(job, now)
-        case JobState.SUBMISSION_UNKNOWN:
-            return _explain_unknown(job, attempts, now, policy)
-        case JobState.SUBMITTED:
-            return _explain_submitted(job, attempts[-1] if attempts else None, now)
-        case JobState.COMPLETED:
-            return _explain_completed(job, now)
-        case JobState.ARCHIVED | JobState.FAILED | JobState.CANCELLED:
-            return _explain_end(job, attempts)
-        case _:
-            assert_never(job.state)
 
 
 def _explain_queued(job: Job, gate: Gate | None, now: datetime) -> _Case:
