@@ -1,22 +1,20 @@
-"""Documents against code: settings, states, events, codes, words and targets are told once each."""
+"""Documents against code: settings, states, codes, options, links, paths, words and targets."""
 
 import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
-from pydantic.fields import FieldInfo
+import pytest
 
-import worker.fal.client_errors
-import worker.fal.signature
-from worker.fal.error_types import ERROR_TYPES
-from worker.fal.errors import UNNAMED_CODE
+from tests.documents import PAGES
+from tests.house import WORDS
+from worker.fal.errors import ERROR_TYPES
 from worker.fal.options import RequestOptions
-from worker.ground.errors import ExtendVideoError
 from worker.ground.settings import Settings
 from worker.jobs.states import EDGES, JobState
+from worker.stages.enqueue import JobOptions
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -24,22 +22,10 @@ DOCUMENTS = sorted(
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
     if path.name != "LICENSE.md"
 )
-# Codes that stand for a reply, not for an exception of ours.
-OTHER_CODES = {
-    UNNAMED_CODE,
-    "fal_unreachable",
-    "fal_unavailable",
-    "result_gone",
-    "submission_exhausted",
-    "database_unavailable",
-    "archive_deadline_near",
-    # Of messages: worker/broker/receiving.py, worker/tasks.py.
-    "enqueue_impossible",
-    "malformed_message",
-    "message_compressed",
-    "message_too_large",
-    "unknown_task",
-}
+# What users read; decisions are records of their time.
+FOR_USERS = [path for path in DOCUMENTS if path.parent.name != "adr"]
+# Paths of today's tree: what a release's notes or a decision name may be gone.
+OF_TODAY = [path for path in FOR_USERS if path.name != "CHANGELOG.md"]
 
 
 def read_tables(path: str) -> Iterator[list[list[str]]]:
@@ -70,42 +56,38 @@ def read_words(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-# ------------------------------------------------------------------ settings
+# ------------------------------------------------------------------ pages made of the code
 
 
-def show_default(value: object) -> str:
-    match value:
-        case None:
-            return "none"
-        case bool():
-            return str(value).lower()
-        case timedelta():
-            return f"{value.total_seconds():g}"
-        case _:
-            return str(value)
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_page_is_as_the_code_says(name) -> None:
+    assert (ROOT / name).read_text() == PAGES[name](), "run `make docs`"
 
 
-def test_readme_lists_each_setting_once_and_nothing_else() -> None:
-    listed = Counter(
-        word for row in find_table("README.md", "variable") for word in read_words(row[0])
-    )
-    assert listed == Counter(name.upper() for name in Settings.model_fields)
+def test_configuration_has_each_setting_once_with_a_meaning() -> None:
+    rows = find_table("docs/configuration.md", "variable")
+    assert [row[0].strip("`").lower() for row in rows] == list(Settings.model_fields)
+    assert not [row for row in rows if "" in row or "None" in row]
 
 
-def test_readme_tells_each_setting_with_its_default_and_bounds() -> None:
-    rows = {row[0].strip("`").lower(): row for row in find_table("README.md", "variable")}
-    for name, field in Settings.model_fields.items():
-        _, default, bound, meaning = rows[name]
-        assert default.strip("`") == show_default(field.default), name
-        assert "" not in {bound, meaning}, name
-        assert re.findall(r"[0-9]+", bound) == list_bounds(field), name
+def test_configuration_states_the_default_and_bounds_that_are_checked() -> None:
+    rows = {row[0].strip("`"): row[1:3] for row in find_table("docs/configuration.md", "variable")}
+    assert rows["LEASE_SECONDS"] == ["`60`", "seconds, 1 to 604800"]
+    assert rows["WEBHOOK_MAX_BYTES"] == ["`1048576`", "bytes, 1024 to 268435456"]
+    assert rows["MAX_VIDEO_BYTES"] == ["`8589934592`", "bytes, 1 or more"]
+    assert rows["UNKNOWN_POLICY"] == ["`resubmit`", "`resubmit` or `hold`"]
+    assert rows["LOG_FORMAT"] == ["`auto`", "`auto` or `json` or `text`"]
+    assert rows["FAL_STORE_IO"] == ["`true`", "`true` or `false`"]
+    assert rows["FAL_QUEUE_URL"][1] == rows["WEBHOOK_BASE_URL"][1] == "http(s) URL"
+    assert rows["FAL_KEY"] == ["none", "secret"]
 
 
-def list_bounds(field: FieldInfo) -> list[str]:
-    if isinstance(field.default, timedelta):
-        return ["1", str(7 * 24 * 3600)]
-    limits = [getattr(limit, side, None) for limit in field.metadata for side in ("ge", "le")]
-    return [str(limit) for limit in limits if limit is not None]
+def test_each_code_is_explained_and_is_one_of_the_code() -> None:
+    rows = find_table("docs/errors.md", "code")
+    assert [row for row in rows if len(row[1]) < 10] == []
+    source = "".join(path.read_text() for path in (ROOT / "worker").rglob("*.py"))
+    codes = [word for row in rows for word in read_words(row[0]) if "fal_http_" not in word]
+    assert [code for code in codes if f'"{code}"' not in source] == []
 
 
 # ------------------------------------------------------------------ states
@@ -116,41 +98,17 @@ def test_architecture_lists_each_state_once_and_no_other() -> None:
     assert Counter(row[0].strip("`") for row in rows) == Counter(map(str, JobState))
 
 
-def test_architecture_tells_where_each_state_leads() -> None:
+def test_architecture_says_where_each_state_leads() -> None:
     for row in find_table("docs/architecture.md", "state"):
-        told = set(read_words(row[-1])) & set(map(str, JobState))
+        listed = set(read_words(row[-1])) & set(map(str, JobState))
         state = row[0].strip("`")
-        assert told == {target for (source, _), target in EDGES.items() if source == state}, state
+        assert listed == {target for (source, _), target in EDGES.items() if source == state}, state
 
 
-# ------------------------------------------------------------------ codes, words, targets
+# ------------------------------------------------------------------ types, words, targets
 
 
-def list_codes() -> set[str]:
-    """The code of every error, whichever module defines it."""
-    assert worker.fal.signature.StaleSignatureError.code
-    assert worker.fal.client_errors.RequestFailedError.code
-    kinds, found = [ExtendVideoError], set()
-    while kinds:
-        kind = kinds.pop()
-        kinds += kind.__subclasses__()
-        found |= {kind.__dict__["code"]} if "code" in kind.__dict__ else set()
-    return found
-
-
-def test_operations_lists_each_code_once_and_nothing_else() -> None:
-    rows = find_table("docs/operations.md", "code")
-    listed = Counter(
-        word
-        for row in rows
-        for word in read_words(row[0])
-        if not re.fullmatch(r"fal_http_\w+", word)
-    )
-    assert listed == Counter(list_codes() | OTHER_CODES)
-    assert all(row[1] for row in rows)
-
-
-def test_operations_tells_each_type_of_fals_as_it_is() -> None:
+def test_operations_lists_fals_error_types_as_the_code_has_them() -> None:
     rows = find_table("docs/operations.md", "type")
     assert [tuple(row) for row in rows] == [
         (
@@ -165,22 +123,24 @@ def test_operations_tells_each_type_of_fals_as_it_is() -> None:
     ]
 
 
-def test_readme_lists_each_request_option_with_a_meaning() -> None:
-    rows = find_table("README.md", "option")
-    assert [row[0] for row in rows] == [f"`{name}`" for name in RequestOptions.model_fields]
-    assert all(row[1] and row[2] for row in rows)
+def test_each_job_option_and_each_fal_option_is_listed_with_a_meaning() -> None:
+    own, of_fal = (
+        table[1:] for table in read_tables("docs/job-requests.md") if table[0][0] == "option"
+    )
+    assert [row[0] for row in own] == [f"`{name}`" for name in JobOptions.model_fields]
+    assert [row[0] for row in of_fal] == [f"`{name}`" for name in RequestOptions.model_fields]
+    assert all(row[1] and row[2] for row in (*own, *of_fal))
 
 
 def test_glossary_explains_each_word_once() -> None:
     rows = find_table("docs/glossary.md", "word")
-    words = [row[0].strip("`*") for row in rows]
-    assert [word for word, times in Counter(words).items() if times > 1] == []
-    needed = {"job", "task", "attempt", "delivery", "completion", "archive", "state", "status"}
-    assert needed - set(words) == set()
+    words = [row[0] for row in rows]
+    assert len(words) == len(set(words)) <= 12
+    assert {"job", "doorbell", "attempt", "delivery", "completion", "state"} - set(words) == set()
     assert all(len(row[1]) > 10 for row in rows)
 
 
-def test_each_make_target_is_told_to_contributors() -> None:
+def test_each_make_target_is_documented() -> None:
     printed = subprocess.run(
         ["make", "--no-print-directory", "help"],
         cwd=ROOT,
@@ -189,9 +149,9 @@ def test_each_make_target_is_told_to_contributors() -> None:
         check=True,
     ).stdout
     targets = re.findall(r"^ +make ([a-z-]+) ", printed, re.MULTILINE)
-    told = (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "README.md").read_text()
+    text = (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "README.md").read_text()
     assert len(targets) >= 4
-    assert [target for target in targets if not re.search(rf"make {target}\b", told)] == []
+    assert [target for target in targets if not re.search(rf"make {target}\b", text)] == []
 
 
 # ------------------------------------------------------------------ the documents themselves
@@ -210,6 +170,47 @@ def test_links_of_documents_lead_somewhere() -> None:
         if link[0] != "#" and not (path.parent / link.partition("#")[0]).exists()
     ]
     assert broken == []
+
+
+def list_anchors(path: Path) -> set[str]:
+    """Of each heading, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).strip().replace(" ", "-") for one in headings}
+
+
+def test_links_to_headings_lead_to_headings() -> None:
+    broken = [
+        (path.name, link)
+        for path in DOCUMENTS
+        for link in list_links(path)
+        for file, _, heading in [link.partition("#")]
+        if heading and heading not in list_anchors(path.parent / file if file else path)
+    ]
+    assert broken == []
+
+
+def test_paths_in_documents_exist() -> None:
+    """In code spans and commands, from the root; `...` stands for the rest of a test's name."""
+    tops = "worker|webhook|emulator|migrations|tests|benchmarks|deploy|docs"
+    missing = {
+        (path.name, named)
+        for path in OF_TODAY
+        for named in re.findall(rf"(?<![\w/.-])(?:{tops})/[\w/.-]*\w", path.read_text())
+        if not (ROOT / named).exists()
+    }
+    assert missing == set()
+
+
+def test_user_documents_have_no_private_words() -> None:
+    """Tables, columns and codes keep their names: those stand in code spans."""
+    pattern = re.compile(rf"\b(?:{WORDS})\b", re.IGNORECASE)
+    found = [
+        (path.name, number, match[0])
+        for path in FOR_USERS
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        for match in pattern.finditer(re.sub(r"`[^`]*`|\(#?\S+\.?\S*\)", "", line))
+    ]
+    assert found == []
 
 
 def test_variables_in_documents_exist() -> None:
