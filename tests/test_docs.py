@@ -201,6 +201,22 @@ def test_paths_in_documents_exist() -> None:
     assert missing == set()
 
 
+def test_log_events_in_documents_are_logged() -> None:
+    """A log line that a document names is written as a text somewhere in the code."""
+    code = "".join(
+        path.read_text()
+        for top in ("worker", "webhook", "migrations")
+        for path in (ROOT / top).rglob("*.py")
+    )
+    unknown = {
+        (path.name, event)
+        for path in OF_TODAY
+        for event in re.findall(r"\b(?:logs?|lines?)\s+`([a-z]+_[a-z_]+)`", path.read_text())
+        if f'"{event}"' not in code
+    }
+    assert unknown == set()
+
+
 def test_user_documents_have_no_private_words() -> None:
     """Tables, columns and codes keep their names: those stand in code spans."""
     pattern = re.compile(rf"\b(?:{WORDS})\b", re.IGNORECASE)
