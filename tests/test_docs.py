@@ -217,6 +217,17 @@ def test_log_events_in_documents_are_logged() -> None:
     assert unknown == set()
 
 
+def test_tests_named_in_documents_exist() -> None:
+    missing = [
+        (path.name, file, name)
+        for path in OF_TODAY
+        for file, name in re.findall(r"`([\w/.-]+\.py)::(test_\w+)", path.read_text())
+        for source in (ROOT / file, ROOT / "tests" / file)
+        if source.exists() and f"def {name}" not in source.read_text()
+    ]
+    assert missing == []
+
+
 def test_user_documents_have_no_private_words() -> None:
     """Tables, columns and codes keep their names: those stand in code spans."""
     pattern = re.compile(rf"\b(?:{WORDS})\b", re.IGNORECASE)
