@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import get_args
 
 from pydantic.fields import FieldInfo
+from typer import Context
+from typer.cli import get_docs_for_click
+from typer.main import get_command
 
 import worker.fal
+from worker.cli import app
 from worker.ground.errors import ExtendVideoError
 from worker.ground.settings import (
     MAX_SECONDS,
@@ -189,7 +193,20 @@ stable; messages are not.
 {write_table("code | means | what to do", rows)}"""
 
 
+# ------------------------------------------------------------------ docs/cli.md
+
+
+def write_commands() -> str:
+    command = get_command(app)
+    context = Context(command, info_name="extend-video")
+    written = get_docs_for_click(obj=command, ctx=context, name="extend-video", title="Commands")
+    title, _, rest = written.partition("\n")
+    lines = (line.rstrip() for line in rest.strip().splitlines())
+    return f"{title}\n\n{GENERATED}\n\n" + "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "docs/cli.md": write_commands,
     "docs/configuration.md": write_configuration,
     "docs/errors.md": write_errors,
 }
