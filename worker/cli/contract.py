@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from pydantic import JsonValue
 
-from worker.cli import display
+from worker.cli import output
 from worker.fal.catalog import CatalogClient
 from worker.fal.schema_drift import Change, Drift, compare_document
 from worker.ground.errors import SchemaUnreadableError
@@ -28,14 +28,16 @@ def schema(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Compare our model with fal's OpenAPI. Exit codes: 0 same, 1 drift, 2 nothing to compare.
+    """Compare our model with fal's OpenAPI.
+
+    Exit codes: 0 same, 1 drift, 2 nothing to compare.
 
     Our defaults are the model page's by decision, and always sent: other ones are listed only.
     """
     try:
         code = check_schema(load_settings(), file, is_strict=strict_defaults, as_json=as_json)
     except SchemaUnreadableError as error:
-        display.err.print(f"{error.code}: {error}", markup=False)
+        output.err.print(f"{error.code}: {error}", markup=False)
         code = NOTHING_TO_COMPARE
     raise typer.Exit(code)
 
@@ -49,12 +51,12 @@ def check_schema(settings: Settings, file: Path | None, *, is_strict: bool, as_j
     drift = [one for one in found if not one.is_default]
     if as_json:
         rows = {"drift": drift, "defaults": defaults}
-        display.print_json(
+        output.print_json(
             {"endpoint": endpoint, **{name: [*map(asdict, one)] for name, one in rows.items()}}
         )
     else:
         for line in show_drift(endpoint, drift, defaults):
-            display.out.print(line)
+            output.out.print(line)
     return DRIFTED if drift or (is_strict and defaults) else SAME
 
 
@@ -79,14 +81,14 @@ def read_document(file: Path) -> JsonValue:
 
 def show_drift(endpoint: str, drift: list[Drift], defaults: list[Drift]) -> Iterator[str]:
     for one in drift:
-        yield f"{MARKS[one.change]} {display.escape(describe_drift(one))}"
+        yield f"{MARKS[one.change]} {output.escape(describe_drift(one))}"
     if not drift:
-        name = display.escape(endpoint)
+        name = output.escape(endpoint)
         yield f"fields, types, ranges and values of {name} are as our model has them"
     if defaults:
         yield "defaults that differ (ours are the model page's, and every field is sent: ADR 6):"
     for one in defaults:
-        yield f"  {display.escape(describe_drift(one))}"
+        yield f"  {output.escape(describe_drift(one))}"
 
 
 def describe_drift(one: Drift) -> str:
