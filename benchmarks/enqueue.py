@@ -11,9 +11,9 @@ from benchmarks.harness.figures import Figure, Goal, Plan, Question
 from benchmarks.harness.run import run_alone
 from benchmarks.reference import enqueue as reference
 from tests.harness.servers import Broker, Postgres, run_broker, run_postgres
-from worker.bulk import place_requests
 from worker.ground.schema import upgrade_schema
 from worker.ground.settings import load_settings
+from worker.producer import place_requests
 from worker.runtime import Runtime
 
 QUEUE = "extend_video.submit"

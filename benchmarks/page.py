@@ -20,7 +20,7 @@ from flask.testing import FlaskClient
 from rich.console import Console
 
 from webhook import create_app
-from worker.cli.display import build_job_table
+from worker.cli.output import build_job_table
 from worker.ground.db import Database
 from worker.ground.settings import load_settings
 from worker.jobs.queries import JobFilter, list_lines

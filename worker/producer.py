@@ -1,9 +1,9 @@
 """The Python surface for other services: `from worker.producer import enqueue, cancel, ...`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from uuid import UUID
 
-from worker.bulk import place_requests
 from worker.fal.options import RequestOptions
 from worker.fal.storage import OnProgress
 from worker.ground.log import join_host_logging
@@ -11,25 +11,15 @@ from worker.ground.settings import load_settings
 from worker.ground.tracing import trace_since
 from worker.jobs.values import Job
 from worker.runtime import Once, Runtime
+from worker.stages.bulk import enqueue_jobs, make_job_requests, name_job_request
 from worker.stages.cancel import cancel_job
-from worker.stages.enqueue import DEFAULT_TENANT, enqueue_job
+from worker.stages.enqueue import DEFAULT_TENANT, JobRequest, enqueue_job
 
 
 @Once
 def get_runtime() -> Runtime:
     join_host_logging()
     return Runtime(load_settings())
-
-
-def cancel(job_id: UUID | str) -> Job:
-    """Cancel a job, or have fal asked to; returns the row.
-
-    Free before the submission. Raises JobNotFoundError, and TooLateError once there is a result.
-    """
-    runtime = get_runtime()
-    cancelled = cancel_job(UUID(str(job_id)), db=runtime.db)
-    runtime.dispatcher.publish(cancelled.doorbell)
-    return cancelled.job
 
 
 def enqueue(  # noqa: PLR0913 - one parameter per option
@@ -43,13 +33,13 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
     on_progress: OnProgress | None = None,
     **fields: object,
 ) -> Job:
-    """Commit a job for one extended video and ring for its submission; returns the row.
+    """Commit a job for one extended video, publish its message, and return its row.
 
-    `fields` are the model's input (`prompt` and `video_url` at least), `fal_options` what fal is
-    told besides, such as `{"priority": "low"}`. `video_url` and
-    `end_image_url` take a URL, a data URI, or what is uploaded first, with FAL_KEY: a pathlib.Path,
-    bytes, or a file open for reading; `on_progress` gets the bytes sent and their total. The same
-    `job_id`, or the same `idempotency_key` within a tenant, gives the same job.
+    `fields` are the model's input (at least `prompt` and `video_url`); `fal_options` are options of
+    the request, such as `{"priority": "low"}`. `video_url` and `end_image_url` take a URL or a data
+    URI, or what is uploaded first, which needs FAL_KEY: a pathlib.Path, bytes, or a file open for
+    reading. `on_progress` gets the bytes sent and their total. The same `job_id`, or the same
+    `idempotency_key` within a tenant, gives the same job.
 
     Raises InvalidInputError with every wrong field at once, IdempotencyConflictError if the key
     belongs to another input or other options, and where a file cannot be uploaded
@@ -68,6 +58,37 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
         },
         on_progress=on_progress,
     )
+    return place_request(runtime, job_request)
+
+
+def enqueue_many(job_requests: Iterable[Mapping[str, object]]) -> list[Job]:
+    """Commit a job for each, as `enqueue(**job_request)` would; their rows, in order.
+
+    All are checked, and their files uploaded, before the first row is written. Rows are committed
+    by the thousand: whatever interrupts this, whole batches have been committed, and calling it
+    again makes no second job of requests with a `job_id` or an `idempotency_key`.
+
+    Raises as `enqueue` does; violations and conflicts name the request by its place in the list.
+    """
+    return place_requests(get_runtime(), list(job_requests))
+
+
+def cancel(job_id: UUID | str) -> Job:
+    """Cancel a job, or request its cancellation at fal; returns the row.
+
+    Free before the submission. Raises JobNotFoundError, and TooLateError once there is a result.
+    """
+    runtime = get_runtime()
+    cancelled = cancel_job(UUID(str(job_id)), db=runtime.db)
+    runtime.dispatcher.publish(cancelled.doorbell)
+    return cancelled.job
+
+
+# ------------------------------------------------------------------ shared with the shell
+
+
+def place_request(runtime: Runtime, job_request: JobRequest) -> Job:
+    """Commit the job, then publish its message; an existing job is returned as it is."""
     enqueued = enqueue_job(
         job_request,
         db=runtime.db,
@@ -80,13 +101,44 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
     return enqueued.job
 
 
-def enqueue_many(job_requests: Iterable[Mapping[str, object]]) -> list[Job]:
-    """Commit a job for each wish, as `enqueue(**wish)` would, and ring; their rows, in order.
+def place_requests(
+    runtime: Runtime,
+    requested: Sequence[Mapping[str, object]],
+    name: Callable[[int], str] = name_job_request,
+) -> list[Job]:
+    """Check all, then commit and publish batch by batch; the job of each, in order.
 
-    All wishes are checked, and their files uploaded, before the first row is written. Rows are
-    committed by the thousand: what a conflict or the database cuts off comes after whole batches
-    that stay, and are not made twice where wishes have a `job_id` or an `idempotency_key`.
-
-    Raises as `enqueue` does; violations and conflicts name the wish by its place, as `wishes.0`.
+    `name` names a request in errors by its place. Once the broker has not taken a batch, the rest
+    is left to the sweep.
     """
-    return place_requests(get_runtime(), list(job_requests))
+    job_requests = make_job_requests(
+        requested,
+        db=runtime.db,
+        open_storage=runtime.open_storage,
+        policy=runtime.file_policy,
+        name=name,
+    )
+    batches = enqueue_jobs(
+        job_requests,
+        db=runtime.db,
+        endpoint=runtime.settings.fal_endpoint,
+        grace=runtime.settings.lease_seconds,
+        name=name,
+    )
+    jobs = list[Job]()
+    published: Future[bool] | None = None
+    # A batch is published while the next one is written.
+    with ThreadPoolExecutor(1) as publisher:
+        for batch in batches:
+            jobs += (enqueued.job for enqueued in batch)
+            if published is None or published.result():
+                created = [one.job for one in batch if one.created]
+                published = publisher.submit(_publish, runtime, created)
+    return jobs
+
+
+def _publish(runtime: Runtime, created: Sequence[Job]) -> bool:
+    for job in created:
+        trace_since("enqueue", job.id, job.enqueued_at)
+    doorbells = (job.doorbell for job in created)
+    return runtime.dispatcher.publish_all([one for one in doorbells if one is not None])

@@ -1,8 +1,11 @@
 """What a process works with, built from its settings: database, clients, archive, dispatcher.
 
 The one place that knows how the parts are put together. Threads that come together make one part:
-`functools` makes one for each of them.
+`functools` makes one for each of them. Each property imports what it makes: a process loads only
+what it uses, so a command that reads rows starts without Celery, httpx or obstore.
 """
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -16,46 +19,41 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from threading import Event, RLock
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
 
 import structlog
 from pydantic import SecretStr
 from typing_extensions import override
 
-from worker.broker.app import check_broker
-from worker.broker.dispatch import Dispatcher
-from worker.fal.options import RequestOptions, parse_option, parse_options, split_tags
-from worker.fal.platform import FileSigner, PlatformClient
-from worker.fal.requests import RequestClient
-from worker.fal.storage import OnProgress, StorageClient
-from worker.fal.submit import QueueClient
 from worker.ground.clock import read_clock
 from worker.ground.db import PROGRAM, Database
 from worker.ground.errors import DaemonError, InvalidInputError, InvalidSettingsError, Violation
 from worker.ground.log import configure_logging, mask_url
 from worker.ground.settings import Settings, list_secrets, load_settings, require_settings
-from worker.jobs.values import Job
-from worker.jobs.workers import SeenWorker, list_workers
-from worker.media.download import DownloadLimits
-from worker.media.examiner import Examiner, get_examiner
-from worker.media.facts import Bounds
-from worker.media.hosts import leads_to, parse_media_hosts, resolve_by_system
-from worker.media.layout import parse_layout
-from worker.media.pinned import MediaClient, Pace
-from worker.media.store import Store, open_store
-from worker.ops.doctor import Diagnosis, DoctorPolicy, examine
-from worker.ops.metrics import list_seen, note_sweep
-from worker.ops.rearchive import Rearchiver
-from worker.stages.archive import ArchivePolicy, Keeper
-from worker.stages.enqueue import JobRequest
-from worker.stages.fetch import Fetcher, Source
-from worker.stages.lease import Holder
-from worker.stages.poll import Reconciler
-from worker.stages.resolve import ResolvePolicy, Resolver
-from worker.stages.restore import Restored, foresee_restore, restore_jobs
-from worker.stages.submit import SubmitPolicy
-from worker.stages.sweep import BATCH, Observer, sweep_jobs
-from worker.stages.upload import FilePolicy, make_job_request
+
+if TYPE_CHECKING:
+    from worker.broker.dispatch import Dispatcher
+    from worker.fal.options import RequestOptions
+    from worker.fal.platform import FileSigner, PlatformClient
+    from worker.fal.requests import RequestClient
+    from worker.fal.storage import OnProgress, StorageClient
+    from worker.fal.submit import QueueClient
+    from worker.jobs.values import Job
+    from worker.jobs.workers import SeenWorker
+    from worker.media.examiner import Examiner
+    from worker.media.pinned import MediaClient
+    from worker.media.store import Store
+    from worker.ops.doctor import Diagnosis
+    from worker.ops.rearchive import Rearchiver
+    from worker.stages.archive import ArchivePolicy, Keeper
+    from worker.stages.enqueue import JobRequest
+    from worker.stages.lease import Holder
+    from worker.stages.poll import Reconciler
+    from worker.stages.resolve import ResolvePolicy
+    from worker.stages.restore import Restored
+    from worker.stages.submit import SubmitPolicy
+    from worker.stages.sweep import Observer
+    from worker.stages.upload import FilePolicy
 
 # Where fal's storage may send a file of ours, besides hosts that a setting names.
 FAL_HOSTS = "*.fal.media,*.fal.ai,*.fal.run"
@@ -151,6 +149,8 @@ class Runtime:
 
     @shared_property
     def dispatcher(self) -> Dispatcher:
+        from worker.broker.dispatch import Dispatcher
+
         return Dispatcher(self.settings)
 
     @property
@@ -163,14 +163,21 @@ class Runtime:
 
     @shared_property
     def queue(self) -> QueueClient:
+        from worker.fal.submit import QueueClient
+
         return QueueClient(self.settings.fal_queue_url, self.credentials)
 
     @shared_property
     def requests(self) -> RequestClient:
+        from worker.fal.requests import RequestClient
+
         return RequestClient(self.settings.fal_queue_url, self.credentials)
 
     def open_storage(self) -> AbstractContextManager[StorageClient]:
         """A client for one job request: uploads are rare, and their connections many."""
+        from worker.fal.storage import StorageClient
+        from worker.media.hosts import leads_to, parse_media_hosts, resolve_by_system
+
         settings = self.settings
         hosts = parse_media_hosts(f"{FAL_HOSTS},{settings.fal_media_hosts}")
         client = StorageClient(
@@ -190,6 +197,8 @@ class Runtime:
         on_progress: OnProgress | None = None,
     ) -> JobRequest:
         """Check the fields, and upload their files; only that needs a key."""
+        from worker.stages.upload import make_job_request
+
         return make_job_request(
             fields,
             wrong,
@@ -202,21 +211,30 @@ class Runtime:
 
     @property
     def file_policy(self) -> FilePolicy:
+        from worker.stages.upload import FilePolicy
+
         settings = self.settings
         return FilePolicy(settings.data_uri_max_bytes, settings.max_upload_bytes, self.examiner)
 
     @property
     def examiner(self) -> Examiner:
         """One for all of this process, whose processes decode."""
+        from worker.media.examiner import get_examiner
+        from worker.media.facts import Bounds
+
         settings = self.settings
         return get_examiner(Bounds(settings.media_memory_bytes), settings.media_processes)
 
     @shared_property
     def platform(self) -> PlatformClient:
+        from worker.fal.platform import PlatformClient
+
         return PlatformClient(self.settings.fal_platform_url, self.credentials)
 
     @property
     def resolve_policy(self) -> ResolvePolicy:
+        from worker.stages.resolve import ResolvePolicy
+
         settings = self.settings
         return ResolvePolicy(
             unknown_after=settings.unknown_seconds,
@@ -229,17 +247,24 @@ class Runtime:
 
     @shared_property
     def reconciler(self) -> Reconciler:
+        from worker.stages.poll import Reconciler
+        from worker.stages.resolve import Resolver
+
         policy = self.resolve_policy
         resolver = Resolver(self.db, self.requests, self.platform, policy, read_clock)
         return Reconciler(resolver, self.settings.poll_seconds)
 
     @shared_property
     def media(self) -> MediaClient:
+        from worker.media.pinned import MediaClient, Pace
+
         rate = self.settings.archive_bytes_per_second
         return MediaClient(pace=None if rate is None else Pace(rate))
 
     @shared_property
     def store(self) -> Store:
+        from worker.media.store import open_store
+
         def read(url: str) -> Store:
             return open_store(url, Path(self.settings.spool_dir))
 
@@ -247,6 +272,8 @@ class Runtime:
 
     @shared_property
     def submit_policy(self) -> SubmitPolicy:
+        from worker.stages.submit import SubmitPolicy
+
         settings = self.settings
         require_settings(settings, ["webhook_base_url"])
         return SubmitPolicy(
@@ -263,15 +290,25 @@ class Runtime:
 
     @shared_property
     def observer(self) -> Observer:
+        from worker.stages.sweep import Observer
+
         return Observer(2 * self.settings.sweep_seconds)
 
     @property
     def archive_policy(self) -> ArchivePolicy:
+        from worker.stages.archive import ArchivePolicy
+
         settings = self.settings
         return ArchivePolicy(self.worker, settings.lease_seconds, settings.archive_max_downloads)
 
     @shared_property
     def keeper(self) -> Keeper:
+        from worker.media.download import DownloadLimits
+        from worker.media.hosts import parse_media_hosts
+        from worker.media.layout import parse_layout
+        from worker.stages.archive import Keeper
+        from worker.stages.fetch import Fetcher, Source
+
         settings = self.settings
         fetcher = Fetcher(
             Source(lambda: self.requests, lambda: self.signer),
@@ -285,10 +322,14 @@ class Runtime:
 
     @shared_property
     def signer(self) -> FileSigner:
+        from worker.fal.platform import FileSigner
+
         return FileSigner(self.settings.fal_platform_url, self.credentials)
 
     @property
     def rearchiver(self) -> Rearchiver:
+        from worker.ops.rearchive import Rearchiver
+
         return Rearchiver(self.db, self.store, self.fetch_copy)
 
     def fetch_copy(self, job: Job, holder: Holder) -> Mapping[str, object]:
@@ -301,6 +342,9 @@ class Runtime:
         Returns how many jobs were overdue, and for how many of them the broker took the message;
         None if another process has swept within the pause.
         """
+        from worker.ops.metrics import note_sweep
+        from worker.stages.sweep import BATCH, sweep_jobs
+
         began, overdue, published = time.monotonic(), 0, 0
         if not self.observer.note(self.db, pause):
             return None
@@ -321,6 +365,8 @@ class Runtime:
 
     def examine(self, *, every_file: bool, hours: int) -> Diagnosis:
         """Look for violations; in fal's list only with a key."""
+        from worker.ops.doctor import DoctorPolicy, examine
+
         settings = self.settings
         platform = None if settings.fal_credentials is None else self.platform
         policy = DoctorPolicy(settings.fal_endpoint, every_file, timedelta(hours=hours))
@@ -328,11 +374,16 @@ class Runtime:
 
     def list_workers(self) -> list[SeenWorker]:
         """Those that were seen within the last minute."""
+        from worker.jobs.workers import list_workers
+        from worker.ops.metrics import list_seen
+
         with self.db.reading() as connection:
             return list_seen(list_workers(connection), read_clock())
 
     def restore(self, lost_since: datetime, *, dry_run: bool) -> Restored:
         """Put in doubt what fal may have taken since then. Raises DaemonError if workers run."""
+        from worker.stages.restore import foresee_restore, restore_jobs
+
         if dry_run:
             return foresee_restore(lost_since, db=self.db)
         if seen := self.list_workers():
@@ -348,6 +399,8 @@ class Runtime:
 
     def check_worker(self) -> None:
         """Raise InvalidSettingsError unless a worker can do every step with these settings."""
+        from worker.broker.app import check_broker
+
         require_settings(self.settings, WORKER_NEEDS)
         check_broker(self.settings)
         _ = (self.keeper, self.submit_policy)
@@ -379,6 +432,8 @@ def read_request_options(settings: Settings) -> RequestOptions:
 
     Raises InvalidSettingsError.
     """
+    from worker.fal.options import parse_option, parse_options, split_tags
+
     fields = {option: getattr(settings, name) for option, name in OPTION_SETTINGS.items()}
     given = {option: value for option, value in fields.items() if value is not None}
     if settings.fal_tags is not None:

@@ -12,7 +12,7 @@ from tests.chaos.plan import LONG, SHORT
 from tests.chaos.report import Finding, render_table, write_table
 from tests.chaos.site import run_site
 from tests.harness.servers import run_postgres
-from worker.cli.daemons import termination_as_interrupt
+from worker.cli import termination_as_interrupt
 
 DATABASES = ("sqlite", "postgresql")
 

@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 
-import typer
-
 from tests.deployment.compose import (
     ROOT,
     list_profiles,
@@ -14,7 +12,7 @@ from tests.deployment.compose import (
     read_first_job,
 )
 from tests.deployment.test_dockerfile import BUILD, FINAL, find
-from worker.cli import app
+from worker.cli import build_command
 from worker.media.child import inspect_video
 
 IMAGE_CLIP = "/usr/share/extend-video/sample.mp4"
@@ -32,8 +30,7 @@ def test_command_runs_where_the_key_and_the_emulator_are_known() -> None:
 def test_command_is_one_of_the_shell_and_names_the_clip_of_the_image() -> None:
     _, (program, name, *words) = read_first_job()
     assert program == "extend-video"
-    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]  # a group
-    given = command.make_context(name, list(words)).params
+    given = build_command(name).make_context(name, list(words)).params
     assert (given["video"], given["wait"]) == (IMAGE_CLIP, True)
     assert given["prompt"]
 

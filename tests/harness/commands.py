@@ -1,7 +1,6 @@
 """`extend-video` run within the test's process: what it printed, and its exit code."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from tests.harness.logs import preserved_logging
 from worker import cli
-from worker.cli import care, listing, orders, pruning, restoring
+from worker.cli import archive, enqueue, jobs, run, system
 from worker.runtime import Runtime, build_runtime
 
 
@@ -43,19 +42,9 @@ def build_run(
         opened.append(build())
         return opened[-1]
 
-    for module in (
-        care,
-        cli,
-        listing,
-        orders,
-        pruning,
-        sys.modules["worker.cli.refused"],
-        sys.modules["worker.cli.replay"],
-        restoring,
-    ):
-        monkeypatch.setattr(module, "build_runtime", build_and_keep)
+    patch_runtime(monkeypatch, build_and_keep)
 
-    def run(*arguments: str) -> Ended:
+    def run_command(*arguments: str) -> Ended:
         monkeypatch.setattr("sys.argv", ["extend-video", *arguments])
         capsys.readouterr()  # what the test itself has logged
         with preserved_logging(), pytest.raises(SystemExit) as caught:
@@ -69,7 +58,13 @@ def build_run(
         assert isinstance(code, int | None)
         return Ended(code or 0, captured.out, captured.err)
 
-    return run
+    return run_command
+
+
+def patch_runtime(monkeypatch: pytest.MonkeyPatch, build: Callable[[], Runtime]) -> None:
+    """Let every command work with what `build` returns."""
+    for module in (archive, enqueue, jobs, run, system):
+        monkeypatch.setattr(module, "build_runtime", build)
 
 
 def close_runtime(runtime: Runtime) -> None:

@@ -68,7 +68,7 @@ def test_verify_without_a_table_says_only_that(run, monkeypatch, tmp_path) -> No
         ended = run("verify", *options)
         assert ended.code == 1
         assert ended.err.startswith("outdated_schema: "), ended.err
-        assert "copies" not in ended.err
+        assert "objects" not in ended.err
 
 
 def count_jobs(db: Database, *conditions: Any) -> int:
@@ -88,9 +88,9 @@ def test_verify_of_sound_archive_says_so_and_ends_with_0(run, db, store) -> None
     for _ in range(3):
         archive_ended(db, store)
     ended = run("verify")
-    assert (ended.code, ended.out) == (0, "verified 3 copies, 0.0 MiB: all fine\n")
+    assert (ended.code, ended.out) == (0, "verified 3 objects, 0.0 MiB: all fine\n")
     lines = ended.err.splitlines()
-    assert lines[0] == "3 copies, 0.0 MiB"
+    assert lines[0] == "3 objects, 0.0 MiB"
     assert lines[-1] == "verified 0.0 of 0.0 MiB"
 
 
@@ -103,7 +103,7 @@ def test_verify_lists_damage_with_its_reason_and_ends_with_1(run, db, store) -> 
     name = name_of(store, job.archive_uri)
     assert ended.out.splitlines() == [
         f"{job.id}  missing: there is no {name}",
-        "verified 2 copies, 0.0 MiB: 1 damaged",
+        "verified 2 objects, 0.0 MiB: 1 damaged",
     ]
     told = run("verify", "--json", "--tenant", "default").json
     assert (told["fine"], told["checked"], told["damages"]) == (False, 2, 1)
@@ -116,7 +116,7 @@ def test_verify_of_a_sample_reads_so_many(run, db, store) -> None:
     for _ in range(5):
         archive_ended(db, store)
     assert run("verify", "--sample", "2", "--json").json["checked"] == 2
-    assert run("verify", "--tenant", "nobody").out == "verified 0 copies, 0.0 MiB: all fine\n"
+    assert run("verify", "--tenant", "nobody").out == "verified 0 objects, 0.0 MiB: all fine\n"
 
 
 def test_verify_in_the_wrong_archive_is_no_success(run, db, store, monkeypatch, tmp_path) -> None:
@@ -124,7 +124,7 @@ def test_verify_in_the_wrong_archive_is_no_success(run, db, store, monkeypatch, 
     monkeypatch.setenv("ARCHIVE_URL", f"file:{tmp_path}/other")
     ended = run("verify")
     assert ended.code == 1
-    assert ended.out.startswith("note  1 copies are in another archive than ARCHIVE_URL")
+    assert ended.out.startswith("note  1 objects are in an archive other than ARCHIVE_URL")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_orphans_are_listed_and_end_with_1(run, db, store) -> None:
     assert ended.code == 1
     first, last = ended.out.splitlines()
     assert first.startswith(f"2026/01/01/stranger.mp4  {len(VIDEO)}  ")
-    assert last.startswith("5 objects, 1 of no row (0.0 MiB); 0 younger than 24 hours")
+    assert last.startswith("5 objects, 1 without a row (0.0 MiB); 0 younger than 24 hours")
     told = run("verify", "--orphans", "--json").json
     assert [one["name"] for one in told["orphans"]] == ["2026/01/01/stranger.mp4"]
     assert told["counts"] == {
@@ -190,7 +190,7 @@ def test_verify_that_is_interrupted_says_how_to_go_on_where_it_was(
     part.process.send_signal(signal.SIGINT)
     assert part.wait() == 130
     read = {job.id: read_job(db, job.id).archive_verified_at for job in jobs[:3]}
-    assert "3 copies were read; to go on:" in part.read_log()
+    assert "3 objects were verified; to resume:" in part.read_log()
     command = shlex.split(part.read_log().splitlines()[-1])[1:]
     assert command[-2:] == ["--tenant", "default"]
     unblock()
@@ -281,10 +281,9 @@ def test_prune_tells_of_jobs_with_files_elsewhere(run, db, store) -> None:
     "arguments",
     [
         (),
-        *(("--older-than", age) for age in ("90", "0d", "36501d", "1d2h", "3 months")),
+        *(("--older-than", age) for age in ("90", "0d", "2999-01-01", "1d2h", "3 months")),
         (*OLD, "--state", "queued"),
         (*OLD, "--label", "team", "--yes"),
-        OLD,  # no terminal to ask at
     ],
 )
 def test_prune_used_wrongly_ends_with_2_and_deletes_nothing(
@@ -295,8 +294,18 @@ def test_prune_used_wrongly_ends_with_2_and_deletes_nothing(
     ended = run("prune", *arguments)
     assert (ended.code, ended.out) == (2, "")
     assert ended.err
-    assert ("'3 months' is no duration: a whole number" in ended.err) == ("3 months" in arguments)
+    assert ("invalid time '3 months'; expected" in ended.err) == ("3 months" in arguments)
     assert count_jobs(db) == 1
+
+
+def test_prune_that_nobody_can_confirm_deletes_nothing_and_says_what_scripts_give(
+    run, db, monkeypatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    insert_ended(db, ended_at=LONG_AGO)
+    ended = run("prune", *OLD)
+    assert (ended.code, count_jobs(db)) == (1, 1)
+    assert "in scripts, give --yes" in ended.err
 
 
 @pytest.mark.parametrize(("typed", "code"), [("2", 0), ("y", 1)])
@@ -312,8 +321,8 @@ def test_prune_on_a_terminal_asks_for_the_number(run, db, monkeypatch, typed, co
     assert (ended.code, count_jobs(db)) == (code, 2 * code)
     told = ended.out + ended.err
     assert "the same key buys a new run then" in told
-    assert "type their number:" in told
-    assert ("nothing was deleted" in told) == bool(code)
+    assert "Type 2 to delete the jobs with their files" in told
+    assert ("nothing was changed" in told) == bool(code)
 
 
 def fill(db: Database, store: LocalStore, number: int) -> list[Path]:
@@ -373,7 +382,7 @@ def test_verify_on_a_host_with_another_archive_marks_no_copy_as_damaged(run, db,
     assert run("verify").code == 0
     (store.root / ARCHIVE_MARK).unlink()
     store.delete(name_of(store, job.archive_uri))
-    refused = run("verify", "--not-since", LONG_AGO.isoformat())
+    refused = run("verify", "--resume-from", LONG_AGO.isoformat())
     assert refused.code == 1
     assert "foreign_archive" in refused.err
     assert "volume is not mounted" in refused.err

@@ -9,10 +9,8 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 from sqlalchemy import text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -22,10 +20,8 @@ from tests.harness.jobs import lead_job, make_job, move_job, read_attempts, read
 from tests.harness.processes import EXTEND_VIDEO, Yard, run_yard
 from tests.harness.servers import Postgres
 from tests.harness.waiting import wait_until
-from worker import cli
 from worker.broker.app import QUEUES
-from worker.cli import listing, watch
-from worker.cli.examples import EXAMPLES
+from worker.cli import COMMANDS, build_command, enqueue, jobs
 from worker.ground.clock import read_clock
 from worker.ground.db import Database
 from worker.ground.schema import read_head
@@ -216,8 +212,8 @@ def test_enqueue_wait_for_programs_prints_story_alone(run, db) -> None:
     assert reasons == ["enqueued", *END[JobState.FAILED]]
 
 
-def test_wait_beyond_patience_fails_with_state(run, monkeypatch) -> None:
-    monkeypatch.setattr(watch, "PATIENCE", timedelta(seconds=0.05))
+def test_wait_beyond_its_timeout_fails_with_state(run, monkeypatch) -> None:
+    monkeypatch.setattr(enqueue, "FOLLOW_TIMEOUT", timedelta(seconds=0.05))
     ended = run(*ENQUEUE, "--wait")
     assert ended.code == 1
     assert re.search(r"timeout: job \S+ is still queued", ended.err)
@@ -253,23 +249,23 @@ def test_command_for_unknown_job_fails(run, command) -> None:
     assert ended.err == f"job_not_found: no job has the id {NOBODY}\n"
 
 
-def test_sweep_rings_for_overdue_jobs(run, db, redis_url) -> None:
+def test_sweep_dispatches_overdue_jobs(run, db, redis_url) -> None:
     now = datetime.now(UTC)
     overdue = make_job(db, now=now - timedelta(hours=1))
     make_job(db, now=now)
 
-    assert run("sweep", "--json").json == {"overdue": 1, "rung": 1}
+    assert run("sweep", "--json").json == {"overdue": 1, "dispatched": 1}
     (message,) = take_messages(redis_url, "extend_video.submit")
     assert message["headers"]["argsrepr"] == f"['{overdue.id}']"
     ended = run("sweep")
-    assert (ended.code, ended.out) == (0, "0 overdue, rung for 0\n")
+    assert (ended.code, ended.out) == (0, "0 overdue jobs, 0 dispatched\n")
 
 
 def test_sweep_without_broker_fails(run, db, monkeypatch) -> None:
     make_job(db, now=datetime.now(UTC) - timedelta(hours=1))
     monkeypatch.setenv("BROKER_URL", find_dead_broker())
     ended = run("sweep")
-    assert (ended.code, ended.out) == (1, "1 overdue, rung for 0\n")
+    assert (ended.code, ended.out) == (1, "1 overdue jobs, 0 dispatched\n")
 
 
 def test_migrate_creates_table_and_again_changes_nothing(run, monkeypatch) -> None:
@@ -395,7 +391,7 @@ def test_whatever_goes_wrong_is_told_in_a_line(run, monkeypatch, error, told) ->
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(listing, "list_lines", fail)
+    monkeypatch.setattr(jobs, "list_lines", fail)
     ended = run("list")
     assert (ended.code, ended.out) == (1, "")
     assert ended.err.startswith(told)
@@ -424,7 +420,7 @@ def test_interrupt_ends_with_130(run, monkeypatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(listing, "list_lines", interrupt)
+    monkeypatch.setattr(jobs, "list_lines", interrupt)
     ended = run("list")
     assert (ended.code, ended.out) == (130, "")
 
@@ -471,7 +467,7 @@ def test_cancel_at_fal_is_noted_and_published_and_again_changes_nothing(run, db,
     ended = run("cancel", str(job.id))
 
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == "fal is asked to cancel it; a result that comes anyway is archived\n"
+    assert ended.out == "cancellation requested at fal; a result that still comes is archived\n"
     after = read_job(db, job.id)
     assert (after.state, after.cancel_requested_at is None) == (JobState.SUBMITTED, False)
     assert take_steps(redis_url) == [("cancel", f"['{job.id}']")]
@@ -506,7 +502,7 @@ def test_redrive_of_job_that_cost_nothing_submits_it_again(run, db, redis_url) -
     ended = run("redrive", str(job.id))
 
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out == f"it is queued again: extend-video show {job.id}\n"
+    assert ended.out == f"queued again: extend-video show {job.id}\n"
     assert read_job(db, job.id).state is JobState.QUEUED
     assert take_steps(redis_url) == [("submit", f"['{job.id}']")]
 
@@ -545,11 +541,6 @@ def test_redrive_that_pays_again_needs_consent(run, db, redis_url) -> None:
 # ------------------------------------------------------------------ help, and as a process
 
 
-def list_commands() -> dict[str, Any]:
-    group: Any = typer.main.get_command(cli.app)
-    return dict(group.commands)
-
-
 def test_help_of_each_command_says_what_it_does_with_examples(monkeypatch, capsys) -> None:
     run = build_run(monkeypatch, capsys)
     # The emulator is another program, which takes this one's place.
@@ -558,16 +549,15 @@ def test_help_of_each_command_says_what_it_does_with_examples(monkeypatch, capsy
         assert (ended.code, ended.err) == (0, "")
         assert len(ended.out.splitlines()) > 3
         assert "usage:" in ended.out.lower()
-    commands = list_commands()
-    for name, examples in EXAMPLES.items():
-        assert examples[0] in str(commands[name].epilog)
+        assert ended.out.count("  extend-video ") == len(COMMANDS[command].examples)
+        assert COMMANDS[command].summary in " ".join(ended.out.split())
 
 
-@pytest.mark.parametrize("command", list(EXAMPLES))
+@pytest.mark.parametrize("command", list(COMMANDS))
 def test_every_example_is_a_command_that_parses(command) -> None:
-    known = list_commands()[command]
-    assert len(EXAMPLES[command]) >= 2
-    for example in EXAMPLES[command]:
+    known = build_command(command)
+    assert len(COMMANDS[command].examples) >= 2
+    for example in COMMANDS[command].examples:
         program, name, *arguments = shlex.split(example)
         assert (program, name) == ("extend-video", command)
         known.make_context(name, arguments)
@@ -578,7 +568,7 @@ def test_program_shows_its_commands_and_breaks_no_sentence_off(yard) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     lines = ended.stdout.partition("Commands:")[2].splitlines()
     told = {line.split()[0] for line in lines if line.startswith("  ") and line.split()}
-    assert told >= {*NAMES, *EXAMPLES}
+    assert told >= {*NAMES, *COMMANDS}
     assert [line for line in lines if line.endswith("...")] == []
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from tests.harness.commands import build_run
 from tests.harness.jobs import insert_job, make_job, move_job, read_attempts, read_job
 from tests.harness.processes import EXTEND_VIDEO
-from worker.cli import orders
+from worker.cli import jobs as commands
 from worker.ground.db import Database
 from worker.ground.settings import load_settings
 from worker.jobs.states import JobEvent, JobState
@@ -140,7 +140,7 @@ def test_list_watched_shows_what_has_changed_until_ctrl_c(run, db, monkeypatch) 
             raise KeyboardInterrupt
         change()
 
-    monkeypatch.setattr("worker.cli.listing.time.sleep", pass_time)
+    monkeypatch.setattr("worker.cli.jobs.time.sleep", pass_time)
     code, out, _ = run("list", "--watch")
     assert code == 0
     states = [line.split()[1] for line in out.splitlines() if str(job.id) in line]
@@ -180,7 +180,7 @@ def test_cancel_by_filter_for_scripts_prints_counts(run, db) -> None:
     assert json.loads(out) == planned
     code, out, _ = run("cancel", "--tenant", "t", "--yes", "--json")
     assert code == 0
-    assert json.loads(out) == {"matched": 2, "cancelled": 1, "asked_to_cancel_at_fal": 1}
+    assert json.loads(out) == {"matched": 2, "cancelled": 1, "cancellation_requested_at_fal": 1}
     _, out, _ = run("cancel", "--tenant", "nobody", "--yes", "--json")
     assert json.loads(out) == {"matched": 0}
 
@@ -190,7 +190,7 @@ def test_order_for_nothing_or_for_both_is_refused(run, db) -> None:
     for arguments in ((), (str(job.id), "--tenant", "default"), ("--yes",)):
         code, out, err = run("cancel", *arguments)
         assert (code, out) == (2, "")
-        assert "give one ID, or choose jobs" in err
+        assert "give one ID, or select jobs" in err
     assert read_job(db, job.id) == job
 
 
@@ -201,7 +201,7 @@ def test_job_that_moves_on_meanwhile_is_told_and_no_failure(run, db, monkeypatch
         make_end = move_job(db, job, JobEvent.SUBMISSION_CLAIMED)
         move_job(db, read_job(db, make_end.id), JobEvent.SUBMISSION_REJECTED)
 
-    monkeypatch.setattr(orders, "agree", end_it)
+    monkeypatch.setattr(commands, "agree", end_it)
     code, out, err = run("cancel", "--state", "queued")
     assert (code, out.strip()) == (0, "1 moved on")
     assert "is failed: there is nothing to cancel" in err
@@ -210,14 +210,14 @@ def test_job_that_moves_on_meanwhile_is_told_and_no_failure(run, db, monkeypatch
 def test_order_for_many_goes_on_after_jobs_that_fail(run, db, monkeypatch) -> None:
     """One whose row is gone meanwhile, and one that the database was away for."""
     first, second, third = add(db), add(db), add(db)
-    cancel_one = orders.cancel_one
+    cancel_one = commands.cancel_one
 
     def cancel(runtime, job_id):
         if job_id == second.id:
             raise OperationalError("UPDATE", {}, OSError("the server closed the connection"))
         return cancel_one(runtime, NOBODY if job_id == third.id else job_id)
 
-    monkeypatch.setattr(orders, "cancel_one", cancel)
+    monkeypatch.setattr(commands, "cancel_one", cancel)
     ended = run("cancel", "--state", "queued", "--yes", "--json")
     assert ended[0] == 1
     assert json.loads(ended[1]) == {"matched": 3, "cancelled": 1, "failed": 1, "moved_on": 1}
@@ -232,7 +232,7 @@ def test_order_for_many_gives_up_on_a_database_that_stays_away(run, db, monkeypa
     def fail(*_: object) -> None:
         raise PoolTimeoutError("no connection within 5 s")
 
-    monkeypatch.setattr(orders, "cancel_one", fail)
+    monkeypatch.setattr(commands, "cancel_one", fail)
     code, out, _ = run("cancel", "--state", "queued", "--yes")
     assert (code, out.strip()) == (1, "3 failed, 2 not tried")
 
@@ -252,8 +252,8 @@ def test_redrive_by_filter_spends_money_only_where_agreed_and_counted(run, db, b
 
     code, _, err = run("redrive", "--since", "1h", "--dry-run")
     assert code == 0
-    assert "1 jobs to redrive: 1 submitted for the first money" in err
-    assert "2 more would take new money: --pay-again" in err
+    assert "1 jobs to redrive: 1 submitted (nothing paid yet)" in err
+    assert "2 more need a new paid run: --pay-again" in err
     code, out, _ = run("redrive", "--since", "1h", typed="1")
     assert (code, bell.published) == (0, ["submit"])
     assert read_job(db, free.id).state is JobState.QUEUED
@@ -286,11 +286,11 @@ def test_redrive_by_filter_buys_nothing_that_fal_says_will_fail_again(run, db) -
         "matched": 1,
         "new_paid_run": 1,
         "left_out": 0,
-        "ending_alike": 1,
+        "failing_again": 1,
     }
     code, out, err = run("redrive", "--state", "failed", "--pay-again", "--yes")
     assert (code, out.strip()) == (0, "1 new paid run")
-    assert "1 are left out, for fal says that the same input fails again" in err
+    assert "1 are left out: fal says that the same input would fail again" in err
     assert read_job(db, hopeless.id).state is JobState.FAILED
     assert run("redrive", str(hopeless.id), "--pay-again")[0] == 0
     assert read_job(db, hopeless.id).state is JobState.QUEUED
@@ -315,7 +315,7 @@ def test_order_for_many_that_nobody_can_confirm_says_what_scripts_give(db, datab
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr.endswith("nobody answered: scripts give --yes\nnothing was changed\n")
+    assert ended.stderr.endswith("no confirmation: in scripts, give --yes\nnothing was changed\n")
     assert read_job(db, job.id).state is JobState.QUEUED
 
 

@@ -28,7 +28,7 @@ from tests.harness.jobs import (
     read_job,
 )
 from tests.harness.webhooks import build_body
-from worker.cli.findings import ABOUT_CHECKS
+from worker.cli.system import ABOUT_CHECKS
 from worker.fal.platform import PlatformClient
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError

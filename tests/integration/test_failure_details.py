@@ -10,7 +10,7 @@ from pydantic import JsonValue, SecretStr
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, REQUEST_ID, TOKEN, make_job, read_attempts, read_job
 from tests.harness.web import run_server, send_json
-from worker.cli import display
+from worker.cli import output
 from worker.fal.completion import Completion
 from worker.fal.errors import ERROR_TYPES, MAX_DETAILS, Charge, Retryable
 from worker.fal.options import RequestOptions
@@ -183,7 +183,7 @@ def test_live_job_has_nothing_to_explain(db) -> None:
 
 def test_show_prints_each_field(db, capsys) -> None:
     job = fail(db, {"detail": [TOO_MANY, TOO_WIDE | {"msg": "[red]markup[/red]"}]})
-    display.print_story(read_story(job.id, db=db))
+    output.print_story(read_story(job.id, db=db))
     printed = capsys.readouterr().out
     assert "A value is above what is allowed." in printed
     assert "num_frames: Input should be less than or equal to 481 (less_than_equal)" in printed
@@ -194,7 +194,7 @@ def test_show_prints_each_field(db, capsys) -> None:
 
 def test_show_as_json_has_each_field(db, capsys) -> None:
     job = fail(db, REFUSAL)
-    display.print_json(display.story_to_json(read_story(job.id, db=db)))
+    output.print_json(output.story_to_json(read_story(job.id, db=db)))
     shown = json.loads(capsys.readouterr().out)
     assert shown["error_details"] == [TOO_MANY, TOO_WIDE]
     assert shown["explanation"] == {

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from tests.emulator.processes import Emulator
 from tests.harness.brokers import take_messages
+from tests.harness.commands import patch_runtime
 from tests.harness.jobs import LEASE, list_all_jobs, read_attempts
 from tests.harness.logs import preserved_logging
 from worker import cli, producer, tasks
@@ -99,7 +100,7 @@ def environment(monkeypatch, database_url, redis_url) -> Iterator[None]:
     runtime = Runtime(load_settings())
     for module in (producer, tasks):
         monkeypatch.setattr(module, "get_runtime", lambda: runtime)
-    monkeypatch.setattr(cli, "build_runtime", lambda: runtime)
+    patch_runtime(monkeypatch, lambda: runtime)
     with preserved_logging():
         yield
     runtime.db.close()

@@ -8,6 +8,7 @@ from html import unescape
 
 import pytest
 
+from tests.harness.commands import patch_runtime
 from tests.harness.jobs import make_job
 from tests.page.browser import TOKEN
 from worker import cli
@@ -32,7 +33,7 @@ def shell(monkeypatch, capsys, database_url, redis_url) -> Iterator[Callable[...
 
     monkeypatch.setenv("DATABASE_URL", database_url)
     monkeypatch.setenv("BROKER_URL", redis_url)
-    monkeypatch.setattr(cli, "build_runtime", build_and_keep)
+    patch_runtime(monkeypatch, build_and_keep)
     yield run
     for runtime in opened:
         runtime.db.close()

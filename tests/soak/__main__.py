@@ -14,7 +14,7 @@ from time import monotonic
 from xml.etree import ElementTree as ET
 
 from tests.soak.parts import PARTS, Command, Part
-from worker.cli.daemons import termination_as_interrupt
+from worker.cli import termination_as_interrupt
 
 ROOT = Path(__file__).parents[2]
 HEADINGS = ("part", "shows", "passed", "failed", "not run", "seconds")

@@ -39,10 +39,10 @@ def start_up(yard: Yard, settings: Mapping[str, str], port: int = 0) -> Part:
 
 START_AND_WAIT = """
 import os, sys, time
-from worker.cli.daemons import Crew, Daemon
-with Crew(os.environ) as crew:
-    crew.start(Daemon("sleeper", [sys.executable, "-c", "import time; print(1); time.sleep(60)"]))
-    print(crew._lives[0].process.pid, flush=True)
+from worker.cli.daemons import Daemon, Supervisor
+with Supervisor(os.environ) as group:
+    group.start(Daemon("sleeper", [sys.executable, "-c", "import time; print(1); time.sleep(60)"]))
+    print(group._running[0].process.pid, flush=True)
     time.sleep(60)
 """
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.cli.display import fold_files
+from worker.cli.output import fold_files
 from worker.ground.data_uri import count_characters, is_data_uri, parse_data_uri
 
 

@@ -1,6 +1,6 @@
 """What a demo sets for its daemons."""
 
-from worker.cli.demo import list_emulator_settings
+from worker.cli.run import list_emulator_settings
 from worker.ground.settings import Settings
 
 EMULATOR = "http://127.0.0.1:8001"

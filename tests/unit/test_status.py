@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.harness.jobs import NOW
 from worker.broker.app import QUEUES
-from worker.cli.status import SOONEST_LATE, list_problems, list_shared_names
+from worker.cli.system import SOONEST_LATE, list_problems, list_shared_names
 from worker.ground.settings import load_settings
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Gate
@@ -47,14 +47,14 @@ def test_each_thing_that_is_wrong_is_told() -> None:
         ("submissions pause: fal_http_403", {"pauses": [Gate("submissions", NOW, "fal_http_403")]}),
         ("no worker has been seen within the last minute", {"workers": []}),
         ("no worker has been seen within the last minute", {"workers": [unseen]}),
-        (f"nobody consumes {QUEUE_NAMES[0]}", {"workers": [partial]}),
+        (f"no worker consumes {QUEUE_NAMES[0]}", {"workers": [partial]}),
         ("no sweep has run yet", {"swept_at": None}),
         ("no sweep for 31 s", {"swept_at": NOW - SOONEST_LATE - SECOND}),
         ("jobs have been due for 1 min", {"sweep_lag": 2 * SOONEST_LATE}),
         (
             (
                 "2 held submissions wait for a decision: "
-                "extend-video list --state submission_unknown says why"
+                "extend-video list --state submission_unknown shows why"
             ),
             {"held": 2},
         ),

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from worker.cli.progress import MIB, count_jobs, show_progress
+from worker.cli.output import MIB, show_progress
 
 
 def make_console(*, is_terminal: bool) -> tuple[Console, io.StringIO]:
@@ -48,15 +48,17 @@ def test_programs_are_told_nothing() -> None:
 
 def test_jobs_are_counted_by_a_bar_on_a_terminal() -> None:
     console, shown = make_console(is_terminal=True)
-    with count_jobs(console, 20, doing="pruning", done="pruned") as on_progress:
-        on_progress(20)
+    with show_progress(console, doing="pruning", done="pruned", of_jobs=True) as on_progress:
+        assert on_progress is not None
+        on_progress(20, 20)
     assert "pruning" in shown.getvalue()
     assert "20/20" in shown.getvalue()
 
 
 def test_jobs_are_counted_by_a_line_for_each_thousand_elsewhere() -> None:
     console, shown = make_console(is_terminal=False)
-    with count_jobs(console, None, doing="pruning", done="pruned") as on_progress:
+    with show_progress(console, doing="pruning", done="pruned", of_jobs=True) as on_progress:
+        assert on_progress is not None
         for jobs in range(0, 2600, 500):
-            on_progress(jobs)
+            on_progress(jobs, None)
     assert shown.getvalue().splitlines() == ["1000 jobs pruned", "2000 jobs pruned"]

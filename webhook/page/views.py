@@ -7,7 +7,7 @@ shell does.
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlencode
@@ -37,7 +37,7 @@ from webhook.page.login import (
     current_session,
 )
 from worker.broker.dispatch import Dispatcher
-from worker.ground.clock import Clock, format_duration, read_clock, read_moment, tell_briefly
+from worker.ground.clock import Clock, format_duration, read_clock, tell_briefly
 from worker.ground.db import Database, describe_database_error
 from worker.ground.errors import (
     ExtendVideoError,
@@ -50,7 +50,7 @@ from worker.ground.errors import (
 from worker.ground.log import FORMS, MASK, Form, compile_secrets, mask_text
 from worker.ground.settings import Settings, list_secrets
 from worker.jobs import queries
-from worker.jobs.queries import JobFilter, Place, parse_label
+from worker.jobs.queries import JobFilter, Place, parse_filter
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Job
 from worker.ops.timeline import explain_failure, read_story
@@ -148,12 +148,7 @@ def read_query(arguments: Mapping[str, str], now: datetime) -> ListQuery:
     """Whatever cannot be understood is named, and does not narrow the list."""
     given = {name: arguments.get(name, "").strip()[:LONGEST_TEXT] for name in FIELDS}
     fields = {name: text for name, text in given.items() if text}
-    wanted, wrong = JobFilter(), dict[str, str]()
-    for name, text in fields.items():
-        try:
-            wanted = _narrow(wanted, name, text, now)
-        except ValueError as error:
-            wrong[name] = str(error)
+    wanted, wrong = parse_filter(fields, now)
     older, newer = (read_place(arguments.get(name, "")) for name in ("older", "newer"))
     return ListQuery(wanted, older or newer, older is None and newer is not None, fields, wrong)
 
@@ -169,32 +164,6 @@ def read_place(text: str) -> Place | None:
         return Place(datetime.strptime(at, "%Y%m%dT%H%M%S.%f").replace(tzinfo=UTC), UUID(digits))
     except ValueError:
         return None
-
-
-def _narrow(wanted: JobFilter, name: str, text: str, now: datetime) -> JobFilter:
-    if "\0" in text:
-        # PostgreSQL takes none with it, not even to compare.
-        raise ValueError("text without a NUL")
-    match name:
-        case "state":
-            return replace(wanted, state=_read_state(text))
-        case "label":
-            return replace(wanted, label=parse_label(text))
-        case "since":
-            return replace(wanted, since=read_moment(text, now))
-        case "until":
-            return replace(wanted, until=read_moment(text, now))
-        case "tenant":
-            return replace(wanted, tenant=text)
-        case _:
-            return replace(wanted, text=text)
-
-
-def _read_state(text: str) -> JobState:
-    try:
-        return JobState(text)
-    except ValueError:
-        raise ValueError(f"one of {', '.join(JobState)}") from None
 
 
 # ------------------------------------------------------------------ filters

@@ -1,68 +1,211 @@
 """`extend-video`, the shell's surface.
 
-Exit codes: 0 ok, 1 the thing asked about failed, 2 wrong usage.
+Exit codes: 0 ok, 1 the command's subject failed, 2 wrong usage. A command's module is imported when
+the command runs, so that `--help` and `list` start without what other commands need.
 """
 
-import contextlib
-import os
+import signal
 import sys
-from collections.abc import Collection
-from pathlib import Path
-from typing import Annotated, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
 
-import structlog
 import typer
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from typer.core import TyperGroup
+from typing_extensions import override
 
-from worker.cli import display
-from worker.cli.arguments import (
-    FAILED,
-    OK,
-    WRONG_USAGE,
-    Json,
-    SetFields,
-    read_fields,
-    read_file,
-    read_options,
-    split_pairs,
-)
-from worker.cli.care import rearchive, verify
-from worker.cli.contract import schema
-from worker.cli.daemons import (
-    MARGIN,
-    Crew,
-    bind_listener,
-    receiver_daemon,
-    termination_as_interrupt,
-    worker_daemons,
-)
-from worker.cli.examples import show_examples
-from worker.cli.findings import print_diagnosis
-from worker.cli.listing import list_
-from worker.cli.order import follow_job, place_lines, place_request
-from worker.cli.orders import cancel, redrive
-from worker.cli.progress import show_progress
-from worker.cli.pruning import prune
-from worker.cli.refused import refused
-from worker.cli.replay import replay
-from worker.cli.restoring import restore
-from worker.cli.shell import JobId
-from worker.cli.status import status
-from worker.cli.trial import demo, emulator
-from worker.cli.watch import refresh_logs
-from worker.ground.db import describe_database_error
-from worker.ground.errors import DaemonError, ExtendVideoError, ViolationsError
-from worker.ground.log import mask_url
-from worker.ground.settings import load_settings
-from worker.ops.timeline import read_story
-from worker.runtime import build_runtime
-from worker.stages.enqueue import DEFAULT_TENANT
+FAILED, WRONG_USAGE = 1, 2
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+JOB = "0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69"
 
-__all__ = ["app", "build_runtime", "main"]
 
-log = structlog.stdlib.get_logger(__name__)
+class Command(NamedTuple):
+    """Where a command is, and what the help says of it; `summary` begins its docstring, too."""
+
+    function: str
+    summary: str
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "enqueue": Command(
+        "enqueue.enqueue",
+        "Enqueue a video, or many, and print the job's id.",
+        (
+            'extend-video enqueue --prompt "The camera rises" --video my.mp4 --wait',
+            'extend-video enqueue --prompt "Dawn" --video a.mp4 --set fps=30 --label env=prod',
+            'extend-video enqueue --prompt "Dusk" --video a.mp4 --idempotency-key order-7 --json',
+            "extend-video enqueue --from requests.jsonl",
+        ),
+    ),
+    "list": Command(
+        "jobs.list_",
+        "List jobs, the newest first.",
+        (
+            "extend-video list --state failed --since 24h",
+            "extend-video list --tenant studio --label env=prod --watch",
+            "extend-video list --text order-7 --json",
+        ),
+    ),
+    "show": Command(
+        "jobs.show",
+        "Show what a job waits for, and its whole story.",
+        (
+            f"extend-video show {JOB}",
+            f"extend-video show {JOB} --wait",
+            f"extend-video show {JOB} --logs --json",
+        ),
+    ),
+    "cancel": Command(
+        "jobs.cancel",
+        "Cancel a job, or many.",
+        (
+            f"extend-video cancel {JOB}",
+            "extend-video cancel --state queued --tenant studio --dry-run",
+            "extend-video cancel --label campaign=spring --since 2h --yes --json",
+        ),
+    ),
+    "redrive": Command(
+        "jobs.redrive",
+        "Restart jobs that failed, were cancelled or are held.",
+        (
+            f"extend-video redrive {JOB}",
+            "extend-video redrive --state failed --since 24h --dry-run",
+            "extend-video redrive --state failed --tenant studio --pay-again",
+        ),
+    ),
+    "replay": Command(
+        "enqueue.replay",
+        "Run an archived video's input and seed again, as a new paid job.",
+        (
+            f"extend-video replay {JOB}.json --wait",
+            'extend-video replay my.json --set "prompt=Dusk falls" --set seed=8 --dry-run',
+            "extend-video replay - --json",
+        ),
+    ),
+    "refused": Command(
+        "system.refused",
+        "List requests that were refused, the newest first.",
+        ("extend-video refused --limit 10", "extend-video refused --tenant studio --json"),
+    ),
+    "status": Command(
+        "system.status",
+        "Show whether workers, queues and sweeps do their work.",
+        ("extend-video status", "extend-video status --json"),
+    ),
+    "sweep": Command(
+        "system.sweep",
+        "Dispatch every overdue job once, as the scheduler does.",
+        ("extend-video sweep", "extend-video sweep --json"),
+    ),
+    "doctor": Command(
+        "system.doctor",
+        "Look for inconsistencies; change nothing.",
+        ("extend-video doctor", "extend-video doctor --all --hours 48 --json"),
+    ),
+    "verify": Command(
+        "archive.verify",
+        "Read every archived video and compare it with its row.",
+        (
+            "extend-video verify",
+            "extend-video verify --sample 500 --tenant studio --json",
+            "extend-video verify --resume-from 2026-11-24T18:30:00Z",
+            "extend-video verify --orphans",
+        ),
+    ),
+    "rearchive": Command(
+        "archive.rearchive",
+        "Fetch archived videos again from fal, while it has them.",
+        (f"extend-video rearchive {JOB}", f"extend-video rearchive {JOB} --force --json"),
+    ),
+    "prune": Command(
+        "archive.prune",
+        "Delete jobs that ended long ago, with their files.",
+        (
+            "extend-video prune --older-than 90d --dry-run",
+            "extend-video prune --older-than 30d --tenant studio --label env=test --files-only",
+            "extend-video prune --older-than 12h --state failed --state cancelled --yes --json",
+        ),
+    ),
+    "migrate": Command(
+        "system.migrate",
+        "Create the job table, or bring it up to date.",
+        ("extend-video migrate", "extend-video migrate --json"),
+    ),
+    "restore": Command(
+        "system.restore",
+        "Run this on a restored job table, before any worker starts.",
+        (
+            "extend-video restore --since 2026-11-24T18:30 --dry-run",
+            "extend-video restore --since 2026-11-24T18:30 --json",
+        ),
+    ),
+    "schema": Command(
+        "contract.schema",
+        "Compare our model with fal's OpenAPI.",
+        ("extend-video schema", "extend-video schema --file openapi.json --strict-defaults"),
+    ),
+    "up": Command(
+        "run.up",
+        "Run receiver, workers and scheduler on this machine.",
+        ("extend-video up", "extend-video up --host 0.0.0.0 --port 8080"),
+    ),
+    "demo": Command(
+        "run.demo",
+        "Extend a real video end to end on this machine.",
+        ("extend-video demo", 'extend-video demo --video my.mp4 --prompt "The camera rises"'),
+    ),
+    "emulator": Command(
+        "run.emulator",
+        "Run the emulator of fal on loopback; --help shows its options.",
+        ("extend-video emulator --port 9000", "extend-video emulator --help"),
+    ),
+}
+# Their arguments are another program's.
+PASSING = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+class LazyGroup(TyperGroup):
+    """The commands of COMMANDS, each built from its function when it is named."""
+
+    @override
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*COMMANDS]
+
+    @override
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return build_command(cmd_name) if cmd_name in COMMANDS else None
+
+    @override
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """As its base does, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, one.summary) for name, one in COMMANDS.items()])
+
+
+def build_command(name: str) -> Any:  # noqa: ANN401 - a command of the click that typer has chosen
+    """The command, with its examples below the help."""
+    command = COMMANDS[name]
+    module, _, function = command.function.partition(".")
+    examples = "\n".join(f"  {line}" for line in command.examples)
+    single = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+    is_passing = name == "emulator"
+    single.command(
+        name,
+        # The mark keeps the lines apart.
+        epilog=f"\b\nExamples:\n{examples}",
+        context_settings=PASSING if is_passing else None,
+        add_help_option=not is_passing,
+    )(getattr(import_module(f"worker.cli.{module}"), function))
+    return typer.main.get_command(single)
+
 
 app = typer.Typer(
+    cls=LazyGroup,
     help="Extend videos on fal: pay once, lose nothing.",
     epilog="extend-video COMMAND --help has examples; --install-completion helps your shell.",
     no_args_is_help=True,
@@ -70,221 +213,85 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Prompt = Annotated[str | None, typer.Option(help="What the new part should show.")]
-FileOrUrl = Annotated[str | None, typer.Option(metavar="FILE_OR_URL", help="The video to extend.")]
-Lines = Annotated[
-    Path | None,
-    typer.Option(
-        "--from",
-        metavar="FILE",
-        help="Many at once: an object of fields on each line, as JSON; - for stdin.",
-    ),
-]
-EndImage = Annotated[
-    str | None, typer.Option(metavar="FILE_OR_URL", help="A picture on which the new part ends.")
-]
-FalOptions = Annotated[
-    list[str], typer.Option(metavar="NAME=VALUE", help="What fal is told besides the input.")
-]
 
-
-@app.command(epilog=show_examples("enqueue"))
-def enqueue(
-    context: typer.Context,
-    prompt: Prompt = None,
-    video: FileOrUrl = None,
-    end_image: EndImage = None,
-    set_fields: SetFields = [],
-    job_id: Annotated[str | None, typer.Option(help="A UUID of your choice.")] = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="Same key, same job.")] = None,
-    tenant: Annotated[str, typer.Option(help="Whose job it is.")] = DEFAULT_TENANT,
-    priority: Annotated[int, typer.Option(help="-100 to 100; higher is swept first.")] = 0,
-    label: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = [],
-    fal_option: FalOptions = [],
-    lines: Lines = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow the job to its end.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Enqueue a video, or many, and print the job's id."""
-    if lines is not None:
-        check_alone(context, {"lines", "as_json"})
-        place_lines(build_runtime(), lines, as_json=as_json)
-        return
-    if prompt is None or video is None:
-        raise typer.BadParameter("give --prompt and --video, or --from")
-    fields, wrong = read_fields(set_fields)
-    labels, wrong_labels = split_pairs("--label", label)
-    fal_options, wrong_options = read_options(fal_option)
-    options = {
-        "job_id": job_id,
-        "idempotency_key": idempotency_key,
-        "tenant": tenant,
-        "priority": priority,
-        "labels": labels,
-        "fal_options": fal_options,
-    }
-    if end_image is not None:
-        fields["end_image_url"] = read_file(end_image)
-    wished = {**fields, "prompt": prompt, "video_url": read_file(video), **options}
-    runtime = build_runtime()
-    with show_progress(display.err, quiet=as_json) as on_progress:
-        job_request = runtime.make_job_request(
-            wished, [*wrong, *wrong_labels, *wrong_options], on_progress=on_progress
-        )
-    place_request(runtime, job_request, wait=wait, as_json=as_json)
-
-
-def check_alone(context: typer.Context, names: Collection[str]) -> None:
-    """Options beside `--from` would say of every line what the lines say themselves."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if name not in names and source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"--from takes {name} from its lines, and follows no job")
-
-
-app.command("list", epilog=show_examples("list"))(list_)
-
-
-@app.command(epilog=show_examples("show"))
-def show(
-    job_id: JobId,
-    logs: Annotated[bool, typer.Option("--logs", help="What fal has logged, too.")] = False,
-    wait: Annotated[
-        bool, typer.Option("--wait", "--follow", help="Follow the job to its end.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Show what a job waits for, and its whole story.
-
-    States, attempts, deliveries and events, as they came.
-    """
-    runtime = build_runtime()
-    if wait:
-        follow_job(runtime, job_id, as_json=as_json)
-    if logs:
-        refresh_logs(runtime, job_id)
-    story = read_story(job_id, db=runtime.db, policy=runtime.resolve_policy)
-    if as_json:
-        display.print_json(display.story_to_json(story))
-        return
-    display.print_story(story)
-    if logs:
-        display.print_logs(story)
-
-
-app.command(epilog=show_examples("cancel"))(cancel)
-app.command(epilog=show_examples("redrive"))(redrive)
-
-
-@app.command(epilog=show_examples("sweep"))
-def sweep(as_json: Json = False) -> None:
-    """Ring once for every overdue job, as the scheduler does."""
-    overdue, published = build_runtime().publish_overdue() or (0, 0)
-    if as_json:
-        display.print_json({"overdue": overdue, "rung": published})
-    else:
-        display.out.print(f"{overdue} overdue, rung for {published}")
-    raise typer.Exit(OK if published == overdue else FAILED)
-
-
-@app.command(epilog=show_examples("doctor"))
-def doctor(
-    every_file: Annotated[bool, typer.Option("--all", help="Look at every archived file.")] = False,
-    hours: Annotated[int, typer.Option(min=1, max=2160, help="How far back at fal.")] = 24,
-    as_json: Json = False,
-) -> None:
-    """Look for what must not be; change nothing.
-
-    In rows, in the archive and, with a key, in fal's list of requests. Exit code 1: violations.
-    """
-    diagnosis = build_runtime().examine(every_file=every_file, hours=hours)
-    print_diagnosis(diagnosis, as_json=as_json)
-    raise typer.Exit(OK if diagnosis.is_clean else FAILED)
-
-
-@app.command(epilog=show_examples("migrate"))
-def migrate(as_json: Json = False) -> None:
-    """Create the job table, or bring it up to date."""
-    from worker.ground.schema import upgrade_schema
-
-    revision = upgrade_schema(build_runtime().settings.database_url)
-    if as_json:
-        display.print_json({"revision": revision})
-    else:
-        display.out.print(f"the job table is at revision {revision}")
-
-
-for command in (refused, schema, verify, rearchive, prune, replay, restore, status):
-    app.command(epilog=show_examples(command.__name__))(command)
-
-
-@app.command(epilog=show_examples("up"))
-def up(
-    host: Annotated[str, typer.Option(help="Where the receiver listens.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-) -> None:
-    """Run receiver, workers and scheduler on this machine.
-
-    Until Ctrl-C or SIGTERM, which ends all of them.
-    """
-    from worker.ground.schema import upgrade_schema
-
-    runtime = build_runtime()
-    runtime.check_worker()
-    if not runtime.dispatcher.ping():
-        raise DaemonError("no broker answers at BROKER_URL: start Redis, or set the variable")
-    upgrade_schema(runtime.settings.database_url)
-    patience = runtime.settings.drain_seconds + MARGIN
-    with bind_listener(host, port) as listener, Crew(os.environ, patience=patience) as crew:
-        display.err.print(f"receiver on http://{host}:{listener.getsockname()[1]}")
-        for daemon in (receiver_daemon(listener), *worker_daemons()):
-            crew.start(daemon)
-        # Being told to end is what it waits for.
-        with contextlib.suppress(KeyboardInterrupt):
-            crew.watch()
-
-
-app.command(epilog=show_examples("demo"))(demo)
-app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-    epilog=show_examples("emulator"),
-)(emulator)
+@app.callback()
+def extend_video() -> None:
+    """Extend videos on fal: pay once, lose nothing."""
 
 
 def main() -> NoReturn:
-    """Run a command. Whatever goes wrong is told in a line or two, never as a traceback."""
+    """Run a command. An error is reported in a line or two, never as a traceback."""
     try:
         with termination_as_interrupt():
             app()
-    except ViolationsError as error:
-        display.print_violations(error)
-        sys.exit(WRONG_USAGE)
-    except ExtendVideoError as error:
-        display.err.print(f"{error.code}: {error}", markup=False)
-    except TimeoutError as error:
-        display.err.print(f"timeout: {error}", markup=False)
-    except DBAPIError as error:
-        from worker.ground.schema import explain_database_error
-
-        where = f"(DATABASE_URL={mask_url(load_settings().database_url)})"
-        display.err.print(explain_database_error(error), where, markup=False)
-    except SQLAlchemyError as error:
-        reason = describe_database_error(error)
-        display.err.print(f"database_unavailable: {reason}", markup=False)
-    except OSError as error:
-        display.err.print(f"os_error: {describe_os_error(error)}", markup=False)
-    except Exception as error:
-        # A fault of ours, or of a library: the log has where it happened, for a report.
-        log.debug("command_failed", exc_info=True)
-        name = type(error).__name__
-        display.err.print(
-            f"internal_error: {name}: {error} (LOG_LEVEL=debug shows where)", markup=False
-        )
+    except Exception as error:  # noqa: BLE001 - the outermost edge
+        sys.exit(report_error(error))
     sys.exit(FAILED)
 
 
-def describe_os_error(error: OSError) -> str:
-    """The system's reason, and the file if it is about one."""
-    reason = error.strerror or str(error) or type(error).__name__
-    return reason if error.filename is None else f"{error.filename}: {reason}"
+def report_error(error: Exception) -> int:
+    """Print what went wrong; the exit code."""
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+    from worker.cli import output
+    from worker.ground.db import describe_database_error
+    from worker.ground.errors import ExtendVideoError, ViolationsError
+
+    match error:
+        case ViolationsError():
+            output.print_violations(error)
+            return WRONG_USAGE
+        case ExtendVideoError():
+            line = f"{error.code}: {error}"
+        case TimeoutError():
+            line = f"timeout: {error}"
+        case DBAPIError():
+            from worker.ground.log import mask_url
+            from worker.ground.schema import explain_database_error
+            from worker.ground.settings import load_settings
+
+            url = mask_url(load_settings().database_url)
+            line = f"{explain_database_error(error)} (DATABASE_URL={url})"
+        case SQLAlchemyError():
+            line = f"database_unavailable: {describe_database_error(error)}"
+        case OSError():
+            reason = error.strerror or str(error) or type(error).__name__
+            where = "" if error.filename is None else f"{error.filename}: "
+            line = f"os_error: {where}{reason}"
+        case _:
+            # A fault of ours, or of a library: the log has where it happened, for a report.
+            import structlog
+
+            structlog.stdlib.get_logger(__name__).debug("command_failed", exc_info=error)
+            name = type(error).__name__
+            line = f"internal_error: {name}: {error} (LOG_LEVEL=debug shows where)"
+    output.err.print(line, markup=False)
+    return FAILED
+
+
+# ------------------------------------------------------------------ signals
+
+
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
+
+
+@contextmanager
+def handling(handler: Handler, *numbers: int) -> Iterator[None]:
+    """Let the handler have these signals, or all that end us."""
+    before = {number: signal.signal(number, handler) for number in numbers or ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind this process as Ctrl-C does, so that nothing is left behind."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with handling(interrupt, signal.SIGTERM, signal.SIGHUP):
+        yield

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from pydantic import JsonValue
 
-from worker.cli import display
+from worker.cli import output
 from worker.ground.errors import SchemaUnreadableError
 from worker.ground.settings import load_settings
 
@@ -38,7 +38,7 @@ def schema(
             Change.REMOVED: f"was {one.ours}",
             Change.CHANGED: f"{one.aspect}: ours {one.ours}, fal's {one.theirs}",
         }
-        return display.escape(f"{one.field}: {words[one.change]}")
+        return output.escape(f"{one.field}: {words[one.change]}")
 
     settings = load_settings()
     endpoint = settings.fal_endpoint
@@ -50,28 +50,28 @@ def schema(
         )
         found = compare_document(document, endpoint)
     except SchemaUnreadableError as error:
-        display.err.print(f"{error.code}: {error}", markup=False)
+        output.err.print(f"{error.code}: {error}", markup=False)
         raise typer.Exit(NOTHING_TO_COMPARE) from None
     defaults = [one for one in found if one.is_default]
     drift = [one for one in found if not one.is_default]
     if as_json:
         rows = {"drift": [*map(asdict, drift)], "defaults": [*map(asdict, defaults)]}
-        display.print_json({"endpoint": endpoint, **rows})
+        output.print_json({"endpoint": endpoint, **rows})
     else:
         marks = {Change.ADDED: "+", Change.REMOVED: "-", Change.CHANGED: "~"}
         for one in drift:
-            display.out.print(f"{marks[one.change]} {describe(one)}")
+            output.out.print(f"{marks[one.change]} {describe(one)}")
         if not drift:
-            name = display.escape(endpoint)
-            display.out.print(
+            name = output.escape(endpoint)
+            output.out.print(
                 f"fields, types, ranges and values of {name} are as our model has them"
             )
         if defaults:
-            display.out.print(
+            output.out.print(
                 "defaults that differ (ours are the model page's, and every field is sent: ADR 6):"
             )
         for one in defaults:
-            display.out.print(f"  {describe(one)}")
+            output.out.print(f"  {describe(one)}")
     raise typer.Exit(DRIFTED if drift or (strict_defaults and defaults) else SAME)
 
 

@@ -1,4 +1,8 @@
-"""Start the daemons of a deployment as processes of this machine, watch them, end them all."""
+"""The daemons of a deployment as processes of this machine: start, watch, restart, end them.
+
+Small, but our own: honcho's Manager ends all processes when one ends, kills what has not ended
+after five seconds, passes no socket on, and leaves every process running when it is killed itself.
+"""
 
 import contextlib
 import ctypes
@@ -10,21 +14,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn, Self
 
 import structlog
 
-from worker.broker.app import ARCHIVE, QUEUES
+from worker.cli import handling
 from worker.ground.errors import DaemonError, MissingProgramError
 
 # Of prctl, by Linux's own numbers.
 PR_SET_PDEATHSIG = 1
-LOOK_SECONDS = 0.05
+CHECK_SECONDS = 0.05
 DRAIN = timedelta(seconds=30)
 # What a worker needs beyond DRAIN_SECONDS.
 MARGIN = timedelta(seconds=10)
@@ -49,18 +52,18 @@ class Daemon:
 
 
 @dataclass
-class Life:
-    """A daemon's process, or the pause before its next one: `begins_at` is when that ends.
+class RunningDaemon:
+    """A daemon's process; once that has ended, `restart_at` is when the next one starts.
 
     Celery ends a worker by itself when Redis is killed while the worker holds messages: starting it
-    again is all there is to do. A daemon that has never stayed alive would end for ever; one that
+    again is all there is to do. A daemon that has never stayed alive would crash for ever; one that
     has, ends by a trouble that passes.
     """
 
     daemon: Daemon
     process: subprocess.Popen[bytes]
-    began: float = field(default_factory=time.monotonic)
-    begins_at: float | None = None
+    started: float = field(default_factory=time.monotonic)
+    restart_at: float | None = None
     quick_ends: int = 0
     has_lasted: bool = False
 
@@ -75,26 +78,25 @@ class Life:
 
     def note_end(self) -> None:
         now = time.monotonic()
-        is_quick = now - self.began < QUICK_SECONDS
+        is_quick = now - self.started < QUICK_SECONDS
         self.has_lasted = self.has_lasted or not is_quick
         self.quick_ends = self.quick_ends + 1 if is_quick else 0
-        self.begins_at = now + self.pause
+        self.restart_at = now + self.pause
 
-    def begin(self, process: subprocess.Popen[bytes]) -> None:
-        self.process, self.began, self.begins_at = process, time.monotonic(), None
-
-    def describe_end(self) -> str:
-        return f"{self.daemon.name} ended with exit code {self.process.returncode}"
+    def note_start(self, process: subprocess.Popen[bytes]) -> None:
+        self.process, self.started, self.restart_at = process, time.monotonic(), None
 
 
 @dataclass
-class Crew:
-    """Running daemons. Leaving the context ends every one of them, whatever happened inside."""
+class Supervisor:
+    """Running daemons. Leaving the context ends every one of them, also after an error inside."""
 
     env: Mapping[str, str]
     log_directory: Path | None = None
-    patience: timedelta = DRAIN
-    _lives: list["Life"] = field(default_factory=list)
+    """Where each daemon's output goes; None for the terminal."""
+    timeout: timedelta = DRAIN
+    """How long they may take to end."""
+    _running: list[RunningDaemon] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         return self
@@ -103,14 +105,22 @@ class Crew:
         self.stop()
 
     def start(self, daemon: Daemon) -> None:
-        """Each daemon leads a session of its own: Ctrl-C reaches this process, which ends them."""
-        with _signals_deferred():
-            self._lives.append(Life(daemon, self._spawn(daemon)))
+        self._spawn(daemon, lambda process: self._running.append(RunningDaemon(daemon, process)))
 
-    def _spawn(self, daemon: Daemon) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, daemon: Daemon, note_start: Callable[[subprocess.Popen[bytes]], object]
+    ) -> None:
+        """Each daemon leads a session of its own: Ctrl-C reaches this process, which ends them.
+
+        No signal interrupts us between the start of a process and its entry in our list.
+        """
+        arrived: list[int] = []
         parent = os.getpid()
-        with self._open_log(daemon.name) as output:
-            return subprocess.Popen(  # noqa: S603 - commands of our own
+        with contextlib.ExitStack() as stack:
+            path = self._log_path(daemon.name)
+            output = None if path is None else stack.enter_context(path.open("ab"))
+            stack.enter_context(handling(lambda number, _frame: arrived.append(number)))
+            process = subprocess.Popen(  # noqa: S603 - commands of our own
                 daemon.command,
                 env=dict(self.env),
                 stdin=subprocess.DEVNULL,
@@ -120,49 +130,58 @@ class Crew:
                 start_new_session=True,
                 preexec_fn=lambda: _end_with_parent(parent),  # noqa: PLW1509 - two system calls
             )
+            note_start(process)
+        for late in arrived[:1]:
+            signal.raise_signal(late)
 
     def check(self) -> None:
         """Raise DaemonError if a daemon has ended by itself."""
-        for life in self._lives:
-            if life.process.poll() is not None:
-                raise DaemonError(f"{life.describe_end()}{self._quote_log(life.daemon.name)}")
+        for one in self._running:
+            code = one.process.poll()
+            if code is not None:
+                name = one.daemon.name
+                raise DaemonError(f"{name} ended with exit code {code}{self._quote_log(name)}")
 
     def watch(self) -> NoReturn:
-        """Start again whatever ends by itself; raise DaemonError once it does not stay alive."""
+        """Restart daemons that end by themselves; raise DaemonError once one keeps crashing."""
         while True:
-            for life in self._lives:
-                self._attend(life)
-            time.sleep(LOOK_SECONDS)
+            for one in self._running:
+                if one.process.poll() is None:
+                    continue
+                if one.restart_at is None:
+                    self._note_end(one)
+                elif time.monotonic() >= one.restart_at:
+                    self._spawn(one.daemon, one.note_start)
+            time.sleep(CHECK_SECONDS)
 
-    def _attend(self, life: "Life") -> None:
-        if life.process.poll() is None:
-            return
-        if life.begins_at is None:
-            _signal_group(life.process, signal.SIGKILL)  # children that outlived it
-            life.note_end()
-            name = life.daemon.name
-            if life.is_hopeless:
-                often = f"for the {life.quick_ends}. time soon after its start"
-                raise DaemonError(f"{life.describe_end()} {often}{self._quote_log(name)}")
-            log.warning("daemon_ended", reason=life.describe_end(), again_in=life.pause)
-        elif time.monotonic() >= life.begins_at:
-            with _signals_deferred():
-                life.begin(self._spawn(life.daemon))
+    def _note_end(self, one: RunningDaemon) -> None:
+        _signal_group(one.process, signal.SIGKILL)  # children that outlived it
+        one.note_end()
+        name, code = one.daemon.name, one.process.returncode
+        if one.is_hopeless:
+            raise DaemonError(
+                f"{name} crashed {one.quick_ends} times within {QUICK_SECONDS:g} s of starting "
+                f"(exit code {code}){self._quote_log(name)}"
+            )
+        log.warning("daemon_ended", daemon=name, exit_code=code, restart_in=one.pause)
 
     def stop(self) -> None:
-        """Ask all to drain, then end what is left after a while, children of theirs included."""
-        with _signals_ignored():
-            processes = [life.process for life in self._lives]
+        """Let all drain, then kill those that have not ended in time, with their children.
+
+        Ending is not interrupted by a second Ctrl-C: its time is bounded anyway.
+        """
+        with handling(signal.SIG_IGN):
+            processes = [one.process for one in self._running]
             for process in processes:
                 _signal_group(process, signal.SIGTERM)
-            deadline = time.monotonic() + self.patience.total_seconds()
+            deadline = time.monotonic() + self.timeout.total_seconds()
             for process in processes:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(max(0.0, deadline - time.monotonic()))
             for process in processes:
                 _signal_group(process, signal.SIGKILL)
                 process.wait()
-            self._lives.clear()
+            self._running.clear()
 
     def read_log(self, name: str) -> str:
         """What the daemon has printed so far; empty where it prints to the terminal."""
@@ -172,22 +191,33 @@ class Crew:
     def _log_path(self, name: str) -> Path | None:
         return None if self.log_directory is None else self.log_directory / f"{name}.log"
 
-    @contextlib.contextmanager
-    def _open_log(self, name: str) -> Iterator[int | None]:
-        path = self._log_path(name)
-        if path is None:
-            yield None
-            return
-        with path.open("ab") as output:
-            yield output.fileno()
-
     def _quote_log(self, name: str) -> str:
         lines = self.read_log(name).splitlines()[-LAST_LINES:]
         return ":\n" + "\n".join(lines) if lines else ""
 
 
+def _end_with_parent(parent: int) -> None:
+    """In a daemon, before its program: let it be terminated if we are killed (Linux alone)."""
+    if _libc is None:
+        return
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # killed before that call
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """The process group outlives its leader while a child of it is alive."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+# ------------------------------------------------------------------ their commands
+
+
 def worker_daemons() -> list[Daemon]:
     """Workers and scheduler. Downloads have a worker of their own, so they hold up nothing else."""
+    from worker.broker.app import ARCHIVE, QUEUES
+
     celery = (sys.executable, "-m", "celery", "-A", "worker")
     pool = ("-P", "threads")
     rest = ",".join(queue for task, queue in QUEUES.items() if task != ARCHIVE)
@@ -201,7 +231,7 @@ def worker_daemons() -> list[Daemon]:
 
 
 def receiver_daemon(listener: socket.socket) -> Daemon:
-    """The receiver, on a socket that is bound already: its port is known, and nobody takes it."""
+    """The receiver, on a socket that is bound already, so its port is known and taken."""
     command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}"]
     command += ["--workers", "1", "--threads", "8", "--graceful-timeout", "20"]
     command += ["--no-control-socket", "webhook:create_app()"]
@@ -256,66 +286,3 @@ def require_emulator() -> None:
     """Raise MissingProgramError unless the emulator can be started."""
     if importlib.util.find_spec("aiohttp") is None:
         raise MissingProgramError("the emulator needs aiohttp: pip install 'extend-video[demo]'")
-
-
-@contextlib.contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind this process as Ctrl-C does, so that nothing is left behind."""
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in _ENDING_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-
-
-@contextlib.contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """A daemon that has been started is known before anything can interrupt us."""
-    arrived: list[int] = []
-    numbers = (signal.SIGINT, *_ENDING_SIGNALS)
-    before = {
-        number: signal.signal(number, lambda number, _: arrived.append(number))
-        for number in numbers
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for late in arrived[:1]:
-        signal.raise_signal(late)
-
-
-@contextlib.contextmanager
-def _signals_ignored() -> Iterator[None]:
-    """Ending is not interrupted by impatience: it is bounded in time anyhow."""
-    numbers = (signal.SIGINT, *_ENDING_SIGNALS)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _end_with_parent(parent: int) -> None:
-    """In a daemon before its program: have it told to end if we are killed, too (Linux alone)."""
-    if _libc is None:
-        return
-    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # killed before that call
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """The group outlives its leader while a child of it is alive."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)

@@ -5,14 +5,15 @@ rows that an index finds; a page that its window has not filled says where to go
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Select, func, literal, select, tuple_
 
+from worker.ground.clock import read_moment
 from worker.ground.db import Database
 from worker.jobs.models import AttemptRow, JobRow, UtcDateTime
 from worker.jobs.rows import columns_of, fetch_all
@@ -99,6 +100,37 @@ def parse_label(text: str) -> tuple[str, str | None]:
     if not re.fullmatch(r"[\w.:/-]{1,64}", name):
         raise ValueError("a label as name=value, or its name alone")
     return name, value if mark else None
+
+
+def parse_filter(texts: Mapping[str, str], now: datetime) -> tuple[JobFilter, dict[str, str]]:
+    """The filter that texts by field describe; by field, what is allowed instead of invalid ones.
+
+    An invalid text does not narrow the filter.
+    """
+    wanted, wrong = JobFilter(), dict[str, str]()
+    for name, text in texts.items():
+        try:
+            wanted = replace(wanted, **{name: _parse_field(name, text, now)})
+        except ValueError as error:
+            wrong[name] = str(error)
+    return wanted, wrong
+
+
+def _parse_field(name: str, text: str, now: datetime) -> Any:  # noqa: ANN401 - by the field's name
+    if "\0" in text:
+        # PostgreSQL takes none with it, not even to compare.
+        raise ValueError("text without a NUL")
+    match name:
+        case "state":
+            if text not in set(JobState):
+                raise ValueError(f"one of {', '.join(JobState)}")
+            return JobState(text)
+        case "label":
+            return parse_label(text)
+        case "since" | "until":
+            return read_moment(text, now)
+        case _:
+            return text
 
 
 def list_page(

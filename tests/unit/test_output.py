@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.jobs import NOW, REQUEST_ID
 from tests.harness.values import ATTEMPT, DELIVERY, EVENT, JOB, JOB_ID, MARKUP, MOVED
-from worker.cli import display
+from worker.cli import output
 from worker.ground.errors import InvalidInputError, Violation
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Delivery, Event, Job
@@ -33,7 +33,7 @@ def read_out(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_print_json_is_one_line_of_values_as_stored(capsys) -> None:
-    display.print_json(display.story_to_json(STORY))
+    output.print_json(output.story_to_json(STORY))
 
     out = read_out(capsys)
     assert out.count("\n") == 1
@@ -50,22 +50,22 @@ def test_print_json_is_one_line_of_values_as_stored(capsys) -> None:
 
 
 def test_job_to_json_has_each_column() -> None:
-    assert display.job_to_json(JOB).keys() == {name for name in Job.__dataclass_fields__}  # noqa: C416 - keys of a mapping
+    assert output.job_to_json(JOB).keys() == {name for name in Job.__dataclass_fields__}  # noqa: C416 - keys of a mapping
 
 
 def test_print_json_of_value_without_json_form_is_refused() -> None:
     with pytest.raises(TypeError, match="object has no JSON form"):
-        display.print_json({"value": object()})
+        output.print_json({"value": object()})
 
 
 @pytest.mark.parametrize("columns", ["40", "200"])
-def test_print_jobs_shows_each_job_whole_on_a_line_however_narrow(
+def test_job_table_shows_each_job_whole_on_a_line_however_narrow(
     capsys, monkeypatch, columns
 ) -> None:
     """Ids are there to be copied: `extend-video list | grep failed`."""
     monkeypatch.setenv("COLUMNS", columns)
     jobs = [replace(JOB, id=uuid4(), state=state) for state in JobState]
-    display.print_jobs(jobs)
+    output.print_wide(output.build_job_table(jobs))
 
     lines = read_out(capsys).splitlines()
     for job in jobs:
@@ -74,15 +74,15 @@ def test_print_jobs_shows_each_job_whole_on_a_line_however_narrow(
         assert MARKUP in line
 
 
-def test_print_jobs_of_none_prints_heading(capsys) -> None:
-    display.print_jobs([])
+def test_job_table_of_none_prints_heading(capsys) -> None:
+    output.print_wide(output.build_job_table([]))
     assert read_out(capsys).split()[:2] == ["id", "state"]
 
 
-def test_print_jobs_says_why_by_code_before_reason(capsys, monkeypatch) -> None:
+def test_job_table_says_why_by_code_before_reason(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     failed = replace(JOB, state=JobState.FAILED, due_at=None, error_code="media_refused")
-    display.print_jobs([failed])
+    output.print_wide(output.build_job_table([failed]))
     row = read_out(capsys).splitlines()[1]
     assert "media_refused" in row
     assert MARKUP not in row.partition("media_refused")[2]
@@ -93,7 +93,7 @@ def test_print_story_tells_all_of_it(capsys) -> None:
     accepted = replace(ATTEMPT, number=2, outcome="accepted", fal_request_id=REQUEST_ID)
     paid_twice = replace(accepted, number=3, ending="ok", extra_charge_at=NOW)
     tried = [ATTEMPT, accepted, paid_twice]
-    display.print_story(make_story(JOB, tried, [DELIVERY, twice], [EVENT, MOVED]))
+    output.print_story(make_story(JOB, tried, [DELIVERY, twice], [EVENT, MOVED]))
 
     out = read_out(capsys)
     lines = out.splitlines()
@@ -111,12 +111,12 @@ def test_print_story_tells_all_of_it(capsys) -> None:
 
 
 def test_print_story_of_new_job_has_empty_sections(capsys) -> None:
-    display.print_story(make_story(JOB, [], [], []))
+    output.print_story(make_story(JOB, [], [], []))
     assert read_out(capsys).splitlines()[-3:] == ["attempts", "deliveries", "events"]
 
 
 def test_list_facts_writes_long_ones_as_json() -> None:
-    facts = display.list_facts(replace(JOB, result={"video": {"url": "ü"}}, archive_bytes=0))
+    facts = output.list_facts(replace(JOB, result={"video": {"url": "ü"}}, archive_bytes=0))
     assert facts["result"] == '{"video": {"url": "ü"}}'
     assert facts["archive_bytes"] == 0
     assert facts["priority"] == 0
@@ -128,7 +128,7 @@ def test_print_violations_names_each_on_its_line(capsys) -> None:
         Violation("fps", "99", "a number from 1 to 60"),
         Violation("prompt", MARKUP, "text"),
     )
-    display.print_violations(InvalidInputError(violations))
+    output.print_violations(InvalidInputError(violations))
 
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -140,20 +140,18 @@ def test_print_violations_names_each_on_its_line(capsys) -> None:
 
 
 def test_show_time_without_time_is_empty() -> None:
-    assert display.show_time(None) == ""
-    assert (
-        display.show_time(datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)) == "2026-01-02 03:04:05"
-    )
+    assert output.show_time(None) == ""
+    assert output.show_time(datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC)) == "2026-01-02 03:04:05"
 
 
 def test_control_characters_of_others_reach_no_terminal(capsys) -> None:
     """Fal's words, and a producer's, are printed; they must not steer the operator's terminal."""
     text = "\x1b[31mred\x1b]0;title\x07 a\rb \x9b31m"
     job = replace(JOB, error_message=text, blocked_reason=text, tenant=text)
-    display.print_story(
+    output.print_story(
         make_story(job, [replace(ATTEMPT, error_message=text)], [], [replace(MOVED, detail=text)])
     )
-    display.print_jobs([job])
+    output.print_wide(output.build_job_table([job]))
     out = read_out(capsys)
     assert not {"\x1b", "\x07", "\r", "\x9b"} & set(out)
 
@@ -162,7 +160,7 @@ def test_print_story_has_a_line_for_each_archive_warning(capsys) -> None:
     told = {"code": "odd_field", "field": "seed", "message": f"seed cannot be read: {MARKUP}"}
     job = replace(JOB, archive_warnings=[told])
 
-    display.print_story(make_story(job, [], [], []))
+    output.print_story(make_story(job, [], [], []))
 
     lines = read_out(capsys).splitlines()
     at = lines.index("archive warnings")
