@@ -11,9 +11,15 @@ from worker.ground.settings import load_settings
 from worker.ground.tracing import trace_since
 from worker.jobs.values import Job
 from worker.runtime import Once, Runtime
-from worker.stages.bulk import enqueue_jobs, make_job_requests, name_job_request
 from worker.stages.cancel import cancel_job
-from worker.stages.enqueue import DEFAULT_TENANT, JobRequest, enqueue_job
+from worker.stages.enqueue import (
+    DEFAULT_TENANT,
+    JobRequest,
+    enqueue_job,
+    enqueue_jobs,
+    name_job_request,
+)
+from worker.stages.upload import make_job_requests
 
 
 @Once

@@ -307,11 +307,12 @@ class Runtime:
         from worker.media.hosts import parse_media_hosts
         from worker.media.layout import parse_layout
         from worker.stages.archive import Keeper
-        from worker.stages.fetch import Fetcher, Source
+        from worker.stages.fetch import Fetcher
 
         settings = self.settings
         fetcher = Fetcher(
-            Source(lambda: self.requests, lambda: self.signer),
+            lambda: self.requests,
+            lambda: self.signer,
             self.media,
             hosts=_read_setting("fal_media_hosts", settings.fal_media_hosts, parse_media_hosts),
             limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),

@@ -24,7 +24,7 @@ from worker.media.local_store import LocalStore
 from worker.media.pinned import MediaClient
 from worker.media.store import Store
 from worker.stages.archive import ArchivePolicy, Keeper, archive_job
-from worker.stages.fetch import Fetcher, Source
+from worker.stages.fetch import Fetcher
 
 FRAMES, WIDTH, HEIGHT, RATE = 24, 64, 48, 12
 LIMITS = DownloadLimits(timedelta(seconds=30), 10 * 1024 * 1024)
@@ -75,9 +75,15 @@ class Archiver:
         return replace(self, **changes)
 
     def build_keeper(self, clock: FakeClock | None = None) -> Keeper:
-        source = Source(self.open_requests, self.open_signer)
         hosts = parse_media_hosts(self.hosts)
-        fetcher = Fetcher(source, self.client, hosts, self.limits, self.examiner)
+        fetcher = Fetcher(
+            self.open_requests,
+            self.open_signer,
+            self.client,
+            hosts,
+            self.limits,
+            self.examiner,
+        )
         return Keeper(
             self.db,
             self.store,

@@ -41,7 +41,6 @@ from worker.stages.submit import (
     SubmitPolicy,
     begin_submission,
     keep_reply,
-    post_once,
     record_reply,
     submit_job,
 )
@@ -131,9 +130,6 @@ class Bench:
         submission = self.try_begin(job)
         assert submission is not None
         return submission
-
-    def post(self, submission: Submission) -> SubmitReply:
-        return post_once(submission, queue=self.queue, policy=self.submit_policy, clock=self.clock)
 
     def reply(self, submission: Submission, reply: SubmitReply) -> Job | None:
         return record_reply(

@@ -23,7 +23,8 @@ from worker.media.child import verify_video
 from worker.media.facts import VideoFacts
 from worker.media.probe import probe_video
 from worker.media.sidecar import Sidecar, describe_file
-from worker.stages.fetch import ArchivedFiles, build_sidecar, read_stated
+from worker.stages.archive import ArchivedFiles, build_sidecar
+from worker.stages.fetch import read_stated
 
 WISH = {"prompt": "Ein Schwenk über \N{WATER WAVE}", "video_url": "https://example.com/a.mp4?s=1"}
 

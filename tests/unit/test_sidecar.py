@@ -20,7 +20,7 @@ from worker.jobs.values import Attempt, Job
 from worker.media.facts import StreamFacts, VideoFacts
 from worker.media.sidecar import FileRecord, Sidecar, describe_file, parse_sidecar
 from worker.media.unpack import is_unpacked, make_marker
-from worker.stages.fetch import (
+from worker.stages.archive import (
     ArchivedFiles,
     build_sidecar,
     list_markers,

@@ -42,8 +42,8 @@ from worker.media.sidecar import Sidecar, parse_sidecar
 from worker.ops.timeline import Story, find_newest_attempt, follow_events, read_story, wait_a_look
 from worker.producer import place_request, place_requests
 from worker.runtime import Runtime, build_runtime
+from worker.stages.archive import list_markers, restore_input
 from worker.stages.enqueue import DEFAULT_TENANT, JobRequest, parse_job_request
-from worker.stages.fetch import list_markers, restore_input
 from worker.stages.poll import Follower
 
 STANDARD_INPUT = "-"

@@ -1,11 +1,13 @@
-"""Beneath the path. Submissions pause while fal refuses the account, or its replies are unclear.
+"""Beneath the path. admit: whether anything may be submitted now.
 
-A refusal of the account would meet every job alike (ADR 10), and an outage behind fal's front door
-would leave every job unknown (ADR 16). So one job at a time is tried, as a probe, and the others
-wait, without attempts, as long as it takes. Each cause is a row of its own, with its own end.
+Submissions pause while fal refuses the account, which would meet every job alike (ADR 10), and
+while its replies are unclear, which would leave every job unknown (ADR 16). Then one job at a time
+is tried, as a probe; the others wait, without attempts, as long as it takes. Each cause is a row of
+its own (a circuit breaker), with its own end.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -13,17 +15,14 @@ import structlog
 from sqlalchemy import Connection
 
 from worker.fal.submit import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
-from worker.ground.clock import Clock
+from worker.ground.clock import Clock, spread
 from worker.ground.db import Database
 from worker.jobs import limits, table
-from worker.jobs.values import Gate
-
-# ------------------------------------------------------------------ pause
-
+from worker.jobs.values import Gate, Job
 
 ACCOUNT_GATE = "submissions"
 AMBIGUOUS_GATE = "ambiguous"
-# How `blocked_reason` begins for all who wait for one of them.
+# How `blocked_reason` begins for all that wait for one of them.
 MARKS = {ACCOUNT_GATE: "fal refuses the account", AMBIGUOUS_GATE: "fal's replies are ambiguous"}
 # So many ambiguous replies in a row are an outage.
 MOST_AMBIGUOUS = 3
@@ -39,25 +38,58 @@ def list_pauses(connection: Connection, *, lock: bool = False) -> list[Gate]:
     return sorted((one for one in found if one.reason), key=lambda one: one.opens_at, reverse=True)
 
 
-def is_closed(pause: Gate, now: datetime, probe_after: timedelta) -> bool:
-    """Whether nobody may submit: not before `opens_at`, which a wrong clock may have set; pure."""
-    return now < pause.opens_at <= now + max(probe_after, LONGEST_PAUSE)
+def find_closed(pauses: Sequence[Gate], now: datetime, probe_after: timedelta) -> Gate | None:
+    """The pause that forbids even a probe the longest; None if one may be sent. Pure."""
+    longest = now + max(probe_after, LONGEST_PAUSE)
+    return next((one for one in pauses if now < one.opens_at <= longest), None)
 
 
 def describe_pause(cause: str, words: str) -> str:
     return f"{MARKS[cause]}: {words}"
 
 
-def push_on(connection: Connection, pauses: Sequence[Gate], until: datetime) -> None:
-    """Let nobody but the caller submit before `until`."""
-    for pause in pauses:
-        limits.shut_gate(connection, Gate(pause.name, until, pause.reason, pause.strikes))
+def admit_submission(
+    connection: Connection, job_id: UUID, now: datetime, probe_after: timedelta
+) -> tuple[Gate, ...] | None:
+    """The circuit breakers as they are, locked; None if submissions pause, and the job waits.
+
+    Called before any job is locked, here and everywhere, so that two cannot deadlock.
+    """
+    seen = limits.list_gates(connection, list(MARKS), lock=True)
+    pauses = sorted((one for one in seen if one.reason), key=lambda one: one.opens_at, reverse=True)
+    closed = find_closed(pauses, now, probe_after)
+    if closed is None:
+        return tuple(seen)
+    table.block_queued(connection, [job_id], closed.opens_at, str(closed.reason))
+    return None
+
+
+def begin_probe(connection: Connection, seen: Sequence[Gate], until: datetime) -> None:
+    """Let only the caller submit before `until`, if submissions pause."""
+    for gate in seen:
+        if gate.reason:
+            limits.shut_gate(connection, replace(gate, opens_at=until))
+
+
+def hold_back(
+    connection: Connection, queued: Sequence[Job], now: datetime, probe_after: timedelta
+) -> set[UUID]:
+    """While submissions pause, keep all back but one, which is the probe when it is time."""
+    pauses = list_pauses(connection)
+    if not pauses:
+        return set()
+    closed = find_closed(pauses, now, probe_after)
+    held_back = [job.id for job in (queued if closed else queued[1:])]
+    wait = max(closed.opens_at - now, timedelta(seconds=1)) if closed else probe_after
+    reason = str((closed or pauses[0]).reason)
+    table.block_queued(connection, held_back, now + spread(wait), reason)
+    return set(held_back)
 
 
 def note_reply(
     connection: Connection, reply: SubmitReply, seen: Sequence[Gate], until: datetime
 ) -> None:
-    """Begin, lengthen or end pauses by what a reply proves; `seen` are the gates before the POST.
+    """Begin, lengthen or end pauses by what a reply proves; `seen` are the rows before the POST.
 
     Called before any job is locked, so that two cannot deadlock.
     """
@@ -66,35 +98,26 @@ def note_reply(
             strikes = limits.count_strike(connection, AMBIGUOUS_GATE, until)
             if strikes >= MOST_AMBIGUOUS:
                 words = f"{strikes} in a row, the last: {reply.message}"
-                _begin(connection, AMBIGUOUS_GATE, words, until, strikes)
+                _pause(connection, AMBIGUOUS_GATE, words, until, strikes)
+            ended = set()
         case Refused(why=RefusalClass.ACCOUNT):
-            _begin(connection, ACCOUNT_GATE, f"{reply.code}: {reply.message}", until)
-            _end(connection, seen, AMBIGUOUS_GATE)
+            _pause(connection, ACCOUNT_GATE, f"{reply.code}: {reply.message}", until)
+            ended = {AMBIGUOUS_GATE}
         case Accepted() | Refused(why=RefusalClass.INPUT | RefusalClass.BUSY):
-            _end(connection, seen, AMBIGUOUS_GATE, ACCOUNT_GATE)
-        case Refused():
-            pass  # nobody at fal has answered: that says nothing about either
+            ended = {AMBIGUOUS_GATE, ACCOUNT_GATE}
+        case Refused():  # nobody at fal has answered: that says nothing about either
+            ended = set()
+    for gate in seen:
+        if gate.name in ended:
+            limits.remove_gate(connection, gate.name)
 
 
-def _begin(
+def _pause(
     connection: Connection, cause: str, words: str, until: datetime, strikes: int = 0
 ) -> None:
     reason = describe_pause(cause, words)
     limits.shut_gate(connection, Gate(cause, until, reason, strikes))
     log.error("submissions_paused", cause=cause, reason=reason)
-
-
-def _end(connection: Connection, seen: Sequence[Gate], *causes: str) -> None:
-    for gate in seen:
-        if gate.name in causes:
-            limits.remove_gate(connection, gate.name)
-
-
-def block_submissions(
-    connection: Connection, job_ids: Sequence[UUID], pause: Gate, until: datetime
-) -> None:
-    """Keep queued jobs waiting, and say why."""
-    table.block_queued(connection, job_ids, until, str(pause.reason))
 
 
 def release_waiting(*, db: Database, clock: Clock) -> None:

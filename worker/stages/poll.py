@@ -206,7 +206,7 @@ class Reconciler:
             settlement = Settlement(Outcome.ACCEPTED, now, fal_request_id=fal_request_id)
             attempts.record_outcome(connection, rival.id, settlement)
             if isinstance(truth, Completion):
-                return record_completion(connection, current, rival, truth, now, grace)
+                return record_completion(connection, current, rival, truth, now, grace)[1]
             attempts.dismiss_attempt(connection, rival.id, now)
             return None
 
@@ -311,7 +311,7 @@ class Reconciler:
             current = table.get_job(connection, job.id, lock=True)
             if progress is not None:
                 record_progress(connection, attempt, progress)
-            return record_completion(connection, current, attempt, completion, now, grace)
+            return record_completion(connection, current, attempt, completion, now, grace)[1]
 
         return self._write_end(job, attempt, write)
 
