@@ -174,8 +174,25 @@ def test_history_goes_on_after_the_table_was_emptied(db, clock):
         connection.execute(text("DELETE FROM events"))
         if db.engine.dialect.name == "postgresql":
             connection.execute(text("ALTER SEQUENCE events_id_seq RESTART"))
-    make_job_with_own_token(db, JobState.QUEUED)
+    make_job_with_own_token(db, JobState.QUEUED, now=clock())
     assert read_measures(db=db, clock=clock).history.reasons["enqueued"] == before + 1
+
+
+@pytest.mark.both_databases
+def test_history_counts_no_event_again_after_the_newest_were_pruned(db, clock):
+    make_job_with_own_token(db, JobState.ARCHIVED)
+    newest = make_job_with_own_token(db, JobState.ARCHIVED)
+    clock.move(2 * COMPLETE_AFTER)
+    refresh_measures(db=db, clock=clock)
+    before = read_measures(db=db, clock=clock).history.reasons
+    with db.transaction() as connection:
+        connection.execute(delete(EventRow).where(EventRow.job_id == newest.id))
+    assert read_measures(db=db, clock=clock).history.reasons == before
+    make_job_with_own_token(db, JobState.QUEUED, now=clock())
+    clock.move(2 * COMPLETE_AFTER)
+    refresh_measures(db=db, clock=clock)
+    after = read_measures(db=db, clock=clock).history.reasons
+    assert after == {**before, "enqueued": before["enqueued"] + 1}
 
 
 @pytest.mark.both_databases
@@ -317,9 +334,9 @@ def test_reading_adds_new_events_to_what_is_told_and_keeps_nothing(db, clock, mo
         assert stats.list_tallies(connection) == kept
 
 
-def make_job_with_own_token(db, state):
+def make_job_with_own_token(db, state, now=NOW):
     """`make_job` gives every attempt the same token, of which there can be one."""
-    job = make_job(db, state)
+    job = make_job(db, state, now=now)
     with db.transaction() as connection:
         connection.execute(text("UPDATE attempts SET token_hash = cast(id AS text)"))
     return job

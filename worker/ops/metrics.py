@@ -1,6 +1,6 @@
 """Counts over the whole table, at a cost that does not grow with the table.
 
-A slow count is cached in `tallies`, and made again only after a hundred times as long as it took:
+A slow count is cached in `tallies`, and repeated only after a hundred times as long as it took:
 counting costs about a hundredth of one connection's time, however large the table. A fast count is
 made at each read. Only the sweep writes: reading the numbers needs no writes.
 
@@ -217,9 +217,11 @@ def _load_history(connection: Connection) -> tuple[Tally | None, History]:
             # Sums that were made for other bounds begin anew.
             if len(known["counts"]) == len(BOUNDS) + 1:
                 history.phases[name] = PhaseTimes(list(known["counts"]), known["seconds"])
-    if history.cursor > stats.find_last_event(connection):
-        # The table was emptied, and its ids begin anew; the sums go on.
-        history.cursor = 0
+    if kept is not None and history.cursor > stats.find_last_event(connection):
+        # The newest events were pruned, and their ids may be used again. What was old enough when
+        # the sums were cached is in them.
+        complete = kept.counted_at - COMPLETE_AFTER
+        history.cursor = event_sums.find_last_before(connection, complete)
     return kept, history
 
 
