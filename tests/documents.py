@@ -15,6 +15,7 @@ from typing import get_args
 from pydantic.fields import FieldInfo
 
 import worker.fal
+from worker.cli import COMMANDS, build_command
 from worker.ground.errors import ExtendVideoError
 from worker.ground.settings import (
     MAX_SECONDS,
@@ -26,6 +27,7 @@ from worker.ground.settings import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+WIDTH = 96
 GENERATED = "<!-- Generated from the code by `make docs`; do not edit. -->"
 
 
@@ -189,9 +191,38 @@ stable; messages are not.
 {write_table("code | means | what to do", rows)}"""
 
 
+# ------------------------------------------------------------------ docs/cli.md
+
+
+def write_cli() -> str:
+    """The help of each command, as a terminal shows it."""
+    sections = "\n".join(f"## {name}\n\n{show_help(name)}" for name in COMMANDS)
+    return f"""# Commands
+
+{GENERATED}
+
+`extend-video COMMAND`. Where a command prints data, `--json` prints it for programs. Exit codes: 0
+ok, 1 the command's subject failed, 2 wrong usage, 130 interrupted. A TIME is a date or time, in UTC
+unless it has an offset (`2026-11-24`, `2026-11-24T18:30`), or an age (`90s`, `15m`, `2h`, `7d`,
+`3w`). Shell completion: `extend-video --install-completion`.
+
+{sections}"""
+
+
+def show_help(name: str) -> str:
+    command = build_command(name)
+    if name == "emulator":
+        return f"{COMMANDS[name].summary} [The emulator](emulator.md) has them.\n"
+    context = command.make_context(
+        f"extend-video {name}", [], resilient_parsing=True, terminal_width=WIDTH
+    )
+    return f"```text\n{command.get_help(context)}\n```\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "docs/configuration.md": write_configuration,
     "docs/errors.md": write_errors,
+    "docs/cli.md": write_cli,
 }
 
 
