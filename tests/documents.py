@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import get_args
 
 from pydantic.fields import FieldInfo
-from typer import Context
-from typer.cli import get_docs_for_click
-from typer.main import get_command
 
 import worker.fal
-from worker.cli import app
+from worker.cli import COMMANDS, build_command
 from worker.ground.errors import ExtendVideoError
 from worker.ground.settings import (
     MAX_SECONDS,
@@ -30,6 +27,7 @@ from worker.ground.settings import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+WIDTH = 96
 GENERATED = "<!-- Generated from the code by `make docs`; do not edit. -->"
 
 
@@ -196,19 +194,35 @@ stable; messages are not.
 # ------------------------------------------------------------------ docs/cli.md
 
 
-def write_commands() -> str:
-    command = get_command(app)
-    context = Context(command, info_name="extend-video")
-    written = get_docs_for_click(obj=command, ctx=context, name="extend-video", title="Commands")
-    title, _, rest = written.partition("\n")
-    lines = (line.rstrip() for line in rest.strip().splitlines())
-    return f"{title}\n\n{GENERATED}\n\n" + "\n".join(lines) + "\n"
+def write_cli() -> str:
+    """The help of each command, as a terminal shows it."""
+    sections = "\n".join(f"## {name}\n\n{show_help(name)}" for name in COMMANDS)
+    return f"""# Commands
+
+{GENERATED}
+
+`extend-video COMMAND`. Where a command prints data, `--json` prints it for programs. Exit codes: 0
+ok, 1 the command's subject failed, 2 wrong usage, 130 interrupted. A TIME is a date or time, in UTC
+unless it has an offset (`2026-11-24`, `2026-11-24T18:30`), or an age (`90s`, `15m`, `2h`, `7d`,
+`3w`). Shell completion: `extend-video --install-completion`.
+
+{sections}"""
+
+
+def show_help(name: str) -> str:
+    command = build_command(name)
+    if name == "emulator":
+        return f"{COMMANDS[name].summary} [The emulator](emulator.md) has them.\n"
+    context = command.make_context(
+        f"extend-video {name}", [], resilient_parsing=True, terminal_width=WIDTH
+    )
+    return f"```text\n{command.get_help(context)}\n```\n"
 
 
 PAGES: dict[str, Callable[[], str]] = {
-    "docs/cli.md": write_commands,
     "docs/configuration.md": write_configuration,
     "docs/errors.md": write_errors,
+    "docs/cli.md": write_cli,
 }
 
 

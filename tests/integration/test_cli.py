@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import socket
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -37,6 +38,16 @@ NAMES = (
     *("enqueue", "list", "show", "cancel", "redrive", "sweep", "migrate", "up", "demo"),
     *("doctor", "emulator", "verify", "rearchive", "prune", "replay", "restore"),
 )
+
+HEAVY = ("alembic", "av", "celery", "cryptography", "flask", "kombu", "obstore", "redis")
+LIST_MODULES = """
+import sys
+from worker.cli import main
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
 
 
 @pytest.fixture
@@ -570,6 +581,31 @@ def test_program_shows_its_commands_and_breaks_no_sentence_off(yard) -> None:
     told = {line.split()[0] for line in lines if line.startswith("  ") and line.split()}
     assert told >= {*NAMES, *COMMANDS}
     assert [line for line in lines if line.endswith("...")] == []
+
+
+def test_summary_of_each_command_begins_its_docstring() -> None:
+    for name, command in COMMANDS.items():
+        assert str(build_command(name).help).splitlines()[0] == command.summary
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unwanted"),
+    [
+        (["--help"], [*HEAVY, "httpx", "psycopg", "pydantic", "sqlalchemy", "rich"]),
+        (["list"], [*HEAVY, "httpx", "psycopg"]),
+        (["refused"], [*HEAVY, "psycopg"]),
+        (["show", NOBODY], [*HEAVY, "psycopg"]),
+        (["cancel", "--state", "queued", "--dry-run"], [*HEAVY, "psycopg"]),
+        (["prune", "--older-than", "90d", "--dry-run"], [*HEAVY, "psycopg"]),
+        (["migrate"], set(HEAVY) - {"alembic"}),
+    ],
+    ids=lambda one: one[0] if isinstance(one, list) and one[0] not in HEAVY else "",
+)
+def test_program_loads_only_what_its_command_needs(yard, sqlite_url, arguments, unwanted) -> None:
+    ended = yard.run([sys.executable, "-c", LIST_MODULES, *arguments], {"DATABASE_URL": sqlite_url})
+    loaded = ended.stderr.splitlines()[-1].split()
+    assert "worker.cli" in loaded
+    assert sorted({*unwanted} & {*loaded}) == []
 
 
 def test_program_needs_no_key_to_enqueue(yard, sqlite_url, redis_url) -> None:

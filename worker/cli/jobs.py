@@ -9,7 +9,6 @@ from typing import Annotated, NoReturn
 from uuid import UUID
 
 import typer
-from rich.live import Live
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cli import output
@@ -36,10 +35,7 @@ from worker.ground.errors import ExtendVideoError, JobNotFoundError, PaysAgainEr
 from worker.jobs.queries import JobFilter, list_jobs, list_lines, read_jobs, walk_lines
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
-from worker.ops.timeline import fails_again, foresee_restart, read_story
 from worker.runtime import Runtime, build_runtime
-from worker.stages.cancel import CANCELLABLE, cancel_job
-from worker.stages.redrive import REDRIVABLE, redrive_job
 
 # After so many database errors in a row the rest is not tried.
 MOST_FAILURES = 3
@@ -84,6 +80,8 @@ def list_(
     with suppress(KeyboardInterrupt):  # the way out
         if as_json or not output.out.is_terminal:
             repeat(show, every)
+        from rich.live import Live
+
         # On a screen of its own, which holds only so many.
         fitting = min(limit, max(output.out.height - 2, 1))
         with Live(console=output.out, screen=True, auto_refresh=False) as live:
@@ -117,6 +115,7 @@ def show(
     States, attempts, deliveries and events, in their order.
     """
     from worker.cli.enqueue import build_follower, follow_job
+    from worker.ops.timeline import read_story
 
     runtime = build_runtime()
     if wait:
@@ -178,6 +177,8 @@ def cancel(
 
     Free before the submission; afterwards fal is asked to cancel its request.
     """
+    from worker.stages.cancel import CANCELLABLE
+
     wanted = read_filter(state, tenant, label, since, until, text)
     check_choice(job_id, wanted)
     runtime = build_runtime()
@@ -223,6 +224,8 @@ def redrive(
     By a filter, new runs are bought only for jobs of which nothing paid can be used, and never more
     than were counted.
     """
+    from worker.stages.redrive import REDRIVABLE
+
     wanted = read_filter(state, tenant, label, since, until, text)
     check_choice(job_id, wanted)
     runtime = build_runtime()
@@ -272,6 +275,9 @@ def plan_redrive(
     Left alone are submissions whose outcome is still unknown, and, unless the job's own id was
     given (`is_chosen`), those whose input would fail again.
     """
+    from worker.ops.timeline import fails_again, foresee_restart
+    from worker.stages.redrive import REDRIVABLE
+
     kinds, left_out, failing_again = dict[UUID, str](), 0, 0
     for job in jobs:
         is_open = job.state is JobState.SUBMISSION_UNKNOWN and not job.is_held
@@ -350,12 +356,16 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 
 def cancel_one(runtime: Runtime, job_id: UUID) -> Job:
+    from worker.stages.cancel import cancel_job
+
     cancelled = cancel_job(job_id, db=runtime.db)
     runtime.dispatcher.publish(cancelled.doorbell)
     return cancelled.job
 
 
 def redrive_one(runtime: Runtime, job_id: UUID, *, pay_again: bool) -> Job:
+    from worker.stages.redrive import redrive_job
+
     grace = runtime.settings.lease_seconds
     job = redrive_job(job_id, db=runtime.db, pay_again=pay_again, grace=grace)
     runtime.dispatcher.publish(job.doorbell)

@@ -20,7 +20,7 @@ OK, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 JobId = Annotated[UUID, typer.Argument(metavar="ID", help="The job's id.")]
 MaybeJobId = Annotated[
-    UUID | None, typer.Argument(metavar="[ID]", help="The job's id; or select jobs by options.")
+    UUID | None, typer.Argument(metavar="ID", help="The job's id; or select jobs by options.")
 ]
 State = Annotated[JobState | None, typer.Option(help="Only jobs in this state.")]
 Tenant = Annotated[str | None, typer.Option(help="Only this tenant's.")]

@@ -1,5 +1,7 @@
 """What commands print: tables, jobs and their stories, progress, errors; and all of it as JSON."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -7,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from rich import markup
@@ -16,10 +18,12 @@ from rich.table import Column, Table
 
 from worker.ground.clock import format_duration
 from worker.ground.errors import ViolationsError
-from worker.jobs.queries import JobLine
 from worker.jobs.states import JobState
-from worker.jobs.values import Attempt, Event, Job
-from worker.ops.timeline import Stay, Story, describe_explanation, explain_failure
+
+if TYPE_CHECKING:
+    from worker.jobs.queries import JobLine
+    from worker.jobs.values import Attempt, Event, Job
+    from worker.ops.timeline import Stay, Story
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -154,6 +158,8 @@ def fold_files(value: object) -> object:
 
 def story_to_json(story: Story) -> dict[str, Any]:
     """The job's columns; beside them its wait, states, attempts, deliveries and events."""
+    from worker.ops.timeline import explain_failure
+
     explanation = explain_failure(story.job, story.attempts)
     return {
         **job_to_json(story.job),
@@ -178,6 +184,8 @@ def story_to_json(story: Story) -> dict[str, Any]:
 
 
 def print_story(story: Story) -> None:
+    from worker.ops.timeline import describe_explanation, explain_failure
+
     job = story.job
     print_fields(list_facts(job))
     print_section("why is it not done?" if story.wait.until else "what now?")

@@ -1,5 +1,7 @@
 """Engine and transactions for the job table, on SQLite and PostgreSQL alike."""
 
+from __future__ import annotations
+
 import os
 import re
 import sqlite3
@@ -8,11 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
-import psycopg.sql
-from psycopg.errors import ProgramLimitExceeded, ReadOnlySqlTransaction, UniqueViolation
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
@@ -29,6 +28,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from worker.ground.errors import ExtendVideoError, UnsuitableDatabaseError
+
+if TYPE_CHECKING:
+    import psycopg
 
 READ_ONLY = "extend_video_read_only"
 BUSY_TIMEOUT_MS = 10_000
@@ -47,6 +49,10 @@ RESTS_SINCE = "rests_since"
 POOLED = "pooled"
 PROGRAM = "extend-video"
 _ALONE = {"isolation_level": "AUTOCOMMIT"}
+# By PostgreSQL's own codes: on SQLite psycopg is not imported.
+UNIQUE_VIOLATION = "23505"
+PROGRAM_LIMIT_EXCEEDED = "54000"
+READ_ONLY_SQL_TRANSACTION = "25006"
 
 
 # Raised by a database that is unavailable, locked, read-only after a failover, or breaks a
@@ -126,10 +132,14 @@ def will_repeat(error: Exception) -> bool:
     """
     orig = getattr(error, "orig", None)
     if isinstance(error, IntegrityError):
-        return not isinstance(orig, UniqueViolation) and "UNIQUE" not in str(orig)
-    if isinstance(orig, ProgramLimitExceeded):
+        return _read_sqlstate(orig) != UNIQUE_VIOLATION and "UNIQUE" not in str(orig)
+    if _read_sqlstate(orig) == PROGRAM_LIMIT_EXCEEDED:
         return True
     return not isinstance(error, (*AWAY, ProgrammingError, ExtendVideoError))
+
+
+def _read_sqlstate(error: object) -> str | None:
+    return getattr(error, "sqlstate", None)
 
 
 def name_sqlite(path: Path) -> str:
@@ -206,9 +216,10 @@ def _set_parameters(engine: Engine, named: Mapping[str, str]) -> None:
 
 def _write_setting(wanted: Mapping[str, str], is_local: str) -> str:
     """As text that needs no parameters: lists, such as a search path, are read as in a file."""
+    from psycopg.sql import quote
+
     calls = [
-        f"set_config({psycopg.sql.quote(name)}, {psycopg.sql.quote(value)}, {is_local})"
-        for name, value in wanted.items()
+        f"set_config({quote(name)}, {quote(value)}, {is_local})" for name, value in wanted.items()
     ]
     return f"SELECT {', '.join(calls)}"
 
@@ -237,7 +248,7 @@ def _leave_read_only(engine: Engine) -> None:
 
     @event.listens_for(engine, "handle_error")
     def _disconnect(context: ExceptionContext) -> None:
-        if isinstance(context.original_exception, ReadOnlySqlTransaction):
+        if _read_sqlstate(context.original_exception) == READ_ONLY_SQL_TRANSACTION:
             context.is_disconnect = True
 
 
@@ -258,7 +269,7 @@ def _check_rested(engine: Engine) -> None:
             return
         try:
             engine.dialect.do_ping(connection)
-        except psycopg.Error as error:
+        except engine.dialect.loaded_dbapi.Error as error:
             raise InvalidatePoolError from error
 
 

@@ -4,6 +4,8 @@ API, uploads and downloads read them here, so that a network that needs them car
 end or submits nothing.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import ssl
@@ -12,15 +14,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import ip_address, ip_network
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import certifi
-import httpx
 from typing_extensions import override
 
 from worker.ground.errors import InvalidSettingsError, Violation
 from worker.ground.log import MASK
+
+if TYPE_CHECKING:
+    import httpx
 
 SCHEMES = ("http", "https", "all")
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -72,8 +76,36 @@ class Network:
         return context
 
     def build_transport(self, limits: httpx.Limits) -> httpx.BaseTransport:
-        """What an httpx client sends by; to be given together with `trust_env=False`."""
-        return _Routes(self, limits)
+        """What an httpx client sends by; to be given together with `trust_env=False`.
+
+        It sends each request by the proxy that leads to its host, or directly.
+        """
+        import httpx  # settings read the network, too, and start without it
+
+        tls = self.build_tls()
+        direct = httpx.HTTPTransport(verify=tls, limits=limits, trust_env=False)
+        by_proxy = {
+            proxy: httpx.HTTPTransport(
+                verify=tls, limits=limits, trust_env=False, proxy=httpx.Proxy(proxy.url)
+            )
+            for proxy in set(self.proxies.values())
+        }
+        find_proxy = self.find_proxy
+
+        class Routes(httpx.BaseTransport):
+            @override
+            def handle_request(self, request: httpx.Request) -> httpx.Response:
+                url = request.url
+                port = url.port or DEFAULT_PORTS.get(url.scheme, 0)
+                proxy = find_proxy(url.scheme, url.host, port)
+                return (direct if proxy is None else by_proxy[proxy]).handle_request(request)
+
+            @override
+            def close(self) -> None:
+                for transport in (direct, *by_proxy.values()):
+                    transport.close()
+
+        return Routes()
 
 
 def read_network(environ: Mapping[str, str] = os.environ) -> Network:
@@ -107,34 +139,6 @@ def read_network(environ: Mapping[str, str] = os.environ) -> Network:
     return network
 
 
-class _Routes(httpx.BaseTransport):
-    """Sends each request by the proxy that leads to its host, or directly."""
-
-    def __init__(self, network: Network, limits: httpx.Limits) -> None:
-        self._network = network
-        tls = network.build_tls()
-        self._direct = httpx.HTTPTransport(verify=tls, limits=limits, trust_env=False)
-        self._by_proxy = {
-            proxy: httpx.HTTPTransport(
-                verify=tls, limits=limits, trust_env=False, proxy=httpx.Proxy(proxy.url)
-            )
-            for proxy in set(network.proxies.values())
-        }
-
-    @override
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        url = request.url
-        port = url.port or DEFAULT_PORTS.get(url.scheme, 0)
-        proxy = self._network.find_proxy(url.scheme, url.host, port)
-        transport = self._direct if proxy is None else self._by_proxy[proxy]
-        return transport.handle_request(request)
-
-    @override
-    def close(self) -> None:
-        for transport in (self._direct, *self._by_proxy.values()):
-            transport.close()
-
-
 def _read(environ: Mapping[str, str], name: str) -> tuple[str, str]:
     """The variable's name and value; as for other programs the one in small letters comes first."""
     for spelling in (name, name.upper()):
@@ -144,6 +148,8 @@ def _read(environ: Mapping[str, str], name: str) -> tuple[str, str]:
 
 
 def _is_proxy(url: str) -> bool:
+    import httpx
+
     try:
         parts = urlsplit(url)
         _ = parts.port

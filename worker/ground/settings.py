@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from psycopg.pq import Conninfo
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -116,9 +115,13 @@ def check_database_url(value: str) -> str:
         url = make_url("none://")
     if url.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
         raise ValueError("sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
+    if url.drivername != "postgresql+psycopg" or not url.query:
+        return value
+    from psycopg.pq import Conninfo
+
     known = {option.keyword.decode() for option in Conninfo.get_defaults()}
     unknown = sorted(url.query.keys() - known)
-    if unknown and url.drivername == "postgresql+psycopg":
+    if unknown:
         raise ValueError(
             f"without {', '.join(unknown)}, which libpq does not know; settings of the server "
             "go into options=, such as options=-csearch_path%3DNAME"
