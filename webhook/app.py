@@ -16,7 +16,7 @@ from webhook.slow_clients import bound_reading
 from worker.broker.dispatch import Dispatcher
 from worker.fal.http import open_client
 from worker.fal.webhooks import KeyCache, WebhookVerifier
-from worker.ground.db import AWAY, PROGRAM, Database
+from worker.ground.db import PROGRAM, TRANSIENT_DB_ERRORS, Database
 from worker.ground.errors import InvalidSettingsError, UnsuitableDatabaseError
 from worker.ground.log import configure_logging
 from worker.ground.settings import Settings, list_secrets, load_settings
@@ -36,7 +36,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         db=Database(settings.database_url, pool_size=CONNECTIONS, program=RECEIVER_PROGRAM),
         verifier=WebhookVerifier(keys, user_id=settings.fal_user_id),
         dispatcher=Dispatcher(settings),
-        grace=settings.lease_seconds,
+        dispatch_timeout=settings.lease_seconds,
         max_bytes=settings.webhook_max_bytes,
         token_secrets=settings.token_secrets,
     )
@@ -73,7 +73,10 @@ def _load_or_exit() -> Settings:
 
 def _check_database_or_exit(settings: Settings) -> None:
     """A database that is away may come back; one of the wrong encoding never gets another."""
-    with closing(Database(settings.database_url, program=RECEIVER_PROGRAM)) as db, suppress(*AWAY):
+    with (
+        closing(Database(settings.database_url, program=RECEIVER_PROGRAM)) as db,
+        suppress(*TRANSIENT_DB_ERRORS),
+    ):
         # The connections of requests are others': gunicorn may fork after this.
         try:
             db.check_encoding()

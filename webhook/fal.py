@@ -54,7 +54,7 @@ class Receiver:
     db: Database
     verifier: WebhookVerifier
     dispatcher: Dispatcher
-    grace: timedelta
+    dispatch_timeout: timedelta
     max_bytes: int
     token_secrets: Sequence[SecretStr] = ()
 
@@ -80,7 +80,7 @@ class Receiver:
                 completion,
                 body,
                 db=self.db,
-                grace=self.grace,
+                dispatch_timeout=self.dispatch_timeout,
                 token_secrets=self.token_secrets,
             )
         except Exception as error:

@@ -99,7 +99,7 @@ def place_request(runtime: Runtime, job_request: JobRequest) -> Job:
         job_request,
         db=runtime.db,
         endpoint=runtime.settings.fal_endpoint,
-        grace=runtime.settings.lease_seconds,
+        dispatch_timeout=runtime.settings.lease_seconds,
     )
     if enqueued.created:
         trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
@@ -128,7 +128,7 @@ def place_requests(
         job_requests,
         db=runtime.db,
         endpoint=runtime.settings.fal_endpoint,
-        grace=runtime.settings.lease_seconds,
+        dispatch_timeout=runtime.settings.lease_seconds,
         name=name,
     )
     jobs = list[Job]()

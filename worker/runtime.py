@@ -240,7 +240,7 @@ class Runtime:
             unknown_after=settings.unknown_seconds,
             policy=settings.unknown_policy,
             max_attempts=settings.max_attempts,
-            grace=settings.lease_seconds,
+            dispatch_timeout=settings.lease_seconds,
             start_timeout=settings.start_timeout_seconds,
             account=name_account(settings.fal_credentials),
         )

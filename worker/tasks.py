@@ -30,7 +30,7 @@ from structlog.contextvars import bound_contextvars, unbind_contextvars
 from worker.broker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
 from worker.fal.platform import PlatformClient
 from worker.ground.clock import read_clock
-from worker.ground.db import AWAY, describe_database_error
+from worker.ground.db import TRANSIENT_DB_ERRORS, describe_database_error
 from worker.ground.errors import (
     IdempotencyConflictError,
     InvalidInputError,
@@ -145,7 +145,7 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
             job_request,
             db=runtime.db,
             endpoint=runtime.settings.fal_endpoint,
-            grace=runtime.settings.lease_seconds,
+            dispatch_timeout=runtime.settings.lease_seconds,
         )
     except REFUSALS as error:
         log.warning("enqueue_refused", message_id=message_id, code=error.code, reason=str(error))
@@ -309,7 +309,7 @@ def doorbell_may_be_lost() -> Iterator[None]:
     """While the database is unavailable the row is left as it is: the sweep publishes again."""
     try:
         yield
-    except AWAY as error:
+    except TRANSIENT_DB_ERRORS as error:
         log.warning("database_unavailable", reason=describe_database_error(error))
 
 

@@ -22,13 +22,13 @@ ALL_OF = 10
 
 @dataclass
 class Pack:
-    """`tally` counts how often each moment was met, by daemon and name."""
+    """`cached_count` counts how often each moment was met, by daemon and name."""
 
     site: Site
     seed: int
     wanted: int
     patience: float = 15
-    tally: Counter[str] = field(default_factory=Counter)
+    cached_count: Counter[str] = field(default_factory=Counter)
     enough: Event = field(default_factory=Event)
 
     def hunt(self) -> None:
@@ -57,7 +57,7 @@ class Pack:
             met = aim.strike(hunt, partial(self.site.supervisor.kill, *victims))
             if not met:
                 self.site.supervisor.kill(*victims)
-            self.tally[f"{name} {aim.name if met else AT_RANDOM}"] += 1
+            self.cached_count[f"{name} {aim.name if met else AT_RANDOM}"] += 1
 
     def _wait_for_ready(self, name: str) -> bool:
         """False if there have been enough kills meanwhile."""

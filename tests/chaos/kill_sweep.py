@@ -94,10 +94,10 @@ def sweep_kills(site: Site, plan: Plan) -> Iterator[Finding]:
     strikes = met_moments(pack)
     sweep.remarks.append(f"{sum(strikes)} strikes at {len(strikes)} moments, the others at random")
     sweep.remarks.append(listing.describe())
-    details = [f"{times} times {moment}" for moment, times in sorted(pack.tally.items())]
+    details = [f"{times} times {moment}" for moment, times in sorted(pack.cached_count.items())]
     yield replace(sweep.finish(), details=details)
 
 
 def met_moments(pack: Pack) -> list[int]:
     """How often each moment that is not mere chance was met."""
-    return [times for moment, times in pack.tally.items() if not moment.endswith(AT_RANDOM)]
+    return [times for moment, times in pack.cached_count.items() if not moment.endswith(AT_RANDOM)]

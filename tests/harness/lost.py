@@ -41,7 +41,7 @@ def deliver(bench: Bench, token: str, completion: Completion) -> Receipt:
         completion,
         encode(completion),
         db=bench.db,
-        grace=bench.submit_policy.lease,
+        dispatch_timeout=bench.submit_policy.lease,
         token_secrets=SECRETS,
         clock=bench.clock,
     )

@@ -167,7 +167,7 @@ class Bench:
         """A proven webhook with the attempt's token."""
         body = encode(completion)
         return receive_delivery(
-            submission.token, completion, body, db=self.db, grace=LEASE, clock=self.clock
+            submission.token, completion, body, db=self.db, dispatch_timeout=LEASE, clock=self.clock
         )
 
     def hint(self, submission: Submission, completion: Completion) -> Receipt:
@@ -193,7 +193,9 @@ class Bench:
         )
 
     def redrive(self, job: Job, *, pay_again: bool = False) -> Job:
-        return redrive_job(job.id, db=self.db, pay_again=pay_again, grace=LEASE, clock=self.clock)
+        return redrive_job(
+            job.id, db=self.db, pay_again=pay_again, dispatch_timeout=LEASE, clock=self.clock
+        )
 
     def sweep(self) -> Swept:
         return sweep_jobs(db=self.db, lease=LEASE, clock=self.clock)

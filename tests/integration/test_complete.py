@@ -60,7 +60,9 @@ def build_body(content, **changes):
 
 def deliver(db, content, *, token=TOKEN, clock=FakeClock(LATER), **changes):  # noqa: B008 - stands
     body = build_body(content, **changes)
-    return receive_delivery(token, parse_webhook(body), body, db=db, grace=GRACE, clock=clock)
+    return receive_delivery(
+        token, parse_webhook(body), body, db=db, dispatch_timeout=GRACE, clock=clock
+    )
 
 
 def make_attempted(db, state) -> Job:
@@ -490,7 +492,7 @@ def test_receive_delivery_stores_what_no_database_can_hold_made_storable(db, raw
     result = json.dumps(build_result())[:-1] + f', "odd": {raw}}}'
     body = f'{{"request_id": "{REQUEST_ID}", "status": "OK", "payload": {result}}}'.encode()
     completion = parse_webhook(body)
-    receipt = receive_delivery(TOKEN, completion, body, db=db, grace=GRACE)
+    receipt = receive_delivery(TOKEN, completion, body, db=db, dispatch_timeout=GRACE)
     assert receipt.verdict is Verdict.RECORDED
     assert read_job(db, job.id).result == {**build_result(), "odd": stored}
     assert list_deliveries(db, job)[0].body == body
@@ -533,6 +535,6 @@ def test_receive_delivery_stores_any_payload(db, extra):
     job = make_job(db, S.SUBMITTED)
     body = build_body(OK, payload={**build_result(), "extra": extra})
     completion = parse_webhook(body)
-    receive_delivery(TOKEN, completion, body, db=db, grace=GRACE)
+    receive_delivery(TOKEN, completion, body, db=db, dispatch_timeout=GRACE)
     after = read_job(db, job.id)
     assert (after.state, after.result) == (S.COMPLETED, completion.payload)

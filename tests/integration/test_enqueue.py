@@ -28,7 +28,7 @@ DEFAULTS = {
 
 def enqueue(db, *, endpoint=ENDPOINT, clock=FakeClock(), **fields):  # noqa: B008 - never moved
     job_request = parse_job_request({**FIELDS, **fields})
-    return enqueue_job(job_request, db=db, endpoint=endpoint, grace=LEASE, clock=clock)
+    return enqueue_job(job_request, db=db, endpoint=endpoint, dispatch_timeout=LEASE, clock=clock)
 
 
 def list_all(db):
@@ -119,7 +119,7 @@ inputs = st.fixed_dictionaries(
 @given(fields=inputs)
 def test_enqueue_job_stores_any_accepted_wish_as_it_will_be_sent(db, fields):
     job_request = parse_job_request({**FIELDS, **fields})
-    job = enqueue_job(job_request, db=db, endpoint=ENDPOINT, grace=LEASE).job
+    job = enqueue_job(job_request, db=db, endpoint=ENDPOINT, dispatch_timeout=LEASE).job
     stored = read_job(db, job.id).input
     assert json.dumps(stored, sort_keys=True) == json.dumps(job_request.input, sort_keys=True)
     assert {name: stored[name] for name in fields} == fields

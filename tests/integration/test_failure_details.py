@@ -50,7 +50,7 @@ def fail(db: Database, payload: JsonValue, *, retryable: bool | None = None) -> 
     job = make_job(db, JobState.SUBMITTED)
     completion = Completion(REQUEST_ID, None, "ERROR", payload, "told", retryable=retryable)
     body = json.dumps(payload).encode()
-    receive_delivery(TOKEN, completion, body, db=db, grace=LEASE, clock=FakeClock())
+    receive_delivery(TOKEN, completion, body, db=db, dispatch_timeout=LEASE, clock=FakeClock())
     failed = read_job(db, job.id)
     assert failed.state is JobState.FAILED
     return failed
@@ -94,8 +94,10 @@ def test_submission_refused_for_its_fields_stores_each(db) -> None:
 
 def test_failed_job_that_goes_on_keeps_no_details(db) -> None:
     job = fail(db, REFUSAL)
-    grace = timedelta(seconds=60)
-    again = redrive_job(job.id, db=db, pay_again=True, grace=grace, clock=FakeClock())
+    dispatch_timeout = timedelta(seconds=60)
+    again = redrive_job(
+        job.id, db=db, pay_again=True, dispatch_timeout=dispatch_timeout, clock=FakeClock()
+    )
     assert (again.state, again.error_code, again.error_details) == (JobState.QUEUED, None, None)
 
 
@@ -134,13 +136,13 @@ def test_header_of_a_failure_decides_whether_another_input_is_advised(
 def test_webhook_that_comes_after_the_poll_leaves_what_its_header_said(db) -> None:
     job = fail(db, {"detail": "broke"}, retryable=False)
     again = Completion(REQUEST_ID, None, "ERROR", {"detail": "broke"}, "told")
-    receive_delivery(TOKEN, again, b"another", db=db, grace=LEASE, clock=FakeClock())
+    receive_delivery(TOKEN, again, b"another", db=db, dispatch_timeout=LEASE, clock=FakeClock())
     assert [one.retryable for one in read_attempts(db, job.id)] == [False]
 
 
 def test_header_of_an_earlier_attempt_says_nothing_of_the_newest(db) -> None:
     job = fail(db, {"detail": "broke"}, retryable=False)
-    redrive_job(job.id, db=db, pay_again=True, grace=LEASE, clock=FakeClock())
+    redrive_job(job.id, db=db, pay_again=True, dispatch_timeout=LEASE, clock=FakeClock())
     again = replace(job, error_code="fal_error")
     tried = read_attempts(db, job.id)
     newest = replace(tried[-1], number=2, retryable=None, ending="failed")

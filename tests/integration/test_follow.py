@@ -57,7 +57,7 @@ class Shop:
         job_request = parse_job_request(
             {"prompt": "on it goes", "video_url": f"{self.fal.url}/files/ready.mp4", **fields}
         )
-        job = enqueue_job(job_request, db=self.db, endpoint=ENDPOINT, grace=LEASE).job
+        job = enqueue_job(job_request, db=self.db, endpoint=ENDPOINT, dispatch_timeout=LEASE).job
         policy = SubmitPolicy(
             worker="tester:1",
             webhook_base_url=f"http://127.0.0.1:{find_closed_port()}",

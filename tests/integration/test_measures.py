@@ -14,7 +14,7 @@ from worker.ground.db import Database
 from worker.jobs import limits, stats
 from worker.jobs.models import EventRow, JobRow
 from worker.jobs.states import ENDED, JobEvent, JobState
-from worker.jobs.stats import Tally
+from worker.jobs.stats import CachedCount
 from worker.jobs.values import Gate
 from worker.jobs.workers import SeenWorker, keep_worker
 from worker.ops import metrics as measures_module
@@ -97,7 +97,9 @@ def test_measures_count_attempts_deliveries_and_transitions(db, clock):
     make_job(db, JobState.SUBMITTED)
     completion = build_completion()
     for _ in range(2):
-        receive_delivery(TOKEN, completion, encode(completion), db=db, grace=LEASE, clock=clock)
+        receive_delivery(
+            TOKEN, completion, encode(completion), db=db, dispatch_timeout=LEASE, clock=clock
+        )
     measures = read_measures(db=db, clock=clock)
     assert measures.attempts["open"] == 1
     assert measures.deliveries == {"recorded": 1, "kept": 0, "hint": 0}
@@ -249,7 +251,7 @@ def test_phases_that_were_kept_for_other_bounds_begin_anew(db, clock):
 
 def keep_costly_tally(db, clock, name=LIVE, seconds=1.0, **value):
     with db.transaction() as connection:
-        stats.note_tally(connection, Tally(name, 1, clock(), seconds, value))
+        stats.note_cached_count(connection, CachedCount(name, 1, clock(), seconds, value))
 
 
 def test_costly_count_rests_a_hundred_times_as_long_as_it_took(db, clock):
@@ -262,20 +264,20 @@ def test_costly_count_rests_a_hundred_times_as_long_as_it_took(db, clock):
 
 
 def test_no_count_rests_for_ever(clock):
-    endless = Tally(LIVE, 1, clock(), 10_000.0, {})
+    endless = CachedCount(LIVE, 1, clock(), 10_000.0, {})
     assert not is_due(endless, clock() + LONGEST_REST - SECOND)
     assert is_due(endless, clock() + LONGEST_REST)
 
 
 def test_count_from_the_future_is_made_again(clock):
     """Some clock was wrong once."""
-    assert is_due(Tally(LIVE, 1, clock() + LEASE, 1.0, {}), clock())
+    assert is_due(CachedCount(LIVE, 1, clock() + LEASE, 1.0, {}), clock())
 
 
 def test_cheap_counts_write_nothing(db, clock):
     refresh_measures(db=db, clock=clock)
     with db.reading() as connection:
-        assert stats.list_tallies(connection) == []
+        assert stats.list_cached_counts(connection) == []
 
 
 def test_costly_counts_are_kept_for_others(db, clock, monkeypatch):
@@ -284,18 +286,22 @@ def test_costly_counts_are_kept_for_others(db, clock, monkeypatch):
     clock.move(2 * COMPLETE_AFTER)
     refresh_measures(db=db, clock=clock)
     with db.reading() as connection:
-        kept = {tally.name for tally in stats.list_tallies(connection)}
+        kept = {cached_count.name for cached_count in stats.list_cached_counts(connection)}
     assert kept == {*COUNTS, HISTORY}
 
 
 @pytest.mark.both_databases
 def test_of_two_who_count_at_once_one_is_kept(db, clock):
-    tally = Tally("name", 1, clock(), 1.0, {"by": "first"})
+    cached_count = CachedCount("name", 1, clock(), 1.0, {"by": "first"})
     with db.transaction() as connection:
-        assert stats.keep_tally(connection, tally)
-        assert not stats.keep_tally(connection, Tally("name", 1, clock(), 1.0, {"by": "second"}))
-        assert stats.keep_tally(connection, Tally("name", 2, clock(), 1.0, {"by": "third"}))
-        found = stats.find_tally(connection, "name")
+        assert stats.keep_cached_count(connection, cached_count)
+        assert not stats.keep_cached_count(
+            connection, CachedCount("name", 1, clock(), 1.0, {"by": "second"})
+        )
+        assert stats.keep_cached_count(
+            connection, CachedCount("name", 2, clock(), 1.0, {"by": "third"})
+        )
+        found = stats.find_cached_count(connection, "name")
     assert found is not None
     assert found.value == {"by": "third"}
 
@@ -325,13 +331,13 @@ def test_reading_adds_new_events_to_what_is_told_and_keeps_nothing(db, clock, mo
     fill_table(db, 1300, newest=NOW)
     refresh_measures(db=db, clock=clock, batch=10, budget=timedelta())
     with db.reading() as connection:
-        kept = stats.list_tallies(connection)
+        kept = stats.list_cached_counts(connection)
     first = read_measures(db=db, clock=clock)
     assert first.history.reasons["enqueued"] > 10
     assert first.events_behind > 0, "a scrape reads some, not all"
     assert read_measures(db=db, clock=clock).events_behind == first.events_behind
     with db.reading() as connection:
-        assert stats.list_tallies(connection) == kept
+        assert stats.list_cached_counts(connection) == kept
 
 
 def make_job_with_own_token(db, state, now=NOW):

@@ -169,7 +169,7 @@ def test_blocked_jobs_are_hastened_among_live_rows(explain):
 def test_rivals_of_a_batch_are_searched_by_their_keys(explain):
     keys, found = [f"key-{number * 7 + 1}" for number in range(50)], []
     new = [NewJob(uuid7(), ENDPOINT, {}, "tenant-1", key, 0, {}, NOW, NOW) for key in keys]
-    plan = explain(lambda connection: found.extend(table.list_rivals(connection, new)))
+    plan = explain(lambda connection: found.extend(table.list_competitors(connection, new)))
     assert "idempotency_key" in plan or "sqlite_autoindex_jobs" in plan, plan
     assert "Seq Scan" not in plan, plan
     assert "SCAN" not in plan, plan

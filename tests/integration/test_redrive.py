@@ -249,4 +249,4 @@ def test_live_job_is_not_redriven(bench, state):
 def test_unknown_id_is_not_found(bench, db):
     submission = bench.begin(bench.insert())
     with pytest.raises(JobNotFoundError):
-        redrive_job(submission.attempt.id, db=db, pay_again=False, grace=LEASE)
+        redrive_job(submission.attempt.id, db=db, pay_again=False, dispatch_timeout=LEASE)

@@ -42,7 +42,9 @@ def fal() -> Iterator[ScriptedServer]:
 
 def enqueue(db: Database, **fields: object) -> Enqueued:
     job_request = parse_job_request({**FIELDS, **fields})
-    return enqueue_job(job_request, db=db, endpoint=ENDPOINT, grace=LEASE, clock=FakeClock())
+    return enqueue_job(
+        job_request, db=db, endpoint=ENDPOINT, dispatch_timeout=LEASE, clock=FakeClock()
+    )
 
 
 def submit(db: Database, fal: ScriptedServer, job: Job, usual: object = USUAL) -> Job:

@@ -78,7 +78,7 @@ def counted(bench: Bench, archive: Archiver, cdn) -> Meter:
     with meter.step("enqueue"):
         job_request = parse_job_request(WISH)
         job = enqueue_job(
-            job_request, db=bench.db, endpoint="e", grace=LEASE, clock=bench.clock
+            job_request, db=bench.db, endpoint="e", dispatch_timeout=LEASE, clock=bench.clock
         ).job
     with meter.step("intent"):
         policy = bench.submit_policy

@@ -31,7 +31,7 @@ MINUTE = timedelta(minutes=1)
 def test_read_story_tells_everything_that_was_written(db):
     job = make_job(db, JobState.SUBMITTED)
     completion = Completion(REQUEST_ID, None, "OK", build_result(), None)
-    receipt = receive_delivery(TOKEN, completion, b"{}", db=db, grace=LEASE)
+    receipt = receive_delivery(TOKEN, completion, b"{}", db=db, dispatch_timeout=LEASE)
     story = read_story(job.id, db=db)
     assert story.job == receipt.job
     assert story.attempts == read_attempts(db, job.id)
@@ -102,7 +102,7 @@ def test_follow_events_ends_with_what_its_looker_raises(db):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(follow_events(job.id, db=db, on_look=stop))
+        list(follow_events(job.id, db=db, on_read_events=stop))
 
 
 def test_read_story_tells_states_with_their_durations(bench):

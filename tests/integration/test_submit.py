@@ -53,7 +53,9 @@ def fal():
 
 @pytest.fixture
 def job(db):
-    return enqueue_job(parse_job_request(FIELDS), db=db, endpoint=ENDPOINT, grace=LEASE).job
+    return enqueue_job(
+        parse_job_request(FIELDS), db=db, endpoint=ENDPOINT, dispatch_timeout=LEASE
+    ).job
 
 
 @pytest.fixture
@@ -97,7 +99,9 @@ def deliver(database, token, **changes):
     completion = Completion(**(known | changes))
     body = json.dumps(changes).encode()
     clock = FakeClock(NOW)
-    return receive_delivery(token, completion, body, db=database, grace=LEASE, clock=clock)
+    return receive_delivery(
+        token, completion, body, db=database, dispatch_timeout=LEASE, clock=clock
+    )
 
 
 def list_reasons(db, job):

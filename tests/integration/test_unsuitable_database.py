@@ -21,7 +21,7 @@ from tests.harness.stages import Bench
 from webhook import create_app
 from worker import tasks
 from worker.fal.submit import Accepted, QueueClient, SubmitReply
-from worker.ground.db import AWAY, Database
+from worker.ground.db import TRANSIENT_DB_ERRORS, Database
 from worker.ground.errors import UnsuitableDatabaseError
 from worker.ground.schema import check_schema, upgrade_schema
 from worker.ground.settings import load_settings
@@ -119,7 +119,7 @@ def test_write_to_a_read_only_database_is_tried_again_on_a_new_connection(
     ):
         with pytest.raises(InternalError) as caught, db.transaction() as connection:
             table.extend_claim(connection, job, job.enqueued_at)
-        assert isinstance(caught.value, AWAY)
+        assert isinstance(caught.value, TRANSIENT_DB_ERRORS)
         undo()
         with db.transaction() as connection:
             assert table.extend_claim(connection, job, job.enqueued_at)

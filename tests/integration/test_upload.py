@@ -248,7 +248,9 @@ def wish_and_enqueue(db, emulator) -> Enqueue:
             clock=lambda: now,
         )
         lease = timedelta(seconds=60)
-        return enqueue_job(job_request, db=db, endpoint="a/b", grace=lease, clock=lambda: now).job
+        return enqueue_job(
+            job_request, db=db, endpoint="a/b", dispatch_timeout=lease, clock=lambda: now
+        ).job
 
     return enqueue
 

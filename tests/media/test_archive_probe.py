@@ -17,8 +17,8 @@ from worker.lifecycle.archive_probe import (
     PROBE,
     UNDECIDED,
     ArchiveProbe,
-    ask_probe,
-    look_at_archive,
+    check_archive_access,
+    run_probe,
     try_to_write,
 )
 from worker.media.local_store import LocalStore
@@ -51,33 +51,33 @@ def test_archive_that_may_not_be_deleted_from_can_be_written(tmp_path, monkeypat
 def test_archive_that_cannot_be_written_is_told(settings, tmp_path) -> None:
     (tmp_path / "archive").touch()
     with pytest.raises(StoreUnavailableError, match="the spool cannot be written"):
-        look_at_archive(settings)
+        check_archive_access(settings)
 
 
 def test_directory_that_is_not_the_archive_is_told_and_not_written_to(settings, tmp_path) -> None:
-    look_at_archive(settings)
+    check_archive_access(settings)
     (tmp_path / "archive").rename(tmp_path / "away")
     with pytest.raises(ForeignArchiveError, match="volume is not mounted"):
-        look_at_archive(settings)
+        check_archive_access(settings)
     assert not (tmp_path / "archive").exists()
     (tmp_path / "away").rename(tmp_path / "archive")
-    look_at_archive(settings)
+    check_archive_access(settings)
 
 
 def test_archive_is_written_to_while_the_database_is_away(settings, tmp_path) -> None:
     (tmp_path / "jobs.db").write_bytes(b"no database at all")
     with pytest.raises(SQLAlchemyError):
-        look_at_archive(settings)
+        check_archive_access(settings)
     shutil.rmtree(tmp_path / "archive")
     (tmp_path / "archive").touch()
     with pytest.raises(StoreUnavailableError):
-        look_at_archive(settings)
+        check_archive_access(settings)
 
 
 def test_process_that_asks_gives_the_reason(settings, tmp_path) -> None:
-    assert ask_probe("read-only") is None
+    assert run_probe("read-only") is None
     (tmp_path / "archive" / ".archive-id").write_text("another")
-    assert "has the mark another" in str(ask_probe())
+    assert "has the mark another" in str(run_probe())
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_process_that_asks_gives_the_reason(settings, tmp_path) -> None:
 def test_what_says_nothing_of_the_archive_changes_nothing(monkeypatch, code) -> None:
     ended = subprocess.CompletedProcess[bytes]([], code, b"", b"")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
-    assert (ask_probe("read-only"), ask_probe()) == ("read-only", None)
+    assert (run_probe("read-only"), run_probe()) == ("read-only", None)
 
 
 def test_archive_that_hangs_is_told_in_time() -> None:
-    assert ask_probe(limit=0.01) == "the archive does not answer within 0.01 s"
+    assert run_probe(limit=0.01) == "the archive does not answer within 0.01 s"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_trouble_is_logged_once_and_so_is_its_end(monkeypatch, said, events) -> 
             ending.set()
         return answers.pop(0)
 
-    monkeypatch.setattr(archive_probe, "ask_probe", ask)
+    monkeypatch.setattr(archive_probe, "run_probe", ask)
     monkeypatch.setattr(archive_probe, "FAULTY_PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(archive_probe, "OK_PAUSE_SECONDS", 0.0)
     with capture_logs() as logs:

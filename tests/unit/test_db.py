@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 import worker.ground.db
 from tests.harness.together import call_together
-from worker.ground.db import AWAY, PEER_CHECKS, Database, name_sqlite
+from worker.ground.db import PEER_CHECKS, TRANSIENT_DB_ERRORS, Database, name_sqlite
 
 COUNTER = "UPDATE counters SET value = value + 1"
 BOTH = pytest.mark.both_databases
@@ -193,7 +193,7 @@ def test_connection_in_use_that_postgres_dropped_fails_once_and_is_replaced(
     with on_postgres.reading() as connection:
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
     postgres.execute(f"SELECT pg_terminate_backend({pid})")
-    with pytest.raises(AWAY), on_postgres.reading() as connection:
+    with pytest.raises(TRANSIENT_DB_ERRORS), on_postgres.reading() as connection:
         connection.execute(text("SELECT 1"))
     with on_postgres.reading() as connection:
         assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid

@@ -13,14 +13,14 @@ from worker.cli import output
 from worker.ground.errors import InvalidInputError, Violation
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Delivery, Event, Job
-from worker.ops.timeline import Story, explain_wait, list_stays
+from worker.ops.timeline import Story, explain_wait, list_times_in_state
 
 
 def make_story(
     job: Job, attempts: list[Attempt], deliveries: list[Delivery], events: list[Event]
 ) -> Story:
     wait = explain_wait(job, attempts, None, NOW)
-    return Story(job, attempts, deliveries, events, list_stays(events, NOW), wait)
+    return Story(job, attempts, deliveries, events, list_times_in_state(events, NOW), wait)
 
 
 STORY = make_story(JOB, [ATTEMPT], [DELIVERY], [EVENT, MOVED])

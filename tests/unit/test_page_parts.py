@@ -13,12 +13,12 @@ from tests.harness.jobs import NOW
 from webhook.page.board import HEIGHT, WIDTH, Hour, pick_quantile, plot_latency, plot_throughput
 from webhook.page.login import LONGEST_PAUSE, MOST_ADDRESSES, Sessions, Throttle
 from webhook.page.views import Masker, read_place, read_query, write_place
-from worker.ground.clock import format_duration, read_moment, tell_briefly
+from worker.ground.clock import format_briefly, format_duration, read_moment
 from worker.jobs.queries import JobFilter, Place
 from worker.jobs.states import JobState
 from worker.jobs.stats import Measure
 from worker.jobs.values import Event
-from worker.ops.timeline import list_stays
+from worker.ops.timeline import list_times_in_state
 
 SECOND = timedelta(seconds=1)
 
@@ -39,7 +39,7 @@ def tell(*states: str) -> list[Event]:
 
 
 def test_stays_last_from_one_state_to_the_next_and_the_last_until_now() -> None:
-    stays = list_stays(tell("queued", "submitting", "submitted"), NOW + 10 * SECOND)
+    stays = list_times_in_state(tell("queued", "submitting", "submitted"), NOW + 10 * SECOND)
     assert [(one.state.value, one.duration) for one in stays] == [
         ("queued", SECOND),
         ("submitting", 2 * SECOND),
@@ -49,20 +49,22 @@ def test_stays_last_from_one_state_to_the_next_and_the_last_until_now() -> None:
 
 
 def test_stay_in_an_end_has_no_duration() -> None:
-    stays = list_stays(tell("queued", "cancelled"), NOW + 1000 * SECOND)
+    stays = list_times_in_state(tell("queued", "cancelled"), NOW + 1000 * SECOND)
     assert [one.duration for one in stays] == [SECOND, None]
 
 
 def test_event_without_a_change_of_state_is_told_within_its_stay() -> None:
-    stays = list_stays(tell("queued", "submitting", "submitting", "submitted"), NOW + 9 * SECOND)
+    stays = list_times_in_state(
+        tell("queued", "submitting", "submitting", "submitted"), NOW + 9 * SECOND
+    )
     assert [len(one.events) for one in stays] == [1, 2, 1]
     assert stays[1].duration == 5 * SECOND
 
 
 def test_clock_that_went_back_makes_no_negative_stay() -> None:
-    [stay] = list_stays(tell("queued"), NOW - SECOND)
+    [stay] = list_times_in_state(tell("queued"), NOW - SECOND)
     assert stay.duration == timedelta()
-    assert list_stays([], NOW) == []
+    assert list_times_in_state([], NOW) == []
 
 
 # ------------------------------------------------------------------ plots
@@ -206,7 +208,7 @@ def test_duration_is_told_in_its_largest_units() -> None:
         (200_000, "2 d", "2 d 7 h"),
     ]:
         duration = timedelta(seconds=seconds)
-        assert (tell_briefly(duration), format_duration(duration)) == (brief, full)
+        assert (format_briefly(duration), format_duration(duration)) == (brief, full)
 
 
 # ------------------------------------------------------------------ sessions and guesses

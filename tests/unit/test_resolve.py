@@ -206,9 +206,9 @@ def test_twin_in_another_window_that_may_still_answer_keeps_an_old_one_from_its_
 @pytest.mark.parametrize(
     ("claim", "is_ambiguous"),
     [
-        (RequestClaim(UUID(int=1), NOW - LEASE, is_proven=False), True),
-        (RequestClaim(UUID(int=1), NOW - LEASE, is_proven=True), False),
-        (RequestClaim(UUID(int=1), OLD, is_proven=False), False),
+        (RequestClaim(UUID(int=1), NOW - LEASE, is_verified=False), True),
+        (RequestClaim(UUID(int=1), NOW - LEASE, is_verified=True), False),
+        (RequestClaim(UUID(int=1), OLD, is_verified=False), False),
     ],
     ids=["given-by-its-input-lately", "proven-by-reply-or-webhook", "given-long-ago"],
 )

@@ -82,7 +82,7 @@ def test_resolve_terms_carry_the_settings() -> None:
         unknown_after=timedelta(seconds=4000),
         policy=UnknownPolicy.HOLD,
         max_attempts=5,
-        grace=timedelta(seconds=20),
+        dispatch_timeout=timedelta(seconds=20),
         start_timeout=timedelta(hours=1),
         account=name_account(settings.fal_credentials),
     )

@@ -37,7 +37,7 @@ from webhook.page.login import (
     current_session,
 )
 from worker.broker.dispatch import Dispatcher
-from worker.ground.clock import Clock, format_duration, read_clock, tell_briefly
+from worker.ground.clock import Clock, format_briefly, format_duration, read_clock
 from worker.ground.db import Database, describe_database_error
 from worker.ground.errors import (
     ExtendVideoError,
@@ -177,7 +177,7 @@ def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:
         "mask": lambda value: masker.mask(str(value)),
         "pretty": show_json,
         "duration": format_duration,
-        "brief": tell_briefly,
+        "brief": format_briefly,
         "clock": lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
         "words": lambda name: str(name).replace("_", " "),
         "amount": format_bytes,
@@ -262,7 +262,11 @@ class Page:
         pay_again = request.form.get("pay_again") == "yes"
         try:
             job = redrive_job(
-                job_id, db=self.db, pay_again=pay_again, grace=self.policy.grace, clock=self.clock
+                job_id,
+                db=self.db,
+                pay_again=pay_again,
+                dispatch_timeout=self.policy.dispatch_timeout,
+                clock=self.clock,
             )
         except PaysAgainError:
             story = read_story(job_id, db=self.db)
@@ -344,7 +348,7 @@ def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Disp
             unknown_after=settings.unknown_seconds,
             policy=settings.unknown_policy,
             max_attempts=settings.max_attempts,
-            grace=settings.lease_seconds,
+            dispatch_timeout=settings.lease_seconds,
             start_timeout=settings.start_timeout_seconds,
         ),
         sender=open_sender(settings),

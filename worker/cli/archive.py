@@ -26,7 +26,7 @@ from worker.cli.options import (
     split_pairs,
 )
 from worker.cli.output import MIB
-from worker.ground.db import AWAY
+from worker.ground.db import TRANSIENT_DB_ERRORS
 from worker.ground.errors import ExtendVideoError, InvalidInputError, StoreUnavailableError
 from worker.jobs.archives import Retention, Scope
 from worker.jobs.states import ENDED, JobState
@@ -144,7 +144,7 @@ def resumable(scope: Scope, sample: int | None, verification: Verification) -> I
     except KeyboardInterrupt:
         print_resumption()
         raise typer.Exit(INTERRUPTED) from None
-    except (StoreUnavailableError, *AWAY):
+    except (StoreUnavailableError, *TRANSIENT_DB_ERRORS):
         if verification.checked:
             print_resumption()
         raise

@@ -39,7 +39,13 @@ from worker.ground.validation import show_value
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Event
 from worker.media.sidecar import Sidecar, parse_sidecar
-from worker.ops.timeline import Story, find_newest_attempt, follow_events, read_story, wait_a_look
+from worker.ops.timeline import (
+    Story,
+    find_newest_attempt,
+    follow_events,
+    pause_between_reads,
+    read_story,
+)
 from worker.producer import place_request, place_requests
 from worker.runtime import Runtime, build_runtime
 from worker.stages.archive import list_markers, restore_input
@@ -241,7 +247,9 @@ def watch_job(runtime: Runtime, job_id: UUID, *, is_quiet: bool) -> Story:
 
     try:
         last: Event | None = None
-        for event in follow_events(job_id, db=runtime.db, patience=FOLLOW_TIMEOUT, on_look=check):
+        for event in follow_events(
+            job_id, db=runtime.db, patience=FOLLOW_TIMEOUT, on_read_events=check
+        ):
             if not is_quiet:
                 output.out.print(output.show_event(event, last))
             last = event
@@ -249,7 +257,7 @@ def watch_job(runtime: Runtime, job_id: UUID, *, is_quiet: bool) -> Story:
         for _ in range(LAST_POLLS):
             if check(is_last=True):
                 break
-            wait_a_look()
+            pause_between_reads()
     finally:
         if follower is not None:
             follower.clear(job_id)

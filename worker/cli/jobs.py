@@ -366,7 +366,7 @@ def cancel_one(runtime: Runtime, job_id: UUID) -> Job:
 def redrive_one(runtime: Runtime, job_id: UUID, *, pay_again: bool) -> Job:
     from worker.stages.redrive import redrive_job
 
-    grace = runtime.settings.lease_seconds
-    job = redrive_job(job_id, db=runtime.db, pay_again=pay_again, grace=grace)
+    dispatch_timeout = runtime.settings.lease_seconds
+    job = redrive_job(job_id, db=runtime.db, pay_again=pay_again, dispatch_timeout=dispatch_timeout)
     runtime.dispatcher.publish(job.doorbell)
     return job

@@ -23,7 +23,7 @@ from worker.jobs.states import JobState
 if TYPE_CHECKING:
     from worker.jobs.queries import JobLine
     from worker.jobs.values import Attempt, Event, Job
-    from worker.ops.timeline import Stay, Story
+    from worker.ops.timeline import Story, TimeInState
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -192,7 +192,7 @@ def print_story(story: Story) -> None:
     out.print(f"  {escape(story.wait.sentence)}")
     print_section("states")
     for stay in story.stays:
-        out.print(show_stay(stay))
+        out.print(show_time_in_state(stay))
     if job.archive_warnings:
         print_section("archive warnings")
         for warning in job.archive_warnings:
@@ -224,7 +224,7 @@ def print_logs(story: Story) -> None:
             out.print(show_log_entry(entry))
 
 
-def show_stay(stay: Stay) -> str:
+def show_time_in_state(stay: TimeInState) -> str:
     """Since when the job was in the state, and for how long; an end has no length."""
     lasted = "" if stay.duration is None else format_duration(stay.duration)
     so_far = " so far" if lasted and stay.until is None else ""

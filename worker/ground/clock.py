@@ -106,7 +106,7 @@ def read_moment(text: str, now: datetime) -> datetime:
         raise ValueError(ALLOWED) from None
 
 
-def tell_briefly(duration: timedelta) -> str:
+def format_briefly(duration: timedelta) -> str:
     """In its largest unit: `8 s`, `3 min`, `2 h`, `5 d`."""
     seconds = max(int(duration.total_seconds()), 0)
     name, size = next((one for one in _SIZES if seconds >= one[1]), _SIZES[-1])

@@ -57,7 +57,7 @@ READ_ONLY_SQL_TRANSACTION = "25006"
 
 # Raised by a database that is unavailable, locked, read-only after a failover, or breaks a
 # deadlock: the same statement may succeed soon.
-AWAY = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
+TRANSIENT_DB_ERRORS = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
 # Raised for a value that cannot be written: by the database, or while it is encoded.
 REFUSED = (SQLAlchemyError, ValueError, OverflowError)
 
@@ -135,7 +135,7 @@ def will_repeat(error: Exception) -> bool:
         return _read_sqlstate(orig) != UNIQUE_VIOLATION and "UNIQUE" not in str(orig)
     if _read_sqlstate(orig) == PROGRAM_LIMIT_EXCEEDED:
         return True
-    return not isinstance(error, (*AWAY, ProgrammingError, ExtendVideoError))
+    return not isinstance(error, (*TRANSIENT_DB_ERRORS, ProgrammingError, ExtendVideoError))
 
 
 def _read_sqlstate(error: object) -> str | None:

@@ -224,7 +224,7 @@ def dismiss_attempt(connection: Connection, attempt_id: UUID, now: datetime) -> 
     order_cancel(connection, attempt_id, now)
 
 
-def dismiss_rivals(connection: Connection, winner: Attempt, now: datetime) -> None:
+def dismiss_competitors(connection: Connection, winner: Attempt, now: datetime) -> None:
     """Dismiss the job's other attempts that are requests of fal's and have not finished."""
     clear = update(AttemptRow).where(AttemptRow.id == winner.id).values(extra_charge_at=None)
     connection.execute(clear)
@@ -339,13 +339,13 @@ def list_claims(connection: Connection, fal_request_ids: Sequence[str]) -> dict[
     delivered = exists().where(
         DeliveryRow.attempt_id == AttemptRow.id, DeliveryRow.verdict != Verdict.HINT
     )
-    is_proven = or_(AttemptRow.http_status == HTTP_ACCEPTED, delivered)
+    is_verified = or_(AttemptRow.http_status == HTTP_ACCEPTED, delivered)
     claimed_at = func.coalesce(AttemptRow.ended_at, AttemptRow.started_at)
     statement = select(
         AttemptRow.fal_request_id,
         AttemptRow.id,
         type_coerce(claimed_at, UtcDateTime()),
-        is_proven,
+        is_verified,
     ).where(AttemptRow.fal_request_id.in_(fal_request_ids))
     return {
         str(fal_request_id): RequestClaim(attempt_id, claimed, bool(proven))

@@ -87,11 +87,11 @@ def keep_stray(
         "body_sha256": hashlib.sha256(new.body).hexdigest(),
     }
     insertion = insert_for(connection, StrayDeliveryRow).values(values)
-    is_proven = insertion.excluded.verdict == Verdict.KEPT.value
+    is_verified = insertion.excluded.verdict == Verdict.KEPT.value
     again = {
         "times_received": StrayDeliveryRow.times_received + 1,
         "last_received_at": insertion.excluded.received_at,
-        "verdict": case((is_proven, insertion.excluded.verdict), else_=StrayDeliveryRow.verdict),
+        "verdict": case((is_verified, insertion.excluded.verdict), else_=StrayDeliveryRow.verdict),
     }
     keys = ["token_hash", "body_sha256"]
     connection.execute(insertion.on_conflict_do_update(index_elements=keys, set_=again))
@@ -110,7 +110,7 @@ def list_deliveries(connection: Connection, job_id: UUID) -> list[Delivery]:
     return fetch_all(connection, Delivery, statement)
 
 
-def list_hinted_rivals(connection: Connection, job: Job) -> list[Attempt]:
+def list_hinted_competitors(connection: Connection, job: Job) -> list[Attempt]:
     """Earlier attempts of the job that an unproven delivery has named, and that may still run."""
     hinted = exists().where(
         DeliveryRow.attempt_id == AttemptRow.id, DeliveryRow.verdict == Verdict.HINT

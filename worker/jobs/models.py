@@ -344,7 +344,7 @@ class ObservedTimeRow(Base):
     noted_at: Mapped[float] = mapped_column(Float)
 
 
-class TallyRow(Base):
+class CachedCountRow(Base):
     """What was counted, when, and how long that took: so that its readers need not count again."""
 
     __tablename__ = "tallies"

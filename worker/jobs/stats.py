@@ -20,10 +20,10 @@ from sqlalchemy import (
 
 from worker.jobs.models import (
     AttemptRow,
+    CachedCountRow,
     DeliveryRow,
     EventRow,
     JobRow,
-    TallyRow,
     UtcDateTime,
 )
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for, name_values
@@ -34,7 +34,7 @@ from worker.jobs.values import HELD
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class CachedCount:
     """A row of `tallies`; `version` rises with each count, so that of two only one is kept."""
 
     name: str
@@ -44,33 +44,35 @@ class Tally:
     value: dict[str, Any]
 
 
-def list_tallies(connection: Connection) -> list[Tally]:
-    return fetch_all(connection, Tally, select(*columns_of(TallyRow)))
+def list_cached_counts(connection: Connection) -> list[CachedCount]:
+    return fetch_all(connection, CachedCount, select(*columns_of(CachedCountRow)))
 
 
-def find_tally(connection: Connection, name: str) -> Tally | None:
-    statement = select(*columns_of(TallyRow)).where(TallyRow.name == name)
-    return fetch_one(connection, Tally, statement)
+def find_cached_count(connection: Connection, name: str) -> CachedCount | None:
+    statement = select(*columns_of(CachedCountRow)).where(CachedCountRow.name == name)
+    return fetch_one(connection, CachedCount, statement)
 
 
-def keep_tally(connection: Connection, tally: Tally) -> bool:
+def keep_cached_count(connection: Connection, cached_count: CachedCount) -> bool:
     """Keep it; False if another process has counted since it was read."""
-    return _write_tally(connection, tally, TallyRow.version == tally.version - 1)
-
-
-def note_tally(connection: Connection, tally: Tally) -> None:
-    """Keep it, also in place of a newer one."""
-    _write_tally(connection, tally, None)
-
-
-def _write_tally(
-    connection: Connection, tally: Tally, condition: ColumnElement[bool] | None
-) -> bool:
-    statement = insert_for(connection, TallyRow).values(name_values(tally))
-    statement = statement.on_conflict_do_update(
-        index_elements=["name"], set_=name_values(tally), where=condition
+    return _write_cached_count(
+        connection, cached_count, CachedCountRow.version == cached_count.version - 1
     )
-    return connection.execute(statement.returning(TallyRow.name)).one_or_none() is not None
+
+
+def note_cached_count(connection: Connection, cached_count: CachedCount) -> None:
+    """Keep it, also in place of a newer one."""
+    _write_cached_count(connection, cached_count, None)
+
+
+def _write_cached_count(
+    connection: Connection, cached_count: CachedCount, condition: ColumnElement[bool] | None
+) -> bool:
+    statement = insert_for(connection, CachedCountRow).values(name_values(cached_count))
+    statement = statement.on_conflict_do_update(
+        index_elements=["name"], set_=name_values(cached_count), where=condition
+    )
+    return connection.execute(statement.returning(CachedCountRow.name)).one_or_none() is not None
 
 
 def count_live(connection: Connection) -> dict[str, Any]:

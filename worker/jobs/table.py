@@ -116,7 +116,7 @@ def _insert_on_sqlite(connection: Connection, rows: Sequence[dict[str, Any]]) ->
     return inserted
 
 
-def list_rivals(connection: Connection, new: Sequence[NewJob]) -> list[Job]:
+def list_competitors(connection: Connection, new: Sequence[NewJob]) -> list[Job]:
     """The jobs that have an id, or a (tenant, idempotency key), of one of these."""
     keys: dict[str, list[str]] = {}
     for one in new:
@@ -127,8 +127,8 @@ def list_rivals(connection: Connection, new: Sequence[NewJob]) -> list[Job]:
         and_(JobRow.tenant == tenant, JobRow.idempotency_key.in_(named))
         for tenant, named in keys.items()
     )
-    is_rival = or_(JobRow.id.in_([one.id for one in new]), *has_key)
-    return fetch_all(connection, Job, select(_JOBS).where(is_rival))
+    is_competitor = or_(JobRow.id.in_([one.id for one in new]), *has_key)
+    return fetch_all(connection, Job, select(_JOBS).where(is_competitor))
 
 
 # ------------------------------------------------------------------ reading

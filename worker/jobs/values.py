@@ -223,7 +223,7 @@ class RequestClaim:
 
     attempt_id: UUID
     claimed_at: datetime
-    is_proven: bool
+    is_verified: bool
 
 
 @dataclass(frozen=True, slots=True)

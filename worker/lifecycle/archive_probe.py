@@ -41,7 +41,7 @@ class ArchiveProbe:
 
     def _run(self) -> None:
         while True:
-            before, self.fault = self.fault, ask_probe(self.fault)
+            before, self.fault = self.fault, run_probe(self.fault)
             if self.fault is not None and self.fault != before:
                 log.error("archive_fault", reason=self.fault)
             elif self.fault is None and before is not None:
@@ -50,7 +50,7 @@ class ArchiveProbe:
                 return
 
 
-def ask_probe(before: str | None = None, limit: float = LIMIT_SECONDS) -> str | None:
+def run_probe(before: str | None = None, limit: float = LIMIT_SECONDS) -> str | None:
     """Check the archive in a process of its own; what is wrong with it, None if nothing is.
 
     The result remains `before` if the database, which has the archive's mark, is unavailable, or if
@@ -73,7 +73,7 @@ def ask_probe(before: str | None = None, limit: float = LIMIT_SECONDS) -> str | 
     return lines[-1] if lines else f"the archive could not be checked: exit code {ended.returncode}"
 
 
-def look_at_archive(settings: Settings) -> None:
+def check_archive_access(settings: Settings) -> None:
     """Raises ForeignArchiveError, StoreUnavailableError; SQLAlchemyError without the database.
 
     Only a directory may differ from host to host.
@@ -106,9 +106,9 @@ def try_to_write(store: Store) -> None:
 
 def main() -> None:
     try:
-        look_at_archive(load_settings())
+        check_archive_access(load_settings())
     except (ExtendVideoError, ValueError) as error:
-        print(error)  # noqa: T201 - for `ask_probe`
+        print(error)  # noqa: T201 - for `run_probe`
         sys.exit(FAULTY)
     except SQLAlchemyError:
         sys.exit(UNDECIDED)

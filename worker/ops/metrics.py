@@ -23,7 +23,7 @@ from worker.jobs import event_sums, stats
 from worker.jobs.job_requests import CODES, Door, count_refused
 from worker.jobs.limits import list_shut_gates
 from worker.jobs.states import ENDED, JobState
-from worker.jobs.stats import Tally
+from worker.jobs.stats import CachedCount
 from worker.jobs.values import Gate, Outcome, Verdict
 from worker.jobs.workers import UNSEEN_AFTER, SeenWorker, list_workers
 
@@ -126,7 +126,7 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
         earliest = stats.find_earliest_due(connection)
         _, history = _load_history(connection)
         _add_events(connection, history, SCRAPE_EVENTS)
-        swept = stats.find_tally(connection, SWEEP)
+        swept = stats.find_cached_count(connection, SWEEP)
         return Measures(
             now=now,
             jobs=_sum_jobs(live, counted[ENDS].value),
@@ -146,7 +146,7 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
             workers=list_workers(connection),
             history=history,
             events_behind=max(0, stats.find_last_event(connection) - history.cursor),
-            counted_at=min(tally.counted_at for tally in counted.values()),
+            counted_at=min(cached_count.counted_at for cached_count in counted.values()),
         )
 
 
@@ -159,10 +159,14 @@ def refresh_measures(
 ) -> None:
     """Make the counts that are due, cache the slow ones, and add events for as long as `budget`."""
     _, new = _count_due(COUNTS, db=db, clock=clock)
-    if costly := [tally for tally in new.values() if tally.seconds >= WORTH_KEEPING_SECONDS]:
+    if costly := [
+        cached_count
+        for cached_count in new.values()
+        if cached_count.seconds >= WORTH_KEEPING_SECONDS
+    ]:
         with db.transaction() as connection:
-            for tally in costly:
-                stats.keep_tally(connection, tally)
+            for cached_count in costly:
+                stats.keep_cached_count(connection, cached_count)
     add_events(db=db, batch=batch, budget=budget, clock=clock)
 
 
@@ -181,16 +185,16 @@ def add_events(*, db: Database, batch: int, budget: timedelta, clock: Clock = re
         value = {**asdict(history), "gaps": {}, "is_behind": False}
         version = 1 if kept is None else kept.version + 1
         with db.transaction() as connection:
-            tally = Tally(HISTORY, version, now, time.monotonic() - began, value)
-            if not stats.keep_tally(connection, tally):
+            cached_count = CachedCount(HISTORY, version, now, time.monotonic() - began, value)
+            if not stats.keep_cached_count(connection, cached_count):
                 return
 
 
 def note_sweep(overdue: int, seconds: float, *, db: Database, clock: Clock = read_clock) -> None:
     """Record that a sweep has ended just now."""
     with db.transaction() as connection:
-        swept = Tally(SWEEP, 1, clock(), seconds, {"overdue": overdue})
-        stats.note_tally(connection, swept)
+        swept = CachedCount(SWEEP, 1, clock(), seconds, {"overdue": overdue})
+        stats.note_cached_count(connection, swept)
 
 
 def list_seen(workers: Iterable[SeenWorker], now: datetime) -> list[SeenWorker]:
@@ -198,16 +202,16 @@ def list_seen(workers: Iterable[SeenWorker], now: datetime) -> list[SeenWorker]:
     return [worker for worker in workers if now - worker.last_seen_at <= UNSEEN_AFTER]
 
 
-def is_due(tally: Tally | None, now: datetime) -> bool:
+def is_due(cached_count: CachedCount | None, now: datetime) -> bool:
     """Whether the count is so old, for the time it took, that it may be made again."""
-    if tally is None:
+    if cached_count is None:
         return True
-    rest = min(timedelta(seconds=tally.seconds * SHARE), LONGEST_REST)
-    return now - tally.counted_at >= rest or now < tally.counted_at
+    rest = min(timedelta(seconds=cached_count.seconds * SHARE), LONGEST_REST)
+    return now - cached_count.counted_at >= rest or now < cached_count.counted_at
 
 
-def _load_history(connection: Connection) -> tuple[Tally | None, History]:
-    kept = stats.find_tally(connection, HISTORY)
+def _load_history(connection: Connection) -> tuple[CachedCount | None, History]:
+    kept = stats.find_cached_count(connection, HISTORY)
     history = History()
     if kept is not None:
         value = kept.value
@@ -245,11 +249,13 @@ def _add_events(
 
 def _count_due(
     names: Iterable[str], *, db: Database, clock: Clock
-) -> tuple[dict[str, Tally], dict[str, Tally]]:
+) -> tuple[dict[str, CachedCount], dict[str, CachedCount]]:
     """All cached counts, and those of the names that were due and are made again; only reads."""
     with db.reading() as connection:
-        kept = {tally.name: tally for tally in stats.list_tallies(connection)}
-    new: dict[str, Tally] = {}
+        kept = {
+            cached_count.name: cached_count for cached_count in stats.list_cached_counts(connection)
+        }
+    new: dict[str, CachedCount] = {}
     for name in names:
         known = kept.get(name)
         if not is_due(known, clock()):
@@ -262,7 +268,7 @@ def _count_due(
             # It takes longer than a statement may: keep the cached count; retry later.
             value = {} if known is None else known.value
         version = 1 if known is None else known.version + 1
-        new[name] = Tally(name, version, counted_at, time.monotonic() - began, value)
+        new[name] = CachedCount(name, version, counted_at, time.monotonic() - began, value)
     return kept, new
 
 

@@ -31,7 +31,7 @@ from worker.stages.resolve import ResolvePolicy
 
 
 @dataclass(frozen=True, slots=True)
-class Stay:
+class TimeInState:
     """The time a job spent in one state, and its events; the current state has no `until`.
 
     `duration` grows while the job is in the state, and is None for an end state.
@@ -44,7 +44,7 @@ class Stay:
     events: tuple[Event, ...]
 
 
-def list_stays(events: Sequence[Event], now: datetime) -> list[Stay]:
+def list_times_in_state(events: Sequence[Event], now: datetime) -> list[TimeInState]:
     """In order of time. An event that does not change the state belongs to the current one."""
     visits: list[list[Event]] = []
     for event in events:
@@ -58,7 +58,7 @@ def list_stays(events: Sequence[Event], now: datetime) -> list[Stay]:
         state, since = visit[0].to_state, visit[0].at
         has_ended = end is None and state in ENDED
         duration = None if has_ended else max((end or now) - since, timedelta())
-        measured.append(Stay(state, since, end, duration, tuple(visit)))
+        measured.append(TimeInState(state, since, end, duration, tuple(visit)))
     return measured
 
 
@@ -408,7 +408,7 @@ class Story:
     attempts: list[Attempt]
     deliveries: list[Delivery]
     events: list[Event]
-    stays: list[Stay]
+    stays: list[TimeInState]
     wait: Wait
 
 
@@ -424,7 +424,7 @@ def read_story(
         gate = next(iter(list_pauses(connection)), None)
     now = clock()
     wait = explain_wait(job, tried, gate, now, policy=policy)
-    return Story(job, tried, received, events, list_stays(events, now), wait)
+    return Story(job, tried, received, events, list_times_in_state(events, now), wait)
 
 
 def find_job_ended_since(job_id: UUID, since: datetime, *, db: Database) -> Job | None:
@@ -463,11 +463,11 @@ def follow_events(
     *,
     db: Database,
     patience: timedelta | None = None,
-    on_look: Callable[[], object] | None = None,
+    on_read_events: Callable[[], object] | None = None,
 ) -> Iterator[Event]:
     """Each event of the job as it comes, up to its end. Raises TimeoutError after `patience`.
 
-    `on_look` is called between reads of the table; what it raises is raised here. Raises
+    `on_read_events` is called between reads of the table; what it raises is raised here. Raises
     JobNotFoundError at once.
     """
     read_story(job_id, db=db)
@@ -482,11 +482,11 @@ def follow_events(
             return
         if deadline is not None and time.monotonic() > deadline:
             raise TimeoutError(f"job {job_id} is still {events[-1].to_state.value}")
-        if on_look is not None:
-            on_look()
-        wait_a_look()
+        if on_read_events is not None:
+            on_read_events()
+        pause_between_reads()
 
 
-def wait_a_look() -> None:
+def pause_between_reads() -> None:
     """The pause between two reads of the table."""
     time.sleep(READ_PAUSE_SECONDS)

@@ -90,7 +90,7 @@ def receive_delivery(  # noqa: PLR0913 - as the receiver has them
     body: bytes,
     *,
     db: Database,
-    grace: timedelta,
+    dispatch_timeout: timedelta,
     token_secrets: Sequence[SecretStr] = (),
     clock: Clock = read_clock,
 ) -> Receipt:
@@ -118,7 +118,9 @@ def receive_delivery(  # noqa: PLR0913 - as the receiver has them
             deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
             doorbell = expect_result(connection, job, owner, fal_request_id, now)
             return Receipt(Verdict.KEPT, job, doorbell)
-        recorded, moved = record_completion(connection, job, owner, completion, now, grace)
+        recorded, moved = record_completion(
+            connection, job, owner, completion, now, dispatch_timeout
+        )
         if moved is None:  # superseded: the first result wins
             deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
             log.info("delivery_superseded", why=recorded.value)
@@ -287,7 +289,7 @@ def record_completion(
     attempt: Attempt,
     completion: Completion,
     now: datetime,
-    grace: timedelta,
+    dispatch_timeout: timedelta,
 ) -> tuple[Recorded, Job | None]:
     """Move the job by what fal says of one of its attempts; the job if it has moved.
 
@@ -314,12 +316,12 @@ def record_completion(
             return Recorded.DECLINED, None
         columns["archive_warnings"] = [one.to_json() for one in completion.oddities] or None
         detail = "it came in spite of the cancellation" if job.cancel_requested_at else None
-        move = Move(now, now + grace, detail, columns)
+        move = Move(now, now + dispatch_timeout, detail, columns)
         moved = table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
         # Any other attempt would have bumped the fence with its claim.
         is_only_one = attempt.number == 1 and attempt.fence == job.fence
         if moved is not None and not (is_only_one and is_uncharged):
-            attempts.dismiss_rivals(connection, attempt, now)
+            attempts.dismiss_competitors(connection, attempt, now)
         return (Recorded.FIRST_RESULT if moved else Recorded.ENDED_BEFORE), moved
     if attempt.fence != job.fence:
         return Recorded.SUPERSEDED, None
@@ -404,13 +406,13 @@ def _find_lost(
     owner = attempts.find_attempt_by_request(connection, completion.fal_request_id)
     if owner is not None:
         return (owner, job) if owner.job_id == job.id else name
-    is_proven = new.verdict is Verdict.RECORDED
+    is_verified = new.verdict is Verdict.RECORDED
     stand_in = restores.find_stand_in(connection, job.id)
     # When it was sent is lost: not before the job could be.
     lost = NewAttempt(uuid7(), token_hash, job.tried_since, job.options)
     if stand_in is not None:
         attempts.give_token(connection, stand_in.id, token_hash)
-    elif is_proven:
+    elif is_verified:
         going_on = _go_on_with(connection, job, completion, now)
         attempts.insert_attempt(connection, replace(going_on, claimed_by=REBUILT_BY), lost)
     elif job.state is JobState.QUEUED:
@@ -421,7 +423,7 @@ def _find_lost(
         # Nothing is proven but that we have begun the attempt: fal knows what became of it.
         unknown = Settlement(Outcome.UNKNOWN, now, error_message=REBUILT)
         attempts.record_outcome(connection, lost.id, unknown)
-    if is_proven:
+    if is_verified:
         accepted = Settlement(Outcome.ACCEPTED, now, fal_request_id=completion.fal_request_id)
         attempt_id = lost.id if stand_in is None else stand_in.id
         attempts.record_outcome(connection, attempt_id, accepted)

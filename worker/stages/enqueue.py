@@ -105,15 +105,15 @@ def enqueue_job(
     *,
     db: Database,
     endpoint: str,
-    grace: timedelta,
+    dispatch_timeout: timedelta,
     clock: Clock = read_clock,
 ) -> Enqueued:
     """Write the row, or find the one that this request has made before.
 
-    `grace` is how long the message may take before the sweep publishes another. Raises
+    `dispatch_timeout` is how long the message may take before the sweep publishes another. Raises
     IdempotencyConflictError if the id or key belongs to a request with another input or options.
     """
-    new = _build_job(job_request, endpoint, clock(), grace)
+    new = _build_job(job_request, endpoint, clock(), dispatch_timeout)
     return _write_batch(db, [(None, job_request, new)])[0]
 
 
@@ -122,7 +122,7 @@ def enqueue_jobs(
     *,
     db: Database,
     endpoint: str,
-    grace: timedelta,
+    dispatch_timeout: timedelta,
     name: Callable[[int], str] = name_job_request,
     clock: Clock = read_clock,
 ) -> Iterator[list[Enqueued]]:
@@ -133,7 +133,7 @@ def enqueue_jobs(
     place = 0
     for batch in split_batches(job_requests):
         now = clock()
-        rows = [(one, _build_job(one, endpoint, now, grace)) for one in batch]
+        rows = [(one, _build_job(one, endpoint, now, dispatch_timeout)) for one in batch]
         yield _write_batch(db, [(name(place + n), *row) for n, row in enumerate(rows)])
         place += len(batch)
 
@@ -157,7 +157,9 @@ def split_batches(
         yield batch
 
 
-def _build_job(job_request: JobRequest, endpoint: str, now: datetime, grace: timedelta) -> NewJob:
+def _build_job(
+    job_request: JobRequest, endpoint: str, now: datetime, dispatch_timeout: timedelta
+) -> NewJob:
     options = job_request.options
     return NewJob(
         id=options.job_id or uuid7(),
@@ -169,7 +171,7 @@ def _build_job(job_request: JobRequest, endpoint: str, now: datetime, grace: tim
         labels=dict(options.labels),
         options=options.fal_options.to_json(),
         enqueued_at=now,
-        due_at=now + grace,
+        due_at=now + dispatch_timeout,
     )
 
 
@@ -185,7 +187,7 @@ def _write_batch(
     with db.statement() if len(batch) == 1 else db.transaction() as connection:
         made = table.insert_jobs(connection, ordered)
         taken = [new for new in ordered if new.id not in made]
-        earlier = table.list_rivals(connection, taken) if taken else []
+        earlier = table.list_competitors(connection, taken) if taken else []
         by_id = {job.id: job for job in earlier}
         by_key = {(job.tenant, job.idempotency_key): job for job in earlier}
         enqueued = []

@@ -166,7 +166,7 @@ class Reconciler:
             attempt = attempts.find_current_attempt(connection, job) if job else None
         if job is None:
             return []
-        doorbells = self._publish(self._follow_rivals(job))
+        doorbells = self._publish(self._follow_competitors(job))
         if doorbells or attempt is None:
             return doorbells
         bind_contextvars(attempt=attempt.number)
@@ -183,34 +183,36 @@ class Reconciler:
             case _:
                 assert_never(job.state)
 
-    def _follow_rivals(self, job: Job) -> Job | None:
+    def _follow_competitors(self, job: Job) -> Job | None:
         """Ask about earlier attempts of which unproven deliveries tell: one may have the result."""
         with self.resolver.db.reading() as connection:
-            rivals = deliveries.list_hinted_rivals(connection, job)
+            competitors = deliveries.list_hinted_competitors(connection, job)
         moved = None
-        for rival in rivals:
-            found = self.resolver.find_hinted(rival)
+        for competitor in competitors:
+            found = self.resolver.find_hinted(competitor)
             if found is not None:
-                moved = self._take_rival(job, rival, *found) or moved
+                moved = self._take_competitor(job, competitor, *found) or moved
         return moved
 
-    def _take_rival(
-        self, job: Job, rival: Attempt, fal_request_id: str, truth: Known
+    def _take_competitor(
+        self, job: Job, competitor: Attempt, fal_request_id: str, truth: Known
     ) -> Job | None:
-        now, grace = self.clock(), self.resolver.policy.grace
+        now, dispatch_timeout = self.clock(), self.resolver.policy.dispatch_timeout
 
         def write(connection: Connection) -> Job | None:
             current = table.get_job(connection, job.id, lock=True)
-            if not attempts.adopt_request(connection, rival, fal_request_id):
+            if not attempts.adopt_request(connection, competitor, fal_request_id):
                 return None
             settlement = Settlement(Outcome.ACCEPTED, now, fal_request_id=fal_request_id)
-            attempts.record_outcome(connection, rival.id, settlement)
+            attempts.record_outcome(connection, competitor.id, settlement)
             if isinstance(truth, Completion):
-                return record_completion(connection, current, rival, truth, now, grace)[1]
-            attempts.dismiss_attempt(connection, rival.id, now)
+                return record_completion(
+                    connection, current, competitor, truth, now, dispatch_timeout
+                )[1]
+            attempts.dismiss_attempt(connection, competitor.id, now)
             return None
 
-        return self._write_end(job, rival, write)
+        return self._write_end(job, competitor, write)
 
     def _write_end(
         self, job: Job, attempt: Attempt, write: Callable[[Connection], Job | None]
@@ -305,13 +307,15 @@ class Reconciler:
         completion: Completion,
         progress: Progress | None = None,
     ) -> Job | None:
-        now, grace = self.clock(), self.resolver.policy.grace
+        now, dispatch_timeout = self.clock(), self.resolver.policy.dispatch_timeout
 
         def write(connection: Connection) -> Job | None:
             current = table.get_job(connection, job.id, lock=True)
             if progress is not None:
                 record_progress(connection, attempt, progress)
-            return record_completion(connection, current, attempt, completion, now, grace)[1]
+            return record_completion(
+                connection, current, attempt, completion, now, dispatch_timeout
+            )[1]
 
         return self._write_end(job, attempt, write)
 

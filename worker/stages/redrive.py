@@ -26,7 +26,7 @@ def redrive_job(
     *,
     db: Database,
     pay_again: bool,
-    grace: timedelta,
+    dispatch_timeout: timedelta,
     clock: Clock = read_clock,
 ) -> Job:
     """The job as committed; ring for its step.
@@ -44,7 +44,7 @@ def redrive_job(
         event, detail = choose_restart(
             job, attempts.list_attempts(connection, job.id), pay_again=pay_again
         )
-        move = Move(now, now + grace, detail, _reset(event, now))
+        move = Move(now, now + dispatch_timeout, detail, _reset(event, now))
         return table.apply_permitted(connection, job, event, move)
 
 

@@ -43,7 +43,7 @@ class ResolvePolicy:
     unknown_after: timedelta
     policy: UnknownPolicy
     max_attempts: int
-    grace: timedelta
+    dispatch_timeout: timedelta
     start_timeout: timedelta = timedelta(hours=1)
     account: str | None = None
 
@@ -165,7 +165,7 @@ class Resolver:
             if attempt.id in matches.paired:
                 detail = "found in fal's listing by its exact input"
                 moved = self._adopt(attempt, matches.paired[attempt.id], detail)
-            elif waiting.due_at <= now + self.policy.grace:
+            elif waiting.due_at <= now + self.policy.dispatch_timeout:
                 gaps = self._list_gaps(waiting, listing, matches)
                 moved = self._record_absence(waiting, gaps)
             published += [moved.doorbell] if moved is not None and moved.doorbell else []
@@ -354,7 +354,7 @@ def sign_whole(waiting: Waiting) -> str:
 
 def is_doubtful(claim: RequestClaim, now: datetime, judge_after: timedelta) -> bool:
     """Whether the request may be another attempt's: it was given by its input, and lately; pure."""
-    return not claim.is_proven and now - claim.claimed_at < judge_after
+    return not claim.is_verified and now - claim.claimed_at < judge_after
 
 
 def choose_pause(evidence: Evidence) -> timedelta:
@@ -383,7 +383,7 @@ def judge_absence(
         return JobEvent.SUBMISSION_EXHAUSTED, Move(now, detail=message, columns=why)
     if policy.policy is UnknownPolicy.HOLD:
         return _hold("fal has not run it, and UNKNOWN_POLICY is hold", detail, policy, now)
-    return JobEvent.DEATH_PROVEN, Move(now, now + policy.grace, detail)
+    return JobEvent.DEATH_PROVEN, Move(now, now + policy.dispatch_timeout, detail)
 
 
 def _hold(why: str, detail: str, policy: ResolvePolicy, now: datetime) -> tuple[JobEvent, Move]:

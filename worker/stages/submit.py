@@ -31,7 +31,7 @@ from worker.fal.submit import (
     SubmitReply,
 )
 from worker.ground.clock import Backoff, Clock, choose_poll_delay, read_clock
-from worker.ground.db import AWAY, Database, describe_database_error
+from worker.ground.db import TRANSIENT_DB_ERRORS, Database, describe_database_error
 from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Gate, Job, Move, NewAttempt, Outcome, Settlement
@@ -150,7 +150,7 @@ def keep_reply(
     while True:
         try:
             return record_reply(submission, reply, db=db, policy=policy, clock=clock)
-        except (*AWAY, IntegrityError) as error:
+        except (*TRANSIENT_DB_ERRORS, IntegrityError) as error:
             # Of two that adopt one request at once, the loser sees at the next try that it is.
             log.warning("reply_not_recorded", reason=describe_database_error(error))
             if time.monotonic() > deadline:
