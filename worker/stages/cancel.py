@@ -1,8 +1,8 @@
 """Beside the path. cancel: give a job up, and have fal give its requests up.
 
 Before the POST it is free. In fal's queue the request is removed; a running one is asked to stop,
-and what it gives all the same is archived. Only a wish of an operator or producer, and the result
-of a rival attempt, cancel anything: a worker that shuts down does not.
+and what it gives all the same is archived. Only the order of an operator or producer, and the
+result of a competing attempt, cancel anything: a worker that shuts down does not.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from worker.ground.db import Database
 from worker.ground.errors import TooLateError
 from worker.jobs import attempts, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
-from worker.jobs.values import Attempt, Job, Move
+from worker.jobs.values import Job, Move
 
 RETRY_PAUSE = timedelta(seconds=30)
 CANCELLABLE = frozenset(
@@ -30,7 +30,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """The job as committed, and whom to ring for if fal has to be asked."""
+    """The job as committed, and what to publish if fal has to cancel its request."""
 
     job: Job
     doorbell: Doorbell | None
@@ -48,23 +48,34 @@ def cancel_job(job_id: UUID, *, db: Database, clock: Clock = read_clock) -> Canc
             case JobState.CANCELLED:
                 return Cancelled(job, None)
             case JobState.QUEUED:
-                move = Move(
-                    now, detail="no request of it is at fal", columns={"cancel_requested_at": now}
-                )
-                return Cancelled(
-                    table.apply_permitted(connection, job, JobEvent.JOB_CANCELLED, move), None
-                )
+                detail = "no request of it is at fal"
             case JobState.SUBMISSION_UNKNOWN if job.is_held:
-                return Cancelled(
-                    _end(
-                        connection, job, "it was held; a result that comes late is still taken", now
-                    ),
-                    None,
-                )
+                detail = "it was held; a result that comes late is still taken"
             case JobState.SUBMITTING | JobState.SUBMISSION_UNKNOWN | JobState.SUBMITTED:
                 return _request_cancel(connection, job, now)
             case _:
                 raise TooLateError(f"job {job.id} is {job.state.value}: there is nothing to cancel")
+        move = Move(now, detail=detail, columns={"cancel_requested_at": now})
+        ended = table.apply_permitted(connection, job, JobEvent.JOB_CANCELLED, move)
+        return Cancelled(ended, None)
+
+
+def _request_cancel(connection: Connection, job: Job, now: datetime) -> Cancelled:
+    """Write the order; fal can cancel the request once it is known."""
+    ordered = job
+    if job.cancel_requested_at is None:
+        columns = {
+            "cancel_requested_at": now,
+            "claimed_by": job.claimed_by,
+            "blocked_reason": job.blocked_reason,
+        }
+        move = Move(now, job.due_at, columns=columns)
+        ordered = table.apply_permitted(connection, job, JobEvent.CANCEL_REQUESTED, move)
+    attempt = attempts.find_current_attempt(connection, job)
+    if attempt is None or job.state is not JobState.SUBMITTED:
+        return Cancelled(ordered, None)
+    attempts.order_cancel(connection, attempt.id, now)
+    return Cancelled(ordered, Doorbell(Step.CANCEL, job.id))
 
 
 def cancel_requests(
@@ -75,52 +86,21 @@ def cancel_requests(
     give_up_after: timedelta,
     clock: Clock = read_clock,
 ) -> None:
-    """Ask fal to cancel those of the job's requests that are to be."""
+    """Have fal cancel those of the job's requests that are to be; write what it answers.
+
+    fal's last word on the request is its completion, so that is polled for soon.
+    """
     with db.reading() as connection:
         due = [one for one in attempts.list_attempts(connection, job_id) if one.cancel_due_at]
     for attempt in due:
         answer = requests.cancel(attempt, str(attempt.fal_request_id))
         log.info("cancellation_answered", job_id=str(job_id), answer=answer.value)
-        _record_answer(attempt, answer, db=db, give_up_after=give_up_after, now=clock())
-
-
-def _end(connection: Connection, job: Job, detail: str, now: datetime) -> Job:
-    move = Move(now, detail=detail, columns={"cancel_requested_at": now})
-    return table.apply_permitted(connection, job, JobEvent.JOB_CANCELLED, move)
-
-
-def _request_cancel(connection: Connection, job: Job, now: datetime) -> Cancelled:
-    """Write the wish; only one who knows the request can be asked to cancel it."""
-    asked = job
-    if job.cancel_requested_at is None:
-        columns = {
-            "cancel_requested_at": now,
-            "claimed_by": job.claimed_by,
-            "blocked_reason": job.blocked_reason,
-        }
-        move = Move(now, job.due_at, columns=columns)
-        asked = table.apply_permitted(connection, job, JobEvent.CANCEL_REQUESTED, move)
-    attempt = attempts.find_current_attempt(connection, job)
-    if attempt is None or job.state is not JobState.SUBMITTED:
-        return Cancelled(asked, None)
-    attempts.order_cancel(connection, attempt.id, now)
-    return Cancelled(asked, Doorbell(Step.CANCEL, job.id))
-
-
-def _record_answer(
-    attempt: Attempt,
-    answer: CancelAnswer,
-    *,
-    db: Database,
-    give_up_after: timedelta,
-    now: datetime,
-) -> None:
-    """Note it. fal's last word on the request is its completion, so that is asked for soon."""
-    with db.transaction() as connection:
-        job = table.get_job(connection, attempt.job_id, lock=True)
-        wished_at = job.cancel_requested_at or attempt.extra_charge_at or attempt.started_at
-        again = answer is CancelAnswer.UNCLEAR and now - wished_at < give_up_after
-        due_at = now + RETRY_PAUSE if again else None
-        attempts.record_cancel(connection, attempt.id, answer.value, due_at)
-        if not again and job.state is JobState.SUBMITTED and job.fence == attempt.fence:
-            table.advance_due(connection, job, now)
+        now = clock()
+        with db.transaction() as connection:
+            job = table.get_job(connection, job_id, lock=True)
+            ordered_at = job.cancel_requested_at or attempt.extra_charge_at or attempt.started_at
+            again = answer is CancelAnswer.UNCLEAR and now - ordered_at < give_up_after
+            due_at = now + RETRY_PAUSE if again else None
+            attempts.record_cancel(connection, attempt.id, answer.value, due_at)
+            if not again and job.state is JobState.SUBMITTED and job.fence == attempt.fence:
+                table.advance_due(connection, job, now)

@@ -37,6 +37,8 @@ from worker.jobs.values import (
 from worker.stages.tokens import TokenName, read_token
 
 REASON_CHARACTERS = 300
+# fal had the result, and no longer has: neither webhook nor poll brought it in time.
+RESULT_GONE = "result_gone"
 # fal's own type for a request that was cancelled, by us or by anybody with the key.
 CANCELLED_CODE = "client_cancelled"
 # For an operator: nothing is sent again by itself, for it may cost again.

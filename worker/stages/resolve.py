@@ -17,7 +17,7 @@ from uuid import UUID
 
 from worker.fal.options import RequestOptions
 from worker.fal.platform import ListedRequest, Listing, PlatformClient, is_same_input, sign_input
-from worker.fal.requests import Forgotten, Known, RequestClient, Unclear
+from worker.fal.requests import Forgotten, Known, RequestClient, Truth, Unclear
 from worker.ground.clock import Backoff, Clock, spread
 from worker.ground.db import Database
 from worker.ground.settings import UnknownPolicy
@@ -33,7 +33,7 @@ HELD_PAUSE = timedelta(minutes=10)
 MOST_UNSETTLED = 5000
 # The two clocks may differ, and fal may have noted the request later than it was sent.
 SKEW = timedelta(minutes=5)
-SETTLE = "extend-video redrive ID --pay-again pays again, extend-video cancel ID gives it up"
+DECIDE = "extend-video redrive ID --pay-again pays again, extend-video cancel ID gives it up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,171 +86,6 @@ class Matches:
 
 
 @dataclass(frozen=True, slots=True)
-class Resolver:
-    """Finds out about unknown submissions, with what a worker has at hand."""
-
-    db: Database
-    requests: RequestClient
-    platform: PlatformClient
-    policy: ResolvePolicy
-    clock: Clock
-
-    def resolve_unknown(self, job: Job, attempt: Attempt) -> list[Doorbell]:
-        """Adopt, decide, or leave for later; returns whom to ring for."""
-        adopted = self.follow_hints(attempt)
-        if adopted is not None:
-            return [adopted.doorbell] if adopted.doorbell else []
-        if not self._may_search():
-            self._look_again(job, self.clock() + SEARCH_PAUSE)
-            return []
-        return self.search_listing()
-
-    def follow_hints(self, attempt: Attempt) -> Job | None:
-        """Adopt the request that an unproven delivery named, if fal knows it by our own key.
-
-        Not one whose end is known: a late or doubled doorbell must not bring an ended job back.
-        """
-        if attempt.completed_at is not None:
-            return None
-        if attempt.fal_request_id is not None:
-            return self._adopt(attempt, attempt.fal_request_id, "its webhook has named it")
-        found = self.find_hinted(attempt)
-        if found is None:
-            return None
-        return self._adopt(attempt, found[0], "a delivery named it, and fal knows it")
-
-    def find_hinted(self, attempt: Attempt) -> tuple[str, Known] | None:
-        """The request that a delivery has named for the attempt, and what fal says of it now."""
-        for fal_request_id in self._list_hints(attempt):
-            truth = self.requests.find_truth(attempt, fal_request_id)
-            if not isinstance(truth, Forgotten | Unclear):
-                return fal_request_id, truth
-        return None
-
-    def search_listing(self) -> list[Doorbell]:
-        """Search fal's listing for all submissions that are unknown now, a window at a time."""
-        with self.db.transaction() as connection:
-            unsettled = attempts.list_unsettled(connection, MOST_UNSETTLED)
-            for attempt, _ in unsettled:
-                if attempt.observed_start is None:
-                    observed.start_observing(connection, attempt.id)
-            now_observed = observed.read_observed(connection)
-        by_endpoint: dict[str, list[Waiting]] = defaultdict(list)
-        for attempt, due_at in unsettled:
-            waited = measure_wait(attempt, now_observed)
-            waiting = Waiting(attempt, due_at, waited, self.policy.judge_after(attempt))
-            by_endpoint[attempt.endpoint].append(waiting)
-        published: list[Doorbell] = []
-        for endpoint, waiting_there in by_endpoint.items():
-            open_inputs = Counter(sign_whole(one) for one in waiting_there if one.is_open)
-            for window in split_windows(waiting_there, self.clock()):
-                published += self._search_window(endpoint, window, open_inputs)
-        return published
-
-    def _search_window(
-        self, endpoint: str, window: "Window", open_inputs: Counter[str]
-    ) -> list[Doorbell]:
-        now = self.clock()
-        listing = self.platform.list_requests(endpoint, window.start, window.end)
-        with self.db.reading() as connection:
-            claims = attempts.list_claims(
-                connection, [one.fal_request_id for one in listing.requests]
-            )
-        matches = match_requests(listing.requests, claims, window.waiting, open_inputs, now)
-        published: list[Doorbell] = []
-        for waiting in window.waiting:
-            attempt, moved = waiting.attempt, None
-            if attempt.outcome is None:
-                continue  # its POST is under way
-            if attempt.id in matches.paired:
-                detail = "found in fal's listing by its exact input"
-                moved = self._adopt(attempt, matches.paired[attempt.id], detail)
-            elif waiting.due_at <= now + self.policy.dispatch_timeout:
-                gaps = self._list_gaps(waiting, listing, matches)
-                moved = self._record_absence(waiting, gaps)
-            published += [moved.doorbell] if moved is not None and moved.doorbell else []
-        return published
-
-    def _list_gaps(self, waiting: "Waiting", listing: Listing, matches: Matches) -> list[str]:
-        """Every reason why this search does not prove that the attempt has no request."""
-        attempt = waiting.attempt
-        gaps = [f"fal's listing {listing.gap}"] if listing.gap else []
-        if listing.clock_gap:
-            gaps.append(listing.clock_gap)
-        if attempt.account is None or attempt.account != self.policy.account:
-            gaps.append(
-                "it was submitted with another key than FAL_KEY, whose listing says nothing"
-            )
-        if attempt.id in matches.ambiguous:
-            gaps.append("fal's listing has requests with its input that may be another job's")
-        if waiting.waited >= waiting.judge_after and not gaps:
-            # A delivery with the token says that there is a request: fal has to deny that first.
-            gaps += self._list_hint_gaps(attempt)
-        return gaps
-
-    def _adopt(self, attempt: Attempt, fal_request_id: str, detail: str) -> Job | None:
-        now = self.clock()
-        with self.db.transaction() as connection:
-            job = table.get_job(connection, attempt.job_id, lock=True)
-            if job.fence != attempt.fence or attempts.is_completed(connection, attempt.id):
-                return None
-            if not attempts.adopt_request(connection, attempt, fal_request_id):
-                return None
-            move = Move(now, now, detail, {"fal_request_id": fal_request_id})
-            moved = table.apply_event(connection, job, JobEvent.REQUEST_ADOPTED, move)
-            settlement = Settlement(Outcome.ACCEPTED, now, fal_request_id=fal_request_id)
-            attempts.record_outcome(connection, attempt.id, settlement)
-            if moved is not None and moved.cancel_requested_at is not None:
-                attempts.order_cancel(connection, attempt.id, now)
-        return moved
-
-    def _record_absence(self, waiting: "Waiting", gaps: Sequence[str]) -> Job | None:
-        """Go on waiting, or decide on the job; None if it has not moved."""
-        attempt, now = waiting.attempt, self.clock()
-        evidence = Evidence(waiting.waited, waiting.judge_after, tuple(gaps))
-        with self.db.transaction() as connection:
-            job = table.get_job(connection, attempt.job_id, lock=True)
-            if job.state is not JobState.SUBMISSION_UNKNOWN or job.fence != attempt.fence:
-                return None
-            if not evidence.is_due:
-                table.advance_due(connection, job, now + choose_pause(evidence))
-                return None
-            lost = [Outcome.UNKNOWN, Outcome.DEAD]
-            spent = attempts.count_attempts(connection, job.id, lost, job.tried_since)
-            event, move = judge_absence(job, evidence, spent, self.policy, now)
-            if event is JobEvent.SUBMISSION_HELD:
-                reason = move.columns["blocked_reason"]
-                if job.blocked_reason == reason:  # decided before, and only searched again
-                    table.advance_due(connection, job, move.due_at or now)
-                    return None
-            else:
-                outcome = Outcome.UNKNOWN if evidence.gaps else Outcome.DEAD
-                settlement = Settlement(outcome, now, error_message=move.detail)
-                attempts.record_outcome(connection, attempt.id, settlement)
-            return table.apply_event(connection, job, event, move)
-
-    def _list_hint_gaps(self, attempt: Attempt) -> list[str]:
-        for fal_request_id in self._list_hints(attempt):
-            truth = self.requests.find_truth(attempt, fal_request_id)
-            if not isinstance(truth, Forgotten):
-                return [f"a delivery named request {fal_request_id}, which fal does not deny"]
-        return []
-
-    def _list_hints(self, attempt: Attempt) -> list[str]:
-        with self.db.reading() as connection:
-            return deliveries.list_hinted_requests(connection, attempt.id)
-
-    def _may_search(self) -> bool:
-        now = self.clock()
-        with self.db.transaction() as connection:
-            return limits.pass_gate(connection, LISTING_GATE, now, SEARCH_PAUSE)
-
-    def _look_again(self, job: Job, due_at: datetime) -> None:
-        with self.db.transaction() as connection:
-            table.advance_due(connection, job, due_at)
-
-
-@dataclass(frozen=True, slots=True)
 class Waiting:
     """An attempt without an outcome that is certain: when its job is due, how long was waited."""
 
@@ -274,6 +109,166 @@ class Window:
     waiting: tuple[Waiting, ...]
 
 
+# ------------------------------------------------------------------ gather, then write
+
+
+@dataclass(frozen=True, slots=True)
+class Resolver:
+    """Finds out about unknown submissions, with what a worker has at hand."""
+
+    db: Database
+    requests: RequestClient
+    platform: PlatformClient
+    policy: ResolvePolicy
+    clock: Clock
+
+    def resolve_unknown(self, job: Job, attempt: Attempt) -> list[Doorbell]:
+        """Adopt, decide, or leave for later; what to publish."""
+        adopted = self.follow_hints(attempt)
+        if adopted is not None:
+            return [adopted.doorbell] if adopted.doorbell else []
+        now = self.clock()
+        with self.db.transaction() as connection:
+            may_search = limits.pass_gate(connection, LISTING_GATE, now, SEARCH_PAUSE)
+            if not may_search:
+                table.advance_due(connection, job, now + SEARCH_PAUSE)
+        return self.search_listing() if may_search else []
+
+    def follow_hints(self, attempt: Attempt) -> Job | None:
+        """Adopt the request that an unproven delivery named, if fal knows it by our own key.
+
+        Not one whose end is known: a late or doubled message must not bring an ended job back.
+        """
+        if attempt.completed_at is not None:
+            return None
+        if attempt.fal_request_id is not None:
+            return self._adopt(attempt, attempt.fal_request_id, "its webhook has named it")
+        found = self.find_hinted(attempt)
+        if found is None:
+            return None
+        return self._adopt(attempt, found[0], "a delivery named it, and fal knows it")
+
+    def find_hinted(self, attempt: Attempt) -> tuple[str, Known] | None:
+        """The request that a delivery has named for the attempt, and what fal says of it now."""
+        for fal_request_id, truth in self._query_hinted(attempt):
+            if not isinstance(truth, Forgotten | Unclear):
+                return fal_request_id, truth
+        return None
+
+    def _query_hinted(self, attempt: Attempt) -> Iterator[tuple[str, Truth]]:
+        with self.db.reading() as connection:
+            named = deliveries.list_hinted_requests(connection, attempt.id)
+        for fal_request_id in named:
+            yield fal_request_id, self.requests.find_truth(attempt, fal_request_id)
+
+    def search_listing(self) -> list[Doorbell]:
+        """Search fal's listing for all submissions that are unknown now, a window at a time."""
+        with self.db.transaction() as connection:
+            unsettled = attempts.list_unsettled(connection, MOST_UNSETTLED)
+            for attempt, _ in unsettled:
+                if attempt.observed_start is None:
+                    observed.start_observing(connection, attempt.id)
+            now_observed = observed.read_observed(connection)
+        by_endpoint: dict[str, list[Waiting]] = defaultdict(list)
+        for attempt, due_at in unsettled:
+            waited = measure_wait(attempt, now_observed)
+            waiting = Waiting(attempt, due_at, waited, self.policy.judge_after(attempt))
+            by_endpoint[attempt.endpoint].append(waiting)
+        moved: list[Job] = []
+        for endpoint, waiting_there in by_endpoint.items():
+            open_inputs = Counter(sign_whole(one) for one in waiting_there if one.is_open)
+            for window in split_windows(waiting_there, self.clock()):
+                moved += self._search_window(endpoint, window, open_inputs)
+        return [job.doorbell for job in moved if job.doorbell is not None]
+
+    def _search_window(
+        self, endpoint: str, window: Window, open_inputs: Counter[str]
+    ) -> Iterator[Job]:
+        """The jobs that have moved."""
+        now = self.clock()
+        listing = self.platform.list_requests(endpoint, window.start, window.end)
+        ids = [one.fal_request_id for one in listing.requests]
+        with self.db.reading() as connection:
+            claims = attempts.list_claims(connection, ids)
+        matches = match_requests(listing.requests, claims, window.waiting, open_inputs, now)
+        for waiting in window.waiting:
+            attempt, moved = waiting.attempt, None
+            if attempt.outcome is None:
+                continue  # its POST is under way
+            if attempt.id in matches.paired:
+                detail = "found in fal's listing by its exact input"
+                moved = self._adopt(attempt, matches.paired[attempt.id], detail)
+            elif waiting.due_at <= now + self.policy.dispatch_timeout:
+                evidence = self._weigh_absence(waiting, listing, matches)
+                moved = self._record_absence(attempt, evidence)
+            if moved is not None:
+                yield moved
+
+    def _weigh_absence(self, waiting: Waiting, listing: Listing, matches: Matches) -> Evidence:
+        """With every reason why this search does not prove that the attempt has no request."""
+        attempt = waiting.attempt
+        gaps = [f"fal's listing {listing.gap}"] if listing.gap else []
+        if listing.clock_gap:
+            gaps.append(listing.clock_gap)
+        if attempt.account is None or attempt.account != self.policy.account:
+            gaps.append(
+                "it was submitted with another key than FAL_KEY, whose listing says nothing"
+            )
+        if attempt.id in matches.ambiguous:
+            gaps.append("fal's listing has requests with its input that may be another job's")
+        if waiting.waited >= waiting.judge_after and not gaps:
+            # A delivery with the token says that there is a request: fal has to deny that first.
+            for fal_request_id, truth in self._query_hinted(attempt):
+                if not isinstance(truth, Forgotten):
+                    gaps.append(
+                        f"a delivery named request {fal_request_id}, which fal does not deny"
+                    )
+                    break
+        return Evidence(waiting.waited, waiting.judge_after, tuple(gaps))
+
+    def _record_absence(self, attempt: Attempt, evidence: Evidence) -> Job | None:
+        """Go on waiting, or decide on the job; None if it has not moved."""
+        now = self.clock()
+        with self.db.transaction() as connection:
+            job = table.get_job(connection, attempt.job_id, lock=True)
+            if job.state is not JobState.SUBMISSION_UNKNOWN or job.fence != attempt.fence:
+                return None
+            if not evidence.is_due:
+                table.advance_due(connection, job, now + choose_pause(evidence))
+                return None
+            lost = [Outcome.UNKNOWN, Outcome.DEAD]
+            spent = attempts.count_attempts(connection, job.id, lost, job.tried_since)
+            event, move = judge_absence(job, evidence, spent, self.policy, now)
+            if event is not JobEvent.SUBMISSION_HELD:
+                outcome = Outcome.UNKNOWN if evidence.gaps else Outcome.DEAD
+                absent = Settlement(outcome, now, error_message=move.detail)
+                attempts.record_outcome(connection, attempt.id, absent)
+            elif job.blocked_reason == move.columns["blocked_reason"]:
+                # Decided before, and only searched again.
+                table.advance_due(connection, job, move.due_at or now)
+                return None
+            return table.apply_event(connection, job, event, move)
+
+    def _adopt(self, attempt: Attempt, fal_request_id: str, detail: str) -> Job | None:
+        now = self.clock()
+        with self.db.transaction() as connection:
+            job = table.get_job(connection, attempt.job_id, lock=True)
+            if job.fence != attempt.fence or attempts.is_completed(connection, attempt.id):
+                return None
+            if not attempts.adopt_request(connection, attempt, fal_request_id):
+                return None
+            move = Move(now, now, detail, {"fal_request_id": fal_request_id})
+            moved = table.apply_event(connection, job, JobEvent.REQUEST_ADOPTED, move)
+            accepted = Settlement(Outcome.ACCEPTED, now, fal_request_id=fal_request_id)
+            attempts.record_outcome(connection, attempt.id, accepted)
+            if moved is not None and moved.cancel_requested_at is not None:
+                attempts.order_cancel(connection, attempt.id, now)
+        return moved
+
+
+# ------------------------------------------------------------------ judge; pure
+
+
 def measure_wait(attempt: Attempt, now_observed: timedelta) -> timedelta:
     """The observed time since the attempt's start; none yet if its start was not observed; pure."""
     if attempt.observed_start is None:
@@ -287,24 +282,17 @@ def split_windows(waiting: Sequence[Waiting], now: datetime) -> Iterator[Window]
     It reaches from the first start to where the last one's run must have ended, whichever time of a
     request the listing goes by. A start that lies after what was observed is the clock's mistake.
     """
-    group: list[Waiting] = []
     starts = {one.attempt.id: min(one.attempt.started_at, now - one.waited) for one in waiting}
-    for one in [*sorted(waiting, key=lambda one: starts[one.attempt.id]), None]:
-        is_near = (
-            one is not None
-            and group
-            and starts[one.attempt.id] - starts[group[0].attempt.id] <= group[0].judge_after
-        )
-        if group and not is_near:
-            ends = (
-                max(each.attempt.started_at, now - each.waited) + each.judge_after for each in group
-            )
-            yield Window(
-                starts[group[0].attempt.id] - SKEW, min(max(ends), now) + SKEW, tuple(group)
-            )
-            group = []
-        if one is not None:
-            group.append(one)
+    groups: list[list[Waiting]] = []
+    for one in sorted(waiting, key=lambda one: starts[one.attempt.id]):
+        start, first = starts[one.attempt.id], groups[-1][0] if groups else None
+        if first and start - starts[first.attempt.id] <= first.judge_after:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    for group in groups:
+        end = max(max(one.attempt.started_at, now - one.waited) + one.judge_after for one in group)
+        yield Window(starts[group[0].attempt.id] - SKEW, min(end, now) + SKEW, tuple(group))
 
 
 def match_requests(
@@ -319,26 +307,27 @@ def match_requests(
     Attempts with the same input (a seed given twice) cannot be told apart while the reply or
     webhook of any may still come; after that it does not matter which request is whose. None of
     them is absent while the listing has as many requests that nobody has, or that were lately given
-    to somebody by their input alone, as there are attempts. `open_inputs` counts the attempts that
-    may still answer, in whichever window of the listing they are.
+    to an attempt by their input alone, as there are attempts. `open_inputs` counts the attempts
+    that may still answer, in all windows of the listing.
     """
     by_sign: dict[Hashable, list[ListedRequest]] = defaultdict(list)
     for request in listed:
         by_sign[sign_input(request.input)].append(request)
     groups: dict[str, list[Waiting]] = defaultdict(list)
-    for one in waiting:
+    for one in sorted(waiting, key=lambda one: one.attempt.started_at):
         groups[sign_whole(one)].append(one)
     paired: dict[UUID, str] = {}
     ambiguous: set[UUID] = set()
     for whole, group in groups.items():
-        sent = group[0].attempt.input
+        sent, judge_after = group[0].attempt.input, group[0].judge_after
         same = [one for one in by_sign[sign_input(sent)] if is_same_input(one.input, sent)]
         free = [one.fal_request_id for one in same if one.fal_request_id not in claims]
-        held = (claims[one.fal_request_id] for one in same if one.fal_request_id in claims)
-        doubtful = sum(is_doubtful(claim, now, group[0].judge_after) for claim in held)
-        group.sort(key=lambda one: one.attempt.started_at)
-        is_only_one = len(group) == 1 and open_inputs[whole] == group[0].is_open
-        if open_inputs[whole] and not is_only_one:
+        held = [claims[one.fal_request_id] for one in same if one.fal_request_id in claims]
+        # Given to an attempt by its input, and lately: it may be another's.
+        doubtful = sum(not one.is_verified and now - one.claimed_at < judge_after for one in held)
+        others_open = open_inputs[whole] - sum(one.is_open for one in group)
+        is_only_one = len(group) == 1 and others_open == 0
+        if open_inputs[whole] > 0 and not is_only_one:
             ambiguous |= {one.attempt.id for one in group if free or doubtful}
             continue
         paired |= {one.attempt.id: request_id for one, request_id in zip(group, free, strict=False)}
@@ -350,11 +339,6 @@ def match_requests(
 def sign_whole(waiting: Waiting) -> str:
     """The same for attempts that were sent with the very same input; pure."""
     return json.dumps(waiting.attempt.input, sort_keys=True)
-
-
-def is_doubtful(claim: RequestClaim, now: datetime, judge_after: timedelta) -> bool:
-    """Whether the request may be another attempt's: it was given by its input, and lately; pure."""
-    return not claim.is_verified and now - claim.claimed_at < judge_after
 
 
 def choose_pause(evidence: Evidence) -> timedelta:
@@ -388,6 +372,6 @@ def judge_absence(
 
 def _hold(why: str, detail: str, policy: ResolvePolicy, now: datetime) -> tuple[JobEvent, Move]:
     """The job waits for a person; fal's listing is searched for it all the same."""
-    columns = {"blocked_reason": f"{HELD}: {why}. {SETTLE}"}
+    columns = {"blocked_reason": f"{HELD}: {why}. {DECIDE}"}
     due_at = now + spread(min(HELD_PAUSE, policy.unknown_after))
     return JobEvent.SUBMISSION_HELD, Move(now, due_at, detail, columns)
