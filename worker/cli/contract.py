@@ -24,7 +24,9 @@ def schema(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Compare our model with fal's OpenAPI. Exit codes: 0 same, 1 drift, 2 nothing to compare.
+    """Compare our model with fal's OpenAPI.
+
+    Exit codes: 0 same, 1 drift, 2 nothing to compare.
 
     Our defaults are the model page's by decision, and always sent: other ones are listed only.
     """
