@@ -40,7 +40,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         max_bytes=settings.webhook_max_bytes,
         token_secrets=settings.token_secrets,
     )
-    # What was answered, but not yet rung for, when gunicorn ends a worker.
+    # What was answered, but not yet published, when gunicorn ends a worker.
     atexit.register(receiver.dispatcher.close)
     app = Flask("webhook", static_folder=None)
     # One more than allowed: a chunked body is cut there, which must not be taken for a whole one.

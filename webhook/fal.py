@@ -128,7 +128,7 @@ class Receiver:
         return {"verdict": receipt.verdict.value}, status
 
     def check_ready(self) -> Answer:
-        """Whether deliveries can be recorded, and doorbells rung."""
+        """Whether deliveries can be recorded, and messages published."""
         check_schema(self.db)
         broker = self.dispatcher.ping()
         return {

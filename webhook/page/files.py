@@ -1,6 +1,6 @@
 """Archived files for the page. Only what a job's own row names, and only inside the archive.
 
-They come with ranges out of every store. Whoever reads one occupies a thread as long as it takes,
+They come with ranges out of every store. A reader occupies a thread as long as it takes,
 and webhooks need threads, too: a range is answered in small parts, as players ask on, and only a
 few files are sent at once.
 """
@@ -52,7 +52,7 @@ class Part(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveFile:
-    """A file that can be shown, and what a browser is told of it."""
+    """A file that can be shown, and what a browser needs to know of it."""
 
     name: str
     content_type: str

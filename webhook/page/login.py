@@ -33,7 +33,7 @@ from worker.stages import logins
 V = TypeVar("V")
 
 FREE_FAILURES = 3
-# Of all addresses together: whoever can choose his address has no more than these.
+# Of all addresses together: a caller that can choose its address gets no more than these.
 FREE_FAILURES_OF_ALL = 20
 LONGEST_PAUSE = 60.0
 # After so long without a wrong guess counting begins anew.
@@ -137,7 +137,7 @@ class Throttle:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def admit(self, address: str) -> float:
-        """Zero for whoever may guess now, and it counts as wrong until `forget`; else the pause."""
+        """Seconds until the next try is allowed. Counts as a failure until `forget`."""
         with self._lock:
             now = self.read_seconds()
             counted = [(self._keep(self._known, address, _Failures()), FREE_FAILURES)]
@@ -208,7 +208,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Doorkeeper:
-    """Lets in whoever has a session, and gives one to whoever knows the secret."""
+    """Admits requests with a session, and gives a session to a caller that knows the secret."""
 
     credentials: Credentials
     sessions: Sessions

@@ -390,7 +390,7 @@ def build_blueprint(page: Page, doorkeeper: Doorkeeper) -> Blueprint:
 
 
 def show_nothing(_: str) -> ResponseReturnValue:
-    """Below the list's address also what is nowhere is told of in a page."""
+    """Unknown addresses below the list are answered by a page, too."""
     raise NotFound("There is no such page. The list finds jobs by their id, or how it begins.")
 
 

@@ -1,9 +1,10 @@
 """4. archive: claim a completed job, keep its video, write where it is.
 
-The last stage of the path. Beneath it: `fetch.py`, onto local disk and verified. `sweep.py` looks
-after jobs that stand still. The sidecar comes first and reserves the name, the video last: a video
-under its name always has its sidecar beside it (ADR 13). Another video than the one that the row
-names gets names of its own, so that the row's sidecar and video agree whenever the process ends.
+The last stage of the path. Beneath it: `fetch.py`, onto local disk and verified; beside it,
+`sweep.py` for jobs that stand still. The sidecar comes first and reserves the name, the video last:
+a video under its name always has its sidecar beside it (ADR 13). Another video than the one that
+the row names gets names of its own, so that the row's sidecar and video agree whenever the process
+ends.
 """
 
 import json
@@ -111,7 +112,7 @@ class ArchivedFiles:
 
 
 def archive_job(job_id: UUID, *, keeper: "Keeper", policy: ArchivePolicy) -> Job | None:
-    """Archive the job's video. None if the job was not, or did not stay, ours."""
+    """Archive the job's video. None if the job was not ours, or is no longer."""
     db, clock = keeper.db, keeper.clock
     now = clock()
     claim = Claim(policy.worker, now, now + policy.lease)

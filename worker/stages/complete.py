@@ -273,7 +273,7 @@ def _adopt(connection: Connection, attempt: Attempt, fal_request_id: str) -> Att
 
 
 def _keep_stray(connection: Connection, name: TokenName, token: str, new: NewDelivery) -> Receipt:
-    """Its job has no row: it may be paid for, so what fal says of it is not thrown away."""
+    """Its job has no row: it may be paid for, so what fal says of it is kept."""
     if new.verdict is Verdict.RECORDED:
         new = replace(new, verdict=Verdict.KEPT)
     token_hash = attempts.hash_token(token)
@@ -359,7 +359,7 @@ def needs_fetching(completion: Completion) -> bool:
 
 
 def find_failure(completion: Completion) -> FalFailure | None:
-    """Why this completion is no video; None if it is one, whatever else fal says. Pure."""
+    """Why this completion is no video; None if it is one, even if fal says ERROR. Pure."""
     try:
         parse_output(completion.payload)
     except InvalidResultError as error:

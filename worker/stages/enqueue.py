@@ -128,7 +128,7 @@ def enqueue_jobs(
 ) -> Iterator[list[Enqueued]]:
     """As `enqueue_job` for each, in few statements; each batch once it is committed.
 
-    Raises IdempotencyConflictError, which names the request; what was committed before it stays.
+    Raises IdempotencyConflictError, which names the request; what was committed before it is kept.
     """
     place = 0
     for batch in split_batches(job_requests):

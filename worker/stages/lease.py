@@ -1,6 +1,6 @@
 """Beneath the path. A claimed job's lease is renewed as long as its worker lives, and no longer.
 
-A thread renews it, so that neither a silent media host nor a slow disk looks like a dead worker. A
+A thread renews it, so that neither a silent media host nor a slow disk counts as a dead worker. A
 process that is killed or stopped takes its thread along.
 """
 
@@ -26,19 +26,19 @@ _beating: set["Heartbeat"] = set()
 
 
 def abandon_claims() -> None:
-    """Let every holder of this process know, at its next look, that its claim is given back."""
+    """Let every holder of this process know, at its next check, that its claim is given back."""
     for heartbeat in _beating.copy():
         heartbeat.abandon()
 
 
 class Holder(Protocol):
-    """What a long step asks whether its job is still its own. Both raise ClaimLostError."""
+    """How a long step checks that its job is still its own. Both raise ClaimLostError."""
 
     def check(self, *_: object) -> None:
         """Cheap: what is known already."""
 
     def renew(self) -> None:
-        """Ask the table, right before something is published."""
+        """Check the table, right before something is published."""
 
 
 class Heartbeat:
@@ -95,6 +95,6 @@ class Heartbeat:
             except ClaimLostError:
                 return
             except Exception as error:  # noqa: BLE001 - without its thread the lease would run out
-                # Not lost: the lease may outlive the outage, and the next write tells.
+                # Not lost: the lease may outlive the outage, and the next write shows it.
                 reason = describe_database_error(error)
                 log.warning("heartbeat_missed", error=type(error).__name__, reason=reason)

@@ -89,7 +89,7 @@ class Reconciler:
                 assert_never(job.state)
 
     def poll_competing(self, job: Job) -> Job | None:
-        """Poll for the job's earlier attempts of which unproven deliveries tell.
+        """Poll for the job's earlier attempts that unproven deliveries name.
 
         One may have the result: the job, if it has moved. One that still runs is dismissed.
         """

@@ -67,5 +67,5 @@ def choose_restart(job: Job, tried: list[Attempt], *, pay_again: bool) -> tuple[
     if pay_again:
         return JobEvent.SUBMIT_REDRIVEN, "an operator agreed to pay again"
     if job.state is JobState.FAILED and job.error_code == RESULT_GONE:
-        return JobEvent.POLL_REDRIVEN, "an operator has fal asked again for the paid result"
+        return JobEvent.POLL_REDRIVEN, "an operator has fal polled again for the paid result"
     raise PaysAgainError(f"job {job.id} was submitted before: a new submission costs money again")

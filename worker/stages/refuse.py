@@ -1,6 +1,6 @@
 """Beside the path. refuse: keep each request that becomes no job, and why.
 
-What is kept of its fields is short and holds no secret: who sent it knows the rest. A message that
+What is kept of its fields is short and holds no secret: its sender knows the rest. A message that
 comes again is the same request.
 """
 
@@ -31,7 +31,7 @@ MOST_FIELDS = 50
 MOST_ERRORS = 50
 LONGEST_TEXT = 200
 LONGEST_ID = 200
-# Masks see more than is kept: a secret must not be cut in two before it is known for one.
+# Masks see more than is kept: a secret must not be cut in two before it is recognised.
 SEEN_TEXT = 2000
 DEEPEST = 3
 BATCH = 5000
@@ -54,11 +54,15 @@ def keep_refusal(  # noqa: PLR0913 - a row's parts
 
     `errors` are fields with what is wrong about them; None is the request as a whole.
     """
-    told = [
-        {"field": None if field is None else _tell(field), "code": code, "message": _tell(words)}
+    shown = [
+        {
+            "field": None if field is None else _describe(field),
+            "code": code,
+            "message": _describe(words),
+        }
         for field, words in errors
     ]
-    refused = _build(door, message_id, fields, clock(), (code, told))
+    refused = _build(door, message_id, fields, clock(), (code, shown))
     with db.statement() as connection:
         return sql.keep_refused(connection, refused)
 
@@ -78,7 +82,7 @@ def claim_request(
     db: Database,
     clock: Clock = read_clock,
 ) -> bool:
-    """Count the beginning of a look that may be the worker's end; False: it was refused before.
+    """Count the beginning of an inspection that may end the worker; False: it was refused before.
 
     Raises WorkersLostError if that has ended MOST_CLAIMS workers.
     """
@@ -87,16 +91,16 @@ def claim_request(
         claims = sql.count_claim(connection, pending)
     if claims is not None and claims > MOST_CLAIMS:
         raise WorkersLostError(
-            f"{MOST_CLAIMS} workers have ended while they looked at it: no other one tries"
+            f"{MOST_CLAIMS} workers have ended while they inspected it: no other one tries"
         )
     return claims is not None
 
 
 def release_request(door: Door, message_id: str, *, db: Database) -> None:
-    """Whoever looked at it is well: its files are decoded, or it is given back in good order.
+    """Its worker is well: its files are decoded, or it is given back in an orderly way.
 
-    An upload may outlast the lease of a message, so that others look at it meanwhile: that it is
-    refused then (WorkersLostError) is taken back.
+    An upload may outlast the lease of a message, so that others take it meanwhile: their refusal
+    (WorkersLostError) is taken back.
     """
     with db.statement() as connection:
         sql.forget_claims(connection, door, message_id, WorkersLostError.code)
@@ -197,6 +201,6 @@ def _trim_text(text: str) -> str:
     return _QUERY.sub(rf"\1?{MASK}", text[:SEEN_TEXT])
 
 
-def _tell(text: str) -> str:
+def _describe(text: str) -> str:
     """Words about a field, which may quote it."""
     return _cut(make_storable(mask_text(_trim_text(text))))

@@ -352,7 +352,7 @@ def judge_absence(
 ) -> tuple[JobEvent, Move]:
     """What follows once an attempt has been waited for long enough; pure.
 
-    `spent` attempts are lost by now. Whatever the policy, nothing is bought again without proof.
+    `spent` attempts are lost by now. Under any policy, nothing is bought again without proof.
     """
     detail = evidence.describe()
     if job.cancel_requested_at is not None:

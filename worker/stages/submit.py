@@ -112,7 +112,7 @@ def submit_job(
                 options=RequestOptions.model_validate(attempt.options),
             )
         if isinstance(reply, Accepted):
-            # Should the database stay unavailable, the paid request is still known from the log.
+            # Should the database remain unavailable, the paid request is still known from the log.
             log.info("submission_accepted", fal_request_id=reply.fal_request_id)
         moved = keep_reply(submission, reply, db=db, policy=policy, clock=clock)
     if any(gate.reason for gate in submission.gates):
@@ -161,7 +161,7 @@ def keep_reply(
 def record_reply(
     submission: Submission, reply: SubmitReply, *, db: Database, policy: SubmitPolicy, clock: Clock
 ) -> Job | None:
-    """Write the attempt's outcome and move the job, wherever it is by now; None if it stays.
+    """Write the attempt's outcome and move the job, wherever it is by now; None if it stays there.
 
     A webhook may have overtaken the reply. Or the reply is late: then the sweep has taken the job
     for unknown, or it has even been given up and tried again.
@@ -187,7 +187,7 @@ def record_reply(
                     # The job goes on with another attempt, or has ended: nobody wants this run.
                     attempts.dismiss_attempt(connection, attempt.id, now)
                 elif moved is None:
-                    # The attempt has another request, with which the job goes on: that one stays.
+                    # The attempt has another request, with which the job goes on: that one goes on.
                     attempts.note_extra_charge(connection, attempt.id, now)
                 elif moved.cancel_requested_at is not None:
                     attempts.order_cancel(connection, attempt.id, now)

@@ -33,7 +33,7 @@ BATCH = 100
 # No live row waits longer by itself: a due time further ahead is the work of a wrong clock.
 LONGEST_WAIT = MAX_RETRY_AFTER + BACKOFFS[RefusalClass.BUSY].longest + timedelta(minutes=5)
 ARCHIVE_DEADLINE = timedelta(hours=1)
-# So much of the time for which fal was told to keep the file may pass.
+# So much of the time for which fal is to keep the file may pass.
 EXPIRATION_SHARE = 0.75
 UNARCHIVED = frozenset({JobState.COMPLETED, JobState.ARCHIVING})
 
@@ -120,7 +120,7 @@ def raise_alarms(
     """Mark paid videos that are late and not yet reported; those jobs, and how late each is.
 
     To be logged after the commit, once for each result. `deadline` counts from the completion of
-    the request whose result the job has, unless fal was told to delete the file sooner. Only rows
+    the request whose result the job has, unless fal deletes the file sooner. Only rows
     that the sweep holds are looked through: each job that waits for its download comes by, and one
     that is being downloaded comes back when that has taken too long.
     """
@@ -192,7 +192,7 @@ class Observer:
 def return_downloads(worker: str, *, db: Database, clock: Clock = read_clock) -> list[Doorbell]:
     """Give every download of this worker back, and stop it; what to publish."""
     now = clock()
-    move = Move(now, now, "its worker was told to end")
+    move = Move(now, now, "its worker had to end")
     with db.transaction() as connection:
         returned = [
             table.apply_permitted(connection, job, JobEvent.ARCHIVE_POSTPONED, move)

@@ -61,7 +61,7 @@ def read_token(token: str, token_secrets: Sequence[SecretStr]) -> TokenName | No
     if found is None:
         return None
     macs = [_make_mac(found["signed"], secret) for secret in token_secrets]
-    # All are compared, so that the time taken does not tell which one fits.
+    # All are compared, so that the time taken does not show which one fits.
     if sum(hmac.compare_digest(found["mac"], mac) for mac in macs) == 0:
         return None
     job_id = UUID(bytes=urlsafe_b64decode(found["job"] + "=="))

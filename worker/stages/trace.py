@@ -1,4 +1,4 @@
-"""The spans that a job's row tells at its end: fal's run, and the root of all its spans."""
+"""The spans that are made of a job's row at its end: fal's run, and the root of all its spans."""
 
 from worker.ground.clock import read_clock
 from worker.ground.tracing import get_tracer

@@ -47,7 +47,7 @@ class Storage(Protocol):
         """The file's URL. Raises UploadUnavailableError and UploadRefusedError."""
 
     def has_lost(self, url: str) -> bool:
-        """Whether a file that was there is surely there no more."""
+        """Whether a file that was there is surely gone."""
 
 
 OpenStorage: TypeAlias = Callable[[], AbstractContextManager[Storage]]
@@ -95,7 +95,7 @@ def make_job_request(  # noqa: PLR0913 - as its callers have them
 
 
 def make_job_requests(
-    wished: Sequence[Mapping[str, object]],
+    requested: Sequence[Mapping[str, object]],
     *,
     db: Database,
     open_storage: OpenStorage,
@@ -110,7 +110,7 @@ def make_job_requests(
     """
     with ExitStack() as scratch:
         checked, wrong = [], list[Violation]()
-        for place, fields in enumerate(wished):
+        for place, fields in enumerate(requested):
             try:
                 checked.append(_check(fields, (), policy, scratch))
             except InvalidInputError as error:

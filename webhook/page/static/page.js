@@ -34,7 +34,7 @@ async function keepFresh(live) {
     await new Promise((done) => setTimeout(done, RENEW_MS));
     if (!live.checked || document.hidden) continue;
     const isFresh = await renew().then(() => true, () => false);
-    // What stands still must not look alive.
+    // Stale numbers must not look current.
     told.textContent = isFresh ? "Live" : "No answer";
     told.classList.toggle("bad", !isFresh);
   }
@@ -68,7 +68,7 @@ function listen(event) {
   if (event.key === "k") step(-1);
 }
 
-// The cookie is strict: whoever comes by a link from elsewhere seems to have none, but has.
+// The cookie is strict: a visitor who follows a link from elsewhere seems to have none, but has.
 async function enter(form) {
   const answer = await fetch(form.dataset.session);
   if (answer.status === 204) location.replace(form.dataset.next);
