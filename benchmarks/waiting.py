@@ -22,7 +22,7 @@ from tests.harness.processes import BIN, CELERY, Part, Yard, run_yard
 from tests.harness.servers import run_broker, run_postgres
 from tests.harness.waiting import wait_until
 from tests.harness.web import Answer, send_json
-from worker.fal.extend_video import complete_input
+from worker.fal.model import complete_input
 from worker.ground.db import Database
 from worker.ground.schema import upgrade_schema
 

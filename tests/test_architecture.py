@@ -63,7 +63,7 @@ def test_two_places_open_http_clients() -> None:
 MISPLACED = {
     "a module that no floor has": [("worker/helpers.py", "", "six floors")],
     "imports": [
-        ("worker/fal/queue.py", "import worker.jobs.values", "six floors"),
+        ("worker/fal/submit.py", "import worker.jobs.values", "six floors"),
         ("worker/stages/archive.py", "import celery", "know no framework"),
         ("worker/tasks.py", "import webhook.fal", "worker never imports webhook"),
         ("emulator/model.py", "import worker.ground.clock", "the emulator and the rest"),

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness.logs import preserved_logging
 from webhook import create_app
-from webhook.counters import DELIVERIES
+from webhook.metrics import DELIVERIES
 from worker.ground.settings import load_settings
 from worker.jobs.states import JobEvent, JobState
 

@@ -9,14 +9,13 @@ from flask import Flask
 from structlog.contextvars import clear_contextvars
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from webhook.counters import count_requests
 from webhook.fal import Receiver, register_routes
-from webhook.metrics import register_metrics
+from webhook.metrics import count_requests, register_metrics
 from webhook.page.views import register_page
 from webhook.slow_clients import bound_reading
 from worker.broker.dispatch import Dispatcher
 from worker.fal.http import open_client
-from worker.fal.signature import KeyCache, WebhookVerifier
+from worker.fal.webhooks import KeyCache, WebhookVerifier
 from worker.ground.db import AWAY, PROGRAM, Database
 from worker.ground.errors import InvalidSettingsError, UnsuitableDatabaseError
 from worker.ground.log import configure_logging

@@ -17,12 +17,7 @@ from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 
 from worker.broker.dispatch import Dispatcher
 from worker.fal.completion import Completion, parse_webhook
-from worker.fal.signature import (
-    SignedHeaders,
-    StaleSignatureError,
-    WebhookVerifier,
-    read_headers,
-)
+from worker.fal.webhooks import SignedHeaders, StaleSignatureError, WebhookVerifier, read_headers
 from worker.ground.clock import read_clock
 from worker.ground.db import REFUSED, Database, describe_database_error, will_repeat
 from worker.ground.errors import (

@@ -1,38 +1,104 @@
 """`GET /metrics`: the table in numbers, and what the receiver's processes have counted.
 
-All that matters is read from SQL, so every process of a deployment tells the same.
+All that matters is read from SQL, so every process of a deployment reports the same. What leaves no
+row (requests, refused deliveries) is counted in the processes. Several gunicorn workers share these
+counts through PROMETHEUS_MULTIPROC_DIR, a directory which prometheus-client reads from the
+environment; without it each process reports its own.
 """
 
+import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import structlog
-from flask import Flask, Response, request
-from prometheus_client import exposition
-from prometheus_client.core import (
+from flask import Flask, Response, g, request
+from sqlalchemy.exc import SQLAlchemyError
+from typing_extensions import override
+
+from worker.ground.db import Database, describe_database_error
+from worker.jobs.states import JobEvent
+from worker.ops.metrics import BOUNDS, Measures, list_seen, read_measures
+
+MULTIPROC_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+if os.environ.get(MULTIPROC_VARIABLE):
+    # Before prometheus-client is imported, which expects it to exist.
+    Path(os.environ[MULTIPROC_VARIABLE]).mkdir(parents=True, exist_ok=True)
+
+from prometheus_client import (  # noqa: E402 - see above
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    exposition,
+)
+from prometheus_client.core import (  # noqa: E402 - see above
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
 )
-from prometheus_client.registry import Collector
-from sqlalchemy.exc import SQLAlchemyError
-from typing_extensions import override
-
-from webhook.counters import open_registry
-from worker.ground.db import Database, describe_database_error
-from worker.jobs.states import JobEvent
-from worker.ops.history import BOUNDS, Distribution
-from worker.ops.measures import Measures, list_seen, read_measures
+from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402 - see above
+from prometheus_client.registry import Collector  # noqa: E402 - see above
 
 PREFIX = "extend_video_"
+RECEIVE = "webhook.receive"
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped there
+OWN = CollectorRegistry()
+REQUESTS = Counter(
+    f"{PREFIX}requests", "Requests by route and status", ["route", "status"], registry=OWN
+)
+SECONDS = Histogram(f"{PREFIX}request_seconds", "How long an answer took", ["route"], registry=OWN)
+DELIVERIES = Counter(
+    f"{PREFIX}received_deliveries",
+    "Deliveries by verdict, refused ones by their code, each as often as it came",
+    ["verdict", "code"],
+    registry=OWN,
+)
 
 log = structlog.stdlib.get_logger(__name__)
 
 
+def count_requests(app: Flask) -> None:
+    """Count every answer; labels are names of routes and codes of ours, never of a caller's."""
+
+    @app.before_request
+    def begin() -> None:
+        g.began = time.perf_counter()
+
+    @app.after_request
+    def count(answer: Response) -> Response:
+        route = request.endpoint or "none"
+        REQUESTS.labels(route, str(answer.status_code)).inc()
+        SECONDS.labels(route).observe(time.perf_counter() - g.began)
+        if route == RECEIVE:
+            body = answer.get_json(silent=True) or {}
+            if "verdict" in body:
+                DELIVERIES.labels(body["verdict"], "").inc()
+            else:
+                DELIVERIES.labels("refused", body.get("error", "unknown")).inc()
+        return answer
+
+
+def register_metrics(app: Flask, db: Database) -> None:
+    def show_metrics() -> Response:
+        registry = CollectorRegistry()
+        if os.environ.get(MULTIPROC_VARIABLE):
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]  # untyped there
+        else:
+            registry.register(OWN)
+        registry.register(TableCollector(db))
+        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+        return Response(encode(registry), content_type=content_type)
+
+    app.add_url_rule("/metrics", view_func=show_metrics)
+
+
 class TableCollector(Collector):
-    """Reads the table at each scrape; while the database is away it says only that."""
+    """Reads the table at each scrape; while the database is unavailable it reports only that."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
@@ -46,24 +112,13 @@ class TableCollector(Collector):
             return [_gauge("database_up", "Whether the job table can be read", 0)]
         return [
             _gauge("database_up", "Whether the job table can be read", 1),
-            *describe_table(measures),
-            *describe_care(measures),
-            *describe_history(measures),
+            *describe_gauges(measures),
+            *describe_counters(measures),
         ]
 
 
-def register_metrics(app: Flask, db: Database) -> None:
-    def show_metrics() -> Response:
-        registry = open_registry()
-        registry.register(TableCollector(db))
-        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
-        return Response(encode(registry), content_type=content_type)
-
-    app.add_url_rule("/metrics", view_func=show_metrics)
-
-
-def describe_table(measures: Measures) -> Iterator[Metric]:
-    """How many rows there are of each kind."""
+def describe_gauges(measures: Measures) -> Iterator[Metric]:
+    """How many rows there are of each kind, and whether the deployment looks after its jobs."""
     yield _labelled("jobs", "Jobs by state", "state", measures.jobs)
     words = "Age of the job that is longest in the state, in seconds; ended states have none"
     yield _labelled("oldest_job_seconds", words, "state", measures.ages)
@@ -79,18 +134,16 @@ def describe_table(measures: Measures) -> Iterator[Metric]:
     yield refused
     words = "Attempts that were paid for besides the one whose result their job has"
     yield _gauge("extra_charges", words, measures.extra_charges)
-    yield _gauge("submissions_held", "Dead submissions that wait for an operator", measures.held)
-
-
-def describe_care(measures: Measures) -> Iterator[Metric]:
-    """Whether the deployment looks after its jobs."""
+    words = "Submissions confirmed as not accepted that wait for an operator"
+    yield _gauge("submissions_held", words, measures.held)
     words = "How long the most overdue job has been due for the sweep"
     yield _gauge("sweep_lag_seconds", words, measures.sweep_lag.total_seconds())
     words = "When the last sweep ended; 0 before the first"
-    yield _gauge("last_sweep_timestamp_seconds", words, _stamp(measures.swept_at))
-    paused = {gate.name: gate for gate in measures.pauses}
+    swept = measures.swept_at.timestamp() if measures.swept_at else 0.0
+    yield _gauge("last_sweep_timestamp_seconds", words, swept)
+    is_paused = any(gate.name == "submissions" for gate in measures.pauses)
     words = "1 while all submissions pause because fal refuses the account"
-    yield _gauge("submissions_paused", words, int("submissions" in paused))
+    yield _gauge("submissions_paused", words, int(is_paused))
     seen = list_seen(measures.workers, measures.now)
     yield _gauge("workers", "Workers that were seen within the last minute", len(seen))
     words = "How old the oldest of the numbers is that are not counted at each scrape"
@@ -100,7 +153,7 @@ def describe_care(measures: Measures) -> Iterator[Metric]:
     yield _gauge("events_behind", words, measures.events_behind)
 
 
-def describe_history(measures: Measures) -> Iterator[Metric]:
+def describe_counters(measures: Measures) -> Iterator[Metric]:
     """What only grows."""
     history = measures.history
     transitions = CounterMetricFamily(
@@ -116,19 +169,12 @@ def describe_history(measures: Measures) -> Iterator[Metric]:
         labels=["phase"],
     )
     for name, phase in history.phases.items():
-        phases.add_metric([name], _accumulate(phase), phase.seconds)
+        labels = [*(str(float(bound)) for bound in BOUNDS), "+Inf"]
+        buckets = [*zip(labels, map(float, accumulate(phase.counts)), strict=True)]
+        phases.add_metric([name], buckets, phase.seconds)
     yield phases
     words = "Bytes of all videos that were archived"
     yield CounterMetricFamily(f"{PREFIX}archive_bytes", words, value=history.archive_bytes)
-
-
-def _accumulate(phase: Distribution) -> list[tuple[str, float]]:
-    total = 0
-    buckets: list[tuple[str, float]] = []
-    for bound, count in zip([*map(str, map(float, BOUNDS)), "+Inf"], phase.counts, strict=True):
-        total += count
-        buckets.append((bound, total))
-    return buckets
 
 
 def _gauge(name: str, words: str, value: float) -> Metric:
@@ -140,7 +186,3 @@ def _labelled(name: str, words: str, label: str, values: Mapping[Any, float]) ->
     for of, value in values.items():
         family.add_metric([str(of)], value)
     return family
-
-
-def _stamp(at: datetime | None) -> float:
-    return 0.0 if at is None else at.timestamp()

@@ -5,15 +5,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from uuid import UUID
 
 from worker.fal.options import RequestOptions
-from worker.fal.transfer import OnProgress
+from worker.fal.storage import OnProgress
 from worker.ground.log import join_host_logging
 from worker.ground.settings import load_settings
 from worker.ground.tracing import trace_since
 from worker.jobs.values import Job
 from worker.runtime import Once, Runtime
-from worker.stages.bulk import enqueue_jobs, make_job_requests, name_job_request
 from worker.stages.cancel import cancel_job
-from worker.stages.enqueue import DEFAULT_TENANT, JobRequest, enqueue_job
+from worker.stages.enqueue import (
+    DEFAULT_TENANT,
+    JobRequest,
+    enqueue_job,
+    enqueue_jobs,
+    name_job_request,
+)
+from worker.stages.upload import make_job_requests
 
 
 @Once

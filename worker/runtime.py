@@ -33,13 +33,11 @@ from worker.ground.settings import Settings, list_secrets, load_settings, requir
 
 if TYPE_CHECKING:
     from worker.broker.dispatch import Dispatcher
-    from worker.fal.file_access import FileSigner
     from worker.fal.options import RequestOptions
-    from worker.fal.platform import PlatformClient
-    from worker.fal.queue import QueueClient
+    from worker.fal.platform import FileSigner, PlatformClient
     from worker.fal.requests import RequestClient
-    from worker.fal.storage import StorageClient
-    from worker.fal.transfer import OnProgress
+    from worker.fal.storage import OnProgress, StorageClient
+    from worker.fal.submit import QueueClient
     from worker.jobs.values import Job
     from worker.jobs.workers import SeenWorker
     from worker.media.examiner import Examiner
@@ -47,15 +45,14 @@ if TYPE_CHECKING:
     from worker.media.store import Store
     from worker.ops.doctor import Diagnosis
     from worker.ops.rearchive import Rearchiver
-    from worker.stages.archive import ArchivePolicy
+    from worker.stages.archive import ArchivePolicy, Keeper
     from worker.stages.enqueue import JobRequest
-    from worker.stages.judge import SubmitPolicy
-    from worker.stages.keep import Keeper
     from worker.stages.lease import Holder
-    from worker.stages.observe import Observer
-    from worker.stages.reconcile import Reconciler
+    from worker.stages.poll import Reconciler
     from worker.stages.resolve import ResolvePolicy
     from worker.stages.restore import Restored
+    from worker.stages.submit import SubmitPolicy
+    from worker.stages.sweep import Observer
     from worker.stages.upload import FilePolicy
 
 # Where fal's storage may send a file of ours, besides hosts that a setting names.
@@ -166,7 +163,7 @@ class Runtime:
 
     @shared_property
     def queue(self) -> QueueClient:
-        from worker.fal.queue import QueueClient
+        from worker.fal.submit import QueueClient
 
         return QueueClient(self.settings.fal_queue_url, self.credentials)
 
@@ -250,7 +247,7 @@ class Runtime:
 
     @shared_property
     def reconciler(self) -> Reconciler:
-        from worker.stages.reconcile import Reconciler
+        from worker.stages.poll import Reconciler
         from worker.stages.resolve import Resolver
 
         policy = self.resolve_policy
@@ -275,7 +272,7 @@ class Runtime:
 
     @shared_property
     def submit_policy(self) -> SubmitPolicy:
-        from worker.stages.judge import SubmitPolicy
+        from worker.stages.submit import SubmitPolicy
 
         settings = self.settings
         require_settings(settings, ["webhook_base_url"])
@@ -293,7 +290,7 @@ class Runtime:
 
     @shared_property
     def observer(self) -> Observer:
-        from worker.stages.observe import Observer
+        from worker.stages.sweep import Observer
 
         return Observer(2 * self.settings.sweep_seconds)
 
@@ -309,13 +306,13 @@ class Runtime:
         from worker.media.download import DownloadLimits
         from worker.media.hosts import parse_media_hosts
         from worker.media.layout import parse_layout
+        from worker.stages.archive import Keeper
         from worker.stages.fetch import Fetcher
-        from worker.stages.keep import Keeper
-        from worker.stages.source import Source
 
         settings = self.settings
         fetcher = Fetcher(
-            Source(lambda: self.requests, lambda: self.signer),
+            lambda: self.requests,
+            lambda: self.signer,
             self.media,
             hosts=_read_setting("fal_media_hosts", settings.fal_media_hosts, parse_media_hosts),
             limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),
@@ -326,7 +323,7 @@ class Runtime:
 
     @shared_property
     def signer(self) -> FileSigner:
-        from worker.fal.file_access import FileSigner
+        from worker.fal.platform import FileSigner
 
         return FileSigner(self.settings.fal_platform_url, self.credentials)
 
@@ -346,7 +343,7 @@ class Runtime:
         Returns how many jobs were overdue, and for how many of them the broker took the message;
         None if another process has swept within the pause.
         """
-        from worker.ops.measures import note_sweep
+        from worker.ops.metrics import note_sweep
         from worker.stages.sweep import BATCH, sweep_jobs
 
         began, overdue, published = time.monotonic(), 0, 0
@@ -379,7 +376,7 @@ class Runtime:
     def list_workers(self) -> list[SeenWorker]:
         """Those that were seen within the last minute."""
         from worker.jobs.workers import list_workers
-        from worker.ops.measures import list_seen
+        from worker.ops.metrics import list_seen
 
         with self.db.reading() as connection:
             return list_seen(list_workers(connection), read_clock())

@@ -52,8 +52,8 @@ from worker.ground.tracing import (
 )
 from worker.jobs.job_requests import Door
 from worker.jobs.states import Doorbell, Step
-from worker.ops.measures import refresh_measures
-from worker.ops.story import find_job_ended_since
+from worker.ops.metrics import refresh_measures
+from worker.ops.timeline import find_job_ended_since
 from worker.runtime import WORKER_PROGRAM, Runtime, get_runtime
 from worker.stages.archive import archive_job
 from worker.stages.cancel import cancel_requests

@@ -30,10 +30,8 @@ from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
 from worker.media.pinned import MediaClient
 from worker.media.spool import Spool
-from worker.stages.archive import ArchivePolicy, archive_job
+from worker.stages.archive import ArchivePolicy, Keeper, archive_job
 from worker.stages.fetch import Fetcher
-from worker.stages.keep import Keeper
-from worker.stages.source import Source
 
 ROOT = Path(__file__).parents[2]
 HOUR = timedelta(hours=1)
@@ -83,7 +81,7 @@ def build_whole(directory: Path, hosts: MediaHosts, urls: Sequence[str]) -> Act:
     database_url = f"sqlite:///{directory / 'jobs.db'}"
     upgrade_schema(database_url)
     db = Database(database_url)
-    fetcher = Fetcher(Source(ask_nobody, ask_nobody), MediaClient(), hosts, LIMITS, get_examiner())
+    fetcher = Fetcher(ask_nobody, ask_nobody, MediaClient(), hosts, LIMITS, get_examiner())
     store = LocalStore(directory / "archive")
     keeper = Keeper(db, store, fetcher, parse_layout("{yyyy}/{mm}/{dd}/{job_id}.{ext}"))
     jobs = {url: insert_completed(db, url) for url in urls}

@@ -11,7 +11,7 @@ from typing import Any
 from tests.emulator.clips import make_clip
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, build_result, make_job
-from worker.fal.file_access import FileSigner
+from worker.fal.platform import FileSigner
 from worker.fal.requests import RequestClient
 from worker.ground.db import Database
 from worker.jobs.states import JobState
@@ -23,10 +23,8 @@ from worker.media.layout import parse_layout
 from worker.media.local_store import LocalStore
 from worker.media.pinned import MediaClient
 from worker.media.store import Store
-from worker.stages.archive import ArchivePolicy, archive_job
+from worker.stages.archive import ArchivePolicy, Keeper, archive_job
 from worker.stages.fetch import Fetcher
-from worker.stages.keep import Keeper
-from worker.stages.source import Source
 
 FRAMES, WIDTH, HEIGHT, RATE = 24, 64, 48, 12
 LIMITS = DownloadLimits(timedelta(seconds=30), 10 * 1024 * 1024)
@@ -77,9 +75,15 @@ class Archiver:
         return replace(self, **changes)
 
     def build_keeper(self, clock: FakeClock | None = None) -> Keeper:
-        source = Source(self.open_requests, self.open_signer)
         hosts = parse_media_hosts(self.hosts)
-        fetcher = Fetcher(source, self.client, hosts, self.limits, self.examiner)
+        fetcher = Fetcher(
+            self.open_requests,
+            self.open_signer,
+            self.client,
+            hosts,
+            self.limits,
+            self.examiner,
+        )
         return Keeper(
             self.db,
             self.store,

@@ -12,9 +12,9 @@ from emulator.model import describe, place_order
 from emulator.render import render
 from emulator.schema import read_input
 from tests.emulator.clips import draw_pattern, make_clip, play_tone
-from worker.fal.extend_video import VideoFile
+from worker.fal.model import VideoFile
 from worker.media.facts import Stated
-from worker.stages.record import read_stated
+from worker.stages.fetch import read_stated
 
 FORMS = {
     "mp4": "X264 (.mp4)",

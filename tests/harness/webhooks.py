@@ -1,6 +1,6 @@
 """Deliveries as fal signs them, with keys of the tests' own, and what fal publishes of these.
 
-Written from fal's documentation and independent of `worker.fal.signature`, so that the two can be
+Written from fal's documentation and independent of `worker.fal.webhooks`, so that the two can be
 held against each other.
 """
 

@@ -14,8 +14,8 @@ from worker.jobs.checks import Check, check_slice
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move
 from worker.jobs.walks import next_slice
-from worker.stages import alarm
-from worker.stages.sweep import sweep_jobs
+from worker.stages import sweep as stage
+from worker.stages.sweep import choose_deadline, sweep_jobs
 
 DEADLINE = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
@@ -32,7 +32,7 @@ def told(monkeypatch) -> list[tuple[str, dict[str, object]]]:
         def error(self, event: str, **fields: object) -> None:
             lines.append((event, fields))
 
-    monkeypatch.setattr(alarm, "log", Log())
+    monkeypatch.setattr(stage, "log", Log())
     return lines
 
 
@@ -155,4 +155,4 @@ def test_choose_deadline_is_never_later_than_the_setting():
     for hours in range(1, 48):
         options = RequestOptions(object_expiration=timedelta(hours=hours))
         expected = min(DEADLINE, timedelta(hours=hours) * 0.75)
-        assert alarm.choose_deadline(DEADLINE, options) == expected
+        assert choose_deadline(DEADLINE, options) == expected

@@ -13,8 +13,8 @@ from worker.ground.errors import MediaMismatchError
 from worker.jobs.states import JobEvent, JobState
 from worker.media.facts import Stated
 from worker.media.sidecar import parse_sidecar
+from worker.stages.archive import MOST_SILENT_CLAIMS
 from worker.stages.fetch import describe_undecoded
-from worker.stages.keep import MOST_SILENT_CLAIMS
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from worker.ground.errors import ForeignArchiveError
 from worker.jobs.archives import find_mark
 from worker.media.layout import ARCHIVE_MARK
 from worker.media.store import open_store
-from worker.ops.mark import find_foreign_mark, require_own_archive
+from worker.ops.verify import find_foreign_mark, require_own_archive
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.harness.stages import (
 )
 from tests.harness.together import call_together
 from tests.harness.web import break_off, send_json
-from worker.fal.queue import Ambiguous, RefusalClass, Refused
+from worker.fal.submit import Ambiguous, RefusalClass, Refused
 from worker.ground.errors import JobNotFoundError, TooLateError
 from worker.jobs import table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step

@@ -314,7 +314,7 @@ def test_unsettled_attempt_of_ended_job_is_found(db, outcome) -> None:
         settle(db, attempt, outcome)
     (found,) = find_all(db, Check.UNTRACKED_PAYMENT)
     assert (found.job_id, found.attempt_id) == (job.id, attempt.id)
-    assert found.detail.endswith("the job is failed: nobody asks fal")
+    assert found.detail.endswith("the job is failed: nothing polls fal")
 
 
 def test_unsettled_attempt_that_fal_has_finished_is_sound(db) -> None:
@@ -330,7 +330,7 @@ def test_attempt_without_outcome_that_nobody_holds_is_found(db) -> None:
     move_job(db, job, JobEvent.SUBMISSION_CLAIM_EXPIRED)
     (found,) = find_all(db, Check.UNTRACKED_PAYMENT)
     assert (found.job_id, found.attempt_id) == (job.id, attempt.id)
-    assert "nobody holds its submission" in found.detail
+    assert "no worker holds its submission" in found.detail
 
 
 def test_attempt_of_an_earlier_claim_without_outcome_is_found(db) -> None:

@@ -6,9 +6,8 @@ from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, make_job, read_job
 from worker.ground.errors import ClaimLostError
 from worker.jobs.states import Doorbell, JobState, Step
-from worker.stages.drain import end_leases, return_downloads
 from worker.stages.lease import Heartbeat
-from worker.stages.sweep import sweep_jobs
+from worker.stages.sweep import end_leases, return_downloads, sweep_jobs
 
 pytestmark = pytest.mark.both_databases
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import ENDPOINT, LEASE, NOW, list_all_jobs, read_job
 from tests.harness.together import call_together
-from worker.fal.extend_video import ExtendVideoInput
+from worker.fal.model import ExtendVideoInput
 from worker.ground.errors import IdempotencyConflictError, InvalidInputError
 from worker.jobs import table
 from worker.jobs.states import Doorbell, JobState, Step

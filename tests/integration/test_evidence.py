@@ -15,9 +15,8 @@ from worker.jobs.states import JobState
 from worker.jobs.values import Gate, Job, Outcome
 from worker.media.store import open_store
 from worker.ops.doctor import DoctorPolicy, examine
-from worker.stages.observe import Observer
-from worker.stages.pause import ACCOUNT_GATE, AMBIGUOUS_GATE, MOST_AMBIGUOUS
-from worker.stages.sweep import LONGEST_WAIT
+from worker.stages.admit import ACCOUNT_GATE, AMBIGUOUS_GATE, MOST_AMBIGUOUS
+from worker.stages.sweep import LONGEST_WAIT, Observer
 
 S = JobState
 HOUR = timedelta(hours=1)

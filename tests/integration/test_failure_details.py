@@ -12,19 +12,22 @@ from tests.harness.jobs import LEASE, REQUEST_ID, TOKEN, make_job, read_attempts
 from tests.harness.web import run_server, send_json
 from worker.cli import output
 from worker.fal.completion import Completion
-from worker.fal.error_types import ERROR_TYPES, Charge, Retryable
-from worker.fal.errors import MAX_DETAILS
+from worker.fal.errors import ERROR_TYPES, MAX_DETAILS, Charge, Retryable
 from worker.fal.options import RequestOptions
-from worker.fal.queue import QueueClient
+from worker.fal.submit import QueueClient
 from worker.ground.db import Database
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.ops.explain import describe_explanation, explain_failure, will_fail_again
-from worker.ops.story import fails_again, read_story
+from worker.ops.timeline import (
+    describe_explanation,
+    explain_failure,
+    fails_again,
+    read_story,
+    will_fail_again,
+)
 from worker.stages.complete import receive_delivery
-from worker.stages.judge import SubmitPolicy
 from worker.stages.redrive import redrive_job
-from worker.stages.submit import submit_job
+from worker.stages.submit import SubmitPolicy, submit_job
 
 TOO_MANY: dict[str, JsonValue] = {
     "loc": ["body", "num_frames"],
@@ -165,7 +168,7 @@ def test_failure_of_unknown_type_keeps_the_name_and_says_so(db) -> None:
     told = explain(db, job)
     assert job.error_code == "a_type_of_tomorrow"
     assert told is not None
-    assert "new to this version" in told["means"]
+    assert "reason that this version does not know" in told["means"]
     assert (told["class"], "redrive" in told["again"]) == ("platform", True)
 
 

@@ -11,17 +11,15 @@ from pydantic import JsonValue, SecretStr
 
 from tests.emulator.processes import Emulator
 from tests.harness.jobs import ENDPOINT
-from worker.fal.client import FalClient
-from worker.fal.client_errors import (
+from worker.fal.client import FalClient, Handle
+from worker.fal.errors import (
     AccountRefusedError,
-    Handle,
     RequestFailedError,
     RequestPendingError,
     SubmissionUnknownError,
 )
 from worker.fal.options import RequestOptions
-from worker.fal.status import Completed, Queued, RequestStatus
-from worker.fal.truth import CancelAnswer
+from worker.fal.requests import CancelAnswer, Progress
 
 KEY = SecretStr("emulator-key")
 NOBODY = Handle(ENDPOINT, "7f3c1d0e-0000-4000-8000-00000000ffff")
@@ -52,9 +50,9 @@ def count_submissions(emulator: Emulator, arguments: dict[str, JsonValue]) -> in
     return sum(one["submissions"] for one in ledger if one["prompt"] == arguments["prompt"])
 
 
-def finish(client: FalClient, handle: Handle, **options: Any) -> Completed:
+def finish(client: FalClient, handle: Handle, **options: Any) -> Progress:
     *_, last = client.iter_events(handle, interval=QUICKLY, **options)
-    assert isinstance(last, Completed)
+    assert last.has_ended
     return last
 
 
@@ -62,12 +60,12 @@ def finish(client: FalClient, handle: Handle, **options: Any) -> Completed:
 
 
 def test_client_subscribes_and_tells_each_status_once(emulator, client) -> None:
-    updates: list[RequestStatus] = []
+    updates: list[Progress] = []
     result = client.subscribe(
         ENDPOINT, build_arguments(emulator), on_queue_update=updates.append, interval=QUICKLY
     )
     assert result["seed"] == 7
-    assert isinstance(updates[-1], Completed)
+    assert updates[-1].has_ended
     assert all(one != other for one, other in pairwise(updates))
 
 
@@ -78,14 +76,14 @@ def test_client_sees_positions_and_cancels(busy_emulator, waiting_client) -> Non
     first = waiting_client.submit(ENDPOINT, build_arguments(busy_emulator))
     low = RequestOptions.model_validate({"priority": "low"})
     second = waiting_client.submit(ENDPOINT, build_arguments(busy_emulator), options=low)
-    assert waiting_client.status(second) == Queued(1)
+    assert waiting_client.status(second).queue_position == 1
     with pytest.raises(RequestPendingError) as pending:
         waiting_client.result(second)
     assert pending.value.fal_request_id == second.fal_request_id
 
     assert waiting_client.cancel(first) is CancelAnswer.REQUESTED
     cancelled = waiting_client.status(first)
-    assert isinstance(cancelled, Completed)
+    assert cancelled.has_ended
     assert cancelled.error_type == "client_cancelled"
     with pytest.raises(RequestFailedError) as failed:
         waiting_client.result(first)

@@ -16,9 +16,16 @@ from tests.harness.jobs import ENDPOINT
 from worker.fal.completion import Completion
 from worker.fal.options import RequestOptions
 from worker.fal.platform import PlatformClient
-from worker.fal.queue import Accepted, Ambiguous, QueueClient, RefusalClass, Refused, SubmitReply
-from worker.fal.requests import RequestClient
-from worker.fal.truth import CancelAnswer, Forgotten, Pending, ResultGone, Truth, Unclear
+from worker.fal.requests import (
+    CancelAnswer,
+    Forgotten,
+    Pending,
+    RequestClient,
+    ResultGone,
+    Truth,
+    Unclear,
+)
+from worker.fal.submit import Accepted, Ambiguous, QueueClient, RefusalClass, Refused, SubmitReply
 
 KEY = SecretStr("emulator-key")
 NOBODY = "7f3c1d0e-0000-4000-8000-00000000ffff"

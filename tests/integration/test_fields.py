@@ -17,14 +17,13 @@ from tests.harness.commands import patch_runtime
 from tests.harness.jobs import LEASE, list_all_jobs, read_attempts
 from tests.harness.logs import preserved_logging
 from worker import cli, producer, tasks
-from worker.fal.extend_video import ExtendVideoInput
-from worker.fal.queue import QueueClient
+from worker.fal.model import ExtendVideoInput
+from worker.fal.submit import QueueClient
 from worker.ground.db import Database
 from worker.ground.settings import load_settings
 from worker.jobs.values import Job
 from worker.runtime import Runtime, read_request_options
-from worker.stages.judge import SubmitPolicy
-from worker.stages.submit import submit_job
+from worker.stages.submit import SubmitPolicy, submit_job
 
 # No field but `sync_mode` has its default here.
 CHOSEN: dict[str, Any] = {

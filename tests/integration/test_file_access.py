@@ -9,8 +9,8 @@ from pydantic import SecretStr
 
 from tests.emulator.processes import Emulator
 from worker.fal.client import FalClient
-from worker.fal.file_access import FileSigner
 from worker.fal.options import parse_options
+from worker.fal.platform import FileSigner
 from worker.ground.errors import MediaRefusedError
 
 KEY = SecretStr("emulator-key")

@@ -23,7 +23,7 @@ from tests.harness.stages import (
 )
 from tests.harness.together import call_together
 from worker.fal.platform import ListedRequest
-from worker.fal.queue import Accepted, RefusalClass, Refused
+from worker.fal.submit import Accepted, RefusalClass, Refused
 from worker.ground.errors import TooLateError
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt, Job

@@ -21,22 +21,19 @@ from tests.harness.waiting import wait_until
 from tests.harness.web import hang, run_server, send_json
 from worker.fal.options import RequestOptions
 from worker.fal.platform import PlatformClient
-from worker.fal.progress import MAX_ENTRIES, Progress
-from worker.fal.queue import QueueClient
-from worker.fal.requests import MAX_STATUS_BYTES, RequestClient
+from worker.fal.requests import MAX_ENTRIES, MAX_STATUS_BYTES, Progress, RequestClient
+from worker.fal.submit import QueueClient
 from worker.ground.clock import read_clock
 from worker.ground.db import Database
 from worker.ground.settings import UnknownPolicy
 from worker.jobs import attempts, limits, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
-from worker.stages import follow
+from worker.stages import poll
 from worker.stages.enqueue import enqueue_job, parse_job_request
-from worker.stages.follow import ALL_PAUSE, FOLLOW_GATE, JOB_PAUSE, Follower
-from worker.stages.judge import SubmitPolicy
-from worker.stages.reconcile import Reconciler
+from worker.stages.poll import ALL_PAUSE, FOLLOW_GATE, JOB_PAUSE, Follower, Reconciler
 from worker.stages.resolve import ResolvePolicy, Resolver
-from worker.stages.submit import submit_job
+from worker.stages.submit import SubmitPolicy, submit_job
 
 KEY = SecretStr("emulator-key")
 ENDPOINT = "fal-ai/ltx-2.3-22b/extend-video"
@@ -207,7 +204,7 @@ def test_follower_of_finished_request_hastens_the_poll(shop) -> None:
     assert attempt.inference_seconds is not None
     due_at = read_job(shop.db, job.id).due_at
     assert due_at is not None
-    assert due_at <= datetime.now(UTC) + follow.WEBHOOK_TIME
+    assert due_at <= datetime.now(UTC) + poll.WEBHOOK_TIME
     assert read_job(shop.db, job.id).state is JobState.SUBMITTED
 
 
@@ -318,7 +315,7 @@ def test_follower_writes_nothing_of_what_it_does_not_know(db, ask_scripted, answ
 
 
 def test_follower_does_not_wait_long_for_a_silent_fal(db, ask_scripted, monkeypatch) -> None:
-    monkeypatch.setattr(follow, "ASK_TIME", timedelta(seconds=0.2))
+    monkeypatch.setattr(poll, "ASK_TIME", timedelta(seconds=0.2))
     before = read_clock()
     asked = ask_scripted(hang)
     assert len(asked) == 1
@@ -345,7 +342,7 @@ def test_word_that_comes_after_the_end_is_not_written(db) -> None:
     (attempt,) = read_attempts(db, job.id)
     with db.transaction() as connection:
         attempts.complete_attempt(connection, attempt.id, Ending.OK, NOW)
-        follow.record_progress(connection, attempt, Progress("IN_PROGRESS", 3))
+        poll.record_progress(connection, attempt, Progress("IN_PROGRESS", 3))
     (attempt,) = read_attempts(db, job.id)
     assert (attempt.fal_status, attempt.queue_position) == ("COMPLETED", None)
 
@@ -362,7 +359,7 @@ def test_follower_has_nothing_to_ask_without_a_request(db, state) -> None:
 
 @pytest.mark.both_databases
 def test_clear_removes_the_jobs_turn_and_those_of_killed_followers(db) -> None:
-    names = {follow.name_gate(UUID(int=number)): number for number in range(3)}
+    names = {poll.name_gate(UUID(int=number)): number for number in range(3)}
     with db.transaction() as connection:
         for name, number in names.items():
             limits.shut_gate(connection, Gate(name, NOW - number * MINUTE))
@@ -372,7 +369,7 @@ def test_clear_removes_the_jobs_turn_and_those_of_killed_followers(db) -> None:
     client.close()
     with db.reading() as connection:
         left = [name for name in (*names, "listing") if limits.find_gate(connection, name)]
-    assert left == [follow.name_gate(UUID(int=1)), "listing"]
+    assert left == [poll.name_gate(UUID(int=1)), "listing"]
 
 
 @pytest.mark.both_databases

@@ -10,7 +10,7 @@ from tests.harness.jobs import LEASE
 from tests.harness.stages import PROBE, RETRY, SECOND, UNKNOWN, Bench
 from tests.harness.together import call_together
 from tests.harness.web import ScriptedHandler, send_json
-from worker.fal.queue import Accepted, Ambiguous, RefusalClass, Refused
+from worker.fal.submit import Accepted, Ambiguous, RefusalClass, Refused
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Job, Outcome
 from worker.stages.submit import Submission

@@ -13,7 +13,7 @@ from tests.harness.stages import (
     build_failure,
 )
 from tests.harness.together import call_together
-from worker.fal.queue import RefusalClass, Refused
+from worker.fal.submit import RefusalClass, Refused
 from worker.ground.errors import InvalidSignatureError
 from worker.jobs import restores
 from worker.jobs.checks import Check, find_strays
@@ -21,8 +21,7 @@ from worker.jobs.models import StrayDeliveryRow
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Ending, Job, Outcome, Verdict
 from worker.stages.complete import expect_poll
-from worker.stages.judge import BACKOFFS
-from worker.stages.submit import Submission
+from worker.stages.submit import BACKOFFS, Submission
 from worker.stages.tokens import TokenName, read_token, sign_token
 
 S = JobState

@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import delete, insert, text, update
 
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, NOW, TOKEN, WAYS, make_job, move_job
@@ -12,17 +12,19 @@ from tests.harness.stages import build_completion, encode
 from tests.harness.together import call_together
 from worker.ground.db import Database
 from worker.jobs import limits, stats
-from worker.jobs.models import EventRow
+from worker.jobs.models import EventRow, JobRow
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.stats import Tally
 from worker.jobs.values import Gate
 from worker.jobs.workers import SeenWorker, keep_worker
-from worker.ops import measures as measures_module
-from worker.ops.measures import (
+from worker.ops import metrics as measures_module
+from worker.ops.metrics import (
+    BOUNDS,
     COUNTS,
     HISTORY,
     LIVE,
     LONGEST_REST,
+    SETTLED_AFTER,
     add_events,
     is_due,
     list_seen,
@@ -33,6 +35,11 @@ from worker.ops.measures import (
 from worker.stages.complete import receive_delivery
 
 SECOND = timedelta(seconds=1)
+ENTERED = {
+    JobState.SUBMITTED: "submitted_at",
+    JobState.COMPLETED: "completed_at",
+    JobState.ARCHIVED: "archived_at",
+}
 
 
 @pytest.fixture
@@ -125,6 +132,8 @@ def test_many_who_add_events_at_once_add_each_once(db, clock):
     for _ in range(20):
         make_job_with_own_token(db, JobState.SUBMITTED)
 
+    clock.move(2 * SETTLED_AFTER)
+
     def add():
         add_events(db=db, batch=7, budget=timedelta(seconds=5), clock=clock)
 
@@ -136,16 +145,19 @@ def test_many_who_add_events_at_once_add_each_once(db, clock):
 
 def test_event_that_commits_after_a_higher_id_is_added_all_the_same(postgres_url):
     db = Database(postgres_url)
-    clock = FakeClock(NOW)
+    clock = FakeClock(NOW + 10 * SECOND)
     job = make_job(db, JobState.QUEUED)
-    row = {"job_id": job.id, "at": NOW, "from_state": None, "to_state": JobState.QUEUED}
+    row = {"job_id": job.id, "at": clock(), "from_state": None, "to_state": JobState.QUEUED}
     slow = db.engine.connect()
     slow.execute(insert(EventRow).values(**row, reason="first", fence=0))
     with db.transaction() as quick:
         quick.execute(insert(EventRow).values(**row, reason="second", fence=0))
+    refresh_measures(db=db, clock=clock)
     before = read_measures(db=db, clock=clock).history.reasons
     slow.commit()
     slow.close()
+    clock.move(SETTLED_AFTER)
+    refresh_measures(db=db, clock=clock)
     after = read_measures(db=db, clock=clock).history.reasons
     db.close()
     assert before == {"enqueued": 1, "second": 1}
@@ -155,6 +167,7 @@ def test_event_that_commits_after_a_higher_id_is_added_all_the_same(postgres_url
 @pytest.mark.both_databases
 def test_history_goes_on_after_the_table_was_emptied(db, clock):
     make_job(db, JobState.ARCHIVED)
+    clock.move(2 * SETTLED_AFTER)
     refresh_measures(db=db, clock=clock)
     before = read_measures(db=db, clock=clock).history.reasons["enqueued"]
     with db.transaction() as connection:
@@ -163,6 +176,58 @@ def test_history_goes_on_after_the_table_was_emptied(db, clock):
             connection.execute(text("ALTER SEQUENCE events_id_seq RESTART"))
     make_job_with_own_token(db, JobState.QUEUED)
     assert read_measures(db=db, clock=clock).history.reasons["enqueued"] == before + 1
+
+
+@pytest.mark.both_databases
+def test_phases_end_at_the_first_visit_of_their_state(db, clock):
+    """In seconds after it was enqueued: when it was submitted, completed, archived."""
+    times = {"submitted_at": 4, "completed_at": 90, "archived_at": 100}
+    for direct in (False, True):
+        job = make_job_with_own_token(db, JobState.ARCHIVED)
+        with db.transaction() as connection:
+            at = {name: job.enqueued_at + offset * SECOND for name, offset in times.items()}
+            connection.execute(update(JobRow).where(JobRow.id == job.id).values(**at))
+            for state, name in ENTERED.items():
+                event = (EventRow.job_id == job.id, EventRow.to_state == state)
+                connection.execute(update(EventRow).where(*event).values(at=at[name]))
+            if direct:
+                # The webhook came before the reply: `submitted` is passed over.
+                event = (EventRow.job_id == job.id, EventRow.to_state == JobState.SUBMITTED)
+                connection.execute(delete(EventRow).where(*event))
+                event = (EventRow.job_id == job.id, EventRow.to_state == JobState.COMPLETED)
+                values = {"from_state": JobState.SUBMITTING}
+                connection.execute(update(EventRow).where(*event).values(**values))
+            # A restart visits states anew: their times are those of the first visit.
+            later = at["archived_at"] + 500 * SECOND
+            states = {"from_state": JobState.ARCHIVING, "to_state": JobState.ARCHIVED}
+            again = insert(EventRow).values(job_id=job.id, at=later, reason="again", fence=0)
+            connection.execute(again.values(**states))
+    history = read_measures(db=db, clock=clock).history
+    found = {name: (sum(one.counts), round(one.seconds, 3)) for name, one in history.phases.items()}
+    expected = {"submit": (2, 8), "run": (2, 172), "archive": (2, 20), "whole": (2, 200)}
+    assert found == expected
+    assert history.phases["archive"].counts[BOUNDS.index(10)] == 2
+    assert history.phases["whole"].counts[BOUNDS.index(120)] == 2
+
+
+@pytest.mark.both_databases
+def test_phase_is_never_negative_though_clocks_differ(db, clock):
+    job = make_job(db, JobState.SUBMITTED)
+    early = job.enqueued_at - SECOND
+    with db.transaction() as connection:
+        connection.execute(update(JobRow).values(submitted_at=early))
+        event = EventRow.to_state == JobState.SUBMITTED
+        connection.execute(update(EventRow).where(event).values(at=early))
+    submit = read_measures(db=db, clock=clock).history.phases["submit"]
+    assert (submit.counts[0], submit.seconds) == (1, 0)
+
+
+def test_phases_that_were_kept_for_other_bounds_begin_anew(db, clock):
+    phase = {"counts": [1, 1], "seconds": 5.0}
+    value = {"cursor": 0, "reasons": {}, "phases": {"run": phase}, "archive_bytes": 7}
+    keep_costly_tally(db, clock, HISTORY, **value)
+    history = read_measures(db=db, clock=clock).history
+    assert (history.phases["run"].seconds, history.archive_bytes) == (0, 7)
 
 
 def keep_costly_tally(db, clock, name=LIVE, seconds=1.0, **value):
@@ -199,6 +264,7 @@ def test_cheap_counts_write_nothing(db, clock):
 def test_costly_counts_are_kept_for_others(db, clock, monkeypatch):
     monkeypatch.setattr(measures_module, "WORTH_KEEPING_SECONDS", 0.0)
     make_job(db, JobState.QUEUED)
+    clock.move(2 * SETTLED_AFTER)
     refresh_measures(db=db, clock=clock)
     with db.reading() as connection:
         kept = {tally.name for tally in stats.list_tallies(connection)}
@@ -238,6 +304,7 @@ def test_measures_agree_with_plain_counts_of_a_filled_table(db, clock):
 
 def test_reading_adds_new_events_to_what_is_told_and_keeps_nothing(db, clock, monkeypatch):
     monkeypatch.setattr(measures_module, "WORTH_KEEPING_SECONDS", 0.0)
+    monkeypatch.setattr(measures_module, "SCRAPE_EVENTS", 500)
     fill_table(db, 1300, newest=NOW)
     refresh_measures(db=db, clock=clock, batch=10, budget=timedelta())
     with db.reading() as connection:

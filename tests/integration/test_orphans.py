@@ -24,8 +24,8 @@ from tests.harness.archives import (
 from tests.harness.jobs import insert_job
 from worker.jobs.states import JobState
 from worker.media.local_store import LocalStore
-from worker.ops import orphans
-from worker.ops.orphans import ORPHAN_AGE, Inventory, find_orphans
+from worker.ops import verify
+from worker.ops.verify import ORPHAN_AGE, Inventory, find_orphans
 
 SECOND = timedelta(seconds=1)
 
@@ -114,7 +114,7 @@ def test_tenants_that_look_like_ids_do_not_hide_anything(db, store):
 
 
 def test_orphans_are_found_in_several_batches(db, store, monkeypatch):
-    monkeypatch.setattr(orphans, "LISTED_BATCH", 3)
+    monkeypatch.setattr(verify, "LISTED_BATCH", 3)
     archive_ended(db, store)
     expected = sorted(put(store, f"{uuid7()}.mp4") for _ in range(4))
     assert look(db, store)[0] == expected

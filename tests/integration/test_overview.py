@@ -12,7 +12,7 @@ from worker.jobs.queries import JobFilter, list_jobs, list_lines, parse_label, w
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.table import apply_event
 from worker.jobs.values import Job, Move
-from worker.ops.measures import count_states
+from worker.ops.metrics import count_states
 
 PROMPTS = ("Rain over the harbour", "a glacier, 100% ice_cold", "RAIN again", 'quote " and \\ back')
 

@@ -21,7 +21,7 @@ from worker.ground.errors import ExtendVideoError, IdempotencyConflictError, Inv
 from worker.jobs import table
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
-from worker.stages import bulk
+from worker.stages import enqueue
 
 pytestmark = pytest.mark.usefixtures("producing")
 FIELDS: dict[str, Any] = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
@@ -149,8 +149,8 @@ def test_enqueue_many_wrong_wishes_are_all_named_and_nothing_is_written(
 
     fields = {violation.field for violation in caught.value.violations}
     assert fields == {
-        *("wishes.1.prompt", "wishes.1.fps", "wishes.2.video_url"),
-        *("wishes.4.video_url", "wishes.4.labels"),
+        *("requests.1.prompt", "requests.1.fps", "requests.2.video_url"),
+        *("requests.4.video_url", "requests.4.labels"),
     }
     assert (count_rows(db)["jobs"], read_doorbells()) == (0, [])
 
@@ -158,13 +158,13 @@ def test_enqueue_many_wrong_wishes_are_all_named_and_nothing_is_written(
 def test_enqueue_many_conflict_names_wish_and_keeps_whole_batches(
     db, read_doorbells, monkeypatch
 ) -> None:
-    monkeypatch.setattr(bulk.split_batches, "__defaults__", (3,))
+    monkeypatch.setattr(enqueue.split_batches, "__defaults__", (3,))
     producer.enqueue(**FIELDS, idempotency_key="k7")
     read_doorbells()
     wished = [
         {**FIELDS, "prompt": "another", "idempotency_key": f"k{number}"} for number in range(9)
     ]
-    with pytest.raises(IdempotencyConflictError, match=r"^wishes\.7: k7 belongs to a job with"):
+    with pytest.raises(IdempotencyConflictError, match=r"^requests\.7: k7 belongs to a job with"):
         producer.enqueue_many(wished)
 
     with db.reading() as connection:

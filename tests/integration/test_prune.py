@@ -26,12 +26,11 @@ from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.values import Move, Outcome, Settlement
 from worker.media.local_store import LocalStore
 from worker.media.store import open_store
-from worker.ops import prune
+from worker.ops import retention as prune
 from worker.ops.doctor import DoctorPolicy, examine
-from worker.ops.orphans import Inventory, find_orphans
-from worker.ops.prune import Pruning, prune_jobs, survey_jobs
 from worker.ops.rearchive import Hold
-from worker.ops.verify import Verification, Verifier
+from worker.ops.retention import Pruning, prune_jobs, survey_jobs
+from worker.ops.verify import Inventory, Verification, Verifier, find_orphans
 
 DAY = timedelta(days=1)
 TODAY = NOW + 100 * DAY

@@ -8,11 +8,11 @@ from uuid_utils.compat import uuid7
 
 from tests.harness.stages import SECOND, UNKNOWN, Bench, build_completion, build_failure
 from tests.harness.together import call_together
-from worker.fal.queue import Accepted, RefusalClass, Refused
+from worker.fal.submit import Accepted, RefusalClass, Refused
 from worker.ground.errors import InvalidSignatureError, PaysAgainError, TooLateError
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt
-from worker.stages.pause import release_waiting
+from worker.stages.admit import release_waiting
 from worker.stages.submit import Submission
 
 pytestmark = [

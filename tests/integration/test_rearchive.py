@@ -35,10 +35,9 @@ from worker.jobs import archives, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Move
 from worker.media.local_store import LocalStore
-from worker.ops.damage import find_damage
 from worker.ops.doctor import DoctorPolicy, examine
-from worker.ops.orphans import Inventory, find_orphans
 from worker.ops.rearchive import Rearchived, Rearchiver
+from worker.ops.verify import Inventory, find_damage, find_orphans
 
 VIDEO, OTHER = make_video(), make_video(has_audio=False)
 

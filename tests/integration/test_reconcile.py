@@ -32,7 +32,7 @@ from worker.jobs.limits import MANY_POLLS
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move
 from worker.jobs.walks import next_slice
-from worker.ops.waiting import explain_wait
+from worker.ops.timeline import explain_wait
 from worker.stages.submit import Submission
 
 S = JobState

@@ -15,7 +15,7 @@ from tests.harness.stages import (
     build_failure,
     find_attempt,
 )
-from worker.fal.queue import RefusalClass, Refused
+from worker.fal.submit import RefusalClass, Refused
 from worker.ground.errors import JobNotFoundError, PaysAgainError, TooLateError
 from worker.ground.settings import UnknownPolicy
 from worker.jobs import table

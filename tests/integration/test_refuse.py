@@ -13,7 +13,7 @@ from worker.jobs.archives import Retention
 from worker.jobs.job_requests import Door, count_refused, list_refused
 from worker.jobs.models import JobRequestRow
 from worker.jobs.states import JobState
-from worker.ops.measures import read_measures
+from worker.ops.metrics import read_measures
 from worker.stages.enqueue import parse_job_request
 from worker.stages.refuse import (
     claim_request,

@@ -16,14 +16,15 @@ from tests.harness.commands import Ended, Run, build_run
 from tests.harness.jobs import list_all_jobs, make_job, read_attempts, read_job
 from tests.harness.stages import Bench, open_clients
 from worker.broker.app import QUEUES
-from worker.fal.extend_video import complete_input, parse_output
+from worker.fal.model import complete_input, parse_output
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.media.child import verify_video
 from worker.media.facts import VideoFacts
 from worker.media.probe import probe_video
 from worker.media.sidecar import Sidecar, describe_file
-from worker.stages.record import ArchivedFiles, build_sidecar, read_stated
+from worker.stages.archive import ArchivedFiles, build_sidecar
+from worker.stages.fetch import read_stated
 
 WISH = {"prompt": "Ein Schwenk über \N{WATER WAVE}", "video_url": "https://example.com/a.mp4?s=1"}
 

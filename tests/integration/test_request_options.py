@@ -12,14 +12,13 @@ from tests.harness.clock import FakeClock
 from tests.harness.jobs import ENDPOINT, LEASE, REQUEST_ID, read_attempts, read_job
 from tests.harness.web import ScriptedServer, run_server, send_json
 from worker.fal.options import RequestOptions, parse_options
-from worker.fal.queue import QueueClient
+from worker.fal.submit import QueueClient
 from worker.ground.db import Database
 from worker.ground.errors import IdempotencyConflictError, InvalidInputError
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.stages.enqueue import Enqueued, enqueue_job, parse_job_request
-from worker.stages.judge import SubmitPolicy
-from worker.stages.submit import submit_job
+from worker.stages.submit import SubmitPolicy, submit_job
 
 FIELDS: dict[str, Any] = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
 USUAL = {"priority": "normal", "start_timeout": 3600, "store_io": True}

@@ -19,10 +19,10 @@ from tests.harness.jobs import (
 from tests.harness.stages import SECOND
 from tests.harness.together import call_together
 from worker.fal.completion import Completion
-from worker.fal.queue import RefusalClass, Refused
+from worker.fal.submit import RefusalClass, Refused
 from worker.ground.errors import JobNotFoundError
 from worker.jobs.states import JobEvent, JobState
-from worker.ops.story import follow_events, read_story
+from worker.ops.timeline import follow_events, read_story
 from worker.stages.complete import receive_delivery
 
 MINUTE = timedelta(minutes=1)

@@ -22,14 +22,13 @@ from tests.harness.web import break_off, hang, run_server, send_body, send_json
 from worker.fal import http as fal_http
 from worker.fal.completion import Completion
 from worker.fal.options import RequestOptions
-from worker.fal.queue import QueueClient
+from worker.fal.submit import QueueClient
 from worker.jobs import table
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Outcome, Verdict
 from worker.stages.complete import receive_delivery
 from worker.stages.enqueue import enqueue_job, parse_job_request
-from worker.stages.judge import SubmitPolicy
-from worker.stages.submit import begin_submission, submit_job
+from worker.stages.submit import SubmitPolicy, begin_submission, submit_job
 
 KEY = "key-id:key-secret"
 REQUEST_ID = "7f3c1d0e-0000-4000-8000-00000000aaaa"
@@ -215,7 +214,7 @@ MODEL_ERROR = {
 LOCKED = {"detail": "User is locked. Reason: Exhausted balance."}
 BUSY = {"detail": "Too many", "error_type": "concurrent_requests_limit"}
 INGRESS = b"<html><center>nginx</center></html>"
-# What each reply means: `unit/test_queue.py`. Here one for each way that a job may go.
+# What each reply means: `unit/test_submit.py`. Here one for each way that a job may go.
 CASES = {
     "500 in fal's shape": lost(
         send_json({"detail": "x", "error_type": "internal_error"}, 500), 500

@@ -24,7 +24,7 @@ from worker.jobs import attempts, limits, table
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Gate, Move, Outcome, Settlement
 from worker.media.local_store import PARTIAL_DIRECTORY, LocalStore
-from worker.stages.pause import ACCOUNT_GATE
+from worker.stages.admit import ACCOUNT_GATE
 from worker.stages.sweep import Swept, remove_partials, sweep_jobs
 
 TICK = timedelta(microseconds=1)

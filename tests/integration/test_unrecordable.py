@@ -9,7 +9,7 @@ from worker.jobs.checks import Check, check_slice
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Job
 from worker.jobs.walks import next_slice
-from worker.ops.waiting import explain_wait
+from worker.ops.timeline import explain_wait
 from worker.stages.complete import note_unrecordable
 
 
@@ -74,7 +74,7 @@ def test_mistake_of_our_own_leaves_its_reason_and_is_raised(bench, monkeypatch):
     def break_down(*_: object) -> None:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr("worker.stages.reconcile.record_completion", break_down)
+    monkeypatch.setattr("worker.stages.poll.record_completion", break_down)
     with pytest.raises(RuntimeError):
         poll(bench, job)
     assert list_unrecorded(bench) == ["unrecordable: RuntimeError"]

@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.exc import InternalError
+from typing_extensions import override
 
 from tests.harness.jobs import REQUEST_ID, make_job
 from tests.harness.logs import preserved_logging
@@ -18,7 +20,7 @@ from tests.harness.servers import Postgres
 from tests.harness.stages import Bench
 from webhook import create_app
 from worker import tasks
-from worker.fal.queue import Accepted
+from worker.fal.submit import Accepted, QueueClient, SubmitReply
 from worker.ground.db import AWAY, Database
 from worker.ground.errors import UnsuitableDatabaseError
 from worker.ground.schema import check_schema, upgrade_schema
@@ -127,20 +129,31 @@ def test_paid_reply_is_kept_until_the_database_can_be_written_again(
     postgres, postgres_url, desk, scripted_clients, monkeypatch
 ) -> None:
     missed: list[str] = []
-    with closing(Database(postgres_url)) as db:
-        bench = Bench(db, *scripted_clients)
-        submission = bench.begin(bench.insert())
-        db.engine.dispose()
-        with made_read_only(postgres, postgres_url) as undo:
+    with closing(Database(postgres_url)) as db, ExitStack() as stack:
 
-            class Log:
-                def warning(self, event: str, **_: object) -> None:
-                    missed.append(event)
-                    undo()
+        class Queue(QueueClient):
+            """The database becomes read-only while fal accepts the request."""
 
-            monkeypatch.setattr(submit, "log", Log())
-            monkeypatch.setattr(submit, "RECORD_PAUSE", timedelta())
-            moved = bench.keep(submission, Accepted(REQUEST_ID, None, None, None))
+            @override
+            def submit(self, *_: object, **__: object) -> SubmitReply:
+                db.engine.dispose()
+                undo.append(stack.enter_context(made_read_only(postgres, postgres_url)))
+                return Accepted(REQUEST_ID, None, None, None)
+
+        class Log:
+            def info(self, *_: object, **__: object) -> None:
+                pass
+
+            def warning(self, event: str, **_: object) -> None:
+                missed.append(event)
+                undo.pop()()
+
+        undo: list[Callable[[], None]] = []
+        monkeypatch.setattr(submit, "log", Log())
+        monkeypatch.setattr(submit, "RECORD_PAUSE", timedelta())
+        _, *others = scripted_clients
+        bench = Bench(db, Queue("http://127.0.0.1:9", SecretStr("k")), *others)
+        moved = bench.submit(bench.insert())
     assert moved is not None
     assert (moved.state, moved.fal_request_id) == (JobState.SUBMITTED, REQUEST_ID)
     assert missed == ["reply_not_recorded"]

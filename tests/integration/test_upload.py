@@ -30,8 +30,7 @@ from tests.harness.processes import EXTEND_VIDEO
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from worker import producer, runtime, tasks
-from worker.fal.storage import StorageClient, UploadPolicy
-from worker.fal.storage_api import UploadFile
+from worker.fal.storage import StorageClient, UploadFile, UploadPolicy
 from worker.ground.clock import Backoff
 from worker.ground.db import Database
 from worker.ground.errors import (
@@ -483,7 +482,7 @@ def test_shell_tells_of_an_upload_that_failed(run, monkeypatch, clip) -> None:
     monkeypatch.setenv("FAL_KEY", "of-somebody-else")
     code, _, err = run("--video", str(clip))
     assert code == 1
-    assert err.startswith("upload_unavailable: asking where to upload: fal refuses the account")
+    assert err.startswith("upload_unavailable: requesting an upload URL: fal refuses the account")
 
 
 @pytest.mark.slow  # a shell of its own starts, uploads and is interrupted

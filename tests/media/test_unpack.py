@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.sinks import HashSink, MemorySink
-from worker.ground.data_uri import is_data_uri
+from worker.ground.data_uri import CHUNK_CHARACTERS, is_data_uri
 from worker.ground.errors import MediaRefusedError
 from worker.media.download import Download, DownloadLimits
 from worker.media.layout import HEAD_BYTES
-from worker.media.unpack import CHUNK_CHARACTERS, make_marker, unpack_video
+from worker.media.unpack import make_marker, unpack_video
 
 MIB = 1024 * 1024
 LIMITS = DownloadLimits(timedelta(seconds=30), 64 * MIB)

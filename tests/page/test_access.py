@@ -13,9 +13,8 @@ from werkzeug.security import generate_password_hash
 import webhook.page.files
 from tests.harness.jobs import make_job, read_job
 from tests.page.browser import TOKEN
-from webhook.page.access import FORGIVEN_AFTER, Throttle
 from webhook.page.files import MOST_AT_ONCE
-from webhook.page.login import COOKIE, HEADERS
+from webhook.page.login import COOKIE, FORGIVEN_AFTER, HEADERS, Throttle
 from worker.jobs.states import JobState
 from worker.media.store import open_store
 

@@ -21,7 +21,7 @@ from tests.harness.webhooks import build_delivery
 from tests.receiver.scene import LIMIT
 from tests.receiver.test_process import run_gunicorn
 from worker.jobs.states import ENDED, JobEvent, JobState
-from worker.ops import measures
+from worker.ops import metrics
 
 Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -85,7 +85,7 @@ def test_metrics_tell_the_table(scene) -> None:
 
 @pytest.mark.both_databases
 def test_metrics_are_read_from_a_database_that_takes_no_writes(scene, monkeypatch) -> None:
-    monkeypatch.setattr(measures, "WORTH_KEEPING_SECONDS", 0.0)
+    monkeypatch.setattr(metrics, "WORTH_KEEPING_SECONDS", 0.0)
     make_job(scene.db, JobState.ARCHIVED, now=datetime.now(UTC))
     engine = scene.receiver.db.engine
     engine.dispose()

@@ -21,7 +21,7 @@ from tests.harness.web import send_body, send_json
 from tests.harness.webhooks import KEY, OTHER_KEY, build_delivery, write_jwks
 from tests.receiver.scene import LEASE, Scene, refuse, take_as_hint
 from webhook.fal import register_routes
-from worker.fal.signature import KeyCache, WebhookVerifier
+from worker.fal.webhooks import KeyCache, WebhookVerifier
 from worker.jobs.states import JobState
 from worker.stages.sweep import sweep_jobs
 

@@ -21,10 +21,9 @@ from tests.harness.web import ScriptedHandler, run_server, send_json
 from tests.harness.webhooks import build_body, build_delivery
 from tests.receiver.scene import LEASE
 from worker.fal.options import RequestOptions
-from worker.fal.queue import QueueClient
+from worker.fal.submit import QueueClient
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
-from worker.stages.judge import SubmitPolicy
-from worker.stages.submit import submit_job
+from worker.stages.submit import SubmitPolicy, submit_job
 from worker.stages.sweep import sweep_jobs
 
 

@@ -20,12 +20,12 @@ from tests.harness.web import (
     send_body,
     send_json,
 )
-from worker.fal import follow, queue, requests
-from worker.fal.client import FalClient
-from worker.fal.client_errors import (
+from worker.fal import requests, submit
+from worker.fal.client import FalClient, Handle
+from worker.fal.errors import (
     FAILURES,
     AccountRefusedError,
-    Handle,
+    ErrorClass,
     InputRefusedError,
     RequestFailedError,
     RequestPendingError,
@@ -35,8 +35,7 @@ from worker.fal.client_errors import (
     SubmissionRefusedError,
     SubmissionUnknownError,
 )
-from worker.fal.error_types import ErrorClass
-from worker.fal.status import Completed, InProgress, LogEntry, Queued, RequestStatus
+from worker.fal.requests import LogEntry, Progress
 from worker.ground.errors import ExtendVideoError
 
 KEY = SecretStr("the-secret-key")
@@ -66,7 +65,7 @@ class Network:
 def open_client(network: Network) -> FalClient:
     """A client without sockets."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (queue, requests):
+        for module in (submit, requests):
             patch.setattr(
                 module,
                 "build_client",
@@ -116,7 +115,7 @@ def test_subscribe_posts_once_whatever_happens_on_its_way(happening) -> None:
 
     network = Network(respond)
     with pytest.MonkeyPatch.context() as patch, open_client(network) as client:
-        patch.setattr(follow, "PATIENCE", timedelta(milliseconds=5))
+        patch.setattr(requests, "STATUS_TIMEOUT", timedelta(milliseconds=5))
         with suppress(ExtendVideoError):
             client.subscribe(ENDPOINT, {}, interval=QUICKLY, timeout=timedelta(milliseconds=10))
     assert [one for one in network.asked if one[0] == "POST"] == [("POST", FAL)]
@@ -183,21 +182,21 @@ def serve(fal: ScriptedServer, stream: object, *polls: dict[str, object]) -> Non
     fal.answer = respond
 
 
-def watch(client: FalClient, **options: timedelta) -> list[RequestStatus]:
+def watch(client: FalClient, **options: timedelta) -> list[Progress]:
     return list(client.iter_events(HANDLE, logs=True, interval=QUICKLY, **options))
 
 
 def name_logs(*messages: str) -> tuple[LogEntry, ...]:
-    return tuple(LogEntry(message, None, "INFO") for message in messages)
+    return tuple({"message": message, "level": "INFO"} for message in messages)
 
 
 WAITING = build_status("IN_QUEUE", queue_position=2)
 RUNNING = build_status("IN_PROGRESS", "a")
 DONE = build_status("COMPLETED", "a", "b", metrics={"inference_time": 1.5})
 FOLLOWED = [
-    Queued(2),
-    InProgress(name_logs("a")),
-    Completed(name_logs("a", "b"), timedelta(seconds=1.5)),
+    Progress("IN_QUEUE", 2, logs=()),
+    Progress("IN_PROGRESS", logs=name_logs("a")),
+    Progress("COMPLETED", None, 1.5, name_logs("a", "b")),
 ]
 
 
@@ -229,7 +228,7 @@ def test_following_of_stream_that_ends_early_goes_on_by_asking(fal, client) -> N
 
 
 def test_following_of_silent_stream_goes_on_by_asking(fal, client, monkeypatch) -> None:
-    monkeypatch.setattr(follow, "STREAM_SILENCE", timedelta(seconds=0.1))
+    monkeypatch.setattr(requests, "STREAM_SILENCE", timedelta(seconds=0.1))
 
     def say_one_thing(handler: ScriptedHandler) -> None:
         handler.send_head(200, Content_Type="text/event-stream")
@@ -249,7 +248,7 @@ def test_following_past_its_time_names_the_request(fal, client) -> None:
 
 
 def test_following_ends_once_nothing_is_learnt_for_long(fal, client, monkeypatch) -> None:
-    monkeypatch.setattr(follow, "PATIENCE", timedelta(seconds=0.05))
+    monkeypatch.setattr(requests, "STATUS_TIMEOUT", timedelta(seconds=0.05))
     fal.answer = send_json({"detail": "away"}, 503)
     with pytest.raises(RequestUnclearError, match="503"):
         watch(client)

@@ -10,23 +10,21 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from tests.harness.fal import UNPROCESSABLE_TYPES
-from worker.fal.error_types import (
+from worker.fal.errors import (
     ERROR_TYPES,
     GENERIC_SENTENCE,
-    Charge,
-    ErrorClass,
-    Retryable,
-    find_error_type,
-)
-from worker.fal.errors import (
     MAX_DETAIL_PLACE,
     MAX_DETAIL_TEXT,
     MAX_DETAILS,
     MAX_ECHO,
     MAX_MESSAGE,
     UNNAMED_CODE,
+    Charge,
+    ErrorClass,
     FalFailure,
+    Retryable,
     describe_platform_error,
+    find_error_type,
     name_field,
     parse_failure,
     read_retry_header,

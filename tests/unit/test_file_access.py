@@ -8,8 +8,8 @@ from pydantic import SecretStr
 
 from tests.harness.brokers import find_closed_port
 from tests.harness.web import ScriptedServer, break_off, run_server, send_body, send_json
-from worker.fal.file_access import FileSigner
 from worker.fal.options import needs_signing, parse_options
+from worker.fal.platform import FileSigner
 from worker.ground.errors import MediaRefusedError, MediaUnavailableError
 
 FILE = "https://v3b.fal.test/files/b/1/a%20b.mp4"

@@ -13,9 +13,7 @@ from worker.cli import output
 from worker.ground.errors import InvalidInputError, Violation
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Delivery, Event, Job
-from worker.ops.stays import list_stays
-from worker.ops.story import Story
-from worker.ops.waiting import explain_wait
+from worker.ops.timeline import Story, explain_wait, list_stays
 
 
 def make_story(

@@ -10,17 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.jobs import NOW
-from webhook.page.access import LONGEST_PAUSE, MOST_ADDRESSES, Sessions, Throttle
-from webhook.page.board import Hour, pick_quantile
-from webhook.page.masks import Masker
-from webhook.page.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
-from webhook.page.query import read_place, read_query, write_place
+from webhook.page.board import HEIGHT, WIDTH, Hour, pick_quantile, plot_latency, plot_throughput
+from webhook.page.login import LONGEST_PAUSE, MOST_ADDRESSES, Sessions, Throttle
+from webhook.page.views import Masker, read_place, read_query, write_place
 from worker.ground.clock import format_duration, read_moment, tell_briefly
 from worker.jobs.queries import JobFilter, Place
 from worker.jobs.states import JobState
 from worker.jobs.stats import Measure
 from worker.jobs.values import Event
-from worker.ops.stays import list_stays
+from worker.ops.timeline import list_stays
 
 SECOND = timedelta(seconds=1)
 

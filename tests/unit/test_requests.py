@@ -7,7 +7,7 @@ connection, and only then.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -21,23 +21,30 @@ from tests.harness.web import run_server, send_json
 from worker.fal import requests
 from worker.fal.completion import Completion
 from worker.fal.http import BACKUP_URLS, Reply, accept_url, exchange_again, move_url
-from worker.fal.requests import RequestClient
-from worker.fal.truth import (
+from worker.fal.requests import (
     CancelAnswer,
-    Finished,
     Forgotten,
     Pending,
+    Progress,
+    RequestClient,
     ResultGone,
     Truth,
     Unclear,
     read_cancel_answer,
+    read_events,
     read_status,
     sort_result,
 )
 
 BASE = "https://queue.fal.run"
-WELL = Finished(None, None)
-ILL = Finished("Invalid status code: 422", "content_policy_violation")
+
+
+def end(error: str | None = None, error_type: str | None = None) -> Progress:
+    return Progress("COMPLETED", error=error, error_type=error_type)
+
+
+WELL = end()
+ILL = end("Invalid status code: 422", "content_policy_violation")
 RESULT = {"video": {"url": "https://v3.fal.media/a.mp4"}, "seed": 7, "prompt": "on it goes"}
 MODEL_ERROR = {"detail": [{"loc": ["body"], "msg": "no", "type": "content_policy_violation"}]}
 NOT_FOUND_BODY = {"status": "NOT_FOUND"}
@@ -59,17 +66,17 @@ NO_STATUS: list[object] = [b"", NGINX, b"null", "COMPLETED"]
 UNNAMED = Unclear("the status call named no known status")
 STATUSES: list[tuple[int, object, object]] = [
     # the word decides, not which 2xx it comes with
-    (202, {"status": "IN_QUEUE", "logs": None, "queue_position": 0}, Pending("IN_QUEUE")),
-    (200, {"status": "IN_PROGRESS", "new": 1}, Pending("IN_PROGRESS")),
+    (202, {"status": "IN_QUEUE", "logs": None, "queue_position": 0}, Progress("IN_QUEUE", 0)),
+    (200, {"status": "IN_PROGRESS", "new": 1}, Progress("IN_PROGRESS")),
     (200, DONE, WELL),
     (202, DONE, WELL),
     # COMPLETED with any error is no success
     *((200, DONE | {"error": none, "error_type": none}, WELL) for none in NO_ERROR),
-    (200, DONE | {"error": "it broke"}, Finished("it broke", None)),
-    (200, DONE | {"error": "it broke", "error_type": "x"}, Finished("it broke", "x")),
-    (200, DONE | {"error_type": "client_cancelled"}, Finished(*["client_cancelled"] * 2)),
-    (200, DONE | {"error": {"code": 7}}, Finished('{"code": 7}', None)),
-    (200, DONE | {"error": True}, Finished("true", None)),
+    (200, DONE | {"error": "it broke"}, end("it broke")),
+    (200, DONE | {"error": "it broke", "error_type": "x"}, end("it broke", "x")),
+    (200, DONE | {"error_type": "client_cancelled"}, end(*["client_cancelled"] * 2)),
+    (200, DONE | {"error": {"code": 7}}, end('{"code": 7}')),
+    (200, DONE | {"error": True}, end("true")),
     # fal does not know the request, whatever else it says
     *((404, body, Forgotten()) for body in ANYTHING),
     (410, b"", Forgotten()),
@@ -88,7 +95,10 @@ STATUSES: list[tuple[int, object, object]] = [
 
 @pytest.mark.parametrize(("http_status", "body", "meaning"), STATUSES)
 def test_status_means(http_status, body, meaning) -> None:
-    assert read_status(reply(http_status, body)) == meaning
+    found = read_status(reply(http_status, body))
+    if isinstance(found, Progress) and found.has_ended:
+        found = replace(found, inference_seconds=None)
+    assert found == meaning
 
 
 def told(status: str, payload: object, error: str | None) -> Completion:
@@ -187,19 +197,17 @@ raw_bodies = st.one_of(
     st.just(b'\xef\xbb\xbf{"status": "COMPLETED"}'),
 )
 codes = st.sampled_from([200, 202, 204, 301, 400, 401, 404, 410, 422, 429, 500, 503])
-finished = st.builds(Finished, st.none() | odd_text, st.none() | odd_text)
+finished = st.builds(end, st.none() | odd_text, st.none() | odd_text)
 
 
 @given(codes, raw_bodies)
 def test_status_and_cancellation_of_anything_conclude_only_from_their_code(code, body) -> None:
     assert isinstance(read_cancel_answer(Reply(code, {}, body)), CancelAnswer)
     match read_status(Reply(code, {}, body)):
-        case Finished(error, _):
+        case Progress(status, error=error):
             assert 200 <= code < 300
+            assert status in {"IN_QUEUE", "IN_PROGRESS", "COMPLETED"}
             assert error is None or error.encode()
-        case Pending(status):
-            assert 200 <= code < 300
-            assert status in {"IN_QUEUE", "IN_PROGRESS"}
         case Forgotten():
             assert code in {404, 410}
         case Unclear(message):
@@ -207,9 +215,9 @@ def test_status_and_cancellation_of_anything_conclude_only_from_their_code(code,
 
 
 @given(codes, raw_bodies, finished)
-def test_result_of_anything_never_turns_failure_into_success(http_status, body, end) -> None:
-    truth = sort_result(Reply(http_status, {}, body), end, "r-1")
-    if end.error is not None:
+def test_result_of_anything_never_turns_failure_into_success(http_status, body, ended) -> None:
+    truth = sort_result(Reply(http_status, {}, body), ended, "r-1")
+    if ended.error is not None:
         assert isinstance(truth, Completion)
         assert truth.status == "ERROR"
     elif isinstance(truth, Completion):
@@ -363,3 +371,31 @@ def test_backup_is_asked_over_a_real_connection_with_path_and_query() -> None:
         assert [one.target for one in server.asked] == ["/a/b/requests/r-1/status?logs=1"]
     moved = move_url(httpx.URL(f"{BASE}:444/a/b%2Fc?logs=1"), "https://backup.test")
     assert str(moved) == "https://backup.test/a/b%2Fc?logs=1"
+
+
+# ------------------------------------------------------------------ server-sent events
+
+
+def test_events_give_data_of_each_whole_event() -> None:
+    for stream, given_back in [
+        (b"data: a\ndata: b\n\ndata:c\r\n\r\n", ["a\nb", "c"]),
+        (b": keep-alive\nevent: status\nid: 7\ndata: a\n\n", ["a"]),
+        (b"datum: a\n\ndata: a\n", []),
+        (b"data: \xff\n\n", ["\N{REPLACEMENT CHARACTER}"]),
+    ]:
+        assert list(read_events([stream])) == given_back
+
+
+def test_events_without_an_end_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr(requests, "MAX_EVENT_BYTES", 100)
+    with pytest.raises(ValueError, match="more than 100 bytes"):
+        list(read_events([b"data: " + b"x" * 80 + b"\n", b"data: " + b"x" * 80]))
+
+
+@given(st.data(), st.lists(st.sampled_from(["a", "", " ü\u2028"]), max_size=5))
+def test_events_give_back_what_was_written_however_it_is_cut(data, written) -> None:
+    line_end = data.draw(st.sampled_from([b"\n", b"\r\n"]))
+    stream = b"".join(b"data: " + text.encode() + line_end * 2 for text in written)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    assert list(read_events(chunks)) == written

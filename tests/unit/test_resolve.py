@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.jobs import ENDPOINT, LEASE, NOW
-from worker.fal.platform import ListedRequest
-from worker.fal.same_input import is_same_input
+from worker.fal.platform import ListedRequest, is_same_input
 from worker.ground.settings import UnknownPolicy
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Outcome, RequestClaim

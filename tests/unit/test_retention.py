@@ -5,7 +5,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.fal.retention import LARGE_PROMPT, LARGE_RETENTION, find_retention
+from worker.fal.requests import LARGE_PROMPT, LARGE_RETENTION, find_retention
 from worker.ground.clock import LONGEST_POLL, RETENTION, choose_poll_delay
 
 MINUTE = timedelta(minutes=1)

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.harness.jobs import ENDPOINT, NOW, build_result
-from worker.fal.extend_video import complete_input
+from worker.fal.model import complete_input
 from worker.ground.errors import InvalidResultError, InvalidSidecarError
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Job
 from worker.media.facts import StreamFacts, VideoFacts
 from worker.media.sidecar import FileRecord, Sidecar, describe_file, parse_sidecar
 from worker.media.unpack import is_unpacked, make_marker
-from worker.stages.record import (
+from worker.stages.archive import (
     ArchivedFiles,
     build_sidecar,
     list_markers,

@@ -11,8 +11,7 @@ from worker.ground.settings import load_settings
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Gate
 from worker.jobs.workers import UNSEEN_AFTER, SeenWorker
-from worker.ops.history import History
-from worker.ops.measures import Measures
+from worker.ops.metrics import History, Measures
 
 SECOND = timedelta(seconds=1)
 QUEUE_NAMES = list(QUEUES.values())

@@ -15,8 +15,7 @@ from pydantic import SecretStr
 from tests.harness.storage import SIGNATURE, TOKEN, Host, Storage, run_storage
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
-from worker.fal.storage import DEFAULT_POLICY, MIB, StorageClient, Upload, UploadPolicy
-from worker.fal.storage_api import UploadFile
+from worker.fal.storage import DEFAULT_POLICY, MIB, StorageClient, Upload, UploadFile, UploadPolicy
 from worker.ground.clock import Backoff
 from worker.ground.errors import UploadRefusedError, UploadUnavailableError
 

@@ -10,7 +10,7 @@ from tests.harness.values import ATTEMPT, JOB, JOB_ID
 from worker.ground.settings import UnknownPolicy
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Gate, Job
-from worker.ops.waiting import describe_time, explain_wait
+from worker.ops.timeline import describe_time, explain_wait
 from worker.stages.resolve import ResolvePolicy
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)

@@ -4,8 +4,13 @@ Server-rendered; reads are short statements, orders call one stage and ring afte
 shell does.
 """
 
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlencode
 from uuid import UUID
 
 import structlog
@@ -21,16 +26,18 @@ from flask.typing import ResponseReturnValue
 from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, NotFound
 
-from webhook.page.access import Credentials, Sessions, Throttle
-from webhook.page.board import BoardReader
+from webhook.page.board import HEIGHT, WIDTH, BoardReader, plot_latency, plot_throughput
 from webhook.page.files import ArchiveFile, Part, Sender, open_sender
-from webhook.page.filters import list_filters
-from webhook.page.login import Doorkeeper, add_headers, current_session
-from webhook.page.masks import Masker
-from webhook.page.plots import HEIGHT, WIDTH, plot_latency, plot_throughput
-from webhook.page.query import ListQuery, read_query
+from webhook.page.login import (
+    Credentials,
+    Doorkeeper,
+    Sessions,
+    Throttle,
+    add_headers,
+    current_session,
+)
 from worker.broker.dispatch import Dispatcher
-from worker.ground.clock import Clock, read_clock
+from worker.ground.clock import Clock, format_duration, read_clock, tell_briefly
 from worker.ground.db import Database, describe_database_error
 from worker.ground.errors import (
     ExtendVideoError,
@@ -40,17 +47,152 @@ from worker.ground.errors import (
     StoreUnavailableError,
     TooLateError,
 )
+from worker.ground.log import FORMS, MASK, Form, compile_secrets, mask_text
 from worker.ground.settings import Settings, list_secrets
 from worker.jobs import queries
+from worker.jobs.queries import JobFilter, Place, parse_filter
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Job
-from worker.ops.explain import explain_failure
-from worker.ops.story import read_story
+from worker.ops.timeline import explain_failure, read_story
 from worker.stages.cancel import CANCELLABLE, cancel_job
 from worker.stages.redrive import REDRIVABLE, redrive_job
 from worker.stages.resolve import ResolvePolicy
 
+# ------------------------------------------------------------------ query
+
+
+LONGEST_TEXT = 200
+FIELDS = ("state", "tenant", "label", "since", "until", "text")
+
+
+class Masker:
+    """Masks our own secrets by their text, and others by their form; folds long encoded bytes.
+
+    A URL keeps its place and loses its query, for signatures stand there.
+    """
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._pattern = compile_secrets(secrets)
+
+    def mask(self, text: str) -> str:
+        # Our own go first: another form could hide only a part of one.
+        return mask_text(mask_text(text, self._pattern, ()), forms=PAGE_FORMS)
+
+    def mask_output(self, value: object) -> object:
+        """As a template prints it: what is markup already was masked when it was made."""
+        is_text = isinstance(value, str) and not hasattr(value, "__html__")
+        return self.mask(str(value)) if is_text else value
+
+    def mask_json(self, value: object) -> object:
+        """The same for every text within it."""
+        match value:
+            case dict():
+                return {self.mask(str(name)): self.mask_json(one) for name, one in value.items()}
+            case list():
+                return [self.mask_json(one) for one in value]
+            case str():
+                return self.mask(value)
+            case _:
+                return value
+
+
+def _cut_query(found: re.Match[str]) -> str:
+    place = re.sub(r"(://)[^/@\s]*@", rf"\1{MASK}@", found["place"])
+    return place + (f"?{MASK}" if found["query"] and len(found["query"]) > 1 else "")
+
+
+def _fold(found: re.Match[str]) -> str:
+    return f"{found[0][:LONGEST_DATA_URI]}… ({len(found[0])} characters)"
+
+
+PAGE_FORMS: tuple[Form, ...] = (
+    (
+        re.compile(r"data:[a-z0-9.+-]+/[a-z0-9.+-]+;base64,[A-Za-z0-9+/=]{64,}", re.IGNORECASE),
+        _fold,
+    ),
+    # Without its scheme: to look for one at each letter takes the square of a long text's time.
+    (re.compile(r"(?P<place>://[^\s\"'<>?#]+)(?P<query>\?[^\s\"'<>#]*)?"), _cut_query),
+    *FORMS,
+    (re.compile(r"(?i)\b((?:key|bearer|basic)\s+)[A-Za-z0-9._~+/:=-]{16,}"), rf"\1{MASK}"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """What an address asks for; `wrong` has, by field, what cannot be understood."""
+
+    wanted: JobFilter
+    place: Place | None
+    is_backward: bool
+    fields: Mapping[str, str]
+    wrong: Mapping[str, str]
+
+    @property
+    def is_filtered(self) -> bool:
+        return bool(self.fields)
+
+    def link(self, **changes: str | None) -> str:
+        """The address of the same list with other fields; from its beginning."""
+        fields = {**self.fields, **changes}
+        pairs = [(name, fields[name]) for name in FIELDS if fields.get(name)]
+        return f"?{urlencode(pairs)}" if pairs else "?"
+
+    def turn(self, place: Place, *, is_backward: bool = False) -> str:
+        """The address of the page that follows."""
+        pairs = [(name, self.fields[name]) for name in FIELDS if self.fields.get(name)]
+        pairs.append(("newer" if is_backward else "older", write_place(place)))
+        return f"?{urlencode(pairs)}"
+
+
+def read_query(arguments: Mapping[str, str], now: datetime) -> ListQuery:
+    """Whatever cannot be understood is named, and does not narrow the list."""
+    given = {name: arguments.get(name, "").strip()[:LONGEST_TEXT] for name in FIELDS}
+    fields = {name: text for name, text in given.items() if text}
+    wanted, wrong = parse_filter(fields, now)
+    older, newer = (read_place(arguments.get(name, "")) for name in ("older", "newer"))
+    return ListQuery(wanted, older or newer, older is None and newer is not None, fields, wrong)
+
+
+def write_place(place: Place) -> str:
+    return f"{place.enqueued_at.astimezone(UTC):%Y%m%dT%H%M%S.%f}-{place.id.hex}"
+
+
+def read_place(text: str) -> Place | None:
+    """None if it is none: then the list begins at its beginning."""
+    at, _, digits = text.partition("-")
+    try:
+        return Place(datetime.strptime(at, "%Y%m%dT%H%M%S.%f").replace(tzinfo=UTC), UUID(digits))
+    except ValueError:
+        return None
+
+
+# ------------------------------------------------------------------ filters
+
+
+def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:
+    def show_json(value: object) -> str:
+        return json.dumps(masker.mask_json(value), indent=2, ensure_ascii=False)
+
+    return {
+        "mask": lambda value: masker.mask(str(value)),
+        "pretty": show_json,
+        "duration": format_duration,
+        "brief": tell_briefly,
+        "clock": lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
+        "words": lambda name: str(name).replace("_", " "),
+        "amount": format_bytes,
+    }
+
+
+def format_bytes(count: int) -> str:
+    amount, units = float(count), ["B", "kB", "MB", "GB"]
+    while amount >= 1000 and len(units) > 1:  # noqa: PLR2004 - as units go
+        amount, units = amount / 1000, units[1:]
+    return f"{amount:.0f} {units[0]}" if units[0] in {"B", "kB"} else f"{amount:.1f} {units[0]}"
+
+
 LINES = 50
+LONGEST_DATA_URI = 64
 
 log = structlog.stdlib.get_logger(__name__)
 

@@ -31,16 +31,18 @@ from worker.ground.errors import ExtendVideoError, InvalidInputError, StoreUnava
 from worker.jobs.archives import Retention, Scope
 from worker.jobs.states import ENDED, JobState
 from worker.media.layout import ListedObject
-from worker.ops.mark import require_own_archive
-from worker.ops.orphans import ORPHAN_AGE, Inventory, find_orphans
-from worker.ops.prune import Pruning, prune_jobs, survey_jobs
+from worker.ops.retention import Pruning, prune_jobs, survey_jobs
 from worker.ops.verify import (
     MOST_LISTED,
+    ORPHAN_AGE,
     DamagedCopy,
+    Inventory,
     Verification,
     Verifier,
+    find_orphans,
     is_fine,
     measure_copies,
+    require_own_archive,
     start_scope,
 )
 from worker.runtime import Runtime, build_runtime

@@ -39,12 +39,12 @@ from worker.ground.validation import show_value
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Event
 from worker.media.sidecar import Sidecar, parse_sidecar
-from worker.ops.story import Story, find_newest_attempt, follow_events, read_story, wait_a_look
+from worker.ops.timeline import Story, find_newest_attempt, follow_events, read_story, wait_a_look
 from worker.producer import place_request, place_requests
 from worker.runtime import Runtime, build_runtime
+from worker.stages.archive import list_markers, restore_input
 from worker.stages.enqueue import DEFAULT_TENANT, JobRequest, parse_job_request
-from worker.stages.follow import Follower
-from worker.stages.record import list_markers, restore_input
+from worker.stages.poll import Follower
 
 STANDARD_INPUT = "-"
 # What some editors begin a UTF-8 file with.

@@ -115,7 +115,7 @@ def show(
     States, attempts, deliveries and events, in their order.
     """
     from worker.cli.enqueue import build_follower, follow_job
-    from worker.ops.story import read_story
+    from worker.ops.timeline import read_story
 
     runtime = build_runtime()
     if wait:
@@ -275,7 +275,7 @@ def plan_redrive(
     Left alone are submissions whose outcome is still unknown, and, unless the job's own id was
     given (`is_chosen`), those whose input would fail again.
     """
-    from worker.ops.story import fails_again, foresee_restart
+    from worker.ops.timeline import fails_again, foresee_restart
     from worker.stages.redrive import REDRIVABLE
 
     kinds, left_out, failing_again = dict[UUID, str](), 0, 0

@@ -91,7 +91,7 @@ def read_fields(
     pairs: Sequence[str], own_options: Mapping[str, str] = OWN_OPTIONS
 ) -> tuple[dict[str, object], list[Violation]]:
     """As `read_pairs`, of the model's input; `own_options` are fields with options of their own."""
-    from worker.fal.extend_video import parse_field
+    from worker.fal.model import parse_field
 
     values, wrong = read_pairs("--set", pairs, parse_field)
     for name in values.keys() & own_options.keys():

@@ -23,8 +23,7 @@ from worker.jobs.states import JobState
 if TYPE_CHECKING:
     from worker.jobs.queries import JobLine
     from worker.jobs.values import Attempt, Event, Job
-    from worker.ops.stays import Stay
-    from worker.ops.story import Story
+    from worker.ops.timeline import Stay, Story
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -159,7 +158,7 @@ def fold_files(value: object) -> object:
 
 def story_to_json(story: Story) -> dict[str, Any]:
     """The job's columns; beside them its wait, states, attempts, deliveries and events."""
-    from worker.ops.explain import explain_failure
+    from worker.ops.timeline import explain_failure
 
     explanation = explain_failure(story.job, story.attempts)
     return {
@@ -185,7 +184,7 @@ def story_to_json(story: Story) -> dict[str, Any]:
 
 
 def print_story(story: Story) -> None:
-    from worker.ops.explain import describe_explanation, explain_failure
+    from worker.ops.timeline import describe_explanation, explain_failure
 
     job = story.job
     print_fields(list_facts(job))
@@ -249,7 +248,7 @@ def show_attempt(attempt: Attempt) -> str:
 
 def show_request_progress(attempt: Attempt, before: Attempt | None) -> Iterator[str]:
     """A line if fal's status has changed since then, and one for each new log entry."""
-    from worker.fal.progress import list_new
+    from worker.fal.requests import list_new
 
     if attempt.fal_status and describe_progress(attempt) != (before and describe_progress(before)):
         yield f"  [dim]fal:[/dim] {escape(describe_progress(attempt))}"

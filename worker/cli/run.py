@@ -33,7 +33,7 @@ from worker.ground.errors import DaemonError, InvalidInputError, MediaRefusedErr
 from worker.ground.settings import Settings, load_settings
 from worker.jobs.states import JobState
 from worker.jobs.values import Event, Job
-from worker.ops.story import follow_events, read_story
+from worker.ops.timeline import follow_events, read_story
 from worker.producer import place_request
 from worker.runtime import Runtime, build_runtime
 from worker.stages.enqueue import parse_job_request

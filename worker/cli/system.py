@@ -20,7 +20,7 @@ from worker.jobs.checks import Check
 from worker.jobs.job_requests import list_refused
 from worker.jobs.workers import list_workers
 from worker.ops.doctor import Diagnosis
-from worker.ops.measures import Measures, list_seen, read_measures
+from worker.ops.metrics import Measures, list_seen, read_measures
 from worker.runtime import SHELL_PROGRAM, Runtime, build_runtime
 
 # A sweep may take a while, or wait for a worker to end a step.

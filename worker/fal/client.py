@@ -1,4 +1,4 @@
-"""fal's queue for those who want the call without the job table.
+"""fal's queue from Python, without the job table.
 
     with FalClient(SecretStr(key)) as fal:
         handle = fal.submit("fal-ai/ltx-2.3-22b/extend-video", arguments)
@@ -6,47 +6,69 @@
             print(status)
         print(fal.result(handle)["video"]["url"])
 
-The paid POST is sent once, whatever happens to it. Asking and cancelling may be repeated.
+The paid POST is sent once, whatever happens to it. Queries and cancellations may be repeated. The
+calls are those of the stages, `submit.QueueClient` and `requests.RequestClient`; here their
+outcomes become exceptions (`errors.py`).
 """
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self
 
 from pydantic import JsonValue, SecretStr
 
-from worker.fal.client_errors import (
-    Handle,
+from worker.fal.completion import Completion
+from worker.fal.errors import (
+    FAILURES,
+    UNNAMED_CODE,
+    AccountRefusedError,
+    FalError,
+    FalFailure,
+    RequestNotFoundError,
     RequestPendingError,
     RequestUnclearError,
+    SubmissionPostponedError,
+    SubmissionRefusedError,
     SubmissionUnknownError,
-    raise_refusal,
-    take_output,
-    take_status,
+    find_error_type,
+    parse_failure,
 )
-from worker.fal.follow import Follower
+from worker.fal.http import ACCOUNT_CODES, Reply
 from worker.fal.options import RequestOptions
-from worker.fal.queue import Ambiguous, QueueClient, Refused
-from worker.fal.requests import RequestClient
-from worker.fal.status import Completed, RequestStatus
-from worker.fal.truth import CancelAnswer, Finished
-
-__all__ = ["FalClient", "Handle"]
+from worker.fal.requests import (
+    CancelAnswer,
+    Forgotten,
+    Progress,
+    RequestClient,
+    Unclear,
+    read_status,
+)
+from worker.fal.submit import Ambiguous, QueueClient, RefusalClass, Refused
 
 QUEUE_URL = "https://queue.fal.run"
 CALL_LIMIT = timedelta(seconds=30)
 POLL_INTERVAL = timedelta(milliseconds=500)
 
-OnStatus: TypeAlias = Callable[[RequestStatus], object]
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A request at fal. Endpoint and id are enough: the URLs are as fal returned them, if known."""
+
+    endpoint: str
+    fal_request_id: str
+    status_url: str | None = None
+    response_url: str | None = None
+    cancel_url: str | None = None
 
 
 class FalClient:
     """Submits, follows, fetches and cancels. The key goes to `queue_url` and its backup only.
 
-    `limit` bounds each call as a whole: name look-up, connection, request and reply.
+    `limit` bounds each call as a whole: name resolution, connection, request and reply.
     """
 
     def __init__(
@@ -90,20 +112,41 @@ class FalClient:
         """
         options = options or RequestOptions()
         reply = self._queue.submit(endpoint, arguments, webhook_url=webhook_url, options=options)
-        if isinstance(reply, Refused):
-            raise_refusal(reply)
         if isinstance(reply, Ambiguous):
             raise SubmissionUnknownError(reply.message, http_status=reply.http_status)
+        if isinstance(reply, Refused):
+            kinds: dict[RefusalClass, type[FalError]] = {
+                RefusalClass.INPUT: SubmissionRefusedError,
+                RefusalClass.ACCOUNT: AccountRefusedError,
+            }
+            raise kinds.get(reply.why, SubmissionPostponedError)(
+                reply.message,
+                http_status=reply.http_status,
+                error_type=reply.code,
+                details=reply.details,
+                retry_after=reply.retry_after,
+            )
         urls = (reply.status_url, reply.response_url, reply.cancel_url)
         return Handle(endpoint, reply.fal_request_id, *urls)
 
-    def status(self, handle: Handle, *, logs: bool = False) -> RequestStatus:
-        """Where the request is now: Queued, InProgress or Completed.
+    def status(self, handle: Handle, *, logs: bool = False) -> Progress:
+        """Where the request is now.
 
         Raises RequestNotFoundError, RequestUnclearError and AccountRefusedError.
         """
-        reply = self._requests.fetch_status(handle, handle.fal_request_id, with_logs=logs)
-        return take_status(reply, handle)
+        fal_request_id = handle.fal_request_id
+        reply = self._requests.fetch_status(handle, fal_request_id, with_logs=logs)
+        if isinstance(reply, Reply) and reply.http_status in ACCOUNT_CODES:
+            message = f"the status call answered {reply.http_status}"
+            raise AccountRefusedError(message, http_status=reply.http_status)
+        match read_status(reply) if isinstance(reply, Reply) else reply:
+            case Progress() as status:
+                return status
+            case Unclear(message):
+                raise RequestUnclearError(message, fal_request_id=fal_request_id)
+            case Forgotten():
+                message = "fal does not know the request, or no longer"
+                raise RequestNotFoundError(message, fal_request_id=fal_request_id)
 
     def result(self, handle: Handle) -> dict[str, JsonValue]:
         """The model's output, once the request is completed; `iter_events` waits for that.
@@ -111,19 +154,39 @@ class FalClient:
         Raises RequestPendingError before, what `status` raises, and for a request that failed a
         RequestFailedError: InputRefusedError, RunFailedError or RequestCancelledError.
         """
+        fal_request_id = handle.fal_request_id
         status = self.status(handle)
-        if not isinstance(status, Completed):
+        if not status.has_ended:
             message = "the request has not ended yet"
-            raise RequestPendingError(message, fal_request_id=handle.fal_request_id)
-        finished = Finished(status.error, status.error_type)
-        return take_output(
-            self._requests.read_result(handle, handle.fal_request_id, finished), handle
-        )
+            raise RequestPendingError(message, fal_request_id=fal_request_id)
+        truth = self._requests.read_result(handle, fal_request_id, status)
+        match truth:
+            case Completion(status="OK", payload=dict(output)):
+                return output
+            case Completion(status="OK"):
+                message = "the result is no JSON object"
+                raise RequestUnclearError(message, fal_request_id=fal_request_id)
+            case Completion(error=error):
+                words = error or "fal reports an error without a message"
+                failure = parse_failure(truth.payload, words) or FalFailure(UNNAMED_CODE, words)
+                known = find_error_type(failure.code, names_fields=bool(failure.details))
+                raise FAILURES[known.error_class](
+                    failure.message,
+                    fal_request_id=fal_request_id,
+                    error_type=failure.code,
+                    details=failure.details,
+                    retryable=truth.retryable,
+                )
+            case Unclear(message):
+                raise RequestUnclearError(message, fal_request_id=fal_request_id)
+            case _:
+                message = "fal no longer has the request's result"
+                raise RequestNotFoundError(message, fal_request_id=fal_request_id)
 
     def cancel(self, handle: Handle) -> CancelAnswer:
-        """Ask fal to remove or stop the request; a running one may end all the same.
+        """Have fal remove or stop the request; a running one may complete all the same.
 
-        Raises RequestUnclearError where nobody answered.
+        Raises RequestUnclearError where there was no answer.
         """
         answer = self._requests.cancel(handle, handle.fal_request_id)
         if answer is CancelAnswer.UNCLEAR:
@@ -138,23 +201,22 @@ class FalClient:
         logs: bool = False,
         interval: timedelta = POLL_INTERVAL,
         timeout: timedelta | None = None,
-    ) -> Iterator[RequestStatus]:
-        """Each status that differs from the one before, the last one Completed.
+    ) -> Iterator[Progress]:
+        """Each status that differs from the one before, the last one COMPLETED.
 
-        From fal's event stream while that works, else by asking every `interval`. Logs are all so
+        From fal's event stream while that works, else by polling every `interval`. Logs are all so
         far. Raises RequestPendingError after `timeout`, and what `status` raises, though
-        RequestUnclearError only once nothing was learnt for a minute.
+        RequestUnclearError only after a minute without a usable answer.
         """
         seconds = float("inf") if timeout is None else timeout.total_seconds()
-        follower = Follower(
-            self._requests,
+        return self._requests.follow(
             handle,
+            handle.fal_request_id,
             lambda: self.status(handle, logs=logs),
-            logs,
-            interval,
-            time.monotonic() + seconds,
+            with_logs=logs,
+            interval=interval,
+            deadline=time.monotonic() + seconds,
         )
-        return follower.watch()
 
     def subscribe(  # noqa: PLR0913 - one parameter for each choice, as httpx has it
         self,
@@ -162,7 +224,7 @@ class FalClient:
         arguments: Mapping[str, JsonValue],
         *,
         options: RequestOptions | None = None,
-        on_queue_update: OnStatus | None = None,
+        on_queue_update: Callable[[Progress], object] | None = None,
         logs: bool = False,
         interval: timedelta = POLL_INTERVAL,
         timeout: timedelta | None = None,

@@ -1,4 +1,4 @@
-"""The fact that fal has finished a request, whoever tells of it."""
+"""The fact that fal has finished a request: one value for webhook, poll and listing."""
 
 import json
 import math
@@ -24,7 +24,7 @@ class Completion:
     status: Literal["OK", "ERROR"]
     payload: JsonValue
     error: str | None
-    # Why there is no payload; the result then has to be fetched, whatever the status says.
+    # Why there is no payload; the result then has to be fetched, regardless of the status.
     payload_error: str | None = None
     # What fal's header says of trying a failed run again; only a poll sees headers.
     retryable: bool | None = None
@@ -72,7 +72,7 @@ def parse_webhook(body: bytes) -> Completion:
 
 
 def names_video(payload: JsonValue) -> bool:
-    """Whether it has the URL of a video: then the run has succeeded, whatever else is said."""
+    """Whether it has the URL of a video: then the run has succeeded, regardless of all else."""
     video = payload.get("video") if isinstance(payload, dict) else None
     url = video.get("url") if isinstance(video, dict) else None
     return isinstance(url, str) and bool(url)

@@ -1,7 +1,7 @@
 """One HTTP exchange with fal: bounded in time and size as a whole, never redirected.
 
 `exchange` sends once. `exchange_again` may send a second time, to fal's documented backup host, and
-only where nothing was sent the first time: for asking and cancelling, never for a paid POST.
+only where nothing was sent the first time: for queries and cancellations, never for a paid POST.
 """
 
 import contextlib
@@ -26,6 +26,11 @@ MAX_REPLY_BYTES = 1024 * 1024
 # fal's documented backups (fal-api, section 1.1): the key may go there too.
 BACKUP_URLS = {"https://queue.fal.run": "https://queue.falrun.com"}
 REPEATABLE = frozenset({"GET", "PUT"})
+ACCOUNT_CODES = frozenset({401, 403})
+SERVER_ERROR = 500
+# A call that failed so may succeed when it is made again.
+TRANSIENT_CODES = frozenset({408, 425, 429})
+MAX_RETRY_AFTER = timedelta(hours=1)
 
 
 class ReplyTooLargeError(httpx.ReadError):
@@ -129,6 +134,19 @@ def move_url(url: httpx.URL, base_url: str) -> httpx.URL:
     return url.copy_with(scheme=base.scheme, netloc=base.netloc)
 
 
+def read_retry_after(headers: Mapping[str, str], most: timedelta = MAX_RETRY_AFTER) -> timedelta:
+    """Whole seconds, at most `most`; zero if there are none (fal does not use the date form)."""
+    text = headers.get("retry-after", "")
+    if not text.isascii() or not text.isdecimal():
+        return timedelta()
+    return min(timedelta(seconds=int(text.lstrip("0")[:6] or "0")), most)
+
+
+def is_transient(http_status: int) -> bool:
+    """Whether a call that is safe to repeat is worth repeating after this answer."""
+    return http_status in TRANSIENT_CODES or http_status >= SERVER_ERROR
+
+
 def describe_error(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> str:
     if isinstance(error, TimeoutError):
         return str(error)
@@ -147,13 +165,13 @@ def accept_url(url: JsonValue, base_url: str) -> str | None:
 
 
 def name_origin(url: httpx.URL) -> tuple[str, bytes, bytes]:
-    """Read by whoever will send there: two parsers could see two hosts in one text."""
+    """As httpx, which will send there, parses it: two parsers could see two hosts in one text."""
     return url.scheme, url.userinfo, url.netloc
 
 
 def _send(client: httpx.Client, request: httpx.Request, max_bytes: int, deadline: float) -> Reply:
     try:
-        response = client.send(request, stream=True)
+        response = client.send(request, stream=True, auth=None, follow_redirects=False)
     except httpx.InvalidURL as error:
         # A redirect is read even where it is not followed.
         raise httpx.RemoteProtocolError(f"the redirect leads nowhere: {error}") from error
@@ -164,6 +182,6 @@ def _send(client: httpx.Client, request: httpx.Request, max_bytes: int, deadline
             if len(body) > max_bytes:
                 raise ReplyTooLargeError(f"the reply has more than {max_bytes} bytes")
             if time.monotonic() > deadline:
-                # Nobody waits any more, and drop by drop this could go on for ever.
+                # The caller has given up; a trickling reply could go on for ever.
                 raise httpx.ReadTimeout("the reply is too slow")
         return Reply(response.status_code, response.headers, bytes(body))

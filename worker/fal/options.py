@@ -1,4 +1,4 @@
-"""What fal is told about a request besides the model's input: typed, and as HTTP headers.
+"""The options of a request besides the model's input: typed, and as HTTP headers.
 
 An option that is not given is not sent, and fal decides (fal-api, section 2.3).
 """
@@ -39,7 +39,7 @@ class Priority(StrEnum):
 
 
 class Decision(StrEnum):
-    """What fal's CDN answers to whoever asks for a file: 200, 403 or 404."""
+    """What fal's CDN answers to a request for a file: 200, 403 or 404."""
 
     ALLOW = "allow"
     FORBID = "forbid"
@@ -131,7 +131,7 @@ Hint = Annotated[str, Field(pattern=r"^[!-~]{1,256}\z"), _say(_HINT_WORDS)]
 
 
 class AclRule(BaseModel):
-    """What one fal user gets to see, whatever the default."""
+    """What one fal user gets to see, regardless of the default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -167,7 +167,7 @@ class RequestOptions(BaseModel):
     )
     initial_acl: InitialAcl | None = Field(None, description="Who may read these files.")
     tags: Tags | None = Field(
-        None, description="Words of one's own, by which fal's dashboard tells requests apart."
+        None, description="Labels by which fal's dashboard distinguishes requests."
     )
     no_retry: bool | None = Field(
         None,

@@ -1,20 +1,30 @@
-"""What can be asked about one request in fal's queue, and repeated: status, result, cancellation.
+"""One request in fal's queue, which may be queried repeatedly: status, result, cancellation.
 
 COMPLETED covers success, failure and cancellation alike; `error`, `error_type` and the code of the
-result tell them apart (fal-api, section 3). A status call that fails is no conclusion.
+result tell them apart (fal-api, section 3). A status call that fails proves nothing. Stages use
+`RequestClient` directly, users by way of `client.FalClient`; both read the same `Progress`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Protocol
+from enum import StrEnum
+from typing import Protocol, TypeAlias
 from urllib.parse import quote
 
 import httpx
-from pydantic import SecretStr
+from pydantic import JsonValue, SecretStr
 
-from worker.fal.completion import Completion
+from worker.fal.completion import Completion, make_storable, names_video, read_text
+from worker.fal.errors import (
+    RequestPendingError,
+    RequestUnclearError,
+    parse_failure,
+    read_retry_header,
+)
 from worker.fal.http import (
     BACKUP_URLS,
     MAX_REPLY_BYTES,
@@ -26,18 +36,7 @@ from worker.fal.http import (
     describe_error,
     exchange_again,
 )
-from worker.fal.progress import Progress, read_progress
-from worker.fal.truth import (
-    CancelAnswer,
-    Finished,
-    Forgotten,
-    Pending,
-    Truth,
-    Unclear,
-    read_cancel_answer,
-    read_status,
-    sort_result,
-)
+from worker.ground.clock import RETENTION
 
 # A result that travels as a data URI is as large as its video, and takes its time.
 MAX_RESULT_BYTES = 256 * 1024 * 1024
@@ -46,10 +45,35 @@ RESULT_TIME = timedelta(minutes=3)
 MAX_STATUS_BYTES = 8 * 1024 * 1024
 # These path heads keep one segment more than owner and app in their follow-up URLs.
 NAMESPACES = frozenset({"workflows", "comfy"})
+NOT_FOUND = frozenset({404, 410})
+
+# The newest log entries of one status reply, and of a whole stream.
+MAX_ENTRIES = 200
+MAX_LOGS = 1000
+MAX_LOG_BYTES = 32 * 1024
+MAX_MESSAGE = 2_000
+MAX_WORD = 64
+HIGHEST = 10**9
+LONGEST_RUN = timedelta(days=365)
+
+# fal sends a comment every 15 s where nothing has changed.
+STREAM_SILENCE = timedelta(seconds=45)
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+# How long polling goes on while no status can be read.
+STATUS_TIMEOUT = timedelta(minutes=1)
+# A stream that breaks, or that cannot be understood, is no reason to stop following.
+STREAM_ERRORS = (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError)
+
+# A result of 10 KB or more is kept for this long; with stored payloads longer, except in sync mode.
+LARGE_RETENTION = timedelta(minutes=6)
+# A result repeats the prompt, and has about 1 KB besides.
+LARGE_PROMPT = 8 * 1024
+
+LogEntry: TypeAlias = dict[str, str]
 
 
 class RequestRef(Protocol):
-    """What a request is asked for by: its id, and its URLs as far as fal has returned them."""
+    """A request's endpoint, and its URLs as far as fal has returned them."""
 
     @property
     def endpoint(self) -> str: ...
@@ -61,18 +85,201 @@ class RequestRef(Protocol):
     def cancel_url(self) -> str | None: ...
 
 
+# ------------------------------------------------------------------ what a reply means; pure
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A status reply; None is what it does not state. The newest log entries come last.
+
+    `status` is IN_QUEUE, IN_PROGRESS (which may go back to IN_QUEUE, if a runner dies) or
+    COMPLETED, then with `error` if the request failed or was cancelled. `queue_position` is the
+    number of requests ahead. A log entry has `message`, and `timestamp` and `level` if stated.
+    """
+
+    status: str
+    queue_position: int | None = None
+    inference_seconds: float | None = None
+    logs: tuple[LogEntry, ...] | None = None
+    error: str | None = None
+    error_type: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status == "COMPLETED"
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """Queued or running."""
+
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """fal does not know the request, or no longer: 404."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultGone:
+    """The request is completed, without error, and its result can no longer be read: 404."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """The reply, or its absence, proves nothing."""
+
+    message: str
+
+
+Known = Completion | Pending | ResultGone
+Truth = Known | Forgotten | Unclear
+
+
+class CancelAnswer(StrEnum):
+    """fal's answer to a cancellation; UNCLEAR if there was none."""
+
+    OK = "OK"
+    REQUESTED = "CANCELLATION_REQUESTED"
+    ALREADY_COMPLETED = "ALREADY_COMPLETED"
+    NOT_FOUND = "NOT_FOUND"
+    UNCLEAR = "UNCLEAR"
+
+
+def read_progress(body: JsonValue) -> Progress | None:
+    """Read a status object, bounded to what a row can hold; None if it names no known status."""
+    if not isinstance(body, dict):
+        return None
+    logs = bound_logs(given) if isinstance(given := body.get("logs"), list) else None
+    match body.get("status"):
+        case "IN_QUEUE":
+            place = body.get("queue_position")
+            known = place if type(place) is int and 0 <= place < HIGHEST else None
+            return Progress("IN_QUEUE", known, logs=logs)
+        case "IN_PROGRESS":
+            return Progress("IN_PROGRESS", logs=logs)
+        case "COMPLETED":
+            metrics = body.get("metrics")
+            took = metrics.get("inference_time") if isinstance(metrics, dict) else None
+            if (
+                isinstance(took, bool)
+                or not isinstance(took, int | float)
+                or not 0 <= took <= LONGEST_RUN.total_seconds()
+            ):
+                took = None
+            # Text is promised; an error of another type is still an error.
+            error_type, error = (
+                read_text(value) if (value := body.get(name)) else None
+                for name in ("error_type", "error")
+            )
+            seconds = None if took is None else float(took)
+            return Progress("COMPLETED", None, seconds, logs, error or error_type, error_type)
+        case _:
+            return None
+
+
+def bound_logs(entries: Iterable[JsonValue]) -> tuple[LogEntry, ...]:
+    """The newest entries, as many as may be stored. Models log any JSON: it becomes text."""
+    kept: list[LogEntry] = []
+    left = MAX_LOG_BYTES
+    for entry in reversed(list(entries)[-MAX_ENTRIES:]):
+        given = entry if isinstance(entry, dict) else {"message": entry}
+        words = {name: given.get(name) for name in ("timestamp", "level")}
+        known = {name: word[:MAX_WORD] for name, word in words.items() if isinstance(word, str)}
+        message = given.get("message")
+        text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
+        known["message"] = text[:MAX_MESSAGE]
+        left -= len(json.dumps(known, ensure_ascii=False).encode())
+        if left < 0:
+            break
+        kept.append(known)
+    return tuple(reversed(kept))
+
+
+def list_new(logs: list[LogEntry], before: list[LogEntry]) -> list[LogEntry]:
+    """Entries after the last one seen before; all of them if that one is no longer there."""
+    places = [place for place, entry in enumerate(logs) if before and entry == before[-1]]
+    return logs[places[-1] + 1 :] if places else logs
+
+
+def read_status(reply: Reply) -> Progress | Forgotten | Unclear:
+    """Read a status reply. It is 202 while pending and 200 when COMPLETED, but the body decides."""
+    if reply.http_status in NOT_FOUND:
+        return Forgotten()
+    body = reply.parse_json()
+    if not httpx.codes.is_success(reply.http_status) or not isinstance(body, dict):
+        return Unclear(f"the status call answered {reply.http_status}")
+    return read_progress(body) or Unclear("the status call named no known status")
+
+
+def sort_result(reply: Reply, ended: Progress, fal_request_id: str) -> Truth:
+    """Read the result of a completed request.
+
+    A failed run answers with the model's own code and words. A 5xx of a run that did not fail is
+    transient (section 3.3), and a 404 that is not in a model's words means that the result is gone.
+    """
+    body = reply.parse_json()
+    retryable = read_retry_header(reply.headers)
+    is_success = httpx.codes.is_success(reply.http_status)
+    if ended.error is not None and not (is_success and names_video(body)):
+        return describe_end(ended, fal_request_id, body, retryable=retryable)
+    if is_success:
+        if body is None:
+            return Unclear("the result is not JSON")
+        return Completion(fal_request_id, None, "OK", body, None)
+    is_models_own = isinstance(body, dict) and isinstance(body.get("detail"), list)
+    if httpx.codes.is_client_error(reply.http_status) and is_models_own:
+        error = f"HTTP {reply.http_status}"
+        return Completion(fal_request_id, None, "ERROR", body, error, retryable=retryable)
+    if reply.http_status in NOT_FOUND:
+        return ResultGone()
+    return Unclear(f"the result call answered {reply.http_status}")
+
+
+def describe_end(
+    ended: Progress, fal_request_id: str, body: JsonValue, *, retryable: bool | None = None
+) -> Completion:
+    """The failure as a webhook would report it: in the model's own words, or the platform's."""
+    platform: JsonValue = {"detail": ended.error, "error_type": ended.error_type}
+    payload = body if parse_failure(body, "") is not None else platform
+    return Completion(fal_request_id, None, "ERROR", payload, ended.error, retryable=retryable)
+
+
+def read_cancel_answer(reply: Reply) -> CancelAnswer:
+    """Read the answer to a cancellation. Sources disagree on its codes, so the words count too."""
+    body = reply.parse_json()
+    status = body.get("status") if isinstance(body, dict) else None
+    known = {answer.value: answer for answer in CancelAnswer if answer is not CancelAnswer.UNCLEAR}
+    if isinstance(status, str) and status in known:
+        return known[status]
+    if httpx.codes.is_success(reply.http_status):
+        return CancelAnswer.REQUESTED
+    return CancelAnswer.NOT_FOUND if reply.http_status in NOT_FOUND else CancelAnswer.UNCLEAR
+
+
+def find_retention(given: Mapping[str, JsonValue]) -> timedelta:
+    """How long fal surely keeps the result of this input (fal-api, section 3.3)."""
+    prompt = given.get("prompt")
+    is_long = isinstance(prompt, str) and len(prompt.encode()) >= LARGE_PROMPT
+    return LARGE_RETENTION if is_long or given.get("sync_mode") is True else RETENTION
+
+
+# ------------------------------------------------------------------ calls
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Where a request is, and how far; `progress` is None if no status reply told it."""
+    """What fal says of a request; `progress` is None if no status reply could be read."""
 
     truth: Truth
     progress: Progress | None = None
 
 
 class RequestClient:
-    """Asks about requests. The key goes to `base_url`, to its backup, and nowhere else.
+    """Queries and cancels requests. The key goes to `base_url`, to its backup, and nowhere else.
 
-    The backup is asked only where there was no connection; for fal's own queue it is known. `limit`
+    The backup is used only where there was no connection; for fal's own queue it is known. `limit`
     bounds each call as a whole.
     """
 
@@ -89,121 +296,148 @@ class RequestClient:
         self._limit = limit
         self._http = build_client(credentials, keep_connections=True)
 
+    def close(self) -> None:
+        self._http.close()
+
     def look(self, ref: RequestRef, fal_request_id: str) -> Look:
-        """Where the request is by fal's own words, its result and logs included. Never raises."""
-        reply = self._ask_status(ref, fal_request_id)
-        if not isinstance(reply, Reply):
-            return Look(reply)
-        status = read_status(reply)
+        """Status, and once completed the result, in fal's own words. Never raises."""
+        reply = self.fetch_status(ref, fal_request_id)
+        status = read_status(reply) if isinstance(reply, Reply) else reply
         match status:
-            case Finished():
-                truth = self.read_result(ref, fal_request_id, status)
-                return Look(truth, read_progress(reply.parse_json()))
+            case Progress():
+                if not status.has_ended:
+                    return Look(Pending(status.status), status)
+                return Look(self.read_result(ref, fal_request_id, status), status)
             case Forgotten():
-                # The status may be gone, or away, while the result can still be read.
-                truth = self.read_result(ref, fal_request_id, Finished(None, None))
+                # The status may be gone or unavailable while the result can still be read.
+                truth = self.read_result(ref, fal_request_id, Progress("COMPLETED"))
                 return Look(truth if isinstance(truth, Completion) else status)
-            case Pending():
-                return Look(status, read_progress(reply.parse_json()))
-            case _:
+            case Unclear():
                 return Look(status)
 
     def find_truth(self, ref: RequestRef, fal_request_id: str) -> Truth:
-        """As `look`, without how far it is."""
+        """As `look`, without the progress."""
         return self.look(ref, fal_request_id).truth
 
     def find_progress(
         self, ref: RequestRef, fal_request_id: str, limit: timedelta
     ) -> Progress | None:
-        """How far the request is, if fal tells it in time. Never raises."""
-        reply = self._ask_status(ref, fal_request_id, limit)
-        if not isinstance(reply, Reply):
-            return None
-        known = isinstance(read_status(reply), Finished | Pending)
-        return read_progress(reply.parse_json()) if known else None
+        """The request's progress, if fal answers in time. Never raises."""
+        reply = self.fetch_status(ref, fal_request_id, limit=limit)
+        status = read_status(reply) if isinstance(reply, Reply) else reply
+        return status if isinstance(status, Progress) else None
 
     def cancel(self, ref: RequestRef, fal_request_id: str) -> CancelAnswer:
-        """Ask fal to remove the request from its queue, or to stop it."""
-        reply = self._ask("PUT", self._choose_url(ref.cancel_url, ref, fal_request_id, "/cancel"))
+        """Have fal remove the request from its queue, or stop it. Never raises."""
+        url = self._choose_url(ref.cancel_url, ref, fal_request_id, "/cancel")
+        reply = self._call("PUT", url)
         return read_cancel_answer(reply) if isinstance(reply, Reply) else CancelAnswer.UNCLEAR
 
     def fetch_status(
-        self, ref: RequestRef, fal_request_id: str, *, with_logs: bool = False
+        self,
+        ref: RequestRef,
+        fal_request_id: str,
+        *,
+        with_logs: bool = True,
+        limit: timedelta | None = None,
     ) -> Reply | Unclear:
+        """The status reply, without its logs where they would exceed the bound. Never raises."""
         url = self._choose_url(ref.status_url, ref, fal_request_id, "/status")
-        return self._ask("GET", url, with_logs=with_logs)
+        if with_logs:
+            with suppress(ReplyTooLargeError):
+                return self._call("GET", url, max_bytes=MAX_STATUS_BYTES, limit=limit, logs=True)
+        return self._call("GET", url, limit=limit)
 
-    def fetch_result(self, ref: RequestRef, fal_request_id: str) -> Reply | Unclear:
+    def read_result(self, ref: RequestRef, fal_request_id: str, ended: Progress) -> Truth:
+        """What a request with this last status has come to. Never raises."""
         url = self._choose_url(ref.response_url, ref, fal_request_id, "")
-        return self._ask("GET", url, max_bytes=MAX_RESULT_BYTES, limit=RESULT_TIME)
+        # Of a failed run the reason is unknown until then: a kept connection may just have closed.
+        for _ in range(1 if ended.error is None else 2):
+            reply = self._call("GET", url, max_bytes=MAX_RESULT_BYTES, limit=RESULT_TIME)
+            if isinstance(reply, Reply):
+                return sort_result(reply, ended, fal_request_id)
+            unread = reply
+        return unread if ended.error is None else describe_end(ended, fal_request_id, None)
 
-    def read_result(self, ref: RequestRef, fal_request_id: str, finished: "Finished") -> Truth:
-        """What the request came to, now that its status says that it has. Never raises."""
-        reply = self.fetch_result(ref, fal_request_id)
-        if not isinstance(reply, Reply) and finished.error is not None:
-            # That it failed is known, why is not: a kept connection may have closed just now.
-            reply = self.fetch_result(ref, fal_request_id)
-        if not isinstance(reply, Reply):
-            return reply if finished.error is None else finished.fail(fal_request_id, None)
-        return sort_result(reply, finished, fal_request_id)
+    def follow(
+        self,
+        ref: RequestRef,
+        fal_request_id: str,
+        poll: Callable[[], Progress],
+        *,
+        with_logs: bool,
+        interval: timedelta,
+        deadline: float,
+    ) -> Iterator[Progress]:
+        """Each status that differs from the one before, the last one COMPLETED.
+
+        From the event stream while it works, then by `poll` every `interval`; logs are all so far.
+        `deadline` is of `time.monotonic`. Raises RequestPendingError once it has passed,
+        RequestUnclearError once `poll` has raised it for STATUS_TIMEOUT, and its other errors.
+        """
+        known: Progress | None = None
+        logs: list[LogEntry] = []
+        streamed = self._stream(ref, fal_request_id, with_logs=with_logs, deadline=deadline)
+        polled = _poll(fal_request_id, poll, interval=interval, deadline=deadline)
+        for statuses in (streamed, polled):
+            for one in statuses:
+                logs = [*logs, *list_new(list(one.logs or ()), logs)][-MAX_LOGS:]
+                status = replace(one, logs=tuple(logs) if logs or one.logs is not None else None)
+                if status != known:
+                    known = status
+                    yield status
+                if status.has_ended:
+                    return
+
+    def _stream(
+        self, ref: RequestRef, fal_request_id: str, *, with_logs: bool, deadline: float
+    ) -> Iterator[Progress]:
+        """What the event stream says; it may end early, or not begin. Never raises."""
+        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status") + "/stream"
+        silence = min(STREAM_SILENCE.total_seconds(), deadline - time.monotonic())
+        with suppress(*STREAM_ERRORS), self._open_stream(url, silence, logs=with_logs) as chunks:
+            for text in read_events(chunks):
+                status = read_progress(make_storable(json.loads(text)))
+                if status is not None:
+                    yield status
+                if time.monotonic() >= deadline:
+                    return
 
     @contextmanager
-    def stream_status(
-        self, ref: RequestRef, fal_request_id: str, *, with_logs: bool, silence: timedelta
-    ) -> Iterator[httpx.Response]:
-        """Open the stream of status objects, which says something at least every 15 s.
-
-        Raises httpx.HTTPError and httpx.InvalidURL, also while it is read: the latest once nothing
-        has come for as long as `silence`.
-        """
-        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status") + "/stream"
+    def _open_stream(self, url: str, silence: float, *, logs: bool) -> Iterator[Iterator[bytes]]:
         with self._http.stream(
             "GET",
-            _ask_for_logs(url) if with_logs else url,
+            httpx.URL(url).copy_merge_params({"logs": "1"} if logs else {}),
             headers={"Accept": "text/event-stream"},
-            timeout=httpx.Timeout(TIMEOUT.connect, read=silence.total_seconds()),
+            timeout=httpx.Timeout(TIMEOUT.connect, read=max(silence, 0)),
         ) as response:
-            yield response
+            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            is_stream = response.status_code == httpx.codes.OK and kind == "text/event-stream"
+            yield response.iter_raw() if is_stream else iter(())
 
-    def close(self) -> None:
-        self._http.close()
-
-    def _ask_status(
-        self, ref: RequestRef, fal_request_id: str, limit: timedelta | None = None
-    ) -> Reply | Unclear:
-        """With logs, but for too many of them no request is left in the dark."""
-        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status")
-        try:
-            with_logs = _ask_for_logs(url)
-            return self._exchange("GET", with_logs, max_bytes=MAX_STATUS_BYTES, limit=limit)
-        except ReplyTooLargeError:
-            return self._ask("GET", url, limit=limit)
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            return Unclear(describe_error(error))
-
-    def _ask(
+    def _call(
         self,
         method: str,
         url: str,
         *,
         max_bytes: int = MAX_REPLY_BYTES,
-        with_logs: bool = False,
         limit: timedelta | None = None,
+        logs: bool = False,
     ) -> Reply | Unclear:
+        """One bounded exchange. Raises ReplyTooLargeError only where logs may be left out."""
         try:
-            address = _ask_for_logs(url) if with_logs else url
-            return self._exchange(method, address, max_bytes=max_bytes, limit=limit)
+            target = httpx.URL(url).copy_merge_params({"logs": "1"}) if logs else url
+            return exchange_again(
+                self._http,
+                self._http.build_request(method, target),
+                backup_url=self._backup_url,
+                max_bytes=max_bytes,
+                limit=limit or self._limit,
+            )
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            if logs and isinstance(error, ReplyTooLargeError):
+                raise
             return Unclear(describe_error(error))
-
-    def _exchange(self, method: str, url: str, *, max_bytes: int, limit: timedelta | None) -> Reply:
-        return exchange_again(
-            self._http,
-            self._http.build_request(method, url),
-            backup_url=self._backup_url,
-            max_bytes=max_bytes,
-            limit=limit or self._limit,
-        )
 
     def _choose_url(
         self, returned: str | None, ref: RequestRef, fal_request_id: str, suffix: str
@@ -217,5 +451,39 @@ class RequestClient:
         return f"{self._base_url}/{app}/requests/{quote(fal_request_id, safe='')}{suffix}"
 
 
-def _ask_for_logs(url: str) -> str:
-    return str(httpx.URL(url).copy_merge_params({"logs": "1"}))
+def _poll(
+    fal_request_id: str, poll: Callable[[], Progress], *, interval: timedelta, deadline: float
+) -> Iterator[Progress]:
+    last_read = time.monotonic()
+    while True:
+        try:
+            yield poll()
+            last_read = time.monotonic()
+        except RequestUnclearError:
+            if time.monotonic() - last_read > STATUS_TIMEOUT.total_seconds():
+                raise
+        left = deadline - time.monotonic()
+        if left <= 0:
+            message = "the request has not ended in time"
+            raise RequestPendingError(message, fal_request_id=fal_request_id)
+        time.sleep(min(interval.total_seconds(), left))
+
+
+def read_events(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The data of each server-sent event, as soon as it is complete, however the chunks are cut.
+
+    Lines end with LF or CRLF; comments and other fields are skipped. Raises ValueError for an event
+    that is too long.
+    """
+    rest, lines_of_event, size = b"", [], 0
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in (line.removesuffix(b"\r") for line in lines):
+            if line.startswith(b"data:"):
+                lines_of_event.append(line.removeprefix(b"data:").removeprefix(b" "))
+                size += len(line)
+            elif not line and lines_of_event:
+                yield b"\n".join(lines_of_event).decode("utf-8", "replace")
+                lines_of_event, size = [], 0
+        if size + len(rest) > MAX_EVENT_BYTES:
+            raise ValueError(f"an event has more than {MAX_EVENT_BYTES} bytes")

@@ -50,7 +50,7 @@ class Copy:
 class Scope:
     """Which copies are read: of a tenant or all, and none that was read since then.
 
-    With `is_resumed` that is when an interrupted run began, whose findings are told again.
+    With `is_resumed` that is when an interrupted run began, whose findings are reported again.
     """
 
     not_since: datetime
@@ -198,7 +198,7 @@ def list_namings(connection: Connection, job_ids: Iterable[UUID]) -> list[Naming
 
 @dataclass(frozen=True, slots=True)
 class ResultSource:
-    """The request whose result a job has: when fal had finished it, and what fal was told."""
+    """The request whose result a job has: when fal had finished it, and its options."""
 
     completed_at: datetime
     options: dict[str, Any] | None
@@ -314,8 +314,8 @@ def list_old_jobs(
 def mark_pruned(connection: Connection, job_ids: Sequence[UUID], now: datetime) -> list[OldJob]:
     """Say that the files of these jobs are being deleted, before the first one is.
 
-    Whatever moves such a job says that they are not. The fence of an archived one is raised, so
-    that nobody who has begun to replace its copy ends it.
+    Each transition of such a job clears the mark. The fence of an archived one is raised, so that
+    a replacement of its copy that has begun cannot be recorded.
     """
     raised = case((JobRow.state == JobState.ARCHIVED, JobRow.fence + 1), else_=JobRow.fence)
     statement = (
@@ -385,7 +385,7 @@ def _is_old(retention: Retention) -> ColumnElement[bool]:
     return and_(*conditions)
 
 
-# ------------------------------------------------------------------ marks
+# ------------------------------------------------------------------ ids of archives
 
 
 def find_mark(connection: Connection, location: str) -> str | None:

@@ -78,7 +78,7 @@ def _may_become(
 
 
 def hash_token(token: str) -> str:
-    """What is stored of a webhook token, so that reading the table gives nobody a token."""
+    """What is stored of a webhook token, so that the table gives no token away."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
@@ -101,7 +101,7 @@ def insert_attempt(connection: Connection, job: Job, new: NewAttempt) -> Attempt
         claimed_by=job.claimed_by,
         observed_start=observed_seconds(),
     )
-    return Attempt(**connection.execute(statement.returning(*_ATTEMPTS.c)).mappings().one())
+    return Attempt(**connection.execute(statement.returning(_ATTEMPTS)).mappings().one())
 
 
 def accept_attempt(connection: Connection, attempt: Attempt, settlement: Settlement) -> bool:
@@ -122,7 +122,7 @@ def accept_attempt(connection: Connection, attempt: Attempt, settlement: Settlem
 def record_outcome(connection: Connection, attempt_id: UUID, settlement: Settlement) -> None:
     """Write what became of the POST; a request id that a webhook brought first is kept.
 
-    An attempt whose request is known was accepted, whatever became of the reply.
+    An attempt whose request is known was accepted, also if the reply was lost.
     """
     values = name_values(settlement)
     known, is_known = values.pop("fal_request_id"), _ATTEMPTS.c.fal_request_id.is_not(None)
@@ -276,7 +276,7 @@ def claim_due_cancels(
 def record_cancel(
     connection: Connection, attempt_id: UUID, cancel_status: str, due_at: datetime | None
 ) -> None:
-    """Write what fal said to the cancellation, and when to ask again if it said nothing."""
+    """Write fal's reply to the cancellation, and when to try again if there was none."""
     connection.execute(
         update(AttemptRow)
         .where(AttemptRow.id == attempt_id, AttemptRow.completed_at.is_(None))
@@ -306,7 +306,7 @@ def find_attempt_by_request(connection: Connection, fal_request_id: str) -> Atte
 
 
 def list_unsettled(connection: Connection, limit: int) -> list[tuple[Attempt, datetime]]:
-    """Attempts of which nobody knows whether they became requests of fal's; with their job's time.
+    """Attempts that may have become requests of fal's, or not; with their job's due time.
 
     Those that are due come first. Attempts whose POST is under way (no outcome yet) are among them.
     """
@@ -364,15 +364,12 @@ def find_attempt_by_token(connection: Connection, token_hash: str) -> Attempt | 
 
 
 def list_attempts(connection: Connection, job_id: UUID) -> list[Attempt]:
-    statement = select(*_ATTEMPTS.c).where(_ATTEMPTS.c.job_id == job_id)
+    statement = select(_ATTEMPTS).where(_ATTEMPTS.c.job_id == job_id)
     return fetch_all(connection, Attempt, statement.order_by(_ATTEMPTS.c.number))
 
 
 def _find_by(connection: Connection, *conditions: ColumnElement[bool]) -> Attempt | None:
-    return fetch_one(connection, Attempt, select(*_ATTEMPTS.c).where(*conditions))
-
-
-# ------------------------------------------------------------------ progress
+    return fetch_one(connection, Attempt, select(_ATTEMPTS).where(*conditions))
 
 
 def note_progress(
@@ -384,17 +381,17 @@ def note_progress(
     inference_seconds: float | None,
     logs: Sequence[Any] | None,
 ) -> None:
-    """Write fal's latest words; what it does not tell any more is kept.
+    """Write fal's latest status; what it does not report any more is kept.
 
-    A word that was said before the end, and comes after it, is not written.
+    A status from before the end that arrives after it is not written.
     """
     values: dict[str, Any] = {"fal_status": fal_status, "queue_position": queue_position}
     if inference_seconds is not None:
         values["inference_seconds"] = inference_seconds
     if logs:
         values["logs"] = list(logs)
-    is_last_word = fal_status == COMPLETED
-    in_time = true() if is_last_word else AttemptRow.completed_at.is_(None)
+    is_last = fal_status == COMPLETED
+    in_time = true() if is_last else AttemptRow.completed_at.is_(None)
     connection.execute(
         update(AttemptRow).where(AttemptRow.id == attempt_id, in_time).values(**values)
     )

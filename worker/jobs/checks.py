@@ -69,9 +69,6 @@ class Finding:
     fal_request_id: str | None = None
 
 
-# ------------------------------------------------------------------ archive checks
-
-
 def find_incomplete_archived_rows(
     connection: Connection, part: Slice, _now: datetime
 ) -> Iterator[Finding]:
@@ -90,7 +87,7 @@ def find_incomplete_archived_rows(
 
 
 def find_damaged_archives(connection: Connection, part: Slice, _now: datetime) -> Iterator[Finding]:
-    """What `verify` has found, and nobody has mended since."""
+    """What `verify` has found, and that has not been repaired since."""
     statement = select(JobRow.id, JobRow.archive_uri, JobRow.archive_error).where(
         part.covers(JobRow.id),
         JobRow.archive_error.is_not(None),
@@ -101,7 +98,7 @@ def find_damaged_archives(connection: Connection, part: Slice, _now: datetime) -
 
 
 def find_late_archives(connection: Connection, part: Slice, now: datetime) -> Iterator[Finding]:
-    """A paid video that is still only at fal, and was told of."""
+    """A paid video that is still only at fal, and was reported as late."""
     columns = (JobRow.id, JobRow.state, result_time(), JobRow.blocked_reason)
     statement = select(*columns).where(
         part.covers(JobRow.id),
@@ -114,11 +111,6 @@ def find_late_archives(connection: Connection, part: Slice, now: datetime) -> It
         detail = f"{state.value} for {age.total_seconds():.0f} s: {reason or 'nothing holds it up'}"
         yield Finding(Check.LATE_ARCHIVE, job_id, detail)
 
-
-# ------------------------------------------------------------------ doctor
-
-
-__all__ = ["Check", "Finding", "check_slice", "find_strays"]
 
 HINT_PATIENCE = timedelta(days=1)
 
@@ -170,7 +162,7 @@ def find_wrong_due_times(connection: Connection, part: Slice, _now: datetime) ->
 def find_untracked_payments(
     connection: Connection, part: Slice, _now: datetime
 ) -> Iterator[Finding]:
-    """An attempt that may have been paid, and that nobody will ask about."""
+    """An attempt that may have been paid, and that nothing will poll for."""
     is_held = and_(JobRow.state == JobState.SUBMITTING, JobRow.fence == AttemptRow.fence)
     statement = (
         select(AttemptRow.id, AttemptRow.job_id, AttemptRow.outcome, JobRow.state, JobRow.due_at)
@@ -184,9 +176,9 @@ def find_untracked_payments(
         )
     )
     for attempt_id, job_id, outcome, state, due_at in connection.execute(statement):
-        settled = "no outcome" if outcome is None else "an unknown outcome"
-        follower = "nobody asks fal" if due_at is None else "nobody holds its submission"
-        detail = f"the attempt has {settled}, the job is {state.value}: {follower}"
+        known = "no outcome" if outcome is None else "an unknown outcome"
+        follower = "nothing polls fal" if due_at is None else "no worker holds its submission"
+        detail = f"the attempt has {known}, the job is {state.value}: {follower}"
         yield Finding(Check.UNTRACKED_PAYMENT, job_id, detail, attempt_id)
 
 
@@ -226,7 +218,7 @@ def _find_noted_charges(connection: Connection, part: Slice) -> Iterator[Finding
 
 
 def find_broken_histories(connection: Connection, part: Slice, _now: datetime) -> Iterator[Finding]:
-    """Each event begins where the one before ended, along an edge, and the newest tells the state.
+    """Each event begins where the one before ended, along an edge, and the newest gives the state.
 
     What breaks this after the job's end is a finding of its own: an ended row may be relied on.
     """
@@ -335,7 +327,7 @@ def find_unmatched_deliveries(
 def find_unrecorded_results(
     connection: Connection, part: Slice, _now: datetime
 ) -> Iterator[Finding]:
-    """What fal has finished, and the database refuses each time it is told."""
+    """What fal has finished, and the database refuses each time it is recorded."""
     statement = select(JobRow.id, JobRow.fal_request_id, JobRow.blocked_reason).where(
         part.covers(JobRow.id),
         JobRow.state == JobState.SUBMITTED,
@@ -378,7 +370,7 @@ _FINDERS: Sequence[Callable[[Connection, Slice, datetime], Iterator[Finding]]] =
 )
 
 
-# ------------------------------------------------------------------ lists
+# ------------------------------------------------------------------ what the doctor compares
 
 
 MOST_REASONS = 10
@@ -391,35 +383,6 @@ class ArchivedFile:
     job_id: UUID
     uri: str
     bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class PaidRequest:
-    """An attempt that fal has accepted."""
-
-    job_id: UUID
-    attempt_id: UUID
-    fal_request_id: str
-    is_completed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SentInput:
-    """An attempt by its input, mostly one of which no request is known (`has_request`).
-
-    Without an id of its own it is still to be made.
-    """
-
-    job_id: UUID
-    attempt_id: UUID | None
-    outcome: str | None
-    input: dict[str, Any]
-    has_request: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether its request may still be found out."""
-        return self.outcome in {None, Outcome.UNKNOWN}
 
 
 def count_jobs(connection: Connection, part: Slice) -> int:
@@ -440,62 +403,6 @@ def list_archived_files(connection: Connection, part: Slice) -> list[ArchivedFil
     )
     return [
         ArchivedFile(row[0], str(row[1]), int(row[2] or 0)) for row in connection.execute(statement)
-    ]
-
-
-def list_paid_requests(
-    connection: Connection, part: Slice, endpoint: str, start: datetime
-) -> list[PaidRequest]:
-    """The slice's attempts on the endpoint since `start` that are known to be requests of fal's."""
-    statement = select(
-        AttemptRow.job_id,
-        AttemptRow.id,
-        AttemptRow.fal_request_id,
-        AttemptRow.completed_at.is_not(None),
-    ).where(
-        part.covers(AttemptRow.job_id),
-        AttemptRow.started_at >= start,
-        AttemptRow.endpoint == endpoint,
-        AttemptRow.fal_request_id.is_not(None),
-    )
-    return [
-        PaidRequest(row[0], row[1], str(row[2]), bool(row[3]))
-        for row in connection.execute(statement)
-    ]
-
-
-def list_idless_attempts(connection: Connection, part: Slice, endpoint: str) -> list[SentInput]:
-    """The slice's attempts of which no request is known."""
-    columns = (AttemptRow.job_id, AttemptRow.id, AttemptRow.outcome, AttemptRow.input)
-    statement = select(*columns).where(
-        part.covers(AttemptRow.job_id),
-        AttemptRow.endpoint == endpoint,
-        AttemptRow.fal_request_id.is_(None),
-    )
-    return [SentInput(*row) for row in connection.execute(statement)]
-
-
-def list_sent_attempts(
-    connection: Connection, part: Slice, endpoint: str, start: datetime
-) -> list[SentInput]:
-    """The slice's attempts since `start` whose requests are known."""
-    columns = (AttemptRow.job_id, AttemptRow.id, AttemptRow.outcome, AttemptRow.input)
-    statement = select(*columns, literal(True)).where(
-        part.covers(AttemptRow.job_id),
-        AttemptRow.started_at >= start,
-        AttemptRow.endpoint == endpoint,
-        AttemptRow.fal_request_id.is_not(None),
-    )
-    return [SentInput(*row) for row in connection.execute(statement)]
-
-
-def list_coming_attempts(connection: Connection, part: Slice, endpoint: str) -> list[SentInput]:
-    """What the slice's queued jobs are going to send."""
-    statement = select(JobRow.id, JobRow.input).where(
-        part.covers(JobRow.id), JobRow.endpoint == endpoint, JobRow.state == JobState.QUEUED
-    )
-    return [
-        SentInput(row[0], None, JobState.QUEUED, row[1]) for row in connection.execute(statement)
     ]
 
 

@@ -111,7 +111,7 @@ def list_deliveries(connection: Connection, job_id: UUID) -> list[Delivery]:
 
 
 def list_hinted_rivals(connection: Connection, job: Job) -> list[Attempt]:
-    """Earlier attempts of the job that a delivery has told of without proof, and that may live."""
+    """Earlier attempts of the job that an unproven delivery has named, and that may still run."""
     hinted = exists().where(
         DeliveryRow.attempt_id == AttemptRow.id, DeliveryRow.verdict == Verdict.HINT
     )
@@ -132,9 +132,6 @@ def list_hinted_requests(connection: Connection, attempt_id: UUID) -> list[str]:
         .distinct()
     )
     return sorted(connection.execute(statement).scalars())
-
-
-# ------------------------------------------------------------------ inline
 
 
 def replace_bodies(connection: Connection, job_id: UUID, marker: bytes, longest: int) -> None:

@@ -104,7 +104,7 @@ _ENDED_STATES = _quote_all(sorted(ENDED))
 
 
 class JobRow(Base):
-    """One wish for one extended video."""
+    """One job: a request for one extended video."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -181,7 +181,7 @@ class JobRow(Base):
 
 
 class AttemptRow(Base):
-    """One paid submission: written before its POST, settled after."""
+    """One paid submission: written before its POST, its outcome after."""
 
     __tablename__ = "attempts"
     __table_args__ = (
@@ -319,9 +319,10 @@ class UploadRow(Base):
 
 
 class GateRow(Base):
-    """A pause that all workers keep: until `opens_at` only one of them passes, who moves it on.
+    """A circuit breaker or rate limit of all workers: until `opens_at` they pause.
 
-    `strikes` counts what leads to the pause, while that is not one yet.
+    At `opens_at` one of them passes, and moves the time on. `strikes` counts the failures that lead
+    to the pause, while it is not one yet.
     """
 
     __tablename__ = "gates"
@@ -333,7 +334,7 @@ class GateRow(Base):
 
 
 class ObservedTimeRow(Base):
-    """One row: the seconds in which somebody watched; `noted_at` is seconds since 1970."""
+    """One row: the seconds in which a sweep was watching; `noted_at` is seconds since 1970."""
 
     __tablename__ = "observed_time"
     __table_args__ = (CheckConstraint("id = 1", name="id"),)
@@ -344,7 +345,7 @@ class ObservedTimeRow(Base):
 
 
 class TallyRow(Base):
-    """What was counted, when, and how long that took: whoever reads it need not count again."""
+    """What was counted, when, and how long that took: so that its readers need not count again."""
 
     __tablename__ = "tallies"
 

@@ -1,6 +1,6 @@
 """SQL on `observed_time`: for how long this deployment has been watching, by no wall clock alone.
 
-Time in which nobody swept, or by which a clock was set, does not count. An attempt stores the value
+Time without a sweep, or by which a clock was set, does not count. An attempt stores the value
 at its start; what it has waited is the difference (ADR 17).
 """
 
@@ -60,7 +60,7 @@ def add_observed(
 
 
 def is_pass_missing(connection: Connection, since: timedelta) -> bool:
-    """Whether nobody has passed for so long."""
+    """Whether there has been no pass for so long."""
     return bool(connection.execute(select(_is_ago(connection, since))).scalar_one())
 
 

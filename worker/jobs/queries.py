@@ -45,7 +45,7 @@ class JobFilter:
     until: datetime | None = None
     text: str | None = None
     states: frozenset[JobState] | None = None
-    """Only these, for an order that others cannot take."""
+    """Only these, for a command that applies to no others."""
 
 
 @dataclass(frozen=True, slots=True)

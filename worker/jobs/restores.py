@@ -26,7 +26,7 @@ def find_newest(connection: Connection) -> Restore | None:
 
 
 def read_epoch(connection: Connection) -> str:
-    """What tells tokens of this table's timeline from those of a lost one."""
+    """What distinguishes tokens of this table's timeline from those of a lost one."""
     newest = find_newest(connection)
     return FIRST_EPOCH if newest is None else newest.epoch
 
@@ -49,7 +49,7 @@ def name_stand_in(restore: Restore) -> str:
 
 
 def list_doubtful(connection: Connection, known: Restore | None, limit: int) -> list[Job]:
-    """Jobs that fal may have taken in the gap, locked: queued, or in a dead worker's hands.
+    """Jobs that fal may have taken in the gap, locked: queued, or claimed by a dead worker.
 
     `known` is a restore that has begun: what it has done already, and what came after it, is not
     among them.
@@ -73,7 +73,7 @@ def count_doubtful(connection: Connection, known: Restore | None) -> dict[JobSta
 
 
 def hasten_unknown(connection: Connection, now: datetime) -> int:
-    """Let the sweep look at once at all unknown submissions; how many there are."""
+    """Make all unknown submissions due at once; how many there are."""
     statement = update(JobRow).where(*_are_unknown()).values(due_at=now)
     return connection.execute(statement).rowcount
 

@@ -55,7 +55,7 @@ class JobEvent(StrEnum):
 
 
 class Step(StrEnum):
-    """Work that waits for somebody; the doorbell message carries one of these."""
+    """Work that waits for a worker; the doorbell message carries one of these."""
 
     SUBMIT = "submit"
     RECONCILE = "reconcile"
@@ -88,8 +88,8 @@ EDGES: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.ARCHIVING, _E.ARCHIVE_REFUSED): _S.FAILED,
     # An operator had the video fetched again, in place of a copy that was damaged or lost.
     (_S.ARCHIVED, _E.ARCHIVE_REPLACED): _S.ARCHIVED,
-    # Its worker fell silent for a whole lease. A download may be taken over by anybody; a paid
-    # submission by nobody, for its POST may have left.
+    # Its worker was silent for a whole lease. Any worker may take over a download, and none a paid
+    # submission: its POST may have left.
     (_S.ARCHIVING, _E.ARCHIVE_CLAIM_EXPIRED): _S.COMPLETED,
     (_S.SUBMITTING, _E.SUBMISSION_CLAIM_EXPIRED): _S.SUBMISSION_UNKNOWN,
     # The table is a restored back-up, or a webhook came of an attempt without a row: what is queued
@@ -101,7 +101,7 @@ EDGES: dict[tuple[JobState, JobEvent], JobState] = {
     # The reply was lost, yet the webhook's token names the attempt: the job adopts it.
     (_S.SUBMISSION_UNKNOWN, _E.RESULT_ARRIVED): _S.COMPLETED,
     (_S.SUBMISSION_UNKNOWN, _E.FAILURE_ARRIVED): _S.FAILED,
-    # fal's listing, or a delivery without payload, tells which request the lost attempt became.
+    # fal's listing, or a delivery without payload, shows which request the lost attempt became.
     (_S.SUBMISSION_UNKNOWN, _E.REQUEST_ADOPTED): _S.SUBMITTED,
     # Such a delivery may overtake the reply, too; then no refusal may send the job round again.
     (_S.SUBMITTING, _E.REQUEST_ADOPTED): _S.SUBMITTED,
@@ -123,7 +123,7 @@ EDGES: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.FAILED, _E.RESULT_ARRIVED): _S.COMPLETED,
     (_S.CANCELLED, _E.REQUEST_ADOPTED): _S.SUBMITTED,
     (_S.CANCELLED, _E.RESULT_ARRIVED): _S.COMPLETED,
-    # Before the POST it is free. After it, it is a wish that fal may or may not grant.
+    # Before the POST it is free. After it, fal may or may not still cancel.
     (_S.QUEUED, _E.JOB_CANCELLED): _S.CANCELLED,
     (_S.SUBMITTING, _E.CANCEL_REQUESTED): _S.SUBMITTING,
     (_S.SUBMISSION_UNKNOWN, _E.CANCEL_REQUESTED): _S.SUBMISSION_UNKNOWN,
@@ -131,7 +131,7 @@ EDGES: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.SUBMITTING, _E.JOB_CANCELLED): _S.CANCELLED,
     (_S.SUBMISSION_UNKNOWN, _E.JOB_CANCELLED): _S.CANCELLED,
     (_S.SUBMITTED, _E.JOB_CANCELLED): _S.CANCELLED,
-    # An operator's order, from the earliest step that is still needed.
+    # Redriven by an operator, from the earliest step that is still needed.
     (_S.FAILED, _E.SUBMIT_REDRIVEN): _S.QUEUED,
     (_S.FAILED, _E.POLL_REDRIVEN): _S.SUBMITTED,
     (_S.FAILED, _E.ARCHIVE_REDRIVEN): _S.COMPLETED,
@@ -140,7 +140,7 @@ EDGES: dict[tuple[JobState, JobEvent], JobState] = {
 }
 
 ENDED = frozenset({_S.ARCHIVED, _S.FAILED, _S.CANCELLED})
-# fal has the request, or may have it: nobody works on the job, and fal is asked about it.
+# fal has the request, or may have it: no worker holds the job, and fal is polled for it.
 AWAITING_FAL = frozenset({_S.SUBMITTED, _S.SUBMISSION_UNKNOWN})
 
 
@@ -150,7 +150,7 @@ def next_state(state: JobState, event: JobEvent) -> JobState | None:
 
 
 def step_for(state: JobState) -> Step | None:
-    """The step to ring for when a job rests in `state`; None where nobody is waited for."""
+    """The step to publish when a job rests in `state`; None where no worker is needed."""
     match state:
         case JobState.QUEUED:
             return Step.SUBMIT

@@ -32,7 +32,7 @@ from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for, name_
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import HELD
 
-# ------------------------------------------------------------------ tallies
+# ------------------------------------------------------------------ counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def find_tally(connection: Connection, name: str) -> Tally | None:
 
 
 def keep_tally(connection: Connection, tally: Tally) -> bool:
-    """Keep it; False if somebody else has counted since it was read."""
+    """Keep it; False if another process has counted since it was read."""
     return _write_tally(connection, tally, TallyRow.version == tally.version - 1)
 
 
@@ -129,7 +129,7 @@ def count_extra_charges(connection: Connection) -> int:
 
 
 def count_held(connection: Connection) -> int:
-    """Dead submissions that wait for an operator."""
+    """Submissions confirmed as not accepted that wait for an operator."""
     statement = select(func.count()).where(
         JobRow.state == JobState.SUBMISSION_UNKNOWN,
         JobRow.due_at.is_not(None),
@@ -180,7 +180,7 @@ def _entered_at() -> ColumnElement[datetime]:
     return case((JobRow.redriven_at > first, JobRow.redriven_at), else_=first)
 
 
-# ------------------------------------------------------------------ totals
+# ------------------------------------------------------------------ spans of time
 
 
 MOST_COUNTED = 100_000

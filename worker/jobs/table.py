@@ -1,7 +1,7 @@
 """SQL on `jobs` and `events`: given a connection, never commits, returns frozen values.
 
 A transition is one UPDATE, guarded by id, state and fence, with its history row in the same
-transaction (`write_transition`). Where it matches no row, somebody else was first: the function
+transaction (`_write_transition`). Where it matches no row, somebody else was first: the function
 returns None, and its caller does nothing.
 """
 
@@ -128,7 +128,7 @@ def list_rivals(connection: Connection, new: Sequence[NewJob]) -> list[Job]:
         for tenant, named in keys.items()
     )
     is_rival = or_(JobRow.id.in_([one.id for one in new]), *has_key)
-    return fetch_all(connection, Job, select(*_JOBS.c).where(is_rival))
+    return fetch_all(connection, Job, select(_JOBS).where(is_rival))
 
 
 # ------------------------------------------------------------------ reading
@@ -136,7 +136,7 @@ def list_rivals(connection: Connection, new: Sequence[NewJob]) -> list[Job]:
 
 def find_job(connection: Connection, job_id: UUID, *, lock: bool = False) -> Job | None:
     """The job; with `lock`, nobody else changes it before this transaction ends."""
-    statement = select(*_JOBS.c).where(_JOBS.c.id == job_id)
+    statement = select(_JOBS).where(_JOBS.c.id == job_id)
     return fetch_one(connection, Job, statement.with_for_update() if lock else statement)
 
 
@@ -150,7 +150,7 @@ def get_job(connection: Connection, job_id: UUID, *, lock: bool = False) -> Job:
 
 def find_job_by_key(connection: Connection, tenant: str, idempotency_key: str) -> Job | None:
     has_key = and_(JobRow.tenant == tenant, JobRow.idempotency_key == idempotency_key)
-    return fetch_one(connection, Job, select(*_JOBS.c).where(has_key))
+    return fetch_one(connection, Job, select(_JOBS).where(has_key))
 
 
 def list_claims(connection: Connection, worker: str) -> list[Job]:
@@ -160,7 +160,7 @@ def list_claims(connection: Connection, worker: str) -> list[Job]:
     """
     # The first condition lets the index of live rows find them.
     held = (JobRow.due_at.is_not(None), JobRow.claimed_by == worker)
-    statement = select(*_JOBS.c).where(*held).with_for_update(skip_locked=True)
+    statement = select(_JOBS).where(*held).with_for_update(skip_locked=True)
     return fetch_all(connection, Job, statement)
 
 
@@ -255,7 +255,7 @@ def _write_transition(
 
     PostgreSQL takes both as one statement; SQLite cannot, but has no round trips to save.
     """
-    change = change.returning(*_JOBS.c)
+    change = change.returning(_JOBS)
     line = {"at": move.now, "from_state": source, "reason": event.value, "detail": move.detail}
     if not is_postgres(connection):
         job = fetch_one(connection, Job, change)

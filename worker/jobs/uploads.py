@@ -28,7 +28,7 @@ def find_upload(connection: Connection, sha256: str) -> Uploaded | None:
 def record_upload(
     connection: Connection, new: Uploaded, fresh_since: datetime, *, lost_url: str | None = None
 ) -> Uploaded:
-    """Keep it, unless somebody was faster: the same bytes have one URL as long as it is fresh.
+    """Keep it, unless another upload was faster: the same bytes have one URL while it is fresh.
 
     `lost_url` is where fal has them no more, however fresh that is.
     """

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from worker.jobs.states import Doorbell, JobState, step_for
 
-# How `blocked_reason` begins where a dead submission is left to an operator.
+# How `blocked_reason` begins where an operator decides on a submission that fal never accepted.
 HELD = "held"
 # The same where the database refuses the result that fal has.
 UNRECORDABLE = "unrecordable"
@@ -18,7 +18,7 @@ UNANSWERED = "unanswered"
 
 
 class Outcome(StrEnum):
-    """How an attempt was settled."""
+    """What became of an attempt's POST."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -36,13 +36,13 @@ class Ending(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What a delivery was worth."""
+    """The disposition of a delivery."""
 
     RECORDED = "recorded"
     DUPLICATE = "duplicate"
     # Genuine, but the job had moved on without it, or its result has to be fetched.
     KEPT = "kept"
-    # Nothing is proven by it: fal is asked.
+    # It proves nothing: fal is polled.
     HINT = "hint"
     # Genuine, by a token of ours, but its job has no row: it is kept for an operator.
     STRAY = "stray"
@@ -50,7 +50,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A row of `jobs` as its producer wishes it."""
+    """A row of `jobs` as its producer requests it."""
 
     id: UUID
     endpoint: str
@@ -114,7 +114,7 @@ class Job:
 
     @property
     def is_held(self) -> bool:
-        """Whether the job's submission is proven dead, and an operator decides what follows."""
+        """Whether fal never accepted the submission, and an operator decides what follows."""
         return (self.blocked_reason or "").startswith(HELD)
 
     @property
@@ -129,14 +129,14 @@ class Job:
 
     @property
     def doorbell(self) -> Doorbell | None:
-        """What to ring for now that this state is committed."""
+        """What to publish now that this state is committed."""
         step = step_for(self.state)
         return None if step is None else Doorbell(step, self.id)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who takes a job, when, and until when it may stay silent."""
+    """Which worker takes a job, when, and until when it may be silent."""
 
     worker: str
     now: datetime
@@ -145,7 +145,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """How a job moves along an edge: when, when to look at it next, and what else is written."""
+    """How a job moves along an edge: when, when it is due next, and what else is written."""
 
     now: datetime
     due_at: datetime | None = None
@@ -219,7 +219,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class RequestClaim:
-    """An attempt that has a listed request; proven by a reply or a webhook, not by its input."""
+    """An attempt that has a listed request; confirmed by a reply or a webhook, not by its input."""
 
     attempt_id: UUID
     claimed_at: datetime

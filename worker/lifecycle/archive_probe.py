@@ -18,7 +18,7 @@ from worker.ground.db import PROGRAM, Database
 from worker.ground.errors import ExtendVideoError, StoreUnavailableError
 from worker.ground.settings import Settings, load_settings
 from worker.media.store import Store, open_store
-from worker.ops.mark import require_own_archive
+from worker.ops.verify import require_own_archive
 
 PROBE = "write-probe.txt"
 WORDS = b"extend-video writes and deletes this to see whether the archive can be written.\n"

@@ -21,7 +21,7 @@ from celery.signals import task_prerun, worker_process_init, worker_shutting_dow
 from worker.ground.clock import call_within
 from worker.ground.db import describe_database_error
 from worker.runtime import get_runtime
-from worker.stages.drain import end_leases, return_downloads
+from worker.stages.sweep import end_leases, return_downloads
 
 # From the giving back to the end: time for downloads to notice, and for a POST to be answered.
 LAST_WORDS = timedelta(seconds=4)

@@ -12,25 +12,17 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from worker.fal.platform import ListedRequest, Listing, PlatformClient
-from worker.fal.same_input import is_same_input, sign_input
+from worker.fal.platform import ListedRequest, Listing, PlatformClient, is_same_input, sign_input
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
-from worker.jobs import checks, limits, walks
+from worker.jobs import checks, limits, sent, walks
 from worker.jobs.attempts import list_known_requests
-from worker.jobs.checks import (
-    ArchivedFile,
-    Check,
-    Finding,
-    PaidRequest,
-    SentInput,
-    check_slice,
-    find_strays,
-)
+from worker.jobs.checks import ArchivedFile, Check, Finding, check_slice, find_strays
+from worker.jobs.sent import PaidRequest, SentInput
 from worker.jobs.walks import Slice
 from worker.media.store import MOST_FAILURES, ArchiveLook, Store
-from worker.ops.mark import find_foreign_mark
+from worker.ops.verify import find_foreign_mark
 
 SAMPLE = 200
 # Of each check so many are told one by one; the others are counted.
@@ -134,7 +126,7 @@ def _examine_tables(
         findings = list(check_slice(connection, part, now))
         files = checks.list_archived_files(connection, part)
         since = now - policy.window
-        paid = checks.list_paid_requests(connection, part, policy.endpoint, since)
+        paid = sent.list_paid_requests(connection, part, policy.endpoint, since)
         return _Seen(checks.count_jobs(connection, part), findings, files, paid)
 
     sample: list[ArchivedFile] = []
@@ -315,9 +307,9 @@ def _find_owners(
 
 
 def _list_inputs(connection: Connection, part: Slice, window: _Window) -> list[SentInput]:
-    idless = checks.list_idless_attempts(connection, part, window.endpoint)
-    coming = checks.list_coming_attempts(connection, part, window.endpoint)
-    return idless + coming + checks.list_sent_attempts(connection, part, *astuple(window))
+    idless = sent.list_idless_attempts(connection, part, window.endpoint)
+    coming = sent.list_coming_attempts(connection, part, window.endpoint)
+    return idless + coming + sent.list_sent_attempts(connection, part, *astuple(window))
 
 
 def _describe_orphan(one: ListedRequest, owner: SentInput | None) -> Finding:

@@ -17,8 +17,7 @@ from worker.jobs.archives import Copy
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job, Move
 from worker.media.store import Store
-from worker.ops.damage import find_damage, is_elsewhere
-from worker.ops.orphans import list_companions
+from worker.ops.verify import find_damage, is_elsewhere, list_companions
 from worker.stages.lease import Holder
 
 COPY_COLUMNS = ("archive_uri", "archive_poster_uri", "archive_sidecar_uri")

@@ -1,41 +1,87 @@
-"""4. archive: claim a completed job, have its video kept, write where it is.
+"""4. archive: claim a completed job, keep its video, write where it is.
 
-The last stage of the path. Beneath it: `source.py`, where the video can be read; `fetch.py`, onto
-local disk and verified; `keep.py`, into the archive. `sweep.py` looks after jobs that stand still.
+The last stage of the path. Beneath it: `fetch.py`, onto local disk and verified. `sweep.py` looks
+after jobs that stand still. The sidecar comes first and reserves the name, the video last: a video
+under its name always has its sidecar beside it (ADR 13). Another video than the one that the row
+names gets names of its own, so that the row's sidecar and video agree whenever the process ends.
 """
 
+import json
 import random
+from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from hashlib import sha256
+from importlib.metadata import version
 from typing import Any
 from uuid import UUID
 
-from worker.fal.extend_video import parse_output
-from worker.ground.clock import Clock, Draw, spread
-from worker.ground.data_uri import is_data_uri
+from pydantic import JsonValue
+
+from worker.fal.completion import ODD_DELIVERY
+from worker.fal.model import INLINE_BYTES, list_oddities, parse_output
+from worker.ground.clock import Clock, Draw, read_clock, spread
+from worker.ground.data_uri import is_data_uri, parse_data_uri
 from worker.ground.db import Database
 from worker.ground.errors import (
     ClaimLostError,
     ExtendVideoError,
+    Finding,
+    InvalidSidecarError,
     MediaGoneError,
+    MediaMismatchError,
+    MediaRefusedError,
+    NameTakenError,
     PermanentError,
     RetryableError,
+    StoreObjectMissingError,
+    StoreUnavailableError,
     UnarchivableError,
 )
 from worker.jobs import attempts, deliveries, limits, table
 from worker.jobs.states import JobEvent
-from worker.jobs.values import Claim, Job, Move
-from worker.stages.keep import Keeper, Kept
-from worker.stages.lease import Heartbeat
-from worker.stages.record import mark_result
+from worker.jobs.values import Attempt, Claim, Job, Move
+from worker.media.facts import VideoFacts
+from worker.media.layout import (
+    HEAD_BYTES,
+    UNKNOWN_TYPE,
+    VIDEO_TYPES,
+    ArchiveNames,
+    Layout,
+    choose_extension,
+    name_quarantine,
+)
+from worker.media.sidecar import (
+    VERSION,
+    AttemptRecord,
+    FileRecord,
+    Sidecar,
+    Times,
+    VideoRecord,
+    describe_file,
+    parse_sidecar,
+)
+from worker.media.spool import SpoolFile
+from worker.media.store import Store
+from worker.media.unpack import is_unpacked, make_marker
+from worker.stages.fetch import Fetched, Fetcher
+from worker.stages.lease import Heartbeat, Holder
 
 # How long a job waits that found too many downloads running: short, but many wait together.
 FIRST_TURN = timedelta(seconds=2)
 LONGEST_TURN = timedelta(minutes=1)
 FIRST_DELAY = timedelta(seconds=5)
 LONGEST_DELAY = timedelta(minutes=5)
-# A host that has the video no more may not have it yet: so long after the result it is believed.
+# A host that no longer has the video may not have it yet: so long after the result it is believed.
 GONE_AFTER = timedelta(minutes=10)
+JSON, JPEG, BYTES = "application/json", "image/jpeg", "application/octet-stream"
+# A data URI is quoted by its beginning.
+MOST_URL_CHARACTERS = 500
+# After so many the video itself may be what ends them.
+MOST_SILENT_CLAIMS = 3
+SOFTWARE = f"extend-video {version('extend-video')}"
+INLINE_FIELDS = {"video_url": "video", "end_image_url": "image"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +94,24 @@ class ArchivePolicy:
     """How many may run at once, over all workers."""
 
 
-def archive_job(job_id: UUID, *, keeper: Keeper, policy: ArchivePolicy) -> Job | None:
-    """Keep our own copy of the job's video. None if the job was not, or did not stay, ours."""
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A published video: its job with the result it was fetched by, and columns for the row."""
+
+    job: Job
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedFiles:
+    """What lies, or is about to lie, in the archive for one job."""
+
+    video: FileRecord
+    poster: FileRecord | None = None
+
+
+def archive_job(job_id: UUID, *, keeper: "Keeper", policy: ArchivePolicy) -> Job | None:
+    """Archive the job's video. None if the job was not, or did not stay, ours."""
     db, clock = keeper.db, keeper.clock
     now = clock()
     claim = Claim(policy.worker, now, now + policy.lease)
@@ -62,55 +124,43 @@ def archive_job(job_id: UUID, *, keeper: Keeper, policy: ArchivePolicy) -> Job |
             defer=lambda since: now + choose_turn_delay(now - since),
         )
     if job is None:
-        return None
+        return None  # claimed by another, not due yet, or too many downloads run: it is later
     try:
         with Heartbeat(job, db=db, lease=policy.lease, clock=clock) as heartbeat:
             kept = keeper.keep_video(job, heartbeat)
     except ClaimLostError:
-        return None
+        return None  # another worker has it
     except RetryableError as error:
-        return postpone_archive(job, error, db=db, clock=clock)
+        return _postpone(job, error, db=db, clock=clock)
     except MediaGoneError as error:
-        settle = postpone_archive if is_early(job, db=db, clock=clock) else refuse_archive
-        return settle(job, error, db=db, clock=clock)
+        with db.reading() as connection:
+            completed_at = attempts.find_result_time(connection, job.id)
+        is_early = completed_at is None or clock() - completed_at < GONE_AFTER
+        return (_postpone if is_early else _refuse)(job, error, db=db, clock=clock)
     except PermanentError as error:
-        return refuse_archive(job, error, db=db, clock=clock)
-    return record_archive(kept, db=db, clock=clock)
+        return _refuse(job, error, db=db, clock=clock)
+    return _record_archive(kept, db=db, clock=clock)
 
 
-def is_early(job: Job, *, db: Database, clock: Clock) -> bool:
-    """Whether the result came so lately that its host may not have the video yet."""
-    now = clock()
-    with db.reading() as connection:
-        completed_at = attempts.find_result_time(connection, job.id)
-    return now - (completed_at or now) < GONE_AFTER
+def _record_archive(kept: Kept, *, db: Database, clock: Clock) -> Job | None:
+    """Write where the video is; one that came inside its result is not kept there as well.
 
-
-def record_archive(kept: Kept, *, db: Database, clock: Clock) -> Job | None:
-    """Write where the video is."""
+    The result is written again, as its URL may be a newer one.
+    """
+    digest, size = kept.columns["archive_sha256"], kept.columns["archive_bytes"]
+    result = mark_result(kept.job.result or {}, digest, size)
     was_inline = is_data_uri(parse_output(kept.job.result).video.url)
     with db.transaction() if was_inline else db.statement() as connection:
-        move = Move(clock(), columns=describe_copy(kept))
+        move = Move(clock(), columns={**kept.columns, "result": result})
         moved = table.apply_event(connection, kept.job, JobEvent.ARCHIVE_RECORDED, move)
         if moved is not None and was_inline:
             marker = parse_output(moved.result).video.url
             # Base64 is a third longer than its content: a shorter body does not hold the video.
-            deliveries.replace_bodies(connection, moved.id, marker.encode(), kept.stored.bytes)
+            deliveries.replace_bodies(connection, moved.id, marker.encode(), size)
     return moved
 
 
-def describe_copy(kept: Kept) -> dict[str, Any]:
-    """Our copy, as columns of its row; a video that came inside its result is not kept there too.
-
-    The result is written again, as its URL may be a newer one.
-    """
-    result = mark_result(kept.job.result or {}, kept.stored.sha256, kept.stored.bytes)
-    return {**kept.columns, "result": result}
-
-
-def postpone_archive(
-    job: Job, error: ExtendVideoError, *, db: Database, clock: Clock
-) -> Job | None:
+def _postpone(job: Job, error: ExtendVideoError, *, db: Database, clock: Clock) -> Job | None:
     """Give the row back until later; the paid result is as safe as before."""
     now = clock()
     blocked = {"blocked_reason": f"{error.code}: {error}"}
@@ -121,7 +171,8 @@ def postpone_archive(
         return table.apply_event(connection, job, JobEvent.ARCHIVE_POSTPONED, move)
 
 
-def refuse_archive(job: Job, error: PermanentError, *, db: Database, clock: Clock) -> Job | None:
+def _refuse(job: Job, error: PermanentError, *, db: Database, clock: Clock) -> Job | None:
+    """The job has failed; a redrive has the paid result archived again."""
     why = {"error_code": error.code, "error_message": str(error)}
     if isinstance(error, UnarchivableError):
         why["quarantine_uri"] = error.quarantine_uri
@@ -136,5 +187,237 @@ def choose_delay(tried_for: timedelta) -> timedelta:
 
 
 def choose_turn_delay(waited_for: timedelta, draw: Draw = random.random) -> timedelta:
-    """The longer it has waited the longer it waits: the many of a jam do not ask all the time."""
+    """The longer it has waited the longer it waits: the many of a jam do not query all the time."""
     return spread(min(max(waited_for, FIRST_TURN), LONGEST_TURN), draw)
+
+
+# ------------------------------------------------------------------ into the archive
+
+
+@dataclass(frozen=True, slots=True)
+class Keeper:
+    """Keeps one video at a time, with what a worker has at hand."""
+
+    db: Database
+    store: Store
+    fetcher: Fetcher
+    layout: Layout
+    clock: Clock = read_clock
+
+    def keep_video(self, job: Job, holder: Holder) -> Kept:
+        """Fetch, verify and publish the video of the job's result.
+
+        Raises RetryableError, PermanentError (ClaimLostError among them). After an
+        UnarchivableError the bytes are in quarantine; else nothing has its final name but, at
+        worst, what belongs to the video.
+        """
+        with self.store.spool.begin(str(job.id)) as file:
+            with self.db.reading() as connection:
+                tried = attempts.list_attempts(connection, job.id)
+            made, undecoded = find_maker(job, tried), self._explain_silence(job)
+            try:
+                fetched = self.fetcher.fetch_video(job, made, file, holder, undecoded)
+            except MediaMismatchError as mismatch:
+                holder.renew()
+                raise self._quarantine(job, file, mismatch) from mismatch
+            return self._publish(fetched, tried, file, holder)
+
+    def _explain_silence(self, job: Job) -> str | None:
+        """Why the file is not to be decoded, if worker after worker ended while it had the job."""
+        if job.fence <= MOST_SILENT_CLAIMS:
+            return None  # so few claims were there of any kind
+        with self.db.reading() as connection:
+            silent = table.count_events(connection, job.id, JobEvent.ARCHIVE_CLAIM_EXPIRED)
+        if silent < MOST_SILENT_CLAIMS:
+            return None
+        return f"{silent} workers ended while they archived it"
+
+    def _publish(
+        self, fetched: Fetched, tried: Sequence[Attempt], file: SpoolFile, holder: Holder
+    ) -> Kept:
+        """Poster, sidecar and video under their final names; a video without poster is as good."""
+        job, digest = fetched.job, file.sha256()
+        names = self._choose_names(job, fetched.extension, digest)
+        facts = fetched.examined.facts if fetched.examined else None
+        poster = None
+        if facts is not None:
+            with suppress(MediaRefusedError):  # no frame of it can be shown: the video counts
+                poster = self.fetcher.examiner.draw_poster(file.path, facts, holder.check)
+        files = ArchivedFiles(
+            FileRecord(name=names.video, bytes=file.bytes, sha256=digest),
+            None if poster is None else describe_file(names.poster, poster),
+        )
+        warnings = _list_warnings(job, fetched.warnings)
+        sidecar = build_sidecar(job, tried, facts, files, warnings)
+        # A holder that has lost its claim leaves the file to the next one.
+        holder.renew()
+        self._reserve(names.sidecar, sidecar)
+        if poster is not None:
+            self.store.put(names.poster, poster, JPEG)
+        media_type = facts.media_type if facts else VIDEO_TYPES.get(fetched.extension, UNKNOWN_TYPE)
+        stored = self.store.publish(file, names.video, media_type)
+        columns = {
+            "archive_uri": stored.uri,
+            "archive_sha256": stored.sha256,
+            "archive_bytes": stored.bytes,
+            "archive_media": sidecar.video.model_dump(mode="json")["media"],
+            "archive_warnings": warnings or None,
+            "archive_poster_uri": None if poster is None else self.store.find_uri(names.poster),
+            "archive_sidecar_uri": self.store.find_uri(names.sidecar),
+            "archive_verified_at": self.clock(),
+            "archive_error": None,
+        }
+        return Kept(job, columns)
+
+    def _choose_names(self, job: Job, extension: str, sha256: str) -> ArchiveNames:
+        """The usual ones; marked ones if those are of another video that the row names."""
+        usual, marked = (
+            self.layout.name(job.id, job.tenant, job.enqueued_at, extension, mark)
+            for mark in ("", sha256)
+        )
+        current = (job.archive_uri and self.store.find_name(job.archive_uri)) or ""
+        is_usual = current.rpartition(".")[0] == usual.video.rpartition(".")[0]
+        is_other = is_usual and job.archive_sha256 != sha256
+        return marked if is_other or current == marked.video else usual
+
+    def _reserve(self, name: str, sidecar: Sidecar) -> None:
+        """Write the sidecar, but never over that of another job.
+
+        Raises NameTakenError, and StoreUnavailableError if what has the name was just deleted.
+        """
+        body, owner = sidecar.to_bytes(), None
+        if self.store.create(name, body, JSON):
+            return
+        try:
+            owner = parse_sidecar(b"".join(self.store.read(name))).job_id
+        except InvalidSidecarError:
+            pass  # it is no sidecar of ours
+        except StoreObjectMissingError as error:  # the next try shows whose it is
+            raise StoreUnavailableError(f"{name} was deleted just now") from error
+        if owner != sidecar.job_id:
+            raise NameTakenError(f"{name} belongs to {owner or 'somebody else'}")
+        self.store.put(name, body, JSON)
+
+    def _quarantine(
+        self, job: Job, file: SpoolFile, mismatch: MediaMismatchError
+    ) -> UnarchivableError:
+        """Keep the bytes and the evidence against them, for an operator."""
+        video = parse_output(job.result).video
+        with file.path.open("rb") as content:
+            head = content.read(HEAD_BYTES)
+        names = name_quarantine(job.id, choose_extension(None, video.file_name, head))
+        evidence = {
+            "job_id": str(job.id),
+            "request_id": job.fal_request_id,
+            "url": video.url[:MOST_URL_CHARACTERS],
+            "evidence": [one.to_json() for one in mismatch.evidence],
+            "bytes": file.bytes,
+            "sha256": file.sha256(),
+            "at": self.clock().isoformat(),
+        }
+        body = json.dumps(evidence, ensure_ascii=False, indent=2).encode()
+        self.store.put(names.evidence, body, JSON)
+        stored = self.store.publish(file, names.video, BYTES)
+        return UnarchivableError(mismatch.evidence, stored.uri)
+
+
+# ------------------------------------------------------------------ the sidecar
+
+
+def _list_warnings(job: Job, of_file: Iterable[Finding]) -> list[dict[str, str]]:
+    """All that is odd about the job's result: as it was delivered, in its fields, in its file."""
+    delivered = [one for one in job.archive_warnings or () if one.get("code") == ODD_DELIVERY]
+    return [*delivered, *(one.to_json() for one in (*list_oddities(job.result), *of_file))]
+
+
+def build_sidecar(
+    job: Job,
+    tried: Sequence[Attempt],
+    facts: VideoFacts | None,
+    files: ArchivedFiles,
+    warnings: Sequence[dict[str, str]] = (),
+) -> Sidecar:
+    """The sidecar of a job with a result. Raises InvalidResultError if it has none."""
+    made = find_maker(job, tried)
+    video = files.video
+    sent = mark_input(job.input if made is None else made.input)
+    seed = parse_output(job.result).seed
+    return Sidecar(
+        recipe=VERSION,
+        software=SOFTWARE,
+        job_id=job.id,
+        tenant=job.tenant,
+        labels=job.labels,
+        endpoint=job.endpoint,
+        request_id=job.fal_request_id,
+        input=sent,
+        options=job.options if made is None else made.options,
+        result=mark_result(job.result or {}, video.sha256, video.bytes),
+        seed=sent.get("seed") if seed is None else seed,
+        attempts=tuple(
+            AttemptRecord(
+                number=one.number,
+                started_at=one.started_at,
+                ended_at=one.ended_at,
+                outcome=one.outcome,
+                ending=one.ending,
+                request_id=one.fal_request_id,
+                extra_charge_at=one.extra_charge_at,
+            )
+            for one in tried
+        ),
+        times=Times(
+            enqueued_at=job.enqueued_at,
+            submitted_at=job.submitted_at,
+            completed_at=job.completed_at,
+        ),
+        video=VideoRecord(name=video.name, bytes=video.bytes, sha256=video.sha256, media=facts),
+        poster=files.poster,
+        archive_warnings=tuple(warnings),
+    )
+
+
+def mark_input(fields: Mapping[str, Any]) -> dict[str, JsonValue]:
+    """The same input, with a marker in place of each data URI."""
+    urls = {name: fields.get(name) for name in INLINE_FIELDS}
+    marked = {
+        name: _mark_data_uri(url, INLINE_FIELDS[name])
+        for name, url in urls.items()
+        if isinstance(url, str) and is_data_uri(url) and not is_unpacked(url)
+    }
+    return {**fields, **marked}
+
+
+def list_markers(fields: Mapping[str, Any], beside: Container[str]) -> list[str]:
+    """The fields, but for those given elsewhere, of which there is only a marker."""
+    inline = (name for name in INLINE_FIELDS if name not in beside)
+    return [name for name in inline if is_unpacked(str(fields.get(name)))]
+
+
+def restore_input(marked: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The marked input, with each data URI of the stored one that has the marker's very content."""
+    genuine = mark_input(stored)
+    same = {
+        name: stored[name] for name in list_markers(marked, ()) if genuine.get(name) == marked[name]
+    }
+    return {**marked, **same}
+
+
+def _mark_data_uri(url: str, kind: str) -> str:
+    content = parse_data_uri(url, kind=kind, max_bytes=INLINE_BYTES).content
+    return make_marker(url, sha256(content).hexdigest(), len(content))
+
+
+def mark_result(result: dict[str, Any], sha256: str, size: int) -> dict[str, JsonValue]:
+    """The same result, with the marker that the job's row gets once it is archived."""
+    url = parse_output(result).video.url
+    if not is_data_uri(url) or is_unpacked(url):
+        return result
+    marker = make_marker(url, sha256, size)
+    return {**result, "video": {**result["video"], "url": marker}}
+
+
+def find_maker(job: Job, tried: Sequence[Attempt]) -> Attempt | None:
+    """The attempt whose request made the result."""
+    made = (one for one in tried if one.fal_request_id == job.fal_request_id is not None)
+    return next(made, None)

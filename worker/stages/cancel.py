@@ -12,8 +12,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection
 
-from worker.fal.requests import RequestClient
-from worker.fal.truth import CancelAnswer
+from worker.fal.requests import CancelAnswer, RequestClient
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import TooLateError

@@ -1,47 +1,87 @@
-"""3. complete: record the fact that fal has finished, whoever tells of it.
+"""3. complete: record the fact that fal has finished.
 
-Webhook, poll and listing come through the same door. Next: `archive.py`.
+Webhook, poll and listing come through the same door, `record_completion`. Next: `archive.py`.
 """
 
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from enum import StrEnum
 
-from pydantic import JsonValue, SecretStr
+import structlog
+from pydantic import SecretStr
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from structlog.contextvars import bind_contextvars
+from uuid_utils.compat import uuid7
 
 from worker.fal.completion import Completion
+from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
+from worker.fal.model import parse_output
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database, describe_database_error
-from worker.ground.errors import InvalidSignatureError
-from worker.jobs import attempts, deliveries, table
+from worker.ground.errors import InvalidResultError, InvalidSignatureError
+from worker.jobs import attempts, deliveries, restores, table
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
-from worker.jobs.values import Attempt, Ending, Job, Move, NewDelivery, Verdict
-from worker.stages.ending import (
-    CANCELLED_CODE,
-    RETRY_WORDS,
-    find_ending,
-    find_failure,
-    has_video,
-    needs_fetching,
+from worker.jobs.values import (
+    Attempt,
+    Ending,
+    Job,
+    Move,
+    NewAttempt,
+    NewDelivery,
+    Outcome,
+    Settlement,
+    Verdict,
 )
-from worker.stages.rebuild import find_lost
 from worker.stages.tokens import TokenName, read_token
 
 REASON_CHARACTERS = 300
+# fal's own type for a request that was cancelled, by us or by anybody with the key.
+CANCELLED_CODE = "client_cancelled"
+# For an operator: nothing is sent again by itself, for it may cost again.
+RETRY_WORDS = {
+    None: "",
+    True: " (fal says that trying again can help)",
+    False: " (fal says that trying again changes nothing)",
+}
+REBUILT = "a webhook came of an attempt that had no row"
+# No job has it, so that such an attempt is never taken for the one in flight.
+NO_FENCE = -1
+# Which worker claimed a rebuilt attempt is lost with its row.
+REBUILT_BY = "unknown/rebuilt"
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A delivery's verdict, its job as committed if there is one, and whom to ring for."""
+    """A delivery's disposition, its job as committed if there is one, and what to publish."""
 
     verdict: Verdict
     job: Job | None
     doorbell: Doorbell | None = None
+
+
+class Recorded(StrEnum):
+    """What a completion did to its job. Only the first three move it."""
+
+    FIRST_RESULT = "first_result"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    # Of another attempt than the one whose result the job has: an extra charge.
+    SECOND_RESULT = "second_result"
+    # The job has a result: the same one comes again, or what is no result.
+    ALREADY_COMPLETED = "already_completed"
+    # The job had this result before an operator had it bought anew.
+    DECLINED = "declined"
+    # A later attempt is under way: it is not up to the earlier one to fail the job.
+    SUPERSEDED = "superseded"
+    # Of an ended job, which a result alone brings back.
+    ENDED_BEFORE = "ended_before"
+
+
+# ------------------------------------------------------------------ deliveries
 
 
 def receive_delivery(  # noqa: PLR0913 - as the receiver has them
@@ -54,32 +94,64 @@ def receive_delivery(  # noqa: PLR0913 - as the receiver has them
     token_secrets: Sequence[SecretStr] = (),
     clock: Clock = read_clock,
 ) -> Receipt:
-    """Keep a verified webhook and record what it tells, in one transaction.
+    """Keep a verified webhook and record what it says, in one transaction.
 
     With `token_secrets` also one of an attempt, or of a job, whose row is lost.
 
     Raises InvalidSignatureError if no attempt has this token, or if the attempt is known to be of
     another request: a valid signature alone proves only that some fal account sent it.
     """
-    now = clock()
+    now, fal_request_id = clock(), completion.fal_request_id
     new = _describe(completion, body, Verdict.RECORDED, now)
+    with db.transaction() as connection:
+        found = _find_attempt(connection, token, completion, new, token_secrets)
+        if isinstance(found, TokenName):  # ours, but its job has no row
+            return _keep_stray(connection, found, token, new)
+        attempt, job = found
+        owner = _adopt(connection, attempt, fal_request_id)
+        times, verdict = deliveries.count_delivery(connection, attempt, new)
+        if verdict is Verdict.HINT:  # it came before without proof, and is proven now
+            deliveries.judge_delivery(connection, attempt.id, body, Verdict.RECORDED)
+        elif times > 1:
+            return Receipt(Verdict.DUPLICATE, job)
+        if needs_fetching(completion):  # the result is too large for a webhook, or unreadable
+            deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
+            doorbell = expect_result(connection, job, owner, fal_request_id, now)
+            return Receipt(Verdict.KEPT, job, doorbell)
+        recorded, moved = record_completion(connection, job, owner, completion, now, grace)
+        if moved is None:  # superseded: the first result wins
+            deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
+            log.info("delivery_superseded", why=recorded.value)
+            return Receipt(Verdict.KEPT, job)
+        return Receipt(Verdict.RECORDED, moved, moved.doorbell)
+
+
+def receive_hint(
+    token: str,
+    completion: Completion,
+    body: bytes,
+    *,
+    db: Database,
+    token_secrets: Sequence[SecretStr] = (),
+    clock: Clock = read_clock,
+) -> Receipt:
+    """Keep a delivery that proves nothing but knows the token, and have fal polled at once.
+
+    Nothing of what it says is believed: `poll.py` queries fal with our own key. Raises
+    InvalidSignatureError as `receive_delivery` does.
+    """
+    now = clock()
+    new = _describe(completion, body, Verdict.HINT, now)
     with db.transaction() as connection:
         found = _find_attempt(connection, token, completion, new, token_secrets)
         if isinstance(found, TokenName):
             return _keep_stray(connection, found, token, new)
         attempt, job = found
-        if _is_repeated(connection, attempt, new):
-            return Receipt(Verdict.DUPLICATE, job)
-        owner = _adopt(connection, attempt, completion.fal_request_id)
-        if needs_fetching(completion):
-            deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
-            doorbell = expect_result(connection, job, owner, completion.fal_request_id, now)
-            return Receipt(Verdict.KEPT, job, doorbell)
-        moved = record_completion(connection, job, owner, completion, now, grace)
-        if moved is None:
-            deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
-            return Receipt(Verdict.KEPT, job)
-        return Receipt(Verdict.RECORDED, moved, moved.doorbell)
+        deliveries.count_delivery(connection, attempt, new)
+        if job.state in AWAITING_FAL:
+            table.advance_due(connection, job, now)
+        doorbell = None if has_video(job) else Doorbell(Step.RECONCILE, job.id)
+        return Receipt(Verdict.HINT, job, doorbell)
 
 
 def note_unrecordable(
@@ -115,41 +187,13 @@ def describe_refusal(error: Exception) -> str:
     return f"{name}: {describe_database_error(error)}"[:REASON_CHARACTERS]
 
 
-def receive_hint(
-    token: str,
-    completion: Completion,
-    body: bytes,
-    *,
-    db: Database,
-    token_secrets: Sequence[SecretStr] = (),
-    clock: Clock = read_clock,
-) -> Receipt:
-    """Keep a delivery that proves nothing but knows the token, and have fal asked at once.
-
-    Nothing of what it says is believed: `reconcile.py` asks fal with our own key. Raises
-    InvalidSignatureError as `receive_delivery` does.
-    """
-    now = clock()
-    new = _describe(completion, body, Verdict.HINT, now)
-    with db.transaction() as connection:
-        found = _find_attempt(connection, token, completion, new, token_secrets)
-        if isinstance(found, TokenName):
-            return _keep_stray(connection, found, token, new)
-        attempt, job = found
-        deliveries.count_delivery(connection, attempt, new)
-        if job.state in AWAITING_FAL:
-            table.advance_due(connection, job, now)
-        doorbell = None if has_video(job) else Doorbell(Step.RECONCILE, job.id)
-        return Receipt(Verdict.HINT, job, doorbell)
-
-
 def expect_poll(
     token: str, *, db: Database, token_secrets: Sequence[SecretStr] = ()
 ) -> Doorbell | None:
-    """Have fal asked at once about the attempt of this token: its delivery cannot be read here.
+    """Have fal polled at once for the attempt of this token: its delivery cannot be read here.
 
     None if no attempt has the token, or if its job does not wait for fal. Nothing is written for
-    what nobody has verified: should the doorbell be lost, the job is polled in its own time.
+    what nobody has verified: should the message be lost, the job is polled in its own time.
     """
     with db.reading() as connection:
         attempt = attempts.find_attempt_by_token(connection, attempts.hash_token(token))
@@ -183,69 +227,9 @@ def expect_result(
     return None if moved is None else moved.doorbell
 
 
-def record_completion(
-    connection: Connection,
-    job: Job,
-    attempt: Attempt,
-    completion: Completion,
-    now: datetime,
-    grace: timedelta,
-) -> Job | None:
-    """Move the job by what fal says of one of its attempts; None if it has moved on.
-
-    The first result wins, whichever attempt it is of and wherever the job is by now: what is paid
-    is taken. A second one is counted as an extra charge. A failure counts only if it is of the
-    newest attempt.
-    """
-    failure = find_failure(completion)
-    is_plain = attempts.complete_attempt(
-        connection, attempt.id, find_ending(failure), now, retryable=completion.retryable
-    )
-    if has_video(job):
-        if failure is None and job.fal_request_id != completion.fal_request_id:
-            attempts.note_extra_charge(connection, attempt.id, now)
-        return None
-    columns = {
-        "fal_request_id": completion.fal_request_id,
-        "submitted_at": job.submitted_at or attempt.started_at,
-        "result": _as_object(completion.payload),
-    }
-    if failure is None:
-        if is_turned_down(job, attempt):
-            return None
-        detail = "it came in spite of the cancellation" if job.cancel_requested_at else None
-        columns["archive_warnings"] = [one.to_json() for one in completion.oddities] or None
-        move = Move(now, now + grace, detail, columns)
-        moved = table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
-        if moved is not None and not (is_plain and is_only_attempt(job, attempt)):
-            attempts.dismiss_rivals(connection, attempt, now)
-        return moved
-    if attempt.fence != job.fence:
-        # A later attempt is under way: it is not up to the earlier one to fail the job.
-        return None
-    detail = failure.message + RETRY_WORDS[completion.retryable]
-    if failure.code == CANCELLED_CODE and job.cancel_requested_at is not None:
-        move = Move(now, detail=failure.message, columns=columns)
-        return table.apply_event(connection, job, JobEvent.JOB_CANCELLED, move)
-    columns |= {
-        "error_code": failure.code,
-        "error_message": failure.message,
-        "error_details": list(failure.details) or None,
-    }
-    move = Move(now, detail=detail, columns=columns)
-    return table.apply_event(connection, job, JobEvent.FAILURE_ARRIVED, move)
-
-
-def is_turned_down(job: Job, attempt: Attempt) -> bool:
-    """Whether the job had this attempt's result before an operator had it bought anew; pure."""
-    if attempt.ending != Ending.OK or attempt.completed_at is None or job.redriven_at is None:
-        return False
-    return attempt.completed_at <= job.redriven_at
-
-
-def is_only_attempt(job: Job, attempt: Attempt) -> bool:
-    """Whether the job has no other, which would have bumped the fence with its claim; pure."""
-    return attempt.number == 1 and attempt.fence == job.fence
+def _describe(completion: Completion, body: bytes, verdict: Verdict, now: datetime) -> NewDelivery:
+    gateway_request_id, status = completion.gateway_request_id, completion.status
+    return NewDelivery(now, completion.fal_request_id, gateway_request_id, status, verdict, body)
 
 
 def _find_attempt(
@@ -259,39 +243,15 @@ def _find_attempt(
 
     A signed token whose rows are lost gives its attempt anew, or its name if there is no job.
     """
-    token_hash = attempts.hash_token(token)
-    found: tuple[Attempt, Job] | TokenName | None
-    found = deliveries.find_addressee(connection, token_hash)
-    if found is None or not hmac.compare_digest(found[0].token_hash, token_hash):
-        found = find_lost(connection, token, completion, new, token_secrets)
-    if isinstance(found, TokenName):
-        return found
-    attempt, job = found
-    bind_contextvars(job_id=str(attempt.job_id), attempt=attempt.number)
-    if attempt.fal_request_id not in {None, completion.fal_request_id}:
-        raise InvalidSignatureError("the attempt is of another fal request")
-    return attempt, job
-
-
-def _keep_stray(connection: Connection, name: TokenName, token: str, new: NewDelivery) -> Receipt:
-    """Its job has no row: it may be paid for, so what fal says of it is not thrown away."""
-    if new.verdict is Verdict.RECORDED:
-        new = replace(new, verdict=Verdict.KEPT)
-    token_hash = attempts.hash_token(token)
-    deliveries.keep_stray(connection, name.job_id, name.number, token_hash, new)
-    bind_contextvars(job_id=str(name.job_id), attempt=name.number)
-    return Receipt(Verdict.STRAY, None)
-
-
-def _describe(completion: Completion, body: bytes, verdict: Verdict, now: datetime) -> NewDelivery:
-    return NewDelivery(
-        now,
-        completion.fal_request_id,
-        completion.gateway_request_id,
-        completion.status,
-        verdict,
-        body,
+    found = deliveries.find_addressee(connection, attempts.hash_token(token)) or _find_lost(
+        connection, token, completion, new, token_secrets
     )
+    if not isinstance(found, TokenName):
+        attempt, _ = found
+        bind_contextvars(job_id=str(attempt.job_id), attempt=attempt.number)
+        if attempt.fal_request_id not in {None, completion.fal_request_id}:
+            raise InvalidSignatureError("the attempt is of another fal request")
+    return found
 
 
 def _adopt(connection: Connection, attempt: Attempt, fal_request_id: str) -> Attempt:
@@ -308,15 +268,191 @@ def _adopt(connection: Connection, attempt: Attempt, fal_request_id: str) -> Att
     return owner
 
 
-def _is_repeated(connection: Connection, attempt: Attempt, new: NewDelivery) -> bool:
-    """Keep the delivery; whether it has come and been believed before."""
-    times, verdict = deliveries.count_delivery(connection, attempt, new)
-    if verdict is Verdict.HINT:
-        # It came before without proof, and is proven now.
-        deliveries.judge_delivery(connection, attempt.id, new.body, new.verdict)
+def _keep_stray(connection: Connection, name: TokenName, token: str, new: NewDelivery) -> Receipt:
+    """Its job has no row: it may be paid for, so what fal says of it is not thrown away."""
+    if new.verdict is Verdict.RECORDED:
+        new = replace(new, verdict=Verdict.KEPT)
+    token_hash = attempts.hash_token(token)
+    deliveries.keep_stray(connection, name.job_id, name.number, token_hash, new)
+    bind_contextvars(job_id=str(name.job_id), attempt=name.number)
+    return Receipt(Verdict.STRAY, None)
+
+
+# ------------------------------------------------------------------ completions
+
+
+def record_completion(
+    connection: Connection,
+    job: Job,
+    attempt: Attempt,
+    completion: Completion,
+    now: datetime,
+    grace: timedelta,
+) -> tuple[Recorded, Job | None]:
+    """Move the job by what fal says of one of its attempts; the job if it has moved.
+
+    The first result wins, of any attempt and wherever the job is by now: what is paid is taken. A
+    second one is counted as an extra charge. A failure counts only if it is of the newest attempt.
+    """
+    failure = find_failure(completion)
+    is_uncharged = attempts.complete_attempt(
+        connection, attempt.id, find_ending(failure), now, retryable=completion.retryable
+    )
+    if has_video(job):
+        if failure is not None or job.fal_request_id == completion.fal_request_id:
+            return Recorded.ALREADY_COMPLETED, None
+        attempts.note_extra_charge(connection, attempt.id, now)
+        return Recorded.SECOND_RESULT, None
+    columns = {
+        "fal_request_id": completion.fal_request_id,
+        "submitted_at": job.submitted_at or attempt.started_at,
+        "result": completion.payload if isinstance(completion.payload, dict) else None,
+    }
+    if failure is None:
+        taken_at = attempt.completed_at if attempt.ending == Ending.OK else None
+        if taken_at is not None and job.redriven_at is not None and taken_at <= job.redriven_at:
+            return Recorded.DECLINED, None
+        columns["archive_warnings"] = [one.to_json() for one in completion.oddities] or None
+        detail = "it came in spite of the cancellation" if job.cancel_requested_at else None
+        move = Move(now, now + grace, detail, columns)
+        moved = table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
+        # Any other attempt would have bumped the fence with its claim.
+        is_only_one = attempt.number == 1 and attempt.fence == job.fence
+        if moved is not None and not (is_only_one and is_uncharged):
+            attempts.dismiss_rivals(connection, attempt, now)
+        return (Recorded.FIRST_RESULT if moved else Recorded.ENDED_BEFORE), moved
+    if attempt.fence != job.fence:
+        return Recorded.SUPERSEDED, None
+    if failure.code == CANCELLED_CODE and job.cancel_requested_at is not None:
+        recorded, event = Recorded.CANCELLED, JobEvent.JOB_CANCELLED
+        move = Move(now, detail=failure.message, columns=columns)
+    else:
+        columns |= {
+            "error_code": failure.code,
+            "error_message": failure.message,
+            "error_details": list(failure.details) or None,
+        }
+        recorded, event = Recorded.FAILED, JobEvent.FAILURE_ARRIVED
+        detail = failure.message + RETRY_WORDS[completion.retryable]
+        move = Move(now, detail=detail, columns=columns)
+    moved = table.apply_event(connection, job, event, move)
+    return (recorded if moved else Recorded.ENDED_BEFORE), moved
+
+
+def has_video(job: Job) -> bool:
+    """Whether the job has a result that it can archive, or has archived; pure."""
+    try:
+        parse_output(job.result)
+    except InvalidResultError:
         return False
-    return times > 1
+    return True
 
 
-def _as_object(payload: JsonValue) -> dict[str, Any] | None:
-    return payload if isinstance(payload, dict) else None
+def needs_fetching(completion: Completion) -> bool:
+    """Whether fal could not put the result into the message: then it has to be fetched."""
+    is_empty = completion.payload is None
+    return is_empty and (completion.status == "OK" or completion.payload_error is not None)
+
+
+def find_failure(completion: Completion) -> FalFailure | None:
+    """Why this completion is no video; None if it is one, whatever else fal says. Pure."""
+    try:
+        parse_output(completion.payload)
+    except InvalidResultError as error:
+        if completion.status == "OK":
+            return FalFailure(error.code, str(error))
+    else:
+        return None
+    message = completion.error or "fal reports an error without a message"
+    return parse_failure(completion.payload, message) or FalFailure(UNNAMED_CODE, message)
+
+
+def find_ending(failure: FalFailure | None) -> Ending:
+    """How the attempt's request ended, as far as its cost is concerned; pure."""
+    if failure is None:
+        return Ending.OK
+    return Ending.CANCELLED if failure.code == CANCELLED_CODE else Ending.FAILED
+
+
+# ------------------------------------------------------------------ attempts without a row
+
+
+def _find_lost(
+    connection: Connection,
+    token: str,
+    completion: Completion,
+    new: NewDelivery,
+    token_secrets: Sequence[SecretStr],
+) -> tuple[Attempt, Job] | TokenName:
+    """The attempt of a token that no row has: a restore or a failover lost it (ADR 18).
+
+    The token is signed by us, so the attempt was begun for this job; only its row has to be made
+    again. The token's name alone if there is no job to make it for, or if the request is another
+    job's. Raises InvalidSignatureError for a token that we have not signed.
+    """
+    name = read_token(token, token_secrets)
+    if name is None:
+        raise InvalidSignatureError("no attempt has this token")
+    job = table.find_job(connection, name.job_id, lock=True)
+    if job is None:
+        return name
+    token_hash, now = attempts.hash_token(token), new.received_at
+    # Another delivery may have made the row while this one waited for the job's.
+    found = deliveries.find_addressee(connection, token_hash)
+    if found is not None:
+        return found
+    owner = attempts.find_attempt_by_request(connection, completion.fal_request_id)
+    if owner is not None:
+        return (owner, job) if owner.job_id == job.id else name
+    is_proven = new.verdict is Verdict.RECORDED
+    stand_in = restores.find_stand_in(connection, job.id)
+    # When it was sent is lost: not before the job could be.
+    lost = NewAttempt(uuid7(), token_hash, job.tried_since, job.options)
+    if stand_in is not None:
+        attempts.give_token(connection, stand_in.id, token_hash)
+    elif is_proven:
+        going_on = _go_on_with(connection, job, completion, now)
+        attempts.insert_attempt(connection, replace(going_on, claimed_by=REBUILT_BY), lost)
+    elif job.state is JobState.QUEUED:
+        doubt_job(connection, job, lost, now, REBUILT, REBUILT_BY)
+    else:
+        stated = replace(job, fence=NO_FENCE, claimed_by=REBUILT_BY)
+        attempts.insert_attempt(connection, stated, lost)
+        # Nothing is proven but that we have begun the attempt: fal knows what became of it.
+        unknown = Settlement(Outcome.UNKNOWN, now, error_message=REBUILT)
+        attempts.record_outcome(connection, lost.id, unknown)
+    if is_proven:
+        accepted = Settlement(Outcome.ACCEPTED, now, fal_request_id=completion.fal_request_id)
+        attempt_id = lost.id if stand_in is None else stand_in.id
+        attempts.record_outcome(connection, attempt_id, accepted)
+    log.warning("attempt_rebuilt", job_id=str(job.id), number=name.number, epoch=name.epoch)
+    return deliveries.find_addressee(connection, token_hash) or name
+
+
+def _go_on_with(connection: Connection, job: Job, completion: Completion, now: datetime) -> Job:
+    """The request is fal's: the job goes on with it, unless a later attempt is under way.
+
+    A job that has been given up comes back for a result alone, and that may have to be fetched.
+    """
+    is_given_up = job.state in (JobState.FAILED, JobState.CANCELLED)
+    revives = is_given_up and not has_video(job) and needs_fetching(completion)
+    if job.state is not JobState.QUEUED and not revives:
+        return replace(job, fence=NO_FENCE)
+    columns = {"fal_request_id": completion.fal_request_id, "fence": job.fence + 1}
+    move = Move(now, now, REBUILT, columns)
+    return table.apply_permitted(connection, job, JobEvent.REQUEST_ADOPTED, move)
+
+
+def doubt_job(
+    connection: Connection, job: Job, new: NewAttempt, now: datetime, detail: str, by: str
+) -> None:
+    """A queued job that fal may have: it is unknown, with an attempt that stands for the lost one.
+
+    From then on its fence is that attempt's: no worker that held the job before can write.
+    """
+    columns = {"blocked_reason": f"fal may or may not have it: {detail}", "fence": job.fence + 1}
+    move = Move(now, now, detail, columns)
+    moved = table.apply_permitted(connection, job, JobEvent.SUBMISSION_DOUBTED, move)
+    attempts.insert_attempt(connection, replace(moved, claimed_by=by), new)
+    unknown = Settlement(Outcome.UNKNOWN, now, error_message=detail)
+    attempts.record_outcome(connection, new.id, unknown)

@@ -1,19 +1,18 @@
-"""1. enqueue: check a wish, write its row. Nothing is bought here.
+"""1. enqueue: check a job request, write its row. Nothing is bought here.
 
-Next: `submit.py`.
+One request is a batch of one. Next: `submit.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
-from sqlalchemy import Connection
 from uuid_utils.compat import uuid7
 
-from worker.fal.extend_video import complete_input
+from worker.fal.model import complete_input
 from worker.fal.options import RequestOptions
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
@@ -23,7 +22,7 @@ from worker.jobs import table
 from worker.jobs.values import Job, NewJob
 
 DEFAULT_TENANT = "default"
-V = TypeVar("V")
+BATCH = 1000
 
 
 def _allow(allowed: str, **bounds: Any) -> Any:  # noqa: ANN401 - pydantic's own signature
@@ -60,7 +59,7 @@ class JobOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A checked wish: the complete input as it will be sent, and the options beside it."""
+    """A checked request: the complete input as it will be sent, and the options beside it."""
 
     input: dict[str, Any]
     options: JobOptions
@@ -69,7 +68,7 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
-    """The job of a wish, and whether this call made it."""
+    """The job of a request, and whether this call made it."""
 
     job: Job
     created: bool
@@ -81,12 +80,24 @@ def parse_job_request(fields: Mapping[str, object]) -> JobRequest:
     Raises InvalidInputError with every violation of both at once.
     """
     own = {name: value for name, value in fields.items() if name in JobOptions.model_fields}
-    wished = {name: value for name, value in fields.items() if name not in own}
-    options, wrong_options = _try_parse(lambda: validate_fields(JobOptions, own))
-    completed, wrong_input = _try_parse(lambda: complete_input(wished))
-    if options is None or completed is None or wrong_options:
-        raise InvalidInputError((*wrong_input, *wrong_options))
-    return JobRequest(completed.to_json(), options, seed_drawn=wished.get("seed") is None)
+    sent = {name: value for name, value in fields.items() if name not in own}
+    options, completed, wrong = None, None, list[Violation]()
+    try:
+        completed = complete_input(sent)
+    except InvalidInputError as error:
+        wrong += error.violations
+    try:
+        options = validate_fields(JobOptions, own)
+    except InvalidInputError as error:
+        wrong += error.violations
+    if options is None or completed is None:
+        raise InvalidInputError(tuple(wrong))
+    return JobRequest(completed.to_json(), options, seed_drawn=sent.get("seed") is None)
+
+
+def name_job_request(place: int) -> str:
+    """What errors call a request of a list, by its place from 0 on."""
+    return f"requests.{place}"
 
 
 def enqueue_job(
@@ -97,28 +108,56 @@ def enqueue_job(
     grace: timedelta,
     clock: Clock = read_clock,
 ) -> Enqueued:
-    """Write the row, or find the one that this wish has made before.
+    """Write the row, or find the one that this request has made before.
 
-    `grace` is how long the doorbell may take before the sweep rings again. Raises
-    IdempotencyConflictError if the id or the key belongs to a wish with another input or options.
+    `grace` is how long the message may take before the sweep publishes another. Raises
+    IdempotencyConflictError if the id or key belongs to a request with another input or options.
     """
-    new = build_job(job_request, endpoint, clock(), grace)
-    with db.statement() as connection:
-        job = table.insert_job(connection, new)
-        if job is not None:
-            return Enqueued(job, created=True)
-        earlier = _find_earlier(connection, new)
-        return Enqueued(require_same(earlier, new, job_request), created=False)
+    new = _build_job(job_request, endpoint, clock(), grace)
+    return _write_batch(db, [(None, job_request, new)])[0]
 
 
-def _try_parse(parse: Callable[[], V]) -> tuple[V | None, tuple[Violation, ...]]:
-    try:
-        return parse(), ()
-    except InvalidInputError as error:
-        return None, error.violations
+def enqueue_jobs(
+    job_requests: Iterable[JobRequest],
+    *,
+    db: Database,
+    endpoint: str,
+    grace: timedelta,
+    name: Callable[[int], str] = name_job_request,
+    clock: Clock = read_clock,
+) -> Iterator[list[Enqueued]]:
+    """As `enqueue_job` for each, in few statements; each batch once it is committed.
+
+    Raises IdempotencyConflictError, which names the request; what was committed before it stays.
+    """
+    place = 0
+    for batch in split_batches(job_requests):
+        now = clock()
+        rows = [(one, _build_job(one, endpoint, now, grace)) for one in batch]
+        yield _write_batch(db, [(name(place + n), *row) for n, row in enumerate(rows)])
+        place += len(batch)
 
 
-def build_job(job_request: JobRequest, endpoint: str, now: datetime, grace: timedelta) -> NewJob:
+def split_batches(
+    job_requests: Iterable[JobRequest], size: int = BATCH
+) -> Iterator[list[JobRequest]]:
+    """In order; two requests with the same id or key are never in one batch."""
+    batch: list[JobRequest] = []
+    seen: set[object] = set()
+    for job_request in job_requests:
+        options = job_request.options
+        key = options.idempotency_key and (options.tenant, options.idempotency_key)
+        names = {options.job_id, key} - {None}
+        if len(batch) == size or not seen.isdisjoint(names):
+            yield batch
+            batch, seen = [], set()
+        batch.append(job_request)
+        seen |= names
+    if batch:
+        yield batch
+
+
+def _build_job(job_request: JobRequest, endpoint: str, now: datetime, grace: timedelta) -> NewJob:
     options = job_request.options
     return NewJob(
         id=options.job_id or uuid7(),
@@ -134,22 +173,35 @@ def build_job(job_request: JobRequest, endpoint: str, now: datetime, grace: time
     )
 
 
-def require_same(earlier: Job | None, new: NewJob, job_request: JobRequest) -> Job:
-    """The row that stands in the way, if it is of the same wish; or IdempotencyConflictError."""
-    if earlier is None or not _is_same_request(earlier, new, job_request):
-        taken = new.idempotency_key if earlier and earlier.id != new.id else new.id
-        raise IdempotencyConflictError(
-            f"{taken} belongs to a job with another input, fal_options, key or tenant; "
-            "choose another key or id"
-        )
-    return earlier
-
-
-def _find_earlier(connection: Connection, new: NewJob) -> Job | None:
-    earlier = None
-    if new.idempotency_key is not None:
-        earlier = table.find_job_by_key(connection, new.tenant, new.idempotency_key)
-    return earlier or table.find_job(connection, new.id)
+def _write_batch(
+    db: Database, batch: Sequence[tuple[str | None, JobRequest, NewJob]]
+) -> list[Enqueued]:
+    """Insert the rows, and find those that are there already; each with what errors call it."""
+    # In one order, so that two producers of the same keys do not deadlock.
+    ordered = sorted(
+        (new for _, _, new in batch),
+        key=lambda new: (new.tenant, new.idempotency_key or "", new.id),
+    )
+    with db.statement() if len(batch) == 1 else db.transaction() as connection:
+        made = table.insert_jobs(connection, ordered)
+        taken = [new for new in ordered if new.id not in made]
+        earlier = table.list_rivals(connection, taken) if taken else []
+        by_id = {job.id: job for job in earlier}
+        by_key = {(job.tenant, job.idempotency_key): job for job in earlier}
+        enqueued = []
+        for name, job_request, new in batch:
+            job = made.get(new.id)
+            if job is None:
+                key = new.idempotency_key and (new.tenant, new.idempotency_key)
+                job = (by_key.get(key) if key else None) or by_id.get(new.id)
+                if job is None or not _is_same_request(job, new, job_request):
+                    owned = new.idempotency_key if job and job.id != new.id else new.id
+                    raise IdempotencyConflictError(
+                        f"{f'{name}: ' if name else ''}{owned} belongs to a job with another input,"
+                        " fal_options, key or tenant; choose another key or id"
+                    )
+            enqueued.append(Enqueued(job, created=new.id in made))
+        return enqueued
 
 
 def _is_same_request(earlier: Job, new: NewJob, job_request: JobRequest) -> bool:

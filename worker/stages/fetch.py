@@ -1,18 +1,37 @@
-"""Beneath the archive stage. fetch: bring a finished video to local disk, and see that it is whole.
+"""Beneath `archive.py`. fetch: bring a finished video to local disk, and see that it is whole.
 
-What is no video, or damaged, is fetched once more. A URL that its host knows no more is
-asked for again at fal.
+A URL expires while fal still has the result: then the result is fetched again, and has a URL that
+works. Files that not everybody may read are read by a URL that their owner has signed (fal-api,
+section 7). What is no video, or damaged, is downloaded once more.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
-from worker.fal.extend_video import VideoFile, parse_output
+from worker.fal.completion import Completion
+from worker.fal.model import VideoFile, parse_output
+from worker.fal.options import needs_signing, parse_options
+from worker.fal.platform import FileSigner
+from worker.fal.requests import (
+    Forgotten,
+    Pending,
+    RequestClient,
+    ResultGone,
+    Truth,
+    Unclear,
+)
 from worker.ground.data_uri import is_data_uri
-from worker.ground.errors import Finding, MediaBoundError, MediaGoneError, MediaMismatchError
+from worker.ground.errors import (
+    Finding,
+    InvalidResultError,
+    MediaBoundError,
+    MediaGoneError,
+    MediaMismatchError,
+)
 from worker.jobs.values import Attempt, Job
-from worker.media.download import Download, DownloadLimits, download_video
+from worker.media.download import DownloadLimits, download_video
 from worker.media.examiner import Examiner
 from worker.media.facts import Examined, Stated
 from worker.media.hosts import MediaHosts
@@ -22,8 +41,6 @@ from worker.media.spool import SpoolFile
 from worker.media.unpack import is_unpacked, unpack_video
 from worker.media.verify import compare_bytes, find_missing_bytes
 from worker.stages.lease import Holder
-from worker.stages.record import read_stated
-from worker.stages.source import Source
 
 # A signed URL has to hold for the whole download, and a little longer.
 MARGIN = timedelta(minutes=1)
@@ -45,9 +62,13 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Fetcher:
-    """Fetches one video at a time, with what a worker has at hand."""
+    """Fetches one video at a time, with what a worker has at hand.
 
-    source: Source
+    fal's clients are opened when they are first needed: most videos need neither.
+    """
+
+    open_requests: Callable[[], RequestClient]
+    open_signer: Callable[[], FileSigner]
     client: MediaClient
     hosts: MediaHosts
     limits: DownloadLimits
@@ -61,36 +82,29 @@ class Fetcher:
         holder: Holder,
         undecoded: str | None = None,
     ) -> Fetched:
-        """Fill the file with the job's video; `made` as in Source.
+        """Fill the file with the job's video.
 
+        `made` is the attempt whose request made the job's result; None if it is not known.
         `undecoded` is the reason not to decode it, if there is one.
 
         Raises MediaMismatchError for what came twice and was no whole video (its bytes are in the
         file then), MediaGoneError, MediaUnavailableError, MediaRefusedError, StoreUnavailableError,
         and ClaimLostError.
         """
-        try:
-            return self._fetch_verified(job, made, file, holder, undecoded)
-        except MediaGoneError as refusal:
-            renewed = self.source.renew_result(job, made, refusal)
-        file.restart()
-        return self._fetch_verified(renewed, made, file, holder, undecoded)
-
-    def _fetch_verified(
-        self,
-        job: Job,
-        made: Attempt | None,
-        file: SpoolFile,
-        holder: Holder,
-        undecoded: str | None,
-    ) -> Fetched:
-        try:
-            return self._fetch_once(job, made, file, holder, undecoded)
-        except MediaMismatchError:
-            if is_data_uri(parse_output(job.result).video.url):
-                raise
-        file.restart()
-        return self._fetch_once(job, made, file, holder, undecoded)
+        is_renewed = is_repeated = False
+        while True:
+            try:
+                return self._fetch_once(job, made, file, holder, undecoded)
+            except MediaMismatchError:
+                if is_repeated or is_data_uri(parse_output(job.result).video.url):
+                    raise
+                is_repeated = True
+            except MediaGoneError as refusal:
+                if is_renewed:
+                    raise
+                job = self._renew_result(job, made, refusal)
+                is_renewed, is_repeated = True, False
+            file.restart()
 
     def _fetch_once(
         self,
@@ -100,36 +114,74 @@ class Fetcher:
         holder: Holder,
         undecoded: str | None,
     ) -> Fetched:
-        download = self._take(job, made, file, holder)
-        holder.check()
-        file.begin_flush()  # the disk is busy with it while the processor is with decoding
-        video = parse_output(job.result).video
-        stated = read_stated(video, download.announced)
-        extension, coding = name_extension(video, download), tuple(describe_coding(download))
-        if undecoded is None:
-            try:
-                examined = self.examiner.verify(file.path, stated, holder.check)
-                return Fetched(job, examined, extension, (*coding, *examined.oddities))
-            except MediaBoundError as bound:
-                undecoded = str(bound)
-        odd = describe_undecoded(undecoded, stated, download.bytes)
-        return Fetched(job, None, extension, (*coding, *odd))
-
-    def _take(self, job: Job, made: Attempt | None, file: SpoolFile, holder: Holder) -> Download:
         """From its host, or out of the result itself."""
-        url = parse_output(job.result).video.url
+        video, limits = parse_output(job.result).video, self.limits
+        url = video.url
         if is_unpacked(url):
             raise MediaGoneError("the video came inside its result, and was taken out of it")
         if is_data_uri(url):
-            return unpack_video(url, file, limits=self.limits, on_progress=holder.check)
-        return download_video(
-            self.source.find_url(job, made, self.limits.total + MARGIN),
-            file,
-            client=self.client,
-            hosts=self.hosts,
-            limits=self.limits,
-            on_progress=holder.check,
-        )
+            download = unpack_video(url, file, limits=limits, on_progress=holder.check)
+        else:
+            if made is not None and needs_signing(parse_options(made.options)):
+                url = self.open_signer().sign_file(url, limits.total + MARGIN)
+            client, hosts = self.client, self.hosts
+            download = download_video(
+                url, file, client=client, hosts=hosts, limits=limits, on_progress=holder.check
+            )
+        holder.check()
+        file.begin_flush()  # the disk is busy with it while the processor is with decoding
+        media_type = video.content_type or download.content_type
+        extension = choose_extension(media_type, video.file_name, download.head)
+        stated, odd = read_stated(video, download.announced), list[Finding]()
+        if download.coding is not None:
+            words = f"its host calls the bytes encoded as {download.coding}, and they are not"
+            odd.append(Finding("odd_encoding", words, "Content-Encoding", stated=download.coding))
+        if undecoded is None:
+            try:
+                examined = self.examiner.verify(file.path, stated, holder.check)
+                return Fetched(job, examined, extension, (*odd, *examined.oddities))
+            except MediaBoundError as bound:
+                undecoded = str(bound)
+        odd += describe_undecoded(undecoded, stated, download.bytes)
+        return Fetched(job, None, extension, tuple(odd))
+
+    def _renew_result(self, job: Job, made: Attempt | None, refusal: MediaGoneError) -> Job:
+        """The job with the result that fal has now.
+
+        Raises the refusal, with what fal says, if that is the same, or none any more.
+        """
+        if made is None:
+            raise refusal
+        truth = self.open_requests().find_truth(made, str(made.fal_request_id))
+        result = _read_result(truth)
+        match truth:
+            case _ if result is not None:
+                if parse_output(result).video.url != parse_output(job.result).video.url:
+                    return replace(job, result=result)
+                words = "it names the same URL"
+            case Unclear():
+                words = f"nothing was learnt ({truth.message})"
+            case Completion():
+                words = "its result has no video"
+            case Forgotten() | ResultGone():
+                words = "it has the result no longer"
+            case Pending():
+                words = f"the request is {truth.status}"
+        raise MediaGoneError(f"{refusal}; fal was asked again: {words}")
+
+
+def read_stated(video: VideoFile, content_length: int | None) -> Stated:
+    """What fal says in the result, and its CDN in the header; a data URI has no header."""
+    return Stated(
+        bytes=video.file_size,
+        content_length=content_length,
+        media_type=video.content_type,
+        width=video.width,
+        height=video.height,
+        fps=video.fps,
+        frames=video.num_frames,
+        duration=video.duration,
+    )
 
 
 def describe_undecoded(reason: str, stated: Stated, size: int) -> Iterator[Finding]:
@@ -141,13 +193,12 @@ def describe_undecoded(reason: str, stated: Stated, size: int) -> Iterator[Findi
     yield from compare_bytes(stated, size)
 
 
-def describe_coding(download: Download) -> Iterator[Finding]:
-    if download.coding is not None:
-        told = f"its host calls the bytes encoded as {download.coding}, and they are not"
-        yield Finding("odd_encoding", told, "Content-Encoding", stated=download.coding)
-
-
-def name_extension(video: VideoFile, download: Download) -> str:
-    return choose_extension(
-        video.content_type or download.content_type, video.file_name, download.head
-    )
+def _read_result(truth: Truth) -> dict[str, Any] | None:
+    """The result, if that is what fal says; pure."""
+    if not isinstance(truth, Completion) or truth.status != "OK":
+        return None
+    try:
+        parse_output(truth.payload)
+    except InvalidResultError:
+        return None
+    return truth.payload if isinstance(truth.payload, dict) else None

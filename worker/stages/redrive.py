@@ -13,8 +13,8 @@ from worker.ground.errors import PaysAgainError, TooLateError
 from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, Outcome
-from worker.stages.ending import has_video
-from worker.stages.reconcile import RESULT_GONE
+from worker.stages.complete import has_video
+from worker.stages.poll import RESULT_GONE
 
 # Outcomes that surely cost nothing.
 FREE = frozenset({Outcome.REJECTED, Outcome.POSTPONED})

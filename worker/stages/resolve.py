@@ -16,10 +16,8 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from worker.fal.options import RequestOptions
-from worker.fal.platform import ListedRequest, Listing, PlatformClient
-from worker.fal.requests import RequestClient
-from worker.fal.same_input import is_same_input, sign_input
-from worker.fal.truth import Forgotten, Known, Unclear
+from worker.fal.platform import ListedRequest, Listing, PlatformClient, is_same_input, sign_input
+from worker.fal.requests import Forgotten, Known, RequestClient, Unclear
 from worker.ground.clock import Backoff, Clock, spread
 from worker.ground.db import Database
 from worker.ground.settings import UnknownPolicy

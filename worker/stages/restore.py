@@ -21,7 +21,7 @@ from worker.ground.db import Database
 from worker.jobs import attempts, deliveries, restores
 from worker.jobs.states import JobState
 from worker.jobs.values import Job, NewAttempt, Restore
-from worker.stages.rebuild import doubt_job
+from worker.stages.complete import doubt_job
 from worker.stages.sweep import take_over
 
 BATCH = 200

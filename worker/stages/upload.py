@@ -1,23 +1,20 @@
-"""0. upload: bring a wish's files to fal, so that its input holds URLs. Nothing is bought here.
+"""0. upload: bring a request's files to fal, so that its input holds URLs. Nothing is bought here.
 
-A step of its own, before the row is written: whatever is tried again later, the job's submission
-or a redrive, finds the URL in the job's input. Next: `enqueue.py`.
+A step of its own, before the row is written: what is tried again later, the job's submission or a
+redrive, finds the URL in the job's input. Next: `enqueue.py`, which knows nothing of files.
 """
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from dataclasses import field as default
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol, TypeAlias
 
-from sqlalchemy import Connection
-
-from worker.fal.extend_video import complete_input
-from worker.fal.storage_api import UploadFile
-from worker.fal.transfer import OnProgress
+from worker.fal.model import complete_input
+from worker.fal.storage import OnProgress, UploadFile
 from worker.ground.clock import Clock, read_clock
 from worker.ground.data_uri import is_data_uri, parse_data_uri
 from worker.ground.db import Database
@@ -33,12 +30,14 @@ from worker.jobs import table
 from worker.jobs.uploads import Uploaded, find_upload, record_upload
 from worker.media.examiner import Examiner, get_examiner
 from worker.media.local_file import LocalFile, Readable, keep_stream, take_file
-from worker.stages.enqueue import JobOptions, JobRequest, parse_job_request
+from worker.stages.enqueue import JobRequest, name_job_request, parse_job_request
 
 # fal keeps files for seven days at least; a job may wait for some of them.
 FRESH_FOR = timedelta(days=6)
-# Stands where a URL will be, while all other fields are checked.
-STAND_IN = "https://upload.invalid/file"
+# The fields that a file may be given for, and what it is.
+FILE_FIELDS = {"video_url": "video", "end_image_url": "image"}
+# Stands for a file's URL while the fields are checked: nothing is uploaded for a wrong request.
+PLACEHOLDER = "https://upload.invalid/file"
 
 
 class Storage(Protocol):
@@ -63,27 +62,9 @@ class FilePolicy:
     examiner: Examiner = default(default_factory=get_examiner)
 
 
-@dataclass(frozen=True, slots=True)
-class _FileField:
-    name: str
-    kind: str
-
-    def take(self, path: Path, policy: FilePolicy) -> LocalFile:
-        """Decoded elsewhere. Raises MediaRefusedError, and UploadUnavailableError if it cannot."""
-        examiner = policy.examiner
-        inspect = examiner.inspect_video if self.kind == "video" else examiner.inspect_image
-        try:
-            return take_file(path, inspect, policy.max_bytes)
-        except MediaUnavailableError as error:
-            raise UploadUnavailableError(str(error)) from error
-
-
-_FILE_FIELDS = (_FileField("video_url", "video"), _FileField("end_image_url", "image"))
-
-
 def has_inline(fields: Mapping[str, object]) -> bool:
     """Whether a file stands in the fields themselves, and will be decoded; pure."""
-    values = (fields.get(field.name) for field in _FILE_FIELDS)
+    values = (fields.get(name) for name in FILE_FIELDS)
     return any(isinstance(value, str) and is_data_uri(value) for value in values)
 
 
@@ -98,7 +79,7 @@ def make_job_request(  # noqa: PLR0913 - as its callers have them
     on_progress: OnProgress | None = None,
     clock: Clock = read_clock,
 ) -> JobRequest:
-    """The checked wish; what it gives as path, bytes, open file or large data URI is uploaded.
+    """The checked request; a path, bytes, open file or large data URI in it is uploaded.
 
     Text is a URL or a data URI and never names a file of this machine. The same bytes are not
     uploaded again for FRESH_FOR. Raises InvalidInputError with what is `wrong` already and with
@@ -106,60 +87,64 @@ def make_job_request(  # noqa: PLR0913 - as its callers have them
 
     `on_checked` is called in between: all files have been decoded, and none is uploaded.
     """
-    with scratch() as make_scratch:
-        job_request, files = check_job_request(fields, wrong, policy, make_scratch)
+    with ExitStack() as scratch:
+        job_request, files = _check(fields, wrong, policy, scratch)
         if on_checked is not None:
             on_checked()
-        return place_files(
-            job_request,
-            files,
-            db=db,
-            open_storage=open_storage,
-            on_progress=on_progress,
-            clock=clock,
-        )
+        return _place_files(job_request, files, db, open_storage, on_progress, clock)
 
 
-def place_files(
-    job_request: JobRequest,
-    files: Mapping[str, LocalFile],
+def make_job_requests(
+    wished: Sequence[Mapping[str, object]],
     *,
     db: Database,
     open_storage: OpenStorage,
-    on_progress: OnProgress | None = None,
+    policy: FilePolicy,
+    name: Callable[[int], str] = name_job_request,
     clock: Clock = read_clock,
-) -> JobRequest:
-    """The wish with the URLs of its files, which are uploaded as far as they have to be."""
-    if not files:
-        return job_request
-    urls = _Placing(db, open_storage, clock, job_request).place_all(files, on_progress)
-    completed = complete_input({**job_request.input, **urls})
-    return JobRequest(completed.to_json(), job_request.options, job_request.seed_drawn)
+) -> list[JobRequest]:
+    """The checked requests. No file is uploaded before all of them have been found good.
+
+    Raises InvalidInputError with what is wrong in any of them: `requests.3.prompt` is a field of
+    the fourth; UploadUnavailableError and UploadRefusedError.
+    """
+    with ExitStack() as scratch:
+        checked, wrong = [], list[Violation]()
+        for place, fields in enumerate(wished):
+            try:
+                checked.append(_check(fields, (), policy, scratch))
+            except InvalidInputError as error:
+                wrong += (
+                    replace(one, field=f"{name(place)}.{one.field}") for one in error.violations
+                )
+        if wrong:
+            raise InvalidInputError(tuple(wrong))
+        return [
+            _place_files(job_request, files, db, open_storage, None, clock)
+            for job_request, files in checked
+        ]
 
 
-def check_job_request(
+def _check(
     fields: Mapping[str, object],
     wrong: Sequence[Violation],
     policy: FilePolicy,
-    make_scratch: Callable[[], Path],
+    scratch: ExitStack,
 ) -> tuple[JobRequest, dict[str, LocalFile]]:
-    """The wish, and its files by field. Everything that can be wrong is found here, all at once."""
+    """The request, and its files by field. All that can be wrong is found here, at once."""
     files: dict[str, LocalFile] = {}
-    stand_ins: dict[str, str] = {}
     refused: list[Violation] = []
-    for field in _FILE_FIELDS:
-        value = fields.get(field.name)
+    for name, kind in FILE_FIELDS.items():
+        value = fields.get(name)
         try:
-            file = _take(field, value, policy, make_scratch)
+            file = _take_file(value, kind, policy, scratch)
         except (MediaRefusedError, ValueError) as error:
-            refused.append(Violation(field.name, _show(value), str(error)))
-            stand_ins[field.name] = STAND_IN
-            continue
-        if file is not None:
-            files[field.name] = file
-            stand_ins[field.name] = STAND_IN
+            refused.append(Violation(name, _show(value), str(error)))
+        else:
+            files |= {} if file is None else {name: file}
+    placeholders = dict.fromkeys([*files, *(one.field for one in refused)], PLACEHOLDER)
     try:
-        job_request = parse_job_request({**fields, **stand_ins})
+        job_request = parse_job_request({**fields, **placeholders})
     except InvalidInputError as error:
         raise InvalidInputError((*refused, *error.violations, *wrong)) from None
     if refused or wrong:
@@ -167,123 +152,97 @@ def check_job_request(
     return job_request, files
 
 
-def _take(
-    field: _FileField, value: object, policy: FilePolicy, make_scratch: Callable[[], Path]
+def _take_file(
+    value: object, kind: str, policy: FilePolicy, scratch: ExitStack
 ) -> LocalFile | None:
     """The file to upload; None for what is sent as it is, or judged by the field's type.
 
-    Raises MediaRefusedError and ValueError with the reason.
+    Decoded elsewhere. Raises MediaRefusedError and ValueError with the reason, and
+    UploadUnavailableError if the file cannot be decoded now.
     """
-    if isinstance(value, str) and is_data_uri(value):
-        content = parse_data_uri(value, kind=field.kind, max_bytes=policy.max_bytes).content
-        file = _take_bytes(field, content, policy, make_scratch)
-        return None if file.size <= policy.inline_bytes else file
-    if value is None or isinstance(value, str):
-        return None
-    if isinstance(value, bytes | bytearray | memoryview):
-        return _take_bytes(field, value, policy, make_scratch)
-    if isinstance(value, Path):
-        return field.take(value, policy)
-    if isinstance(value, Readable):
-        target = make_scratch()
-        keep_stream(value, target, policy.max_bytes)
-        return field.take(target, policy)
-    return None
+
+    def make_path() -> Path:
+        return Path(scratch.enter_context(TemporaryDirectory(prefix="extend-video-"))) / "file"
+
+    match value:
+        case str() if is_data_uri(value):
+            content = parse_data_uri(value, kind=kind, max_bytes=policy.max_bytes).content
+            path = make_path()
+            path.write_bytes(content)
+        case bytes() | bytearray() | memoryview():
+            path = make_path()
+            path.write_bytes(value)
+        case Path():
+            path = value
+        case Readable():
+            path = make_path()
+            keep_stream(value, path, policy.max_bytes)
+        case _:
+            return None
+    examiner = policy.examiner
+    inspect = examiner.inspect_video if kind == "video" else examiner.inspect_image
+    try:
+        file = take_file(path, inspect, policy.max_bytes)
+    except MediaUnavailableError as error:
+        raise UploadUnavailableError(str(error)) from error
+    fits_inline = isinstance(value, str) and file.size <= policy.inline_bytes
+    return None if fits_inline else file
 
 
-def _take_bytes(
-    field: _FileField,
-    content: bytes | bytearray | memoryview,
-    policy: FilePolicy,
-    make_scratch: Callable[[], Path],
-) -> LocalFile:
-    target = make_scratch()
-    target.write_bytes(content)
-    return field.take(target, policy)
-
-
-@dataclass(frozen=True, slots=True)
-class _Placing:
-    """Brings the files of one wish to fal."""
-
-    db: Database
-    open_storage: OpenStorage
-    clock: Clock
-    job_request: JobRequest
-
-    def place_all(
-        self, files: Mapping[str, LocalFile], on_progress: OnProgress | None
-    ) -> dict[str, str]:
-        with self.db.reading() as connection:
-            known = {name: find_upload(connection, file.sha256) for name, file in files.items()}
-            inputs = list(_find_inputs(connection, self.job_request.options))
-        urls = {
-            name: uploaded.url
-            for name, uploaded in known.items()
-            # The very job that is wished again: nothing will be done with its files.
-            if uploaded and any(one.get(name) == uploaded.url for one in inputs)
-        }
-        if len(urls) < len(files):
-            with self.open_storage() as storage:
-                rest = {name: file for name, file in files.items() if name not in urls}
-                urls |= self._bring(storage, rest, known, on_progress)
-        return urls
-
-    def _bring(
-        self,
-        storage: Storage,
-        files: Mapping[str, LocalFile],
-        known: Mapping[str, Uploaded | None],
-        on_progress: OnProgress | None,
-    ) -> dict[str, str]:
-        """The URLs of what is at fal still, and of what is uploaded now."""
-        urls = {
-            name: uploaded.url
-            for name in files
-            if (uploaded := known[name]) and self._is_good(storage, uploaded)
-        }
-        missing = {name: file for name, file in files.items() if name not in urls}
-        total, before = sum(file.size for file in missing.values()), 0
-        for name, file in missing.items():
-            url = self._upload(storage, name, file, _share(on_progress, before, total))
-            urls[name] = self._record(file, url, known[name])
-            before += file.size
-        return urls
-
-    def _is_good(self, storage: Storage, uploaded: Uploaded) -> bool:
-        return uploaded.uploaded_at >= self._fresh_since() and not storage.has_lost(uploaded.url)
-
-    def _upload(
-        self, storage: Storage, name: str, file: LocalFile, on_progress: OnProgress | None
-    ) -> str:
-        # Named by its content: what it is called here is nobody else's business.
-        file_name = f"{file.sha256[:32]}.{file.kind.extension}"
-        source = UploadFile(file.path, file.size, file.kind.content_type, file_name)
-        url = storage.upload(source, on_progress)
-        if not file.is_unchanged():
-            changed = Violation(name, str(file.path), "it was changed while it was uploaded")
-            raise InvalidInputError((changed,))
-        return url
-
-    def _record(self, file: LocalFile, url: str, lost: Uploaded | None) -> str:
-        """The URL that counts: of two who upload the same at once, both take the first."""
-        new = Uploaded(file.sha256, file.size, file.kind.content_type, url, self.clock())
-        lost_url = None if lost is None else lost.url
-        with self.db.transaction() as connection:
-            kept = record_upload(connection, new, self._fresh_since(), lost_url=lost_url)
-        return kept.url
-
-    def _fresh_since(self) -> datetime:
-        return self.clock() - FRESH_FOR
-
-
-def _find_inputs(connection: Connection, options: JobOptions) -> Iterator[Mapping[str, object]]:
-    """The inputs of the jobs that have this wish's key or id."""
+def _place_files(
+    job_request: JobRequest,
+    files: Mapping[str, LocalFile],
+    db: Database,
+    open_storage: OpenStorage,
+    on_progress: OnProgress | None,
+    clock: Clock,
+) -> JobRequest:
+    """The request with the URLs of its files, which are uploaded unless fal has them still."""
+    if not files:
+        return job_request
+    options, urls = job_request.options, dict[str, str]()
     key, job_id = options.idempotency_key, options.job_id
-    if key is not None and (job := table.find_job_by_key(connection, options.tenant, key)):
-        yield job.input
-    if job_id is not None and (job := table.find_job(connection, job_id)):
-        yield job.input
+    with db.reading() as connection:
+        known = {name: find_upload(connection, file.sha256) for name, file in files.items()}
+        by_key = key and table.find_job_by_key(connection, options.tenant, key)
+        by_id = job_id and table.find_job(connection, job_id)
+    earlier = [job.input for job in (by_key, by_id) if job]
+    for name, uploaded in known.items():
+        # The very job that is requested again: nothing will be done with its files.
+        if uploaded and any(one.get(name) == uploaded.url for one in earlier):
+            urls[name] = uploaded.url
+    if len(urls) < len(files):
+        with open_storage() as storage:
+            fresh_since = clock() - FRESH_FOR
+            for name, uploaded in known.items():
+                is_fresh = uploaded and uploaded.uploaded_at >= fresh_since
+                if name not in urls and uploaded and is_fresh:
+                    urls |= {} if storage.has_lost(uploaded.url) else {name: uploaded.url}
+            missing = {name: file for name, file in files.items() if name not in urls}
+            total, sent = sum(file.size for file in missing.values()), 0
+            for name, file in missing.items():
+                url = _upload(storage, name, file, _share(on_progress, sent, total))
+                sent, now, lost = sent + file.size, clock(), known[name]
+                new = Uploaded(file.sha256, file.size, file.kind.content_type, url, now)
+                with db.transaction() as connection:
+                    # Of two that upload the same at once, both take the first one's URL.
+                    kept = record_upload(
+                        connection, new, now - FRESH_FOR, lost_url=lost.url if lost else None
+                    )
+                urls[name] = kept.url
+    completed = complete_input({**job_request.input, **urls})
+    return replace(job_request, input=completed.to_json())
+
+
+def _upload(storage: Storage, name: str, file: LocalFile, on_progress: OnProgress | None) -> str:
+    # Named by its content: what it is called here is of no concern to fal.
+    file_name = f"{file.sha256[:32]}.{file.kind.extension}"
+    source = UploadFile(file.path, file.size, file.kind.content_type, file_name)
+    url = storage.upload(source, on_progress)
+    if not file.is_unchanged():
+        changed = Violation(name, str(file.path), "it was changed while it was uploaded")
+        raise InvalidInputError((changed,))
+    return url
 
 
 def _share(on_progress: OnProgress | None, before: int, total: int) -> OnProgress | None:
@@ -303,19 +262,3 @@ def _show(value: object) -> str:
             return show_value(value)
         case _:
             return f"<{type(value).__name__}>"
-
-
-@contextmanager
-def scratch() -> Iterator[Callable[[], Path]]:
-    """Names for files that are gone afterwards; without a call, nothing is made."""
-    made: list[tempfile.TemporaryDirectory[str]] = []
-
-    def make() -> Path:
-        made.append(tempfile.TemporaryDirectory(prefix="extend-video-"))
-        return Path(made[-1].name) / "file"
-
-    try:
-        yield make
-    finally:
-        for directory in made:
-            directory.cleanup()

@@ -1,0 +1,138 @@
+"""Beside the path. prune: delete ended jobs by their age, objects first, then rows.
+
+Before a job's first object goes its row says so, and the row goes last. So whoever is killed at any
+moment leaves rows that the next run takes up again, and no object without a row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from worker.ground.clock import Clock, read_clock
+from worker.ground.db import Database
+from worker.jobs import archives as sql
+from worker.jobs.archives import OldJob, Page, Place, Retention
+from worker.media.store import Store
+from worker.ops.verify import list_companions
+from worker.stages.refuse import count_old_requests, prune_requests
+
+# ------------------------------------------------------------------ prune
+
+
+BATCH = 100
+LOOK = 2000
+
+
+@dataclass
+class Pruning:
+    """What a run would prune, or has pruned; bytes are of videos."""
+
+    jobs: int = 0
+    bytes: int = 0
+    elsewhere: int = 0
+    moved: int = 0
+    requests: int = 0
+    """Refused ones, which are no jobs."""
+    oldest: datetime | None = None
+    newest: datetime | None = None
+
+    def add(self, job: OldJob) -> None:
+        self.jobs += 1
+        self.bytes += job.kept_bytes
+        self.oldest = min(self.oldest or job.ended_at, job.ended_at)
+        self.newest = max(self.newest or job.ended_at, job.ended_at)
+
+
+def survey_jobs(retention: Retention, *, db: Database, store: Store) -> Pruning:
+    """What would be pruned; nothing is changed."""
+    found = Pruning(requests=count_old_requests(retention, db=db))
+    for page in _walk(db, retention, LOOK):
+        with db.reading() as connection:
+            old = sql.list_old_jobs(connection, retention, page)
+        for job in old:
+            if is_here(job, store):
+                found.add(job)
+            else:
+                found.elsewhere += 1
+    return found
+
+
+def prune_jobs(
+    retention: Retention,
+    pruning: Pruning,
+    *,
+    db: Database,
+    store: Store,
+    on_progress: Callable[[int], None] | None = None,
+    clock: Clock = read_clock,
+) -> None:
+    """Delete them, or with `files_only` their files. Raises StoreUnavailableError; run it again."""
+    end = sql.forget_files if retention.files_only else sql.delete_job
+    for page in _walk(db, retention, BATCH):
+        now = clock()
+        marked = _mark(retention, page, pruning, db=db, store=store, now=now)
+        for job in marked:
+            for name in list_objects(job, store):
+                store.delete(name)
+        with db.transaction() as connection:
+            ended = [job for job in marked if end(connection, job, now)]
+        pruning.moved += len(marked) - len(ended)
+        for job in ended:
+            pruning.add(job)
+        if on_progress is not None:
+            on_progress(pruning.jobs)
+    pruning.requests += prune_requests(retention, db=db)
+
+
+def is_here(job: OldJob, store: Store) -> bool:
+    """Whether all that the row names is in this archive."""
+    return all(store.find_name(uri) is not None for uri in job.uris)
+
+
+def list_objects(job: OldJob, store: Store) -> list[str]:
+    """What is deleted, in order: the sidecar, from which a video can be made again, goes last."""
+    named = [
+        None if uri is None else store.find_name(uri)
+        for uri in (job.archive_uri, job.archive_poster_uri, job.quarantine_uri)
+    ]
+    video, poster, quarantined = named
+    sidecar = None if job.archive_sidecar_uri is None else store.find_name(job.archive_sidecar_uri)
+    beside = list_companions(video) if video is not None else (None, None, None)
+    of_quarantined = list_companions(quarantined)[0] if quarantined is not None else None
+    names = (
+        *(video, poster, *beside[1:]),
+        *(quarantined, of_quarantined),
+        *(sidecar, beside[0]),
+    )
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def _mark(
+    retention: Retention,
+    page: Page,
+    pruning: Pruning,
+    *,
+    db: Database,
+    store: Store,
+    now: datetime,
+) -> list[OldJob]:
+    """The page's jobs whose rows say by now that they are being pruned."""
+    with db.reading() as connection:
+        if not sql.list_old_jobs(connection, retention, page):
+            return []
+    with db.transaction() as connection:
+        old = sql.list_old_jobs(connection, retention, page, lock=True)
+        here = [job.id for job in old if is_here(job, store)]
+        pruning.elsewhere += len(old) - len(here)
+        return sql.mark_pruned(connection, here, now)
+
+
+def _walk(db: Database, retention: Retention, size: int) -> Iterator[Page]:
+    after: Place | None = None
+    while True:
+        with db.reading() as connection:
+            page = sql.next_page(connection, retention.before, after, size)
+        if page is None:
+            return
+        yield page
+        after = page.last
