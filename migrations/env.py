@@ -20,13 +20,13 @@ from worker.ground.log import configure_logging
 from worker.ground.settings import load_settings
 from worker.jobs.models import Base
 
-# Everybody else queues up behind a lock that is waited for, so a migration waits for so long only,
-# undoes its step, leaves the table to the others for a while, and tries again.
-LOCK_TIMEOUT = timedelta(milliseconds=100)
+# All others queue up behind a lock that is waited for. So a migration waits for so long only, rolls
+# its step back, pauses for the others, and tries again.
+STEP_LOCK_TIMEOUT = timedelta(milliseconds=100)
 LOCK_PAUSE = timedelta(milliseconds=500)
 STATEMENT_TIMEOUT = timedelta(seconds=60)
-# Of waiting for another migrator, and for a table in use, unless the caller says otherwise.
-PATIENCE = timedelta(seconds=60)
+# For another migrator, and for a table in use, unless the caller gives another one.
+LOCK_TIMEOUT = timedelta(seconds=60)
 MIGRATOR_PAUSE = timedelta(milliseconds=200)
 ADVISORY_LOCK = 0x6578_7476
 
@@ -48,7 +48,7 @@ def migrate_database(database_url: str) -> None:
     db = Database(database_url, program=f"{PROGRAM} migrate")
     try:
         if db.is_postgres:
-            migrate_postgres(db, context.config.attributes.get("patience", PATIENCE))
+            migrate_postgres(db, context.config.attributes.get("lock_timeout", LOCK_TIMEOUT))
         else:
             migrate_sqlite(db)
     finally:
@@ -66,7 +66,7 @@ def migrate_sqlite(db: Database) -> None:
         run_steps(connection, transaction_per_migration=False, render_as_batch=True)
 
 
-def migrate_postgres(db: Database, patience: timedelta) -> None:
+def migrate_postgres(db: Database, lock_timeout: timedelta) -> None:
     """Hold the migrators' lock in one connection and migrate in another.
 
     The lock is a transaction's, so that PgBouncer may give each transaction another session. The
@@ -76,15 +76,15 @@ def migrate_postgres(db: Database, patience: timedelta) -> None:
     with db.engine.connect() as guard:
         # As simple queries: a prepared one leaves its portal open, and with it its snapshot.
         guard.connection.driver_connection.prepare_threshold = None  # type: ignore[union-attr]
-        wait_for_other_migrators(guard, patience)
-        gives_up_at = time.monotonic() + patience.total_seconds()
+        wait_for_other_migrators(guard, lock_timeout)
+        gives_up_at = time.monotonic() + lock_timeout.total_seconds()
         while not try_to_migrate(db, guard, gives_up_at):
             time.sleep(LOCK_PAUSE.total_seconds())
 
 
-def wait_for_other_migrators(guard: Connection, patience: timedelta) -> None:
+def wait_for_other_migrators(guard: Connection, lock_timeout: timedelta) -> None:
     """Ask again and again: a statement that waits has a snapshot, and would stop the other one."""
-    gives_up_at = time.monotonic() + patience.total_seconds()
+    gives_up_at = time.monotonic() + lock_timeout.total_seconds()
     lock = text("SELECT pg_try_advisory_xact_lock(:key)")
     while not guard.execute(lock, {"key": ADVISORY_LOCK}).scalar_one():
         guard.rollback()
@@ -113,8 +113,8 @@ def try_to_migrate(db: Database, guard: Connection, gives_up_at: float) -> bool:
             return False
         raise MigrationBlockedError(
             f"{describe_database_error(error)}; the step was undone, and nobody waited behind it "
-            f"for more than {LOCK_TIMEOUT / timedelta(milliseconds=1):.0f} ms at a time: end what "
-            "holds the table (pg_stat_activity shows it), then run it again"
+            f"for more than {STEP_LOCK_TIMEOUT / timedelta(milliseconds=1):.0f} ms at a time: end "
+            "what holds the table (pg_stat_activity shows it), then run it again"
         ) from None
     return True
 
@@ -124,7 +124,7 @@ def set_timeouts(connection: Connection) -> None:
     if getattr(connection.connection.dbapi_connection, "autocommit", False):
         return
     for name, value in (
-        ("lock_timeout", LOCK_TIMEOUT),
+        ("lock_timeout", STEP_LOCK_TIMEOUT),
         ("statement_timeout", STATEMENT_TIMEOUT),
     ):
         milliseconds = round(value / timedelta(milliseconds=1))

@@ -1,8 +1,8 @@
 """What a process works with, built from its settings: database, clients, archive, dispatcher.
 
-The one place that knows how the parts are put together. Threads that come together make one part:
-`functools` makes one for each of them. Each property imports what it makes: a process loads only
-what it uses, so a command that reads rows starts without Celery, httpx or obstore.
+The only place that knows how the parts are put together. Concurrent threads share one part, where
+`functools` would make one for each of them. Each property imports what it makes: a process loads
+only what it uses, so a command that reads rows starts without Celery, httpx or obstore.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ log = structlog.stdlib.get_logger(__name__)
 class Once(Generic[V]):
     """A function without parameters, called once; `functools.cache` with a lock."""
 
-    # Reentrant: a signal's handler may interrupt the making. One for all, so that there is no order
-    # of locks to keep.
+    # Reentrant: a signal's handler may interrupt `make`. One for all, so that no order of locks has
+    # to be kept.
     lock = RLock()
 
     def __init__(self, make: Callable[[], V]) -> None:
@@ -134,7 +134,7 @@ class Runtime:
 
     settings: Settings
     ending: Event = field(default_factory=Event, repr=False, compare=False)
-    """Set once the process shuts down: from then on it begins nothing."""
+    """Set when the process shuts down: from then on it begins no step."""
     program: str = PROGRAM
     """What PostgreSQL calls its connections."""
 
@@ -382,7 +382,7 @@ class Runtime:
             return list_seen(list_workers(connection), read_clock())
 
     def restore(self, lost_since: datetime, *, dry_run: bool) -> Restored:
-        """Put in doubt what fal may have taken since then. Raises DaemonError if workers run."""
+        """Mark as unknown what fal may have accepted since. Raises DaemonError if workers run."""
         from worker.stages.restore import foresee_restore, restore_jobs
 
         if dry_run:
@@ -414,7 +414,7 @@ def get_runtime() -> Runtime:
 
 
 def name_account(credentials: SecretStr | None) -> str | None:
-    """A fingerprint of the key that is no secret: with another key, fal's listing is another's."""
+    """A fingerprint of the key, itself no secret: each key has its own listing at fal."""
     if credentials is None:
         return None
     return hashlib.sha256(credentials.get_secret_value().encode()).hexdigest()[:16]

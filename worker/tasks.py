@@ -69,7 +69,7 @@ DATABASE_PAUSE_SECONDS = 1.0
 # The same while fal takes no uploads, which each try attempts.
 UPLOAD_PAUSE_SECONDS = 10.0
 CELERY = Door.CELERY
-# What no later try changes: the message becomes a row of `job_requests`.
+# No retry helps: the message becomes a row of `job_requests`.
 REFUSALS = (InvalidInputError, IdempotencyConflictError, UploadRefusedError, WorkersLostError)
 
 log = structlog.stdlib.get_logger(__name__)
@@ -155,7 +155,7 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
         forget()
         raise give_back("upload_unavailable", str(error), UPLOAD_PAUSE_SECONDS) from error
     except DataError as error:
-        # No waiting makes the database take it; the reason quotes nothing of the request.
+        # No retry helps; the reason quotes nothing of the request.
         log.exception("enqueue_impossible", message_id=message_id)
         wrong = [(None, "invalid value for a column")]
         keep_refused(runtime, message_id, fields, "enqueue_impossible", wrong)
@@ -206,7 +206,7 @@ def keep_refused(
 
 
 def forget_claim(runtime: Runtime, message_id: str | None, *, is_counted: bool) -> None:
-    """The worker has survived reading the message; if that cannot be written, it counts."""
+    """Record that the worker has survived the message; if that fails, the try still counts."""
     if not is_counted:
         return
     try:
@@ -216,7 +216,7 @@ def forget_claim(runtime: Runtime, message_id: str | None, *, is_counted: bool) 
 
 
 def give_back(event: str, reason: str, pause: float) -> Reject:
-    """Requeue the message after a pause, which keeps it from going round and round."""
+    """Requeue the message after a pause, so that it does not circulate without end."""
     log.warning(event, reason=reason)
     time.sleep(pause)
     return Reject(event, requeue=True)
@@ -282,7 +282,7 @@ def open_step(step: Step, job_id: object, *, is_long: bool = False) -> Iterator[
     """The id in a message, while every log line names the job, and the attempt once it is known.
 
     None if there is nothing to do: anybody can write to a broker, so the id may be anything; and a
-    process that shuts down begins nothing long, but publishes the message again for another.
+    process that shuts down begins no long step, but publishes the message again for another worker.
     """
     try:
         known = UUID(str(job_id))
@@ -326,8 +326,8 @@ def sweep() -> None:
 def sweep_with(runtime: Runtime) -> bool:
     """Publish for every overdue job, then clear what killed downloads have left.
 
-    False, and nothing, if that was done within half a period: of a pile of such messages, and of
-    workers that stand in for beat together, one sweeps.
+    False if that was done within half a period: of many such messages, or of several workers that
+    stand in for beat, only one sweeps.
     """
     if runtime.publish_overdue(pause=runtime.settings.sweep_seconds / 2) is None:
         return False
@@ -337,7 +337,7 @@ def sweep_with(runtime: Runtime) -> bool:
 
 
 def clear_spool(runtime: Runtime) -> None:
-    """At each start too: the sweep may run on another machine, whose spool is not this one."""
+    """Also at each start: the sweep may run on another machine with another spool."""
     try:
         remove_partials(runtime.store)
     except StoreUnavailableError as error:

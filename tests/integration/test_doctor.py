@@ -630,7 +630,7 @@ def test_archive_that_does_not_answer_is_left_alone_after_a_few_files(db, tmp_pa
     diagnosis = run_doctor(db, store=StoreAway(open_here()))
     assert count_faults(diagnosis) == diagnosis.files == 3
     assert "there is no such bucket" in diagnosis.findings[0].detail
-    told = "2 more archived files were not looked at: the archive cannot be read"
+    told = "2 more archived files were not checked: the archive cannot be read"
     assert told in diagnosis.notes
 
 
@@ -750,7 +750,7 @@ def test_second_request_with_the_input_of_an_attempt_is_an_orphan(db, fal, compa
     assert found == Finding(
         Check.ORPHAN_AT_FAL,
         job.id,
-        "it ended with 200; an attempt that fal knows by another request has sent its very input",
+        "it ended with 200; an attempt with another request at fal has sent the same input",
         attempt.id,
         fal_request_id=orphan,
     )
@@ -794,7 +794,7 @@ def test_request_with_the_input_of_a_dead_attempt_is_an_orphan_of_its_job(db, fa
         dead.id,
         orphan,
     )
-    assert "taken for dead" in found.detail
+    assert "recorded as dead" in found.detail
 
 
 def test_request_with_the_input_of_a_queued_job_is_one_that_would_be_paid_again(

@@ -20,11 +20,11 @@ from worker.jobs.workers import SeenWorker, keep_worker
 from worker.ops import metrics as measures_module
 from worker.ops.metrics import (
     BOUNDS,
+    COMPLETE_AFTER,
     COUNTS,
     HISTORY,
     LIVE,
     LONGEST_REST,
-    SETTLED_AFTER,
     add_events,
     is_due,
     list_seen,
@@ -132,7 +132,7 @@ def test_many_who_add_events_at_once_add_each_once(db, clock):
     for _ in range(20):
         make_job_with_own_token(db, JobState.SUBMITTED)
 
-    clock.move(2 * SETTLED_AFTER)
+    clock.move(2 * COMPLETE_AFTER)
 
     def add():
         add_events(db=db, batch=7, budget=timedelta(seconds=5), clock=clock)
@@ -156,7 +156,7 @@ def test_event_that_commits_after_a_higher_id_is_added_all_the_same(postgres_url
     before = read_measures(db=db, clock=clock).history.reasons
     slow.commit()
     slow.close()
-    clock.move(SETTLED_AFTER)
+    clock.move(COMPLETE_AFTER)
     refresh_measures(db=db, clock=clock)
     after = read_measures(db=db, clock=clock).history.reasons
     db.close()
@@ -167,15 +167,32 @@ def test_event_that_commits_after_a_higher_id_is_added_all_the_same(postgres_url
 @pytest.mark.both_databases
 def test_history_goes_on_after_the_table_was_emptied(db, clock):
     make_job(db, JobState.ARCHIVED)
-    clock.move(2 * SETTLED_AFTER)
+    clock.move(2 * COMPLETE_AFTER)
     refresh_measures(db=db, clock=clock)
     before = read_measures(db=db, clock=clock).history.reasons["enqueued"]
     with db.transaction() as connection:
         connection.execute(text("DELETE FROM events"))
         if db.engine.dialect.name == "postgresql":
             connection.execute(text("ALTER SEQUENCE events_id_seq RESTART"))
-    make_job_with_own_token(db, JobState.QUEUED)
+    make_job_with_own_token(db, JobState.QUEUED, now=clock())
     assert read_measures(db=db, clock=clock).history.reasons["enqueued"] == before + 1
+
+
+@pytest.mark.both_databases
+def test_history_counts_no_event_again_after_the_newest_were_pruned(db, clock):
+    make_job_with_own_token(db, JobState.ARCHIVED)
+    newest = make_job_with_own_token(db, JobState.ARCHIVED)
+    clock.move(2 * COMPLETE_AFTER)
+    refresh_measures(db=db, clock=clock)
+    before = read_measures(db=db, clock=clock).history.reasons
+    with db.transaction() as connection:
+        connection.execute(delete(EventRow).where(EventRow.job_id == newest.id))
+    assert read_measures(db=db, clock=clock).history.reasons == before
+    make_job_with_own_token(db, JobState.QUEUED, now=clock())
+    clock.move(2 * COMPLETE_AFTER)
+    refresh_measures(db=db, clock=clock)
+    after = read_measures(db=db, clock=clock).history.reasons
+    assert after == {**before, "enqueued": before["enqueued"] + 1}
 
 
 @pytest.mark.both_databases
@@ -264,7 +281,7 @@ def test_cheap_counts_write_nothing(db, clock):
 def test_costly_counts_are_kept_for_others(db, clock, monkeypatch):
     monkeypatch.setattr(measures_module, "WORTH_KEEPING_SECONDS", 0.0)
     make_job(db, JobState.QUEUED)
-    clock.move(2 * SETTLED_AFTER)
+    clock.move(2 * COMPLETE_AFTER)
     refresh_measures(db=db, clock=clock)
     with db.reading() as connection:
         kept = {tally.name for tally in stats.list_tallies(connection)}
@@ -317,9 +334,9 @@ def test_reading_adds_new_events_to_what_is_told_and_keeps_nothing(db, clock, mo
         assert stats.list_tallies(connection) == kept
 
 
-def make_job_with_own_token(db, state):
+def make_job_with_own_token(db, state, now=NOW):
     """`make_job` gives every attempt the same token, of which there can be one."""
-    job = make_job(db, state)
+    job = make_job(db, state, now=now)
     with db.transaction() as connection:
         connection.execute(text("UPDATE attempts SET token_hash = cast(id AS text)"))
     return job

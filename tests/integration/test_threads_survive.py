@@ -49,7 +49,7 @@ def ended(monkeypatch) -> list[int]:
     settings = SimpleNamespace(drain_seconds=timedelta())
     runtime = SimpleNamespace(worker="tester:1", db=None, settings=settings)
     monkeypatch.setattr(shutdown, "get_runtime", lambda: runtime)
-    monkeypatch.setattr(shutdown, "LAST_WORDS", timedelta())
+    monkeypatch.setattr(shutdown, "RELEASE_TIME", timedelta())
     monkeypatch.setattr(os, "_exit", codes.append)
     return codes
 

@@ -111,8 +111,8 @@ def test_trouble_is_logged_once_and_so_is_its_end(monkeypatch, said, events) -> 
         return answers.pop(0)
 
     monkeypatch.setattr(archive_probe, "ask_probe", ask)
-    monkeypatch.setattr(archive_probe, "FAULTY_SECONDS", 0.0)
-    monkeypatch.setattr(archive_probe, "WELL_SECONDS", 0.0)
+    monkeypatch.setattr(archive_probe, "FAULTY_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(archive_probe, "OK_PAUSE_SECONDS", 0.0)
     with capture_logs() as logs:
         probe._run()
     assert [one["event"] for one in logs] == events

@@ -444,7 +444,7 @@ def test_migration_behind_another_that_does_not_end_says_so(postgres_empty_url):
     with connect_to(url) as holder:
         holder.execute("SELECT pg_advisory_xact_lock(%s)", [ADVISORY_LOCK])
         with pytest.raises(MigrationBlockedError, match="another migration is still running"):
-            upgrade_schema(url, patience=timedelta(seconds=0.2))
+            upgrade_schema(url, lock_timeout=timedelta(seconds=0.2))
 
 
 def test_migration_of_a_table_in_use_gives_up_and_is_undone(postgres_empty_url):
@@ -454,7 +454,7 @@ def test_migration_of_a_table_in_use_gives_up_and_is_undone(postgres_empty_url):
         holder.execute("LOCK TABLE jobs IN ACCESS SHARE MODE")
         before = read_schema(db)
         with pytest.raises(MigrationBlockedError, match=r"more than 100 ms .*pg_stat_activity"):
-            upgrade_schema(url, patience=timedelta(0))
+            upgrade_schema(url, lock_timeout=timedelta(0))
         assert read_schema(db) == before
 
 

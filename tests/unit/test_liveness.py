@@ -101,13 +101,13 @@ def look_every_ten_seconds(until: float, **columns: object) -> list[Observation]
 def test_loop_that_stands_still_is_told_once_the_limit_is_over() -> None:
     assert judge(look_every_ten_seconds(LIMIT, looped_at=0.0)) == []
     (reason,) = judge(look_every_ten_seconds(LIMIT + 10, looped_at=0.0))
-    assert "stood still for 110 s" in reason
+    assert "has been blocked for 110 s" in reason
 
 
 def test_worker_that_takes_no_waiting_message_is_told_once_the_limit_is_over() -> None:
     assert judge(look_every_ten_seconds(LIMIT, waiting=3)) == []
     (reason,) = judge(look_every_ten_seconds(LIMIT + 10, waiting=3))
-    assert reason == "3 messages wait, and it has taken none for 110 s"
+    assert reason == "3 messages are waiting, and it has consumed none for 110 s"
 
 
 @pytest.mark.parametrize(

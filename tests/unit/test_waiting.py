@@ -54,8 +54,8 @@ def test_queued_job_waits_for_a_worker_and_is_rung_for_again() -> None:
     wait = explain_wait(build_job(JobState.QUEUED), [], None, NOW)
     assert wait.waits_for == "a free worker to submit it"
     assert wait.until == NOW + MINUTE
-    assert wait.then == "the sweep rings for it again"
-    assert wait.may_do == f"{CANCEL} gives it up for free"
+    assert wait.then == "the sweep publishes it again"
+    assert wait.may_do == f"{CANCEL} cancels it at no charge"
 
 
 def test_job_that_fal_turned_away_waits_for_its_next_try() -> None:
@@ -81,8 +81,8 @@ def test_pause_of_submissions_does_not_concern_what_is_at_fal() -> None:
 def test_submitted_job_tells_fal_s_last_word() -> None:
     attempt = replace(ATTEMPT, fal_status="IN_QUEUE", queue_position=3)
     wait = explain_wait(build_job(JobState.SUBMITTED), [attempt], None, NOW)
-    assert wait.waits_for == "fal's webhook (fal's last word: IN_QUEUE, 3 ahead)"
-    assert wait.may_do == f"{CANCEL} has fal asked to give it up"
+    assert wait.waits_for == "fal's webhook (fal's last status: IN_QUEUE, 3 ahead)"
+    assert wait.may_do == f"{CANCEL} requests its cancellation at fal"
 
 
 def test_submitted_job_to_be_cancelled_waits_for_fal_to_end_it() -> None:
@@ -91,7 +91,7 @@ def test_submitted_job_to_be_cancelled_waits_for_fal_to_end_it() -> None:
     wait = explain_wait(job, [attempt], None, NOW)
     assert "CANCELLATION_REQUESTED" in wait.waits_for
     assert CANCEL not in wait.sentence
-    assert "a result that comes all the same is archived" in wait.then
+    assert "a result that arrives anyway is archived" in wait.then
 
 
 UNKNOWN_JOB = build_job(JobState.SUBMISSION_UNKNOWN, blocked_reason="fal may or may not have it")
@@ -103,19 +103,22 @@ LOST = replace(ATTEMPT, outcome="unknown")
     [
         (UNKNOWN_JOB, 1, UnknownPolicy.RESUBMIT, "is submitted once more"),
         (UNKNOWN_JOB, 1, UnknownPolicy.HOLD, "is held for an operator"),
-        (UNKNOWN_JOB, 3, UnknownPolicy.RESUBMIT, "fails, for 3 submissions were lost"),
+        (UNKNOWN_JOB, 3, UnknownPolicy.RESUBMIT, "fails, because 3 submissions were lost"),
         (
             replace(UNKNOWN_JOB, cancel_requested_at=NOW),
             3,
             UnknownPolicy.HOLD,
-            "is cancelled, as was asked for",
+            "is cancelled as requested",
         ),
     ],
 )
 def test_unknown_submission_foresees_what_its_death_leads_to(job, lost, policy, follows) -> None:
     tried = [LOST] * lost
     wait = explain_wait(job, tried, None, NOW, policy=replace(TERMS, policy=policy))
-    assert f"from 13:30:00 UTC on it counts as dead if it is not there, and {follows}" in wait.then
+    assert (
+        f"from 13:30:00 UTC on it counts as not accepted if it is not found, and {follows}"
+        in wait.then
+    )
     assert f"{REDRIVE} --pay-again" in wait.may_do
     assert "may pay twice" in wait.may_do
 
@@ -137,7 +140,7 @@ def test_held_submission_waits_for_an_operator() -> None:
     wait = explain_wait(job, [LOST], None, NOW, policy=TERMS)
     assert "an operator's decision (held: no webhook" in wait.waits_for
     assert f"{REDRIVE} --pay-again buys a new run" in wait.may_do
-    assert f"{CANCEL} gives it up" in wait.may_do
+    assert f"{CANCEL} cancels it" in wait.may_do
 
 
 def test_download_that_failed_waits_for_its_next_try() -> None:
@@ -154,7 +157,7 @@ def test_download_that_failed_waits_for_its_next_try() -> None:
         (
             [replace(ATTEMPT, outcome="rejected")],
             {},
-            f"{REDRIVE} submits it; nothing was paid so far",
+            f"{REDRIVE} submits it; nothing has been paid yet",
         ),
         ([replace(ATTEMPT, outcome="accepted")], {}, f"{REDRIVE} --pay-again buys a new run"),
         (
@@ -166,8 +169,8 @@ def test_download_that_failed_waits_for_its_next_try() -> None:
             [replace(ATTEMPT, outcome="accepted")],
             {"error_code": "content_policy_violation"},
             (
-                "enqueue another input, for fal says that this one fails again; "
-                f"{REDRIVE} --pay-again buys a new run of it all the same"
+                "enqueue another input, because fal says that this one fails again; "
+                f"{REDRIVE} --pay-again buys a new run of it anyway"
             ),
         ),
         (

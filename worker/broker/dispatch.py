@@ -43,7 +43,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Messages that go to the broker together, until when that makes sense, and how it ended."""
+    """Messages that are published together, their deadline, and the outcome."""
 
     doorbells: Sequence[Doorbell]
     give_up_at: float
@@ -54,7 +54,7 @@ class Dispatcher:
     """Publishes within a time limit or gives up; one per process, shared by its threads.
 
     All messages go through one queue and one thread, over one connection: callers wait for it with
-    a limit of their own, or not at all, and a silent broker holds up that thread alone.
+    their own timeout, or not at all, and a silent broker blocks only that thread.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -144,7 +144,7 @@ class Dispatcher:
             while waiting[-1] and len(waiting) < MESSAGES_AT_ONCE and not self._batches.empty():
                 waiting.append(self._batches.get())
             is_open = waiting[-1] is not None
-            # Not those whose caller has given up, or would have by now.
+            # Without those whose caller has given up, or whose deadline has passed.
             batches = [one for one in waiting if one and one.outcome.set_running_or_notify_cancel()]
             late = [one for one in batches if time.monotonic() > one.give_up_at]
             batches = [one for one in batches if one not in late]

@@ -1,7 +1,7 @@
 """Reading messages. Anybody can write to the broker, so an entry may be anything.
 
-Celery and kombu raise on most of what is no task message, in the loop of the worker: it ends, the
-broker gives the message back, and the next worker ends by it. Here every entry becomes a message
+Celery and kombu raise on most messages that are no task messages, in the worker's loop: it ends,
+the broker redelivers the message, and the next worker ends, too. Here every entry becomes a message
 that can be refused alone: `guard_channel` is about what kombu does, `check_message` about Celery.
 """
 
@@ -41,7 +41,7 @@ class RefusedMessageError(Exception):
 
 
 def describe_refusal(error: BaseException | None) -> tuple[str, str]:
-    """Code and reason; of errors of others only the kind, for their texts quote the message."""
+    """Code and reason; of a library's error only the type: its text quotes the message."""
     if isinstance(error, RefusedMessageError):
         return error.code, str(error)
     cause = error.__cause__ if error is not None and error.__cause__ is not None else error
@@ -49,7 +49,7 @@ def describe_refusal(error: BaseException | None) -> tuple[str, str]:
 
 
 def read_named(message: Any) -> Mapping[str, object]:  # noqa: ANN401 - kombu's
-    """The keyword arguments of a refused message, as far as it can be read; none else."""
+    """The keyword arguments of a refused message; empty if it cannot be read."""
     if message.errors:
         return {}
     try:
@@ -65,9 +65,9 @@ def read_named(message: Any) -> Mapping[str, object]:  # noqa: ANN401 - kombu's
 
 
 def guard_channel(channel: Any, on_refused: OnRefused) -> None:  # noqa: ANN401 - of any transport
-    """Let nothing that comes over this channel raise before it is a message.
+    """Let nothing received on this channel raise before it is a message.
 
-    `on_refused` is called with code and reason of what never becomes one.
+    `on_refused` is called with code and reason of an entry that never becomes one.
     """
     if not isinstance(channel, virtual.Channel):
         channel.Message = GuardedAmqpMessage

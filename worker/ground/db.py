@@ -168,7 +168,7 @@ def _engine_options(url: URL, pool_size: int, program: str) -> dict[str, Any]:
 def take_options(url: URL) -> tuple[URL, dict[str, str]]:
     """The URL without `options`, which PgBouncer refuses, and the settings that they named.
 
-    Where they hold more than settings they stay, for a server that understands them.
+    Options that hold more than settings are kept, for a server that understands them.
     """
     options = " ".join(url.normalized_query.get("options", ()))
     named = {

@@ -33,18 +33,18 @@ def build_config(database_url: str) -> "Config":
     return config
 
 
-def upgrade_schema(database_url: str, *, patience: timedelta = LOCK_TIMEOUT) -> str:
+def upgrade_schema(database_url: str, *, lock_timeout: timedelta = LOCK_TIMEOUT) -> str:
     """Run the missing migrations; returns the revision the schema then has.
 
-    Another migrator, or a table in use, is waited for as long as `patience`. Raises
-    OutdatedSchemaError for a table that is newer than the code, MigrationBlockedError if a lock was
-    not got.
+    Waits up to `lock_timeout` for another migrator, and for a table in use. Raises
+    OutdatedSchemaError for a table that is newer than the code, MigrationBlockedError if it did not
+    get a lock.
     """
     from alembic import command
     from alembic.util import CommandError
 
     config = build_config(database_url)
-    config.attributes["patience"] = patience
+    config.attributes["lock_timeout"] = lock_timeout
     try:
         command.upgrade(config, "head")
     except CommandError as error:

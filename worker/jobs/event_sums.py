@@ -46,6 +46,12 @@ def find_last_of_batch(
     return after if last is None else int(last)
 
 
+def find_last_before(connection: Connection, before: datetime) -> int:
+    """The highest id of an event older than `before`; 0 without any."""
+    statement = select(EventRow.id).where(EventRow.at < before).order_by(EventRow.id.desc())
+    return int(connection.execute(statement.limit(1)).scalar_one_or_none() or 0)
+
+
 def sum_events(connection: Connection, after: int, last: int, bounds: Sequence[float]) -> EventSums:
     """The sums of all events with ids above `after`, up to `last`.
 

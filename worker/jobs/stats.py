@@ -3,7 +3,6 @@
 Counts are made from indices alone, and kept for others to read.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +14,6 @@ from sqlalchemy import (
     case,
     func,
     literal,
-    or_,
     select,
     type_coerce,
 )
@@ -44,22 +42,6 @@ class Tally:
     counted_at: datetime
     seconds: float
     value: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class CountedEvent:
-    """An event with what its job's row has of times and size."""
-
-    id: int
-    at: datetime
-    from_state: JobState | None
-    to_state: JobState
-    reason: str
-    enqueued_at: datetime
-    submitted_at: datetime | None
-    completed_at: datetime | None
-    archived_at: datetime | None
-    archive_bytes: int | None
 
 
 def list_tallies(connection: Connection) -> list[Tally]:
@@ -146,22 +128,6 @@ def find_earliest_due(connection: Connection) -> datetime | None:
 
 def find_last_event(connection: Connection) -> int:
     return int(connection.execute(select(func.max(EventRow.id))).scalar_one() or 0)
-
-
-def list_events_after(
-    connection: Connection, after: int, gaps: Sequence[int], limit: int
-) -> list[CountedEvent]:
-    """Events with a higher id, and those of the missing ids that are there by now; in order."""
-    columns = [EventRow.id, EventRow.at, EventRow.from_state, EventRow.to_state, EventRow.reason]
-    columns += [JobRow.enqueued_at, JobRow.submitted_at, JobRow.completed_at, JobRow.archived_at]
-    statement = (
-        select(*columns, JobRow.archive_bytes)
-        .join(JobRow, JobRow.id == EventRow.job_id)
-        .where(or_(EventRow.id > after, EventRow.id.in_(gaps)) if gaps else EventRow.id > after)
-        .order_by(EventRow.id)
-        .limit(limit)
-    )
-    return fetch_all(connection, CountedEvent, statement)
 
 
 def _entered_at() -> ColumnElement[datetime]:

@@ -21,9 +21,9 @@ from worker.media.store import Store, open_store
 from worker.ops.verify import require_own_archive
 
 PROBE = "write-probe.txt"
-WORDS = b"extend-video writes and deletes this to see whether the archive can be written.\n"
+CONTENT = b"extend-video writes and deletes this to see whether the archive can be written.\n"
 LIMIT_SECONDS = 60
-WELL_SECONDS, FAULTY_SECONDS = 60.0, 30.0
+OK_PAUSE_SECONDS, FAULTY_PAUSE_SECONDS = 60.0, 30.0
 FAULTY, UNDECIDED = 1, 75
 
 log = structlog.stdlib.get_logger(__name__)
@@ -46,14 +46,14 @@ class ArchiveProbe:
                 log.error("archive_fault", reason=self.fault)
             elif self.fault is None and before is not None:
                 log.info("archive_back")
-            if self._ending.wait(WELL_SECONDS if self.fault is None else FAULTY_SECONDS):
+            if self._ending.wait(OK_PAUSE_SECONDS if self.fault is None else FAULTY_PAUSE_SECONDS):
                 return
 
 
 def ask_probe(before: str | None = None, limit: float = LIMIT_SECONDS) -> str | None:
-    """What is wrong with the archive, by a process of its own; None if nothing is.
+    """Check the archive in a process of its own; what is wrong with it, None if nothing is.
 
-    It is what it was `before` if the database, which has the archive's mark, is unavailable, or if
+    The result remains `before` if the database, which has the archive's mark, is unavailable, or if
     the process was killed: neither says anything about the archive.
     """
     command = [sys.executable, "-m", __name__]
@@ -64,19 +64,19 @@ def ask_probe(before: str | None = None, limit: float = LIMIT_SECONDS) -> str | 
     except subprocess.TimeoutExpired:
         return f"the archive does not answer within {limit:g} s"
     except OSError as error:
-        return f"the archive could not be tried: {error.strerror}"
+        return f"the archive could not be checked: {error.strerror}"
     if ended.returncode == 0:
         return None
     if ended.returncode == UNDECIDED or ended.returncode < 0:
         return before
-    said = (ended.stdout or ended.stderr).decode("utf-8", "replace").strip().splitlines()
-    return said[-1] if said else f"the archive could not be tried: exit code {ended.returncode}"
+    lines = (ended.stdout or ended.stderr).decode("utf-8", "replace").strip().splitlines()
+    return lines[-1] if lines else f"the archive could not be checked: exit code {ended.returncode}"
 
 
 def look_at_archive(settings: Settings) -> None:
     """Raises ForeignArchiveError, StoreUnavailableError; SQLAlchemyError without the database.
 
-    Only a directory may be another one on each host.
+    Only a directory may differ from host to host.
     """
     store = open_store(settings.archive_url, Path(settings.spool_dir))
     unavailable: SQLAlchemyError | None = None
@@ -94,12 +94,12 @@ def look_at_archive(settings: Settings) -> None:
 def try_to_write(store: Store) -> None:
     """Write what an archived video needs: into the spool, and a name. Raises StoreUnavailableError.
 
-    Permission to write need not include deletion: what is left is overwritten the next time.
+    Permission to write need not include deletion: the next check overwrites what is left.
     """
     with store.spool.begin("probe") as file:
-        file.write(WORDS)
+        file.write(CONTENT)
         file.flush()
-    store.put(PROBE, WORDS, "text/plain")
+    store.put(PROBE, CONTENT, "text/plain")
     with suppress(StoreUnavailableError):  # see above
         store.delete(PROBE)
 

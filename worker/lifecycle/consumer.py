@@ -34,9 +34,9 @@ from worker.stages.refuse import keep_refusal
 _SILENT = {"without_mingle": True, "without_gossip": True}
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
-# A connection that lasted so long was a good one.
+# A connection that lasted so long was stable.
 LASTING_SECONDS = 10.0
-# How long refused messages are only logged after the database took none.
+# How long refused messages are only logged after the database failed.
 KEEP_PAUSE_SECONDS = 10.0
 
 # Printed at each loss of a connection, about an option that `create_app` sets.

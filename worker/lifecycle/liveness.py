@@ -1,7 +1,7 @@
-"""Signs of life of a worker: its row in `workers`, its exit when wedged, its stand-in for beat.
+"""A worker's heartbeat in `workers`, its exit when it is stuck, and its stand-in for beat.
 
 A thread of the worker's main process observes its event loop from beside it, so that a blocked loop
-is noticed. What is written says that the loop turned, or a step ended, not that there is a process.
+is noticed. A heartbeat says that the loop turned, or a step ended, not just that a process exists.
 """
 
 import math
@@ -43,7 +43,7 @@ from worker.tasks import sweep_with
 
 TICK_SECONDS = 2.0
 CHECK_PERIOD = timedelta(seconds=10)
-# Of one process and step; what comes in between says nothing new.
+# Between two notes of one process and step.
 STEP_PAUSE_SECONDS = 5.0
 # Several turns of an idle loop.
 SHORTEST_LIMIT = timedelta(seconds=10)
@@ -51,7 +51,7 @@ SHORTEST_LIMIT = timedelta(seconds=10)
 LONGEST_STEP = timedelta(minutes=30)
 FORGET_AFTER = timedelta(days=1)
 LEAVE_SECONDS = 5.0
-# Of a program that is at fault itself (sysexits); a supervisor starts it again.
+# EX_SOFTWARE of sysexits; a supervisor starts the worker again.
 WEDGED = 70
 # A worker sweeps if no sweep has come for so many periods.
 PERIODS = 3
@@ -60,7 +60,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class Pulse(bootsteps.StartStopStep):
-    """Notes each turn of the consumer's loop, whichever kind of loop it is."""
+    """Notes each turn of the consumer's loop, for both kinds of loop."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -119,10 +119,10 @@ class Observation:
 
 @dataclass
 class Watchdog:
-    """Decides from observations whether a worker has stopped to consume; pure.
+    """Decides from observations whether a worker has stopped consuming; pure.
 
-    A worker is not judged while the broker does not answer: that is not its fault, nor mended by a
-    restart. One that is busy may leave messages waiting as long as its steps may take.
+    It never ends a worker while the broker does not answer: a restart would not help. A busy worker
+    may leave messages waiting for as long as its steps may take.
     """
 
     limit: timedelta
@@ -130,7 +130,7 @@ class Watchdog:
     _deaf_since: float | None = None
 
     def judge(self, seen: Observation) -> str | None:
-        """Why the worker should end, in words; None while it should not."""
+        """Why the worker should exit; None while it should not."""
         if seen.waiting is None:
             self._answering_since = self._deaf_since = None
             return None
@@ -139,7 +139,7 @@ class Watchdog:
         blocked = seen.at - max(seen.looped_at, self._answering_since)
         longest = max(LONGEST_STEP, self.limit) if seen.is_busy else self.limit
         if blocked > longest.total_seconds():
-            return f"its loop has stood still for {blocked:.0f} s, while the broker answers"
+            return f"its event loop has been blocked for {blocked:.0f} s, while the broker answers"
         if not seen.waiting or seen.is_full:
             self._deaf_since = None
             return None
@@ -148,12 +148,12 @@ class Watchdog:
         deaf = seen.at - self._deaf_since
         if deaf <= self.limit.total_seconds():
             return None
-        return f"{seen.waiting} messages wait, and it has taken none for {deaf:.0f} s"
+        return f"{seen.waiting} messages are waiting, and it has consumed none for {deaf:.0f} s"
 
 
 @dataclass
 class Monitor:
-    """What is known of this worker, and the thread that observes it."""
+    """The state of this worker, and the thread that observes it."""
 
     consumer: Any
     settings: Settings
@@ -174,7 +174,7 @@ class Monitor:
         if self._thread is not None:
             return
         task_received.connect(self.receive, weak=False)
-        # From then on it takes nothing more, however long its steps take.
+        # From then on it consumes nothing, however long its steps take.
         worker_shutting_down.connect(self.end, weak=False)
         worker_shutdown.connect(self.leave, weak=False)
         if QUEUES[ARCHIVE] in self._list_queues():
@@ -252,7 +252,7 @@ class Monitor:
             log.debug("pulse_not_written", reason=type(error).__name__)
 
     def _end_worker(self, reason: str) -> None:
-        """Let it drain if its loop still turns, else end it here and now."""
+        """Let it drain if its loop still turns, else exit at once."""
         log.error("worker_wedged", reason=reason)
         state.should_stop = WEDGED  # type: ignore[assignment]  # an exit code, or None
         time.sleep((self.settings.drain_seconds + MARGIN).total_seconds())
@@ -270,7 +270,7 @@ def _noted() -> dict[str, float]:
 
 @task_postrun.connect
 def note_work(task: "Task[Any, Any]", **_: object) -> None:
-    """Note the step that ended last; an unknown worker, or no database, is no matter."""
+    """Note the step that ended last; an unknown worker, or an unavailable database, is ignored."""
     step, now = task.name.rpartition(".")[2], time.monotonic()
     if now - _noted().get(step, -STEP_PAUSE_SECONDS) < STEP_PAUSE_SECONDS or task.request.is_eager:
         return
@@ -289,7 +289,7 @@ class Standby:
     """A thread that sweeps while no other process does: beat may be down, or its messages lost.
 
     One for each worker, for any queues it consumes. It reads the time of the last sweep, by the
-    database's clock. That all workers see it at once does no harm: one of them passes
+    database's clock. All workers may notice at once: one of them sweeps
     (`add_observed`).
     """
 
@@ -322,7 +322,7 @@ class Standby:
             is_first = now - self._swept_at > 2 * PERIODS * self._period.total_seconds()
             self._swept_at = now
             (log.warning if is_first else log.debug)(
-                "sweep_missing", reason="no sweep came: done here"
+                "sweep_missing", reason="no sweep for three periods: this worker sweeps"
             )
         return has_swept
 

@@ -1,7 +1,7 @@
-"""How a worker ends: its steps may go on for a while after SIGTERM, then their rows are released.
+"""How a worker shuts down: after SIGTERM its steps may run on for a while, then it releases them.
 
 Celery waits for running tasks without end. A download may take minutes, and supervisors wait for
-half a minute: so after DRAIN_SECONDS downloads are given back, and a little later the process ends
+half a minute: so after DRAIN_SECONDS downloads are released, and a little later the process ends
 with what else still runs. None of it costs money, and no job is lost by it.
 """
 
@@ -23,9 +23,9 @@ from worker.ground.db import describe_database_error
 from worker.runtime import get_runtime
 from worker.stages.sweep import end_leases, return_downloads
 
-# From the giving back to the end: time for downloads to notice, and for a POST to be answered.
-LAST_WORDS = timedelta(seconds=4)
-# Of one transaction: what cannot be given back in it is taken over when its lease ends.
+# Between the release and the end: downloads stop, and a POST may still get its reply.
+RELEASE_TIME = timedelta(seconds=4)
+# For one transaction: what it cannot release is taken over when its lease ends.
 RETURN_TIME = timedelta(seconds=1.5)
 V = TypeVar("V")
 
@@ -34,7 +34,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 @worker_shutting_down.connect
 def begin_drain(**_: object) -> None:
-    """Celery takes no more messages, and a thread sees to the end."""
+    """Celery takes no more messages, and a thread ends the process."""
     get_runtime().ending.set()
     threading.Thread(target=drain, name="drain", daemon=True).start()
 
@@ -51,13 +51,13 @@ def end_child_on_signal(**_: object) -> None:
 
 
 def drain() -> None:
-    """Wait, give back what runs, and end this process in any case."""
+    """Wait, release what runs, and end this process in any case."""
     time.sleep(get_runtime().settings.drain_seconds.total_seconds())
     try:
         for child in active_children():
             child.terminate()
-        _give_back()
-        time.sleep(LAST_WORDS.total_seconds())
+        _release_downloads()
+        time.sleep(RELEASE_TIME.total_seconds())
         for child in active_children():
             if child.pid is not None:
                 with suppress(ProcessLookupError):  # it has ended by itself
@@ -66,21 +66,21 @@ def drain() -> None:
         _end_process()
 
 
-def _give_back() -> None:
+def _release_downloads() -> None:
     runtime = get_runtime()
     doorbells = _try_within_time(lambda: return_downloads(runtime.worker, db=runtime.db)) or []
     log.info("downloads_given_back", job_ids=[str(one.job_id) for one in doorbells])
     for doorbell in doorbells:
-        # One by one, each within a second: the process has to end in time.
+        # Each within a second: the process has to end in time.
         if not runtime.dispatcher.publish(doorbell):
             return
 
 
 def _end_process() -> NoReturn:
-    """Now, in any step; what it holds can be taken over at once."""
+    """At once, in any step; other workers can take over what it holds."""
     try:
         runtime = get_runtime()
-        _give_back()
+        _release_downloads()
         left = _try_within_time(lambda: end_leases(runtime.worker, db=runtime.db))
         log.warning("worker_ended_at_work", job_ids=[str(job_id) for job_id in left or []])
     finally:

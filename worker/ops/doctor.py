@@ -1,14 +1,13 @@
-"""Examines rows, archive and fal's own list against each other. It reads, and changes nothing.
+"""Checks rows, archive and fal's listing against each other. It only reads.
 
-A walk through the tables checks the rows (`jobs/checks.py`). Of archived rows the files are looked
-at, all or a sample. With a key, fal's listing is compared with the attempts, both ways.
+A walk through the tables checks the rows (`jobs/checks.py`) and the files of archived rows, all or
+a sample. With a key, fal's listing is compared with the attempts, both ways.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
 
 from sqlalchemy import Connection
 
@@ -16,22 +15,21 @@ from worker.fal.platform import ListedRequest, Listing, PlatformClient, is_same_
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
-from worker.jobs import checks, limits, sent, walks
+from worker.jobs import checks, limits, sent
 from worker.jobs.attempts import list_known_requests
 from worker.jobs.checks import ArchivedFile, Check, Finding, check_slice, find_strays
 from worker.jobs.sent import PaidRequest, SentInput
-from worker.jobs.walks import Slice
+from worker.jobs.walks import offer, walk_slices
 from worker.media.store import MOST_FAILURES, ArchiveLook, Store
 from worker.ops.verify import find_foreign_mark
 
 SAMPLE = 200
-# Of each check so many are told one by one; the others are counted.
+# So many findings of each check are reported one by one; the others are counted.
 MOST_FINDINGS = 1000
 # Our clock and fal's may differ, and an attempt is a little older than its request.
 MARGIN = timedelta(minutes=5)
 BATCH = 500
 CHECKS_WITH_KEY = (Check.ORPHAN_AT_FAL, Check.MISSING_AT_FAL)
-V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class DoctorPolicy:
 
 @dataclass
 class Diagnosis:
-    """What was examined and found. `counts` has every check made, also those without findings."""
+    """What was checked and found. `counts` has every check made, also those without findings."""
 
     counts: Counter[Check]
     jobs: int = 0
@@ -91,74 +89,45 @@ def examine(
         diagnosis.notes += [*_note_gates(connection), *_note_held(connection)]
     if platform is not None:
         start = now - policy.window
-        listing = platform.list_requests(policy.endpoint, start - MARGIN, clock() + MARGIN)
-        seen = _Window(policy.endpoint, start - MARGIN)
-        _compare_with_fal(diagnosis, db, seen, listing, paid)
+        window = (policy.endpoint, start - MARGIN, clock() + MARGIN)
+        _compare_with_fal(diagnosis, db, platform, window, paid)
     return diagnosis
 
 
 def _find_foreign(db: Database, store: Store) -> str | None:
     try:
         return find_foreign_mark(db=db, store=store)
-    except StoreUnavailableError:  # each look at a file says so
+    except StoreUnavailableError:  # reported for each file
         return None
 
 
 # ------------------------------------------------------------------ rows and files
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """What was read of one slice."""
-
-    jobs: int
-    findings: list[Finding]
-    files: list[ArchivedFile]
-    paid: list[PaidRequest]
-
-
 def _examine_tables(
     diagnosis: Diagnosis, db: Database, look: ArchiveLook, policy: DoctorPolicy, now: datetime
 ) -> list[PaidRequest]:
-    """Check every slice, and its files; the requests that fal's list should have."""
-
-    def read(connection: Connection, part: Slice) -> _Seen:
-        findings = list(check_slice(connection, part, now))
-        files = checks.list_archived_files(connection, part)
-        since = now - policy.window
-        paid = sent.list_paid_requests(connection, part, policy.endpoint, since)
-        return _Seen(checks.count_jobs(connection, part), findings, files, paid)
-
+    """Check every slice and its files; returns the requests that fal's listing should have."""
     sample: list[ArchivedFile] = []
     paid: list[PaidRequest] = []
-    for seen in _walk(db, read):
-        diagnosis.jobs += seen.jobs
-        diagnosis.add(seen.findings)
-        paid += seen.paid
+    for part in walk_slices(db):
+        with db.reading() as connection:
+            diagnosis.add(check_slice(connection, part, now))
+            files = checks.list_archived_files(connection, part)
+            since = now - policy.window
+            paid += sent.list_paid_requests(connection, part, policy.endpoint, since)
+            diagnosis.jobs += checks.count_jobs(connection, part)
         if policy.every_file:
-            _check_files(diagnosis, look, seen.files)
-        for file in seen.files:
+            _check_files(diagnosis, look, files)
+        for file in files:
             diagnosis.archived += 1
-            walks.offer(sample, file, offered=diagnosis.archived, size=SAMPLE)
+            offer(sample, file, offered=diagnosis.archived, size=SAMPLE)
     if not policy.every_file:
         _check_files(diagnosis, look, sample)
     if diagnosis.unseen:
-        what = f"{diagnosis.unseen} more archived files were not looked at"
+        what = f"{diagnosis.unseen} more archived files were not checked"
         diagnosis.notes.append(f"{what}: the archive cannot be read")
     return paid
-
-
-def _walk(db: Database, read: Callable[[Connection, Slice], V]) -> Iterator[V]:
-    """What is read of each slice, in a transaction of its own."""
-    after = None
-    while True:
-        with db.reading() as connection:
-            part = walks.next_slice(connection, after)
-            if part is None:
-                return
-            found = read(connection, part)
-        yield found
-        after = part.last
 
 
 def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[ArchivedFile]) -> None:
@@ -173,7 +142,7 @@ def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[Archiv
 
 
 def _note_gates(connection: Connection) -> Iterator[str]:
-    """A shut gate is no violation: jobs wait behind it as they should."""
+    """A pause is not a violation: jobs wait for its end, as they should."""
     for gate in limits.list_shut_gates(connection):
         waiting = checks.count_blocked(connection)
         yield (
@@ -183,7 +152,7 @@ def _note_gates(connection: Connection) -> Iterator[str]:
 
 
 def _note_held(connection: Connection) -> Iterator[str]:
-    """Held jobs are no violation either; each reason says what would settle it."""
+    """Held jobs are not a violation either; each reason says what would resolve it."""
     for reason, jobs in checks.count_held(connection):
         yield f"{jobs} submissions are {reason}"
 
@@ -191,18 +160,18 @@ def _note_held(connection: Connection) -> Iterator[str]:
 # ------------------------------------------------------------------ fal's list
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """Which of our attempts may have requests in the list."""
-
-    endpoint: str
-    start: datetime
-
-
 def _compare_with_fal(
-    diagnosis: Diagnosis, db: Database, window: _Window, listing: Listing, paid: list[PaidRequest]
+    diagnosis: Diagnosis,
+    db: Database,
+    platform: PlatformClient,
+    window: tuple[str, datetime, datetime],
+    paid: list[PaidRequest],
 ) -> None:
-    """`paid` was read before the listing: what fal has accepted until then should be in it."""
+    """`paid` was read before: what fal had accepted by then should be in its listing.
+
+    `window` is the endpoint, and the start and end of the time for which fal is asked.
+    """
+    listing = platform.list_requests(*window)
     listed = {one.fal_request_id: one for one in listing.requests}
     diagnosis.listed = len(listed)
     if listing.gap is not None:
@@ -210,7 +179,8 @@ def _compare_with_fal(
     _find_missing(diagnosis, [one for one in paid if one.fal_request_id not in listed], listing)
     strangers = _find_strangers(db, list(listed.values()))
     if strangers:
-        _judge_strangers(diagnosis, db, window, strangers)
+        endpoint, start, _ = window
+        _judge_strangers(diagnosis, strangers, _find_owners(db, endpoint, start, strangers), db)
 
 
 def _find_missing(diagnosis: Diagnosis, unlisted: list[PaidRequest], listing: Listing) -> None:
@@ -239,18 +209,22 @@ def _find_strangers(db: Database, listed: list[ListedRequest]) -> list[ListedReq
 
 
 def _judge_strangers(
-    diagnosis: Diagnosis, db: Database, window: _Window, strangers: list[ListedRequest]
+    diagnosis: Diagnosis,
+    strangers: list[ListedRequest],
+    found: tuple[dict[str, SentInput], bool],
+    db: Database,
 ) -> None:
-    """Those of ours by their input, or by a webhook that came to us; the others are not ours.
+    """Ours are known by their input, or by a webhook that came to us; the others are not ours.
 
-    A request that may be an attempt's whose reply was lost is being looked for already. Several
-    deployments may share an account: what nothing shows to be ours is nobody's to cancel here.
+    The resolver searches already for the request of an attempt whose reply was lost. Several
+    deployments may share an account: without evidence that a request is ours, it must not be
+    cancelled here.
     """
-    owners, any_open = _find_owners(db, window, strangers)
+    owners, any_open = found
     with db.reading() as connection:
         strays = {stray.fal_request_id for stray in find_strays(connection)}
     resolved = hidden = 0
-    # Asked once more: an attempt may have got its id since.
+    # Read again: an attempt may have got its id in the meantime.
     for one in _find_strangers(db, strangers):
         owner = owners.get(one.fal_request_id)
         if owner is not None and owner.is_open and not owner.has_request:
@@ -282,11 +256,11 @@ def _judge_strangers(
 
 
 def _find_owners(
-    db: Database, window: _Window, strangers: list[ListedRequest]
+    db: Database, endpoint: str, start: datetime, strangers: list[ListedRequest]
 ) -> tuple[dict[str, SentInput], bool]:
-    """By request the attempt that sent its input, an open one before others; if any is open.
+    """The attempt that sent each request's input, open ones first; and whether any is open.
 
-    One that has a request of its own comes last: then its input was run twice.
+    An attempt with a request of its own comes last: its input was run twice.
     """
     by_sign: dict[Hashable, list[ListedRequest]] = {}
     for one in strangers:
@@ -294,7 +268,13 @@ def _find_owners(
             by_sign.setdefault(sign_input(one.input), []).append(one)
     owners: dict[str, SentInput] = {}
     any_open = False
-    for attempts in _walk(db, lambda c, part: _list_inputs(c, part, window)):
+    for part in walk_slices(db):
+        with db.reading() as connection:
+            attempts = [
+                *sent.list_idless_attempts(connection, part, endpoint),
+                *sent.list_coming_attempts(connection, part, endpoint),
+                *sent.list_sent_attempts(connection, part, endpoint, start),
+            ]
         for attempt in attempts:
             any_open = any_open or (attempt.is_open and not attempt.has_request)
             for one in by_sign.get(sign_input(attempt.input), ()):
@@ -306,23 +286,17 @@ def _find_owners(
     return owners, any_open
 
 
-def _list_inputs(connection: Connection, part: Slice, window: _Window) -> list[SentInput]:
-    idless = sent.list_idless_attempts(connection, part, window.endpoint)
-    coming = sent.list_coming_attempts(connection, part, window.endpoint)
-    return idless + coming + sent.list_sent_attempts(connection, part, *astuple(window))
-
-
 def _describe_orphan(one: ListedRequest, owner: SentInput | None) -> Finding:
     end = f"ended with {one.status_code}" if one.ended else "has not ended"
     if owner is None:
         detail = f"it {end}; its webhook has a token of ours, and no attempt has it"
         return Finding(Check.ORPHAN_AT_FAL, None, detail, fal_request_id=one.fal_request_id)
-    detail = f"it {end}; an attempt taken for {owner.outcome} has sent its very input"
+    detail = f"it {end}; an attempt recorded as {owner.outcome} has sent the same input"
     if owner.has_request:
-        detail = f"it {end}; an attempt that fal knows by another request has sent its very input"
+        detail = f"it {end}; an attempt with another request at fal has sent the same input"
     if owner.attempt_id is None:
         detail = (
-            f"it {end}; this job is queued with its very input, and would pay again: after a "
+            f"it {end}; this job is queued with the same input, and would pay again: after a "
             "restore run extend-video restore, else cancel the job"
         )
     return Finding(

@@ -1,6 +1,6 @@
-"""The whole table in numbers, at a price that does not grow with the table.
+"""Counts over the whole table, at a cost that does not grow with the table.
 
-A slow count is cached in `tallies`, and made again only after a hundred times as long as it took:
+A slow count is cached in `tallies`, and repeated only after a hundred times as long as it took:
 counting costs about a hundredth of one connection's time, however large the table. A fast count is
 made at each read. Only the sweep writes: reading the numbers needs no writes.
 
@@ -42,13 +42,13 @@ LONGEST_REST = timedelta(minutes=15)
 # A faster count is not worth a write.
 WORTH_KEEPING_SECONDS = 0.05
 OPEN = "open"
-KEPT_VERDICTS = (Verdict.RECORDED, Verdict.KEPT, Verdict.HINT)
+KEPT_DISPOSITIONS = (Verdict.RECORDED, Verdict.KEPT, Verdict.HINT)
 # Seconds; the last bucket holds what took longer.
 BOUNDS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 21600, 86400)
 PHASES = ("submit", "run", "archive", "whole")
 # A transaction may commit an id after a higher one, but none is open for so long: older events are
 # complete, and may go into the cached sum.
-SETTLED_AFTER = timedelta(minutes=5)
+COMPLETE_AFTER = timedelta(minutes=5)
 SCRAPE_EVENTS, SWEEP_EVENTS = 20_000, 5_000
 SWEEP_BUDGET = timedelta(milliseconds=250)
 
@@ -136,7 +136,7 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
                 if state not in ENDED
             },
             attempts=_fill([OPEN, *Outcome], counted[OUTCOMES].value),
-            deliveries=_fill(KEPT_VERDICTS, counted[VERDICTS].value),
+            deliveries=_fill(KEPT_DISPOSITIONS, counted[VERDICTS].value),
             refused=_fill_refused(counted[REFUSED].value),
             extra_charges=stats.count_extra_charges(connection),
             held=stats.count_held(connection),
@@ -175,7 +175,7 @@ def add_events(*, db: Database, batch: int, budget: timedelta, clock: Clock = re
         now, began = clock(), time.monotonic()
         with db.reading() as connection:
             kept, history = _load_history(connection)
-            if not _add_events(connection, history, batch, before=now - SETTLED_AFTER):
+            if not _add_events(connection, history, batch, before=now - COMPLETE_AFTER):
                 return
         # An earlier release that runs beside this one reads `gaps` and `is_behind`.
         value = {**asdict(history), "gaps": {}, "is_behind": False}
@@ -217,9 +217,11 @@ def _load_history(connection: Connection) -> tuple[Tally | None, History]:
             # Sums that were made for other bounds begin anew.
             if len(known["counts"]) == len(BOUNDS) + 1:
                 history.phases[name] = PhaseTimes(list(known["counts"]), known["seconds"])
-    if history.cursor > stats.find_last_event(connection):
-        # The table was emptied, and its ids begin anew; the sums go on.
-        history.cursor = 0
+    if kept is not None and history.cursor > stats.find_last_event(connection):
+        # The newest events were pruned, and their ids may be used again. What was old enough when
+        # the sums were cached is in them.
+        complete = kept.counted_at - COMPLETE_AFTER
+        history.cursor = event_sums.find_last_before(connection, complete)
     return kept, history
 
 

@@ -1,6 +1,6 @@
 """Beside the path. rearchive: an operator has an archived job's video fetched again from fal.
 
-The copy is replaced only by one that was fetched whole; whatever fails before that changes nothing.
+The copy is replaced only by one that was fetched whole; a failure before that changes nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from worker.ops.verify import find_damage, is_elsewhere, list_companions
 from worker.stages.lease import Holder
 
 COPY_COLUMNS = ("archive_uri", "archive_poster_uri", "archive_sidecar_uri")
-LEAVE_IT = "--force fetches it all the same"
+USE_FORCE = "--force fetches it anyway"
 
 Fetch: TypeAlias = Callable[[Job, Holder], Mapping[str, Any]]
 """Fetches, verifies and publishes the video of a job's result: its columns. Asks the holder right
@@ -37,9 +37,9 @@ class Rearchived:
 
 
 class Hold:
-    """Keeps a second order for the same job from ending: whoever publishes raises the fence.
+    """Lets one of several runs for the same job succeed: it raises the fence before it publishes.
 
-    It is not raised before that, so that an order that fails earlier leaves no trace.
+    It is not raised before that, so that a run that fails earlier leaves no trace.
     """
 
     def __init__(self, job: Job, db: Database) -> None:
@@ -47,7 +47,7 @@ class Hold:
         self._db = db
 
     def check(self, *_: object) -> None:
-        """Nothing is known between two questions to the table."""
+        """The table is only read by `renew`."""
 
     def renew(self) -> None:
         """Raises ClaimLostError if somebody else has replaced or pruned the copy."""
@@ -70,8 +70,8 @@ class Rearchiver:
     def rearchive_job(self, job_id: UUID, *, force: bool = False) -> Rearchived:
         """Replace the job's copy unless it is intact; with `force`, in any case.
 
-        Raises JobNotFoundError, TooLateError where there is no copy to be replaced, and whatever
-        the fetch raises.
+        Raises JobNotFoundError, TooLateError where there is no copy to replace, and the errors of
+        the fetch.
         """
         with self.db.reading() as connection:
             job = table.get_job(connection, job_id)
@@ -89,12 +89,12 @@ class Rearchiver:
     def _find_reason(self, job: Job, copies: list[Copy]) -> str | None:
         """What is wrong with the copy; None if it is intact."""
         if job.archive_pruned_at is not None:
-            raise TooLateError(f"the files of job {job.id} were pruned: {LEAVE_IT}")
+            raise TooLateError(f"the files of job {job.id} were pruned: {USE_FORCE}")
         if not copies:
-            return "the row says nothing of its copy"
+            return "the row has no size and checksum of its copy"
         (copy,) = copies
         if is_elsewhere(copy, self.store):
-            raise TooLateError(f"{copy.uri} is in another archive: {LEAVE_IT}")
+            raise TooLateError(f"{copy.uri} is in another archive: {USE_FORCE}")
         damage = find_damage(copy, self.store)
         with self.db.transaction() as connection:
             archives.record_check(connection, copy, damage, self.clock())
@@ -118,7 +118,7 @@ class Rearchiver:
         return moved
 
     def _delete_former(self, before: Job, after: Job) -> None:
-        """What the row named, and names no more: another layout, or another kind of video.
+        """Delete what the row no longer names: another layout, or another kind of video.
 
         What cannot be deleted now is an orphan, and listed as one.
         """
@@ -134,13 +134,13 @@ class Rearchiver:
 
 
 def require_archived(job: Job) -> None:
-    """Raises TooLateError that says which command leads on."""
+    """Raises TooLateError that names the command to use instead."""
     match job.state:
         case JobState.ARCHIVED:
             return
         case JobState.FAILED | JobState.CANCELLED:
             raise TooLateError(
-                f"job {job.id} is {job.state.value}: `extend-video redrive {job.id}` leads it on, "
+                f"job {job.id} is {job.state.value}: `extend-video redrive {job.id}` continues it, "
                 "to the archive if it has a result"
             )
         case _:

@@ -1,7 +1,7 @@
 """Beside the path. prune: delete ended jobs by their age, objects first, then rows.
 
-Before a job's first object goes its row says so, and the row goes last. So whoever is killed at any
-moment leaves rows that the next run takes up again, and no object without a row.
+A job's row is marked before its first object is deleted, and the row is deleted last. So a run that
+is killed at any moment leaves rows that the next run takes up again, and no object without a row.
 """
 
 from collections.abc import Callable, Iterator

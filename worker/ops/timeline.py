@@ -1,4 +1,4 @@
-"""What has happened to a job so far: read for people and programs, never written."""
+"""A job's history, why it failed and what it waits for, in words for people and programs."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,14 +27,14 @@ from worker.stages.admit import list_pauses
 from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolvePolicy
 
-# ------------------------------------------------------------------ stays
+# ------------------------------------------------------------------ times in states
 
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """A time that a job spent in a state, and what happened in it; the last has no `until`.
+    """The time a job spent in one state, and its events; the current state has no `until`.
 
-    `duration` grows while the job is there, and is None of an end.
+    `duration` grows while the job is in the state, and is None for an end state.
     """
 
     state: JobState
@@ -45,7 +45,7 @@ class Stay:
 
 
 def list_stays(events: Sequence[Event], now: datetime) -> list[Stay]:
-    """In their order. What happens without leaving a state begins no new stay."""
+    """In order of time. An event that does not change the state belongs to the current one."""
     visits: list[list[Event]] = []
     for event in events:
         if visits and event.from_state is event.to_state:
@@ -53,35 +53,32 @@ def list_stays(events: Sequence[Event], now: datetime) -> list[Stay]:
         else:
             visits.append([event])
     ends = [*(visit[0].at for visit in visits[1:]), None]
-    return [
-        Stay(visit[0].to_state, visit[0].at, end, _measure(visit[0], end, now), tuple(visit))
-        for visit, end in zip(visits, ends, strict=False)
-    ]
-
-
-def _measure(first: Event, end: datetime | None, now: datetime) -> timedelta | None:
-    if end is None and first.to_state in ENDED:
-        return None
-    return max((end or now) - first.at, timedelta())
+    measured = []
+    for visit, end in zip(visits, ends, strict=False):
+        state, since = visit[0].to_state, visit[0].at
+        has_ended = end is None and state in ENDED
+        duration = None if has_ended else max((end or now) - since, timedelta())
+        measured.append(Stay(state, since, end, duration, tuple(visit)))
+    return measured
 
 
 # ------------------------------------------------------------------ explain
 
 
-# Codes of ours for runs that fal finished.
+# Our own codes for runs that fal has finished.
 OWN_CODES = frozenset({"invalid_result", "result_gone", UNNAMED_CODE})
 AGAIN = {
-    Retryable.YES: "may end otherwise: extend-video redrive {id} --pay-again",
-    Retryable.MAYBE: "may end otherwise, of which fal has said nothing: "
+    Retryable.YES: "a new run may succeed: extend-video redrive {id} --pay-again",
+    Retryable.MAYBE: "a new run may succeed (fal does not say): "
     "extend-video redrive {id} --pay-again",
-    Retryable.NO: "ends the same way: enqueue another input",
+    Retryable.NO: "a new run fails in the same way: enqueue another input",
 }
 CHARGES = {Charge.NO: "not charged by fal", Charge.POSSIBLE: "possibly charged by fal"}
 
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """What fal says about one input field; the field is empty if it is about the whole."""
+    """fal's error for one input field; `field` is empty if it concerns the whole input."""
 
     field: str
     error_type: str
@@ -100,12 +97,12 @@ class Explanation:
 
     @property
     def fails_again(self) -> bool:
-        """Whether fal says that the same input fails again; a cancelled run says nothing of it."""
+        """Whether fal says that the same input fails again; a cancelled run does not tell."""
         return self.retryable is Retryable.NO and self.error_class is not ErrorClass.CALLER
 
 
 def explain_failure(job: Job, attempts: list[Attempt]) -> Explanation | None:
-    """What became of a job that fal itself has failed; None of any other."""
+    """Why fal failed the job; None if it did not fail, or not at fal."""
     code = job.error_code
     if job.state is not JobState.FAILED or code is None or not _is_fals(job, code, attempts):
         return None
@@ -113,7 +110,7 @@ def explain_failure(job: Job, attempts: list[Attempt]) -> Explanation | None:
     known = find_error_type(code, names_fields=bool(fields))
     retryable = known.retryable
     if (said := _read_header(attempts)) is not None:
-        # Of this very run, where the type speaks for all that fail so.
+        # The header is about this run, the error type about all runs that fail so.
         retryable = Retryable.YES if said else Retryable.NO
     return Explanation(known.error_class, known.sentence, retryable, known.charge, fields)
 
@@ -127,7 +124,7 @@ def will_fail_again(job: Job, attempts: list[Attempt]) -> bool:
 
 
 def _read_header(attempts: list[Attempt]) -> bool | None:
-    """What fal says of trying the newest attempt again, if it has failed."""
+    """Whether fal's header calls the newest attempt retryable, if that attempt has failed."""
     newest = attempts[-1] if attempts else None
     return newest.retryable if newest is not None and newest.ending == Ending.FAILED else None
 
@@ -141,7 +138,7 @@ def list_field_errors(job: Job) -> tuple[FieldError, ...]:
 
 
 def describe_explanation(explanation: Explanation, job: Job) -> dict[str, str]:
-    """By name, one line each."""
+    """One line of text for each part, by its name."""
     lines = {
         "class": explanation.error_class.value,
         "means": explanation.sentence,
@@ -160,7 +157,7 @@ def _describe_retry(explanation: Explanation) -> str:
 
 
 def _is_fals(job: Job, code: str, attempts: list[Attempt]) -> bool:
-    """Fal's own types are kept verbatim, so a code that is none of ours is fal's."""
+    """Fal's error types are stored unchanged, so a code that is not ours is fal's."""
     if code in ERROR_TYPES or job.error_details:
         return True
     return code not in OWN_CODES and bool(attempts) and attempts[-1].ending == Ending.FAILED
@@ -170,28 +167,28 @@ def _is_fals(job: Job, code: str, attempts: list[Attempt]) -> bool:
 
 
 STUCK = (
-    "if this lasts longer than a few SWEEP_SECONDS, neither scheduler nor worker may be up: "
-    "extend-video status tells"
+    "if this lasts longer than a few SWEEP_SECONDS, scheduler and workers may be down: "
+    "check with extend-video status"
 )
 RESTARTS = {
     JobEvent.ARCHIVE_REDRIVEN: "extend-video redrive {id} archives the paid result again",
-    JobEvent.SUBMIT_REDRIVEN: "extend-video redrive {id} submits it; nothing was paid so far",
-    JobEvent.POLL_REDRIVEN: "extend-video redrive {id} asks fal once more for the paid result",
+    JobEvent.SUBMIT_REDRIVEN: "extend-video redrive {id} submits it; nothing has been paid yet",
+    JobEvent.POLL_REDRIVEN: "extend-video redrive {id} fetches the paid result from fal again",
 }
 PAY_AGAIN = "extend-video redrive {id} --pay-again buys a new run"
 ANOTHER_INPUT = (
-    "enqueue another input, for fal says that this one fails again; "
-    "extend-video redrive {id} --pay-again buys a new run of it all the same"
+    "enqueue another input, because fal says that this one fails again; "
+    "extend-video redrive {id} --pay-again buys a new run of it anyway"
 )
-CANCEL_FREE = "extend-video cancel {id} gives it up for free"
-CANCEL_ASKED = "extend-video cancel {id} has fal asked to give it up"
-CANCEL_WISHED = "cancelling it was asked for already"
+CANCEL_FREE = "extend-video cancel {id} cancels it at no charge"
+CANCEL_AT_FAL = "extend-video cancel {id} requests its cancellation at fal"
+CANCEL_REQUESTED = "its cancellation has been requested"
 PAID = "its result is paid and recorded, so it can no longer be cancelled"
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """The sentence, and the parts that it is made of; `until` is empty where no time is set."""
+    """The sentence and its parts; `until` is None where no time is set."""
 
     sentence: str
     waits_for: str
@@ -217,7 +214,7 @@ def explain_wait(
 ) -> Wait:
     """What the job waits for; `gate` is the pause of all submissions, if there is one.
 
-    With `policy` it says when an unknown submission is proven dead, and what follows then.
+    With `policy` it says when an unknown submission counts as not accepted, and what follows.
     """
     match job.state:
         case JobState.QUEUED:
@@ -239,23 +236,23 @@ def explain_wait(
 
 
 def describe_time(at: datetime, now: datetime) -> str:
-    """The clock's time, with its date if that is not today's."""
+    """The time in UTC, with the date unless it is today's."""
     day = "" if at.date() == now.date() else f"{at:%Y-%m-%d} "
     return f"{day}{at:%H:%M:%S} UTC"
 
 
 def _explain_queued(job: Job, gate: Gate | None, now: datetime) -> _Case:
     if gate is not None:
-        waits_for = f"fal to take our account again, like all submissions ({gate.reason})"
-        then = "one waiting job is tried, and all follow once fal takes it"
-        may_do = f"put the account or FAL_KEY right, nothing else is needed; {CANCEL_FREE}"
+        waits_for = f"fal to accept our account again, like all submissions ({gate.reason})"
+        then = "one waiting job is submitted, and all follow once fal accepts it"
+        may_do = f"correct the account or FAL_KEY, nothing else is needed; {CANCEL_FREE}"
         return _Case(waits_for, gate.opens_at, then, may_do)
     if _is_overdue(job, now):
         return _explain_overdue(job, "be submitted", CANCEL_FREE)
     if job.blocked_reason is not None:
-        waits_for = f"its next try, for fal turned it away ({job.blocked_reason})"
+        waits_for = f"its next attempt, because fal throttled it ({job.blocked_reason})"
         return _Case(waits_for, job.due_at, "it is submitted again", CANCEL_FREE)
-    then = "the sweep rings for it again"
+    then = "the sweep publishes it again"
     return _Case("a free worker to submit it", job.due_at, then, CANCEL_FREE)
 
 
@@ -263,16 +260,16 @@ def _explain_claimed(job: Job, now: datetime) -> _Case:
     is_download = job.state is JobState.ARCHIVING
     waits_for = f"fal's reply to the submission by {job.claimed_by}"
     then = (
-        "the job counts as unknown unless that worker has renewed its claim: fal's listing is "
-        "searched for it, and nothing is sent twice"
+        "the submission counts as unknown unless that worker has renewed its claim: fal's listing "
+        "is searched for it, and nothing is sent twice"
     )
-    may_do = CANCEL_ASKED if job.cancel_requested_at is None else CANCEL_WISHED
+    may_do = CANCEL_AT_FAL if job.cancel_requested_at is None else CANCEL_REQUESTED
     if is_download:
         waits_for = f"{job.claimed_by} to download the video"
-        then = "another worker downloads it unless that one has renewed its claim"
+        then = "another worker downloads it unless the claim has been renewed"
         may_do = PAID
     if _is_overdue(job, now):
-        waits_for = f"the next sweep, for {job.claimed_by} has let its claim run out"
+        waits_for = f"the next sweep, because the claim of {job.claimed_by} has expired"
         may_do = f"{may_do}; {STUCK}"
     return _Case(waits_for, job.due_at, then, may_do)
 
@@ -282,73 +279,75 @@ def _explain_unknown(
 ) -> _Case:
     if job.is_held:
         waits_for = f"an operator's decision ({job.blocked_reason})"
-        then = "fal's listing is searched for it once more, and it stays held if it is not there"
-        may_do = f"{PAY_AGAIN}; extend-video cancel {{id}} gives it up"
+        then = "fal's listing is searched for it again, and it remains held if it is not found"
+        may_do = f"{PAY_AGAIN}; extend-video cancel {{id}} cancels it"
         return _Case(waits_for, job.due_at, then, may_do)
-    waits_for = f"a sign of whether fal has it ({job.blocked_reason or 'its outcome is unknown'})"
-    then = f"fal's listing is searched for it; {_foresee_death(job, attempts, now, policy)}"
-    anew = "extend-video redrive {id} --pay-again submits it anew at once and may pay twice"
-    may_do = anew if job.cancel_requested_at else f"{CANCEL_ASKED} once it is found; {anew}"
+    waits_for = (
+        f"evidence of whether fal accepted it ({job.blocked_reason or 'its outcome is unknown'})"
+    )
+    then = f"fal's listing is searched for it; {_predict_expiry(job, attempts, now, policy)}"
+    anew = "extend-video redrive {id} --pay-again submits it again at once and may pay twice"
+    may_do = anew if job.cancel_requested_at else f"{CANCEL_AT_FAL} once it is found; {anew}"
     return _Case(waits_for, job.due_at, then, may_do)
 
 
-def _foresee_death(
+def _predict_expiry(
     job: Job, attempts: Sequence[Attempt], now: datetime, policy: ResolvePolicy | None
 ) -> str:
-    """What follows, and when, if nothing is heard of the newest attempt."""
+    """When the newest attempt counts as not accepted without further evidence, and what follows."""
     since = attempts[-1].started_at if attempts else job.enqueued_at
     if policy is None:
         when = f"UNKNOWN_SECONDS after {describe_time(since, now)}"
-        return f"{when} it counts as dead, and UNKNOWN_POLICY says what follows"
+        return f"{when} it counts as not accepted, and UNKNOWN_POLICY decides what follows"
     lost = {Outcome.UNKNOWN, Outcome.DEAD}
     spent = sum(one.outcome in lost and one.started_at >= job.tried_since for one in attempts)
     if job.cancel_requested_at is not None:
-        follows = "is cancelled, as was asked for"
+        follows = "is cancelled as requested"
     elif spent >= policy.max_attempts:
-        follows = f"fails, for {spent} submissions were lost"
+        follows = f"fails, because {spent} submissions were lost"
     elif policy.policy is UnknownPolicy.HOLD:
         follows = "is held for an operator"
     else:
         follows = "is submitted once more"
     wait = policy.judge_after(attempts[-1]) if attempts else policy.unknown_after
     at = describe_time(since + wait, now)
-    return f"from {at} on it counts as dead if it is not there, and {follows}"
+    return f"from {at} on it counts as not accepted if it is not found, and {follows}"
 
 
 def _explain_submitted(job: Job, newest: Attempt | None, now: datetime) -> _Case:
-    told = _describe_status(newest)
+    status = _describe_status(newest)
     if job.cancel_requested_at is not None:
         answer = newest.cancel_status if newest is not None else None
-        waits_for = f"fal to end it, as was asked for (fal answered {answer or 'nothing yet'})"
-        then = "fal is asked how it ended; a result that comes all the same is archived"
-        return _Case(waits_for, job.due_at, then, CANCEL_WISHED)
+        waits_for = f"fal to end it, as requested (fal replied {answer or 'nothing yet'})"
+        then = "fal is polled for how it ended; a result that arrives anyway is archived"
+        return _Case(waits_for, job.due_at, then, CANCEL_REQUESTED)
     if job.is_unrecordable:
-        waits_for = f"the database to take what fal has made ({job.blocked_reason})"
-        then = "fal is asked for it again"
-        may_do = "put right what the reason names: fal keeps the paid result for a limited time"
+        waits_for = f"the database to accept fal's result ({job.blocked_reason})"
+        then = "it is fetched from fal again"
+        may_do = "correct what the reason names: fal keeps the paid result for a limited time"
         return _Case(waits_for, job.due_at, then, may_do)
     if job.is_unanswered:
-        told = f"{told} ({job.blocked_reason})"
+        status = f"{status} ({job.blocked_reason})"
     if _is_overdue(job, now):
-        return _explain_overdue(job, f"be asked about at fal{told}", CANCEL_ASKED)
-    then = "fal is asked about it, and again after growing pauses"
-    return _Case(f"fal's webhook{told}", job.due_at, then, CANCEL_ASKED)
+        return _explain_overdue(job, f"be polled at fal{status}", CANCEL_AT_FAL)
+    then = "fal is polled, with growing pauses"
+    return _Case(f"fal's webhook{status}", job.due_at, then, CANCEL_AT_FAL)
 
 
 def _describe_status(newest: Attempt | None) -> str:
     if newest is None or newest.fal_status is None:
         return ""
     ahead = "" if newest.queue_position is None else f", {newest.queue_position} ahead"
-    return f" (fal's last word: {newest.fal_status}{ahead})"
+    return f" (fal's last status: {newest.fal_status}{ahead})"
 
 
 def _explain_completed(job: Job, now: datetime) -> _Case:
     if _is_overdue(job, now):
         return _explain_overdue(job, "be downloaded", PAID)
     if job.blocked_reason is not None:
-        waits_for = f"its next download, for the last one failed ({job.blocked_reason})"
+        waits_for = f"its next download, because the last one failed ({job.blocked_reason})"
         return _Case(waits_for, job.due_at, "it is downloaded again", PAID)
-    then = "the sweep rings for it again"
+    then = "the sweep publishes it again"
     return _Case("a free worker to download the video", job.due_at, then, PAID)
 
 
@@ -358,13 +357,13 @@ def _explain_end(job: Job, attempts: Sequence[Attempt]) -> _Case:
         return _Case("nothing", None, then, "nothing has to be done")
     became = f"it has failed ({job.error_code})"
     if job.state is JobState.CANCELLED:
-        became = "it was given up"
-    then = f"{became}, and stays so unless a result comes late"
+        became = "it was cancelled"
+    then = f"{became}; only a late result changes that"
     return _Case("nothing", None, then, _find_restart(job, attempts))
 
 
 def _explain_overdue(job: Job, aim: str, may_do: str) -> _Case:
-    """Its time has come, and nobody has taken it yet."""
+    """It is due, and no worker has taken it yet."""
     waits_for = f"the next sweep, to {aim}"
     return _Case(waits_for, job.due_at, "a worker takes it", f"{may_do}; {STUCK}")
 
@@ -398,12 +397,12 @@ def _compose(case: _Case, now: datetime) -> str:
 # ------------------------------------------------------------------ story
 
 
-LOOK_SECONDS = 0.1
+READ_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A job with everything that was written about it, and what it waits for."""
+    """A job with its attempts, deliveries and events, and what it waits for."""
 
     job: Job
     attempts: list[Attempt]
@@ -416,7 +415,7 @@ class Story:
 def read_story(
     job_id: UUID, *, db: Database, policy: ResolvePolicy | None = None, clock: Clock = read_clock
 ) -> Story:
-    """Raises JobNotFoundError. `policy` let it foresee what becomes of an unknown one."""
+    """Raises JobNotFoundError. `policy` is needed to predict what becomes of an unknown job."""
     with db.reading() as connection:
         job = table.get_job(connection, job_id)
         tried = attempts.list_attempts(connection, job_id)
@@ -424,9 +423,8 @@ def read_story(
         events = table.list_events(connection, job_id)
         gate = next(iter(list_pauses(connection)), None)
     now = clock()
-    stays = list_stays(events, now)
     wait = explain_wait(job, tried, gate, now, policy=policy)
-    return Story(job, tried, received, events, stays, wait)
+    return Story(job, tried, received, events, list_stays(events, now), wait)
 
 
 def find_job_ended_since(job_id: UUID, since: datetime, *, db: Database) -> Job | None:
@@ -438,14 +436,14 @@ def find_job_ended_since(job_id: UUID, since: datetime, *, db: Database) -> Job 
 
 
 def find_newest_attempt(job_id: UUID, *, db: Database) -> Attempt | None:
-    """How far the job's request is; much less to read than the whole story."""
+    """How far the job's request is; much cheaper than `read_story`."""
     with db.reading() as connection:
         known = attempts.list_attempts(connection, job_id)
     return known[-1] if known else None
 
 
 def foresee_restart(job: Job, *, db: Database) -> JobEvent | None:
-    """From where an order without new money would restart the job; None if it takes some."""
+    """Where a redrive without a new payment would restart the job; None if it needs one."""
     with db.reading() as connection:
         tried = attempts.list_attempts(connection, job.id)
     try:
@@ -469,7 +467,7 @@ def follow_events(
 ) -> Iterator[Event]:
     """Each event of the job as it comes, up to its end. Raises TimeoutError after `patience`.
 
-    `on_look` is called between looks at the table; what it raises ends the following. Raises
+    `on_look` is called between reads of the table; what it raises is raised here. Raises
     JobNotFoundError at once.
     """
     read_story(job_id, db=db)
@@ -490,5 +488,5 @@ def follow_events(
 
 
 def wait_a_look() -> None:
-    """How long a follower leaves the table alone."""
-    time.sleep(LOOK_SECONDS)
+    """The pause between two reads of the table."""
+    time.sleep(READ_PAUSE_SECONDS)

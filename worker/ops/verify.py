@@ -1,7 +1,7 @@
-"""Beside the path. verify: read the archive again, and hold it against the table.
+"""Beside the path. verify: read the archive again, and compare it with the table.
 
-The table is walked in slices by id, outside of any transaction while objects are read. Each copy
-that was read is marked at once, so that whoever goes on after an interruption passes over it.
+The table is walked in slices by id, with no open transaction while objects are read. Each copy that
+was read is marked at once, so that a run that resumes after an interruption skips it.
 """
 
 import hashlib
@@ -43,9 +43,9 @@ def is_elsewhere(copy: Copy, store: Store) -> bool:
 
 
 def find_damage(copy: Copy, store: Store, on_read: OnRead | None = None) -> str | None:
-    """Read the whole copy; what is wrong with it, None if nothing is.
+    """Read the whole copy and say what is wrong with it; None if it is intact.
 
-    `on_read` is told of each chunk. Raises StoreUnavailableError: then nothing is known.
+    `on_read` gets the size of each chunk. Raises StoreUnavailableError: then nothing is known.
     """
     damage = _find_damaged_video(copy, store, on_read)
     damage = damage or next(_find_missing_companions(copy, store), None)
@@ -83,13 +83,13 @@ def _find_missing_companions(copy: Copy, store: Store) -> Iterator[str]:
 
 
 def _find_other_sidecar(copy: Copy, store: Store) -> str | None:
-    """Whether the sidecar tells how another video was made."""
+    """Whether the sidecar belongs to another video."""
     name = None if copy.sidecar_uri is None else store.find_name(copy.sidecar_uri)
     if name is None:
         return None
     try:
-        told = json.loads(b"".join(store.read(name)))
-        sha256 = told["video"]["sha256"]
+        sidecar = json.loads(b"".join(store.read(name)))
+        sha256 = sidecar["video"]["sha256"]
     except StoreObjectMissingError:
         return f"{Damage.MISSING}: there is no sidecar {copy.sidecar_uri}"
     except (ValueError, RecursionError, LookupError, TypeError):
@@ -136,7 +136,7 @@ def find_orphans(
         old = [one for one in batch if one.modified_at <= limit]
         inventory.young += len(batch) - len(old)
         for one in _find_unnamed(db, store, old):
-            # Its row may be gone because it is: what is pruned loses its objects first.
+            # Its row may be gone because the object is: pruning deletes objects first.
             if store.stat(one.name) is not None:
                 inventory.orphans += 1
                 inventory.orphan_bytes += one.bytes
@@ -200,7 +200,7 @@ def require_own_archive(*, db: Database, store: Store, clock: Clock = read_clock
 
 
 def find_foreign_mark(*, db: Database, store: Store) -> str | None:
-    """Why this is not the archive that the table means; None if it is, or nobody has asked yet."""
+    """Why this is not the archive that the table means; None if it is, or has no mark yet."""
     location = store.find_uri(ARCHIVE_MARK)
     with db.reading() as connection:
         known = archives.find_mark(connection, location)
@@ -267,7 +267,7 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
-    """Reads copies, and tells of them: bytes as they come, damage as it is found."""
+    """Reads copies, and reports the bytes as they are read and damage as it is found."""
 
     db: Database
     store: Store
@@ -276,7 +276,7 @@ class Verifier:
     clock: Clock = read_clock
 
     def verify(self, scope: Scope, verification: Verification) -> None:
-        """Every copy in the scope; what was found damaged since its time is told of again.
+        """Every copy in the scope; damage found since its start is reported again.
 
         Raises StoreUnavailableError, after which it can go on with the same scope.
         """
@@ -298,19 +298,19 @@ class Verifier:
             self._repeat_damage(scope, verification)
 
     def _repeat_damage(self, scope: Scope, verification: Verification) -> None:
-        """Tell of what an interrupted run of the same scope has found."""
-        told = {one.job_id for one in verification.damaged}
+        """Report what an interrupted run of the same scope has found."""
+        reported = {one.job_id for one in verification.damaged}
         for part in walk_slices(self.db):
             with self.db.reading() as connection:
                 damaged = archives.list_damaged(connection, scope, part)
             for copy in damaged:
-                if copy.job_id not in told:
-                    self._tell(copy, str(copy.error), verification)
+                if copy.job_id not in reported:
+                    self._report(copy, str(copy.error), verification)
 
     def _take(self, copy: Copy, scope: Scope, verification: Verification) -> None:
         if copy.verified_at is not None and copy.verified_at >= scope.not_since:
             if copy.error is not None:
-                self._tell(copy, copy.error, verification)
+                self._report(copy, copy.error, verification)
             return
         if is_elsewhere(copy, self.store):
             verification.elsewhere += 1
@@ -325,9 +325,9 @@ class Verifier:
         verification.checked += 1
         verification.bytes += copy.bytes
         if damage is not None:
-            self._tell(copy, damage, verification)
+            self._report(copy, damage, verification)
 
-    def _tell(self, copy: Copy, reason: str, verification: Verification) -> None:
+    def _report(self, copy: Copy, reason: str, verification: Verification) -> None:
         damaged = DamagedCopy(copy.job_id, copy.uri, reason)
         verification.add(damaged)
         self.on_damage(damaged)
@@ -367,5 +367,5 @@ def is_fine(verification: Verification) -> bool:
 
 
 def start_scope(tenant: str | None, not_since: datetime | None, clock: Clock = read_clock) -> Scope:
-    """A run that begins now, or goes on with the one that began then."""
+    """A run that begins now, or resumes the one that began at `not_since`."""
     return Scope(not_since or clock(), tenant, is_resumed=not_since is not None)

@@ -66,7 +66,7 @@ def test_worker_whose_loop_stands_still_ends_for_its_supervisor(yard, settings, 
     assert part.wait(90) == WEDGED
     facts = [json.loads(line) for line in part.read_log().splitlines() if line.startswith("{")]
     (told,) = [fact for fact in facts if fact["event"] == "worker_wedged"]
-    assert "stood still" in told["reason"]
+    assert "has been blocked" in told["reason"]
 
 
 def test_worker_that_takes_no_messages_ends_for_its_supervisor(yard, settings) -> None:
@@ -76,7 +76,7 @@ def test_worker_that_takes_no_messages_ends_for_its_supervisor(yard, settings) -
     for _ in range(3):
         publish_sweep(settings)
     assert part.wait(90) == WEDGED
-    assert "it has taken none for" in part.read_log()
+    assert "it has consumed none for" in part.read_log()
 
 
 def test_worker_whose_broker_is_silent_stays_and_works_on_afterwards(
