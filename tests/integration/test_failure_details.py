@@ -127,8 +127,8 @@ def test_header_of_a_failure_decides_whether_another_input_is_advised(
     told = explain(db, story.job)
     assert (told is None) is (error_type is None)
     if told is not None:
-        assert told["again"].startswith("ends the same way") is (retryable is False)
-        assert ("said nothing" in told["again"]) is (retryable is None)
+        assert told["again"].startswith("a new run fails in the same way") is (retryable is False)
+        assert ("fal does not say" in told["again"]) is (retryable is None)
 
 
 def test_webhook_that_comes_after_the_poll_leaves_what_its_header_said(db) -> None:
@@ -188,7 +188,7 @@ def test_show_prints_each_field(db, capsys) -> None:
     assert "A value is above what is allowed." in printed
     assert "num_frames: Input should be less than or equal to 481 (less_than_equal)" in printed
     assert "video_size.width: [red]markup[/red] (greater_than_equal)" in printed
-    assert "ends the same way" in printed
+    assert "a new run fails in the same way" in printed
     assert "possibly charged by fal" in printed
 
 

@@ -212,7 +212,7 @@ def test_doctor_names_the_queued_job_that_would_be_paid_again(bench, desk, more)
 
     (found,) = look().findings
     assert (found.check, found.job_id) == (Check.ORPHAN_AT_FAL, job.id)
-    assert "queued with its very input, and would pay again" in found.detail
+    assert "queued with the same input, and would pay again" in found.detail
     bench.clock.move(2 * HOUR)
     restore(bench)
     after = look()
