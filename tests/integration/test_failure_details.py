@@ -190,7 +190,7 @@ def test_show_prints_each_field(db, capsys) -> None:
     assert "A value is above what is allowed." in printed
     assert "num_frames: Input should be less than or equal to 481 (less_than_equal)" in printed
     assert "video_size.width: [red]markup[/red] (greater_than_equal)" in printed
-    assert "fails in the same way" in printed
+    assert "a new run fails in the same way" in printed
     assert "possibly charged by fal" in printed
 
 

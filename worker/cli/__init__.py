@@ -143,7 +143,7 @@ COMMANDS = {
         ),
     ),
     "schema": Command(
-        "contract.schema",
+        "schema.schema",
         "Compare our model with fal's OpenAPI.",
         ("extend-video schema", "extend-video schema --file openapi.json --strict-defaults"),
     ),

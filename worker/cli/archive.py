@@ -1,7 +1,7 @@
 """`extend-video verify`, `rearchive` and `prune`: the commands that look after the archive."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -251,7 +251,11 @@ def prune(
 
     Live jobs are never touched.
     """
-    retention = read_retention(older_than, tenant, label, state, files_only=files_only)
+    labels, wrong = split_pairs("--label", label)
+    if wrong:
+        raise InvalidInputError(tuple(wrong))
+    states = frozenset(JobState(end.value) for end in state)
+    retention = Retention(older_than, states or ENDED, tenant, labels, files_only)
     runtime, total = build_runtime(), None
     if not dry_run:
         require_own_archive(db=runtime.db, store=runtime.store)
@@ -271,22 +275,6 @@ def prune(
             raise typer.Exit(FAILED)
         total = found.jobs
     run_pruning(runtime, retention, total, as_json=as_json)
-
-
-def read_retention(
-    ended_before: datetime,
-    tenant: str | None,
-    labels: Sequence[str],
-    ends: Sequence[End],
-    *,
-    files_only: bool,
-) -> Retention:
-    """Raises InvalidInputError."""
-    wanted, wrong = split_pairs("--label", labels)
-    if wrong:
-        raise InvalidInputError(tuple(wrong))
-    states = frozenset(JobState(end.value) for end in ends)
-    return Retention(ended_before, states or ENDED, tenant, wanted, files_only)
 
 
 def run_pruning(

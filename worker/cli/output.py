@@ -191,8 +191,8 @@ def print_story(story: Story) -> None:
     print_section("why is it not done?" if story.wait.until else "what now?")
     out.print(f"  {escape(story.wait.sentence)}")
     print_section("states")
-    for stay in story.stays:
-        out.print(show_time_in_state(stay))
+    for one in story.stays:
+        out.print(show_time_in_state(one))
     if job.archive_warnings:
         print_section("archive warnings")
         for warning in job.archive_warnings:
@@ -224,11 +224,11 @@ def print_logs(story: Story) -> None:
             out.print(show_log_entry(entry))
 
 
-def show_time_in_state(stay: TimeInState) -> str:
+def show_time_in_state(one: TimeInState) -> str:
     """Since when the job was in the state, and for how long; an end has no length."""
-    lasted = "" if stay.duration is None else format_duration(stay.duration)
-    so_far = " so far" if lasted and stay.until is None else ""
-    return f"  {show_time(stay.since)}  {show_state(stay.state)}  {lasted}{so_far}".rstrip()
+    lasted = "" if one.duration is None else format_duration(one.duration)
+    so_far = " so far" if lasted and one.until is None else ""
+    return f"  {show_time(one.since)}  {show_state(one.state)}  {lasted}{so_far}".rstrip()
 
 
 def show_attempt(attempt: Attempt) -> str:

@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
@@ -31,15 +31,6 @@ SOONEST_LATE = timedelta(seconds=30)
 # ------------------------------------------------------------------ status
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """The numbers, the queues if the broker answers, and what is wrong, in words."""
-
-    measures: Measures
-    queues: dict[str, int] | None
-    problems: list[str]
-
-
 def status(
     as_json: Json = False,
     worker: Annotated[
@@ -59,20 +50,16 @@ def status(
         with runtime.db.reading() as connection:
             seen = list_seen(list_workers(connection), read_clock())
         raise typer.Exit(OK if any(one.name == worker for one in seen) else FAILED)
-    found = read_status(runtime)
-    if as_json:
-        output.print_json(status_to_json(found))
-    else:
-        print_status(found)
-    raise typer.Exit(FAILED if found.problems else OK)
-
-
-def read_status(runtime: Runtime) -> Status:
     from worker.broker.app import QUEUES
 
     measures = read_measures(db=runtime.db)
     queues = runtime.dispatcher.count_messages(list(QUEUES.values()))
-    return Status(measures, queues, list_problems(measures, queues, runtime.settings))
+    problems = list_problems(measures, queues, settings)
+    if as_json:
+        output.print_json(status_to_json(measures, queues, problems))
+    else:
+        print_status(measures, queues, problems)
+    raise typer.Exit(FAILED if problems else OK)
 
 
 def list_problems(
@@ -116,14 +103,15 @@ def list_shared_names(measures: Measures) -> list[str]:
     return sorted(name for name, processes in counted.items() if processes > 1)
 
 
-def status_to_json(found: Status) -> dict[str, Any]:
-    measures = found.measures
+def status_to_json(
+    measures: Measures, queues: dict[str, int] | None, problems: list[str]
+) -> dict[str, Any]:
     return {
-        "ok": not found.problems,
-        "problems": found.problems,
+        "ok": not problems,
+        "problems": problems,
         "workers": [asdict(worker) for worker in measures.workers],
         "shared_names": list_shared_names(measures),
-        "queues": found.queues,
+        "queues": queues,
         "last_sweep_at": measures.swept_at,
         "sweep_lag_seconds": measures.sweep_lag.total_seconds(),
         "paused": [
@@ -138,11 +126,10 @@ def status_to_json(found: Status) -> dict[str, Any]:
     }
 
 
-def print_status(found: Status) -> None:
-    measures = found.measures
-    for problem in found.problems:
+def print_status(measures: Measures, queues: dict[str, int] | None, problems: list[str]) -> None:
+    for problem in problems:
         output.out.print(f"[red]![/red] {output.escape(problem)}")
-    if not found.problems:
+    if not problems:
         output.out.print("[green]ok[/green]")
     for name in list_shared_names(measures):
         output.out.print(
@@ -156,8 +143,7 @@ def print_status(found: Status) -> None:
         line = f"{worker.name} ({worker.pid})  seen {ago} ago{did}  {', '.join(worker.queues)}"
         output.out.print(f"  {output.escape(line)}")
     output.print_section("queues")
-    queues = {"broker": "unavailable"} if found.queues is None else found.queues
-    output.print_fields(dict(queues))
+    output.print_fields({"broker": "unavailable"} if queues is None else queues)
     output.print_section("sweep")
     at = measures.swept_at
     swept = "never" if at is None else f"{format_duration(measures.now - at)} ago"
