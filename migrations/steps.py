@@ -5,6 +5,9 @@ one than it is added in. Each of them commits what the migration did before, so 
 interrupted runs again from its beginning: what comes before the last of them has to allow that.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import structlog
 from alembic import op
 from sqlalchemy import text
@@ -14,11 +17,16 @@ IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(
 
 
 def create_index(
-    name: str, table: str, columns: list[str], *, where: str | None = None, unique: bool = False
+    name: str,
+    table: str,
+    columns: Sequence[Any],
+    *,
+    where: str | None = None,
+    unique: bool = False,
 ) -> None:
     condition = None if where is None else text(where)
     if not is_postgres():
-        op.create_index(name, table, columns, unique=unique, sqlite_where=condition)
+        op.create_index(name, table, list(columns), unique=unique, sqlite_where=condition)
         return
     with op.get_context().autocommit_block():
         connection = op.get_bind()
@@ -35,7 +43,7 @@ def create_index(
         op.create_index(
             name,
             table,
-            columns,
+            list(columns),
             unique=unique,
             postgresql_where=condition,
             postgresql_concurrently=True,

@@ -40,10 +40,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """SQLite, and PostgreSQL too where the mark `both_databases` says that SQL decides."""
+    """SQLite, and PostgreSQL too where the mark `both_databases` says that SQL decides.
+
+    PostgreSQL alone where it is about locks of rows.
+    """
     if "database_url" in metafunc.fixturenames:
         both = metafunc.definition.get_closest_marker("both_databases") is not None
         names = ["sqlite", "postgresql"] if both else ["sqlite"]
+        if metafunc.definition.get_closest_marker("only_postgresql") is not None:
+            names = ["postgresql"]
         metafunc.parametrize("database_url", names, indirect=True, scope="function")
 
 

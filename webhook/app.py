@@ -38,6 +38,7 @@ def create_app(settings: Settings | None = None) -> Flask:
         dispatcher=Dispatcher(settings),
         dispatch_timeout=settings.lease_seconds,
         max_bytes=settings.webhook_max_bytes,
+        retry_for=settings.retry_seconds,
         token_secrets=settings.token_secrets,
     )
     # What was answered, but not yet published, when gunicorn ends a worker.

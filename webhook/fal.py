@@ -31,7 +31,8 @@ from worker.ground.errors import (
 )
 from worker.ground.schema import check_schema
 from worker.ground.tracing import trace_since
-from worker.jobs.values import UNRECORDABLE, Verdict
+from worker.jobs.states import BlockedBy, Doorbell, Step
+from worker.jobs.values import Verdict
 from worker.stages.complete import (
     Receipt,
     describe_refusal,
@@ -56,6 +57,7 @@ class Receiver:
     dispatcher: Dispatcher
     dispatch_timeout: timedelta
     max_bytes: int
+    retry_for: timedelta
     token_secrets: Sequence[SecretStr] = ()
 
     def receive(self, token: str) -> Answer:
@@ -81,6 +83,7 @@ class Receiver:
                 body,
                 db=self.db,
                 dispatch_timeout=self.dispatch_timeout,
+                retry_for=self.retry_for,
                 token_secrets=self.token_secrets,
             )
         except Exception as error:
@@ -89,7 +92,7 @@ class Receiver:
             self._note_unrecordable(token, completion, error)
             if not isinstance(error, REFUSED):
                 raise
-            return {"error": UNRECORDABLE, "message": "send it again later"}, 503
+            return {"error": BlockedBy.UNRECORDABLE.value, "message": "send it again later"}, 503
         return self._answer(receipt, 200)
 
     def _note_unrecordable(self, token: str, completion: Completion, error: Exception) -> None:
@@ -118,6 +121,8 @@ class Receiver:
     def _answer(self, receipt: Receipt, status: int) -> Answer:
         # fal need not wait for it: a ring that fails changes nothing about the answer.
         self.dispatcher.publish_soon(receipt.doorbell)
+        if receipt.verdict is Verdict.RECORDED:  # a slot is free
+            self.dispatcher.publish_soon(Doorbell(Step.SUBMIT))
         job = receipt.job
         if job is None:
             log.error("delivery_without_job", verdict=receipt.verdict.value)

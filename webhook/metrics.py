@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
 from worker.ground.db import Database, describe_database_error
+from worker.jobs.admission import ACCOUNT
 from worker.jobs.states import JobEvent
 from worker.ops.metrics import BOUNDS, Measures, list_seen, read_measures
 
@@ -141,8 +142,8 @@ def describe_gauges(measures: Measures) -> Iterator[Metric]:
     words = "When the last sweep ended; 0 before the first"
     swept = measures.swept_at.timestamp() if measures.swept_at else 0.0
     yield _gauge("last_sweep_timestamp_seconds", words, swept)
-    is_paused = any(gate.name == "submissions" for gate in measures.pauses)
-    words = "1 while all submissions pause because fal refuses the account"
+    is_paused = any(pause.scope == ACCOUNT for pause in measures.pauses)
+    words = "1 while all submissions are paused"
     yield _gauge("submissions_paused", words, int(is_paused))
     seen = list_seen(measures.workers, measures.now)
     yield _gauge("workers", "Workers that were seen within the last minute", len(seen))

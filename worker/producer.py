@@ -103,7 +103,7 @@ def place_request(runtime: Runtime, job_request: JobRequest) -> Job:
     )
     if enqueued.created:
         trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
-        runtime.dispatcher.publish(enqueued.job.doorbell)
+        runtime.publish_submissions([enqueued.job])
     return enqueued.job
 
 
@@ -146,5 +146,4 @@ def place_requests(
 def _publish(runtime: Runtime, created: Sequence[Job]) -> bool:
     for job in created:
         trace_since("enqueue", job.id, job.enqueued_at)
-    doorbells = (job.doorbell for job in created)
-    return runtime.dispatcher.publish_all([one for one in doorbells if one is not None])
+    return runtime.publish_submissions(created)

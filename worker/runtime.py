@@ -30,6 +30,7 @@ from worker.ground.db import PROGRAM, Database
 from worker.ground.errors import DaemonError, InvalidInputError, InvalidSettingsError, Violation
 from worker.ground.log import configure_logging, mask_url
 from worker.ground.settings import Settings, list_secrets, load_settings, require_settings
+from worker.jobs.states import Doorbell, Step
 
 if TYPE_CHECKING:
     from worker.broker.dispatch import Dispatcher
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from worker.media.store import Store
     from worker.ops.doctor import Diagnosis
     from worker.ops.rearchive import Rearchiver
+    from worker.stages.admit import AdmissionPolicy
     from worker.stages.archive import ArchivePolicy, Keeper
     from worker.stages.enqueue import JobRequest
     from worker.stages.lease import Holder
@@ -74,6 +76,8 @@ OPTION_SETTINGS = {
     "store_io": "fal_store_io",
     "runner_hint": "fal_runner_hint",
 }
+# What a pass of the sweep publishes at the most for queued jobs.
+MOST_SUBMISSIONS = 50
 V = TypeVar("V")
 
 log = structlog.stdlib.get_logger(__name__)
@@ -252,7 +256,8 @@ class Runtime:
 
         policy = self.resolve_policy
         resolver = Resolver(self.db, self.requests, self.platform, policy, read_clock)
-        return Reconciler(resolver, self.settings.poll_seconds)
+        settings = self.settings
+        return Reconciler(resolver, settings.poll_seconds, settings.retry_seconds)
 
     @shared_property
     def media(self) -> MediaClient:
@@ -284,6 +289,8 @@ class Runtime:
             poll_after=settings.poll_seconds,
             retry_for=settings.retry_seconds,
             probe_after=settings.probe_seconds,
+            admission=self.admission_policy,
+            longest_run=choose_longest_run(settings),
             account=name_account(settings.fal_credentials),
             token_secrets=settings.token_secrets,
         )
@@ -337,32 +344,67 @@ class Runtime:
         """Fetch and publish the video of the job's result; our copy as columns of its row."""
         return self.keeper.keep_video(job, holder).columns
 
-    def publish_overdue(self, pause: timedelta = timedelta()) -> tuple[int, int] | None:
-        """Sweep batch by batch until nothing is overdue or the broker is unavailable.
+    @property
+    def admission_policy(self) -> AdmissionPolicy:
+        from worker.jobs.admission import Caps
+        from worker.stages.admit import AdmissionPolicy
 
-        Returns how many jobs were overdue, and for how many of them the broker took the message;
-        None if another process has swept within the pause.
+        settings = self.settings
+        caps = Caps(settings.max_in_flight, settings.submits_per_minute, settings.daily_budget_usd)
+        return AdmissionPolicy(caps, settings.fal_endpoint, settings.fal_unit_price_usd)
+
+    def publish_submissions(self, jobs: Sequence[Job]) -> bool:
+        """Publish for as many of these queued jobs as may be submitted now; False if some are lost.
+
+        The others need no message: each slot that becomes free publishes one.
+        """
+        from worker.stages.admit import count_submissions
+
+        wanted = count_submissions(db=self.db, policy=self.admission_policy, most=len(jobs))
+        doorbells = [Doorbell(Step.SUBMIT, job.id) for job in jobs[:wanted]]
+        return self.dispatcher.publish_all(doorbells)
+
+    def publish_overdue(self, pause: timedelta = timedelta()) -> tuple[int, int] | None:
+        """One pass of the sweep: it ends within its period, whatever the table holds.
+
+        Returns how many jobs were overdue, and for how many messages were published; None if
+        another process sweeps, or has swept within the pause. A queue that holds as many messages
+        as its workers can take gets no more.
         """
         from worker.ops.metrics import note_sweep
-        from worker.stages.sweep import BATCH, sweep_jobs
+        from worker.stages import sweep
+        from worker.stages.admit import count_submissions
 
-        began, overdue, published = time.monotonic(), 0, 0
-        if not self.observer.note(self.db, pause):
+        began, overdue, published, db = time.monotonic(), 0, 0, self.db
+        period, policy = self.settings.sweep_seconds, self.admission_policy
+        if not self.observer.note(db, pause) or not sweep.begin_sweep(db=db, lease=2 * period):
             return None
-        is_done = False
-        while not is_done:
-            swept = sweep_jobs(
-                db=self.db,
-                lease=self.settings.lease_seconds,
-                archive_deadline=self.settings.archive_deadline_seconds,
-                probe_after=self.settings.probe_seconds,
-            )
-            overdue += len(swept.doorbells)
-            is_taken = self.dispatcher.publish_all(swept.doorbells)
-            published += len(swept.doorbells) if is_taken else 0
-            is_done = not is_taken or swept.rows < BATCH
-        note_sweep(overdue, time.monotonic() - began, db=self.db)
-        return overdue, published
+        try:
+            sweep.pause_without_archive(db=db)
+            sweep.settle_charges(policy, db=db)
+            sweep.release_queued(db=db)
+            room = self.dispatcher.measure_room()
+            is_done = False
+            while not is_done:
+                swept = sweep.sweep_jobs(
+                    db=db,
+                    lease=self.settings.lease_seconds,
+                    archive_deadline=self.settings.archive_deadline_seconds,
+                )
+                overdue += len(swept.doorbells)
+                chosen = room.choose(swept.doorbells)
+                is_taken = self.dispatcher.publish_all(chosen)
+                published += len(chosen) if is_taken else 0
+                is_late = time.monotonic() - began > period.total_seconds()
+                is_done = not is_taken or is_late or swept.rows < sweep.BATCH
+            most = room.left(Step.SUBMIT, MOST_SUBMISSIONS)
+            wanted = count_submissions(db=db, policy=policy, most=most)
+            is_taken = self.dispatcher.publish_all([Doorbell(Step.SUBMIT)] * wanted)
+            published += wanted if is_taken else 0
+        finally:
+            sweep.end_sweep(db=db)
+        note_sweep(overdue + wanted, time.monotonic() - began, db=db)
+        return overdue + wanted, published
 
     def examine(self, *, every_file: bool, hours: int) -> Diagnosis:
         """Look for violations; in fal's list only with a key."""
@@ -411,6 +453,12 @@ class Runtime:
 def get_runtime() -> Runtime:
     """What this worker process works with."""
     return Runtime(load_settings(), program=WORKER_PROGRAM)
+
+
+def choose_longest_run(settings: Settings) -> timedelta:
+    """How long a request may take from its start on, with a margin (as `ResolvePolicy` has it)."""
+    rest = settings.unknown_seconds - settings.start_timeout_seconds
+    return max(rest, settings.unknown_seconds / 3) + settings.lease_seconds
 
 
 def name_account(credentials: SecretStr | None) -> str | None:

@@ -25,7 +25,7 @@ from celery.signals import (
 )
 from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from structlog.contextvars import bound_contextvars, unbind_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars, unbind_contextvars
 
 from worker.broker.app import ARCHIVE, CANCEL, ENQUEUE, RECONCILE, SUBMIT, SWEEP
 from worker.fal.platform import PlatformClient
@@ -59,7 +59,7 @@ from worker.stages.archive import archive_job
 from worker.stages.cancel import cancel_requests
 from worker.stages.enqueue import enqueue_job
 from worker.stages.refuse import claim_request, keep_refusal, list_errors, release_request
-from worker.stages.submit import submit_job
+from worker.stages.submit import Submission, submit_next
 from worker.stages.sweep import remove_partials
 from worker.stages.trace import trace_end
 from worker.stages.upload import has_inline
@@ -167,7 +167,7 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
     log.info("job_enqueued", job_id=str(enqueued.job.id), created=enqueued.created)
     if enqueued.created:
         trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
-        runtime.dispatcher.publish(enqueued.job.doorbell)
+        runtime.publish_submissions([enqueued.job])
 
 
 def read_message(
@@ -230,12 +230,30 @@ def _describe_outage(error: Exception) -> tuple[str, str, float]:
 
 
 @shared_task(name=SUBMIT)
-def submit(job_id: object) -> None:
+def submit(_job_id: object = None) -> None:
+    """Submit the next job, whichever that is: the message says only that there may be room."""
     runtime = get_runtime()
-    with open_step(Step.SUBMIT, job_id, is_long=True) as known:
-        if known is None:
+    if runtime.ending.is_set():
+        runtime.dispatcher.publish(Doorbell(Step.SUBMIT))
+        return
+
+    def go_on(submission: Submission) -> None:
+        bind_contextvars(job_id=str(submission.job.id), attempt=submission.attempt.number)
+        if submission.has_next:
+            runtime.dispatcher.publish_soon(Doorbell(Step.SUBMIT))
+
+    began = read_clock()
+    with doorbell_may_be_lost(), bound_contextvars(job_id=None, attempt=None):
+        unbind_contextvars("job_id", "attempt")
+        submitted = submit_next(
+            db=runtime.db, queue=runtime.queue, policy=runtime.submit_policy, on_admitted=go_on
+        )
+        if submitted is None:
             return
-        job = submit_job(known, db=runtime.db, queue=runtime.queue, policy=runtime.submit_policy)
+        trace_since(Step.SUBMIT.value, submitted.submission.job.id, began)
+        if submitted.may_go_on:
+            runtime.dispatcher.publish_soon(Doorbell(Step.SUBMIT))
+        job = submitted.job
         if job is not None:
             log.info("submission_recorded", state=job.state.value)
             trace_end(job)
@@ -247,9 +265,12 @@ def reconcile(job_id: object) -> None:
     with open_step(Step.RECONCILE, job_id) as known:
         if known is None:
             return
-        for doorbell in runtime.reconciler.reconcile_job(known):
+        doorbells = runtime.reconciler.reconcile_job(known)
+        for doorbell in doorbells:
             log.info("job_reconciled", job_id=str(doorbell.job_id), step=doorbell.step.value)
             runtime.dispatcher.publish(doorbell)
+        if any(doorbell.step is Step.ARCHIVE for doorbell in doorbells):
+            runtime.dispatcher.publish(Doorbell(Step.SUBMIT))  # its slot is free
         if get_tracer() is not None:
             trace_end(find_job_ended_since(known, began, db=runtime.db))
 

@@ -165,12 +165,13 @@ class SharedDatabase:
 
 MOST_BYTES = 256 * 1024
 TRUNCATE = b"""TRUNCATE jobs, gates, uploads, tallies, workers, restores, stray_deliveries,
-    job_requests RESTART IDENTITY CASCADE"""
+    job_requests, limits, pauses, charges, spend, prices RESTART IDENTITY CASCADE"""
 SIZE = b"""SELECT sum(pg_relation_size(oid)) FROM pg_class
     WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"""
 EMPTY = b"""DELETE FROM jobs; DELETE FROM gates; DELETE FROM uploads; DELETE FROM tallies;
     DELETE FROM workers; DELETE FROM restores; DELETE FROM stray_deliveries;
-    DELETE FROM job_requests;
+    DELETE FROM job_requests; DELETE FROM limits; DELETE FROM pauses; DELETE FROM charges;
+    DELETE FROM spend; DELETE FROM prices;
     SELECT setval(oid::regclass, 1, false) FROM pg_class
     WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace"""
 SCHEMA = b"""SELECT relname::text, attname::text, atttypid::text FROM pg_class

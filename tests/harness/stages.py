@@ -11,6 +11,7 @@ from sqlalchemy import update
 
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import (
+    ENDPOINT,
     LEASE,
     NOW,
     REQUEST_ID,
@@ -24,13 +25,15 @@ from worker.fal.options import RequestOptions
 from worker.fal.platform import PlatformClient
 from worker.fal.requests import RequestClient
 from worker.fal.submit import Accepted, QueueClient, SubmitReply
+from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.settings import UnknownPolicy
-from worker.jobs import limits, table
+from worker.jobs import admission, table
+from worker.jobs.admission import ACCOUNT, Caps, Pause
 from worker.jobs.models import ObservedTimeRow
-from worker.jobs.states import Doorbell, JobState, Step
-from worker.jobs.values import Attempt, Event, Gate, Job
-from worker.stages.admit import ACCOUNT_GATE
+from worker.jobs.states import Doorbell, JobState, PauseCause, Step
+from worker.jobs.values import Attempt, Event, Job
+from worker.stages.admit import AdmissionPolicy, count_submissions
 from worker.stages.cancel import Cancelled, cancel_job, cancel_requests
 from worker.stages.complete import Receipt, receive_delivery, receive_hint
 from worker.stages.poll import Reconciler
@@ -42,9 +45,9 @@ from worker.stages.submit import (
     begin_submission,
     keep_reply,
     record_reply,
-    submit_job,
+    submit_next,
 )
-from worker.stages.sweep import Swept, sweep_jobs
+from worker.stages.sweep import Swept, release_queued, sweep_jobs
 
 POLL = timedelta(minutes=2)
 UNKNOWN = timedelta(minutes=90)
@@ -61,6 +64,8 @@ SUBMIT_TERMS = SubmitPolicy(
     poll_after=POLL,
     retry_for=RETRY,
     probe_after=PROBE,
+    admission=AdmissionPolicy(Caps(1000), ENDPOINT),
+    longest_run=timedelta(minutes=31),
     account="tester",
 )
 RESOLVE_TERMS = ResolvePolicy(UNKNOWN, UnknownPolicy.RESUBMIT, 3, LEASE, account="tester")
@@ -104,17 +109,23 @@ class Bench:
     def reasons(self, job: Job) -> list[str]:
         return [event.reason for event in self.events(job)]
 
-    def gate(self, name: str = ACCOUNT_GATE) -> Gate | None:
+    def pause(self, cause: PauseCause = PauseCause.ACCOUNT) -> Pause | None:
         with self.db.reading() as connection:
-            return limits.find_gate(connection, name)
+            found = admission.list_pauses(connection, ACCOUNT)
+        return next((one for one in found if one.cause is cause), None)
 
     # 2. submit
 
-    def submit(self, job: Job) -> Job | None:
+    def submit(self, job: Job | None = None) -> Job | None:
+        """Submit the next job, which has to be this one if one is given."""
         self.observe()
-        return submit_job(
-            job.id, db=self.db, queue=self.queue, policy=self.submit_policy, clock=self.clock
+        submitted = submit_next(
+            db=self.db, queue=self.queue, policy=self.submit_policy, clock=self.clock
         )
+        if submitted is None:
+            return None
+        assert job is None or submitted.submission.job.id == job.id
+        return submitted.job
 
     def observe(self) -> None:
         """Somebody has watched since the clock's beginning: observed time is the clock's."""
@@ -124,7 +135,9 @@ class Bench:
 
     def try_begin(self, job: Job) -> Submission | None:
         self.observe()
-        return begin_submission(job.id, db=self.db, policy=self.submit_policy, clock=self.clock)
+        submission = begin_submission(db=self.db, policy=self.submit_policy, clock=self.clock)
+        assert submission is None or submission.job.id == job.id
+        return submission
 
     def begin(self, job: Job) -> Submission:
         submission = self.try_begin(job)
@@ -134,13 +147,13 @@ class Bench:
     def reply(self, submission: Submission, reply: SubmitReply) -> Job | None:
         return record_reply(
             submission, reply, db=self.db, policy=self.submit_policy, clock=self.clock
-        )
+        ).job
 
     def keep(self, submission: Submission, reply: SubmitReply) -> Job | None:
         """As `reply`, and again where the database could not."""
         return keep_reply(
             submission, reply, db=self.db, policy=self.submit_policy, clock=self.clock
-        )
+        ).job
 
     def accept(self, submission: Submission, request_id: str = REQUEST_ID) -> Job | None:
         return self.reply(submission, Accepted(request_id, None, None, None))
@@ -198,19 +211,26 @@ class Bench:
         )
 
     def sweep(self) -> Swept:
-        return sweep_jobs(db=self.db, lease=LEASE, clock=self.clock)
+        """A pass: rows that are due, and as many submissions as there is room for."""
+        release_queued(db=self.db, clock=self.clock)
+        swept = sweep_jobs(db=self.db, lease=LEASE, clock=self.clock)
+        policy = self.submit_policy.admission
+        wanted = count_submissions(db=self.db, policy=policy, most=50, clock=self.clock)
+        return Swept(swept.rows, [*swept.doorbells, *[Doorbell(Step.SUBMIT)] * wanted])
 
     def publish(self, doorbell: Doorbell) -> list[Doorbell]:
         """Do what the doorbell asks for; downloads are not made here."""
+        if doorbell.step is Step.SUBMIT:
+            self.submit()
+            return []
+        assert doorbell.job_id is not None
         job = read_job(self.db, doorbell.job_id)
         match doorbell.step:
-            case Step.SUBMIT:
-                self.submit(job)
             case Step.RECONCILE:
                 return self.reconcile(job)
             case Step.CANCEL:
                 self.cancel_requests(job)
-            case Step.ARCHIVE:
+            case Step.ARCHIVE | Step.SUBMIT:
                 pass
         return []
 
@@ -230,6 +250,15 @@ class Bench:
         while self.clock() < end:
             self.clock.move(min(step, end - self.clock()))
             self.turn()
+
+
+def submit_job(
+    job: Job, *, db: Database, queue: QueueClient, policy: SubmitPolicy, clock: Clock = read_clock
+) -> Job | None:
+    """As the task does, where the next job has to be this one."""
+    submitted = submit_next(db=db, queue=queue, policy=policy, clock=clock)
+    assert submitted is None or submitted.submission.job.id == job.id
+    return None if submitted is None else submitted.job
 
 
 def build_completion(request_id: str = REQUEST_ID, payload: JsonValue = None) -> Completion:

@@ -8,7 +8,8 @@ import pytest
 from pydantic import JsonValue, SecretStr
 
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import LEASE, REQUEST_ID, TOKEN, make_job, read_attempts, read_job
+from tests.harness.jobs import ENDPOINT, LEASE, REQUEST_ID, TOKEN, make_job, read_attempts, read_job
+from tests.harness.stages import submit_job
 from tests.harness.web import run_server, send_json
 from worker.cli import output
 from worker.fal.completion import Completion
@@ -16,6 +17,7 @@ from worker.fal.errors import ERROR_TYPES, MAX_DETAILS, Charge, Retryable
 from worker.fal.options import RequestOptions
 from worker.fal.submit import QueueClient
 from worker.ground.db import Database
+from worker.jobs.admission import Caps
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
 from worker.ops.timeline import (
@@ -25,9 +27,10 @@ from worker.ops.timeline import (
     read_story,
     will_fail_again,
 )
+from worker.stages.admit import AdmissionPolicy
 from worker.stages.complete import receive_delivery
 from worker.stages.redrive import redrive_job
-from worker.stages.submit import SubmitPolicy, submit_job
+from worker.stages.submit import SubmitPolicy
 
 TOO_MANY: dict[str, JsonValue] = {
     "loc": ["body", "num_frames"],
@@ -82,10 +85,19 @@ def test_failure_of_countless_fields_stores_some(db) -> None:
 
 def test_submission_refused_for_its_fields_stores_each(db) -> None:
     job = make_job(db)
-    policy = SubmitPolicy("w:1", "https://h.test", RequestOptions(), LEASE, LEASE, LEASE, LEASE)
+    policy = SubmitPolicy(
+        "w:1",
+        "https://h.test",
+        RequestOptions(),
+        LEASE,
+        LEASE,
+        LEASE,
+        LEASE,
+        admission=AdmissionPolicy(Caps(1000), ENDPOINT),
+    )
     with run_server(send_json(REFUSAL, 422)) as fal:
         queue = QueueClient(fal.url, SecretStr("key"))
-        submit_job(job.id, db=db, queue=queue, policy=policy, clock=FakeClock())
+        submit_job(job, db=db, queue=queue, policy=policy, clock=FakeClock())
         queue.close()
     failed = read_job(db, job.id)
     assert (failed.state, failed.error_code) == (JobState.FAILED, "less_than_equal")

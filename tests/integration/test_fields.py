@@ -14,16 +14,19 @@ from pydantic import SecretStr
 from tests.emulator.processes import Emulator
 from tests.harness.brokers import take_messages
 from tests.harness.commands import patch_runtime
-from tests.harness.jobs import LEASE, list_all_jobs, read_attempts
+from tests.harness.jobs import ENDPOINT, LEASE, list_all_jobs, read_attempts
 from tests.harness.logs import preserved_logging
+from tests.harness.stages import submit_job
 from worker import cli, producer, tasks
 from worker.fal.model import ExtendVideoInput
 from worker.fal.submit import QueueClient
 from worker.ground.db import Database
 from worker.ground.settings import load_settings
+from worker.jobs.admission import Caps
 from worker.jobs.values import Job
 from worker.runtime import Runtime, read_request_options
-from worker.stages.submit import SubmitPolicy, submit_job
+from worker.stages.admit import AdmissionPolicy
+from worker.stages.submit import SubmitPolicy
 
 # No field but `sync_mode` has its default here.
 CHOSEN: dict[str, Any] = {
@@ -183,9 +186,10 @@ def submit_only_job(db: Database, emulator: Emulator) -> Job:
         poll_after=LEASE,
         retry_for=timedelta(days=1),
         probe_after=LEASE,
+        admission=AdmissionPolicy(Caps(1000), ENDPOINT),
     )
     queue = QueueClient(emulator.url, SecretStr("emulator-key"))
-    moved = submit_job(job.id, db=db, queue=queue, policy=policy)
+    moved = submit_job(job, db=db, queue=queue, policy=policy)
     queue.close()
     assert moved is not None
     return moved

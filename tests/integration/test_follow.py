@@ -15,7 +15,8 @@ from tests.emulator.processes import Emulator
 from tests.harness.archiving import archive_locally
 from tests.harness.brokers import find_closed_port
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import LEASE, NOW, make_job, read_attempts, read_job
+from tests.harness.jobs import ENDPOINT, LEASE, NOW, make_job, read_attempts, read_job
+from tests.harness.stages import submit_job
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from tests.harness.web import hang, run_server, send_json
@@ -27,13 +28,15 @@ from worker.ground.clock import read_clock
 from worker.ground.db import Database
 from worker.ground.settings import UnknownPolicy
 from worker.jobs import attempts, limits, table
+from worker.jobs.admission import Caps
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
 from worker.stages import poll
+from worker.stages.admit import AdmissionPolicy
 from worker.stages.enqueue import enqueue_job, parse_job_request
 from worker.stages.poll import ALL_PAUSE, FOLLOW_GATE, JOB_PAUSE, Follower, Reconciler
 from worker.stages.resolve import ResolvePolicy, Resolver
-from worker.stages.submit import SubmitPolicy, submit_job
+from worker.stages.submit import SubmitPolicy
 
 KEY = SecretStr("emulator-key")
 ENDPOINT = "fal-ai/ltx-2.3-22b/extend-video"
@@ -66,8 +69,9 @@ class Shop:
             poll_after=POLL,
             retry_for=timedelta(days=1),
             probe_after=MINUTE,
+            admission=AdmissionPolicy(Caps(1000), ENDPOINT),
         )
-        submitted = submit_job(job.id, db=self.db, queue=self.queue, policy=policy)
+        submitted = submit_job(job, db=self.db, queue=self.queue, policy=policy)
         assert submitted is not None
         assert submitted.state is JobState.SUBMITTED
         return submitted

@@ -10,15 +10,18 @@ from pydantic import SecretStr
 
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import ENDPOINT, LEASE, REQUEST_ID, read_attempts, read_job
+from tests.harness.stages import submit_job
 from tests.harness.web import ScriptedServer, run_server, send_json
 from worker.fal.options import RequestOptions, parse_options
 from worker.fal.submit import QueueClient
 from worker.ground.db import Database
 from worker.ground.errors import IdempotencyConflictError, InvalidInputError
+from worker.jobs.admission import Caps
 from worker.jobs.states import JobState
 from worker.jobs.values import Job
+from worker.stages.admit import AdmissionPolicy
 from worker.stages.enqueue import Enqueued, enqueue_job, parse_job_request
-from worker.stages.submit import SubmitPolicy, submit_job
+from worker.stages.submit import SubmitPolicy
 
 FIELDS: dict[str, Any] = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
 USUAL = {"priority": "normal", "start_timeout": 3600, "store_io": True}
@@ -30,6 +33,7 @@ TERMS = SubmitPolicy(
     poll_after=timedelta(minutes=2),
     retry_for=timedelta(days=1),
     probe_after=timedelta(minutes=1),
+    admission=AdmissionPolicy(Caps(1000), ENDPOINT),
 )
 LIFECYCLE = "X-Fal-Object-Lifecycle-Preference"
 
@@ -51,7 +55,7 @@ def submit(db: Database, fal: ScriptedServer, job: Job, usual: object = USUAL) -
     queue = QueueClient(fal.url, SecretStr("key"))
     policy = replace(TERMS, options=parse_options(usual))
     try:
-        moved = submit_job(job.id, db=db, queue=queue, policy=policy, clock=FakeClock())
+        moved = submit_job(job, db=db, queue=queue, policy=policy, clock=FakeClock())
     finally:
         queue.close()
     assert moved is not None
@@ -165,7 +169,7 @@ def test_each_attempt_keeps_what_was_sent_then(db, fal) -> None:
     later.move(timedelta(hours=1))
     queue = QueueClient(fal.url, SecretStr("key"))
     policy = replace(TERMS, options=parse_options({"start_timeout": 7}))
-    submit_job(job.id, db=db, queue=queue, policy=policy, clock=later)
+    submit_job(job, db=db, queue=queue, policy=policy, clock=later)
     queue.close()
     first, second = read_attempts(db, job.id)
     assert first.options == USUAL | {"priority": "low"}

@@ -82,7 +82,7 @@ def counted(bench: Bench, archive: Archiver, cdn) -> Meter:
         ).job
     with meter.step("intent"):
         policy = bench.submit_policy
-        submission = begin_submission(job.id, db=bench.db, policy=policy, clock=bench.clock)
+        submission = begin_submission(db=bench.db, policy=policy, clock=bench.clock)
     assert submission is not None
     with meter.step("reply"):
         bench.accept(submission)

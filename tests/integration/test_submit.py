@@ -8,7 +8,6 @@ from datetime import timedelta
 from hashlib import sha256
 from threading import Event
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -17,6 +16,7 @@ from sqlalchemy import text
 
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import ENDPOINT, LEASE, NOW, build_result, read_attempts, read_job
+from tests.harness.stages import submit_job
 from tests.harness.together import call_together
 from tests.harness.web import break_off, hang, run_server, send_body, send_json
 from worker.fal import http as fal_http
@@ -24,11 +24,13 @@ from worker.fal.completion import Completion
 from worker.fal.options import RequestOptions
 from worker.fal.submit import QueueClient
 from worker.jobs import table
+from worker.jobs.admission import Caps
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Outcome, Verdict
+from worker.stages.admit import AdmissionPolicy
 from worker.stages.complete import receive_delivery
 from worker.stages.enqueue import enqueue_job, parse_job_request
-from worker.stages.submit import SubmitPolicy, begin_submission, submit_job
+from worker.stages.submit import SubmitPolicy, begin_submission
 
 KEY = "key-id:key-secret"
 REQUEST_ID = "7f3c1d0e-0000-4000-8000-00000000aaaa"
@@ -41,6 +43,7 @@ TERMS = SubmitPolicy(
     poll_after=timedelta(minutes=2),
     retry_for=timedelta(days=1),
     probe_after=timedelta(minutes=1),
+    admission=AdmissionPolicy(Caps(1000), ENDPOINT),
 )
 FIELDS = {"prompt": "on it göes 🎬", "video_url": "https://example.com/a.mp4"}
 
@@ -66,7 +69,7 @@ def submit(db, fal):
     def run(job, *, url=None, clock=FakeClock(), **policy):  # noqa: B008 - never moved
         queue = QueueClient(url or fal.url, SecretStr(KEY))
         clients.append(queue)
-        return submit_job(job.id, db=db, queue=queue, policy=replace(TERMS, **policy), clock=clock)
+        return submit_job(job, db=db, queue=queue, policy=replace(TERMS, **policy), clock=clock)
 
     yield run
     for client in clients:
@@ -342,14 +345,14 @@ def test_submit_job_of_a_postponed_job_waits_for_its_time(db, fal, job, submit):
 
 @pytest.mark.both_databases
 def test_submit_job_after_a_crash_before_the_reply_posts_no_more(db, fal, job, submit):
-    assert begin_submission(job.id, db=db, policy=TERMS, clock=FakeClock())
+    assert begin_submission(db=db, policy=TERMS, clock=FakeClock())
     late = FakeClock(NOW + timedelta(days=1))
     assert submit(job, clock=late) is None
     assert fal.asked == []
 
 
 def test_begin_submission_of_an_unknown_job_gives_none(db):
-    assert begin_submission(uuid4(), db=db, policy=TERMS, clock=FakeClock()) is None
+    assert begin_submission(db=db, policy=TERMS, clock=FakeClock()) is None
 
 
 @pytest.mark.both_databases

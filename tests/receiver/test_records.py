@@ -8,6 +8,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from tests.harness.jobs import (
+    ENDPOINT,
     REQUEST_ID,
     WAYS,
     build_result,
@@ -16,14 +17,17 @@ from tests.harness.jobs import (
     read_attempts,
     read_job,
 )
+from tests.harness.stages import submit_job
 from tests.harness.together import call_together
 from tests.harness.web import ScriptedHandler, run_server, send_json
 from tests.harness.webhooks import build_body, build_delivery
 from tests.receiver.scene import LEASE
 from worker.fal.options import RequestOptions
 from worker.fal.submit import QueueClient
+from worker.jobs.admission import Caps
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
-from worker.stages.submit import SubmitPolicy, submit_job
+from worker.stages.admit import AdmissionPolicy
+from worker.stages.submit import SubmitPolicy
 from worker.stages.sweep import sweep_jobs
 
 
@@ -177,8 +181,14 @@ def test_receive_webhook_during_submission_completes_paid_job(scene) -> None:
 
     with run_server(call_back_first) as fal:
         queue = QueueClient(fal.url, SecretStr("key"))
-        policy = SubmitPolicy("w:1", "https://hooks.test", RequestOptions(), *[LEASE] * 4)
-        moved = submit_job(job.id, db=scene.db, queue=queue, policy=policy)
+        policy = SubmitPolicy(
+            "w:1",
+            "https://hooks.test",
+            RequestOptions(),
+            *[LEASE] * 4,
+            admission=AdmissionPolicy(Caps(1000), ENDPOINT),
+        )
+        moved = submit_job(job, db=scene.db, queue=queue, policy=policy)
         queue.close()
 
     assert moved is None

@@ -31,6 +31,8 @@ PUBLISH_ALL_TIMEOUT = timedelta(seconds=20)
 # Few enough for a busy broker to take them within PUBLISHER_SECONDS.
 MESSAGES_AT_ONCE = 200
 COUNT_TIME = timedelta(seconds=3)
+# More messages of one step than this help no worker.
+MOST_WAITING = 300
 TASK_OF_STEP = {
     Step.SUBMIT: SUBMIT,
     Step.RECONCILE: RECONCILE,
@@ -39,6 +41,27 @@ TASK_OF_STEP = {
 }
 
 log = structlog.stdlib.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRoom:
+    """How many messages wait in the queue of each step."""
+
+    waiting: dict[str, int]
+
+    def left(self, step: Step, most: int = MOST_WAITING) -> int:
+        """How many more the queue may hold, if it is to hold so many at the most."""
+        return max(most - self.waiting.get(QUEUES[TASK_OF_STEP[step]], 0), 0)
+
+    def choose(self, doorbells: Sequence[Doorbell]) -> list[Doorbell]:
+        """Those that their queues have room for, in order; they count as waiting from now on."""
+        chosen = []
+        for doorbell in doorbells:
+            if self.left(doorbell.step) > 0:
+                chosen.append(doorbell)
+                queue = QUEUES[TASK_OF_STEP[doorbell.step]]
+                self.waiting[queue] = self.waiting.get(queue, 0) + 1
+        return chosen
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +128,11 @@ class Dispatcher:
             return None
         self._outage.end()
         return counted
+
+    def measure_room(self) -> QueueRoom:
+        """What waits in the queues of all steps; without the broker nothing is known to."""
+        queues = [QUEUES[task] for task in TASK_OF_STEP.values()]
+        return QueueRoom(self.count_messages(queues) or {})
 
     def flush(self) -> None:
         """Publish what still waits, within the usual time; the next call begins anew."""
@@ -183,11 +211,12 @@ def _publish(app: Celery, doorbells: Sequence[Doorbell]) -> None:
             task = TASK_OF_STEP[step]
             producer.maybe_declare(app.amqp.queues[QUEUES[task]])
             blank = app.amqp.create_task_message("", task, [], {}, ignore_result=None)
-            for job_id in [str(one.job_id) for one in doorbells if one.step is step]:
+            for doorbell in [one for one in doorbells if one.step is step]:
+                arguments = [] if doorbell.job_id is None else [str(doorbell.job_id)]
                 message_id = str(uuid7())
-                own = {"id": message_id, "root_id": message_id, "argsrepr": f"['{job_id}']"}
+                own = {"id": message_id, "root_id": message_id, "argsrepr": str(arguments)}
                 producer.publish(
-                    json.dumps([[job_id], *blank.body[1:]]),
+                    json.dumps([arguments, *blank.body[1:]]),
                     routing_key=QUEUES[task],
                     content_type="application/json",
                     content_encoding="utf-8",

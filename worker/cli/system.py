@@ -115,7 +115,7 @@ def status_to_json(
         "last_sweep_at": measures.swept_at,
         "sweep_lag_seconds": measures.sweep_lag.total_seconds(),
         "paused": [
-            {"name": gate.name, "until": gate.opens_at, "reason": gate.reason}
+            {"name": gate.cause.value, "until": gate.until, "reason": gate.reason}
             for gate in measures.pauses
         ],
         "jobs": {state.value: number for state, number in measures.jobs.items()},

@@ -35,6 +35,7 @@ from typing_extensions import override
 
 from worker.ground.errors import InvalidSettingsError, Violation
 from worker.ground.log import MASK, mask_url
+from worker.ground.money import parse_usd
 from worker.ground.network import read_network
 
 MAX_SECONDS = 7 * 24 * 3600
@@ -53,6 +54,13 @@ class UnknownPolicy(StrEnum):
 
 
 # ------------------------------------------------------------------ types: errors say "must be ..."
+
+
+def read_usd(value: object) -> object:
+    """An amount as text, as nano-USD."""
+    if not isinstance(value, str):
+        return value
+    return parse_usd(value)
 
 
 def read_seconds(value: object) -> timedelta:
@@ -151,6 +159,8 @@ def check_endpoint(value: str) -> str:
 
 
 Seconds = Annotated[timedelta, BeforeValidator(read_seconds)]
+Usd = Annotated[int, BeforeValidator(read_usd)]
+"""Integer nano-USD, written as dollars."""
 Key = Annotated[SecretStr, AfterValidator(check_key)]
 HttpUrl = Annotated[str, AfterValidator(check_http_url)]
 
@@ -268,6 +278,15 @@ class Settings(BaseSettings):
     retry_seconds: Seconds = timedelta(days=1)
     """How long fal may decline a job (busy, unreachable) before it fails; trouble with the
     account does not count."""
+    max_in_flight: int = Field(40, ge=1, le=10_000)
+    """How many attempts are, or may be, at fal at once, over all workers; the rest waits with us.
+    `extend-video limits set` changes it without a restart."""
+    submits_per_minute: int | None = Field(None, ge=1, le=100_000)
+    """How many paid POSTs there may be within a minute, over all workers."""
+    fal_unit_price_usd: Usd | None = None
+    """The price of a megapixel; without it the platform's price is read, and read again."""
+    daily_budget_usd: Usd | None = None
+    """How much may be spent on a UTC day, reserved amounts included; jobs beyond it wait."""
     probe_seconds: Seconds = timedelta(seconds=60)
     """How long all submissions pause after fal refused the account, before one job is tried."""
     archive_deadline_seconds: Seconds = timedelta(hours=1)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    null,
     or_,
     select,
     true,
@@ -45,10 +46,19 @@ from worker.jobs.values import (
 
 COMPLETED = "COMPLETED"
 HTTP_ACCEPTED = 200
+# fal's answer to the cancellation of a request that it had not started.
+REMOVED = "OK"
 # What is known of every request that fal has finished.
-FINISHED = {"fal_status": COMPLETED, "queue_position": None, "cancel_due_at": None}
+FINISHED = {
+    "fal_status": COMPLETED,
+    "queue_position": None,
+    "cancel_due_at": None,
+    "slot_until": None,
+}
 # An attempt is first without an outcome. A certain one replaces an uncertain one, however late it
 # comes, and is final itself.
+# After these fal surely has no request of the attempt: its slot is free.
+_SLOT_FREE = frozenset({Outcome.REJECTED, Outcome.POSTPONED, Outcome.DEAD})
 _CERTAIN = frozenset({Outcome.ACCEPTED, Outcome.REJECTED, Outcome.POSTPONED, Outcome.DEAD})
 OUTCOME_MAY_BECOME: dict[Outcome | None, frozenset[Outcome]] = {
     None: frozenset(Outcome),
@@ -127,6 +137,8 @@ def record_outcome(connection: Connection, attempt_id: UUID, settlement: Settlem
     values = name_values(settlement)
     known, is_known = values.pop("fal_request_id"), _ATTEMPTS.c.fal_request_id.is_not(None)
     values["outcome"] = case((is_known, Outcome.ACCEPTED.value), else_=settlement.outcome.value)
+    if settlement.outcome in _SLOT_FREE:
+        values["slot_until"] = case((is_known, _ATTEMPTS.c.slot_until), else_=null())
     may_become = _may_become(_ATTEMPTS.c.outcome, settlement.outcome, OUTCOME_MAY_BECOME)
     connection.execute(
         update(_ATTEMPTS)
@@ -276,11 +288,17 @@ def claim_due_cancels(
 def record_cancel(
     connection: Connection, attempt_id: UUID, cancel_status: str, due_at: datetime | None
 ) -> None:
-    """Write fal's reply to the cancellation, and when to try again if there was none."""
+    """Write fal's reply to the cancellation, and when to try again if there was none.
+
+    A request that was removed from fal's queue (`OK`) leaves its slot.
+    """
+    values: dict[str, Any] = {"cancel_status": cancel_status, "cancel_due_at": due_at}
+    if cancel_status == REMOVED:
+        values["slot_until"] = None
     connection.execute(
         update(AttemptRow)
         .where(AttemptRow.id == attempt_id, AttemptRow.completed_at.is_(None))
-        .values(cancel_status=cancel_status, cancel_due_at=due_at)
+        .values(values)
     )
 
 

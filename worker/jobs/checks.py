@@ -30,8 +30,8 @@ from sqlalchemy import (
 from worker.jobs.attempts import result_time
 from worker.jobs.limits import MANY_POLLS, list_gates, name_poll_gate
 from worker.jobs.models import AttemptRow, DeliveryRow, EventRow, JobRow, StrayDeliveryRow
-from worker.jobs.states import EDGES, ENDED, JobEvent, JobState
-from worker.jobs.values import HELD, UNANSWERED, UNRECORDABLE, Ending, Outcome, Verdict
+from worker.jobs.states import EDGES, ENDED, BlockedBy, JobEvent, JobState
+from worker.jobs.values import Ending, Outcome, Verdict
 from worker.jobs.walks import Slice
 
 # ------------------------------------------------------------------ findings
@@ -331,7 +331,7 @@ def find_unrecorded_results(
     statement = select(JobRow.id, JobRow.fal_request_id, JobRow.blocked_reason).where(
         part.covers(JobRow.id),
         JobRow.state == JobState.SUBMITTED,
-        JobRow.blocked_reason.startswith(UNRECORDABLE),
+        JobRow.blocked_by == BlockedBy.UNRECORDABLE.value,
     )
     for job_id, fal_request_id, reason in connection.execute(statement):
         yield Finding(Check.UNRECORDED_RESULT, job_id, str(reason), fal_request_id=fal_request_id)
@@ -342,7 +342,7 @@ def find_unanswered_polls(connection: Connection, part: Slice, _now: datetime) -
     statement = select(JobRow.id, JobRow.fal_request_id, JobRow.blocked_reason).where(
         part.covers(JobRow.id),
         JobRow.state == JobState.SUBMITTED,
-        JobRow.blocked_reason.startswith(UNANSWERED),
+        JobRow.blocked_by == BlockedBy.UNANSWERED.value,
     )
     found = connection.execute(statement).all()
     failed = {
@@ -413,7 +413,7 @@ def count_held(connection: Connection) -> list[tuple[str, int]]:
         .where(
             JobRow.due_at.is_not(None),
             JobRow.state == JobState.SUBMISSION_UNKNOWN,
-            JobRow.blocked_reason.startswith(HELD),
+            JobRow.blocked_by == BlockedBy.HOLD.value,
         )
         .group_by(JobRow.blocked_reason)
         .order_by(func.count().desc(), JobRow.blocked_reason)
@@ -427,6 +427,6 @@ def count_blocked(connection: Connection) -> int:
     statement = select(func.count()).where(
         JobRow.due_at.is_not(None),
         JobRow.state == JobState.QUEUED,
-        JobRow.blocked_reason.is_not(None),
+        JobRow.blocked_by.is_not(None),
     )
     return int(connection.execute(statement).scalar_one())

@@ -1,7 +1,7 @@
-"""SQL on `gates`, the pauses that all workers keep, and on how many downloads run at once.
+"""SQL on `gates`, the rate limits of all workers together, and on how many downloads run at once.
 
-A row of `gates` is a circuit breaker (it has a reason, or counts failures until it has one), or a
-rate limit (one passes in each pause).
+A row of `gates` lets one pass in each pause, or counts failures in a row. Releases before admission
+kept their pauses of submissions here, too: `close_old_gate` keeps theirs closed.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,12 @@ POLL_GATE = "poll"
 # So many are logged, and have fal's listing queried.
 MANY_POLLS = 3
 
+# What earlier releases read before they submit. They take a pause of more than an hour for the work
+# of a wrong clock, and pass it; so it is shorter, and each sweep renews it.
+OLD_GATE = "submissions"
+OLD_PAUSE = timedelta(minutes=50)
+OLD_REASON = "fal refuses the account: a newer release of this worker admits what is submitted"
+
 # Any number that no other program on this database locks.
 _ADVISORY_LOCK = 0x6578_7465_6E64_0001
 _GATES = table_of(GateRow)
@@ -37,15 +43,9 @@ def find_gate(connection: Connection, name: str, *, lock: bool = False) -> Gate 
     return fetch_one(connection, Gate, statement.with_for_update() if lock else statement)
 
 
-def list_gates(connection: Connection, names: Sequence[str], *, lock: bool = False) -> list[Gate]:
-    """Those of the pauses that there are; with `lock`, nobody else changes them."""
+def list_gates(connection: Connection, names: Sequence[str]) -> list[Gate]:
+    """Those of these names that there are."""
     statement = select(*_GATES.c).where(_GATES.c.name.in_(names)).order_by(_GATES.c.name)
-    return fetch_all(connection, Gate, statement.with_for_update() if lock else statement)
-
-
-def list_shut_gates(connection: Connection) -> list[Gate]:
-    """The circuit breakers that are open: pauses that have a reason."""
-    statement = select(*_GATES.c).where(_GATES.c.reason.is_not(None)).order_by(_GATES.c.name)
     return fetch_all(connection, Gate, statement)
 
 
@@ -57,6 +57,11 @@ def shut_gate(connection: Connection, gate: Gate) -> None:
         .values(name=gate.name, **values)
         .on_conflict_do_update(index_elements=["name"], set_=values)
     )
+
+
+def close_old_gate(connection: Connection, now: datetime) -> None:
+    """Workers of earlier releases know no caps: they submit nothing, and do all else."""
+    shut_gate(connection, Gate(OLD_GATE, now + OLD_PAUSE, OLD_REASON))
 
 
 def count_strike(connection: Connection, name: str, now: datetime) -> int:
@@ -127,7 +132,7 @@ def claim_download(
     is_claimable = (
         JobRow.id == job_id,
         JobRow.state == JobState.COMPLETED,
-        or_(JobRow.blocked_reason.is_(None), JobRow.due_at <= claim.now),
+        or_(JobRow.blocked_by.is_(None), JobRow.due_at <= claim.now),
     )
     found = connection.execute(select(result_time()).where(*is_claimable)).one_or_none()
     if found is not None:

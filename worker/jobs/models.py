@@ -24,6 +24,7 @@ from sqlalchemy import (
     SmallInteger,
     String,
     Text,
+    TextClause,
     TypeDecorator,
     UniqueConstraint,
     Uuid,
@@ -33,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from typing_extensions import override
 
-from worker.jobs.states import ENDED, JobState
+from worker.jobs.states import ENDED, BlockedBy, JobState, PauseCause
 
 # ------------------------------------------------------------------ columns
 
@@ -77,7 +78,9 @@ Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresq
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 
 
-def _index_where(name: str, *columns: str, where: str = "", unique: bool = False) -> Index:
+def _index_where(
+    name: str, *columns: str | TextClause, where: str = "", unique: bool = False
+) -> Index:
     """A partial index; without a condition, of the rows in which its first column has a value."""
     condition = text(where or f"{columns[0]} IS NOT NULL")
     return Index(name, *columns, unique=unique, postgresql_where=condition, sqlite_where=condition)
@@ -116,8 +119,40 @@ class JobRow(Base):
         CheckConstraint("priority BETWEEN -100 AND 100", name="priority"),
         CheckConstraint("fence >= 0", name="fence"),
         UniqueConstraint("tenant", "idempotency_key"),
-        # The only index that the hot path scans: ended rows have no due_at and are not in it.
-        _index_where("ix_jobs_due_at", "due_at"),
+        CheckConstraint(f"blocked_by IN ({_quote_all(BlockedBy)})", name="blocked_by"),
+        # What the sweep takes, in its order: neither ended rows nor queued ones, which admission
+        # finds by the next one, tenant by tenant.
+        _index_where(
+            "ix_jobs_due",
+            text("priority DESC"),
+            "due_at",
+            "id",
+            where="due_at IS NOT NULL AND state <> 'queued'",
+        ),
+        _index_where(
+            "ix_jobs_admission",
+            "tenant",
+            text("priority DESC"),
+            "enqueued_at",
+            "id",
+            where="state = 'queued' AND blocked_by IS NULL",
+        ),
+        _index_where(
+            "ix_jobs_blocked",
+            "blocked_by",
+            "due_at",
+            where="state = 'queued' AND blocked_by IS NOT NULL",
+        ),
+        _index_where(
+            "ix_jobs_expires_at",
+            "expires_at",
+            where="state = 'queued' AND expires_at IS NOT NULL",
+        ),
+        _index_where(
+            "ix_jobs_late",
+            "due_at",
+            where="archive_alarmed_at IS NOT NULL AND state IN ('completed', 'archiving')",
+        ),
         # Counted at each claim of a download; as few as there are of these.
         _index_where("ix_jobs_archiving", "due_at", where="state = 'archiving'"),
         Index("ix_jobs_enqueued_at", "enqueued_at", "id"),
@@ -152,7 +187,10 @@ class JobRow(Base):
     input: Mapped[dict[str, Any]]
     options: Mapped[dict[str, Any]] = mapped_column(Json, server_default=text("'{}'"))
     claimed_by: Mapped[str | None]
+    blocked_by: Mapped[str | None]
     blocked_reason: Mapped[str | None]
+    not_before: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
     redriven_at: Mapped[datetime | None]
     fal_request_id: Mapped[str | None]
@@ -195,6 +233,7 @@ class AttemptRow(Base):
         _index_where("uq_attempts_fal_request_id", "fal_request_id", unique=True),
         _index_where("ix_attempts_cancel_due_at", "cancel_due_at"),
         _index_where("ix_attempts_extra_charge_at", "extra_charge_at"),
+        _index_where("ix_attempts_slot_until", "slot_until"),
         Index("ix_attempts_outcome", "outcome"),
     )
 
@@ -210,6 +249,8 @@ class AttemptRow(Base):
     account: Mapped[str | None]
     started_at: Mapped[datetime]
     observed_start: Mapped[float | None] = mapped_column(Float)
+    slot_until: Mapped[datetime | None]
+    admitted_cap: Mapped[int | None] = mapped_column(Integer)
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     http_status: Mapped[int | None] = mapped_column(SmallInteger)
@@ -331,6 +372,106 @@ class GateRow(Base):
     opens_at: Mapped[datetime]
     reason: Mapped[str | None]
     strikes: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+
+
+class LimitRow(Base):
+    """The limits of a scope (`account`, `tenant:NAME`), and its share of what was admitted.
+
+    Without a value of its own the account has that of the settings, which the workers note beside
+    it. `served` is in units per weight; the account's is that of the tenant admitted last.
+    """
+
+    __tablename__ = "limits"
+    __table_args__ = (CheckConstraint("weight BETWEEN 1 AND 1000", name="weight"),)
+
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    max_in_flight: Mapped[int | None] = mapped_column(Integer)
+    per_minute: Mapped[int | None] = mapped_column(Integer)
+    daily_budget_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+    weight: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    served: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    admissions: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    default_max_in_flight: Mapped[int | None] = mapped_column(Integer)
+    default_per_minute: Mapped[int | None] = mapped_column(Integer)
+    default_daily_budget_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class PauseRow(Base):
+    """A scope of which nothing is admitted, for one cause; each cause ends by its own rule.
+
+    From `until` on one probe may be sent, if the cause has one. `room`, once fal takes submissions
+    again, is how many may be under way at once; `strikes` counts failures in a row.
+    """
+
+    __tablename__ = "pauses"
+    __table_args__ = (CheckConstraint(f"cause IN ({_quote_all(PauseCause)})", name="cause"),)
+
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    cause: Mapped[str] = mapped_column(primary_key=True)
+    reason: Mapped[str]
+    host: Mapped[str | None]
+    since: Mapped[datetime]
+    until: Mapped[datetime | None]
+    strikes: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    room: Mapped[int | None] = mapped_column(Integer)
+
+
+class ChargeRow(Base):
+    """What one attempt costs, in nano-USD: an estimate at first, then what fal has billed.
+
+    No foreign key: it outlives the job's row. `counted_nano_usd` is what `spend` has of it.
+    """
+
+    __tablename__ = "charges"
+    __table_args__ = (
+        CheckConstraint("source IN ('billing_events', 'units', 'estimate')", name="source"),
+        Index("ix_charges_job_id", "job_id"),
+        Index("ix_charges_admitted_at", "admitted_at"),
+        _index_where("ix_charges_due_at", "due_at"),
+    )
+
+    attempt_id: Mapped[UUID] = mapped_column(primary_key=True)
+    job_id: Mapped[UUID]
+    tenant: Mapped[str] = mapped_column(String(128))
+    day: Mapped[str]
+    admitted_at: Mapped[datetime]
+    units: Mapped[int] = mapped_column(Integer)
+    assumed: Mapped[str | None]
+    unit_price_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+    estimated_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+    counted_nano_usd: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    billed_units: Mapped[str | None]
+    billed_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+    source: Mapped[str | None]
+    void_reason: Mapped[str | None]
+    due_at: Mapped[datetime | None]
+    settled_at: Mapped[datetime | None]
+    voided_at: Mapped[datetime | None]
+
+
+class SpendRow(Base):
+    """What a scope has spent on a UTC day, reserved amounts included; `alarmed_at` once it is all.
+
+    Changed only under the lock of the account's row of `limits`.
+    """
+
+    __tablename__ = "spend"
+
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    day: Mapped[str] = mapped_column(primary_key=True)
+    nano_usd: Mapped[int] = mapped_column(BigInteger)
+    alarmed_at: Mapped[datetime | None]
+
+
+class PriceRow(Base):
+    """The platform's price of an endpoint, as it was last read."""
+
+    __tablename__ = "prices"
+
+    endpoint: Mapped[str] = mapped_column(primary_key=True)
+    unit: Mapped[str]
+    unit_price_nano_usd: Mapped[int] = mapped_column(BigInteger)
+    read_at: Mapped[datetime]
 
 
 class ObservedTimeRow(Base):

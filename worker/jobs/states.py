@@ -41,6 +41,8 @@ class JobEvent(StrEnum):
     REQUEST_ADOPTED = "request_adopted"
     RESULT_ARRIVED = "result_arrived"
     FAILURE_ARRIVED = "failure_arrived"
+    START_TIMED_OUT = "start_timed_out"
+    EXPIRED = "expired"
     ARCHIVE_CLAIMED = "archive_claimed"
     ARCHIVE_POSTPONED = "archive_postponed"
     ARCHIVE_CLAIM_EXPIRED = "archive_claim_expired"
@@ -54,6 +56,32 @@ class JobEvent(StrEnum):
     ARCHIVE_REDRIVEN = "archive_redriven"
 
 
+class BlockedBy(StrEnum):
+    """A row's own reason to wait; reasons that jobs share are derived when they are read."""
+
+    RETRY = "retry"
+    HOLD = "hold"
+    NOT_BEFORE = "not_before"
+    # It alone would cost more than its scope's whole budget of a day.
+    BUDGET = "budget"
+    # The database refuses the result that fal has.
+    UNRECORDABLE = "unrecordable"
+    # fal's replies to polls say nothing about the request.
+    UNANSWERED = "unanswered"
+
+
+class PauseCause(StrEnum):
+    """Why nothing is admitted; each ends by its own rule only."""
+
+    OPERATOR = "operator"
+    # fal refuses the account, is too busy or cannot be reached, or answers nothing clear.
+    ACCOUNT = "account"
+    BUSY = "busy"
+    AMBIGUOUS = "ambiguous"
+    # No worker can write to the archive.
+    ARCHIVE = "archive"
+
+
 class Step(StrEnum):
     """Work that waits for a worker; the doorbell message carries one of these."""
 
@@ -65,10 +93,13 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Doorbell:
-    """A hint that a job waits for a step; it may be lost, doubled or late without harm."""
+    """A hint that a step can be tried; it may be lost, doubled or late without harm.
+
+    A submission is of the next job, whichever that is: its message names one at the most.
+    """
 
     step: Step
-    job_id: UUID
+    job_id: UUID | None = None
 
 
 _S, _E = JobState, JobEvent
@@ -111,6 +142,12 @@ EDGES: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_REJECTED): _S.FAILED,
     # Neither webhook nor listing knows it: by policy a new attempt, a human, or the bound's end.
     (_S.SUBMISSION_UNKNOWN, _E.DEATH_PROVEN): _S.QUEUED,
+    # fal had not started it within the start timeout: nothing ran, and nothing is charged.
+    (_S.SUBMITTED, _E.START_TIMED_OUT): _S.QUEUED,
+    (_S.SUBMITTING, _E.START_TIMED_OUT): _S.QUEUED,
+    (_S.SUBMISSION_UNKNOWN, _E.START_TIMED_OUT): _S.QUEUED,
+    # Its producer wanted it by a time that has passed.
+    (_S.QUEUED, _E.EXPIRED): _S.FAILED,
     (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_HELD): _S.SUBMISSION_UNKNOWN,
     (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_EXHAUSTED): _S.FAILED,
     # A refusal or a death was none: fal ran the attempt all the same. What is paid is taken, also

@@ -27,8 +27,7 @@ from worker.jobs.models import (
     UtcDateTime,
 )
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for, name_values
-from worker.jobs.states import ENDED, JobState
-from worker.jobs.values import HELD
+from worker.jobs.states import ENDED, BlockedBy, JobState
 
 # ------------------------------------------------------------------ counts
 
@@ -117,7 +116,7 @@ def count_held(connection: Connection) -> int:
     statement = select(func.count()).where(
         JobRow.state == JobState.SUBMISSION_UNKNOWN,
         JobRow.due_at.is_not(None),
-        JobRow.blocked_reason.startswith(HELD),
+        JobRow.blocked_by == BlockedBy.HOLD.value,
     )
     return int(connection.execute(statement).scalar_one())
 

@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Text,
+    TextClause,
     Update,
     and_,
     bindparam,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -35,14 +37,15 @@ from sqlalchemy.dialects.postgresql import JSONB
 from worker.ground.errors import JobNotFoundError
 from worker.jobs.models import EventRow, JobRow
 from worker.jobs.rows import columns_of, fetch_all, fetch_one, is_postgres, name_values, table_of
-from worker.jobs.states import EDGES, JobEvent, JobState, next_state
-from worker.jobs.values import UNANSWERED, UNRECORDABLE, Claim, Event, Job, Move, NewJob
+from worker.jobs.states import EDGES, BlockedBy, JobEvent, JobState, next_state
+from worker.jobs.values import Claim, Event, Job, Move, NewJob
 
 _JOBS, _EVENTS = table_of(JobRow), table_of(EventRow)
 _EVENT_COLUMNS = ["job_id", "at", "from_state", "to_state", "reason", "detail", "fence"]
 # A row that no worker holds, nothing holds up, that has not failed, and whose files nobody deletes.
 _AT_REST: dict[str, None] = {
     "claimed_by": None,
+    "blocked_by": None,
     "blocked_reason": None,
     "error_code": None,
     "error_message": None,
@@ -57,10 +60,13 @@ _ENTERED_AT = {
     JobState.FAILED: "failed_at",
     JobState.CANCELLED: "cancelled_at",
 }
-_IS_LATE = and_(
-    JobRow.archive_alarmed_at.is_not(None),
-    JobRow.state.in_([JobState.COMPLETED, JobState.ARCHIVING]),
-)
+# As the indices have them, in literals: a parameter would hide from SQLite that an index serves.
+_IS_DUE = text("due_at IS NOT NULL AND state <> 'queued'")
+_IS_LATE = text("archive_alarmed_at IS NOT NULL AND state IN ('completed', 'archiving')")
+_IS_BLOCKED = text("state = 'queued' AND blocked_by IS NOT NULL")
+_MAY_EXPIRE = text("state = 'queued' AND expires_at IS NOT NULL")
+# These end with their time; any other reason by what an operator or fal does.
+_TIMED = (BlockedBy.RETRY, BlockedBy.NOT_BEFORE, BlockedBy.BUDGET)
 
 # ------------------------------------------------------------------ enqueuing
 
@@ -158,23 +164,53 @@ def list_claims(connection: Connection, worker: str) -> list[Job]:
 
     Those that another transaction has locked are left out.
     """
-    # The first condition lets the index of live rows find them.
-    held = (JobRow.due_at.is_not(None), JobRow.claimed_by == worker)
+    # The first two conditions let the index of live rows find them.
+    claimed = JobRow.state.in_([JobState.SUBMITTING, JobState.ARCHIVING])
+    held = (JobRow.due_at.is_not(None), claimed, JobRow.claimed_by == worker)
     statement = select(_JOBS).where(*held).with_for_update(skip_locked=True)
     return fetch_all(connection, Job, statement)
 
 
-def find_overdue(connection: Connection, now: datetime, limit: int) -> list[Job]:
-    """Live rows whose time has come, locked; rows that another sweep holds are passed over.
+def list_due(
+    connection: Connection, now: datetime, longest: timedelta, limit: int
+) -> Sequence[UUID]:
+    """Live rows that are not queued and whose time has come: late videos, then by priority.
 
-    Paid videos that are late come first, then those of the highest priority. Without their results,
-    which can be as large as videos.
+    A row whose time is further ahead than `longest` is due, too: a clock had been wrong. Each read
+    follows an index and ends at `limit`, whatever the table holds.
+    """
+    late = select(_JOBS.c.id).where(_IS_LATE, _JOBS.c.due_at <= now)
+    found = dict.fromkeys(connection.scalars(late.order_by(_JOBS.c.due_at).limit(limit)))
+    next_priority = select(_JOBS.c.priority).where(_IS_DUE).order_by(_JOBS.c.priority.desc())
+    priority = connection.scalar(next_priority.limit(1))
+    while priority is not None and len(found) < limit:
+        of_priority = select(_JOBS.c.id).where(_IS_DUE, _JOBS.c.priority == priority)
+        for is_due in (_JOBS.c.due_at <= now, _JOBS.c.due_at > now + longest):
+            due = of_priority.where(is_due).order_by(_JOBS.c.due_at, _JOBS.c.id).limit(limit)
+            found |= dict.fromkeys(connection.scalars(due))
+        lower = next_priority.where(_JOBS.c.priority < priority).limit(1)
+        priority = connection.scalar(lower)
+    return list(found)[:limit]
+
+
+def lock_jobs(connection: Connection, job_ids: Sequence[UUID]) -> list[Job]:
+    """These jobs, locked, in this order; those that another transaction has locked are left out.
+
+    Without their results, which can be as large as videos.
     """
     columns = [null().label("result") if one.key == "result" else one for one in _JOBS.c]
+    statement = select(*columns).where(_JOBS.c.id.in_(job_ids)).with_for_update(skip_locked=True)
+    places = {job_id: place for place, job_id in enumerate(job_ids)}
+    found = fetch_all(connection, Job, statement) if job_ids else []
+    return sorted(found, key=lambda job: places[job.id])
+
+
+def list_expired(connection: Connection, now: datetime, limit: int) -> list[Job]:
+    """Queued jobs whose producer wanted them submitted by a time that has passed, locked."""
     statement = (
-        select(*columns)
-        .where(JobRow.due_at <= now)
-        .order_by(_IS_LATE.desc(), JobRow.priority.desc(), JobRow.due_at)
+        select(_JOBS)
+        .where(_MAY_EXPIRE, _JOBS.c.expires_at <= now)
+        .order_by(_JOBS.c.expires_at)
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
@@ -206,10 +242,10 @@ def claim_job(
     """Take the job for a lease; the bumped fence keeps an earlier holder from writing more.
 
     None if the job is not where the one edge of this claim begins, waits for a time that has not
-    come (`blocked_reason` is set), or does not meet the further conditions.
+    come (`blocked_by` is set), or does not meet the further conditions.
     """
     source, target = next((key[0], to) for key, to in EDGES.items() if key[1] is event)
-    is_free = or_(_JOBS.c.blocked_reason.is_(None), _JOBS.c.due_at <= claim.now)
+    is_free = or_(_JOBS.c.blocked_by.is_(None), _JOBS.c.due_at <= claim.now)
     change = (
         update(_JOBS)
         .where(_JOBS.c.id == job_id, _JOBS.c.state == source, is_free, *conditions)
@@ -218,6 +254,7 @@ def claim_job(
             fence=_JOBS.c.fence + 1,
             claimed_by=claim.worker,
             due_at=claim.until,
+            blocked_by=None,
             blocked_reason=None,
         )
     )
@@ -295,59 +332,76 @@ def push_due(connection: Connection, job_ids: Sequence[UUID], due_at: datetime) 
 
 def release_waiting(connection: Connection, job_ids: Sequence[UUID], due_at: datetime) -> None:
     """Make waiting rows claimable again, and due at `due_at`."""
-    connection.execute(
-        update(JobRow).where(JobRow.id.in_(job_ids)).values(due_at=due_at, blocked_reason=None)
-    )
+    values = {"due_at": due_at, "blocked_by": None, "blocked_reason": None}
+    connection.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(values))
 
 
 def block_queued(
-    connection: Connection, job_ids: Sequence[UUID], due_at: datetime, reason: str
+    connection: Connection, job_id: UUID, by: BlockedBy, due_at: datetime, reason: str
 ) -> None:
-    """Keep queued rows from being claimed before `due_at`; waiting is no transition."""
+    """Keep the queued row from being admitted before `due_at`; waiting is no transition."""
     connection.execute(
         update(JobRow)
-        .where(JobRow.id.in_(job_ids), JobRow.state == JobState.QUEUED)
-        .values(due_at=due_at, blocked_reason=reason)
+        .where(JobRow.id == job_id, JobRow.state == JobState.QUEUED)
+        .values(due_at=due_at, blocked_by=by.value, blocked_reason=reason)
     )
 
 
-def hasten_blocked(connection: Connection, reason_start: str, now: datetime) -> int:
-    """Make all queued rows that wait for such a reason due at once; how many."""
-    statement = (
-        update(JobRow)
-        .where(
-            JobRow.due_at > now,
-            JobRow.state == JobState.QUEUED,
-            JobRow.blocked_reason.startswith(reason_start, autoescape=True),
-        )
-        .values(due_at=now)
-    )
-    return connection.execute(statement).rowcount
+def unblock_due(
+    connection: Connection, now: datetime, longest: timedelta, limit: int
+) -> Sequence[UUID]:
+    """Have queued rows admitted whose own time has come; at most `limit` of them.
+
+    A retry further ahead than `longest` was written by a clock that was wrong.
+    """
+    ids: list[UUID] = []
+    for by in _TIMED:
+        is_due = [_JOBS.c.due_at <= now]
+        if by is BlockedBy.RETRY:
+            is_due.append(_JOBS.c.due_at > now + longest)
+        for condition in is_due:
+            due = (
+                select(_JOBS.c.id)
+                .where(_IS_BLOCKED, _JOBS.c.blocked_by == by.value, condition)
+                .order_by(_JOBS.c.due_at)
+                .limit(limit - len(ids))
+                .with_for_update(skip_locked=True)
+            )
+            ids += connection.scalars(due) if len(ids) < limit else []
+    if ids:
+        release_waiting(connection, ids, now)
+    return ids
+
+
+def hasten_blocked(connection: Connection, by: BlockedBy, tenant: str | None, now: datetime) -> int:
+    """Make the queued rows that wait for this reason due at once; how many."""
+    is_meant: list[ColumnElement[bool] | TextClause] = [_IS_BLOCKED]
+    is_meant += [_JOBS.c.blocked_by == by.value, _JOBS.c.due_at > now]
+    if tenant is not None:
+        is_meant.append(_JOBS.c.tenant == tenant)
+    return connection.execute(update(_JOBS).where(*is_meant).values(due_at=now)).rowcount
 
 
 def note_unrecordable(connection: Connection, job_id: UUID, reason: str) -> None:
     """Write why the submitted job's result is not; recording it clears the reason."""
+    by = BlockedBy.UNRECORDABLE.value
+    values = {"blocked_by": by, "blocked_reason": f"{by}: {reason}"}
     connection.execute(
-        update(JobRow)
-        .where(JobRow.id == job_id, JobRow.state == JobState.SUBMITTED)
-        .values(blocked_reason=f"{UNRECORDABLE}: {reason}")
+        update(JobRow).where(JobRow.id == job_id, JobRow.state == JobState.SUBMITTED).values(values)
     )
 
 
 def note_unanswered(connection: Connection, job_id: UUID, reason: str | None) -> None:
     """Write why the submitted job's polls fail; None once one has not. Another reason stays."""
-    is_ours = or_(JobRow.blocked_reason.is_(None), JobRow.blocked_reason.startswith(UNANSWERED))
+    unanswered = BlockedBy.UNANSWERED.value
+    is_ours = or_(JobRow.blocked_by.is_(None), JobRow.blocked_by == unanswered)
+    sentence = reason and f"{unanswered}: {reason}"
+    values = {"blocked_by": reason and unanswered, "blocked_reason": sentence}
     connection.execute(
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.state == JobState.SUBMITTED, is_ours)
-        .values(blocked_reason=reason and f"{UNANSWERED}: {reason}")
+        .values(values)
     )
-
-
-def clamp_due(connection: Connection, now: datetime, longest: timedelta, limit: int) -> None:
-    """Make rows due now whose time is further ahead than any wait: a clock had been wrong."""
-    beyond = select(JobRow.id).where(JobRow.due_at > now + longest).limit(limit)
-    connection.execute(update(JobRow).where(JobRow.id.in_(beyond)).values(due_at=now))
 
 
 def _is_as_read(job: Job) -> ColumnElement[bool]:

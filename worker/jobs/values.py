@@ -7,14 +7,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from worker.jobs.states import Doorbell, JobState, step_for
-
-# How `blocked_reason` begins where an operator decides on a submission that fal never accepted.
-HELD = "held"
-# The same where the database refuses the result that fal has.
-UNRECORDABLE = "unrecordable"
-# The same where fal's replies to polls say nothing about the request.
-UNANSWERED = "unanswered"
+from worker.jobs.states import BlockedBy, Doorbell, JobState, step_for
 
 
 class Outcome(StrEnum):
@@ -62,6 +55,9 @@ class NewJob:
     enqueued_at: datetime
     due_at: datetime
     options: dict[str, Any] = field(default_factory=dict)
+    blocked_by: str | None = None
+    not_before: datetime | None = None
+    expires_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +76,10 @@ class Job:
     input: dict[str, Any]
     options: dict[str, Any]
     claimed_by: str | None
+    blocked_by: str | None
     blocked_reason: str | None
+    not_before: datetime | None
+    expires_at: datetime | None
     cancel_requested_at: datetime | None
     redriven_at: datetime | None
     fal_request_id: str | None
@@ -115,17 +114,17 @@ class Job:
     @property
     def is_held(self) -> bool:
         """Whether fal never accepted the submission, and an operator decides what follows."""
-        return (self.blocked_reason or "").startswith(HELD)
+        return self.blocked_by == BlockedBy.HOLD
 
     @property
     def is_unrecordable(self) -> bool:
         """Whether fal has finished the job, and the database does not take what came of it."""
-        return (self.blocked_reason or "").startswith(UNRECORDABLE)
+        return self.blocked_by == BlockedBy.UNRECORDABLE
 
     @property
     def is_unanswered(self) -> bool:
         """Whether the last polls of the submitted job have failed."""
-        return (self.blocked_reason or "").startswith(UNANSWERED)
+        return self.blocked_by == BlockedBy.UNANSWERED
 
     @property
     def doorbell(self) -> Doorbell | None:
@@ -163,6 +162,10 @@ class NewAttempt:
     options: dict[str, Any] = field(default_factory=dict)
     account: str | None = None
     """A fingerprint of the key that pays: another account's silence proves nothing."""
+    slot_until: datetime | None = None
+    """Until then it is, or may be, at fal: it counts as in flight."""
+    admitted_cap: int | None = None
+    """How many might be in flight when it was admitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,8 @@ class Attempt:
     account: str | None
     started_at: datetime
     observed_start: float | None
+    slot_until: datetime | None
+    admitted_cap: int | None
     ended_at: datetime | None
     outcome: str | None
     http_status: int | None

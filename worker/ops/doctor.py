@@ -15,7 +15,7 @@ from worker.fal.platform import ListedRequest, Listing, PlatformClient, is_same_
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
-from worker.jobs import checks, limits, sent
+from worker.jobs import admission, checks, sent
 from worker.jobs.attempts import list_known_requests
 from worker.jobs.checks import ArchivedFile, Check, Finding, check_slice, find_strays
 from worker.jobs.sent import PaidRequest, SentInput
@@ -143,12 +143,16 @@ def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[Archiv
 
 def _note_gates(connection: Connection) -> Iterator[str]:
     """A pause is not a violation: jobs wait for its end, as they should."""
-    for gate in limits.list_shut_gates(connection):
+    for gate in admission.list_pauses(connection):
         waiting = checks.count_blocked(connection)
         yield (
-            f"submissions are paused, next try at {gate.opens_at:%Y-%m-%d %H:%M:%S} UTC, "
+            f"submissions are paused, {_describe_end(gate.until)}, "
             f"{waiting} queued jobs wait: {gate.reason}"
         )
+
+
+def _describe_end(until: datetime | None) -> str:
+    return "until its cause ends" if until is None else f"next try at {until:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _note_held(connection: Connection) -> Iterator[str]:

@@ -20,11 +20,11 @@ from sqlalchemy.exc import OperationalError
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.jobs import event_sums, stats
+from worker.jobs.admission import Pause, list_pauses
 from worker.jobs.job_requests import CODES, Door, count_refused
-from worker.jobs.limits import list_shut_gates
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.stats import CachedCount
-from worker.jobs.values import Gate, Outcome, Verdict
+from worker.jobs.values import Outcome, Verdict
 from worker.jobs.workers import UNSEEN_AFTER, SeenWorker, list_workers
 
 LIVE, ENDS, OUTCOMES, VERDICTS, REFUSED = "live", "ended", "outcomes", "verdicts", "refused"
@@ -88,7 +88,7 @@ class Measures:
     held: int
     sweep_lag: timedelta
     swept_at: datetime | None
-    pauses: list[Gate]
+    pauses: list[Pause]
     workers: list[SeenWorker]
     history: History
     events_behind: int
@@ -142,7 +142,7 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
             held=stats.count_held(connection),
             sweep_lag=max(timedelta(), now - earliest) if earliest else timedelta(),
             swept_at=swept.counted_at if swept else None,
-            pauses=list_shut_gates(connection),
+            pauses=list_pauses(connection),
             workers=list_workers(connection),
             history=history,
             events_behind=max(0, stats.find_last_event(connection) - history.cursor),

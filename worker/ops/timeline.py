@@ -21,9 +21,9 @@ from worker.ground.db import Database
 from worker.ground.errors import PaysAgainError
 from worker.ground.settings import UnknownPolicy
 from worker.jobs import attempts, deliveries, table
+from worker.jobs.admission import ACCOUNT, Pause, list_pauses
 from worker.jobs.states import ENDED, JobEvent, JobState
-from worker.jobs.values import Attempt, Delivery, Ending, Event, Gate, Job, Outcome
-from worker.stages.admit import list_pauses
+from worker.jobs.values import Attempt, Delivery, Ending, Event, Job, Outcome
 from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolvePolicy
 
@@ -207,7 +207,7 @@ class _Case(NamedTuple):
 def explain_wait(
     job: Job,
     attempts: Sequence[Attempt],
-    gate: Gate | None,
+    gate: Pause | None,
     now: datetime,
     *,
     policy: ResolvePolicy | None = None,
@@ -241,12 +241,12 @@ def describe_time(at: datetime, now: datetime) -> str:
     return f"{day}{at:%H:%M:%S} UTC"
 
 
-def _explain_queued(job: Job, gate: Gate | None, now: datetime) -> _Case:
+def _explain_queued(job: Job, gate: Pause | None, now: datetime) -> _Case:
     if gate is not None:
         waits_for = f"fal to accept our account again, like all submissions ({gate.reason})"
         then = "one waiting job is submitted, and all follow once fal accepts it"
         may_do = f"correct the account or FAL_KEY, nothing else is needed; {CANCEL_FREE}"
-        return _Case(waits_for, gate.opens_at, then, may_do)
+        return _Case(waits_for, gate.until, then, may_do)
     if _is_overdue(job, now):
         return _explain_overdue(job, "be submitted", CANCEL_FREE)
     if job.blocked_reason is not None:
@@ -421,7 +421,7 @@ def read_story(
         tried = attempts.list_attempts(connection, job_id)
         received = deliveries.list_deliveries(connection, job_id)
         events = table.list_events(connection, job_id)
-        gate = next(iter(list_pauses(connection)), None)
+        gate = next(iter(list_pauses(connection, ACCOUNT)), None)
     now = clock()
     wait = explain_wait(job, tried, gate, now, policy=policy)
     return Story(job, tried, received, events, list_times_in_state(events, now), wait)

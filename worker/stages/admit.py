@@ -1,134 +1,385 @@
-"""Beneath the path. admit: whether anything may be submitted now.
+"""Before `submit.py`: which job may be submitted now, if any.
 
-Submissions pause while fal refuses the account, which would meet every job alike (ADR 10), and
-while its replies are unclear, which would leave every job unknown (ADR 16). Then one job at a time
-is tried, as a probe; the others wait, without attempts, as long as it takes. Each cause is a row of
-its own (a circuit breaker), with its own end.
+fal runs a few requests of an account at once; so jobs wait with us, where cancelling is free and
+the order is ours. Admission is one short transaction under the lock of the account's row of
+`limits`: pauses, caps, rate and budget first, then the next tenant's next job. A tenant's turn
+comes by `served`, the units admitted for it divided by its weight (start-time fair queueing); a
+tenant at a limit of its own is passed over, and keeps nobody waiting.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from uuid import UUID
+from enum import StrEnum
 
 import structlog
 from sqlalchemy import Connection
 
+from worker.fal.http import MAX_RETRY_AFTER
+from worker.fal.pricing import Estimate, estimate_units
 from worker.fal.submit import Accepted, Ambiguous, RefusalClass, Refused, SubmitReply
-from worker.ground.clock import Clock, spread
+from worker.ground.clock import Backoff, Clock, read_clock
 from worker.ground.db import Database
-from worker.jobs import limits, table
-from worker.jobs.values import Gate, Job
+from worker.ground.money import format_usd, price_units
+from worker.jobs import admission, charges, table
+from worker.jobs.admission import ACCOUNT, Caps, Limits, Pause, Usage, WaitingTenant, name_scope
+from worker.jobs.states import BlockedBy, JobEvent, PauseCause
+from worker.jobs.values import Attempt, Job, Move
 
-ACCOUNT_GATE = "submissions"
-AMBIGUOUS_GATE = "ambiguous"
-# How `blocked_reason` begins for all that wait for one of them.
-MARKS = {ACCOUNT_GATE: "fal refuses the account", AMBIGUOUS_GATE: "fal's replies are ambiguous"}
-# So many ambiguous replies in a row are an outage.
-MOST_AMBIGUOUS = 3
+# So many ambiguous replies in a row are an outage; so many without a connection, too.
+MOST_IN_A_ROW = 3
+BUSY = Backoff(timedelta(seconds=20), timedelta(minutes=10))
+# After a pause one submission at a time, then two, four ...; from so many on without this bound.
+FIRST_ROOM, FULL_ROOM = 1, 32
+# A count of failures restricts nothing until it is a pause.
+COUNTING = 1_000_000
 # A pause that goes on further was written by a clock that was wrong.
-LONGEST_PAUSE = timedelta(hours=1)
+LONGEST_PAUSE = MAX_RETRY_AFTER + timedelta(hours=1)
+# Of jobs that turn out to be expired, or too dear, one admission passes over so many.
+MOST_PASSED = 20
+# How often a job that is too dear for a whole day is tried again.
+BUDGET_PAUSE = timedelta(hours=1)
+# `served` counts in thousandths of a unit, so that weights divide it.
+SCALE = 1000
+BREAKERS = frozenset({PauseCause.ACCOUNT, PauseCause.BUSY, PauseCause.AMBIGUOUS})
 
 log = structlog.stdlib.get_logger(__name__)
 
 
-def list_pauses(connection: Connection, *, lock: bool = False) -> list[Gate]:
-    """The pauses in force, the one that opens last first; a count of replies is none yet."""
-    found = limits.list_gates(connection, list(MARKS), lock=lock)
-    return sorted((one for one in found if one.reason), key=lambda one: one.opens_at, reverse=True)
+class Reason(StrEnum):
+    """Why jobs wait that nothing of their own holds up."""
+
+    ACCOUNT = "account"
+    ARCHIVE = "archive"
+    IN_FLIGHT = "in_flight"
+    RATE = "rate"
+    BUDGET = "budget"
+    TENANT = "tenant"
 
 
-def find_closed(pauses: Sequence[Gate], now: datetime, probe_after: timedelta) -> Gate | None:
-    """The pause that forbids even a probe the longest; None if one may be sent. Pure."""
-    longest = now + max(probe_after, LONGEST_PAUSE)
-    return next((one for one in pauses if now < one.opens_at <= longest), None)
+@dataclass(frozen=True, slots=True)
+class AdmissionPolicy:
+    """What the settings say of admission; `unit_price_nano_usd` replaces the platform's price."""
+
+    caps: Caps
+    endpoint: str
+    unit_price_nano_usd: int | None = None
 
 
-def describe_pause(cause: str, words: str) -> str:
-    return f"{MARKS[cause]}: {words}"
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many jobs may be admitted now, over all tenants; if none, why."""
+
+    free: int
+    reason: Reason | None = None
+    detail: str = ""
 
 
-def admit_submission(
-    connection: Connection, job_id: UUID, now: datetime, probe_after: timedelta
-) -> tuple[Gate, ...] | None:
-    """The circuit breakers as they are, locked; None if submissions pause, and the job waits.
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The job to admit, locked; what it will cost, and the share of its tenant before and after."""
 
-    Called before any job is locked, here and everywhere, so that two cannot deadlock.
+    job: Job
+    estimate: Estimate
+    unit_price_nano_usd: int | None
+    served_from: int
+    served_to: int
+    has_next: bool
+
+    @property
+    def estimated_nano_usd(self) -> int | None:
+        price = self.unit_price_nano_usd
+        return None if price is None else price_units(self.estimate.units, price)
+
+
+# ------------------------------------------------------------------ room
+
+
+def choose_time(connection: Connection, clock: Clock) -> datetime:
+    """The database's time; a test's own clock goes before it."""
+    return admission.read_time(connection) if clock is read_clock else clock()
+
+
+def read_room(connection: Connection, policy: AdmissionPolicy, now: datetime) -> Room:
+    """Without a lock: whether it is worth trying."""
+    limits = admission.find_limits(connection, ACCOUNT)
+    return _measure(connection, limits, policy, now)
+
+
+def _measure(
+    connection: Connection, limits: Limits | None, policy: AdmissionPolicy, now: datetime
+) -> Room:
+    pauses = admission.list_pauses(connection, ACCOUNT)
+    usage = admission.read_usage(connection, now)
+    has_price = find_price(connection, policy, policy.endpoint) is not None
+    return measure_room(
+        apply_defaults(limits, policy.caps), pauses, usage, now, has_price=has_price
+    )
+
+
+def apply_defaults(limits: Limits | None, caps: Caps) -> Caps:
+    """The account's caps: its row's where it has one, else the settings'; pure."""
+    if limits is None:
+        return caps
+    budget = limits.daily_budget_nano_usd
+    return Caps(
+        limits.max_in_flight or caps.max_in_flight,
+        limits.per_minute or caps.per_minute,
+        caps.daily_budget_nano_usd if budget is None else budget,
+    )
+
+
+def measure_room(  # noqa: C901, PLR0911 - each reason by its name
+    caps: Caps, pauses: Sequence[Pause], usage: Usage, now: datetime, *, has_price: bool
+) -> Room:
+    """How many may be admitted under these caps and pauses; pure."""
+    for pause in pauses:
+        if pause.is_in_force(now, LONGEST_PAUSE):
+            is_archive = pause.cause is PauseCause.ARCHIVE
+            return Room(0, Reason.ARCHIVE if is_archive else Reason.ACCOUNT, pause.reason)
+    free = caps.max_in_flight - usage.in_flight
+    if free <= 0:
+        detail = f"{usage.in_flight} of {caps.max_in_flight} are in flight"
+        return Room(0, Reason.IN_FLIGHT, detail)
+    for pause in pauses:
+        left = (pause.room or FIRST_ROOM) - usage.posting
+        if left <= 0:
+            return Room(0, Reason.ACCOUNT, f"{pause.reason}; the reply to a probe is awaited")
+        free = min(free, left)
+    if caps.per_minute is not None:
+        free = min(free, caps.per_minute - usage.started)
+        if free <= 0:
+            detail = f"{usage.started} of {caps.per_minute} were submitted within a minute"
+            return Room(0, Reason.RATE, detail)
+    if caps.daily_budget_nano_usd is not None:
+        if not has_price:
+            return Room(0, Reason.BUDGET, "a budget is set, and no price is known")
+        if usage.spent_nano_usd >= caps.daily_budget_nano_usd:
+            return Room(0, Reason.BUDGET, _describe_budget(usage.spent_nano_usd, caps))
+    return Room(free)
+
+
+def _describe_budget(spent: int, caps: Caps) -> str:
+    budget = format_usd(caps.daily_budget_nano_usd or 0)
+    return f"{format_usd(spent)} of {budget} USD are spent today"
+
+
+def find_price(connection: Connection, policy: AdmissionPolicy, endpoint: str) -> int | None:
+    """Nano-USD a unit: the setting's, else the platform's as last read; None without either."""
+    if policy.unit_price_nano_usd is not None:
+        return policy.unit_price_nano_usd
+    price = charges.find_price(connection, endpoint)
+    return None if price is None else price.unit_price_nano_usd
+
+
+def count_submissions(
+    *, db: Database, policy: AdmissionPolicy, most: int, clock: Clock = read_clock
+) -> int:
+    """How many submissions are worth publishing now: room, and jobs to fill it."""
+    with db.reading() as connection:
+        room = read_room(connection, policy, choose_time(connection, clock))
+        wanted = min(room.free, most)
+        return admission.count_admissible(connection, wanted) if wanted > 0 else 0
+
+
+# ------------------------------------------------------------------ pick
+
+
+def admit_next(
+    connection: Connection, policy: AdmissionPolicy, clock: Clock
+) -> tuple[Pick | None, int, datetime]:
+    """The next job, under the account's lock; with the cap it is admitted under, and the time.
+
+    Called before any other row is locked, so that two cannot deadlock.
     """
-    seen = limits.list_gates(connection, list(MARKS), lock=True)
-    pauses = sorted((one for one in seen if one.reason), key=lambda one: one.opens_at, reverse=True)
-    closed = find_closed(pauses, now, probe_after)
-    if closed is None:
-        return tuple(seen)
-    table.block_queued(connection, [job_id], closed.opens_at, str(closed.reason))
+    admission.begin_admission(connection)
+    limits = admission.lock_account(connection, policy.caps)
+    now = choose_time(connection, clock)
+    caps = apply_defaults(limits, policy.caps)
+    room = _measure(connection, limits, policy, now)
+    if room.free <= 0:
+        if room.reason is Reason.BUDGET and charges.alarm_budget(connection, ACCOUNT, now):
+            log.error("budget_reached", scope=ACCOUNT, reason=room.detail)
+        return None, caps.max_in_flight, now
+    spent = admission.read_usage(connection, now).spent_nano_usd
+    pick = pick_job(connection, limits, caps, policy, spent, now)
+    if pick is not None and room.free == 1:
+        pick = replace(pick, has_next=False)
+    return pick, caps.max_in_flight, now
+
+
+def pick_job(
+    connection: Connection,
+    limits: Limits,
+    caps: Caps,
+    policy: AdmissionPolicy,
+    spent: int,
+    now: datetime,
+) -> Pick | None:
+    """The next job of the tenant whose turn it is, among those below their own limits."""
+    waiting = admission.list_waiting_tenants(connection, now)
+    # A tenant that comes (back) starts where the others are: it saves up nothing before that.
+    starts = {one.tenant: max(one.served, limits.served) for one in waiting}
+    passed = 0
+    for tenant in sorted(waiting, key=lambda one: (starts[one.tenant], one.tenant)):
+        if is_full(tenant):
+            continue
+        while passed <= MOST_PASSED:
+            heads = admission.list_heads(connection, tenant.tenant, 2)
+            if not heads:
+                break
+            job, passed = heads[0], passed + 1
+            if job.expires_at is not None and job.expires_at <= now:
+                expire_job(connection, job, now)
+                continue
+            price, estimate = (
+                find_price(connection, policy, job.endpoint),
+                estimate_units(job.input),
+            )
+            cost = None if price is None else price_units(estimate.units, price)
+            over = judge_budget(cost, caps.daily_budget_nano_usd, spent, ACCOUNT)
+            scope, budget = name_scope(job.tenant), tenant.daily_budget_nano_usd
+            over = over or judge_budget(cost, budget, tenant.spent_nano_usd, scope)
+            if over is None:
+                start = starts[job.tenant]
+                end = start + max(estimate.units, 1) * SCALE // tenant.weight
+                has_next = len(heads) > 1 or len(waiting) > 1
+                return Pick(job, estimate, price, start, end, has_next)
+            if over.is_of_job:
+                until = now + BUDGET_PAUSE
+                table.block_queued(connection, job.id, BlockedBy.BUDGET, until, over.words)
+                log.error("job_exceeds_budget", job_id=str(job.id), reason=over.words)
+                continue
+            if charges.alarm_budget(connection, over.scope, now):
+                log.error("budget_reached", scope=over.scope, reason=over.words)
+            break  # its tenant waits for tomorrow, or for what is settled below its estimate
     return None
 
 
-def begin_probe(connection: Connection, seen: Sequence[Gate], until: datetime) -> None:
-    """Let only the caller submit before `until`, if submissions pause."""
-    for gate in seen:
-        if gate.reason:
-            limits.shut_gate(connection, replace(gate, opens_at=until))
+def is_full(tenant: WaitingTenant) -> bool:
+    """Whether the tenant is paused, or at a limit of its own; pure."""
+    most, per_minute = tenant.max_in_flight, tenant.per_minute
+    return (
+        tenant.is_paused
+        or (most is not None and tenant.in_flight >= most)
+        or (per_minute is not None and tenant.started >= per_minute)
+    )
 
 
-def hold_back(
-    connection: Connection, queued: Sequence[Job], now: datetime, probe_after: timedelta
-) -> set[UUID]:
-    """While submissions pause, keep all back but one, which is the probe when it is time."""
-    pauses = list_pauses(connection)
-    if not pauses:
-        return set()
-    closed = find_closed(pauses, now, probe_after)
-    held_back = [job.id for job in (queued if closed else queued[1:])]
-    wait = max(closed.opens_at - now, timedelta(seconds=1)) if closed else probe_after
-    reason = str((closed or pauses[0]).reason)
-    table.block_queued(connection, held_back, now + spread(wait), reason)
-    return set(held_back)
+@dataclass(frozen=True, slots=True)
+class OverBudget:
+    """Whose budget does not allow a job; `is_of_job` if not even a whole day's would."""
+
+    scope: str
+    words: str
+    is_of_job: bool
+
+
+def judge_budget(cost: int | None, budget: int | None, spent: int, scope: str) -> OverBudget | None:
+    """None if the scope's budget of the day allows the cost; pure."""
+    if budget is None:
+        return None
+    if cost is None:
+        return OverBudget(scope, f"{scope} has a budget, and no price is known", is_of_job=False)
+    if cost > budget:
+        words = (
+            f"about {format_usd(cost)} USD exceed {scope}'s daily budget of {format_usd(budget)}"
+        )
+        return OverBudget(scope, words, is_of_job=True)
+    if spent + cost > budget:
+        words = f"{format_usd(spent)} of {format_usd(budget)} USD are spent today"
+        return OverBudget(scope, words, is_of_job=False)
+    return None
+
+
+def expire_job(connection: Connection, job: Job, now: datetime) -> Job | None:
+    """Its producer wanted it submitted by a time that has passed: nothing is paid."""
+    message = f"not submitted by {job.expires_at:%Y-%m-%d %H:%M:%S} UTC, as its expires_at requires"
+    why = {"error_code": "expired", "error_message": message}
+    return table.apply_event(
+        connection, job, JobEvent.EXPIRED, Move(now, detail=message, columns=why)
+    )
+
+
+# ------------------------------------------------------------------ what replies prove
 
 
 def note_reply(
-    connection: Connection, reply: SubmitReply, seen: Sequence[Gate], until: datetime
-) -> None:
-    """Begin, lengthen or end pauses by what a reply proves; `seen` are the rows before the POST.
+    connection: Connection,
+    reply: SubmitReply,
+    attempt: Attempt,
+    now: datetime,
+    probe_after: timedelta,
+) -> bool:
+    """Begin, lengthen or end pauses by what a reply proves; True if one was lifted or widened.
 
-    Called before any job is locked, so that two cannot deadlock.
+    A reply ends only a pause that its submission was a probe of. Called before any job is locked.
     """
+    known = {pause.cause: pause for pause in admission.list_pauses(connection, ACCOUNT)}
+    probed = [
+        pause
+        for cause, pause in known.items()
+        if cause in BREAKERS and (pause.until is None or attempt.started_at >= pause.until)
+    ]
+    ended: set[PauseCause] = set()
     match reply:
         case Ambiguous():
-            strikes = limits.count_strike(connection, AMBIGUOUS_GATE, until)
-            if strikes >= MOST_AMBIGUOUS:
-                words = f"{strikes} in a row, the last: {reply.message}"
-                _pause(connection, AMBIGUOUS_GATE, words, until, strikes)
-            ended = set()
+            words = f"fal's replies are ambiguous, the last: {reply.message}"
+            _count_failure(connection, known, PauseCause.AMBIGUOUS, words, now, probe_after)
         case Refused(why=RefusalClass.ACCOUNT):
-            _pause(connection, ACCOUNT_GATE, f"{reply.code}: {reply.message}", until)
-            ended = {AMBIGUOUS_GATE}
-        case Accepted() | Refused(why=RefusalClass.INPUT | RefusalClass.BUSY):
-            ended = {AMBIGUOUS_GATE, ACCOUNT_GATE}
-        case Refused():  # nobody at fal has answered: that says nothing about either
-            ended = set()
-    for gate in seen:
-        if gate.name in ended:
-            limits.remove_gate(connection, gate.name)
+            words = f"fal refuses the account: {reply.code}: {reply.message}"
+            _pause(connection, PauseCause.ACCOUNT, words, now, now + probe_after)
+            ended = {PauseCause.AMBIGUOUS, PauseCause.BUSY}
+        case Refused(why=RefusalClass.BUSY):
+            strikes = known[PauseCause.BUSY].strikes + 1 if PauseCause.BUSY in known else 1
+            wait = reply.retry_after or max(BUSY.draw(strikes), timedelta(seconds=1))
+            words = f"fal has too many requests of the account: {reply.code}: {reply.message}"
+            _pause(connection, PauseCause.BUSY, words, now, now + wait, strikes)
+            ended = {PauseCause.AMBIGUOUS, PauseCause.ACCOUNT}
+        case Accepted() | Refused(why=RefusalClass.INPUT):
+            ended = set(BREAKERS)
+        case Refused():
+            words = f"fal cannot be reached: {reply.code}: {reply.message}"
+            wait = reply.retry_after + probe_after / 4
+            _count_failure(connection, known, PauseCause.BUSY, words, now, wait)
+    for pause in probed:
+        if pause.cause not in ended:
+            continue
+        room = (pause.room or FIRST_ROOM) * 2
+        if pause.cause is PauseCause.BUSY and room < FULL_ROOM:
+            admission.keep_pause(connection, replace(pause, until=None, room=room))
+        elif admission.remove_pause(connection, ACCOUNT, pause.cause) and pause.until is not None:
+            log.info("submissions_resumed", cause=pause.cause.value)
+    return any(pause.cause in ended for pause in probed)
+
+
+def _count_failure(
+    connection: Connection,
+    known: dict[PauseCause, Pause],
+    cause: PauseCause,
+    words: str,
+    now: datetime,
+    wait: timedelta,
+) -> None:
+    """Pause once so many in a row have failed; until then they are only counted."""
+    before = known.get(cause)
+    strikes = before.strikes + 1 if before else 1
+    if strikes >= MOST_IN_A_ROW:
+        _pause(connection, cause, f"{words} ({strikes} in a row)", now, now + wait, strikes)
+        return
+    room = before.room if before else COUNTING
+    counted = Pause(ACCOUNT, cause, words, now, strikes=strikes, room=room)
+    admission.keep_pause(connection, counted)
 
 
 def _pause(
-    connection: Connection, cause: str, words: str, until: datetime, strikes: int = 0
+    connection: Connection,
+    cause: PauseCause,
+    words: str,
+    now: datetime,
+    until: datetime,
+    strikes: int = 0,
 ) -> None:
-    reason = describe_pause(cause, words)
-    limits.shut_gate(connection, Gate(cause, until, reason, strikes))
-    log.error("submissions_paused", cause=cause, reason=reason)
-
-
-def release_waiting(*, db: Database, clock: Clock) -> None:
-    """Once a pause is over, let the sweep publish at once for all that waited for it.
-
-    In a transaction of its own: locking many rows after one would invite a deadlock.
-    """
-    with db.transaction() as connection:
-        in_force = {pause.name for pause in list_pauses(connection)}
-        for cause, mark in MARKS.items():
-            if cause not in in_force:
-                waiting = table.hasten_blocked(connection, mark, clock())
-                if waiting:
-                    log.info("submissions_resumed", cause=cause, waiting=waiting)
+    pause = Pause(ACCOUNT, cause, words, now, until=until, strikes=strikes, room=FIRST_ROOM)
+    admission.keep_pause(connection, pause)
+    log.error("submissions_paused", cause=cause.value, reason=words)

@@ -41,7 +41,7 @@ from worker.ground.errors import (
     UnarchivableError,
 )
 from worker.jobs import attempts, deliveries, limits, table
-from worker.jobs.states import JobEvent
+from worker.jobs.states import BlockedBy, JobEvent
 from worker.jobs.values import Attempt, Claim, Job, Move
 from worker.media.facts import VideoFacts
 from worker.media.layout import (
@@ -164,7 +164,7 @@ def _record_archive(kept: Kept, *, db: Database, clock: Clock) -> Job | None:
 def _postpone(job: Job, error: ExtendVideoError, *, db: Database, clock: Clock) -> Job | None:
     """Give the row back until later; the paid result is as safe as before."""
     now = clock()
-    blocked = {"blocked_reason": f"{error.code}: {error}"}
+    blocked = {"blocked_by": BlockedBy.RETRY.value, "blocked_reason": f"{error.code}: {error}"}
     with db.transaction() as connection:
         completed_at = attempts.find_result_time(connection, job.id)
         delay = choose_delay(now - (completed_at or now))

@@ -16,7 +16,7 @@ from worker.fal.requests import CancelAnswer, RequestClient
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import TooLateError
-from worker.jobs import attempts, table
+from worker.jobs import attempts, charges, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Job, Move
 
@@ -67,6 +67,7 @@ def _request_cancel(connection: Connection, job: Job, now: datetime) -> Cancelle
         columns = {
             "cancel_requested_at": now,
             "claimed_by": job.claimed_by,
+            "blocked_by": job.blocked_by,
             "blocked_reason": job.blocked_reason,
         }
         move = Move(now, job.due_at, columns=columns)
@@ -102,5 +103,7 @@ def cancel_requests(
             again = answer is CancelAnswer.UNCLEAR and now - ordered_at < give_up_after
             due_at = now + RETRY_PAUSE if again else None
             attempts.record_cancel(connection, attempt.id, answer.value, due_at)
+            if answer is CancelAnswer.OK:  # it was still queued at fal, and is removed
+                charges.void(connection, attempt.id, charges.VoidReason.REMOVED, now)
             if not again and job.state is JobState.SUBMITTED and job.fence == attempt.fence:
                 table.advance_due(connection, job, now)

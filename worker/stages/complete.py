@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 import structlog
 from pydantic import SecretStr
@@ -16,12 +17,16 @@ from structlog.contextvars import bind_contextvars
 from uuid_utils.compat import uuid7
 
 from worker.fal.completion import Completion
-from worker.fal.errors import UNNAMED_CODE, FalFailure, parse_failure
+from worker.fal.errors import ERROR_TYPES, UNNAMED_CODE, FalFailure, parse_failure
 from worker.fal.model import parse_output
+from worker.fal.pricing import estimate_units
+from worker.fal.requests import CancelAnswer
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database, describe_database_error
 from worker.ground.errors import InvalidResultError, InvalidSignatureError
-from worker.jobs import attempts, deliveries, restores, table
+from worker.ground.money import price_units
+from worker.jobs import attempts, charges, deliveries, restores, table
+from worker.jobs.charges import NewCharge, VoidReason
 from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import (
     Attempt,
@@ -41,6 +46,11 @@ REASON_CHARACTERS = 300
 RESULT_GONE = "result_gone"
 # fal's own type for a request that was cancelled, by us or by anybody with the key.
 CANCELLED_CODE = "client_cancelled"
+# The start timeout that we send with each request was over.
+NOT_STARTED_CODE = "request_timeout"
+RUNNING = "IN_PROGRESS"
+SERVER_ERROR = 500
+RETRY_FOR = timedelta(days=1)
 # For an operator: nothing is sent again by itself, for it may cost again.
 RETRY_WORDS = {
     None: "",
@@ -66,11 +76,13 @@ class Receipt:
 
 
 class Recorded(StrEnum):
-    """What a completion did to its job. Only the first three move it."""
+    """What a completion did to its job. Only the first four move it."""
 
     FIRST_RESULT = "first_result"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    # fal had not started it in time: nothing is charged, and the job is queued again.
+    NOT_STARTED = "not_started"
     # Of another attempt than the one whose result the job has: an extra charge.
     SECOND_RESULT = "second_result"
     # The job has a result: the same one comes again, or what is no result.
@@ -93,6 +105,7 @@ def receive_delivery(  # noqa: PLR0913 - as the receiver has them
     *,
     db: Database,
     dispatch_timeout: timedelta,
+    retry_for: timedelta = RETRY_FOR,
     token_secrets: Sequence[SecretStr] = (),
     clock: Clock = read_clock,
 ) -> Receipt:
@@ -121,7 +134,7 @@ def receive_delivery(  # noqa: PLR0913 - as the receiver has them
             doorbell = expect_result(connection, job, owner, fal_request_id, now)
             return Receipt(Verdict.KEPT, job, doorbell)
         recorded, moved = record_completion(
-            connection, job, owner, completion, now, dispatch_timeout
+            connection, job, owner, completion, now, dispatch_timeout, retry_for
         )
         if moved is None:  # superseded: the first result wins
             deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
@@ -285,23 +298,30 @@ def _keep_stray(connection: Connection, name: TokenName, token: str, new: NewDel
 # ------------------------------------------------------------------ completions
 
 
-def record_completion(
+def record_completion(  # noqa: PLR0913, PLR0917 - what is known of it, and two policies
     connection: Connection,
     job: Job,
     attempt: Attempt,
     completion: Completion,
     now: datetime,
     dispatch_timeout: timedelta,
+    retry_for: timedelta = RETRY_FOR,
 ) -> tuple[Recorded, Job | None]:
     """Move the job by what fal says of one of its attempts; the job if it has moved.
 
     The first result wins, of any attempt and wherever the job is by now: what is paid is taken. A
     second one is counted as an extra charge. A failure counts only if it is of the newest attempt.
+    One that fal had not even started goes back to the queue, for `retry_for` since it was enqueued.
     """
     failure = find_failure(completion)
     is_uncharged = attempts.complete_attempt(
         connection, attempt.id, find_ending(failure), now, retryable=completion.retryable
     )
+    void_reason = find_void_reason(failure, attempt)
+    if void_reason is not None:
+        charges.void(connection, attempt.id, void_reason, now)
+    elif failure is None and may_be_void(attempt):
+        charges.unvoid(connection, attempt.id, now)
     if has_video(job):
         if failure is not None or job.fal_request_id == completion.fal_request_id:
             return Recorded.ALREADY_COMPLETED, None
@@ -327,20 +347,37 @@ def record_completion(
         return (Recorded.FIRST_RESULT if moved else Recorded.ENDED_BEFORE), moved
     if attempt.fence != job.fence:
         return Recorded.SUPERSEDED, None
-    if failure.code == CANCELLED_CODE and job.cancel_requested_at is not None:
-        recorded, event = Recorded.CANCELLED, JobEvent.JOB_CANCELLED
-        move = Move(now, detail=failure.message, columns=columns)
-    else:
-        columns |= {
-            "error_code": failure.code,
-            "error_message": failure.message,
-            "error_details": list(failure.details) or None,
-        }
-        recorded, event = Recorded.FAILED, JobEvent.FAILURE_ARRIVED
-        detail = failure.message + RETRY_WORDS[completion.retryable]
-        move = Move(now, detail=detail, columns=columns)
+    recorded, event, move = judge_failure(
+        job, failure, void_reason, columns, now, retry_for, retryable=completion.retryable
+    )
     moved = table.apply_event(connection, job, event, move)
     return (recorded if moved else Recorded.ENDED_BEFORE), moved
+
+
+def judge_failure(  # noqa: PLR0913 - as `record_completion` has them
+    job: Job,
+    failure: FalFailure,
+    void_reason: VoidReason | None,
+    columns: dict[str, Any],
+    now: datetime,
+    retry_for: timedelta,
+    *,
+    retryable: bool | None,
+) -> tuple[Recorded, JobEvent, Move]:
+    """What the newest attempt's failure means for its job; pure."""
+    has_not_run = void_reason is VoidReason.NEVER_STARTED
+    if job.cancel_requested_at is not None and (has_not_run or failure.code == CANCELLED_CODE):
+        move = Move(now, detail=failure.message, columns=columns)
+        return Recorded.CANCELLED, JobEvent.JOB_CANCELLED, move
+    if has_not_run and now - job.tried_since < retry_for:
+        return Recorded.NOT_STARTED, JobEvent.START_TIMED_OUT, Move(now, now, failure.message)
+    why = {
+        "error_code": failure.code,
+        "error_message": failure.message,
+        "error_details": list(failure.details) or None,
+    }
+    move = Move(now, None, failure.message + RETRY_WORDS[retryable], columns | why)
+    return Recorded.FAILED, JobEvent.FAILURE_ARRIVED, move
 
 
 def has_video(job: Job) -> bool:
@@ -369,6 +406,26 @@ def find_failure(completion: Completion) -> FalFailure | None:
         return None
     message = completion.error or "fal reports an error without a message"
     return parse_failure(completion.payload, message) or FalFailure(UNNAMED_CODE, message)
+
+
+def find_void_reason(failure: FalFailure | None, attempt: Attempt) -> VoidReason | None:
+    """Why the attempt costs nothing, if that is sure (fal-api, section 4.3); pure."""
+    if failure is None or attempt.ending == Ending.OK:
+        return None
+    has_run = attempt.inference_seconds is not None or attempt.fal_status == RUNNING
+    if failure.code == NOT_STARTED_CODE and not has_run:
+        return VoidReason.NEVER_STARTED
+    if failure.code == CANCELLED_CODE:
+        return VoidReason.REMOVED if attempt.cancel_status == CancelAnswer.OK else None
+    known = ERROR_TYPES.get(failure.code)
+    is_server_error = known is not None and min(known.http_statuses) >= SERVER_ERROR
+    return VoidReason.SERVER_ERROR if is_server_error else None
+
+
+def may_be_void(attempt: Attempt) -> bool:
+    """Whether its charge may have been voided before its result came; pure."""
+    was_over = attempt.outcome in (Outcome.DEAD, Outcome.REJECTED, Outcome.POSTPONED)
+    return was_over or attempt.ending is not None or attempt.cancel_status == CancelAnswer.OK
 
 
 def find_ending(failure: FalFailure | None) -> Ending:
@@ -416,12 +473,12 @@ def _find_lost(
         attempts.give_token(connection, stand_in.id, token_hash)
     elif is_verified:
         going_on = _go_on_with(connection, job, completion, now)
-        attempts.insert_attempt(connection, replace(going_on, claimed_by=REBUILT_BY), lost)
+        _insert_rebuilt(connection, replace(going_on, claimed_by=REBUILT_BY), lost, now)
     elif job.state is JobState.QUEUED:
         doubt_job(connection, job, lost, now, REBUILT, REBUILT_BY)
     else:
         stated = replace(job, fence=NO_FENCE, claimed_by=REBUILT_BY)
-        attempts.insert_attempt(connection, stated, lost)
+        _insert_rebuilt(connection, stated, lost, now)
         # Nothing is proven but that we have begun the attempt: fal knows what became of it.
         unknown = Settlement(Outcome.UNKNOWN, now, error_message=REBUILT)
         attempts.record_outcome(connection, lost.id, unknown)
@@ -457,6 +514,20 @@ def doubt_job(
     columns = {"blocked_reason": f"fal may or may not have it: {detail}", "fence": job.fence + 1}
     move = Move(now, now, detail, columns)
     moved = table.apply_permitted(connection, job, JobEvent.SUBMISSION_DOUBTED, move)
-    attempts.insert_attempt(connection, replace(moved, claimed_by=by), new)
+    _insert_rebuilt(connection, replace(moved, claimed_by=by), new, now)
     unknown = Settlement(Outcome.UNKNOWN, now, error_message=detail)
     attempts.record_outcome(connection, new.id, unknown)
+
+
+def _insert_rebuilt(connection: Connection, job: Job, new: NewAttempt, now: datetime) -> None:
+    """The attempt, and its charge: it may have been paid for."""
+    attempt, estimate = attempts.insert_attempt(connection, job, new), estimate_units(job.input)
+    price = charges.find_price(connection, job.endpoint)
+    unit_price = None if price is None else price.unit_price_nano_usd
+    cost = None if unit_price is None else price_units(estimate.units, unit_price)
+    charges.note_unreserved(
+        connection,
+        NewCharge(
+            attempt.id, job.id, job.tenant, now, estimate.units, estimate.assumed, unit_price, cost
+        ),
+    )

@@ -33,7 +33,13 @@ from worker.jobs.attempts import COMPLETED, note_progress
 from worker.jobs.limits import MANY_POLLS, POLL_GATE, name_poll_gate
 from worker.jobs.states import Doorbell, JobEvent, JobState
 from worker.jobs.values import Attempt, Ending, Job, Move, Outcome, Settlement
-from worker.stages.complete import RESULT_GONE, describe_refusal, has_video, record_completion
+from worker.stages.complete import (
+    RESULT_GONE,
+    RETRY_FOR,
+    describe_refusal,
+    has_video,
+    record_completion,
+)
 from worker.stages.resolve import Resolver, measure_wait
 
 # A count of failed polls that nobody goes on with: the job ended by its webhook.
@@ -58,6 +64,7 @@ class Reconciler:
 
     resolver: Resolver
     poll_after: timedelta
+    retry_for: timedelta = RETRY_FOR
 
     @property
     def clock(self) -> Clock:
@@ -166,7 +173,7 @@ class Reconciler:
                 if progress is not None:
                     record_progress(connection, attempt, progress)
                 _, moved = record_completion(
-                    connection, current, attempt, truth, now, dispatch_timeout
+                    connection, current, attempt, truth, now, dispatch_timeout, self.retry_for
                 )
                 return moved
         except Exception as error:

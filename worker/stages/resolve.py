@@ -21,9 +21,9 @@ from worker.fal.requests import Forgotten, Known, RequestClient, Truth, Unclear
 from worker.ground.clock import Backoff, Clock, spread
 from worker.ground.db import Database
 from worker.ground.settings import UnknownPolicy
-from worker.jobs import attempts, deliveries, limits, observed, table
-from worker.jobs.states import Doorbell, JobEvent, JobState
-from worker.jobs.values import HELD, Attempt, Job, Move, Outcome, RequestClaim, Settlement
+from worker.jobs import attempts, charges, deliveries, limits, observed, table
+from worker.jobs.states import BlockedBy, Doorbell, JobEvent, JobState
+from worker.jobs.values import Attempt, Job, Move, Outcome, RequestClaim, Settlement
 
 # One search serves every unknown submission; all workers together begin one in this time.
 LISTING_GATE = "listing"
@@ -243,6 +243,8 @@ class Resolver:
                 outcome = Outcome.UNKNOWN if evidence.gaps else Outcome.DEAD
                 absent = Settlement(outcome, now, error_message=move.detail)
                 attempts.record_outcome(connection, attempt.id, absent)
+                if outcome is Outcome.DEAD:
+                    charges.void(connection, attempt.id, charges.VoidReason.ABSENT, now)
             elif job.blocked_reason == move.columns["blocked_reason"]:
                 # Decided before, and only searched again.
                 table.advance_due(connection, job, move.due_at or now)
@@ -261,6 +263,7 @@ class Resolver:
             moved = table.apply_event(connection, job, JobEvent.REQUEST_ADOPTED, move)
             accepted = Settlement(Outcome.ACCEPTED, now, fal_request_id=fal_request_id)
             attempts.record_outcome(connection, attempt.id, accepted)
+            charges.unvoid(connection, attempt.id, now)
             if moved is not None and moved.cancel_requested_at is not None:
                 attempts.order_cancel(connection, attempt.id, now)
         return moved
@@ -372,6 +375,6 @@ def judge_absence(
 
 def _hold(why: str, detail: str, policy: ResolvePolicy, now: datetime) -> tuple[JobEvent, Move]:
     """The job waits for a person; fal's listing is searched for it all the same."""
-    columns = {"blocked_reason": f"{HELD}: {why}. {DECIDE}"}
+    columns = {"blocked_by": BlockedBy.HOLD.value, "blocked_reason": f"held: {why}. {DECIDE}"}
     due_at = now + spread(min(HELD_PAUSE, policy.unknown_after))
     return JobEvent.SUBMISSION_HELD, Move(now, due_at, detail, columns)

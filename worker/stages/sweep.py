@@ -1,8 +1,11 @@
 """Beside the path. sweep: find overdue rows, and have their messages published again.
 
-Many sweeps at once do no harm: each takes rows that no other holds, and pushes their time on. Here,
-too, is what a process does around it: count the time in which it has observed the table, report
-paid videos that are still only at fal, and give back what a worker that ends has not finished.
+One sweep at a time, by a lease in a row; each read ends at a limit, so a pass is short whatever the
+table holds. Queued jobs are not touched one by one: what has a reason of its own to wait is
+released when its time comes, and for the rest as many messages are published as there is room.
+Here, too, is what a process does around it: count the time in which it has observed the table,
+report paid videos that are still only at fal, and give back what a worker that ends has not
+finished.
 """
 
 import time
@@ -17,25 +20,30 @@ from sqlalchemy import Connection
 
 from worker.fal.http import MAX_RETRY_AFTER
 from worker.fal.options import MIN_EXPIRATION, RequestOptions
-from worker.fal.submit import RefusalClass
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
-from worker.jobs import archives, attempts, table
+from worker.jobs import admission, archives, attempts, charges, limits, table
 from worker.jobs.observed import add_observed
-from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, Step
+from worker.jobs.states import AWAITING_FAL, Doorbell, JobEvent, JobState, PauseCause, Step
 from worker.jobs.values import Job, Move, Outcome, Settlement
+from worker.jobs.workers import list_workers
 from worker.media.store import Store
-from worker.stages import admit
+from worker.stages.admit import BUSY, AdmissionPolicy, choose_time, expire_job
 from worker.stages.lease import abandon_claims
-from worker.stages.submit import BACKOFFS
 
 BATCH = 100
+# Rows that no message is published for are many at once: what waits for its time, charges.
+LARGE_BATCH = 500
+SWEEP_GATE = "sweep"
 # No live row waits longer by itself: a due time further ahead is the work of a wrong clock.
-LONGEST_WAIT = MAX_RETRY_AFTER + BACKOFFS[RefusalClass.BUSY].longest + timedelta(minutes=5)
+LONGEST_WAIT = MAX_RETRY_AFTER + BUSY.longest + timedelta(minutes=5)
 ARCHIVE_DEADLINE = timedelta(hours=1)
 # So much of the time for which fal is to keep the file may pass.
 EXPIRATION_SHARE = 0.75
 UNARCHIVED = frozenset({JobState.COMPLETED, JobState.ARCHIVING})
+# A worker that archives has said so within this time.
+SEEN_WITHIN = timedelta(minutes=1)
+ARCHIVE_QUEUE = "extend_video.archive"
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -48,30 +56,39 @@ class Swept:
     doorbells: list[Doorbell]
 
 
+def begin_sweep(*, db: Database, lease: timedelta, clock: Clock = read_clock) -> bool:
+    """Take the lease of the sweep; False while another process has it."""
+    with db.transaction() as connection:
+        return limits.pass_gate(connection, SWEEP_GATE, choose_time(connection, clock), lease)
+
+
+def end_sweep(*, db: Database) -> None:
+    """Give the lease back; after a crash it runs out."""
+    with db.transaction() as connection:
+        limits.remove_gate(connection, SWEEP_GATE)
+
+
 def sweep_jobs(
     *,
     db: Database,
     lease: timedelta,
     archive_deadline: timedelta = ARCHIVE_DEADLINE,
-    probe_after: timedelta = timedelta(minutes=1),
     limit: int = BATCH,
     clock: Clock = read_clock,
 ) -> Swept:
     """Take one batch of overdue rows; each is due again after `lease` unless it moves.
 
-    A waiting row lost its message or has waited long enough: it is published for again. A queued
-    one waits on while submissions pause. A claimed row whose lease has run out is taken from its
-    worker: a download goes back to be claimed again, a submission becomes unknown. A job that is
-    not archived `archive_deadline` after its completion is logged, once.
+    A waiting row lost its message or has waited long enough: it is published for again. A claimed
+    row whose lease has run out is taken from its worker: a download goes back to be claimed again,
+    a submission becomes unknown. A job that is not archived `archive_deadline` after its completion
+    is logged, once. Queued rows are `release_queued`'s.
     """
-    now = clock()
+    now, longest = clock(), max(LONGEST_WAIT, 2 * lease)
     with db.transaction() as connection:  # locks jobs, then attempts
-        table.clamp_due(connection, now, max(LONGEST_WAIT, 2 * lease, 2 * probe_after), limit)
-        overdue = table.find_overdue(connection, now, limit)
+        due = table.list_due(connection, now, longest, limit)
+        overdue = table.lock_jobs(connection, due)
         late = raise_alarms(connection, overdue, archive_deadline, now)
-        queued = [job for job in overdue if job.state is JobState.QUEUED]
-        held_back = admit.hold_back(connection, queued, now, probe_after)
-        waiting = [job for job in overdue if job.doorbell is not None and job.id not in held_back]
+        waiting = [job for job in overdue if job.doorbell is not None]
         # What waits for fal goes on waiting; work of ours may be claimed again.
         at_fal = [job.id for job in waiting if job.state in AWAITING_FAL]
         ours = [job.id for job in waiting if job.state not in AWAITING_FAL]
@@ -88,7 +105,57 @@ def sweep_jobs(
         )
     doorbells = [job.doorbell for job in (*waiting, *returned) if job and job.doorbell]
     doorbells += [Doorbell(Step.CANCEL, job_id) for job_id in cancels]
-    return Swept(max(len(overdue), len(cancels)), doorbells)
+    return Swept(max(len(due), len(cancels)), doorbells)
+
+
+def release_queued(
+    *, db: Database, limit: int = LARGE_BATCH, clock: Clock = read_clock
+) -> tuple[int, list[Job]]:
+    """Let queued jobs be admitted whose own time has come, and fail those that have expired.
+
+    How many were released, and the jobs that failed.
+    """
+    now = clock()
+    with db.transaction() as connection:
+        expired = [
+            expire_job(connection, job, now) for job in table.list_expired(connection, now, limit)
+        ]
+        released = table.unblock_due(connection, now, LONGEST_WAIT, limit)
+    return len(released), [job for job in expired if job is not None]
+
+
+def settle_charges(
+    policy: AdmissionPolicy, *, db: Database, limit: int = LARGE_BATCH, clock: Clock = read_clock
+) -> int:
+    """Bring the days' totals up to what is known of charges; locks limits, and no job."""
+    with db.transaction() as connection:
+        admission.begin_admission(connection)
+        admission.lock_account(connection, policy.caps)
+        return charges.settle_due(connection, choose_time(connection, clock), limit)
+
+
+def pause_without_archive(*, db: Database, clock: Clock = read_clock) -> None:
+    """Buy nothing that cannot be kept: while none of the workers that archive can write, pause.
+
+    Also renews what keeps workers of earlier releases from submitting.
+    """
+    with db.transaction() as connection:
+        now = choose_time(connection, clock)
+        limits.close_old_gate(connection, now)
+        archiving = [
+            seen
+            for seen in list_workers(connection)
+            if now - seen.last_seen_at <= SEEN_WITHIN and ARCHIVE_QUEUE in seen.queues
+        ]
+        faulty = [seen for seen in archiving if seen.archive_fault is not None]
+        if faulty and len(faulty) == len(archiving):
+            reason = f"no worker can write to the archive: {faulty[0].archive_fault}"
+            hosts = ", ".join(sorted({seen.host or seen.name for seen in faulty}))
+            scope, cause = admission.ACCOUNT, PauseCause.ARCHIVE
+            admission.keep_pause(connection, admission.Pause(scope, cause, reason, now, hosts))
+            log.error("submissions_paused", cause=cause.value, reason=reason)
+        elif admission.remove_pause(connection, admission.ACCOUNT, PauseCause.ARCHIVE):
+            log.info("submissions_resumed", cause=PauseCause.ARCHIVE.value)
 
 
 def remove_partials(store: Store) -> int:

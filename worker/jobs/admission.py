@@ -1,0 +1,378 @@
+"""SQL of admission: limits, pauses, what is in flight, and whose job is next.
+
+The account's row of `limits` is the lock: whoever admits changes it first, and reads in later
+statements, under READ COMMITTED, what everybody before has committed. Order of locks: limits, jobs,
+attempts, charges. Completion, cancel and redrive never lock limits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    update,
+)
+
+from worker.jobs.models import AttemptRow, ChargeRow, JobRow, LimitRow, PauseRow, SpendRow
+from worker.jobs.rows import fetch_all, fetch_one, insert_for, is_postgres, table_of
+from worker.jobs.states import PauseCause
+from worker.jobs.values import Job
+
+ACCOUNT = "account"
+TENANT = "tenant:"
+MINUTE = timedelta(minutes=1)
+# A host that dies within an admission must not stop all buying.
+LOCK_SECONDS = 5
+# As the index has it, in literals: a parameter would hide from SQLite that the index serves.
+IS_ADMISSIBLE = "state = 'queued' AND blocked_by IS NULL"
+
+_JOBS, _ATTEMPTS, _CHARGES = table_of(JobRow), table_of(AttemptRow), table_of(ChargeRow)
+_LIMITS, _PAUSES, _SPEND = table_of(LimitRow), table_of(PauseRow), table_of(SpendRow)
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What the settings allow where `limits` has no value; None is no bound."""
+
+    max_in_flight: int
+    per_minute: int | None = None
+    daily_budget_nano_usd: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A row of `limits`."""
+
+    scope: str
+    max_in_flight: int | None
+    per_minute: int | None
+    daily_budget_nano_usd: int | None
+    weight: int
+    served: int
+    admissions: int
+    default_max_in_flight: int | None
+    default_per_minute: int | None
+    default_daily_budget_nano_usd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A row of `pauses`."""
+
+    scope: str
+    cause: PauseCause
+    reason: str
+    since: datetime
+    host: str | None = None
+    until: datetime | None = None
+    strikes: int = 0
+    room: int | None = None
+
+    def is_in_force(self, now: datetime, longest: timedelta) -> bool:
+        """Whether nothing at all may be sent, not even a probe.
+
+        Without a `room` for probes it ends by hand, or with the archive's fault. A time further
+        ahead than `longest` was written by a clock that was wrong.
+        """
+        return self.room is None or (self.until is not None and now < self.until <= now + longest)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The account now: what is in flight, being posted, begun within a minute, spent today."""
+
+    in_flight: int
+    posting: int
+    started: int
+    spent_nano_usd: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingTenant:
+    """A tenant with a job that may be admitted as far as that job is concerned."""
+
+    tenant: str
+    weight: int
+    served: int
+    in_flight: int
+    started: int
+    spent_nano_usd: int
+    max_in_flight: int | None
+    per_minute: int | None
+    daily_budget_nano_usd: int | None
+    is_paused: bool
+
+
+def name_scope(tenant: str) -> str:
+    return f"{TENANT}{tenant}"
+
+
+def name_day(at: datetime) -> str:
+    """The UTC day, as `charges` and `spend` have it."""
+    return at.astimezone(UTC).date().isoformat()
+
+
+def begin_admission(connection: Connection) -> None:
+    """Bound the transaction: a dead host stops nobody, and each statement sees its own moment."""
+    if is_postgres(connection):
+        connection.exec_driver_sql(
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
+            f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'; "
+            f"SET LOCAL idle_in_transaction_session_timeout = '{LOCK_SECONDS}s'"
+        )
+
+
+def read_time(connection: Connection) -> datetime:
+    """The database's time, so that no host's clock decides; on SQLite that is this host's."""
+    if is_postgres(connection):
+        found: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return found.astimezone(UTC)
+    return datetime.now(UTC)
+
+
+# ------------------------------------------------------------------ limits
+
+
+def lock_account(connection: Connection, defaults: Caps) -> Limits:
+    """The account's row, locked until the transaction ends; it learns what the settings allow."""
+    values = {
+        "default_max_in_flight": defaults.max_in_flight,
+        "default_per_minute": defaults.per_minute,
+        "default_daily_budget_nano_usd": defaults.daily_budget_nano_usd,
+    }
+    statement = (
+        insert_for(connection, LimitRow)
+        .values(scope=ACCOUNT, **values)
+        .on_conflict_do_update(
+            index_elements=["scope"], set_={**values, "admissions": _LIMITS.c.admissions + 1}
+        )
+        .returning(_LIMITS)
+    )
+    return Limits(**connection.execute(statement).mappings().one())
+
+
+def find_limits(connection: Connection, scope: str) -> Limits | None:
+    return fetch_one(connection, Limits, select(_LIMITS).where(_LIMITS.c.scope == scope))
+
+
+def list_limits(connection: Connection) -> list[Limits]:
+    return fetch_all(connection, Limits, select(_LIMITS).order_by(_LIMITS.c.scope))
+
+
+def set_limits(connection: Connection, scope: str, values: Mapping[str, int | None]) -> None:
+    """Change these columns of the scope's row; None goes back to the setting, or to no bound."""
+    statement = insert_for(connection, LimitRow).values(scope=scope, **values)
+    connection.execute(statement.on_conflict_do_update(index_elements=["scope"], set_=values))
+
+
+def note_served(connection: Connection, tenant: str, start: int, end: int) -> None:
+    """The tenant's share after an admission that began at `start`, which is the account's now."""
+    rows = [{"scope": name_scope(tenant), "served": end}, {"scope": ACCOUNT, "served": start}]
+    statement = insert_for(connection, LimitRow).values(rows)
+    served = {"served": statement.excluded.served}
+    connection.execute(statement.on_conflict_do_update(index_elements=["scope"], set_=served))
+
+
+# ------------------------------------------------------------------ pauses
+
+
+def list_pauses(connection: Connection, scope: str | None = None) -> list[Pause]:
+    statement = select(_PAUSES).order_by(_PAUSES.c.scope, _PAUSES.c.since, _PAUSES.c.cause)
+    if scope is not None:
+        statement = statement.where(_PAUSES.c.scope == scope)
+    found = connection.execute(statement).mappings()
+    return [Pause(**{**row, "cause": PauseCause(row["cause"])}) for row in found]
+
+
+def keep_pause(connection: Connection, pause: Pause) -> None:
+    """Write the pause; one of its cause keeps the time since when it lasts."""
+    values = {
+        "reason": pause.reason,
+        "host": pause.host,
+        "until": pause.until,
+        "strikes": pause.strikes,
+        "room": pause.room,
+    }
+    connection.execute(
+        insert_for(connection, PauseRow)
+        .values(scope=pause.scope, cause=pause.cause.value, since=pause.since, **values)
+        .on_conflict_do_update(index_elements=["scope", "cause"], set_=values)
+    )
+
+
+def remove_pause(connection: Connection, scope: str, cause: PauseCause) -> bool:
+    """End the pause; whether there was one."""
+    statement = delete(_PAUSES).where(_PAUSES.c.scope == scope, _PAUSES.c.cause == cause.value)
+    return connection.execute(statement).rowcount == 1
+
+
+# ------------------------------------------------------------------ usage
+
+
+def read_usage(connection: Connection, now: datetime) -> Usage:
+    in_flight = select(func.count()).where(_ATTEMPTS.c.slot_until > now)
+    started = select(func.count()).where(_CHARGES.c.admitted_at > now - MINUTE)
+    spent = select(_SPEND.c.nano_usd).where(
+        _SPEND.c.scope == ACCOUNT, _SPEND.c.day == name_day(now)
+    )
+    posting = in_flight.where(_ATTEMPTS.c.ended_at.is_(None), _ATTEMPTS.c.outcome.is_(None))
+    row = connection.execute(
+        select(
+            in_flight.scalar_subquery(),
+            posting.scalar_subquery(),
+            started.scalar_subquery(),
+            func.coalesce(spent.scalar_subquery(), 0),
+        )
+    ).one()
+    return Usage(*map(int, row))
+
+
+def has_admissible(connection: Connection) -> bool:
+    return connection.scalar(select(_JOBS.c.id).where(text(IS_ADMISSIBLE)).limit(1)) is not None
+
+
+def count_admissible(connection: Connection, most: int) -> int:
+    some = select(literal(1)).select_from(_JOBS).where(text(IS_ADMISSIBLE)).limit(most).subquery()
+    return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+
+
+def list_waiting_tenants(connection: Connection, now: datetime) -> list[WaitingTenant]:
+    """Those with an admissible job: a step of the index for each, however many jobs they have."""
+    first = select(_JOBS.c.tenant).where(text(IS_ADMISSIBLE)).order_by(_JOBS.c.tenant).limit(1)
+    waiting = select(first.scalar_subquery().label("tenant")).cte("waiting", recursive=True)
+    later = (
+        select(_JOBS.c.tenant)
+        .where(text(IS_ADMISSIBLE), _JOBS.c.tenant > waiting.c.tenant)
+        .order_by(_JOBS.c.tenant)
+        .limit(1)
+        .correlate(waiting)
+        .scalar_subquery()
+    )
+    waiting = waiting.union_all(select(later).where(waiting.c.tenant.is_not(None)))
+    own = _LIMITS.c.scope == literal(TENANT).concat(waiting.c.tenant)
+    is_paused = select(_PAUSES.c.cause).where(
+        _PAUSES.c.scope == literal(TENANT).concat(waiting.c.tenant)
+    )
+    statement = (
+        select(waiting.c.tenant, *_LIMITS.c, is_paused.limit(1).scalar_subquery().label("paused"))
+        .select_from(waiting.outerjoin(_LIMITS, own))
+        .where(waiting.c.tenant.is_not(None))
+    )
+    rows = connection.execute(statement).mappings().all()
+    in_flight = _count_by_tenant(connection, _ATTEMPTS.c.slot_until > now)
+    bounded = any(row["per_minute"] or row["daily_budget_nano_usd"] for row in rows)
+    started = _count_started(connection, now) if bounded else {}
+    spent = _list_spent(connection, now) if bounded else {}
+    return [
+        WaitingTenant(
+            tenant=row["tenant"],
+            weight=row["weight"] or 1,
+            served=row["served"] or 0,
+            in_flight=in_flight.get(row["tenant"], 0),
+            started=started.get(row["tenant"], 0),
+            spent_nano_usd=spent.get(name_scope(row["tenant"]), 0),
+            max_in_flight=row["max_in_flight"],
+            per_minute=row["per_minute"],
+            daily_budget_nano_usd=row["daily_budget_nano_usd"],
+            is_paused=row["paused"] is not None,
+        )
+        for row in rows
+    ]
+
+
+def _count_by_tenant(connection: Connection, *conditions: ColumnElement[bool]) -> dict[str, int]:
+    statement = (
+        select(_JOBS.c.tenant, func.count())
+        .select_from(_ATTEMPTS.join(_JOBS, _JOBS.c.id == _ATTEMPTS.c.job_id))
+        .where(*conditions)
+        .group_by(_JOBS.c.tenant)
+    )
+    return {str(tenant): int(number) for tenant, number in connection.execute(statement)}
+
+
+def _count_started(connection: Connection, now: datetime) -> dict[str, int]:
+    statement = (
+        select(_CHARGES.c.tenant, func.count())
+        .where(_CHARGES.c.admitted_at > now - MINUTE)
+        .group_by(_CHARGES.c.tenant)
+    )
+    return {str(tenant): int(number) for tenant, number in connection.execute(statement)}
+
+
+def _list_spent(connection: Connection, now: datetime) -> dict[str, int]:
+    statement = select(_SPEND.c.scope, _SPEND.c.nano_usd).where(_SPEND.c.day == name_day(now))
+    return {str(scope): int(spent) for scope, spent in connection.execute(statement)}
+
+
+def list_heads(connection: Connection, tenant: str, limit: int) -> list[Job]:
+    """The tenant's next jobs, locked; those that another transaction has locked are passed over."""
+    statement = (
+        select(_JOBS)
+        .where(text(IS_ADMISSIBLE), _JOBS.c.tenant == tenant)
+        .order_by(_JOBS.c.priority.desc(), _JOBS.c.enqueued_at, _JOBS.c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return fetch_all(connection, Job, statement)
+
+
+# ------------------------------------------------------------------ why a job waits
+
+
+def find_place(connection: Connection, job: Job) -> tuple[int, int]:
+    """How many admissible jobs of its tenant are before the job, and how many tenants wait."""
+    before = or_(
+        _JOBS.c.priority > job.priority,
+        and_(
+            _JOBS.c.priority == job.priority,
+            or_(
+                _JOBS.c.enqueued_at < job.enqueued_at,
+                and_(_JOBS.c.enqueued_at == job.enqueued_at, _JOBS.c.id < job.id),
+            ),
+        ),
+    )
+    statement = (
+        select(func.count())
+        .select_from(_JOBS)
+        .where(text(IS_ADMISSIBLE), _JOBS.c.tenant == job.tenant, before)
+    )
+    tenants = len(list_waiting_tenants(connection, read_time(connection)))
+    return int(connection.execute(statement).scalar_one()), tenants
+
+
+def count_completed(connection: Connection, since: datetime) -> int:
+    """How many attempts fal has finished since then."""
+    statement = select(func.count()).where(
+        _ATTEMPTS.c.completed_at.is_not(None), _ATTEMPTS.c.completed_at > since
+    )
+    return int(connection.execute(statement).scalar_one())
+
+
+def release_attempts(connection: Connection, attempt_ids: Sequence[UUID]) -> None:
+    """These attempts are surely not at fal any more."""
+    connection.execute(
+        update(_ATTEMPTS).where(_ATTEMPTS.c.id.in_(attempt_ids)).values(slot_until=None)
+    )
+
+
+def describe_limits(limits: Limits) -> dict[str, Any]:
+    """The row as the shell prints it: the account's values, or those of the settings."""
+    return {
+        "scope": limits.scope,
+        "max_in_flight": limits.max_in_flight or limits.default_max_in_flight,
+        "per_minute": limits.per_minute or limits.default_per_minute,
+        "daily_budget_nano_usd": limits.daily_budget_nano_usd
+        or limits.default_daily_budget_nano_usd,
+        "weight": limits.weight,
+    }

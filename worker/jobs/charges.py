@@ -1,0 +1,272 @@
+"""SQL on `charges`, `spend` and `prices`: what attempts cost, in integer nano-USD.
+
+A charge is reserved at admission, by its estimate. Whatever is learnt later is noted on it without
+a lock, and makes it due (`due_at`); `settle_due` then writes the difference into the totals of its
+scopes and day, under the account's lock. So completion never waits for admission.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, func, or_, select, update
+
+from worker.jobs.admission import ACCOUNT, name_day, name_scope
+from worker.jobs.models import ChargeRow, PriceRow, SpendRow
+from worker.jobs.rows import fetch_all, fetch_one, insert_for, name_values, table_of
+
+# Without a bill by then, the estimate counts as the charge.
+SETTLE_AFTER = timedelta(days=7)
+
+_CHARGES, _SPEND, _PRICES = table_of(ChargeRow), table_of(SpendRow), table_of(PriceRow)
+
+
+class Source(StrEnum):
+    """Where the amount of a settled charge comes from, the best first."""
+
+    BILLING_EVENTS = "billing_events"
+    UNITS = "units"
+    ESTIMATE = "estimate"
+
+
+class VoidReason(StrEnum):
+    """Why an attempt costs nothing: the only reasons there are."""
+
+    REFUSED = "refused"
+    ABSENT = "never_accepted"
+    NEVER_STARTED = "never_started"
+    REMOVED = "removed_from_queue"
+    SERVER_ERROR = "server_error"
+
+
+@dataclass(frozen=True, slots=True)
+class NewCharge:
+    """An attempt's reservation; without a known price the amounts are None."""
+
+    attempt_id: UUID
+    job_id: UUID
+    tenant: str
+    admitted_at: datetime
+    units: int
+    assumed: str | None
+    unit_price_nano_usd: int | None
+    estimated_nano_usd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """A row of `charges`."""
+
+    attempt_id: UUID
+    job_id: UUID
+    tenant: str
+    day: str
+    admitted_at: datetime
+    units: int
+    assumed: str | None
+    unit_price_nano_usd: int | None
+    estimated_nano_usd: int | None
+    counted_nano_usd: int
+    billed_units: str | None
+    billed_nano_usd: int | None
+    source: str | None
+    void_reason: str | None
+    due_at: datetime | None
+    settled_at: datetime | None
+    voided_at: datetime | None
+
+    @property
+    def amount(self) -> int:
+        """What it counts for now: the bill, nothing if it is void, else the estimate."""
+        if self.billed_nano_usd is not None:
+            return self.billed_nano_usd
+        return 0 if self.void_reason is not None else self.estimated_nano_usd or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A row of `prices`."""
+
+    endpoint: str
+    unit: str
+    unit_price_nano_usd: int
+    read_at: datetime
+
+
+# ------------------------------------------------------------------ reserve
+
+
+def reserve(connection: Connection, new: NewCharge) -> None:
+    """Write the attempt's charge and add it to the totals; the account's row is locked."""
+    day, counted = name_day(new.admitted_at), new.estimated_nano_usd or 0
+    connection.execute(
+        insert_for(connection, ChargeRow).values(
+            **name_values(new),
+            day=day,
+            counted_nano_usd=counted,
+            due_at=new.admitted_at + SETTLE_AFTER,
+        )
+    )
+    add_spent(connection, new.tenant, day, counted)
+
+
+def note_unreserved(connection: Connection, new: NewCharge) -> None:
+    """The charge of an attempt whose own row was lost: it counts from the next settling on."""
+    connection.execute(
+        insert_for(connection, ChargeRow)
+        .values(**name_values(new), day=name_day(new.admitted_at), due_at=new.admitted_at)
+        .on_conflict_do_nothing()
+    )
+
+
+def add_spent(connection: Connection, tenant: str, day: str, nano_usd: int) -> None:
+    """Change the day's totals of the account and the tenant."""
+    rows = [
+        {"scope": scope, "day": day, "nano_usd": nano_usd}
+        for scope in (ACCOUNT, name_scope(tenant))
+    ]
+    statement = insert_for(connection, SpendRow).values(rows)
+    total = {"nano_usd": _SPEND.c.nano_usd + statement.excluded.nano_usd}
+    connection.execute(statement.on_conflict_do_update(index_elements=["scope", "day"], set_=total))
+
+
+def alarm_budget(connection: Connection, scope: str, now: datetime) -> bool:
+    """Note that the scope's budget of the day is spent; False if that was noted before."""
+    statement = (
+        insert_for(connection, SpendRow)
+        .values(scope=scope, day=name_day(now), nano_usd=0, alarmed_at=now)
+        .on_conflict_do_update(
+            index_elements=["scope", "day"],
+            set_={"alarmed_at": now},
+            where=_SPEND.c.alarmed_at.is_(None),
+        )
+        .returning(_SPEND.c.scope)
+    )
+    return connection.execute(statement).one_or_none() is not None
+
+
+# ------------------------------------------------------------------ what is learnt later
+
+
+def void(connection: Connection, attempt_id: UUID, reason: VoidReason, now: datetime) -> None:
+    """The attempt costs nothing, unless a bill says otherwise."""
+    connection.execute(
+        update(_CHARGES)
+        .where(_CHARGES.c.attempt_id == attempt_id, _CHARGES.c.void_reason.is_(None))
+        .values(void_reason=reason.value, due_at=now)
+    )
+
+
+def unvoid(connection: Connection, attempt_id: UUID, now: datetime) -> None:
+    """It has run all the same."""
+    connection.execute(
+        update(_CHARGES)
+        .where(_CHARGES.c.attempt_id == attempt_id, _CHARGES.c.void_reason.is_not(None))
+        .values(void_reason=None, due_at=now)
+    )
+
+
+def note_units(
+    connection: Connection, attempt_id: UUID, units: str, nano_usd: int, now: datetime
+) -> None:
+    """Fal's own number of units, at the price of the admission; a bill is worth more."""
+    may_replace = or_(_CHARGES.c.source.is_(None), _CHARGES.c.source == Source.ESTIMATE.value)
+    connection.execute(
+        update(_CHARGES)
+        .where(_CHARGES.c.attempt_id == attempt_id, may_replace)
+        .values(billed_units=units, billed_nano_usd=nano_usd, source=Source.UNITS.value, due_at=now)
+    )
+
+
+def note_bill(
+    connection: Connection, attempt_id: UUID, units: str | None, nano_usd: int, now: datetime
+) -> None:
+    """The sum of the billing events of the attempt's request: the last word, also if void."""
+    values: dict[str, Any] = {
+        "billed_nano_usd": nano_usd,
+        "source": Source.BILLING_EVENTS.value,
+        "due_at": now,
+    }
+    if units is not None:
+        values["billed_units"] = units
+    connection.execute(update(_CHARGES).where(_CHARGES.c.attempt_id == attempt_id).values(values))
+
+
+def settle_due(connection: Connection, now: datetime, limit: int) -> int:
+    """Bring the totals up to what is known of the charges that are due; how many there were.
+
+    Under the account's lock. A charge stays on the day of its admission. An amount above the
+    reservation is recorded like any other.
+    """
+    due = select(_CHARGES).where(_CHARGES.c.due_at <= now).order_by(_CHARGES.c.due_at)
+    charges = fetch_all(connection, Charge, due.limit(limit).with_for_update())
+    for charge in charges:
+        is_void = charge.void_reason is not None and charge.billed_nano_usd is None
+        is_late = now - charge.admitted_at >= SETTLE_AFTER
+        values: dict[str, Any] = {
+            "counted_nano_usd": charge.amount,
+            "voided_at": (charge.voided_at or now) if is_void else None,
+        }
+        if charge.source is not None:
+            values |= {"settled_at": charge.settled_at or now, "due_at": None}
+        elif is_void:
+            values |= {"settled_at": None, "due_at": None}
+        elif is_late:
+            estimate = {"source": Source.ESTIMATE.value, "billed_nano_usd": charge.amount}
+            values |= {**estimate, "settled_at": now, "due_at": None}
+        else:  # it counts again: a bill may still come
+            values |= {"settled_at": None, "due_at": charge.admitted_at + SETTLE_AFTER}
+        own = _CHARGES.c.attempt_id == charge.attempt_id
+        connection.execute(update(_CHARGES).where(own).values(values))
+        if charge.amount != charge.counted_nano_usd:
+            difference = charge.amount - charge.counted_nano_usd
+            add_spent(connection, charge.tenant, charge.day, difference)
+    return len(charges)
+
+
+# ------------------------------------------------------------------ reading
+
+
+def find_charge(connection: Connection, attempt_id: UUID) -> Charge | None:
+    own = _CHARGES.c.attempt_id == attempt_id
+    return fetch_one(connection, Charge, select(_CHARGES).where(own))
+
+
+def list_charges(connection: Connection, job_id: UUID) -> list[Charge]:
+    of_job = select(_CHARGES).where(_CHARGES.c.job_id == job_id)
+    return fetch_all(connection, Charge, of_job.order_by(_CHARGES.c.admitted_at))
+
+
+def read_spent(connection: Connection, day: str) -> Mapping[str, int]:
+    """What each scope has spent on the day, reserved amounts included."""
+    statement = select(_SPEND.c.scope, _SPEND.c.nano_usd).where(_SPEND.c.day == day)
+    return {str(scope): int(spent) for scope, spent in connection.execute(statement)}
+
+
+def sum_days(connection: Connection, tenant: str | None = None) -> Sequence[tuple[str, int]]:
+    """By day, what the charges themselves add up to: what `spend` has to agree with."""
+    statement = select(_CHARGES.c.day, func.sum(_CHARGES.c.counted_nano_usd))
+    if tenant is not None:
+        statement = statement.where(_CHARGES.c.tenant == tenant)
+    grouped = statement.group_by(_CHARGES.c.day).order_by(_CHARGES.c.day)
+    return [(str(day), int(total)) for day, total in connection.execute(grouped)]
+
+
+def find_price(connection: Connection, endpoint: str) -> Price | None:
+    return fetch_one(connection, Price, select(_PRICES).where(_PRICES.c.endpoint == endpoint))
+
+
+def keep_price(connection: Connection, price: Price) -> None:
+    values = {
+        "unit": price.unit,
+        "unit_price_nano_usd": price.unit_price_nano_usd,
+        "read_at": price.read_at,
+    }
+    connection.execute(
+        insert_for(connection, PriceRow)
+        .values(endpoint=price.endpoint, **values)
+        .on_conflict_do_update(index_elements=["endpoint"], set_=values)
+    )
