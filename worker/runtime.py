@@ -34,6 +34,7 @@ from worker.jobs.states import Doorbell, Step
 
 if TYPE_CHECKING:
     from worker.broker.dispatch import Dispatcher
+    from worker.fal.billing import BillingClient
     from worker.fal.options import RequestOptions
     from worker.fal.platform import FileSigner, PlatformClient
     from worker.fal.requests import RequestClient
@@ -176,6 +177,13 @@ class Runtime:
         from worker.fal.requests import RequestClient
 
         return RequestClient(self.settings.fal_queue_url, self.credentials)
+
+    def open_billing(self) -> AbstractContextManager[BillingClient]:
+        """A client for one call: prices and bills are read now and then."""
+        from worker.fal.billing import BillingClient
+
+        credentials = self.settings.fal_admin_key or self.credentials
+        return closing(BillingClient(self.settings.fal_platform_url, credentials))
 
     def open_storage(self) -> AbstractContextManager[StorageClient]:
         """A client for one job request: uploads are rare, and their connections many."""
@@ -363,6 +371,10 @@ class Runtime:
         wanted = count_submissions(db=self.db, policy=self.admission_policy, most=len(jobs))
         doorbells = [Doorbell(Step.SUBMIT, job.id) for job in jobs[:wanted]]
         return self.dispatcher.publish_all(doorbells)
+
+    def publish_room(self) -> None:
+        """Publish one submission, as a limit has changed: each that finds room publishes the next."""
+        self.dispatcher.publish(Doorbell(Step.SUBMIT))
 
     def publish_overdue(self, pause: timedelta = timedelta()) -> tuple[int, int] | None:
         """One pass of the sweep: it ends within its period, whatever the table holds.

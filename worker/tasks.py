@@ -53,6 +53,7 @@ from worker.ground.tracing import (
 from worker.jobs.job_requests import Door
 from worker.jobs.states import Doorbell, Step
 from worker.ops.metrics import refresh_measures
+from worker.ops.spend import fetch_bills, refresh_price
 from worker.ops.timeline import find_job_ended_since
 from worker.runtime import WORKER_PROGRAM, Runtime, get_runtime
 from worker.stages.archive import archive_job
@@ -352,9 +353,20 @@ def sweep_with(runtime: Runtime) -> bool:
     """
     if runtime.publish_overdue(pause=runtime.settings.sweep_seconds / 2) is None:
         return False
+    refresh_costs(runtime)
     refresh_measures(db=runtime.db)
     clear_spool(runtime)
     return True
+
+
+def refresh_costs(runtime: Runtime) -> None:
+    """Read the price and the bills, in their own time; without a key there are none."""
+    if runtime.settings.fal_credentials is None:
+        return
+    with runtime.open_billing() as client:
+        if runtime.settings.fal_unit_price_usd is None:
+            refresh_price(client, runtime.settings.fal_endpoint, db=runtime.db)
+        fetch_bills(client, db=runtime.db)
 
 
 def clear_spool(runtime: Runtime) -> None:

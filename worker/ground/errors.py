@@ -102,6 +102,15 @@ class MediaMismatchError(RetryableError):
         self.evidence = evidence
 
 
+class BillingUnavailableError(RetryableError):
+    """fal's platform does not answer with a price or with bills.
+
+    It is asked again by itself; until then charges are estimates.
+    """
+
+    code = "billing_unavailable"
+
+
 class StoreUnavailableError(RetryableError):
     """The archive cannot be written or read; it is retried.
 
@@ -311,6 +320,15 @@ class UploadRefusedError(PermanentError):
     """
 
     code = "upload_refused"
+
+
+class BillingRefusedError(PermanentError):
+    """The key may not read fal's billing events.
+
+    Set `FAL_ADMIN_KEY` to a key of the account with the scope ADMIN.
+    """
+
+    code = "billing_refused"
 
 
 class ForeignArchiveError(PermanentError):

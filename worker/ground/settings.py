@@ -194,6 +194,9 @@ class Settings(BaseSettings):
     """With `FAL_KEY_SECRET`, replaces `FAL_KEY`: the part before the colon."""
     fal_key_secret: Key | None = None
     """With `FAL_KEY_ID`, replaces `FAL_KEY`: the part after the colon."""
+    fal_admin_key: Key | None = None
+    """A key of the account with the scope ADMIN, for billing events; without it FAL_KEY is tried.
+    Needed for `extend-video costs --reconcile`."""
     fal_endpoint: Annotated[str, AfterValidator(check_endpoint)] = "fal-ai/ltx-2.3-22b/extend-video"
     """Model endpoint: `owner/app/extend-video`, or a variant below it."""
     fal_queue_url: HttpUrl = "https://queue.fal.run"

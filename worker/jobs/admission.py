@@ -34,6 +34,8 @@ TENANT = "tenant:"
 MINUTE = timedelta(minutes=1)
 # A host that dies within an admission must not stop all buying.
 LOCK_SECONDS = 5
+# The room of a pause that is none yet.
+COUNTING = 1_000_000
 # As the index has it, in literals: a parameter would hide from SQLite that the index serves.
 IS_ADMISSIBLE = "state = 'queued' AND blocked_by IS NULL"
 
@@ -78,6 +80,11 @@ class Pause:
     until: datetime | None = None
     strikes: int = 0
     room: int | None = None
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether it holds nothing up yet: failures are counted that lead to a pause."""
+        return self.room is not None and self.room >= COUNTING
 
     def is_in_force(self, now: datetime, longest: timedelta) -> bool:
         """Whether nothing at all may be sent, not even a probe.

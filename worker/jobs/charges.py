@@ -12,15 +12,22 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, case, func, or_, select, update
 
 from worker.jobs.admission import ACCOUNT, name_day, name_scope
-from worker.jobs.models import ChargeRow, PriceRow, SpendRow
+from worker.jobs.models import AttemptRow, ChargeRow, JobRow, PriceRow, SpendRow
 from worker.jobs.rows import fetch_all, fetch_one, insert_for, name_values, table_of
 
 # Without a bill by then, the estimate counts as the charge.
 SETTLE_AFTER = timedelta(days=7)
 
+# A charge that is settled otherwise is compared with a bill for so long.
+ASK_FOR = timedelta(days=1)
+# Of a query by ids.
+MOST_IDS = 500
+PRUNED = "(pruned)"
+
+_ATTEMPTS, _JOBS = table_of(AttemptRow), table_of(JobRow)
 _CHARGES, _SPEND, _PRICES = table_of(ChargeRow), table_of(SpendRow), table_of(PriceRow)
 
 
@@ -84,6 +91,35 @@ class Charge:
         if self.billed_nano_usd is not None:
             return self.billed_nano_usd
         return 0 if self.void_reason is not None else self.estimated_nano_usd or 0
+
+
+class CostKey(StrEnum):
+    """By what costs are summed."""
+
+    TENANT = "tenant"
+    DAY = "day"
+    LABEL = "label"
+    STATE = "state"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a group of attempts costs, in nano-USD.
+
+    `reserved` are estimates without a bill yet; `extra` is the part paid besides a job's own run.
+    """
+
+    key: str
+    attempts: int
+    voided: int
+    unpriced: int
+    settled_nano_usd: int
+    reserved_nano_usd: int
+    extra_nano_usd: int
+
+    @property
+    def total_nano_usd(self) -> int:
+        return self.settled_nano_usd + self.reserved_nano_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,3 +306,87 @@ def keep_price(connection: Connection, price: Price) -> None:
         .values(endpoint=price.endpoint, **values)
         .on_conflict_do_update(index_elements=["endpoint"], set_=values)
     )
+
+
+def list_prices(connection: Connection) -> Mapping[str, Price]:
+    """By endpoint."""
+    return {price.endpoint: price for price in fetch_all(connection, Price, select(_PRICES))}
+
+
+def list_unbilled(
+    connection: Connection, since: datetime, until: datetime, limit: int
+) -> Sequence[tuple[str, UUID]]:
+    """Requests that fal has finished between these times, and that no billing event was seen of.
+
+    Those of which least is known come first, of these the newest: an event may never come.
+    """
+    statement = (
+        select(_ATTEMPTS.c.fal_request_id, _CHARGES.c.attempt_id)
+        .join(_ATTEMPTS, _ATTEMPTS.c.id == _CHARGES.c.attempt_id)
+        .where(
+            _CHARGES.c.admitted_at > since,
+            _ATTEMPTS.c.completed_at <= until,
+            _ATTEMPTS.c.fal_request_id.is_not(None),
+            or_(_CHARGES.c.due_at.is_not(None), _ATTEMPTS.c.completed_at > until - ASK_FOR),
+            or_(_CHARGES.c.source.is_(None), _CHARGES.c.source != Source.BILLING_EVENTS.value),
+        )
+        .order_by(_CHARGES.c.admitted_at.desc())
+        .limit(limit)
+    )
+    return [
+        (str(request_id), attempt_id) for request_id, attempt_id in connection.execute(statement)
+    ]
+
+
+def find_by_requests(
+    connection: Connection, fal_request_ids: Sequence[str]
+) -> Mapping[str, Charge]:
+    """The charges of these requests of fal's, by their ids."""
+    found: dict[str, Charge] = {}
+    for start in range(0, len(fal_request_ids), MOST_IDS):
+        ids = fal_request_ids[start : start + MOST_IDS]
+        statement = (
+            select(_ATTEMPTS.c.fal_request_id, *_CHARGES.c)
+            .join(_ATTEMPTS, _ATTEMPTS.c.id == _CHARGES.c.attempt_id)
+            .where(_ATTEMPTS.c.fal_request_id.in_(ids))
+        )
+        for row in connection.execute(statement).mappings():
+            values = dict(row)
+            found[str(values.pop("fal_request_id"))] = Charge(**values)
+    return found
+
+
+def sum_costs(connection: Connection, by: CostKey, since: datetime | None) -> Sequence[Cost]:
+    """What attempts admitted since then cost, by group; a job without a row is `(pruned)`."""
+    columns: dict[CostKey, ColumnElement[Any]] = {
+        CostKey.TENANT: _CHARGES.c.tenant,
+        CostKey.DAY: _CHARGES.c.day,
+        CostKey.LABEL: _JOBS.c.labels,
+        CostKey.STATE: _JOBS.c.state,
+    }
+    is_settled = _CHARGES.c.settled_at.is_not(None)
+    counted = _CHARGES.c.counted_nano_usd
+    has_no_price = _CHARGES.c.estimated_nano_usd.is_(None) & ~is_settled
+    sums = (
+        func.count(),
+        func.sum(case((_CHARGES.c.voided_at.is_not(None), 1), else_=0)),
+        func.sum(case((has_no_price, 1), else_=0)),
+        func.sum(case((is_settled, counted), else_=0)),
+        func.sum(case((is_settled, 0), else_=counted)),
+        func.sum(case((_ATTEMPTS.c.extra_charge_at.is_not(None), counted), else_=0)),
+    )
+    joined = _CHARGES.outerjoin(_JOBS, _JOBS.c.id == _CHARGES.c.job_id).outerjoin(
+        _ATTEMPTS, _ATTEMPTS.c.id == _CHARGES.c.attempt_id
+    )
+    statement = select(columns[by], *sums).select_from(joined).group_by(columns[by])
+    if since is not None:
+        statement = statement.where(_CHARGES.c.admitted_at >= since)
+    totals: dict[str, list[int]] = {}
+    for key, *numbers in connection.execute(statement):
+        # A job with several labels counts for each of them.
+        labels = [f"{name}={value}" for name, value in key.items()] if isinstance(key, dict) else []
+        plain = PRUNED if key is None else str(getattr(key, "value", key))
+        for name in (labels or ["(none)"]) if isinstance(key, dict) else [plain]:
+            before = totals.get(name, [0] * len(sums))
+            totals[name] = [int(old) + int(new) for old, new in zip(before, numbers, strict=True)]
+    return [Cost(name, *totals[name]) for name in sorted(totals)]

@@ -56,6 +56,7 @@ class NewJob:
     due_at: datetime
     options: dict[str, Any] = field(default_factory=dict)
     blocked_by: str | None = None
+    blocked_reason: str | None = None
     not_before: datetime | None = None
     expires_at: datetime | None = None
 

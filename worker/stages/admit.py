@@ -22,7 +22,16 @@ from worker.ground.clock import Backoff, Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.money import format_usd, price_units
 from worker.jobs import admission, charges, table
-from worker.jobs.admission import ACCOUNT, Caps, Limits, Pause, Usage, WaitingTenant, name_scope
+from worker.jobs.admission import (
+    ACCOUNT,
+    COUNTING,
+    Caps,
+    Limits,
+    Pause,
+    Usage,
+    WaitingTenant,
+    name_scope,
+)
 from worker.jobs.states import BlockedBy, JobEvent, PauseCause
 from worker.jobs.values import Attempt, Job, Move
 
@@ -31,8 +40,6 @@ MOST_IN_A_ROW = 3
 BUSY = Backoff(timedelta(seconds=20), timedelta(minutes=10))
 # After a pause one submission at a time, then two, four ...; from so many on without this bound.
 FIRST_ROOM, FULL_ROOM = 1, 32
-# A count of failures restricts nothing until it is a pause.
-COUNTING = 1_000_000
 # A pause that goes on further was written by a clock that was wrong.
 LONGEST_PAUSE = MAX_RETRY_AFTER + timedelta(hours=1)
 # Of jobs that turn out to be expired, or too dear, one admission passes over so many.

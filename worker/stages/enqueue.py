@@ -5,11 +5,18 @@ One request is a batch of one. Next: `submit.py`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Annotated, Any
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 from uuid_utils.compat import uuid7
 
 from worker.fal.model import complete_input
@@ -19,6 +26,7 @@ from worker.ground.db import Database
 from worker.ground.errors import IdempotencyConflictError, InvalidInputError, Violation
 from worker.ground.validation import validate_fields
 from worker.jobs import table
+from worker.jobs.states import BlockedBy
 from worker.jobs.values import Job, NewJob
 
 DEFAULT_TENANT = "default"
@@ -29,6 +37,18 @@ def _allow(allowed: str, **bounds: Any) -> Any:  # noqa: ANN401 - pydantic's own
     return Field(**bounds, json_schema_extra={"allowed": allowed})
 
 
+def read_time(value: object) -> object:
+    """An aware time, or text in ISO 8601 with an offset; as UTC."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        moment = None
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise ValueError("a time in ISO 8601 with an offset, such as 2026-12-01T18:30:00Z")
+    return moment.astimezone(UTC)
+
+
+Moment = BeforeValidator(read_time, json_schema_input_type=str)
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]{1,64}$")]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^[^\x00]{0,256}$")]
 Labels = dict[LabelName, LabelValue]
@@ -55,6 +75,15 @@ class JobOptions(BaseModel):
         ),
     ] = {}
     fal_options: RequestOptions = RequestOptions()
+    not_before: Annotated[datetime, Moment] | None = None
+    expires_at: Annotated[datetime, Moment] | None = None
+
+    @model_validator(mode="after")
+    def check_times(self) -> Self:
+        """Raises ValueError for a job that could never be submitted."""
+        if self.not_before and self.expires_at and self.expires_at <= self.not_before:
+            raise ValueError("expires_at: a time after not_before")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +190,7 @@ def _build_job(
     job_request: JobRequest, endpoint: str, now: datetime, dispatch_timeout: timedelta
 ) -> NewJob:
     options = job_request.options
+    is_early = options.not_before is not None and options.not_before > now
     return NewJob(
         id=options.job_id or uuid7(),
         endpoint=endpoint,
@@ -171,7 +201,11 @@ def _build_job(
         labels=dict(options.labels),
         options=options.fal_options.to_json(),
         enqueued_at=now,
-        due_at=now + dispatch_timeout,
+        due_at=max(options.not_before, now) if options.not_before else now + dispatch_timeout,
+        blocked_by=BlockedBy.NOT_BEFORE.value if is_early else None,
+        blocked_reason=f"not before {options.not_before}" if is_early else None,
+        not_before=options.not_before,
+        expires_at=options.expires_at,
     )
 
 
@@ -216,6 +250,7 @@ def _is_same_request(earlier: Job, new: NewJob, job_request: JobRequest) -> bool
         and earlier.options == new.options
         and earlier.endpoint == new.endpoint
         and earlier.tenant == new.tenant
+        and (earlier.not_before, earlier.expires_at) == (new.not_before, new.expires_at)
         and job_request.options.job_id in {None, earlier.id}
         and new.idempotency_key in {None, earlier.idempotency_key}
     )

@@ -1,0 +1,296 @@
+"""Limits of the account and its tenants, pauses by hand, and what was spent."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from worker.cli import output
+from worker.cli.options import FAILED, OK, Json, read_past
+from worker.ground.clock import format_duration, read_clock
+from worker.ground.errors import BillingRefusedError, InvalidInputError, Violation
+from worker.ground.money import format_usd, parse_usd
+from worker.jobs import admission, charges, table
+from worker.jobs.admission import ACCOUNT, TENANT, Limits, Pause, Usage
+from worker.jobs.charges import CostKey
+from worker.jobs.states import BlockedBy, PauseCause
+from worker.runtime import Runtime, build_runtime
+
+# Of a scope; the same as a tenant's own bound.
+MOST_CHARACTERS = 128
+MONTH = timedelta(days=30)
+
+
+class Action(StrEnum):
+    """What is done with limits."""
+
+    SHOW = "show"
+    SET = "set"
+    PAUSE = "pause"
+    RESUME = "resume"
+
+
+Scope = Annotated[str | None, typer.Argument(metavar="SCOPE", help="`account`, or `tenant:NAME`.")]
+Cap = Annotated[
+    str | None,
+    typer.Option("--max-in-flight", metavar="N", help="Most attempts at fal at once; or none."),
+]
+Weight = Annotated[
+    int | None,
+    typer.Option(min=1, max=1000, help="A tenant's share of what is admitted; 1 without it."),
+]
+PerMinute = Annotated[
+    str | None, typer.Option(metavar="N", help="Most submissions a minute; or none.")
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--daily-budget", metavar="USD", help="Most that a UTC day may cost; or none."),
+]
+Reason = Annotated[str | None, typer.Option(help="Why, for those who see the pause.")]
+
+
+def limits(
+    action: Annotated[Action, typer.Argument(help="What to do.")] = Action.SHOW,
+    scope: Scope = None,
+    max_in_flight: Cap = None,
+    weight: Weight = None,
+    per_minute: PerMinute = None,
+    daily_budget: Budget = None,
+    reason: Reason = None,
+    as_json: Json = False,
+) -> None:
+    """Show or set what may be submitted, or pause and resume it. It takes effect at once.
+
+    What `none` is set to has the value of the settings again, or no bound. A pause by hand ends by
+    `resume` alone: no probe lifts it.
+    """
+    runtime = build_runtime()
+    if action is Action.SHOW:
+        show(runtime, scope if scope is None else check_scope(scope), as_json=as_json)
+        return
+    named = check_scope(scope)
+    match action:
+        case Action.SET:
+            values = read_values(max_in_flight, weight, per_minute, daily_budget)
+            set_values(runtime, named, values)
+        case Action.PAUSE:
+            if not (reason or "").strip():
+                raise InvalidInputError((Violation("--reason", "(not set)", "why it pauses"),))
+            pause = Pause(named, PauseCause.OPERATOR, str(reason).strip(), read_clock())
+            with runtime.db.transaction() as connection:
+                admission.keep_pause(connection, pause)
+        case Action.RESUME:
+            with runtime.db.transaction() as connection:
+                is_ended = admission.remove_pause(connection, named, PauseCause.OPERATOR)
+            if not is_ended:
+                output.err.print(f"{named} was not paused by hand", markup=False)
+                raise typer.Exit(FAILED)
+            runtime.publish_room()
+    show(runtime, named, as_json=as_json)
+
+
+def check_scope(scope: str | None) -> str:
+    """Raises InvalidInputError for what is neither the account nor a tenant."""
+    name = "" if scope is None else scope.removeprefix(TENANT)
+    is_tenant = (
+        scope != name
+        and 0 < len(name) <= MOST_CHARACTERS
+        and not any(character.isspace() for character in name)
+    )
+    if scope is None or (scope != ACCOUNT and not is_tenant):
+        raise InvalidInputError(
+            (Violation("SCOPE", scope or "(not set)", "account or tenant:NAME"),)
+        )
+    return scope
+
+
+def read_values(
+    max_in_flight: str | None, weight: int | None, per_minute: str | None, daily_budget: str | None
+) -> dict[str, int | None]:
+    """The columns to change. Raises InvalidInputError with every wrong option."""
+    values: dict[str, int | None] = {}
+    wrong: list[Violation] = []
+    numbers = (
+        ("max_in_flight", "--max-in-flight", max_in_flight, 10_000),
+        ("per_minute", "--per-minute", per_minute, 100_000),
+    )
+    for column, option, text, most in numbers:
+        if text == "none":
+            values[column] = None
+        elif text is not None and text.isdecimal() and 1 <= int(text[:9]) <= most:
+            values[column] = int(text)
+        elif text is not None:
+            wrong.append(Violation(option, text, f"a whole number from 1 to {most}, or none"))
+    if daily_budget is not None:
+        try:
+            amount = None if daily_budget == "none" else parse_usd(daily_budget)
+            values["daily_budget_nano_usd"] = amount
+        except ValueError as error:
+            wrong.append(Violation("--daily-budget", daily_budget, f"{error}, or none"))
+    if weight is not None:
+        values["weight"] = weight
+    if not values and not wrong:
+        options = "--max-in-flight, --weight, --per-minute or --daily-budget"
+        wrong.append(Violation("limits set", "(nothing)", options))
+    if wrong:
+        raise InvalidInputError(tuple(wrong))
+    return values
+
+
+def set_values(runtime: Runtime, scope: str, values: dict[str, int | None]) -> None:
+    """Write them; jobs that were too dear for the old budget are tried against the new one."""
+    tenant = None if scope == ACCOUNT else scope.removeprefix(TENANT)
+    with runtime.db.transaction() as connection:
+        admission.set_limits(connection, scope, values)
+        if "daily_budget_nano_usd" in values:
+            table.hasten_blocked(connection, BlockedBy.BUDGET, tenant, read_clock())
+    runtime.publish_room()
+
+
+def show(runtime: Runtime, scope: str | None, *, as_json: bool) -> None:
+    """The limits, what counts against them now, and the pauses."""
+    with runtime.db.reading() as connection:
+        now = admission.read_time(connection)
+        rows = {row.scope: row for row in admission.list_limits(connection)}
+        pauses = admission.list_pauses(connection)
+        usage = admission.read_usage(connection, now)
+        spent = charges.read_spent(connection, admission.name_day(now))
+        prices = charges.list_prices(connection)
+    shown = sorted({ACCOUNT, *rows, *(one.scope for one in pauses)} if scope is None else {scope})
+    caps = runtime.admission_policy.caps
+    lines = [describe(name, rows.get(name), usage, spent, pauses) for name in shown]
+    for line in lines:
+        if line["scope"] == ACCOUNT:
+            line["max_in_flight"] = line["max_in_flight"] or caps.max_in_flight
+            line["per_minute"] = line["per_minute"] or caps.per_minute
+            if line["daily_budget_nano_usd"] is None:
+                line["daily_budget_nano_usd"] = caps.daily_budget_nano_usd
+    if as_json:
+        age = {
+            endpoint: {**asdict(price), "age_seconds": round((now - price.read_at).total_seconds())}
+            for endpoint, price in prices.items()
+        }
+        output.print_json({"limits": lines, "prices": age})
+        return
+    for line in lines:
+        output.print_section(str(line["scope"]))
+        budget = line["daily_budget_nano_usd"]
+        today = f"{format_usd(int(line['spent_today_nano_usd']))} USD"
+        output.print_fields(
+            {
+                "in flight": f"{line['in_flight']} of {line['max_in_flight']}"
+                if line["scope"] == ACCOUNT
+                else f"at most {line['max_in_flight'] or 'as the account'}",
+                "a minute": line["per_minute"] or "no bound",
+                "weight": line["weight"],
+                "spent today": today if budget is None else f"{today} of {format_usd(budget)}",
+                "paused": "; ".join(f"{one['cause']}: {one['reason']}" for one in line["pauses"])
+                or "no",
+            }
+        )
+    for price in prices.values():
+        age_text = format_duration(now - price.read_at)
+        text = f"{format_usd(price.unit_price_nano_usd)} USD a {price.unit}, read {age_text} ago"
+        output.print_fields({"price": text})
+
+
+def describe(
+    scope: str, row: Limits | None, usage: Usage, spent: Mapping[str, int], pauses: list[Pause]
+) -> dict[str, Any]:
+    """A scope as JSON has it."""
+    return {
+        "scope": scope,
+        "max_in_flight": row.max_in_flight if row else None,
+        "per_minute": row.per_minute if row else None,
+        "daily_budget_nano_usd": row.daily_budget_nano_usd if row else None,
+        "weight": row.weight if row else 1,
+        "in_flight": usage.in_flight if scope == ACCOUNT else None,
+        "spent_today_nano_usd": spent.get(scope, 0),
+        "pauses": [
+            {
+                "cause": one.cause.value,
+                "reason": one.reason,
+                "since": one.since,
+                "until": one.until,
+                "host": one.host,
+            }
+            for one in pauses
+            if one.scope == scope and not one.is_counting
+        ],
+    }
+
+
+# ------------------------------------------------------------------ costs
+
+
+def costs(
+    by: Annotated[CostKey, typer.Option(help="How amounts are grouped.")] = CostKey.DAY,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Submitted at or after; all without it.")
+    ] = None,
+    reconcile: Annotated[
+        bool, typer.Option("--reconcile", help="Hold the ledger against fal's billing events.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what was spent, in USD: settled by fal's bills, or reserved by estimates.
+
+    `--reconcile` needs an admin key (FAL_ADMIN_KEY), names each difference, and exits with 1 if
+    there is one. A request that fal has billed and no job of ours has is one.
+    """
+    from worker.ops import spend
+
+    runtime = build_runtime()
+    start = None if since is None else read_past(since)
+    differences: list[spend.Difference] = []
+    if reconcile:
+        with runtime.open_billing() as client:
+            try:
+                differences = list(
+                    spend.reconcile(
+                        client,
+                        runtime.admission_policy,
+                        start or read_clock() - MONTH,
+                        db=runtime.db,
+                    )
+                )
+            except BillingRefusedError as error:
+                output.err.print(f"{error.code}: {error}", markup=False)
+                raise typer.Exit(FAILED) from None
+    lines, prices = spend.list_costs(by, start, db=runtime.db)
+    total = sum(line.total_nano_usd for line in lines)
+    if as_json:
+        shown = [{**asdict(line), "total_nano_usd": line.total_nano_usd} for line in lines]
+        output.print_json(
+            {
+                "by": by.value,
+                "costs": shown,
+                "prices": [asdict(price) for price in prices.values()],
+                "differences": [asdict(one) for one in differences],
+                "reconciled": reconcile,
+            }
+        )
+    else:
+        for line in lines:
+            extra = f", {format_usd(line.extra_nano_usd)} extra" if line.extra_nano_usd else ""
+            void = f", {line.voided} cost nothing" if line.voided else ""
+            unpriced = f", {line.unpriced} without a price" if line.unpriced else ""
+            amounts = (
+                f"{format_usd(line.settled_nano_usd)} settled, "
+                f"{format_usd(line.reserved_nano_usd)} reserved"
+            )
+            text = f"{format_usd(line.total_nano_usd)} USD ({amounts}{extra})"
+            attempts = "attempt" if line.attempts == 1 else "attempts"
+            output.print_fields({line.key: f"{text}, {line.attempts} {attempts}{void}{unpriced}"})
+        if by is not CostKey.LABEL:
+            output.print_fields({"total": f"{format_usd(total)} USD"})
+        for one in differences:
+            ours = "no attempt" if one.ledger_nano_usd is None else format_usd(one.ledger_nano_usd)
+            words = f"{one.kind}: ledger {ours}, billed {format_usd(one.billed_nano_usd)} USD"
+            output.print_fields({one.fal_request_id: words})
+        if reconcile and not differences:
+            output.out.print("the ledger agrees with fal's billing events")
+    raise typer.Exit(FAILED if differences else OK)
