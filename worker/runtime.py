@@ -373,7 +373,7 @@ class Runtime:
         return self.dispatcher.publish_all(doorbells)
 
     def publish_room(self) -> None:
-        """Publish one submission, as a limit has changed: each that finds room publishes the next."""
+        """Publish one submission, as a limit has changed: each with room publishes the next."""
         self.dispatcher.publish(Doorbell(Step.SUBMIT))
 
     def publish_overdue(self, pause: timedelta = timedelta()) -> tuple[int, int] | None:

@@ -30,7 +30,7 @@ from worker.ground.db import Database
 from worker.ground.settings import UnknownPolicy
 from worker.jobs import admission, table
 from worker.jobs.admission import ACCOUNT, Caps, Pause
-from worker.jobs.models import ObservedTimeRow
+from worker.jobs.models import JobRow, ObservedTimeRow
 from worker.jobs.states import Doorbell, JobState, PauseCause, Step
 from worker.jobs.values import Attempt, Event, Job
 from worker.stages.admit import AdmissionPolicy, count_submissions
@@ -117,7 +117,8 @@ class Bench:
     # 2. submit
 
     def submit(self, job: Job | None = None) -> Job | None:
-        """Submit the next job, which has to be this one if one is given."""
+        """Submit the next job, or this one."""
+        self.prefer(job)
         self.observe()
         submitted = submit_next(
             db=self.db, queue=self.queue, policy=self.submit_policy, clock=self.clock
@@ -127,16 +128,25 @@ class Bench:
         assert job is None or submitted.submission.job.id == job.id
         return submitted.job
 
+    def prefer(self, job: Job | None) -> None:
+        """Have this job be the next."""
+        if job is not None:
+            queued = update(JobRow).where(JobRow.state == JobState.QUEUED)
+            with self.db.transaction() as connection:
+                connection.execute(queued.where(JobRow.priority == 100).values(priority=99))
+                connection.execute(queued.where(JobRow.id == job.id).values(priority=100))
+
     def observe(self) -> None:
         """Somebody has watched since the clock's beginning: observed time is the clock's."""
         seconds = (self.clock() - NOW).total_seconds()
         with self.db.transaction() as connection:
             connection.execute(update(ObservedTimeRow).values(seconds=seconds))
 
-    def try_begin(self, job: Job) -> Submission | None:
+    def try_begin(self, job: Job | None) -> Submission | None:
+        self.prefer(job)
         self.observe()
         submission = begin_submission(db=self.db, policy=self.submit_policy, clock=self.clock)
-        assert submission is None or submission.job.id == job.id
+        assert submission is None or job is None or submission.job.id == job.id
         return submission
 
     def begin(self, job: Job) -> Submission:

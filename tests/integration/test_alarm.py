@@ -6,7 +6,16 @@ import pytest
 from sqlalchemy import text
 
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import LEASE, NOW, REQUEST_ID, make_job, move_job, read_job
+from tests.harness.jobs import (
+    LEASE,
+    NOW,
+    REQUEST_ID,
+    insert_job,
+    lead_job,
+    make_job,
+    move_job,
+    read_job,
+)
 from tests.harness.stages import build_completion
 from worker.fal.options import RequestOptions
 from worker.jobs import table
@@ -63,10 +72,11 @@ def test_job_not_archived_at_the_deadline_goes_first_and_is_told_of(db, told, st
     sweep(db, NOW + DEADLINE)
     after = read_job(db, job.id)
     assert (after.archive_alarmed_at, after.priority) == (NOW + DEADLINE, -7)
-    urgent = make_job(db, JobState.QUEUED, priority=100)
+    urgent = lead_job(db, insert_job(db, priority=100), JobEvent.RESULT_ARRIVED)
+    assert urgent is not None
     with db.transaction() as connection:
-        first, second = table.find_overdue(connection, NOW + DEADLINE + LEASE, 2)
-    assert (first.id, second.id) == (job.id, urgent.id)
+        now = NOW + DEADLINE + LEASE
+        assert table.list_due(connection, now, DEADLINE, 2) == [job.id, urgent.id]
     line = {"job_id": str(job.id), "age_seconds": 3600, "blocked_reason": None}
     assert told == [("archive_deadline_near", line)]
 

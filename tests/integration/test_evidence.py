@@ -10,12 +10,13 @@ from tests.harness.stages import PROBE, SECOND, UNKNOWN, Bench
 from tests.harness.web import send_body, send_json
 from worker.fal import platform
 from worker.ground.db import Database
-from worker.jobs import limits, observed, table
-from worker.jobs.states import JobState
-from worker.jobs.values import Gate, Job, Outcome
+from worker.jobs import admission, observed, table
+from worker.jobs.admission import ACCOUNT, Pause
+from worker.jobs.states import JobState, PauseCause
+from worker.jobs.values import Job, Outcome
 from worker.media.store import open_store
 from worker.ops.doctor import DoctorPolicy, examine
-from worker.stages.admit import ACCOUNT_GATE, AMBIGUOUS_GATE, MOST_AMBIGUOUS
+from worker.stages.admit import LONGEST_PAUSE, MOST_IN_A_ROW
 from worker.stages.sweep import LONGEST_WAIT, Observer
 
 S = JobState
@@ -44,24 +45,26 @@ def test_gateway_that_answers_504_makes_few_unknowns_and_is_probed(bench, desk):
     jobs = [bench.insert(input={"seed": seed}) for seed in range(8)]
     for job in jobs:
         bench.submit(job)
-    assert desk.count("POST") == MOST_AMBIGUOUS
+    assert desk.count("POST") == MOST_IN_A_ROW
     states = [bench.read(job).state for job in jobs]
-    assert states == [S.SUBMISSION_UNKNOWN] * MOST_AMBIGUOUS + [S.QUEUED] * 5
-    assert "ambiguous" in str(bench.read(jobs[-1]).blocked_reason)
+    assert states == [S.SUBMISSION_UNKNOWN] * MOST_IN_A_ROW + [S.QUEUED] * 5
+    pause = bench.pause(PauseCause.AMBIGUOUS)
+    assert pause is not None
+    assert "ambiguous" in pause.reason
 
     bench.live(PROBE, PROBE / 4)
-    assert desk.count("POST") == MOST_AMBIGUOUS + 1
+    assert desk.count("POST") == MOST_IN_A_ROW + 1
 
     desk.submit = accept()
     bench.live(2 * PROBE, PROBE / 4)
-    assert bench.gate(AMBIGUOUS_GATE) is None
+    assert bench.pause(PauseCause.AMBIGUOUS) is None
 
 
 def test_ambiguous_reply_between_sure_ones_pauses_nothing(bench, desk):
-    for number in range(2 * MOST_AMBIGUOUS):
+    for number in range(2 * MOST_IN_A_ROW):
         desk.submit = send_body(INGRESS, 502) if number % 2 else accept(f"request-{number}")
         bench.submit(bench.insert(input={"seed": number}))
-    assert desk.count("POST") == 2 * MOST_AMBIGUOUS
+    assert desk.count("POST") == 2 * MOST_IN_A_ROW
 
 
 def test_pause_for_the_account_is_not_ended_by_a_probe_that_reached_nobody(bench, desk):
@@ -70,7 +73,7 @@ def test_pause_for_the_account_is_not_ended_by_a_probe_that_reached_nobody(bench
     bench.clock.move(PROBE)
     desk.submit = send_body(INGRESS, 503)
     bench.submit(bench.insert())
-    assert bench.gate(ACCOUNT_GATE) is not None
+    assert bench.pause() is not None
 
 
 # ------------------------------------------------------------------ the listing
@@ -187,7 +190,10 @@ def test_impossible_due_time_and_pause_are_clamped(bench, desk):
     waiting, _ = bench.make_submitted(), desk
     with bench.db.transaction() as connection:
         table.advance_due(connection, waiting, bench.clock() + 2 * HOUR)
-        limits.shut_gate(connection, Gate(ACCOUNT_GATE, bench.clock() + 2 * HOUR, "locked"))
+        until = bench.clock() + LONGEST_PAUSE + HOUR
+        cause = PauseCause.ACCOUNT
+        pause = Pause(ACCOUNT, cause, "locked", bench.clock(), until=until, room=1)
+        admission.keep_pause(connection, pause)
     assert [one.job_id for one in bench.sweep().doorbells] == [waiting.id]
     assert bench.try_begin(bench.insert()) is not None
 

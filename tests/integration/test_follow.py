@@ -15,7 +15,7 @@ from tests.emulator.processes import Emulator
 from tests.harness.archiving import archive_locally
 from tests.harness.brokers import find_closed_port
 from tests.harness.clock import FakeClock
-from tests.harness.jobs import ENDPOINT, LEASE, NOW, make_job, read_attempts, read_job
+from tests.harness.jobs import LEASE, NOW, make_job, read_attempts, read_job
 from tests.harness.stages import submit_job
 from tests.harness.together import call_together
 from tests.harness.waiting import wait_until

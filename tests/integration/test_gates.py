@@ -6,7 +6,6 @@ from itertools import count
 import pytest
 
 from tests.harness.fal import LOCKED, accept
-from tests.harness.jobs import LEASE
 from tests.harness.stages import PROBE, RETRY, SECOND, UNKNOWN, Bench
 from tests.harness.together import call_together
 from tests.harness.web import ScriptedHandler, send_json
@@ -44,9 +43,7 @@ def pause(bench: Bench, words: Refused = ACCOUNT) -> Job:
 def begin_probe(bench: Bench) -> Submission:
     """The pause is over, and this is the job that is tried."""
     bench.clock.move(PROBE)
-    submission = bench.begin(bench.insert())
-    assert submission.gates
-    return submission
+    return bench.begin(bench.insert())
 
 
 def count_attempts(bench: Bench, jobs: list[Job]) -> int:
@@ -63,14 +60,12 @@ def test_refusal_of_the_account_pauses_all_submissions(bench, desk):
     bench.submit(first)
     assert bench.submit(second) is None
     assert desk.count("POST") == 1
-    gate = bench.gate()
-    assert gate is not None
-    assert gate.opens_at == bench.clock() + PROBE
+    found = bench.pause()
+    assert found is not None
+    assert found.until == bench.clock() + PROBE
+    assert "User is locked" in found.reason
     for job in (bench.read(first), bench.read(second)):
-        assert job.state is S.QUEUED
-        assert "User is locked" in str(job.blocked_reason)
-        assert job.due_at is not None
-        assert job.due_at > bench.clock()
+        assert (job.state, job.blocked_by) == (S.QUEUED, None)
     assert [one.outcome for one in bench.attempts(first)] == [Outcome.POSTPONED]
     assert bench.attempts(second) == []
 
@@ -101,16 +96,12 @@ def test_pause_does_not_touch_a_job_that_has_been_submitted(bench):
 def test_one_job_is_tried_of_many_at_once(bench):
     pause(bench)
     for _ in range(3):
-        jobs = [bench.insert() for _ in range(8)]
+        for _ in range(8):
+            bench.insert()
         bench.clock.move(PROBE)
-        begun = call_together(*(lambda job=job: bench.try_begin(job) for job in jobs))
-        assert sum(one is not None for one in begun) == 1
-        assert count_attempts(bench, jobs) == 1
-        gate = bench.gate()
-        assert gate is not None
-        assert gate.opens_at == bench.clock() + PROBE
-        blocked = [bench.read(job).blocked_reason for job in jobs]
-        assert sum(one is not None for one in blocked) == 7
+        begun = call_together(*[lambda: bench.try_begin(None)] * 8)
+        [probe] = [one for one in begun if one is not None]
+        bench.reply(probe, ACCOUNT)
 
 
 def test_one_job_is_tried_at_a_time_while_the_account_stays_refused(bench, desk):
@@ -126,12 +117,12 @@ def test_one_job_is_tried_at_a_time_while_the_account_stays_refused(bench, desk)
 
 
 @pytest.mark.both_databases
-@pytest.mark.parametrize("reply", [Accepted("r", None, None, None), BUSY, INPUT])
+@pytest.mark.parametrize("reply", [Accepted("r", None, None, None), INPUT])
 def test_certain_reply_to_the_probe_ends_the_pause(bench, reply):
     pause(bench)
     bench.reply(begin_probe(bench), reply)
-    assert bench.gate() is None
-    assert not bench.begin(bench.insert()).gates
+    assert bench.pause() is None
+    assert bench.try_begin(bench.insert()) is not None
 
 
 @pytest.mark.both_databases
@@ -139,11 +130,11 @@ def test_ambiguous_reply_to_the_probe_leaves_the_pause(bench):
     pause(bench)
     probe = begin_probe(bench)
     bench.reply(probe, AMBIGUOUS)
-    assert bench.gate() is not None
+    assert bench.pause() is not None
     assert bench.try_begin(bench.insert()) is None
     assert bench.read(probe.job).state is S.SUBMISSION_UNKNOWN
     bench.reply(begin_probe(bench), accepted())
-    assert bench.gate() is None
+    assert bench.pause() is None
 
 
 @pytest.mark.both_databases
@@ -152,10 +143,10 @@ def test_refused_probe_keeps_the_pause_with_its_own_words(bench):
     probe = begin_probe(bench)
     words = Refused(RefusalClass.ACCOUNT, 401, "fal_http_401", "No such key.")
     bench.reply(probe, words)
-    gate = bench.gate()
-    assert gate is not None
-    assert gate.opens_at == bench.clock() + PROBE
-    assert "No such key" in str(gate.reason)
+    found = bench.pause()
+    assert found is not None
+    assert found.until == bench.clock() + PROBE
+    assert "No such key" in str(found.reason)
     assert bench.read(probe.job).state is S.QUEUED
 
 
@@ -163,10 +154,10 @@ def test_probe_whose_worker_dies_is_followed_by_another(bench):
     pause(bench)
     probe = begin_probe(bench)
     bench.lose(probe)
-    assert bench.gate() is not None
+    assert bench.pause() is not None
     second = begin_probe(bench)
     bench.reply(second, accepted())
-    assert bench.gate() is None
+    assert bench.pause() is None
     assert bench.read(probe.job).state is S.SUBMISSION_UNKNOWN
 
 
@@ -175,7 +166,7 @@ def test_reply_to_a_job_that_is_no_probe_does_not_end_the_pause(bench):
     earlier = bench.begin(bench.insert())
     pause(bench)
     bench.reply(earlier, accepted())
-    assert bench.gate() is not None
+    assert bench.pause() is not None
 
 
 def test_late_reply_to_a_probe_that_was_given_up_ends_the_pause(bench):
@@ -183,7 +174,7 @@ def test_late_reply_to_a_probe_that_was_given_up_ends_the_pause(bench):
     probe = begin_probe(bench)
     bench.lose(probe)
     bench.reply(probe, accepted())
-    assert bench.gate() is None
+    assert bench.pause() is None
     assert bench.read(probe.job).state is S.SUBMITTED
 
 
@@ -191,19 +182,14 @@ def test_late_reply_to_a_probe_that_was_given_up_ends_the_pause(bench):
 
 
 @pytest.mark.both_databases
-def test_sweep_rings_nobody_before_the_time_and_one_after_it(bench):
+def test_sweep_publishes_for_nobody_before_the_time_and_for_one_after_it(bench):
     pause(bench)
-    jobs = [bench.insert() for _ in range(6)]
+    for _ in range(6):
+        bench.insert()
     bench.clock.move(PROBE - SECOND)
     assert bench.sweep().doorbells == []
-    bench.clock.move(SECOND + LEASE)
-    published = [one for swept in call_together(*[bench.sweep] * 4) for one in swept.doorbells]
-    submits = [one for one in published if one.step is Step.SUBMIT]
-    assert submits
-    begun = [bench.try_begin(bench.read(job)) for job in jobs]
-    assert sum(one is not None for one in begun) <= 1
-    waiting = [bench.read(job) for job in jobs if bench.read(job).state is S.QUEUED]
-    assert all(job.due_at is not None and job.due_at > bench.clock() for job in waiting)
+    bench.clock.move(SECOND)
+    assert bench.sweep().doorbells == [Doorbell(Step.SUBMIT)]
 
 
 def test_sweep_goes_on_ringing_for_jobs_that_need_no_submission(bench):
@@ -214,17 +200,14 @@ def test_sweep_goes_on_ringing_for_jobs_that_need_no_submission(bench):
 
 
 @pytest.mark.both_databases
-def test_all_who_waited_are_rung_at_once_when_the_pause_ends(bench, desk):
+def test_all_who_waited_are_submitted_when_the_pause_ends(bench, desk):
     desk.submit = send_json(LOCKED, 403)
     jobs = [bench.insert() for _ in range(6)]
-    for job in jobs:
-        bench.submit(job)
+    for _ in jobs:
+        bench.submit()
     bench.clock.move(PROBE)
     desk.submit = accept_anew
-    assert bench.submit(jobs[3]) is not None
-    due = [bench.read(job).due_at for job in jobs if bench.read(job).state is S.QUEUED]
-    assert due == [bench.clock()] * 5
-    bench.clock.move(SECOND)
+    assert bench.submit() is not None
     bench.turn()
     assert {bench.read(job).state for job in jobs} == {S.SUBMITTED}
     assert desk.count("POST") == 1 + 6
@@ -233,20 +216,21 @@ def test_all_who_waited_are_rung_at_once_when_the_pause_ends(bench, desk):
 # ------------------------------------------------------------------ waiting costs nothing
 
 
-def test_account_trouble_never_exhausts_and_neither_does_what_follows_it(bench):
+@pytest.mark.parametrize("reply", [ACCOUNT, BUSY])
+def test_account_trouble_never_exhausts_and_neither_does_what_follows_it(bench, reply):
     job = pause(bench)
     for _ in range(5):
         bench.clock.move(RETRY)
-        bench.reply(bench.begin(job), ACCOUNT)
+        bench.reply(bench.begin(job), reply)
         assert bench.read(job).state is S.QUEUED
-    bench.clock.move(RETRY)
-    bench.reply(bench.begin(job), BUSY)
-    assert bench.read(job).state is S.QUEUED
-    bench.clock.move(RETRY - SECOND)
-    bench.reply(bench.begin(job), BUSY)
-    assert bench.read(job).state is S.QUEUED
-    bench.clock.move(timedelta(minutes=1))
-    bench.reply(bench.begin(job), BUSY)
+    for wait in (RETRY, RETRY - SECOND):
+        bench.clock.move(wait)
+        bench.sweep()
+        bench.reply(bench.begin(job), UNREACHABLE)
+        assert bench.read(job).state is S.QUEUED
+    bench.clock.move(timedelta(minutes=5))
+    bench.sweep()
+    bench.reply(bench.begin(job), UNREACHABLE)
     assert (bench.read(job).state, bench.read(job).error_code) == (S.FAILED, "submission_exhausted")
 
 
@@ -262,6 +246,7 @@ def test_refusals_spend_none_of_the_bound_on_lost_submissions(bench):
     for reply in (BUSY, UNAVAILABLE, UNREACHABLE) * 2:
         bench.reply(bench.begin(job), reply)
         bench.clock.move(timedelta(minutes=10))
+        bench.sweep()
     submission = bench.begin(job)
     bench.lose(submission)
     bench.clock.now = submission.attempt.started_at + UNKNOWN
@@ -270,9 +255,9 @@ def test_refusals_spend_none_of_the_bound_on_lost_submissions(bench):
 
 
 def test_retry_after_is_obeyed_with_jitter_on_top(bench):
-    later = Refused(RefusalClass.BUSY, 429, "busy", "later", timedelta(minutes=7))
+    later = Refused(RefusalClass.UNAVAILABLE, 503, "away", "later", timedelta(minutes=7))
     waits = set()
-    for _ in range(6):
+    for _ in range(2):
         moved = bench.reply(bench.begin(bench.insert()), later)
         assert moved is not None
         assert moved.due_at is not None

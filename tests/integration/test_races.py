@@ -12,7 +12,6 @@ from worker.fal.submit import Accepted, RefusalClass, Refused
 from worker.ground.errors import InvalidSignatureError, PaysAgainError, TooLateError
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Attempt
-from worker.stages.admit import release_waiting
 from worker.stages.submit import Submission
 
 pytestmark = [
@@ -81,15 +80,16 @@ def test_refusals_of_the_account_beside_sweeps_and_probes(bench):
         bench.clock.move(UNKNOWN)
         calls: list[Callable[[], object]] = [bench.sweep, bench.sweep]
         calls += [partial(bench.reply, second, LOCKED)]
-        calls += [partial(bench.try_begin, job) for job in jobs[2:]]
-        calls += [partial(release_waiting, db=bench.db, clock=bench.clock)] * 2
+        calls += [partial(bench.try_begin, None)] * 4
         call_together(*map(tolerate, calls))
         tried = sum(len(bench.attempts(job)) for job in jobs[2:])
         assert tried <= 1
         bench.clock.move(UNKNOWN)
-        probe = next(one for job in jobs[2:] if (one := bench.try_begin(job)) is not None)
+        bench.sweep()
+        probe = bench.try_begin(None)
+        assert probe is not None
         bench.reply(probe, Accepted(str(uuid7()), None, None, None))
-        assert bench.gate() is None
+        assert bench.pause() is None
 
 
 def test_two_jobs_of_one_input_that_adopt_one_request_at_once(bench):

@@ -20,24 +20,22 @@ from tests.harness.jobs import (
 )
 from tests.harness.together import call_together
 from worker.ground.db import Database
-from worker.jobs import attempts, limits, table
+from worker.jobs import attempts, table
 from worker.jobs.states import ENDED, Doorbell, JobEvent, JobState, Step
-from worker.jobs.values import Claim, Gate, Move, Outcome, Settlement
+from worker.jobs.values import Claim, Move, Outcome, Settlement
 from worker.media.local_store import PARTIAL_DIRECTORY, LocalStore
-from worker.stages.admit import ACCOUNT_GATE
 from worker.stages.sweep import Swept, remove_partials, sweep_jobs
 
+DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
 DUE = NOW + LEASE
 STEPS = {
-    JobState.QUEUED: Step.SUBMIT,
     JobState.SUBMITTING: Step.RECONCILE,
     JobState.SUBMISSION_UNKNOWN: Step.RECONCILE,
     JobState.SUBMITTED: Step.RECONCILE,
     JobState.COMPLETED: Step.ARCHIVE,
     JobState.ARCHIVING: Step.ARCHIVE,
 }
-LOCKED = "fal_http_403: User is locked"
 
 
 @pytest.fixture
@@ -53,9 +51,9 @@ def sweep(db, clock, **options):
     return swept.doorbells
 
 
-def shut_gate(db, opens_at):
-    with db.transaction() as connection:
-        limits.shut_gate(connection, Gate(ACCOUNT_GATE, opens_at, LOCKED))
+def make_due(db, now=NOW, **columns):
+    """A job that waits for its archive step, without an attempt."""
+    return move_job(db, insert_job(db, now=now, **columns), JobEvent.RESULT_ARRIVED, now=now)
 
 
 def list_reasons(db, job):
@@ -63,7 +61,7 @@ def list_reasons(db, job):
         return [event.reason for event in table.list_events(connection, job.id)]
 
 
-@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.ARCHIVING])
+@pytest.mark.parametrize("state", [JobState.SUBMITTED, JobState.ARCHIVING])
 def test_sweep_jobs_before_their_time_touches_nothing(db, clock, state):
     job = make_job(db, state)
     clock.move(-TICK)
@@ -147,21 +145,21 @@ def test_sweep_jobs_leaves_a_zombie_nothing_to_write(db, clock, claimed_again):
 
 @pytest.mark.both_databases
 def test_sweep_jobs_releases_a_blocked_job_at_its_time(db, clock):
-    claimed = make_job(db, JobState.SUBMITTING)
-    move = Move(NOW, DUE, columns={"blocked_reason": "fal_http_403: User is locked"})
+    claimed = make_job(db, JobState.ARCHIVING)
+    move = Move(NOW, DUE, columns={"blocked_by": "retry", "blocked_reason": "store_unavailable"})
     with db.transaction() as connection:
-        table.apply_event(connection, claimed, JobEvent.SUBMISSION_POSTPONED, move)
-    assert lead_job(db, claimed, JobEvent.SUBMISSION_CLAIMED, now=DUE - TICK) is None
-    assert sweep(db, clock) == [Doorbell(Step.SUBMIT, claimed.id)]
+        table.apply_event(connection, claimed, JobEvent.ARCHIVE_POSTPONED, move)
+    assert lead_job(db, claimed, JobEvent.ARCHIVE_CLAIMED, now=DUE - TICK) is None
+    assert sweep(db, clock) == [Doorbell(Step.ARCHIVE, claimed.id)]
     after = read_job(db, claimed.id)
-    assert (after.blocked_reason, after.due_at) == (None, DUE + LEASE)
-    assert lead_job(db, after, JobEvent.SUBMISSION_CLAIMED, now=DUE)
+    assert (after.blocked_by, after.blocked_reason, after.due_at) == (None, None, DUE + LEASE)
+    assert lead_job(db, after, JobEvent.ARCHIVE_CLAIMED, now=DUE)
 
 
 @pytest.mark.both_databases
 def test_sweep_jobs_takes_batches_the_important_and_the_oldest_first(db, clock):
-    old, older, oldest = (insert_job(db, now=NOW - age * LEASE) for age in (1, 2, 3))
-    important = insert_job(db, priority=1)
+    old, older, oldest = (make_due(db, now=NOW - age * LEASE) for age in (1, 2, 3))
+    important = make_due(db, priority=1)
     batches = [[bell.job_id for bell in sweep(db, clock, limit=2)] for _ in range(3)]
     assert [set(batch) for batch in batches] == [
         {important.id, oldest.id},
@@ -175,7 +173,7 @@ def test_sweep_jobs_of_all_states_rings_for_each_once(db, clock):
     jobs = {make_job_of_its_own(db, state).id: state for state in WAYS}
     published = sweep(db, clock)
     assert sorted(jobs[bell.job_id] for bell in published) == sorted(STEPS)
-    assert set(STEPS) == set(JobState) - ENDED
+    assert set(STEPS) == set(JobState) - ENDED - {JobState.QUEUED}
     assert len(published) == len(set(published))
     assert all(bell.step is STEPS[jobs[bell.job_id]] for bell in published)
 
@@ -201,7 +199,7 @@ def claim_without_attempt(db, job):
 
 @pytest.mark.both_databases
 def test_sweep_jobs_by_two_at_once_rings_for_each_once(db, clock):
-    jobs = {insert_job(db).id for _ in range(60)}
+    jobs = {make_due(db).id for _ in range(60)}
     published = call_together(*[lambda: sweep(db, clock, limit=40)] * 2)
     first, second = ([bell.job_id for bell in bells] for bells in published)
     assert len(first) + len(second) == len({*first, *second})
@@ -211,10 +209,10 @@ def test_sweep_jobs_by_two_at_once_rings_for_each_once(db, clock):
 
 def test_sweep_jobs_passes_over_rows_that_another_sweep_holds(postgres_url, clock):
     with closing(Database(postgres_url)) as db:
-        held, free = insert_job(db, priority=1), insert_job(db)
+        held, free = make_due(db, priority=1), make_due(db)
         with db.transaction() as connection:
-            found = table.find_overdue(connection, clock(), 1)
-            assert [job.id for job in found] == [held.id]
+            found = table.list_due(connection, clock(), DAY, 1)
+            assert [job.id for job in table.lock_due(connection, found, clock(), DAY)] == [held.id]
             assert [bell.job_id for bell in sweep(db, clock)] == [free.id]
         assert [bell.job_id for bell in sweep(db, clock)] == [held.id]
 
@@ -232,48 +230,6 @@ def test_sweep_jobs_against_a_claim_at_once_leaves_one_holder(db, clock):
     assert after.claimed_by == claimed.claimed_by
     assert after.due_at == DUE + LEASE
     assert len(published) <= 1
-
-
-# while submissions pause
-
-
-@pytest.mark.both_databases
-def test_sweep_jobs_while_submissions_pause_keeps_all_queued_jobs_back(db, clock):
-    queued = [insert_job(db) for _ in range(3)]
-    completed = make_job(db, JobState.COMPLETED)
-    shut_gate(db, DUE + LEASE)
-    swept = sweep_jobs(db=db, lease=LEASE, clock=clock)
-    assert swept == Swept(4, [Doorbell(Step.ARCHIVE, completed.id)])
-    for job in queued:
-        after = read_job(db, job.id)
-        assert (after.state, after.blocked_reason) == (JobState.QUEUED, LOCKED)
-        assert after.due_at is not None
-        assert DUE + LEASE * 0.8 <= after.due_at <= DUE + LEASE * 1.2
-        assert list_reasons(db, job) == ["enqueued"]
-
-
-@pytest.mark.both_databases
-def test_sweep_jobs_after_the_pause_lets_one_try_the_account(db, clock):
-    jobs = [insert_job(db) for _ in range(3)]
-    first = insert_job(db, priority=1)
-    shut_gate(db, DUE)
-    assert sweep(db, clock) == [Doorbell(Step.SUBMIT, first.id)]
-    assert read_job(db, first.id).blocked_reason is None
-    for job in jobs:
-        after = read_job(db, job.id)
-        assert after.due_at is not None
-        assert (after.blocked_reason, after.due_at > DUE) == (LOCKED, True)
-
-
-def test_sweep_jobs_without_a_gate_rings_for_all_again(db, clock):
-    jobs = {insert_job(db).id for _ in range(3)}
-    shut_gate(db, DUE + LEASE)
-    sweep(db, clock)
-    with db.transaction() as connection:
-        limits.remove_gate(connection, ACCOUNT_GATE)
-    clock.move(2 * LEASE)
-    assert {bell.job_id for bell in sweep(db, clock)} == jobs
-    assert {read_job(db, job_id).blocked_reason for job_id in jobs} == {None}
 
 
 # requests to be cancelled

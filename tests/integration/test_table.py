@@ -21,7 +21,7 @@ from tests.harness.jobs import (
 )
 from worker.ground.errors import JobNotFoundError
 from worker.jobs import table
-from worker.jobs.states import JobEvent, JobState, next_state
+from worker.jobs.states import BlockedBy, JobEvent, JobState, next_state
 from worker.jobs.values import Claim, Move
 
 pytestmark = pytest.mark.both_databases
@@ -73,12 +73,12 @@ def test_claim_job_bumps_the_fence_each_time(db):
 
 def test_claim_job_before_a_blocked_job_is_due_is_refused(db):
     job = make_job(db, JobState.SUBMITTING)
-    move = Move(NOW, NOW + LEASE, columns={"blocked_reason": "busy"})
+    move = Move(NOW, NOW + LEASE, columns={"blocked_by": "retry"})
     with db.transaction() as connection:
         table.apply_event(connection, job, JobEvent.SUBMISSION_POSTPONED, move)
     early, late = NOW + LEASE - timedelta(seconds=1), NOW + LEASE
     assert lead_job(db, job, JobEvent.SUBMISSION_CLAIMED, now=early) is None
-    assert move_job(db, job, JobEvent.SUBMISSION_CLAIMED, now=late).blocked_reason is None
+    assert move_job(db, job, JobEvent.SUBMISSION_CLAIMED, now=late).blocked_by is None
 
 
 def test_claim_job_of_two_workers_at_once_gives_it_to_one(db):
@@ -142,47 +142,71 @@ def test_entered_at_of_a_state_is_not_moved_by_a_later_visit(db):
     assert later.completed_at == job.completed_at == NOW
 
 
-def test_find_overdue_gives_due_rows_by_priority_then_age(db):
-    old = insert_job(db, now=NOW - 3 * LEASE)
-    older = insert_job(db, now=NOW - 4 * LEASE)
-    important = insert_job(db, now=NOW - 2 * LEASE, priority=5)
-    insert_job(db)
+def take_due(db, now, limit=10):
     with db.transaction() as connection:
-        found = table.find_overdue(connection, NOW, 10)
-        assert [job.id for job in found] == [important.id, older.id, old.id]
-        found = table.find_overdue(connection, NOW, 2)
-        assert [job.id for job in found] == [important.id, older.id]
+        day = timedelta(days=1)
+        due = table.list_due(connection, now, day, limit)
+        return table.lock_due(connection, due, now, day)
 
 
-def test_find_overdue_gives_a_row_once_it_is_due_and_without_its_result(db):
+def test_due_rows_come_by_priority_then_age_and_queued_ones_not_at_all(db):
+    old, older, important, _ = (
+        move_job(
+            db, insert_job(db, priority=priority), JobEvent.RESULT_ARRIVED, now=NOW - age * LEASE
+        )
+        for age, priority in ((3, 0), (4, 0), (2, 5), (0, 0))
+    )
+    insert_job(db, now=NOW - 9 * LEASE)
+    assert [job.id for job in take_due(db, NOW)] == [important.id, older.id, old.id]
+    assert [job.id for job in take_due(db, NOW, 2)] == [important.id, older.id]
+
+
+def test_a_row_is_due_from_its_time_on_and_read_without_its_result(db):
     job = make_job(db, JobState.COMPLETED)
-    with db.transaction() as connection:
-        assert table.find_overdue(connection, NOW + LEASE - timedelta(microseconds=1), 9) == []
-        found = table.find_overdue(connection, NOW + LEASE, 9)
+    assert take_due(db, NOW + LEASE - timedelta(microseconds=1)) == []
     # A result may be a whole video, and no sweep looks at it.
-    assert found == [replace(job, result=None)]
+    assert take_due(db, NOW + LEASE) == [replace(job, result=None)]
+
+
+def test_a_row_whose_time_is_further_ahead_than_any_wait_is_due(db):
+    job = make_job(db, JobState.SUBMITTED, now=NOW + timedelta(days=2))
+    assert [one.id for one in take_due(db, NOW)] == [job.id]
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.SUBMITTING])
 def test_block_queued_blocks_only_what_is_queued(db, state):
-    job = make_job(db, state)
+    job, by = make_job(db, state), BlockedBy.RETRY
     with db.transaction() as connection:
-        table.block_queued(connection, [job.id], NOW + 9 * LEASE, "the account is locked")
-    blocked = replace(job, due_at=NOW + 9 * LEASE, blocked_reason="the account is locked")
+        table.block_queued(connection, job.id, by, NOW + 9 * LEASE, "fal is unreachable")
+    blocked = replace(
+        job, due_at=NOW + 9 * LEASE, blocked_by=by.value, blocked_reason="fal is unreachable"
+    )
     assert read_job(db, job.id) == (blocked if state is JobState.QUEUED else job)
 
 
 def test_hasten_blocked_makes_due_only_who_waits_for_such_a_reason(db):
-    reasons = ("account: locked", "account: 100%", "busy: account", "100% of the account")
-    jobs = [insert_job(db) for _ in range(5)]
+    later, soon = NOW + 9 * LEASE, NOW + LEASE
+    jobs = [insert_job(db, tenant=tenant) for tenant in ("a", "b", "a")]
+    reasons = (BlockedBy.BUDGET, BlockedBy.BUDGET, BlockedBy.RETRY)
     with db.transaction() as connection:
-        for job, reason in zip(jobs, reasons, strict=False):
-            table.block_queued(connection, [job.id], NOW + 9 * LEASE, reason)
-        assert table.hasten_blocked(connection, "account: ", NOW + LEASE) == 2
-        assert table.hasten_blocked(connection, "1%", NOW + LEASE) == 0
-    due_at = [read_job(db, job.id).due_at for job in jobs]
-    soon, later = NOW + LEASE, NOW + 9 * LEASE
-    assert due_at == [soon, soon, later, later, soon]
+        for job, by in zip(jobs, reasons, strict=True):
+            table.block_queued(connection, job.id, by, later, "why")
+        assert table.hasten_blocked(connection, BlockedBy.BUDGET, "a", soon) == 1
+    assert [read_job(db, job.id).due_at for job in jobs] == [soon, later, later]
+    with db.transaction() as connection:
+        assert table.hasten_blocked(connection, BlockedBy.BUDGET, None, soon) == 1
+
+
+@pytest.mark.parametrize("by", [BlockedBy.RETRY, BlockedBy.NOT_BEFORE, BlockedBy.BUDGET])
+def test_unblock_due_releases_what_has_waited_for_its_time(db, by):
+    due, later = insert_job(db), insert_job(db)
+    with db.transaction() as connection:
+        table.block_queued(connection, due.id, by, NOW, "why")
+        table.block_queued(connection, later.id, by, NOW + LEASE, "why")
+        released = table.unblock_due(connection, NOW, timedelta(days=1), 10)
+    assert list(released) == [due.id]
+    assert read_job(db, due.id).blocked_by is None
+    assert read_job(db, later.id).blocked_by == by
 
 
 def test_advance_due_of_a_job_that_has_moved_changes_nothing(db):

@@ -193,13 +193,18 @@ def list_due(
     return list(found)[:limit]
 
 
-def lock_jobs(connection: Connection, job_ids: Sequence[UUID]) -> list[Job]:
-    """These jobs, locked, in this order; those that another transaction has locked are left out.
+def lock_due(
+    connection: Connection, job_ids: Sequence[UUID], now: datetime, longest: timedelta
+) -> list[Job]:
+    """Those of these jobs that are still due, locked, in this order.
 
-    Without their results, which can be as large as videos.
+    One that another transaction has locked is left out; so is one that was claimed since it was
+    listed, which is nobody's to take over. Without their results, which can be as large as videos.
     """
+    is_due = or_(_JOBS.c.due_at <= now, _JOBS.c.due_at > now + longest)
     columns = [null().label("result") if one.key == "result" else one for one in _JOBS.c]
-    statement = select(*columns).where(_JOBS.c.id.in_(job_ids)).with_for_update(skip_locked=True)
+    statement = select(*columns).where(_IS_DUE, _JOBS.c.id.in_(job_ids), is_due)
+    statement = statement.with_for_update(skip_locked=True)
     places = {job_id: place for place, job_id in enumerate(job_ids)}
     found = fetch_all(connection, Job, statement) if job_ids else []
     return sorted(found, key=lambda job: places[job.id])

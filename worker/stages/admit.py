@@ -311,7 +311,7 @@ def expire_job(connection: Connection, job: Job, now: datetime) -> Job | None:
 # ------------------------------------------------------------------ what replies prove
 
 
-def note_reply(
+def note_reply(  # noqa: C901 - each reply by its name
     connection: Connection,
     reply: SubmitReply,
     attempt: Attempt,
@@ -329,15 +329,19 @@ def note_reply(
         if cause in BREAKERS and (pause.until is None or attempt.started_at >= pause.until)
     ]
     ended: set[PauseCause] = set()
+    written: PauseCause | None = None
     match reply:
         case Ambiguous():
+            written = PauseCause.AMBIGUOUS
             words = f"fal's replies are ambiguous, the last: {reply.message}"
             _count_failure(connection, known, PauseCause.AMBIGUOUS, words, now, probe_after)
         case Refused(why=RefusalClass.ACCOUNT):
+            written = PauseCause.ACCOUNT
             words = f"fal refuses the account: {reply.code}: {reply.message}"
             _pause(connection, PauseCause.ACCOUNT, words, now, now + probe_after)
             ended = {PauseCause.AMBIGUOUS, PauseCause.BUSY}
         case Refused(why=RefusalClass.BUSY):
+            written = PauseCause.BUSY
             strikes = known[PauseCause.BUSY].strikes + 1 if PauseCause.BUSY in known else 1
             wait = reply.retry_after or max(BUSY.draw(strikes), timedelta(seconds=1))
             words = f"fal has too many requests of the account: {reply.code}: {reply.message}"
@@ -346,11 +350,15 @@ def note_reply(
         case Accepted() | Refused(why=RefusalClass.INPUT):
             ended = set(BREAKERS)
         case Refused():
+            written = PauseCause.BUSY
             words = f"fal cannot be reached: {reply.code}: {reply.message}"
             wait = reply.retry_after + probe_after / 4
             _count_failure(connection, known, PauseCause.BUSY, words, now, wait)
     for pause in probed:
         if pause.cause not in ended:
+            # A probe that has proved nothing: the next one takes its time, too.
+            if pause.until is not None and pause.cause is not written:
+                admission.keep_pause(connection, replace(pause, until=now + probe_after))
             continue
         room = (pause.room or FIRST_ROOM) * 2
         if pause.cause is PauseCause.BUSY and room < FULL_ROOM:

@@ -86,7 +86,7 @@ def sweep_jobs(
     now, longest = clock(), max(LONGEST_WAIT, 2 * lease)
     with db.transaction() as connection:  # locks jobs, then attempts
         due = table.list_due(connection, now, longest, limit)
-        overdue = table.lock_jobs(connection, due)
+        overdue = table.lock_due(connection, due, now, longest)
         late = raise_alarms(connection, overdue, archive_deadline, now)
         waiting = [job for job in overdue if job.doorbell is not None]
         # What waits for fal goes on waiting; work of ours may be claimed again.
