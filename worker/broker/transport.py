@@ -57,7 +57,7 @@ def choose_queue_arguments(broker_url: str) -> dict[str, str] | None:
 
 def choose_tls(settings: Settings) -> dict[str, Any] | None:
     """Certificate and host name are checked, which neither kombu's Redis nor py-amqp does alone."""
-    ca_file = settings.broker_ca_file
+    ca_file = settings.broker_ca_file and str(settings.broker_ca_file)
     if settings.broker_url.startswith("rediss://"):
         ca = {"ssl_ca_certs": ca_file} if ca_file else {}
         return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **ca}
