@@ -7,14 +7,13 @@ end or submits nothing.
 from __future__ import annotations
 
 import os
-import re
 import ssl
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import certifi
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 SCHEMES = ("http", "https", "all")
 DEFAULT_PORTS = {"http": 80, "https": 443}
-V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +80,9 @@ class Network:
         """
         import httpx  # settings read the network, too, and start without it
 
-        tls = self.build_tls()
-        direct = httpx.HTTPTransport(verify=tls, limits=limits, trust_env=False)
-        by_proxy = {
-            proxy: httpx.HTTPTransport(
-                verify=tls, limits=limits, trust_env=False, proxy=httpx.Proxy(proxy.url)
-            )
+        options: dict[str, Any] = {"verify": self.build_tls(), "limits": limits, "trust_env": False}
+        ways = {None: httpx.HTTPTransport(**options)} | {
+            proxy: httpx.HTTPTransport(**options, proxy=httpx.Proxy(proxy.url))
             for proxy in set(self.proxies.values())
         }
         find_proxy = self.find_proxy
@@ -97,12 +92,11 @@ class Network:
             def handle_request(self, request: httpx.Request) -> httpx.Response:
                 url = request.url
                 port = url.port or DEFAULT_PORTS.get(url.scheme, 0)
-                proxy = find_proxy(url.scheme, url.host, port)
-                return (direct if proxy is None else by_proxy[proxy]).handle_request(request)
+                return ways[find_proxy(url.scheme, url.host, port)].handle_request(request)
 
             @override
             def close(self) -> None:
-                for transport in (direct, *by_proxy.values()):
+                for transport in ways.values():
                     transport.close()
 
         return Routes()
@@ -121,11 +115,10 @@ def read_network(environ: Mapping[str, str] = os.environ) -> Network:
                 shown = f"{user.partition('://')[0]}://{MASK}{at}{place}" if user else value
                 allowed = "must be an http:// URL of a proxy, such as http://proxy:3128"
                 wrong.append(Violation(name, shown, allowed))
-    exempt = _read(environ, "no_proxy")[1].lower().split(",")
-    entries = tuple(entry.strip() for entry in exempt if entry.strip())
+    exempt = _read(environ, "no_proxy")[1].lower().replace(" ", "").split(",")
     ca_file = environ.get("SSL_CERT_FILE") or None
     ca_directory = environ.get("SSL_CERT_DIR") or None
-    network = Network(proxies, entries, ca_file, ca_directory)
+    network = Network(proxies, tuple(filter(None, exempt)), ca_file, ca_directory)
     if ca_directory and not os.path.isdir(ca_directory):  # noqa: PTH112 - any text
         wrong.append(Violation("SSL_CERT_DIR", ca_directory, "must be a directory"))
     elif ca_file:
@@ -151,12 +144,9 @@ def _is_proxy(url: str) -> bool:
     import httpx
 
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-        httpx.Proxy(url)
+        return httpx.Proxy(url).url.scheme == "http" and bool(urlsplit(url).hostname)
     except (ValueError, httpx.InvalidURL):
         return False
-    return parts.scheme == "http" and bool(parts.hostname)
 
 
 def _exempts(entry: str, host: str, port: int) -> bool:
@@ -164,27 +154,14 @@ def _exempts(entry: str, host: str, port: int) -> bool:
 
     A domain includes its subdomains; with a port it means that port alone.
     """
-    if entry == "*":
-        return True
-    entry = entry.rpartition("://")[2]
     host = host.strip("[]").lower()
-    network = _parse(
-        partial(ip_network, strict=False), re.sub(r"^\[([^\]]*)\](?=$|/)", r"\1", entry)
-    )
-    if network is not None:
-        address = _parse(ip_address, host)
-        return address is not None and address in network
+    with suppress(ValueError):
+        return ip_address(host) in ip_network(entry.strip("[]"), strict=False)
     try:
-        parts = urlsplit(f"//{entry}")
-        name, of_port = parts.hostname or entry, parts.port
+        parts = urlsplit(f"//{entry.rpartition('://')[2]}")
+        name, of_port = parts.hostname or "", parts.port
     except ValueError:
-        name, of_port = entry, None
+        return False
     name = name.removeprefix("*").removeprefix(".")
-    return of_port in {None, port} and (host == name or host.endswith(f".{name}"))
-
-
-def _parse(read: Callable[[str], V], text: str) -> V | None:
-    try:
-        return read(text)
-    except ValueError:
-        return None
+    is_meant = entry == "*" or host == name or host.endswith(f".{name}")
+    return is_meant and of_port in {None, port}
