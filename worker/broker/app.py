@@ -32,14 +32,8 @@ ENQUEUE, SUBMIT, RECONCILE, ARCHIVE, CANCEL, SWEEP = (
 )
 # A queue for each task, so that a worker given only some of them (-Q) cannot be starved by others:
 # long downloads wait in their own queue, beside the submissions.
-QUEUES = {
-    ENQUEUE: "extend_video",
-    SUBMIT: "extend_video.submit",
-    RECONCILE: "extend_video.reconcile",
-    ARCHIVE: "extend_video.archive",
-    CANCEL: "extend_video.cancel",
-    SWEEP: "extend_video.sweep",
-}
+QUEUES = {ENQUEUE: "extend_video"}
+QUEUES |= {task: task for task in (SUBMIT, RECONCILE, ARCHIVE, CANCEL, SWEEP)}
 
 
 def create_app(settings: Settings) -> Celery:
@@ -108,21 +102,16 @@ def check_broker(settings: Settings) -> None:
 
 
 @beat_init.connect
-def check_beat(**_: object) -> None:
-    """End a scheduler at its start, with the reason, if its broker can hold no queues."""
-    try:
-        check_broker(load_settings())
-    except InvalidSettingsError as error:
-        sys.exit(f"{error.code}: {error}")
-
-
-@beat_init.connect
-def end_beat_on_signal(sender: Service, **_: object) -> None:
-    """Let SIGTERM and SIGINT end the scheduler at any point.
+def prepare_beat(sender: Service, **_: object) -> None:
+    """End a scheduler whose broker can hold no queues, and let SIGTERM and SIGINT end any other.
 
     Celery's own handler only raises SystemExit; within redis-py an error of its clean-up takes its
     place, which beat logs and goes on.
     """
+    try:
+        check_broker(load_settings())
+    except InvalidSettingsError as error:
+        sys.exit(f"{error.code}: {error}")
 
     def end(*_: object) -> NoReturn:
         sender.stop()

@@ -14,8 +14,6 @@ from worker.ground.errors import InvalidSettingsError, Violation
 from worker.ground.log import mask_url
 from worker.ground.settings import Settings
 
-AMQP = ("amqp://", "amqps://")
-SENTINEL = "sentinel://"
 # Of a publisher: each timeout is short, for the sweep publishes again.
 PUBLISHER_SECONDS = 1
 
@@ -47,7 +45,7 @@ OUTAGE = Outage()
 
 
 def is_amqp(broker_url: str) -> bool:
-    return broker_url.startswith(AMQP)
+    return broker_url.startswith(("amqp://", "amqps://"))
 
 
 def choose_queue_arguments(broker_url: str) -> dict[str, str] | None:
@@ -57,19 +55,15 @@ def choose_queue_arguments(broker_url: str) -> dict[str, str] | None:
 
 def choose_tls(settings: Settings) -> dict[str, Any] | None:
     """Certificate and host name are checked, which neither kombu's Redis nor py-amqp does alone."""
-    ca_file = settings.broker_ca_file and str(settings.broker_ca_file)
+    ca_file = settings.broker_ca_file
     if settings.broker_url.startswith("rediss://"):
-        ca = {"ssl_ca_certs": ca_file} if ca_file else {}
+        ca = {"ssl_ca_certs": str(ca_file)} if ca_file else {}
         return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **ca}
     if settings.broker_url.startswith("amqps://"):
-        ca = {"ca_certs": ca_file} if ca_file else {}
+        ca = {"ca_certs": str(ca_file)} if ca_file else {}
         # None: the host name of the URL.
         return {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None, **ca}
     return None
-
-
-def is_redis(broker_url: str) -> bool:
-    return not is_amqp(broker_url)
 
 
 def refuse_cluster(connection: Connection, broker_url: str) -> None:
@@ -77,7 +71,7 @@ def refuse_cluster(connection: Connection, broker_url: str) -> None:
 
     A broker that is unavailable does not prevent the start.
     """
-    if not is_redis(broker_url):
+    if is_amqp(broker_url):
         return
     try:
         found = cast("Any", connection.default_channel).client.info("cluster")
@@ -113,10 +107,7 @@ def choose_consumer_options(settings: Settings) -> dict[str, Any]:
 def choose_publisher_options(settings: Settings) -> dict[str, Any]:
     """Every timeout is short, and nothing is repeated."""
     if is_amqp(settings.broker_url):
-        return {
-            "read_timeout": PUBLISHER_SECONDS,
-            "write_timeout": PUBLISHER_SECONDS,
-        }
+        return {"read_timeout": PUBLISHER_SECONDS, "write_timeout": PUBLISHER_SECONDS}
     return {
         "socket_connect_timeout": PUBLISHER_SECONDS,
         "socket_timeout": PUBLISHER_SECONDS,
@@ -126,7 +117,7 @@ def choose_publisher_options(settings: Settings) -> dict[str, Any]:
 
 
 def _choose_sentinel(settings: Settings) -> dict[str, Any]:
-    if not settings.broker_url.startswith(SENTINEL):
+    if not settings.broker_url.startswith("sentinel://"):
         return {}
     # redis-py retries each unavailable sentinel for seconds: the next one knows as well.
     timeouts = {
