@@ -436,7 +436,7 @@ def test_show_value_writes_short_json_of_anything():
         ("x" * 78, '"' + "x" * 78 + '"'),
         ("x" * 79, '"' + "x" * 78 + "…"),
         (10**5000, "<int>"),
-        (endless, "[" * 79 + "…"),
+        (endless, "<list>"),
     ]:
         assert show_value(value) == shown
 

@@ -100,19 +100,15 @@ HTTP_URL = matching(
     "an http:// or https:// URL without user, query and fragment",
 )
 HttpUrl = Annotated[str, HTTP_URL, AfterValidator(lambda url: url.rstrip("/"))]
-Key = Annotated[
-    SecretStr, matching(r"[!-~]+", "visible ASCII characters without spaces and line ends")
-]
+Key = Annotated[SecretStr, matching(r"[!-~]+", "visible ASCII characters without spaces")]
 # A secret that opens a page on the internet has to be hard to guess.
-PageToken = Annotated[
-    SecretStr, matching(r"[!-~]{16,}", "at least 16 visible ASCII characters without spaces")
-]
+PageToken = Annotated[SecretStr, matching(r"[!-~]{16,}", "at least 16 visible ASCII characters")]
 # Each as long as the digest that it is the key of.
 TokenSecrets = Annotated[
     SecretStr,
     matching(
         r"[!-+\--~]{32,}(,[!-+\--~]{32,})*",
-        "a comma list of secrets of at least 32 visible ASCII characters each",
+        "a comma list of secrets of at least 32 characters each",
     ),
 ]
 PasswordHash = Annotated[
@@ -122,21 +118,15 @@ PasswordHash = Annotated[
         "a hash of werkzeug's: scrypt:N:R:P$SALT$HASH or pbkdf2:sha256:N$SALT$HASH",
     ),
 ]
-BrokerUrl = Annotated[
-    str,
-    matching(
-        r"((rediss?|amqps?|sentinel)://|redis\+socket://).*",
-        "a redis://, rediss://, sentinel:// or amqp:// URL",
-    ),
-]
+BROKER_URL = matching(
+    r"((rediss?|amqps?|sentinel)://|redis\+socket://).*",
+    "a redis://, rediss://, sentinel:// or amqp:// URL",
+)
 # A variant such as `/lora` too; no other model takes these fields.
-Endpoint = Annotated[
-    str,
-    matching(
-        r"(\w[\w.-]*/){2,}extend-video(/\w[\w.-]*)?",
-        "an extend-video endpoint such as owner/app/extend-video",
-    ),
-]
+ENDPOINT = matching(
+    r"(\w[\w.-]*/){2,}extend-video(/\w[\w.-]*)?",
+    "an extend-video endpoint such as owner/app/extend-video",
+)
 
 
 class Settings(BaseSettings):
@@ -157,7 +147,7 @@ class Settings(BaseSettings):
     )
     """SQLAlchemy URL of the job table: `sqlite:///FILE`, or in production
     `postgresql+psycopg://USER:PASSWORD@HOST/NAME`."""
-    broker_url: BrokerUrl = Field("redis://127.0.0.1:6379/0", repr=False)
+    broker_url: Annotated[str, BROKER_URL] = Field("redis://127.0.0.1:6379/0", repr=False)
     """Celery broker (Redis, Valkey or RabbitMQ): `redis://`, `rediss://`, `redis+socket://`,
     `sentinel://`, `amqp://`, `amqps://`."""
     fal_key: Key | None = None
@@ -166,7 +156,7 @@ class Settings(BaseSettings):
     """With `FAL_KEY_SECRET`, replaces `FAL_KEY`: the part before the colon."""
     fal_key_secret: Key | None = None
     """With `FAL_KEY_ID`, replaces `FAL_KEY`: the part after the colon."""
-    fal_endpoint: Endpoint = "fal-ai/ltx-2.3-22b/extend-video"
+    fal_endpoint: Annotated[str, ENDPOINT] = "fal-ai/ltx-2.3-22b/extend-video"
     """Model endpoint: `owner/app/extend-video`, or a variant below it."""
     fal_queue_url: HttpUrl = "https://queue.fal.run"
     """Base URL of the queue API."""
@@ -371,16 +361,14 @@ def _read_files(variables: Mapping[str, str | None]) -> dict[str, Any]:
         path = variables.get(f"{name}_file")
         if not path:
             continue
-        fault = None
+        try:
+            # Without the line end that editors add.
+            found[name] = Path(path).read_text("utf-8-sig").removesuffix("\n")
+            fault = None if found[name] else "must not be empty"
+        except (OSError, ValueError) as error:
+            fault = f"must be a readable file in UTF-8: {error}"
         if variables.get(name):
             fault = f"give either it or {name.upper()}, not both"
-        else:
-            try:
-                # Without the line end that editors add.
-                found[name] = Path(path).read_text("utf-8-sig").removesuffix("\n")
-                fault = None if found[name] else "must not be empty"
-            except (OSError, ValueError) as error:
-                fault = f"must be a readable file in UTF-8: {error}"
         if fault is not None:
             wrong.append(Violation(f"{name}_file".upper(), path, fault))
     if wrong:

@@ -25,7 +25,6 @@ import structlog
 from worker.ground.clock import read_clock
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor
 
 SERVICE = "extend-video"
@@ -41,8 +40,15 @@ class JobTracer:
     The spans are built here, not by OpenTelemetry's tracer, which draws their ids by itself.
     """
 
-    def __init__(self, part: float, resource: "Resource", processor: "SpanProcessor") -> None:
-        self._part, self._resource, self._processor = part, resource, processor
+    def __init__(self, part: float, processor: "SpanProcessor | None" = None) -> None:
+        """With the exporter that the environment describes, unless another processor is given."""
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        named = Resource({SERVICE_NAME: SERVICE}).merge(OTELResourceDetector().detect())
+        self._part, self._resource = part, Resource.create().merge(named)
+        self._processor = processor or BatchSpanProcessor(OTLPSpanExporter())
 
     def record(  # noqa: PLR0913 - what a span has
         self,
@@ -81,17 +87,6 @@ class JobTracer:
         self._processor.force_flush(FLUSH_MS)
 
 
-def open_tracer(part: float, processor: "SpanProcessor | None" = None) -> JobTracer:
-    """With the exporter that the environment describes, unless another processor is given."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    named = Resource({SERVICE_NAME: SERVICE}).merge(OTELResourceDetector().detect())
-    resource = Resource.create().merge(named)
-    return JobTracer(part, resource, processor or BatchSpanProcessor(OTLPSpanExporter()))
-
-
 @cache
 def get_tracer() -> JobTracer | None:
     """Made when first used, for this process alone; None while tracing is off."""
@@ -100,7 +95,7 @@ def get_tracer() -> JobTracer | None:
     if find_spec("opentelemetry.sdk") is None:
         log.warning("tracing_off", reason="pip install 'extend-video[otel]' for OpenTelemetry")
         return None
-    return open_tracer(float(os.environ.get("OTEL_TRACES_SAMPLER_ARG") or 1.0))
+    return JobTracer(float(os.environ.get("OTEL_TRACES_SAMPLER_ARG") or 1.0))
 
 
 def forget_tracer() -> None:

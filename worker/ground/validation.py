@@ -23,7 +23,6 @@ Schema: TypeAlias = dict[str, Any]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 _SIZE = re.compile(r"([0-9]{1,9})[xX]([0-9]{1,9})")
-_LAZY_JSON = json.JSONEncoder(ensure_ascii=False, check_circular=False, skipkeys=True, default=repr)
 
 
 def validate_fields(model: type[ModelT], fields: object) -> ModelT:
@@ -115,14 +114,9 @@ def show_value(value: object) -> str:
 
     Never raises: what JSON cannot hold is shown as Python would.
     """
-    text = ""
     try:
-        # Chunk by chunk, so that neither depth nor size of what was given matters.
-        for chunk in _LAZY_JSON.iterencode(value):
-            text += chunk
-            if len(text) > SHOWN_CHARACTERS:
-                break
-    except ValueError:  # an integer of too many digits to be written
-        text += f"<{type(value).__name__}>"
+        text = json.dumps(value, ensure_ascii=False, skipkeys=True, default=repr)
+    except (ValueError, RecursionError):  # too deep, or an integer of too many digits
+        text = f"<{type(value).__name__}>"
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
