@@ -84,24 +84,16 @@ def join_host_logging() -> None:
     )
 
 
-def escape_unprintable(text: str, kept: str = "") -> str:
-    """The text with line breaks and a terminal's control sequences escaped as in Python."""
-    if text.isprintable():
-        return text
-    return "".join(
-        one if one.isprintable() or one in kept else one.encode("unicode_escape").decode()
-        for one in text
-    )
-
-
 def _escape_values(_logger: object, _method: str, fact: EventDict) -> EventDict:
-    """Keep foreign text on one line, as text; JSON escapes by itself."""
-    return {
-        name: escape_unprintable(value, kept="\n" if name == "exception" else "")
-        if isinstance(value, str)
-        else value
-        for name, value in fact.items()
-    }
+    """Keep foreign text on one line, as text, a terminal's control sequences too; JSON does so."""
+    for name, value in fact.items():
+        if isinstance(value, str) and not value.isprintable():
+            kept = "\n" if name == "exception" else ""
+            fact[name] = "".join(
+                one if one.isprintable() or one in kept else one.encode("unicode_escape").decode()
+                for one in value
+            )
+    return fact
 
 
 # ------------------------------------------------------------------ masking: by type, name, form

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import ssl
-from base64 import b64encode
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import certifi
 from typing_extensions import override
@@ -30,37 +29,16 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
-class Proxy:
-    """An HTTP proxy; its password is shown nowhere."""
-
-    url: str = field(repr=False)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        parts = urlsplit(self.url)
-        return str(parts.hostname), parts.port or DEFAULT_PORTS["http"]
-
-    @property
-    def authorization(self) -> dict[str, str]:
-        """The header that it needs if its URL has a user."""
-        parts = urlsplit(self.url)
-        if parts.username is None:
-            return {}
-        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        return {"Proxy-Authorization": f"Basic {b64encode(user.encode()).decode()}"}
-
-
-@dataclass(frozen=True, slots=True)
 class Network:
     """Which proxy leads to a host, and whose certificates are believed."""
 
-    proxies: Mapping[str, Proxy]
+    proxies: Mapping[str, httpx.Proxy]
     """By the scheme of the requested URL, or `all`."""
     exempt: tuple[str, ...] = ()
     ca_file: str | None = None
     ca_directory: str | None = None
 
-    def find_proxy(self, scheme: str, host: str, port: int) -> Proxy | None:
+    def find_proxy(self, scheme: str, host: str, port: int) -> httpx.Proxy | None:
         proxy = self.proxies.get(scheme) or self.proxies.get("all")
         if proxy is None or any(_exempts(entry, host, port) for entry in self.exempt):
             return None
@@ -81,9 +59,9 @@ class Network:
         import httpx  # settings read the network, too, and start without it
 
         options: dict[str, Any] = {"verify": self.build_tls(), "limits": limits, "trust_env": False}
-        ways = {None: httpx.HTTPTransport(**options)} | {
-            proxy: httpx.HTTPTransport(**options, proxy=httpx.Proxy(proxy.url))
-            for proxy in set(self.proxies.values())
+        ways = {
+            proxy: httpx.HTTPTransport(**options, proxy=proxy)
+            for proxy in (None, *self.proxies.values())
         }
         find_proxy = self.find_proxy
 
@@ -105,16 +83,16 @@ class Network:
 def read_network(environ: Mapping[str, str] = os.environ) -> Network:
     """From the environment, in capitals or not. InvalidSettingsError names each wrong variable."""
     wrong: list[Violation] = []
-    proxies = dict[str, Proxy]()
+    proxies = dict[str, "httpx.Proxy"]()
     for scheme in SCHEMES:
         name, value = _read(environ, f"{scheme}_proxy")
-        if value:
-            proxies[scheme] = Proxy(value if "://" in value else f"http://{value}")
-            if not _is_proxy(proxies[scheme].url):
-                user, at, place = value.rpartition("@")
-                shown = f"{user.partition('://')[0]}://{MASK}{at}{place}" if user else value
-                allowed = "must be an http:// URL of a proxy, such as http://proxy:3128"
-                wrong.append(Violation(name, shown, allowed))
+        if value and (proxy := _parse_proxy(value)):
+            proxies[scheme] = proxy
+        elif value:
+            user, at, place = value.rpartition("@")
+            shown = f"{user.partition('://')[0]}://{MASK}{at}{place}" if user else value
+            allowed = "must be an http:// URL of a proxy, such as http://proxy:3128"
+            wrong.append(Violation(name, shown, allowed))
     exempt = _read(environ, "no_proxy")[1].lower().replace(" ", "").split(",")
     ca_file = environ.get("SSL_CERT_FILE") or None
     ca_directory = environ.get("SSL_CERT_DIR") or None
@@ -140,13 +118,14 @@ def _read(environ: Mapping[str, str], name: str) -> tuple[str, str]:
     return name.upper(), ""
 
 
-def _is_proxy(url: str) -> bool:
+def _parse_proxy(text: str) -> httpx.Proxy | None:
     import httpx
 
     try:
-        return httpx.Proxy(url).url.scheme == "http" and bool(urlsplit(url).hostname)
+        proxy = httpx.Proxy(text if "://" in text else f"http://{text}")
     except (ValueError, httpx.InvalidURL):
-        return False
+        return None
+    return proxy if proxy.url.scheme == "http" and proxy.url.host else None
 
 
 def _exempts(entry: str, host: str, port: int) -> bool:
