@@ -68,6 +68,7 @@ def create_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
     )
     app.Task.Request = "worker.lifecycle.consumer:Request"
+    app.steps["consumer"].add("worker.lifecycle.liveness:Pulse")
     return app
 
 

@@ -180,9 +180,15 @@ def _prepare_postgres(engine: Engine, named: Mapping[str, str]) -> None:
     that is not the server's) the next transaction may run on another one, and what we set there
     would be another program's: so each transaction sets its own, and no statement is prepared.
     """
+    from psycopg.sql import quote
+
     wanted = {"statement_timeout": str(STATEMENT_TIMEOUT_MS), **named, "timezone": "UTC"}
-    for_connection = _write_setting(wanted, "false").encode()
-    for_transaction = _write_setting(wanted, "true")
+    # Text that needs no parameters; lists, such as a search path, are read as in a file.
+    for_connection, for_transaction = (
+        "SELECT "
+        + ", ".join(f"set_config({quote(one)}, {quote(wanted[one])}, {local})" for one in wanted)
+        for local in ("false", "true")
+    )
 
     @event.listens_for(engine, "connect", insert=True)
     def _set_for_connection(connection: psycopg.Connection, record: ConnectionPoolEntry) -> None:
@@ -201,7 +207,7 @@ def _prepare_postgres(engine: Engine, named: Mapping[str, str]) -> None:
         if record.info[POOLED]:
             connection.prepare_threshold = None
         else:
-            connection.execute(for_connection)
+            connection.execute(for_connection.encode())
         connection.autocommit = False
 
     @event.listens_for(engine, "begin")
@@ -215,16 +221,6 @@ def _prepare_postgres(engine: Engine, named: Mapping[str, str]) -> None:
         """Connect anew after a write that a read-only server refused: the primary is elsewhere."""
         if _read_sqlstate(context.original_exception) == READ_ONLY_SQL_TRANSACTION:
             context.is_disconnect = True
-
-
-def _write_setting(wanted: Mapping[str, str], is_local: str) -> str:
-    """As text that needs no parameters: lists, such as a search path, are read as in a file."""
-    from psycopg.sql import quote
-
-    calls = [
-        f"set_config({quote(name)}, {quote(value)}, {is_local})" for name, value in wanted.items()
-    ]
-    return f"SELECT {', '.join(calls)}"
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -247,7 +243,16 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _set_pragmas(connection: SQLiteConnection, _record: object) -> None:
         connection.isolation_level = None
-        _write_ahead(connection)
+        gives_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+        while True:  # of two programs that open a new file at once SQLite refuses one, unwaited
+            try:
+                connection.execute("PRAGMA journal_mode=WAL").close()
+                break
+            except sqlite3.OperationalError as error:
+                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not is_busy or time.monotonic() > gives_up_at:
+                    raise
+            time.sleep(WAL_PAUSE_SECONDS)
         for pragma in ("synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
             connection.execute(f"PRAGMA {pragma}").close()
 
@@ -255,18 +260,3 @@ def _prepare_sqlite(engine: Engine) -> None:
     def _begin(connection: Connection) -> None:
         read_only = connection.get_execution_options().get(READ_ONLY, False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def _write_ahead(connection: SQLiteConnection) -> None:
-    """Try again: of two programs that open a new file at once SQLite refuses one without a wait."""
-    gives_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL").close()
-        except sqlite3.OperationalError as error:
-            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            if not is_busy or time.monotonic() > gives_up_at:
-                raise
-            time.sleep(WAL_PAUSE_SECONDS)
-        else:
-            return

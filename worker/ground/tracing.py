@@ -67,6 +67,7 @@ class JobTracer:
 
         if not is_sampled(job_id.int, self._part):
             return
+        start, end = (int(at.timestamp() * 1e6) * 1000 for at in (began, max(began, ended)))
         flags, root_id = TraceFlags(TraceFlags.SAMPLED), derive_root(job_id)
         own_id = root_id if root else random.getrandbits(64) or 1
         parent = SpanContext(job_id.int, root_id, is_remote=True, trace_flags=flags)
@@ -77,8 +78,8 @@ class JobTracer:
             self._resource,
             attributes={"job.id": str(job_id), **(attributes or {})},
             status=Status() if error is None else Status(StatusCode.ERROR, error),
-            start_time=_count_nanoseconds(began),
-            end_time=_count_nanoseconds(max(began, ended)),
+            start_time=start,
+            end_time=end,
             instrumentation_scope=InstrumentationScope(SERVICE),
         )
         self._processor.on_end(span)
@@ -146,7 +147,3 @@ def is_sampled(trace_id: int, part: float) -> bool:
     """
     drawn = hashlib.sha256(b"sample" + trace_id.to_bytes(16, "big")).digest()[:8]
     return int.from_bytes(drawn, "big") < part * 2**64
-
-
-def _count_nanoseconds(at: datetime) -> int:
-    return int(at.timestamp() * 1_000_000) * 1000

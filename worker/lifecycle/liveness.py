@@ -18,7 +18,6 @@ from typing import Any
 import structlog
 from celery import Task, bootsteps
 from celery.signals import (
-    celeryd_init,
     task_postrun,
     task_received,
     worker_shutdown,
@@ -106,11 +105,6 @@ class Pulse(bootsteps.StartStopStep):
     def stop(self, _consumer: object) -> None:
         if self._entry is not None:
             self._entry.cancel()
-
-
-@celeryd_init.connect
-def watch_consumer(instance: Any, **_: object) -> None:  # noqa: ANN401 - Celery's worker
-    instance.app.steps["consumer"].add(Pulse)
 
 
 # ------------------------------------------------------------------ when a worker is wedged
