@@ -340,8 +340,7 @@ class Runtime:
         began, overdue, published = time.monotonic(), 0, 0
         if not self.observer.note(self.db, pause):
             return None
-        is_done = False
-        while not is_done:
+        while True:
             swept = sweep_jobs(
                 db=self.db,
                 lease=self.settings.lease_seconds,
@@ -349,9 +348,11 @@ class Runtime:
                 probe_after=self.settings.probe_seconds,
             )
             overdue += len(swept.doorbells)
-            is_taken = self.dispatcher.publish_all(swept.doorbells)
-            published += len(swept.doorbells) if is_taken else 0
-            is_done = not is_taken or swept.rows < BATCH
+            if not self.dispatcher.publish_all(swept.doorbells):
+                break
+            published += len(swept.doorbells)
+            if swept.rows < BATCH:
+                break
         note_sweep(overdue, time.monotonic() - began, db=self.db)
         return overdue, published
 

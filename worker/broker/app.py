@@ -14,22 +14,20 @@ from worker.broker.transport import (
     PUBLISHER_SECONDS,
     choose_consumer_options,
     choose_publisher_options,
-    choose_queue_arguments,
     choose_tls,
+    is_amqp,
     refuse_cluster,
 )
 from worker.ground.errors import InvalidSettingsError
 from worker.ground.log import configure_logging
 from worker.ground.settings import Settings, list_secrets, load_settings
 
-ENQUEUE, SUBMIT, RECONCILE, ARCHIVE, CANCEL, SWEEP = (
-    "extend_video.enqueue",
-    "extend_video.submit",
-    "extend_video.reconcile",
-    "extend_video.archive",
-    "extend_video.cancel",
-    "extend_video.sweep",
-)
+ENQUEUE = "extend_video.enqueue"
+SUBMIT = "extend_video.submit"
+RECONCILE = "extend_video.reconcile"
+ARCHIVE = "extend_video.archive"
+CANCEL = "extend_video.cancel"
+SWEEP = "extend_video.sweep"
 # A queue for each task, so that a worker given only some of them (-Q) cannot be starved by others:
 # long downloads wait in their own queue, beside the submissions.
 QUEUES = {ENQUEUE: "extend_video"}
@@ -124,7 +122,8 @@ def prepare_beat(sender: Service, **_: object) -> None:
 
 def _choose_common(settings: Settings) -> dict[str, Any]:
     """What publishers and consumers must agree on."""
-    arguments = choose_queue_arguments(settings.broker_url)
+    # RabbitMQ's queues are replicated: a job request outlives the loss of a node.
+    arguments = {"x-queue-type": "quorum"} if is_amqp(settings.broker_url) else None
     return {
         "accept_content": ["json"],
         "task_serializer": "json",

@@ -48,11 +48,6 @@ def is_amqp(broker_url: str) -> bool:
     return broker_url.startswith(("amqp://", "amqps://"))
 
 
-def choose_queue_arguments(broker_url: str) -> dict[str, str] | None:
-    """RabbitMQ's queues are replicated: a job request outlives the loss of a node."""
-    return {"x-queue-type": "quorum"} if is_amqp(broker_url) else None
-
-
 def choose_tls(settings: Settings) -> dict[str, Any] | None:
     """Certificate and host name are checked, which neither kombu's Redis nor py-amqp does alone."""
     ca_file = settings.broker_ca_file

@@ -45,13 +45,12 @@ def configure_logging(level: str, log_format: LogFormat, secrets: Iterable[str] 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+    has_terminal = sys.stderr.isatty()
     renderers: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer()]
-    if log_format == "text" or (log_format == "auto" and sys.stderr.isatty()):
-        console = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            # Not rich's: it prints local variables, and these hold keys and tokens.
-            exception_formatter=structlog.dev.plain_traceback,
-        )
+    if log_format == "text" or (log_format == "auto" and has_terminal):
+        # Not rich's tracebacks: they print local variables, and these hold keys and tokens.
+        plain = structlog.dev.plain_traceback
+        console = structlog.dev.ConsoleRenderer(colors=has_terminal, exception_formatter=plain)
         renderers = [_escape_values, console]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

@@ -19,7 +19,7 @@ import certifi
 from typing_extensions import override
 
 from worker.ground.errors import InvalidSettingsError, Violation
-from worker.ground.log import MASK
+from worker.ground.log import mask_url
 
 if TYPE_CHECKING:
     import httpx
@@ -89,10 +89,8 @@ def read_network(environ: Mapping[str, str] = os.environ) -> Network:
         if value and (proxy := _parse_proxy(value)):
             proxies[scheme] = proxy
         elif value:
-            user, at, place = value.rpartition("@")
-            shown = f"{user.partition('://')[0]}://{MASK}{at}{place}" if user else value
             allowed = "must be an http:// URL of a proxy, such as http://proxy:3128"
-            wrong.append(Violation(name, shown, allowed))
+            wrong.append(Violation(name, mask_url(value), allowed))
     exempt = _read(environ, "no_proxy")[1].lower().replace(" ", "").split(",")
     ca_file = environ.get("SSL_CERT_FILE") or None
     ca_directory = environ.get("SSL_CERT_DIR") or None

@@ -112,11 +112,7 @@ TokenSecrets = Annotated[
     ),
 ]
 PasswordHash = Annotated[
-    SecretStr,
-    matching(
-        r"(scrypt:[0-9]+:[0-9]+:[0-9]+|pbkdf2:sha(256|512):[0-9]+)\$[^$\s]+\$[0-9a-f]+",
-        "a hash of werkzeug's: scrypt:N:R:P$SALT$HASH or pbkdf2:sha256:N$SALT$HASH",
-    ),
+    SecretStr, matching(r"(scrypt|pbkdf2):\S+\$\S+\$[0-9a-f]+", "a password hash of werkzeug's")
 ]
 BROKER_URL = matching(
     r"((rediss?|amqps?|sentinel)://|redis\+socket://).*",
