@@ -79,15 +79,15 @@ class Dispatcher:
 
         Raises InvalidSettingsError for one that answers, and can hold no queues.
         """
-        return self._ask(PUBLISH_TIMEOUT, lambda: _connect(self._app)) is not None
+        return self._query(PUBLISH_TIMEOUT, lambda: _connect(self._app)) is not None
 
     def count_messages(self, queues: Sequence[str]) -> dict[str, int] | None:
         """How many messages wait in each queue; None if the broker does not answer in time."""
-        return self._ask(COUNT_TIME, lambda: _count(self._app, queues))
+        return self._query(COUNT_TIME, lambda: _count(self._app, queues))
 
-    def _ask(self, limit: timedelta, question: Callable[[], V]) -> V | None:
+    def _query(self, limit: timedelta, read: Callable[[], V]) -> V | None:
         try:
-            answer = call_within(limit, question)
+            answer = call_within(limit, read)
         except InvalidSettingsError:
             raise
         except Exception as error:  # noqa: BLE001 - any broker, any failure

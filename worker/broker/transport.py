@@ -71,7 +71,7 @@ def refuse_cluster(connection: Connection, broker_url: str) -> None:
     try:
         found = cast("Any", connection.default_channel).client.info("cluster")
     except Exception as error:  # noqa: BLE001 - any broker, any failure
-        log.debug("broker_not_asked", reason=type(error).__name__)
+        log.debug("broker_not_checked", reason=type(error).__name__)
         return
     if found.get("cluster_enabled"):
         allowed = "one Redis, or Redis behind sentinels: a Redis Cluster cannot hold its queues"
