@@ -18,12 +18,12 @@ import worker.fal
 from worker.cli import COMMANDS, build_command
 from worker.ground.errors import ExtendVideoError
 from worker.ground.settings import (
+    HTTP_URL,
     MAX_SECONDS,
     SECRET_FIELDS,
     HttpUrl,
     Settings,
     UnknownPolicy,
-    check_http_url,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,9 +98,7 @@ def show_bounds(name: str, field: FieldInfo) -> str:
     elif choices:
         shown = " or ".join(f"`{one}`" for one in choices)
     else:
-        is_url = HttpUrl in kinds or any(
-            getattr(one, "func", None) is check_http_url for one in field.metadata
-        )
+        is_url = HttpUrl in kinds or HTTP_URL in field.metadata
         shown = "http(s) URL" if is_url else "text"
     return shown
 

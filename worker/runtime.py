@@ -19,11 +19,10 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from threading import Event, RLock
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import structlog
 from pydantic import SecretStr
-from typing_extensions import override
 
 from worker.ground.clock import read_clock
 from worker.ground.db import PROGRAM, Database
@@ -110,27 +109,19 @@ class Once(Generic[V]):
         self._made.clear()
 
 
-def _renew_lock() -> None:
-    """A child forked while another thread held the lock would wait forever."""
-    Once.lock = RLock()
+# A child forked while another thread held the lock would wait forever.
+os.register_at_fork(after_in_child=lambda: setattr(Once, "lock", RLock()))
 
+if TYPE_CHECKING:
+    shared_property = cached_property
+else:
 
-os.register_at_fork(after_in_child=_renew_lock)
+    class shared_property(cached_property):  # noqa: N801 - as its base
+        """`functools.cached_property` with a lock, which it lost in Python 3.12."""
 
-
-class shared_property(cached_property[V]):  # noqa: N801 - as its base
-    """`functools.cached_property` with a lock, which it lost in Python 3.12."""
-
-    @overload
-    def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
-    @overload
-    def __get__(self, instance: object, owner: type[Any] | None = None) -> V: ...
-    @override
-    def __get__(self, instance: object, owner: type[Any] | None = None) -> Self | V:
-        if instance is None:
-            return self
-        with Once.lock:
-            return super().__get__(instance, owner)
+        def __get__(self, instance: object, owner: type | None = None) -> object:
+            with Once.lock:
+                return super().__get__(instance, owner)
 
 
 @dataclass(frozen=True)
@@ -346,11 +337,11 @@ class Runtime:
     def rearchiver(self) -> Rearchiver:
         from worker.ops.rearchive import Rearchiver
 
-        return Rearchiver(self.db, self.store, self.fetch_copy)
+        def fetch_copy(job: Job, holder: Holder) -> Mapping[str, object]:
+            """Fetch and publish the video of the job's result; our copy as columns of its row."""
+            return self.keeper.keep_video(job, holder).columns
 
-    def fetch_copy(self, job: Job, holder: Holder) -> Mapping[str, object]:
-        """Fetch and publish the video of the job's result; our copy as columns of its row."""
-        return self.keeper.keep_video(job, holder).columns
+        return Rearchiver(self.db, self.store, fetch_copy)
 
     @property
     def admission_policy(self) -> AdmissionPolicy:

@@ -274,7 +274,7 @@ def test_wrong_change_is_refused_before_anything_is_written(db, run, sidecar, ar
         ended = run(str(sidecar), "--set", "num_frames=1000", *options)
         assert (ended.code, ended.out) == (2, "")
         assert "invalid_input" in ended.err
-        assert "an integer from 9 to 481" in ended.err
+        assert "less than or equal to 481" in ended.err
     assert [job.id for job in list_jobs(db)] == [archived.id]
 
 

@@ -176,27 +176,27 @@ def test_what_the_url_says_of_the_connection_is_kept(postgres_url) -> None:
     assert values == ["2s", "mine"]
 
 
-def test_rested_connection_that_postgres_dropped_is_replaced(
-    on_postgres, postgres, monkeypatch
-) -> None:
-    monkeypatch.setattr(worker.ground.db, "REST_SECONDS", 0)
-    with on_postgres.reading() as connection:
-        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
-    postgres.execute(f"SELECT pg_terminate_backend({pid})")
-    with on_postgres.reading() as connection:
-        assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid
-
-
-def test_connection_in_use_that_postgres_dropped_fails_once_and_is_replaced(
+def test_connection_that_postgres_dropped_is_replaced_at_its_next_use(
     on_postgres, postgres
 ) -> None:
     with on_postgres.reading() as connection:
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
     postgres.execute(f"SELECT pg_terminate_backend({pid})")
-    with pytest.raises(TRANSIENT_DB_ERRORS), on_postgres.reading() as connection:
-        connection.execute(text("SELECT 1"))
     with on_postgres.reading() as connection:
         assert connection.execute(text("SELECT pg_backend_pid()")).scalar_one() != pid
+
+
+def test_connection_that_postgres_drops_in_use_fails_once(on_postgres, postgres) -> None:
+    def use_dropped() -> None:
+        with on_postgres.reading() as connection:
+            pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+            postgres.execute(f"SELECT pg_terminate_backend({pid})")
+            connection.execute(text("SELECT 1"))
+
+    with pytest.raises(TRANSIENT_DB_ERRORS):
+        use_dropped()
+    with on_postgres.reading() as connection:
+        connection.execute(text("SELECT 1"))
 
 
 def test_failing_statement_keeps_its_values_to_itself(db) -> None:

@@ -10,7 +10,6 @@ import pytest
 from celery.utils.dispatch import Signal
 
 from worker.broker.app import ARCHIVE, QUEUES
-from worker.ground.settings import load_settings
 from worker.lifecycle import liveness
 from worker.lifecycle.archive_probe import ArchiveProbe
 from worker.lifecycle.liveness import LONGEST_STEP, Observation, Pulse, Standby, Watchdog
@@ -28,8 +27,7 @@ class BlockingConsumer:
 
 
 def test_turn_of_a_blocking_loop_is_noted_and_does_what_it_did(monkeypatch) -> None:
-    monkeypatch.setattr(liveness.Monitor, "begin", lambda _: None)
-    monkeypatch.setattr(Standby, "begin", lambda _: None)
+    monkeypatch.setattr(Pulse, "begin", lambda _: None)
     consumer = BlockingConsumer()
     step = Pulse(consumer)
     step.start(consumer)
@@ -41,8 +39,7 @@ def test_turn_of_a_blocking_loop_is_noted_and_does_what_it_did(monkeypatch) -> N
 
 
 def test_turns_of_an_event_loop_are_noted_until_the_connection_ends(monkeypatch) -> None:
-    monkeypatch.setattr(liveness.Monitor, "begin", lambda _: None)
-    monkeypatch.setattr(Standby, "begin", lambda _: None)
+    monkeypatch.setattr(Pulse, "begin", lambda _: None)
     entries: list[SimpleNamespace] = []
 
     def call_repeatedly(seconds, call):
@@ -69,13 +66,14 @@ def test_worker_that_archives_tries_its_archive_and_says_what_came_of_it(
 ) -> None:
     for name in ("task_received", "worker_shutting_down", "worker_shutdown"):
         monkeypatch.setattr(liveness, name, Signal())
-    monkeypatch.setattr(liveness.Monitor, "_run", lambda _: None)
+    monkeypatch.setattr(liveness.Monitor, "run", lambda *_: None)
+    monkeypatch.setattr(Standby, "run", lambda *_: None)
     monkeypatch.setattr(ArchiveProbe, "begin", lambda probe: setattr(probe, "fault", "disk full"))
     consumed = SimpleNamespace(queues=[SimpleNamespace(name=queue)])
     consumer: Any = SimpleNamespace(hostname="w@h", task_consumer=consumed)
-    watch = liveness.Monitor(consumer, load_settings())
-    watch.begin()
-    assert watch.describe().archive_fault == fault
+    step = Pulse(consumer)
+    step.begin()
+    assert step.monitor.describe().archive_fault == fault
 
 
 # ------------------------------------------------------------------ when a worker is wedged

@@ -239,9 +239,9 @@ def test_options_with_many_errors_list_all_at_once() -> None:
         "no_retry",
         "prio",
     }
-    assert told["priority"] == ('"high"', "one of normal, low, or null")
-    assert told["start_timeout"] == ("0", "a number of seconds from 1 to 604800, or null")
-    assert told["initial_acl.default"] == ('"maybe"', "one of allow, forbid, hide")
+    assert told["priority"] == ('"high"', "'normal' or 'low'")
+    assert told["start_timeout"] == ("0", "a number of seconds from 1 to 604800")
+    assert told["initial_acl.default"] == ('"maybe"', "'allow', 'forbid' or 'hide'")
     assert told["prio"] == ("1", "no such field; did you mean priority?")
     assert "at most 10 tags" in told["tags"][1]
 
@@ -273,8 +273,7 @@ def test_parse_option_follows_the_options_type() -> None:
 
 def test_text_of_another_form_is_refused() -> None:
     for name, text in (("start_timeout", "soon"), ("no_retry", "1"), ("tags", "{a}")):
-        with pytest.raises(InvalidInputError):
-            parse_option(name, text)
+        assert refuse({name: parse_option(name, text)})[0].field == name
     for text in ("", "a", "a=b,", "a=b,a=c"):
         with pytest.raises(ValueError, match="tags"):
             split_tags(text)

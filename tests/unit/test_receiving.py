@@ -206,7 +206,7 @@ def list_kept(url: str) -> list[StoredRequest]:
 def test_refused_message_is_a_row_before_it_leaves_the_queue(consumer, sqlite_url) -> None:
     message = Poison("extend_video")
     consumer._refuse(message, RefusedMessageError("its id is no text"))
-    consumer._keep_unreadable("malformed_message", "it cannot be read: ValueError")
+    consumer._keep("malformed_message", "it cannot be read: ValueError")
     assert message.acknowledged
     unreadable, kept = list_kept(sqlite_url)
     assert (kept.door, kept.message_id, kept.error_code) == ("celery", None, "malformed_message")

@@ -45,8 +45,10 @@ def test_wrong_file_of_any_setting_is_named(monkeypatch, tmp_path) -> None:
     variables = [f"{name.upper()}_FILE" for name in Settings.model_fields]
     for variable in variables:
         monkeypatch.setenv(variable, str(tmp_path / "none"))
-    missing = "must be a readable file: No such file or directory"
-    assert refuse() == dict.fromkeys(variables, missing)
+    refused = refuse()
+    assert list(refused) == variables
+    for allowed in refused.values():
+        assert "must be a readable file in UTF-8: [Errno 2] No such file" in allowed
 
 
 def test_file_goes_through_the_checks_of_its_setting(monkeypatch, tmp_path) -> None:
@@ -59,16 +61,14 @@ def test_file_goes_through_the_checks_of_its_setting(monkeypatch, tmp_path) -> N
 
 @pytest.mark.parametrize(
     ("content", "allowed"),
-    [
-        (b"\n", "must not be empty"),
-        (b"\xff\xfe", "must be UTF-8"),
-        (b"x" * 70_000, "must have at most 65536 bytes"),
-    ],
+    [(b"\n", "must not be empty"), (b"\xff\xfe", "must be a readable file in UTF-8")],
 )
 def test_file_that_holds_no_value_is_refused(monkeypatch, key_file, content, allowed) -> None:
     key_file.write_bytes(content)
     monkeypatch.setenv("FAL_KEY_FILE", str(key_file))
-    assert refuse() == {"FAL_KEY_FILE": allowed}
+    [(name, said)] = refuse().items()
+    assert name == "FAL_KEY_FILE"
+    assert said.startswith(allowed)
 
 
 def test_setting_given_twice_is_refused(monkeypatch, key_file) -> None:

@@ -157,7 +157,10 @@ def test_url_of_wrong_form_is_refused(monkeypatch, value) -> None:
             "WEBHOOK_MAX_BYTES": ("1 MiB", "must be a valid integer"),
         },
         {
-            "DATABASE_URL": ("postgresql+psycopg://h/x?search_path=a", "must be without sea"),
+            "DATABASE_URL": (
+                "postgresql+psycopg://h/x?search_path=a",
+                'must be a URL that libpq understands (invalid connection option "search_path"',
+            ),
         },
     ],
 )
@@ -267,18 +270,6 @@ def test_require_settings_names_every_missing_one() -> None:
     assert all("(not set)" in line for line in lines)
     assert "FAL_KEY_ID and FAL_KEY_SECRET" in lines[1]
     require_settings(load_settings(fal_key=SecretStr(KEY)), ["fal_credentials", "archive_url"])
-
-
-@pytest.mark.parametrize(
-    ("given", "missing"), [("FAL_KEY_ID", "FAL_KEY_SECRET"), ("FAL_KEY_SECRET", "FAL_KEY_ID")]
-)
-def test_half_a_key_names_its_other_half(monkeypatch, given, missing) -> None:
-    monkeypatch.setenv(given, "half")
-    with pytest.raises(InvalidSettingsError) as refused:
-        require_settings(load_settings(), ["fal_credentials"])
-    [violation] = refused.value.violations
-    assert violation.field == missing
-    assert "half" not in violation.value
 
 
 def test_settings_have_a_description_each() -> None:

@@ -297,12 +297,12 @@ def test_each_fault_of_a_sidecar_is_named_with_its_reason() -> None:
         (b'{"recipe": 2}', "recipe", "recipe=2: 1, the version that this software reads"),
         (change(job_id="x"), "job_id", 'job_id="x": a UUID'),
         (change(labels={"a": 1}), "labels", "an object of texts"),
-        (change(seed="x"), "seed", 'seed="x": an integer'),
+        (change(seed="x"), "seed", 'seed="x": a valid integer'),
         (change(input=[]), "input", "a JSON object"),
         (change(attempts=[{}]), "attempts", "a list of attempts"),
         (change(times={}), "times.enqueued_at", "required: a time with its offset"),
         (change(video={"name": "x"}), "video.sha256", "required: 64 hexadecimal digits"),
-        (change(video={"name": "x", "media": {}}), "video.media.frames", "required: an integer"),
+        (change(video={"name": "x", "media": {}}), "video.media.frames", "required"),
         (change(poster={"name": "x", "bytes": 1, "sha256": "AB"}), "poster.sha256", "64 hex"),
     ]:
         assert reason in list_wrong(content)[field]

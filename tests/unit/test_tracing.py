@@ -16,10 +16,10 @@ from tests.harness.jobs import NOW, REQUEST_ID
 from tests.harness.values import JOB, JOB_ID
 from worker.ground import tracing
 from worker.ground.tracing import (
+    JobTracer,
     derive_root,
     get_tracer,
     is_sampled,
-    open_tracer,
     trace_since,
     trace_step,
 )
@@ -33,7 +33,7 @@ SECOND = timedelta(seconds=1)
 class Traced:
     def __init__(self, part: float = 1.0) -> None:
         self.exporter = InMemorySpanExporter()
-        self.tracer = open_tracer(part, SimpleSpanProcessor(self.exporter))
+        self.tracer = JobTracer(part, SimpleSpanProcessor(self.exporter))
 
     @property
     def spans(self) -> dict[str, ReadableSpan]:

@@ -14,32 +14,24 @@ from worker.broker.transport import (
     PUBLISHER_SECONDS,
     choose_consumer_options,
     choose_publisher_options,
-    choose_queue_arguments,
     choose_tls,
+    is_amqp,
     refuse_cluster,
 )
 from worker.ground.errors import InvalidSettingsError
 from worker.ground.log import configure_logging
 from worker.ground.settings import Settings, list_secrets, load_settings
 
-ENQUEUE, SUBMIT, RECONCILE, ARCHIVE, CANCEL, SWEEP = (
-    "extend_video.enqueue",
-    "extend_video.submit",
-    "extend_video.reconcile",
-    "extend_video.archive",
-    "extend_video.cancel",
-    "extend_video.sweep",
-)
+ENQUEUE = "extend_video.enqueue"
+SUBMIT = "extend_video.submit"
+RECONCILE = "extend_video.reconcile"
+ARCHIVE = "extend_video.archive"
+CANCEL = "extend_video.cancel"
+SWEEP = "extend_video.sweep"
 # A queue for each task, so that a worker given only some of them (-Q) cannot be starved by others:
 # long downloads wait in their own queue, beside the submissions.
-QUEUES = {
-    ENQUEUE: "extend_video",
-    SUBMIT: "extend_video.submit",
-    RECONCILE: "extend_video.reconcile",
-    ARCHIVE: "extend_video.archive",
-    CANCEL: "extend_video.cancel",
-    SWEEP: "extend_video.sweep",
-}
+QUEUES = {ENQUEUE: "extend_video"}
+QUEUES |= {task: task for task in (SUBMIT, RECONCILE, ARCHIVE, CANCEL, SWEEP)}
 
 
 def create_app(settings: Settings) -> Celery:
@@ -74,6 +66,7 @@ def create_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
     )
     app.Task.Request = "worker.lifecycle.consumer:Request"
+    app.steps["consumer"].add("worker.lifecycle.liveness:Pulse")
     return app
 
 
@@ -108,21 +101,16 @@ def check_broker(settings: Settings) -> None:
 
 
 @beat_init.connect
-def check_beat(**_: object) -> None:
-    """End a scheduler at its start, with the reason, if its broker can hold no queues."""
-    try:
-        check_broker(load_settings())
-    except InvalidSettingsError as error:
-        sys.exit(f"{error.code}: {error}")
-
-
-@beat_init.connect
-def end_beat_on_signal(sender: Service, **_: object) -> None:
-    """Let SIGTERM and SIGINT end the scheduler at any point.
+def prepare_beat(sender: Service, **_: object) -> None:
+    """End a scheduler whose broker can hold no queues, and let SIGTERM and SIGINT end any other.
 
     Celery's own handler only raises SystemExit; within redis-py an error of its clean-up takes its
     place, which beat logs and goes on.
     """
+    try:
+        check_broker(load_settings())
+    except InvalidSettingsError as error:
+        sys.exit(f"{error.code}: {error}")
 
     def end(*_: object) -> NoReturn:
         sender.stop()
@@ -134,7 +122,8 @@ def end_beat_on_signal(sender: Service, **_: object) -> None:
 
 def _choose_common(settings: Settings) -> dict[str, Any]:
     """What publishers and consumers must agree on."""
-    arguments = choose_queue_arguments(settings.broker_url)
+    # RabbitMQ's queues are replicated: a job request outlives the loss of a node.
+    arguments = {"x-queue-type": "quorum"} if is_amqp(settings.broker_url) else None
     return {
         "accept_content": ["json"],
         "task_serializer": "json",

@@ -6,14 +6,14 @@ lost only makes the job late: the sweep publishes again.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from celery import Celery
@@ -39,6 +39,7 @@ TASK_OF_STEP = {
     Step.ARCHIVE: ARCHIVE,
     Step.CANCEL: CANCEL,
 }
+V = TypeVar("V")
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -64,15 +65,6 @@ class QueueRoom:
         return chosen
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Messages that are published together, their deadline, and the outcome."""
-
-    doorbells: Sequence[Doorbell]
-    give_up_at: float
-    outcome: Future[None] = field(default_factory=Future)
-
-
 class Dispatcher:
     """Publishes within a time limit or gives up; one per process, shared by its threads.
 
@@ -82,7 +74,9 @@ class Dispatcher:
 
     def __init__(self, settings: Settings) -> None:
         self._app = create_publisher(settings)
-        self._batches: SimpleQueue[Batch | None] = SimpleQueue()
+        # Doorbells that are published together, their deadline, and the outcome.
+        self._batches: SimpleQueue[tuple[Sequence[Doorbell], float, Future[None]] | None]
+        self._batches = SimpleQueue()
         self._thread: Thread | None = None
         self._starting = Lock()
         self._outage = Outage()
@@ -109,25 +103,22 @@ class Dispatcher:
 
         Raises InvalidSettingsError for one that answers, and can hold no queues.
         """
+        return self._query(PUBLISH_TIMEOUT, lambda: _connect(self._app)) is not None
+
+    def count_messages(self, queues: Sequence[str]) -> dict[str, int] | None:
+        """How many messages wait in each queue; None if the broker does not answer in time."""
+        return self._query(COUNT_TIME, lambda: _count(self._app, queues))
+
+    def _query(self, limit: timedelta, read: Callable[[], V]) -> V | None:
         try:
-            call_within(PUBLISH_TIMEOUT, lambda: _connect(self._app))
+            answer = call_within(limit, read)
         except InvalidSettingsError:
             raise
         except Exception as error:  # noqa: BLE001 - any broker, any failure
             self._outage.begin(error)
-            return False
-        self._outage.end()
-        return True
-
-    def count_messages(self, queues: Sequence[str]) -> dict[str, int] | None:
-        """How many messages wait in each queue; None if the broker does not answer in time."""
-        try:
-            counted = call_within(COUNT_TIME, lambda: _count(self._app, queues))
-        except Exception as error:  # noqa: BLE001 - any broker, any failure
-            self._outage.begin(error)
             return None
         self._outage.end()
-        return counted
+        return answer
 
     def measure_room(self) -> QueueRoom:
         """What waits in the queues of all steps; without the broker nothing is known to."""
@@ -155,37 +146,29 @@ class Dispatcher:
         return True
 
     def _order(self, doorbells: Sequence[Doorbell], limit: timedelta) -> Future[None]:
-        batch = Batch(doorbells, time.monotonic() + limit.total_seconds())
-        self._batches.put(batch)
+        outcome: Future[None] = Future()
+        self._batches.put((doorbells, time.monotonic() + limit.total_seconds(), outcome))
         with self._starting:
             # Started when first needed, and once more in a process that was forked since.
             if self._thread is None or not self._thread.is_alive():
                 self._thread = Thread(target=self._run, name="publisher", daemon=True)
                 self._thread.start()
-        return batch.outcome
+        return outcome
 
     def _run(self) -> None:
-        """Publish together what waits together, until a None ends it."""
-        is_open = True
-        while is_open:
-            waiting = [self._batches.get()]
-            while waiting[-1] and len(waiting) < MESSAGES_AT_ONCE and not self._batches.empty():
-                waiting.append(self._batches.get())
-            is_open = waiting[-1] is not None
-            # Without those whose caller has given up, or whose deadline has passed.
-            batches = [one for one in waiting if one and one.outcome.set_running_or_notify_cancel()]
-            late = [one for one in batches if time.monotonic() > one.give_up_at]
-            batches = [one for one in batches if one not in late]
-            for batch in late:
-                batch.outcome.set_exception(TimeoutError())
+        """Publish batch by batch, until a None ends it."""
+        while (batch := self._batches.get()) is not None:
+            doorbells, give_up_at, outcome = batch
+            if not outcome.set_running_or_notify_cancel():
+                continue  # its caller has given up
             try:
-                _publish(self._app, [one for batch in batches for one in batch.doorbells])
+                if time.monotonic() > give_up_at:
+                    raise TimeoutError  # noqa: TRY301 - one outcome for all that goes wrong
+                _publish(self._app, doorbells)
             except Exception as error:  # noqa: BLE001 - any broker, any failure
-                for batch in batches:
-                    batch.outcome.set_exception(error)
+                outcome.set_exception(error)
             else:
-                for batch in batches:
-                    batch.outcome.set_result(None)
+                outcome.set_result(None)
 
 
 def log_lost(doorbells: Sequence[Doorbell], error: BaseException | None) -> None:
@@ -204,8 +187,6 @@ def _publish(app: Celery, doorbells: Sequence[Doorbell]) -> None:
 
     Queues are declared once, and no event reports to Flower that a message was sent.
     """
-    if not doorbells:
-        return
     with app.producer_or_acquire() as producer, producer.batch(MESSAGES_AT_ONCE):
         for step in {doorbell.step for doorbell in doorbells}:
             task = TASK_OF_STEP[step]
@@ -236,7 +217,8 @@ def _count(app: Celery, queues: Sequence[str]) -> dict[str, int]:
     return counts
 
 
-def _connect(app: Celery) -> None:
+def _connect(app: Celery) -> bool:
     with app.connection_for_write() as connection:
         connection.connect()
         refuse_cluster(connection, str(app.conf.broker_url))
+    return True

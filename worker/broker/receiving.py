@@ -8,15 +8,15 @@ that can be refused alone: `guard_channel` is about what kombu does, `check_mess
 import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from math import isfinite
 from queue import Empty
-from typing import Any
+from typing import Annotated, Any
 from uuid import uuid4
 
 import structlog
 from celery.utils.time import maybe_iso8601, maybe_make_aware, timezone
 from kombu.message import Message
 from kombu.transport import pyamqp, virtual
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from redis import RedisError
 
 # Far more than any request needs, data URIs included.
@@ -113,13 +113,14 @@ class GuardedVirtualMessage(virtual.Message):
             super().__init__(payload, channel=channel, **options)
         except Exception:  # noqa: BLE001 - any error: this message alone is refused
             properties = _get_mapping(payload, "properties")
-            tag = properties.get("delivery_tag")
+            origin = _get_mapping(properties, "delivery_info")
+            names = ("exchange", "routing_key")
             _become_unreadable(
                 self,
                 headers=_get_mapping(payload, "headers"),
                 channel=channel,
-                delivery_tag=tag if isinstance(tag, str) else str(uuid4()),
-                delivery_info=_name_origin(_get_mapping(properties, "delivery_info")),
+                delivery_tag=_get_text(properties, "delivery_tag") or str(uuid4()),
+                delivery_info={name: _get_text(origin, name) for name in names},
             )
 
 
@@ -141,16 +142,15 @@ class GuardedAmqpMessage(pyamqp.Message):
 
 
 def _weigh_envelope(payload: object) -> None:
+    properties = _get_mapping(payload, "properties")
+    origin = _get_mapping(properties, "delivery_info")
     if not isinstance(payload, dict):
         raise RefusedMessageError("it is no JSON object")
     if payload.get("refused"):
         raise RefusedMessageError("it is too large", "message_too_large")
-    properties = payload["properties"]
-    if not isinstance(properties["delivery_tag"], str):
-        raise RefusedMessageError("its delivery tag is no text")
-    origin = properties["delivery_info"]
-    if not all(isinstance(origin[name], str) for name in ("exchange", "routing_key")):
-        raise RefusedMessageError("its origin is no text")
+    texts = (properties.get("delivery_tag"), origin.get("exchange"), origin.get("routing_key"))
+    if not all(isinstance(text, str) for text in texts):
+        raise RefusedMessageError("its delivery tag or its origin is no text")
     _weigh(payload.get("headers"), payload.get("body"))
 
 
@@ -167,14 +167,9 @@ def _weigh(headers: object, body: object) -> None:
 
 def _become_unreadable(message: Message, *, headers: Mapping[str, object], **origin: Any) -> None:  # noqa: ANN401
     """A message without body, and with the error that is being handled."""
-    kept = {name: value for name in ("id", "task") if isinstance(value := headers.get(name), str)}
+    kept = {name: text for name in ("id", "task") if (text := _get_text(headers, name))}
     message.errors = [sys.exc_info()]
     Message.__init__(message, body="", headers=kept, **origin)
-
-
-def _name_origin(origin: Mapping[str, object]) -> dict[str, str]:
-    named = {name: origin.get(name) for name in ("exchange", "routing_key")}
-    return {name: value if isinstance(value, str) else "" for name, value in named.items()}
 
 
 def _get_mapping(outer: object, name: str) -> Mapping[str, object]:
@@ -182,58 +177,58 @@ def _get_mapping(outer: object, name: str) -> Mapping[str, object]:
     return inner if isinstance(inner, Mapping) else {}
 
 
+def _get_text(outer: Mapping[str, object], name: str) -> str:
+    text = outer.get(name)
+    return text if isinstance(text, str) else ""
+
+
 # ------------------------------------------------------------------ what Celery does
 
 
+def _check_time(value: str) -> str:
+    """Celery can use it later, too: years of 1 or 9999 may fail only there."""
+    moment = maybe_iso8601(value)
+    if moment is None:
+        raise ValueError
+    timezone.to_system(maybe_make_aware(moment)).timestamp()
+    return value
+
+
+Time = Annotated[str, AfterValidator(_check_time)] | None
+Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+
+
+class TaskMessage(BaseModel):
+    """What Celery makes a request of, by either protocol."""
+
+    model_config = ConfigDict(strict=True)
+
+    task: str
+    id: Annotated[str, Field(min_length=1, max_length=LONGEST_ID)]
+    retries: int | None = 0
+    timelimit: Annotated[list[Limit], Field(min_length=2, max_length=2)] | None = None
+    eta: Time = None
+    expires: Time = None
+    args: list[Any]
+    named: Annotated[dict[str, Any], Field(alias="kwargs")]
+    embed: dict[str, Any] | None = None
+
+
 def check_message(message: Any, tasks: Collection[str]) -> None:  # noqa: ANN401 - kombu's
-    """Raise RefusedMessageError unless Celery can make a request of it, by either protocol."""
+    """Raise RefusedMessageError unless Celery can make a request of it."""
     payload = message.payload
-    embed: object = {}
-    if isinstance(payload, dict) and "args" in payload:
-        fields = {**payload, **message.headers}
-        args, kwargs = payload["args"], payload.get("kwargs", {})
-    elif isinstance(payload, dict) and "task" not in message.headers:
-        fields, args, kwargs = payload, [], payload.get("kwargs", {})
-    elif isinstance(payload, list) and len(payload) == 3:  # noqa: PLR2004 - the protocol's
-        fields, (args, kwargs, embed) = message.headers, payload
+    if isinstance(payload, list) and len(payload) == 3:  # noqa: PLR2004 - the protocol's
+        args, kwargs, embed = payload
+        fields = {**message.headers, "args": args, "kwargs": kwargs, "embed": embed}
+    elif isinstance(payload, dict) and ("args" in payload or "task" not in message.headers):
+        fields = {"args": [], "kwargs": {}, **message.headers, **payload, "embed": None}
     else:
         raise RefusedMessageError("its body is neither three items nor an object with `args`")
-    task, message_id = fields.get("task"), fields.get("id")
+    task = fields.get("task")
     if isinstance(task, str) and task not in tasks:
         raise RefusedMessageError("there is no such task", UNKNOWN_TASK)
-    has_id = isinstance(message_id, str) and 0 < len(message_id) <= LONGEST_ID
-    limits = fields.get("timelimit") or [None, None]
-    for is_right, reason in (
-        (isinstance(task, str), "it names no task"),
-        (has_id, f"its id is no text of 1 to {LONGEST_ID} characters"),
-        (isinstance(fields.get("retries", 0), int | None), "its retries are no number"),
-        (
-            isinstance(limits, list) and [*map(_is_limit, limits)] == [True, True],
-            "its timelimit is no pair of seconds",
-        ),
-        (_is_time(fields.get("eta")), "its eta is no time"),
-        (_is_time(fields.get("expires")), "its expires is no time"),
-        (isinstance(args, list), "its args are no list"),
-        (isinstance(kwargs, dict), "its kwargs are no object"),
-        (isinstance(embed, dict | None), "its third item is no object"),
-    ):
-        if not is_right:
-            raise RefusedMessageError(reason)
-
-
-def _is_limit(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value is None or (is_number and isfinite(value) and value > 0)  # type: ignore[arg-type,operator]  # a number
-
-
-def _is_time(value: object) -> bool:
-    """Whether Celery can use it later: years of 1 or 9999 may fail only there."""
-    if value is None:
-        return True
     try:
-        moment = maybe_iso8601(value) if isinstance(value, str) else None
-        if moment is not None:
-            timezone.to_system(maybe_make_aware(moment)).timestamp()
-    except (ValueError, TypeError, AttributeError, OverflowError, OSError):
-        return False
-    return moment is not None
+        TaskMessage.model_validate(fields)
+    except ValidationError as error:
+        wrong = sorted({str(detail["loc"][0]) for detail in error.errors()})
+        raise RefusedMessageError(f"missing or malformed: {', '.join(wrong)}") from None

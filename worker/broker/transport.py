@@ -14,8 +14,6 @@ from worker.ground.errors import InvalidSettingsError, Violation
 from worker.ground.log import mask_url
 from worker.ground.settings import Settings
 
-AMQP = ("amqp://", "amqps://")
-SENTINEL = "sentinel://"
 # Of a publisher: each timeout is short, for the sweep publishes again.
 PUBLISHER_SECONDS = 1
 
@@ -47,29 +45,20 @@ OUTAGE = Outage()
 
 
 def is_amqp(broker_url: str) -> bool:
-    return broker_url.startswith(AMQP)
-
-
-def choose_queue_arguments(broker_url: str) -> dict[str, str] | None:
-    """RabbitMQ's queues are replicated: a job request outlives the loss of a node."""
-    return {"x-queue-type": "quorum"} if is_amqp(broker_url) else None
+    return broker_url.startswith(("amqp://", "amqps://"))
 
 
 def choose_tls(settings: Settings) -> dict[str, Any] | None:
     """Certificate and host name are checked, which neither kombu's Redis nor py-amqp does alone."""
     ca_file = settings.broker_ca_file
     if settings.broker_url.startswith("rediss://"):
-        ca = {"ssl_ca_certs": ca_file} if ca_file else {}
+        ca = {"ssl_ca_certs": str(ca_file)} if ca_file else {}
         return {"ssl_cert_reqs": "required", "ssl_check_hostname": True, **ca}
     if settings.broker_url.startswith("amqps://"):
-        ca = {"ca_certs": ca_file} if ca_file else {}
+        ca = {"ca_certs": str(ca_file)} if ca_file else {}
         # None: the host name of the URL.
         return {"cert_reqs": ssl.CERT_REQUIRED, "server_hostname": None, **ca}
     return None
-
-
-def is_redis(broker_url: str) -> bool:
-    return not is_amqp(broker_url)
 
 
 def refuse_cluster(connection: Connection, broker_url: str) -> None:
@@ -77,12 +66,12 @@ def refuse_cluster(connection: Connection, broker_url: str) -> None:
 
     A broker that is unavailable does not prevent the start.
     """
-    if not is_redis(broker_url):
+    if is_amqp(broker_url):
         return
     try:
         found = cast("Any", connection.default_channel).client.info("cluster")
     except Exception as error:  # noqa: BLE001 - any broker, any failure
-        log.debug("broker_not_asked", reason=type(error).__name__)
+        log.debug("broker_not_checked", reason=type(error).__name__)
         return
     if found.get("cluster_enabled"):
         allowed = "one Redis, or Redis behind sentinels: a Redis Cluster cannot hold its queues"
@@ -113,10 +102,7 @@ def choose_consumer_options(settings: Settings) -> dict[str, Any]:
 def choose_publisher_options(settings: Settings) -> dict[str, Any]:
     """Every timeout is short, and nothing is repeated."""
     if is_amqp(settings.broker_url):
-        return {
-            "read_timeout": PUBLISHER_SECONDS,
-            "write_timeout": PUBLISHER_SECONDS,
-        }
+        return {"read_timeout": PUBLISHER_SECONDS, "write_timeout": PUBLISHER_SECONDS}
     return {
         "socket_connect_timeout": PUBLISHER_SECONDS,
         "socket_timeout": PUBLISHER_SECONDS,
@@ -126,7 +112,7 @@ def choose_publisher_options(settings: Settings) -> dict[str, Any]:
 
 
 def _choose_sentinel(settings: Settings) -> dict[str, Any]:
-    if not settings.broker_url.startswith(SENTINEL):
+    if not settings.broker_url.startswith("sentinel://"):
         return {}
     # redis-py retries each unavailable sentinel for seconds: the next one knows as well.
     timeouts = {

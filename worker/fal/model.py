@@ -356,14 +356,9 @@ def parse_field(name: str, text: str) -> object:
     """Turn the text of `--set name=text` into a JSON value of the field's type.
 
     Takes true or false, numbers, null where allowed, WIDTHxHEIGHT or a JSON object for a size.
-    Bounds are left to `complete_input`. Raises InvalidInputError.
+    Text that is none of these stays text, which `complete_input` refuses.
     """
     return validation.parse_text(ExtendVideoInput, name, text)
-
-
-def describe_allowed(field: str) -> str:
-    """Say in words what an input field allows; `video_size.width` names an inner one."""
-    return validation.describe_allowed(ExtendVideoInput, *field.split("."))
 
 
 def parse_output(payload: JsonValue) -> ExtendVideoOutput:

@@ -242,7 +242,7 @@ def parse_option(name: str, text: str) -> object:
     """Turn the text of `--fal-option name=text` into a JSON value of the option's type.
 
     Tags are `name=value,name=value` or a JSON object, an ACL is a JSON object or its default.
-    Bounds are left to `parse_options`. Raises InvalidInputError.
+    What is wrong with it is left to `parse_options`.
     """
     if name == "tags" and not text.startswith("{"):
         try:

@@ -68,7 +68,7 @@ def spread(wait: timedelta, draw: Draw = random.random) -> timedelta:
 RETENTION = timedelta(hours=1)
 LONGEST_POLL = timedelta(minutes=15)
 # Polls within the retention of a result that is kept for less: one of them may fail.
-SHORT_LOOKS = 8
+SHORT_POLLS = 8
 
 
 def choose_poll_delay(
@@ -82,7 +82,7 @@ def choose_poll_delay(
 
     `retention` is how long its result will be kept; one kept for minutes is polled each minute.
     """
-    longest = LONGEST_POLL if retention >= RETENTION else retention / SHORT_LOOKS
+    longest = LONGEST_POLL if retention >= RETENTION else retention / SHORT_POLLS
     return spread(min(max(poll_after, waited / 4), longest), draw)
 
 

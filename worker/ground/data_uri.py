@@ -54,24 +54,18 @@ def parse_data_uri(text: str, *, kind: str, max_bytes: int) -> DataUri:
     content_type = head["type"].lower()
     if not content_type.startswith(f"{kind}/"):
         raise ValueError(f"a data URI of {kind}/..., not of {content_type}")
-    digits = text[comma + 1 :] if len(text) - comma - 1 <= count_characters(max_bytes) else None
-    if digits is None:
+    if len(text) - comma - 1 > count_characters(max_bytes):
         raise ValueError(f"a data URI of at most {max_bytes} bytes")
-    if not digits:
-        raise ValueError("a data URI that holds something: it is empty")
+    digits = text[comma + 1 :]
     try:
         content = base64.b64decode(digits, validate=True)
     except ValueError:
         content = b""
-    # The decoder accepts too much padding.
-    if count_characters(len(content)) != len(digits):
-        raise ValueError(
-            "a data URI whose data is base64: letters, digits, + and /, padded with = to fours"
-        )
+    if not content:
+        raise ValueError("a data URI whose data is base64, with its padding, and not empty")
     # Unused bits that are not zero would make two texts of one content.
-    tail = content[-(len(content) % 3 or 3) :]
-    if base64.b64encode(tail).decode() != digits[-4:]:
-        raise ValueError("a data URI whose base64 is canonical: its last bits must be zero")
+    if base64.b64encode(content).decode() != digits:
+        raise ValueError("a data URI whose base64 is canonical, with its padding and no more")
     return DataUri(content_type, content)
 
 
@@ -86,18 +80,16 @@ def decode_data_uri(text: str) -> Iterator[bytes]:
     Spaces and line ends are skipped and missing padding is added, as some encoders write it so.
     """
     _, start = _split(text)
-    rest, has_ended = "", False
+    padding = text.find("=", start)
+    if padding >= 0 and text[padding:].translate(_SPACES).strip("="):
+        raise DataUriError("is spoiled: it goes on after its end")
+    rest = ""
     for place in range(start, len(text), CHUNK_CHARACTERS):
         digits = rest + text[place : place + CHUNK_CHARACTERS].translate(_SPACES)
         whole = len(digits) - len(digits) % 4
-        digits, rest = digits[:whole], digits[whole:]
-        if has_ended and (digits or rest):
-            raise DataUriError("goes on after its end")
-        if digits:
-            yield _decode(digits)
-            has_ended = digits.endswith("=")
-    if rest:
-        yield _decode(rest + "=" * (-len(rest) % 4))
+        rest = digits[whole:]
+        yield _decode(digits[:whole])
+    yield _decode(rest + "=" * (-len(rest) % 4))
 
 
 def _split(text: str) -> tuple[str, int]:

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import (
     IntegrityError,
     InterfaceError,
     InternalError,
-    InvalidatePoolError,
     OperationalError,
     ProgrammingError,
     SQLAlchemyError,
@@ -44,8 +43,6 @@ PEER_CHECKS = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
-REST_SECONDS = 2.0
-RESTS_SINCE = "rests_since"
 POOLED = "pooled"
 PROGRAM = "extend-video"
 _ALONE = {"isolation_level": "AUTOCOMMIT"}
@@ -68,19 +65,30 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 5, program: str = PROGRAM) -> None:
         """PostgreSQL shows `program` as the name of its connections (`application_name`)."""
         address, named = take_options(make_url(url))
-        options = _engine_options(address, pool_size, program)
+        self.is_postgres = address.get_backend_name() == "postgresql"
+        self._reading: dict[str, Any] = _ALONE if self.is_postgres else {READ_ONLY: True}
         # An error's text would quote the values of its statement: prompts and signed URLs.
-        self.engine = create_engine(address, hide_parameters=True, **options)
-        self.is_postgres = self.engine.dialect.name == "postgresql"
-        self._reading: dict[str, Any] = _ALONE
         if not self.is_postgres:
-            self._reading = {READ_ONLY: True}
+            waits = {"timeout": BUSY_TIMEOUT_MS / 1000}
+            self.engine = create_engine(address, hide_parameters=True, connect_args=waits)
             _prepare_sqlite(self.engine)
-        else:
-            _check_encoding(self.engine)
-            _set_parameters(self.engine, named)
-            _check_rested(self.engine)
-            _leave_read_only(self.engine)
+            return
+        ours = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "fallback_application_name": program,
+            **PEER_CHECKS,
+        }
+        # The operator's URL takes precedence, but not PGCLIENTENCODING.
+        arguments = {name: value for name, value in ours.items() if name not in address.query}
+        self.engine = create_engine(
+            address,
+            hide_parameters=True,
+            pool_size=pool_size,
+            pool_timeout=CONNECT_TIMEOUT_S,
+            pool_pre_ping=True,
+            connect_args={**arguments, "client_encoding": "utf8"},
+        )
+        _prepare_postgres(self.engine, named)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -147,24 +155,6 @@ def name_sqlite(path: Path) -> str:
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
-def _engine_options(url: URL, pool_size: int, program: str) -> dict[str, Any]:
-    if url.get_backend_name() == "sqlite":
-        return {"connect_args": {"timeout": BUSY_TIMEOUT_MS / 1000}}
-    ours = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "fallback_application_name": program,
-        **PEER_CHECKS,
-    }
-    # The operator's URL takes precedence.
-    arguments = {name: value for name, value in ours.items() if name not in url.query}
-    return {
-        "pool_size": pool_size,
-        "pool_timeout": CONNECT_TIMEOUT_S,
-        # Not PGCLIENTENCODING.
-        "connect_args": {**arguments, "client_encoding": "utf8"},
-    }
-
-
 def take_options(url: URL) -> tuple[URL, dict[str, str]]:
     """The URL without `options`, which PgBouncer refuses, and the settings that they named.
 
@@ -183,21 +173,34 @@ def take_options(url: URL) -> tuple[URL, dict[str, str]]:
 _OPTION = re.compile(r"(?:-c\s*|--)([\w.-]+)=((?:\\.|[^\s\\])*)")
 
 
-def _set_parameters(engine: Engine, named: Mapping[str, str]) -> None:
-    """Give each statement a time limit, and show times in UTC.
+def _prepare_postgres(engine: Engine, named: Mapping[str, str]) -> None:
+    """Refuse an encoding that cannot store every text, bound statements, show times in UTC.
 
     A connection of our own keeps what is set. Behind a pooler (PgBouncer, which shows a process id
     that is not the server's) the next transaction may run on another one, and what we set there
     would be another program's: so each transaction sets its own, and no statement is prepared.
     """
+    from psycopg.sql import quote
+
     wanted = {"statement_timeout": str(STATEMENT_TIMEOUT_MS), **named, "timezone": "UTC"}
+    # Text that needs no parameters; lists, such as a search path, are read as in a file.
     for_connection, for_transaction = (
-        _write_setting(wanted, "false"),
-        _write_setting(wanted, "true"),
+        "SELECT "
+        + ", ".join(f"set_config({quote(one)}, {quote(wanted[one])}, {local})" for one in wanted)
+        for local in ("false", "true")
     )
 
-    @event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect", insert=True)
     def _set_for_connection(connection: psycopg.Connection, record: ConnectionPoolEntry) -> None:
+        # The server states it at each connection, so that it costs no statement.
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding not in {"UTF8", None}:
+            name = connection.info.dbname
+            connection.close()
+            raise UnsuitableDatabaseError(
+                f"the encoding of database {name} is {encoding}, which cannot store every text: "
+                "create another one with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
+            )
         connection.autocommit = True
         row = connection.execute("SELECT pg_backend_pid()").fetchone()
         record.info[POOLED] = row is not None and row[0] != connection.info.backend_pid
@@ -213,64 +216,11 @@ def _set_parameters(engine: Engine, named: Mapping[str, str]) -> None:
             options = {"no_parameters": True}
             connection.exec_driver_sql(for_transaction, execution_options=options).close()
 
-
-def _write_setting(wanted: Mapping[str, str], is_local: str) -> str:
-    """As text that needs no parameters: lists, such as a search path, are read as in a file."""
-    from psycopg.sql import quote
-
-    calls = [
-        f"set_config({quote(name)}, {quote(value)}, {is_local})" for name, value in wanted.items()
-    ]
-    return f"SELECT {', '.join(calls)}"
-
-
-def _check_encoding(engine: Engine) -> None:
-    """Refuse a database that cannot store every text: some paid result would never be recorded.
-
-    The server states its encoding at each connection, so that it costs no statement.
-    """
-
-    @event.listens_for(engine, "connect", insert=True)
-    def _refuse(connection: psycopg.Connection, _record: object) -> None:
-        encoding = connection.info.parameter_status("server_encoding")
-        if encoding in {"UTF8", None}:
-            return
-        name = connection.info.dbname
-        connection.close()
-        raise UnsuitableDatabaseError(
-            f"the encoding of database {name} is {encoding}, which cannot store every text: create "
-            f"another one with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0"
-        )
-
-
-def _leave_read_only(engine: Engine) -> None:
-    """Connect anew after a write that a read-only server refused: the primary is elsewhere now."""
-
     @event.listens_for(engine, "handle_error")
-    def _disconnect(context: ExceptionContext) -> None:
+    def _leave_read_only(context: ExceptionContext) -> None:
+        """Connect anew after a write that a read-only server refused: the primary is elsewhere."""
         if _read_sqlstate(context.original_exception) == READ_ONLY_SQL_TRANSACTION:
             context.is_disconnect = True
-
-
-def _check_rested(engine: Engine) -> None:
-    """Ping a connection before its use if it was idle for a while.
-
-    SQLAlchemy's own `pool_pre_ping` does so before each transaction.
-    """
-
-    @event.listens_for(engine, "checkin")
-    def _note_rest(_connection: object, record: ConnectionPoolEntry) -> None:
-        record.info[RESTS_SINCE] = time.monotonic()
-
-    @event.listens_for(engine, "checkout")
-    def _ask(connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object) -> None:
-        since = record.info.get(RESTS_SINCE)
-        if since is None or time.monotonic() - since < REST_SECONDS:
-            return
-        try:
-            engine.dialect.do_ping(connection)
-        except engine.dialect.loaded_dbapi.Error as error:
-            raise InvalidatePoolError from error
 
 
 def _prepare_sqlite(engine: Engine) -> None:
@@ -293,30 +243,20 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _set_pragmas(connection: SQLiteConnection, _record: object) -> None:
         connection.isolation_level = None
-        _write_ahead(connection)
-        for pragma in (
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
-        ):
+        gives_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+        while True:  # of two programs that open a new file at once SQLite refuses one, unwaited
+            try:
+                connection.execute("PRAGMA journal_mode=WAL").close()
+                break
+            except sqlite3.OperationalError as error:
+                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not is_busy or time.monotonic() > gives_up_at:
+                    raise
+            time.sleep(WAL_PAUSE_SECONDS)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         read_only = connection.get_execution_options().get(READ_ONLY, False)
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-
-def _write_ahead(connection: SQLiteConnection) -> None:
-    """Try again: of two programs that open a new file at once SQLite refuses one without a wait."""
-    gives_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL").close()
-        except sqlite3.OperationalError as error:
-            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            if not is_busy or time.monotonic() > gives_up_at:
-                raise
-            time.sleep(WAL_PAUSE_SECONDS)
-        else:
-            return

@@ -45,13 +45,12 @@ def configure_logging(level: str, log_format: LogFormat, secrets: Iterable[str] 
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+    has_terminal = sys.stderr.isatty()
     renderers: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer()]
-    if log_format == "text" or (log_format == "auto" and sys.stderr.isatty()):
-        console = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(),
-            # Not rich's: it prints local variables, and these hold keys and tokens.
-            exception_formatter=structlog.dev.plain_traceback,
-        )
+    if log_format == "text" or (log_format == "auto" and has_terminal):
+        # Not rich's tracebacks: they print local variables, and these hold keys and tokens.
+        plain = structlog.dev.plain_traceback
+        console = structlog.dev.ConsoleRenderer(colors=has_terminal, exception_formatter=plain)
         renderers = [_escape_values, console]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -84,24 +83,16 @@ def join_host_logging() -> None:
     )
 
 
-def escape_unprintable(text: str, kept: str = "") -> str:
-    """The text with line breaks and a terminal's control sequences escaped as in Python."""
-    if text.isprintable():
-        return text
-    return "".join(
-        one if one.isprintable() or one in kept else one.encode("unicode_escape").decode()
-        for one in text
-    )
-
-
 def _escape_values(_logger: object, _method: str, fact: EventDict) -> EventDict:
-    """Keep foreign text on one line, as text; JSON escapes by itself."""
-    return {
-        name: escape_unprintable(value, kept="\n" if name == "exception" else "")
-        if isinstance(value, str)
-        else value
-        for name, value in fact.items()
-    }
+    """Keep foreign text on one line, as text, a terminal's control sequences too; JSON does so."""
+    for name, value in fact.items():
+        if isinstance(value, str) and not value.isprintable():
+            kept = "\n" if name == "exception" else ""
+            fact[name] = "".join(
+                one if one.isprintable() or one in kept else one.encode("unicode_escape").decode()
+                for one in value
+            )
+    return fact
 
 
 # ------------------------------------------------------------------ masking: by type, name, form

@@ -7,62 +7,38 @@ end or submits nothing.
 from __future__ import annotations
 
 import os
-import re
 import ssl
-from base64 import b64encode
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
-from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import certifi
 from typing_extensions import override
 
 from worker.ground.errors import InvalidSettingsError, Violation
-from worker.ground.log import MASK
+from worker.ground.log import mask_url
 
 if TYPE_CHECKING:
     import httpx
 
 SCHEMES = ("http", "https", "all")
 DEFAULT_PORTS = {"http": 80, "https": 443}
-V = TypeVar("V")
-
-
-@dataclass(frozen=True, slots=True)
-class Proxy:
-    """An HTTP proxy; its password is shown nowhere."""
-
-    url: str = field(repr=False)
-
-    @property
-    def address(self) -> tuple[str, int]:
-        parts = urlsplit(self.url)
-        return str(parts.hostname), parts.port or DEFAULT_PORTS["http"]
-
-    @property
-    def authorization(self) -> dict[str, str]:
-        """The header that it needs if its URL has a user."""
-        parts = urlsplit(self.url)
-        if parts.username is None:
-            return {}
-        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        return {"Proxy-Authorization": f"Basic {b64encode(user.encode()).decode()}"}
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
     """Which proxy leads to a host, and whose certificates are believed."""
 
-    proxies: Mapping[str, Proxy]
+    proxies: Mapping[str, httpx.Proxy]
     """By the scheme of the requested URL, or `all`."""
     exempt: tuple[str, ...] = ()
     ca_file: str | None = None
     ca_directory: str | None = None
 
-    def find_proxy(self, scheme: str, host: str, port: int) -> Proxy | None:
+    def find_proxy(self, scheme: str, host: str, port: int) -> httpx.Proxy | None:
         proxy = self.proxies.get(scheme) or self.proxies.get("all")
         if proxy is None or any(_exempts(entry, host, port) for entry in self.exempt):
             return None
@@ -82,13 +58,10 @@ class Network:
         """
         import httpx  # settings read the network, too, and start without it
 
-        tls = self.build_tls()
-        direct = httpx.HTTPTransport(verify=tls, limits=limits, trust_env=False)
-        by_proxy = {
-            proxy: httpx.HTTPTransport(
-                verify=tls, limits=limits, trust_env=False, proxy=httpx.Proxy(proxy.url)
-            )
-            for proxy in set(self.proxies.values())
+        options: dict[str, Any] = {"verify": self.build_tls(), "limits": limits, "trust_env": False}
+        ways = {
+            proxy: httpx.HTTPTransport(**options, proxy=proxy)
+            for proxy in (None, *self.proxies.values())
         }
         find_proxy = self.find_proxy
 
@@ -97,12 +70,11 @@ class Network:
             def handle_request(self, request: httpx.Request) -> httpx.Response:
                 url = request.url
                 port = url.port or DEFAULT_PORTS.get(url.scheme, 0)
-                proxy = find_proxy(url.scheme, url.host, port)
-                return (direct if proxy is None else by_proxy[proxy]).handle_request(request)
+                return ways[find_proxy(url.scheme, url.host, port)].handle_request(request)
 
             @override
             def close(self) -> None:
-                for transport in (direct, *by_proxy.values()):
+                for transport in ways.values():
                     transport.close()
 
         return Routes()
@@ -111,21 +83,18 @@ class Network:
 def read_network(environ: Mapping[str, str] = os.environ) -> Network:
     """From the environment, in capitals or not. InvalidSettingsError names each wrong variable."""
     wrong: list[Violation] = []
-    proxies = dict[str, Proxy]()
+    proxies = dict[str, "httpx.Proxy"]()
     for scheme in SCHEMES:
         name, value = _read(environ, f"{scheme}_proxy")
-        if value:
-            proxies[scheme] = Proxy(value if "://" in value else f"http://{value}")
-            if not _is_proxy(proxies[scheme].url):
-                user, at, place = value.rpartition("@")
-                shown = f"{user.partition('://')[0]}://{MASK}{at}{place}" if user else value
-                allowed = "must be an http:// URL of a proxy, such as http://proxy:3128"
-                wrong.append(Violation(name, shown, allowed))
-    exempt = _read(environ, "no_proxy")[1].lower().split(",")
-    entries = tuple(entry.strip() for entry in exempt if entry.strip())
+        if value and (proxy := _parse_proxy(value)):
+            proxies[scheme] = proxy
+        elif value:
+            allowed = "must be an http:// URL of a proxy, such as http://proxy:3128"
+            wrong.append(Violation(name, mask_url(value), allowed))
+    exempt = _read(environ, "no_proxy")[1].lower().replace(" ", "").split(",")
     ca_file = environ.get("SSL_CERT_FILE") or None
     ca_directory = environ.get("SSL_CERT_DIR") or None
-    network = Network(proxies, entries, ca_file, ca_directory)
+    network = Network(proxies, tuple(filter(None, exempt)), ca_file, ca_directory)
     if ca_directory and not os.path.isdir(ca_directory):  # noqa: PTH112 - any text
         wrong.append(Violation("SSL_CERT_DIR", ca_directory, "must be a directory"))
     elif ca_file:
@@ -147,16 +116,14 @@ def _read(environ: Mapping[str, str], name: str) -> tuple[str, str]:
     return name.upper(), ""
 
 
-def _is_proxy(url: str) -> bool:
+def _parse_proxy(text: str) -> httpx.Proxy | None:
     import httpx
 
     try:
-        parts = urlsplit(url)
-        _ = parts.port
-        httpx.Proxy(url)
+        proxy = httpx.Proxy(text if "://" in text else f"http://{text}")
     except (ValueError, httpx.InvalidURL):
-        return False
-    return parts.scheme == "http" and bool(parts.hostname)
+        return None
+    return proxy if proxy.url.scheme == "http" and proxy.url.host else None
 
 
 def _exempts(entry: str, host: str, port: int) -> bool:
@@ -164,27 +131,14 @@ def _exempts(entry: str, host: str, port: int) -> bool:
 
     A domain includes its subdomains; with a port it means that port alone.
     """
-    if entry == "*":
-        return True
-    entry = entry.rpartition("://")[2]
     host = host.strip("[]").lower()
-    network = _parse(
-        partial(ip_network, strict=False), re.sub(r"^\[([^\]]*)\](?=$|/)", r"\1", entry)
-    )
-    if network is not None:
-        address = _parse(ip_address, host)
-        return address is not None and address in network
+    with suppress(ValueError):
+        return ip_address(host) in ip_network(entry.strip("[]"), strict=False)
     try:
-        parts = urlsplit(f"//{entry}")
-        name, of_port = parts.hostname or entry, parts.port
+        parts = urlsplit(f"//{entry.rpartition('://')[2]}")
+        name, of_port = parts.hostname or "", parts.port
     except ValueError:
-        name, of_port = entry, None
+        return False
     name = name.removeprefix("*").removeprefix(".")
-    return of_port in {None, port} and (host == name or host.endswith(f".{name}"))
-
-
-def _parse(read: Callable[[str], V], text: str) -> V | None:
-    try:
-        return read(text)
-    except ValueError:
-        return None
+    is_meant = entry == "*" or host == name or host.endswith(f".{name}")
+    return is_meant and of_port in {None, port}

@@ -17,6 +17,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    FilePath,
     SecretStr,
     ValidationError,
     field_serializer,
@@ -25,13 +26,10 @@ from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
-from typing_extensions import override
 
 from worker.ground.errors import InvalidSettingsError, Violation
 from worker.ground.log import MASK, mask_url
@@ -39,10 +37,6 @@ from worker.ground.money import parse_usd
 from worker.ground.network import read_network
 
 MAX_SECONDS = 7 * 24 * 3600
-MOST_FILE_BYTES = 64 * 1024
-SHORTEST_TOKEN = 16
-# As long as the digest that it is the key of.
-SHORTEST_SECRET = 32
 DEFAULT_LAYOUT = "{yyyy}/{mm}/{dd}/{job_id}.{ext}"
 
 
@@ -63,6 +57,18 @@ def read_usd(value: object) -> object:
     return parse_usd(value)
 
 
+def matching(pattern: str, allowed: str) -> AfterValidator:
+    """Text, or a secret, of this form; of another one the error says what is allowed."""
+
+    def check(value: Any) -> Any:  # noqa: ANN401 - text or a secret
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if not re.fullmatch(pattern, text):
+            raise ValueError(allowed)
+        return value
+
+    return AfterValidator(check)
+
+
 def read_seconds(value: object) -> timedelta:
     """Seconds as text or number; nothing else, so that `1h` is refused instead of guessed."""
     try:
@@ -74,48 +80,6 @@ def read_seconds(value: object) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def check_http_url(value: str) -> str:
-    """Stricter than pydantic's own type, which takes a user, a query and a fragment, too."""
-    is_url = re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value) is not None
-    try:
-        _ = urlsplit(value).port
-    except ValueError:
-        is_url = False
-    if not is_url:
-        raise ValueError("an http:// or https:// URL without user, query and fragment")
-    return value.rstrip("/")
-
-
-def check_key(value: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[!-~]+", value.get_secret_value()):
-        raise ValueError("visible ASCII characters without spaces and line ends")
-    return value
-
-
-def check_long(value: SecretStr) -> SecretStr:
-    """A secret that opens a page on the internet has to be hard to guess."""
-    if len(value.get_secret_value()) < SHORTEST_TOKEN:
-        raise ValueError(f"at least {SHORTEST_TOKEN} characters")
-    return value
-
-
-def check_secrets(value: SecretStr) -> SecretStr:
-    """A comma list; each of them is as good as the others."""
-    if min(map(len, value.get_secret_value().split(","))) < SHORTEST_SECRET:
-        raise ValueError(f"a comma list of secrets with at least {SHORTEST_SECRET} characters each")
-    return value
-
-
-def check_password_hash(value: SecretStr) -> SecretStr:
-    """As `werkzeug.security.generate_password_hash` writes it."""
-    form = r"(scrypt:[0-9]+:[0-9]+:[0-9]+|pbkdf2:sha(256|512):[0-9]+)\$[^$\s]+\$[0-9a-f]+"
-    if not re.fullmatch(form, value.get_secret_value()):
-        raise ValueError(
-            "a hash of werkzeug's: scrypt:N:R:P$SALT$HASH or pbkdf2:sha256:N$SALT$HASH"
-        )
-    return value
-
-
 def check_database_url(value: str) -> str:
     try:
         url = make_url(value)
@@ -123,46 +87,52 @@ def check_database_url(value: str) -> str:
         url = make_url("none://")
     if url.drivername not in {"sqlite", "sqlite+pysqlite", "postgresql+psycopg"}:
         raise ValueError("sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME")
-    if url.drivername != "postgresql+psycopg" or not url.query:
-        return value
-    from psycopg.pq import Conninfo
+    if url.drivername == "postgresql+psycopg" and url.query:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import make_conninfo
 
-    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
-    unknown = sorted(url.query.keys() - known)
-    if unknown:
-        raise ValueError(
-            f"without {', '.join(unknown)}, which libpq does not know; settings of the server "
-            "go into options=, such as options=-csearch_path%3DNAME"
-        )
-    return value
-
-
-def check_broker_url(value: str) -> str:
-    if not re.match(r"(rediss?|amqps?|sentinel)://|redis\+socket://", value):
-        raise ValueError("a redis://, rediss://, sentinel:// or amqp:// URL")
-    return value
-
-
-def check_file(value: str) -> str:
-    try:
-        Path(value).open("rb").close()
-    except (OSError, ValueError):
-        raise ValueError("a readable file") from None
-    return value
-
-
-def check_endpoint(value: str) -> str:
-    """Of extend-video's family, a variant such as `/lora` too: no other takes these fields."""
-    if not re.fullmatch(r"(\w[\w.-]*/){2,}extend-video(/\w[\w.-]*)?", value):
-        raise ValueError("an extend-video endpoint such as owner/app/extend-video")
+        try:
+            make_conninfo(**dict.fromkeys(url.query, ""))
+        except ProgrammingError as error:
+            raise ValueError(
+                f"a URL that libpq understands ({str(error).strip()}); settings of the server go "
+                "into options=, such as options=-csearch_path%3DNAME"
+            ) from None
     return value
 
 
 Seconds = Annotated[timedelta, BeforeValidator(read_seconds)]
 Usd = Annotated[int, BeforeValidator(read_usd)]
 """Integer nano-USD, written as dollars."""
-Key = Annotated[SecretStr, AfterValidator(check_key)]
-HttpUrl = Annotated[str, AfterValidator(check_http_url)]
+# Stricter than pydantic's own type, which takes a user, a query and a fragment, too.
+HTTP_URL = matching(
+    r"https?://([^\s/?#@:\[\]]+|\[[0-9A-Fa-f:.]+\])(:([0-5]?[0-9]{1,4}|6[0-5][0-9]{3}))?(/[^\s?#]*)?",
+    "an http:// or https:// URL without user, query and fragment",
+)
+HttpUrl = Annotated[str, HTTP_URL, AfterValidator(lambda url: url.rstrip("/"))]
+Key = Annotated[SecretStr, matching(r"[!-~]+", "visible ASCII characters without spaces")]
+# A secret that opens a page on the internet has to be hard to guess.
+PageToken = Annotated[SecretStr, matching(r"[!-~]{16,}", "at least 16 visible ASCII characters")]
+# Each as long as the digest that it is the key of.
+TokenSecrets = Annotated[
+    SecretStr,
+    matching(
+        r"[!-+\--~]{32,}(,[!-+\--~]{32,})*",
+        "a comma list of secrets of at least 32 characters each",
+    ),
+]
+PasswordHash = Annotated[
+    SecretStr, matching(r"(scrypt|pbkdf2):\S+\$\S+\$[0-9a-f]+", "a password hash of werkzeug's")
+]
+BROKER_URL = matching(
+    r"((rediss?|amqps?|sentinel)://|redis\+socket://).*",
+    "a redis://, rediss://, sentinel:// or amqp:// URL",
+)
+# A variant such as `/lora` too; no other model takes these fields.
+ENDPOINT = matching(
+    r"(\w[\w.-]*/){2,}extend-video(/\w[\w.-]*)?",
+    "an extend-video endpoint such as owner/app/extend-video",
+)
 
 
 class Settings(BaseSettings):
@@ -183,9 +153,7 @@ class Settings(BaseSettings):
     )
     """SQLAlchemy URL of the job table: `sqlite:///FILE`, or in production
     `postgresql+psycopg://USER:PASSWORD@HOST/NAME`."""
-    broker_url: Annotated[str, AfterValidator(check_broker_url)] = Field(
-        "redis://127.0.0.1:6379/0", repr=False
-    )
+    broker_url: Annotated[str, BROKER_URL] = Field("redis://127.0.0.1:6379/0", repr=False)
     """Celery broker (Redis, Valkey or RabbitMQ): `redis://`, `rediss://`, `redis+socket://`,
     `sentinel://`, `amqp://`, `amqps://`."""
     fal_key: Key | None = None
@@ -197,7 +165,7 @@ class Settings(BaseSettings):
     fal_admin_key: Key | None = None
     """A key of the account with the scope ADMIN, for billing events; without it FAL_KEY is tried.
     Needed for `extend-video costs --reconcile`."""
-    fal_endpoint: Annotated[str, AfterValidator(check_endpoint)] = "fal-ai/ltx-2.3-22b/extend-video"
+    fal_endpoint: Annotated[str, ENDPOINT] = "fal-ai/ltx-2.3-22b/extend-video"
     """Model endpoint: `owner/app/extend-video`, or a variant below it."""
     fal_queue_url: HttpUrl = "https://queue.fal.run"
     """Base URL of the queue API."""
@@ -237,7 +205,7 @@ class Settings(BaseSettings):
     webhook_base_url: HttpUrl | None = None
     """Public URL of the receiver; required by the worker. fal calls
     `{WEBHOOK_BASE_URL}/webhooks/fal/{token}`."""
-    token_secret: Annotated[Key, AfterValidator(check_secrets)] | None = None
+    token_secret: TokenSecrets | None = None
     """Signs the tokens of webhook URLs, so that a webhook is recorded even if a restore has
     lost its row. Comma-separated, newest first, each of 32 characters or more; must be the same
     for receivers and workers. Default: random tokens."""
@@ -300,7 +268,7 @@ class Settings(BaseSettings):
     """Minimum log level."""
     log_format: Literal["auto", "json", "text"] = "auto"
     """`json`, `text`, or `auto`: text on a terminal, else JSON."""
-    broker_ca_file: Annotated[str, AfterValidator(check_file)] | None = None
+    broker_ca_file: FilePath | None = None
     """PEM file of the authorities that the broker's certificate is checked against
     (`rediss://`, `amqps://`), instead of the system's."""
     broker_sentinel_master: str = Field("mymaster", min_length=1)
@@ -330,10 +298,10 @@ class Settings(BaseSettings):
     watchdog_seconds: Seconds = timedelta(seconds=120)
     """Exit with code 70 if the worker has free capacity but consumes nothing, or its event loop
     is blocked, for this long while the broker is reachable."""
-    monitor_token: Annotated[Key, AfterValidator(check_long)] | None = None
+    monitor_token: PageToken | None = None
     """Token that opens the page `GET /jobs`, of 16 or more visible ASCII characters. With
     neither it nor a password hash the page does not exist."""
-    monitor_password_hash: Annotated[SecretStr, AfterValidator(check_password_hash)] | None = None
+    monitor_password_hash: PasswordHash | None = None
     """Hash by `werkzeug.security` of a password that opens the page, as an alternative to the
     token."""
     monitor_session_seconds: Seconds = timedelta(hours=12)
@@ -342,24 +310,6 @@ class Settings(BaseSettings):
     """Number of trusted reverse proxies (`X-Forwarded-For`, `-Proto`). Setting it too high lets
     clients spoof their address."""
 
-    @override
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """After the environment and `.env`: the files that they name."""
-        named: dict[str, str | None] = {}
-        for source in (dotenv_settings, env_settings):
-            if isinstance(source, (DotEnvSettingsSource, EnvSettingsSource)):
-                named.update(source.env_vars)
-        files = InitSettingsSource(settings_cls, _read_files(list(cls.model_fields), named))
-        return init_settings, env_settings, dotenv_settings, files
-
     @field_serializer("database_url", "broker_url", "archive_url")
     def _mask(self, value: str) -> str:
         return mask_url(value)
@@ -367,13 +317,10 @@ class Settings(BaseSettings):
     @property
     def fal_credentials(self) -> SecretStr | None:
         """The whole fal key, whichever way it was given."""
-        if self.fal_key is not None:
-            return self.fal_key
-        if self.fal_key_id is None or self.fal_key_secret is None:
-            return None
-        return SecretStr(
-            f"{self.fal_key_id.get_secret_value()}:{self.fal_key_secret.get_secret_value()}"
-        )
+        if self.fal_key is None and self.fal_key_id and self.fal_key_secret:
+            halves = (self.fal_key_id, self.fal_key_secret)
+            return SecretStr(":".join(half.get_secret_value() for half in halves))
+        return self.fal_key
 
     @property
     def token_secrets(self) -> tuple[SecretStr, ...]:
@@ -389,17 +336,28 @@ SECRET_FIELDS = {
 }
 
 
+NEEDED_AS = {
+    "webhook_base_url": (
+        "WEBHOOK_BASE_URL",
+        "must be the public URL of the receiver, such as https://hooks.example.com",
+    ),
+    "fal_credentials": ("FAL_KEY", "must be set, or FAL_KEY_ID and FAL_KEY_SECRET together"),
+}
+
+
 def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's value
     """Read the environment and `.env`; InvalidSettingsError names every wrong variable at once.
 
     Proxies and authorities are checked, too: later, wrong ones would stop each job.
     """
     try:
-        settings = Settings(**overrides)
+        dotenv, environ = DotEnvSettingsSource(Settings), EnvSettingsSource(Settings)
+        files = _read_files({**dotenv.env_vars, **environ.env_vars})
+        settings = Settings(**{**files, **overrides})
     except ValidationError as error:
         wrong = []
         for detail in error.errors(include_url=False):
-            name = str(detail["loc"][0]) if detail["loc"] else "settings"
+            name = str(detail["loc"][0])
             value = MASK if name in SECRET_FIELDS else mask_url(str(detail["input"]))
             reason = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             wrong.append(Violation(name.upper(), value, f"must be {reason}"))
@@ -410,26 +368,39 @@ def load_settings(**overrides: Any) -> Settings:  # noqa: ANN401 - any field's v
     return settings
 
 
+def _read_files(variables: Mapping[str, str | None]) -> dict[str, Any]:
+    """The values of settings whose `variables` (in small letters) name a file.
+
+    Raises InvalidSettingsError for files that cannot be read and settings that are given twice.
+    """
+    found: dict[str, Any] = {}
+    wrong: list[Violation] = []
+    for name in Settings.model_fields:
+        path = variables.get(f"{name}_file")
+        if not path:
+            continue
+        try:
+            # Without the line end that editors add.
+            found[name] = Path(path).read_text("utf-8-sig").removesuffix("\n")
+            fault = None if found[name] else "must not be empty"
+        except (OSError, ValueError) as error:
+            fault = f"must be a readable file in UTF-8: {error}"
+        if variables.get(name):
+            fault = f"give either it or {name.upper()}, not both"
+        if fault is not None:
+            wrong.append(Violation(f"{name}_file".upper(), path, fault))
+    if wrong:
+        raise InvalidSettingsError(tuple(wrong))
+    return found
+
+
 def require_settings(settings: Settings, names: Sequence[str]) -> None:
     """Raise InvalidSettingsError naming each of `names` that has no value."""
-    missing = []
-    for name in names:
-        if getattr(settings, name) is not None:
-            continue
-        field, allowed = name.upper(), "must be set"
-        if name == "webhook_base_url":
-            allowed = "must be the public URL of the receiver, such as https://hooks.example.com"
-        elif name == "fal_credentials":
-            halves = (settings.fal_key_id, settings.fal_key_secret)
-            if halves == (None, None):
-                field = "FAL_KEY"
-                allowed = "must be set, or FAL_KEY_ID and FAL_KEY_SECRET together"
-            else:
-                field = "FAL_KEY_ID" if halves[0] is None else "FAL_KEY_SECRET"
-                allowed = "must be set, as its other half is; or FAL_KEY instead"
-        missing.append(Violation(field, "(not set)", allowed))
+    missing = [name for name in names if getattr(settings, name) is None]
     if missing:
-        raise InvalidSettingsError(tuple(missing))
+        needed = [NEEDED_AS.get(name, (name.upper(), "must be set")) for name in missing]
+        wrong = (Violation(variable, "(not set)", allowed) for variable, allowed in needed)
+        raise InvalidSettingsError(tuple(wrong))
 
 
 def list_secrets(settings: Settings) -> list[str]:
@@ -438,45 +409,5 @@ def list_secrets(settings: Settings) -> list[str]:
     held += settings.token_secrets
     keys = [one.get_secret_value() for one in (*held, settings.fal_credentials) if one is not None]
     urls = (settings.database_url, settings.broker_url, settings.archive_url)
-    passwords = [urlsplit(url).password for url in urls]
-    return [*keys, *(unquote(word) for word in passwords if word), *filter(None, passwords)]
-
-
-def _read_files(names: Sequence[str], variables: Mapping[str, str | None]) -> dict[str, Any]:
-    """The values of settings whose `variables` (in small letters) name a file.
-
-    Raises InvalidSettingsError for files that cannot be read and settings that are given twice.
-    """
-    found: dict[str, Any] = {}
-    wrong: list[Violation] = []
-    for name in names:
-        path = variables.get(f"{name}_file")
-        if not path:
-            continue
-        try:
-            if variables.get(name):
-                raise ValueError(f"give either it or {name.upper()}, not both")  # noqa: TRY301 - one list of all
-            found[name] = _read_value(path)
-        except ValueError as error:
-            wrong.append(Violation(f"{name}_file".upper(), path, str(error)))
-    if wrong:
-        raise InvalidSettingsError(tuple(wrong))
-    return found
-
-
-def _read_value(path: str) -> str:
-    """The file's text without the line end that editors add. Raises ValueError."""
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(MOST_FILE_BYTES + 1)
-        text = content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        raise ValueError("must be UTF-8") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"must be a readable file: {reason}") from None
-    if len(content) > MOST_FILE_BYTES:
-        raise ValueError(f"must have at most {MOST_FILE_BYTES} bytes")
-    if not text:
-        raise ValueError("must not be empty")
-    return text
+    passwords = [word for url in urls if (word := urlsplit(url).password)]
+    return [*keys, *passwords, *map(unquote, passwords)]

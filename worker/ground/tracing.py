@@ -25,7 +25,6 @@ import structlog
 from worker.ground.clock import read_clock
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor
 
 SERVICE = "extend-video"
@@ -41,8 +40,15 @@ class JobTracer:
     The spans are built here, not by OpenTelemetry's tracer, which draws their ids by itself.
     """
 
-    def __init__(self, part: float, resource: "Resource", processor: "SpanProcessor") -> None:
-        self._part, self._resource, self._processor = part, resource, processor
+    def __init__(self, part: float, processor: "SpanProcessor | None" = None) -> None:
+        """With the exporter that the environment describes, unless another processor is given."""
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        named = Resource({SERVICE_NAME: SERVICE}).merge(OTELResourceDetector().detect())
+        self._part, self._resource = part, Resource.create().merge(named)
+        self._processor = processor or BatchSpanProcessor(OTLPSpanExporter())
 
     def record(  # noqa: PLR0913 - what a span has
         self,
@@ -61,6 +67,7 @@ class JobTracer:
 
         if not is_sampled(job_id.int, self._part):
             return
+        start, end = (int(at.timestamp() * 1e6) * 1000 for at in (began, max(began, ended)))
         flags, root_id = TraceFlags(TraceFlags.SAMPLED), derive_root(job_id)
         own_id = root_id if root else random.getrandbits(64) or 1
         parent = SpanContext(job_id.int, root_id, is_remote=True, trace_flags=flags)
@@ -71,25 +78,14 @@ class JobTracer:
             self._resource,
             attributes={"job.id": str(job_id), **(attributes or {})},
             status=Status() if error is None else Status(StatusCode.ERROR, error),
-            start_time=_count_nanoseconds(began),
-            end_time=_count_nanoseconds(max(began, ended)),
+            start_time=start,
+            end_time=end,
             instrumentation_scope=InstrumentationScope(SERVICE),
         )
         self._processor.on_end(span)
 
     def flush(self) -> None:
         self._processor.force_flush(FLUSH_MS)
-
-
-def open_tracer(part: float, processor: "SpanProcessor | None" = None) -> JobTracer:
-    """With the exporter that the environment describes, unless another processor is given."""
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
-    named = Resource({SERVICE_NAME: SERVICE}).merge(OTELResourceDetector().detect())
-    resource = Resource.create().merge(named)
-    return JobTracer(part, resource, processor or BatchSpanProcessor(OTLPSpanExporter()))
 
 
 @cache
@@ -100,7 +96,7 @@ def get_tracer() -> JobTracer | None:
     if find_spec("opentelemetry.sdk") is None:
         log.warning("tracing_off", reason="pip install 'extend-video[otel]' for OpenTelemetry")
         return None
-    return open_tracer(float(os.environ.get("OTEL_TRACES_SAMPLER_ARG") or 1.0))
+    return JobTracer(float(os.environ.get("OTEL_TRACES_SAMPLER_ARG") or 1.0))
 
 
 def forget_tracer() -> None:
@@ -151,7 +147,3 @@ def is_sampled(trace_id: int, part: float) -> bool:
     """
     drawn = hashlib.sha256(b"sample" + trace_id.to_bytes(16, "big")).digest()[:8]
     return int.from_bytes(drawn, "big") < part * 2**64
-
-
-def _count_nanoseconds(at: datetime) -> int:
-    return int(at.timestamp() * 1_000_000) * 1000

@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -74,7 +75,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
     @override
     def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
         """At each connection, before the first message comes."""
-        guard_channel(self.task_consumer.channel, self._keep_unreadable)
+        guard_channel(self.task_consumer.channel, self._keep)
         take = super().create_task_handler(*args, **options)
 
         def take_or_refuse(message: Any) -> None:  # noqa: ANN401 - kombu's
@@ -110,25 +111,23 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
         code, reason = describe_refusal(error)
         queue = (message.delivery_info or {}).get("routing_key")
         is_doorbell = queue in QUEUES.values() and queue != QUEUES[ENQUEUE]
-        log.warning(
-            "doorbell_refused" if is_doorbell else "enqueue_refused",
-            message_id=_shorten(message.headers.get("id")),
-            task=_shorten(message.headers.get("task")),
-            code=code,
-            reason=reason,
+        message_id, task = (
+            value[:LONGEST_ID] if isinstance(value := message.headers.get(name), str) else None
+            for name in ("id", "task")
         )
+        event = "doorbell_refused" if is_doorbell else "enqueue_refused"
+        log.warning(event, message_id=message_id, task=task, code=code, reason=reason)
         if not is_doorbell:
-            message_id = message.headers.get("id")
-            known = message_id if isinstance(message_id, str) and message_id else None
-            self._keep(known, read_named(message), code, reason)
+            self._keep(code, reason, message_id or None, read_named(message))
         if not message.acknowledged:
             message.reject_log_error(log, self.connection_errors)
 
-    def _keep_unreadable(self, code: str, reason: str) -> None:
-        self._keep(None, {}, code, reason)
-
     def _keep(
-        self, message_id: str | None, fields: Mapping[str, object], code: str, reason: str
+        self,
+        code: str,
+        reason: str,
+        message_id: str | None = None,
+        fields: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         """As a row, if the database is available; it is logged in any case.
 
@@ -168,17 +167,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Any: its stubs lack mos
             OUTAGE.end()
 
     @override
-    def on_connection_error_before_connected(self, exc: Exception) -> None:
-        self._wait_for_broker(exc)
-
-    @override
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         super().on_connection_error_after_connected(exc)
-        self._wait_for_broker(exc)
+        self.on_connection_error_before_connected(exc)
 
-    def _wait_for_broker(self, error: Exception) -> None:
+    @override
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
         """A broker that accepts connections and refuses all else is retried with a pause."""
-        OUTAGE.begin(error)
+        OUTAGE.begin(exc)
         if time.monotonic() - self._connected_at > LASTING_SECONDS:
             self._pause_seconds = FIRST_PAUSE_SECONDS
         self._connected_at = math.inf
@@ -198,7 +194,3 @@ class Request(CeleryRequest):  # type: ignore[misc]  # as above
         self._argsrepr = f"<{len(positional)} values>"
         self._kwargsrepr = f"<{', '.join(sorted(map(str, named)))}>"[:LONGEST_ID]
         self._request_dict.update(argsrepr=self._argsrepr, kwargsrepr=self._kwargsrepr)
-
-
-def _shorten(value: object) -> str | None:
-    return value[:LONGEST_ID] if isinstance(value, str) else None

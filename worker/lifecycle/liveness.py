@@ -13,13 +13,11 @@ import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 
 import structlog
 from celery import Task, bootsteps
 from celery.signals import (
-    celeryd_init,
     task_postrun,
     task_received,
     worker_shutdown,
@@ -68,6 +66,7 @@ class Pulse(bootsteps.StartStopStep):
         settings = load_settings()
         self.monitor = Monitor(consumer, settings)
         self.standby = Standby(settings)
+        self._has_begun = False
         self._entry: Any = None
 
     @override
@@ -84,18 +83,28 @@ class Pulse(bootsteps.StartStopStep):
                 turn(consumer)
 
             consumer.perform_pending_operations = turn_and_tick
-        self.monitor.begin()
-        self.standby.begin()
+        if not self._has_begun:
+            self._has_begun = True
+            self.begin()
+
+    def begin(self) -> None:
+        """Start the threads; they end once the worker shuts down, and consumes nothing more."""
+        ending, monitor = threading.Event(), self.monitor
+        task_received.connect(monitor.receive, weak=False)
+        worker_shutting_down.connect(lambda **_: ending.set(), weak=False)
+        if QUEUES[ARCHIVE] in monitor.list_queues():
+            monitor.probe = ArchiveProbe(ending)
+            monitor.probe.begin()
+        pulse = threading.Thread(target=monitor.run, args=(ending,), name="pulse", daemon=True)
+        pulse.start()
+        worker_shutdown.connect(lambda **_: pulse.join(LEAVE_SECONDS), weak=False)
+        sweep = self.standby.run
+        threading.Thread(target=sweep, args=(ending,), name="standby", daemon=True).start()
 
     @override
     def stop(self, _consumer: object) -> None:
         if self._entry is not None:
             self._entry.cancel()
-
-
-@celeryd_init.connect
-def watch_consumer(instance: Any, **_: object) -> None:  # noqa: ANN401 - Celery's worker
-    instance.app.steps["consumer"].add(Pulse)
 
 
 # ------------------------------------------------------------------ when a worker is wedged
@@ -153,62 +162,44 @@ class Watchdog:
 
 @dataclass
 class Monitor:
-    """The state of this worker, and the thread that observes it."""
+    """The state of this worker, which a thread observes."""
 
     consumer: Any
     settings: Settings
     looped_at: float = field(default_factory=time.monotonic)
     received_at: float = field(default_factory=time.monotonic)
     started_at: datetime = field(default_factory=read_clock)
-    _thread: threading.Thread | None = None
-    _ending: threading.Event = field(default_factory=threading.Event)
-    _probe: ArchiveProbe | None = None
+    probe: ArchiveProbe | None = None
 
-    def tick(self, **_: object) -> None:
+    def tick(self) -> None:
         self.looped_at = time.monotonic()
 
     def receive(self, **_: object) -> None:
         self.received_at = time.monotonic()
 
-    def begin(self) -> None:
-        if self._thread is not None:
-            return
-        task_received.connect(self.receive, weak=False)
-        # From then on it consumes nothing, however long its steps take.
-        worker_shutting_down.connect(self.end, weak=False)
-        worker_shutdown.connect(self.leave, weak=False)
-        if QUEUES[ARCHIVE] in self._list_queues():
-            self._probe = ArchiveProbe(self._ending)
-            self._probe.begin()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
-        self._thread.start()
-
-    def end(self, **_: object) -> None:
-        """The worker shuts down; a signal's handler does no more than this."""
-        self._ending.set()
-
-    def leave(self, **_: object) -> None:
-        if self._thread is not None:
-            self._thread.join(LEAVE_SECONDS)
+    def list_queues(self) -> list[str]:
+        """Without those whose consumption an operator has cancelled."""
+        consuming = self.consumer.task_consumer
+        return [] if consuming is None else sorted(queue.name for queue in consuming.queues)
 
     def describe(self) -> SeenWorker:
         return SeenWorker(
             name=self.consumer.hostname,
             pid=os.getpid(),
-            queues=self._list_queues(),
+            queues=self.list_queues(),
             started_at=self.started_at,
             last_seen_at=read_clock(),
             host=socket.gethostname(),
-            archive_fault=None if self._probe is None else self._probe.fault,
+            archive_fault=None if self.probe is None else self.probe.fault,
         )
 
-    def _run(self) -> None:
+    def run(self, ending: threading.Event) -> None:
         limit = max(self.settings.watchdog_seconds, SHORTEST_LIMIT)
         watchdog, dispatcher = Watchdog(limit), Dispatcher(self.settings)
         self._write_row()
-        while not self._ending.wait(min(CHECK_PERIOD, limit / 4).total_seconds()):
+        while not ending.wait(min(CHECK_PERIOD, limit / 4).total_seconds()):
             try:
-                counted = dispatcher.count_messages(self._list_queues())
+                counted = dispatcher.count_messages(self.list_queues())
                 seen = Observation(
                     at=time.monotonic(),
                     looped_at=self.looped_at,
@@ -223,14 +214,9 @@ class Monitor:
             except Exception as error:  # noqa: BLE001 - the thread must outlive any error
                 log.warning("pulse_missed", error=type(error).__name__, reason=str(error))
                 continue
-            if reason is not None and not self._ending.is_set():
+            if reason is not None and not ending.is_set():
                 self._end_worker(reason)
         self._write_row(leaving=True)
-
-    def _list_queues(self) -> list[str]:
-        """Without those whose consumption an operator has cancelled."""
-        consuming = self.consumer.task_consumer
-        return [] if consuming is None else sorted(queue.name for queue in consuming.queues)
 
     def _write_row(self, *, leaving: bool = False) -> None:
         """Over a connection of its own each time: children that are forked later share none.
@@ -262,19 +248,17 @@ class Monitor:
         os._exit(WEDGED)
 
 
-@cache
-def _noted() -> dict[str, float]:
-    """When this process last noted each step."""
-    return {}
+# When this process last noted each step.
+_NOTED: dict[str, float] = {}
 
 
 @task_postrun.connect
 def note_work(task: "Task[Any, Any]", **_: object) -> None:
     """Note the step that ended last; an unknown worker, or an unavailable database, is ignored."""
     step, now = task.name.rpartition(".")[2], time.monotonic()
-    if now - _noted().get(step, -STEP_PAUSE_SECONDS) < STEP_PAUSE_SECONDS or task.request.is_eager:
+    if now - _NOTED.get(step, -math.inf) < STEP_PAUSE_SECONDS or task.request.is_eager:
         return
-    _noted()[step] = now
+    _NOTED[step] = now
     try:
         with get_runtime().db.transaction() as connection:
             note_step(connection, str(task.request.hostname), step, read_clock())
@@ -297,15 +281,7 @@ class Standby:
         self._period = settings.sweep_seconds
         # Its own, without a connection in between: children that are forked later share none.
         self._runtime = Runtime(settings, program=WORKER_PROGRAM)
-        self._thread: threading.Thread | None = None
-        self._ending = threading.Event()
         self._swept_at = -math.inf
-
-    def begin(self) -> None:
-        if self._thread is None:
-            worker_shutting_down.connect(self._end, weak=False)
-            self._thread = threading.Thread(target=self._run, name="standby", daemon=True)
-            self._thread.start()
 
     def sweep_if_missing(self) -> bool:
         """Sweep if no process has for three periods; whether it did."""
@@ -318,20 +294,15 @@ class Standby:
             db.close()
         if has_swept:
             # A warning when it begins, not at each of the sweeps that follow.
-            now = time.monotonic()
-            is_first = now - self._swept_at > 2 * PERIODS * self._period.total_seconds()
-            self._swept_at = now
-            (log.warning if is_first else log.debug)(
-                "sweep_missing", reason="no sweep for three periods: this worker sweeps"
-            )
+            before, self._swept_at = self._swept_at, time.monotonic()
+            is_first = self._swept_at - before > 2 * PERIODS * self._period.total_seconds()
+            write = log.warning if is_first else log.debug
+            write("sweep_missing", reason="no sweep for three periods: this worker sweeps")
         return has_swept
 
-    def _end(self, **_: object) -> None:
-        self._ending.set()
-
-    def _run(self) -> None:
+    def run(self, ending: threading.Event) -> None:
         wait = PERIODS * self._period
-        while not self._ending.wait(wait.total_seconds()):
+        while not ending.wait(wait.total_seconds()):
             wait = self._period
             try:
                 self.sweep_if_missing()

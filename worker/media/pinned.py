@@ -253,8 +253,8 @@ def send_request(
         )
     else:
         pool = httpcore.HTTPProxy(
-            httpcore.URL(scheme="http", host=proxy.address[0], port=proxy.address[1], target="/"),
-            proxy_headers=[*proxy.authorization.items()],
+            httpcore.URL(scheme="http", host=proxy.url.host, port=proxy.url.port or 80, target="/"),
+            proxy_auth=proxy.raw_auth,
             ssl_context=client.tls,
             network_backend=_PinnedBackend(None, deadline, most),
         )
