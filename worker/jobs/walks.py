@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, SelectBase, and_, select
+from sqlalchemy import ColumnElement, Connection, SelectBase, select
 from sqlalchemy.orm import QueryableAttribute
 
 from worker.ground.db import Database
@@ -19,24 +19,23 @@ SLICE = 2000
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Jobs that follow each other by id; `after` is the last one of the slice before."""
+    """Jobs that follow each other by id."""
 
-    after: UUID | None
+    first: UUID
     last: UUID
 
     def covers(self, job_id: QueryableAttribute[UUID]) -> ColumnElement[bool]:
         """Whether the column names a job of this slice."""
-        end: ColumnElement[bool] = job_id <= self.last
-        return end if self.after is None else and_(job_id > self.after, end)
+        return job_id.between(self.first, self.last)
 
 
 def next_slice(connection: Connection, after: UUID | None) -> Slice | None:
     """The slice that follows; None where the table ends."""
-    rows = select(JobRow.id)
-    if after is not None:
-        rows = rows.where(JobRow.id > after)
-    last = find_last(connection, rows.order_by(JobRow.id).limit(SLICE))
-    return None if last is None else Slice(after, last[0])
+    ids = select(JobRow.id).order_by(JobRow.id).limit(SLICE)
+    last = find_last(connection, ids if after is None else ids.where(JobRow.id > after))
+    if last is None:
+        return None
+    return Slice(UUID(int=0 if after is None else after.int + 1), last[0])
 
 
 def find_last(connection: Connection, keys: SelectBase) -> Sequence[Any] | None:
