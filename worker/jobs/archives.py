@@ -25,8 +25,9 @@ from worker.jobs.models import ArchiveMarkRow, AttemptRow, EventRow, JobRow
 from worker.jobs.rows import fetch_all, insert_for
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.values import Job
-from worker.jobs.walks import PLACE, Place, Slice, bind_place
+from worker.jobs.walks import PLACE, Slice, bind_place
 
+Place = tuple[datetime, UUID]
 FILE_COLUMNS = ("archive_uri", "archive_poster_uri", "archive_sidecar_uri", "quarantine_uri")
 
 # ------------------------------------------------------------------ copies

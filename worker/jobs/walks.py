@@ -17,7 +17,6 @@ V = TypeVar("V")
 
 SLICE = 2000
 # Where a job is in the order of enqueuing.
-Place = tuple[datetime, UUID]
 PLACE = tuple_(JobRow.enqueued_at, JobRow.id)
 
 

@@ -270,11 +270,7 @@ def _find_owners(
     any_open = False
     for part in walk_slices(db):
         with db.reading() as connection:
-            attempts = [
-                *sent.list_idless_attempts(connection, part, endpoint),
-                *sent.list_coming_attempts(connection, part, endpoint),
-                *sent.list_sent_attempts(connection, part, endpoint, start),
-            ]
+            attempts = sent.list_sent_inputs(connection, part, endpoint, start)
         for attempt in attempts:
             any_open = any_open or (attempt.is_open and not attempt.has_request)
             for one in by_sign.get(sign_input(attempt.input), ()):
