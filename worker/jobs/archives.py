@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from worker.jobs.attempts import result_time
 from worker.jobs.models import ArchiveMarkRow, AttemptRow, EventRow, JobRow
-from worker.jobs.rows import fetch_all, insert_for
+from worker.jobs.rows import change, fetch_all, insert_for
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.values import Job
 from worker.jobs.walks import PLACE, Slice, bind_place
@@ -84,6 +84,11 @@ def list_copies(connection: Connection, scope: Scope, part: Slice) -> list[Copy]
     return _fetch_copies(connection, scope.covers(part), or_(~scope.is_read, _IS_DAMAGED))
 
 
+def list_archived(connection: Connection, part: Slice) -> list[Copy]:
+    """All copies of the slice."""
+    return _fetch_copies(connection, part.covers(JobRow.id), _IS_COPY)
+
+
 def list_damaged(connection: Connection, scope: Scope, part: Slice) -> list[Copy]:
     """The slice's copies that were found damaged since the scope's time."""
     return _fetch_copies(connection, scope.covers(part), scope.is_read, _IS_DAMAGED)
@@ -115,18 +120,14 @@ def measure_copies(connection: Connection, scope: Scope, part: Slice) -> tuple[i
 
 def record_check(connection: Connection, copy: Copy, error: str | None, now: datetime) -> bool:
     """Write what a copy was found to be; False if it is another one by now, or none."""
-    statement = (
-        update(JobRow)
-        .where(
-            JobRow.id == copy.job_id,
-            JobRow.fence == copy.fence,
-            JobRow.archive_uri == copy.uri,
-            JobRow.archive_sha256 == copy.sha256,
-            _IS_COPY,
-        )
-        .values(archive_verified_at=now, archive_error=error)
+    is_same = (
+        JobRow.id == copy.job_id,
+        JobRow.fence == copy.fence,
+        JobRow.archive_uri == copy.uri,
+        JobRow.archive_sha256 == copy.sha256,
     )
-    return connection.execute(statement).rowcount == 1
+    found = {"archive_verified_at": now, "archive_error": error}
+    return change(connection, JobRow, *is_same, _IS_COPY, **found) == 1
 
 
 def hold_archived(connection: Connection, job: Job) -> int | None:
@@ -203,7 +204,7 @@ def list_sources(connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, 
 
 def raise_alarm(connection: Connection, job_ids: Sequence[UUID], now: datetime) -> None:
     """Note that these jobs are late: from now on they are swept before all others."""
-    connection.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(archive_alarmed_at=now))
+    change(connection, JobRow, JobRow.id.in_(job_ids), archive_alarmed_at=now)
 
 
 # ------------------------------------------------------------------ retention
@@ -330,9 +331,8 @@ def delete_job(connection: Connection, job: OldJob, marked_at: datetime) -> bool
 
 def forget_files(connection: Connection, job: OldJob, marked_at: datetime) -> bool:
     """Write that the files are gone; False if the job has moved since its mark."""
-    gone = {**dict.fromkeys(FILE_COLUMNS), "archive_error": None}
-    statement = update(JobRow).where(_is_marked(job, marked_at)).values(**gone)
-    return connection.execute(statement).rowcount == 1
+    gone = dict.fromkeys((*FILE_COLUMNS, "archive_error"))
+    return change(connection, JobRow, _is_marked(job, marked_at), **gone) == 1
 
 
 def _is_marked(job: OldJob, marked_at: datetime) -> ColumnElement[bool]:

@@ -16,7 +16,7 @@ from sqlalchemy import BindParameter, Connection, Uuid, bindparam, func, select,
 
 from worker.jobs.limits import MANY_POLLS
 from worker.jobs.models import JobRow, StrayDeliveryRow, UtcDateTime
-from worker.jobs.rows import fetch_all
+from worker.jobs.rows import count
 from worker.jobs.states import EDGES, JobState
 from worker.jobs.values import HELD, Verdict
 from worker.jobs.walks import Slice
@@ -229,33 +229,8 @@ def find_strays(connection: Connection) -> Iterator[Finding]:
         )
 
 
-# ------------------------------------------------------------------ what the doctor compares
-
-
-@dataclass(frozen=True, slots=True)
-class ArchivedFile:
-    """What an archived row says of its file."""
-
-    job_id: UUID
-    uri: str
-    bytes: int
-
-
 def count_jobs(connection: Connection, part: Slice) -> int:
-    return connection.execute(select(func.count()).where(part.covers(JobRow.id))).scalar_one()
-
-
-def list_archived_files(connection: Connection, part: Slice) -> list[ArchivedFile]:
-    """Those of the slice's archived rows that name one, and that nobody has pruned."""
-    columns = (JobRow.id.label("job_id"), JobRow.archive_uri.label("uri"))
-    statement = select(*columns, JobRow.archive_bytes.label("bytes")).where(
-        part.covers(JobRow.id),
-        JobRow.state == JobState.ARCHIVED,
-        JobRow.archive_uri.is_not(None),
-        JobRow.archive_bytes.is_not(None),
-        JobRow.archive_pruned_at.is_(None),
-    )
-    return fetch_all(connection, ArchivedFile, statement)
+    return count(connection, part.covers(JobRow.id))
 
 
 def count_held(connection: Connection) -> list[tuple[str, int]]:
@@ -272,14 +247,10 @@ def count_held(connection: Connection) -> list[tuple[str, int]]:
         .order_by(jobs.desc(), JobRow.blocked_reason)
         .limit(MOST_REASONS)
     )
-    return [(str(reason), count) for reason, count in connection.execute(statement)]
+    return [(str(reason), number) for reason, number in connection.execute(statement)]
 
 
 def count_blocked(connection: Connection) -> int:
     """Queued jobs that wait for a reason."""
-    statement = select(func.count()).where(
-        JobRow.due_at.is_not(None),
-        JobRow.state == JobState.QUEUED,
-        JobRow.blocked_reason.is_not(None),
-    )
-    return connection.execute(statement).scalar_one()
+    is_queued = (JobRow.due_at.is_not(None), JobRow.state == JobState.QUEUED)
+    return count(connection, *is_queued, JobRow.blocked_reason.is_not(None))

@@ -17,7 +17,7 @@ from worker.jobs.models import (
     JobRow,
     UtcDateTime,
 )
-from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for, name_values
+from worker.jobs.rows import columns_of, count, fetch_all, fetch_one, insert_for, name_values
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import HELD
 
@@ -118,18 +118,13 @@ def _count_by(
 
 
 def count_extra_charges(connection: Connection) -> int:
-    statement = select(func.count()).where(AttemptRow.extra_charge_at.is_not(None))
-    return connection.execute(statement).scalar_one()
+    return count(connection, AttemptRow.extra_charge_at.is_not(None))
 
 
 def count_held(connection: Connection) -> int:
     """Submissions confirmed as not accepted that wait for an operator."""
-    statement = select(func.count()).where(
-        JobRow.state == JobState.SUBMISSION_UNKNOWN,
-        JobRow.due_at.is_not(None),
-        JobRow.blocked_reason.startswith(HELD),
-    )
-    return connection.execute(statement).scalar_one()
+    is_unknown = (JobRow.state == JobState.SUBMISSION_UNKNOWN, JobRow.due_at.is_not(None))
+    return count(connection, *is_unknown, JobRow.blocked_reason.startswith(HELD))
 
 
 def find_earliest_due(connection: Connection) -> datetime | None:

@@ -7,10 +7,10 @@ releases have a row for each node name.
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, delete, select, update
+from sqlalchemy import ColumnElement, Connection, delete, select
 
 from worker.jobs.models import WorkerRow
-from worker.jobs.rows import insert_for
+from worker.jobs.rows import change, insert_for
 
 # Several times as long as a worker lets pass before it writes that it is there.
 UNSEEN_AFTER = timedelta(minutes=1)
@@ -49,11 +49,9 @@ def keep_worker(connection: Connection, seen: SeenWorker) -> None:
 def note_step(connection: Connection, name: str, step: str, at: datetime) -> None:
     """Note what it does just now; of several of one name, the one that was seen last."""
     newest = select(WorkerRow.name).where(_has_name(name)).order_by(WorkerRow.last_seen_at.desc())
-    connection.execute(
-        update(WorkerRow)
-        .where(WorkerRow.name == newest.limit(1).scalar_subquery())
-        .values(last_seen_at=at, last_step=step, last_step_at=at)
-    )
+    is_newest = WorkerRow.name == newest.limit(1).scalar_subquery()
+    values = {"last_seen_at": at, "last_step": step, "last_step_at": at}
+    change(connection, WorkerRow, is_newest, **values)
 
 
 def remove_worker(connection: Connection, seen: SeenWorker) -> None:
