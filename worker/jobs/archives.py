@@ -132,18 +132,13 @@ def record_check(connection: Connection, copy: Copy, error: str | None, now: dat
 
 def hold_archived(connection: Connection, job: Job) -> int | None:
     """Keep others from replacing the archived job's copy: its new fence, None if it has changed."""
-    statement = (
-        update(JobRow)
-        .where(
-            JobRow.id == job.id,
-            JobRow.state == JobState.ARCHIVED,
-            JobRow.fence == job.fence,
-            JobRow.archive_pruned_at.is_not_distinct_from(job.archive_pruned_at),
-        )
-        .values(fence=JobRow.fence + 1)
-        .returning(JobRow.fence)
+    is_same = (
+        JobRow.id == job.id,
+        JobRow.state == JobState.ARCHIVED,
+        JobRow.fence == job.fence,
+        JobRow.archive_pruned_at.is_not_distinct_from(job.archive_pruned_at),
     )
-    return connection.execute(statement).scalar_one_or_none()
+    return job.fence + 1 if change(connection, JobRow, *is_same, fence=job.fence + 1) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,8 @@ def change(
     connection: Connection, row: type[Base], *conditions: ColumnElement[bool], **values: object
 ) -> int:
     """Write the values into the rows that meet the conditions; how many these are."""
-    return connection.execute(update(row).where(*conditions).values(**values)).rowcount
+    statement = update(table_of(row)).where(*conditions).values(**values)
+    return connection.execute(statement).rowcount
 
 
 def name_values(value: "DataclassInstance") -> dict[str, Any]:
