@@ -4,7 +4,7 @@ import hashlib
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, exists, func, select
+from sqlalchemy import Connection, bindparam, exists, func, select
 
 from worker.jobs.models import AttemptRow, DeliveryRow, JobRow, StrayDeliveryRow
 from worker.jobs.rows import change, count, fetch_all, insert_for, name_values, table_of
@@ -14,6 +14,7 @@ _ATTEMPTS, _DELIVERIES, _JOBS = table_of(AttemptRow), table_of(DeliveryRow), tab
 _ADDRESSEE = (
     select(*_ATTEMPTS.c, *_JOBS.c)
     .join_from(_ATTEMPTS, _JOBS, _JOBS.c.id == _ATTEMPTS.c.job_id)
+    .where(_ATTEMPTS.c.token_hash == bindparam("token_hash"))
     .with_for_update(of=_JOBS)
 )
 
@@ -23,8 +24,7 @@ def find_addressee(connection: Connection, token_hash: str) -> tuple[Attempt, Jo
 
     The attempt's row is not locked: writers of it hold the job's.
     """
-    found = connection.execute(_ADDRESSEE.where(_ATTEMPTS.c.token_hash == token_hash))
-    row = found.one_or_none()
+    row = connection.execute(_ADDRESSEE, {"token_hash": token_hash}).one_or_none()
     if row is None:
         return None
     of_attempt = dict(zip(_ATTEMPTS.c.keys(), row, strict=False))
