@@ -70,8 +70,6 @@ class JobLine:
     due_at: datetime | None
     blocked_reason: str | None
     error_code: str | None
-    submitted_at: datetime | None
-    completed_at: datetime | None
     archived_at: datetime | None
     failed_at: datetime | None
     cancelled_at: datetime | None
