@@ -1,7 +1,7 @@
 """SQL on `job_requests`, by the same rules as `table.py`.
 
 A request that becomes a job in one go has no row here. A refused one has, and one that a worker
-has begun to look at while that may be the end of the worker: `claims` counts how often.
+has begun to inspect although that may end the worker: `claims` counts how often.
 """
 
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def keep_refused(connection: Connection, refused: StoredRequest) -> bool:
 
 
 def count_claim(connection: Connection, pending: StoredRequest) -> int | None:
-    """Note that somebody begins to look at it; how often that was noted, this time included.
+    """Note that somebody begins to inspect it; how often that was noted, this time included.
 
     None if it was refused before.
     """
@@ -124,7 +124,7 @@ def count_old(connection: Connection, before: datetime, tenant: str | None) -> i
 
 
 def delete_old(connection: Connection, before: datetime, tenant: str | None, limit: int) -> int:
-    """Delete requests that came before then and that nobody will look at; how many."""
+    """Delete requests that came before then and that nobody needs any more; how many."""
     some = select(JobRequestRow.id).where(*_are_old(before, tenant)).limit(limit)
     return connection.execute(delete(JobRequestRow).where(JobRequestRow.id.in_(some))).rowcount
 

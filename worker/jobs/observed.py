@@ -12,7 +12,7 @@ from sqlalchemy import Connection, ScalarSelect, TextClause, select, text
 from worker.jobs.models import AttemptRow, ObservedTimeRow
 from worker.jobs.rows import change, is_postgres, table_of
 
-_OBSERVED = table_of(ObservedTimeRow)
+_SECONDS = select(table_of(ObservedTimeRow).c.seconds)
 # Seconds since 1970 by the database; on SQLite that is this host's clock.
 _POSTGRES = {
     "{clock}": "extract(epoch FROM clock_timestamp())::float8",
@@ -34,11 +34,11 @@ _ADD = """
 
 def observed_seconds() -> ScalarSelect[float]:
     """The value now, for use inside another statement."""
-    return select(_OBSERVED.c.seconds).scalar_subquery()
+    return _SECONDS.scalar_subquery()
 
 
 def read_observed(connection: Connection) -> timedelta:
-    return timedelta(seconds=connection.execute(select(_OBSERVED.c.seconds)).scalar_one())
+    return timedelta(seconds=connection.execute(_SECONDS).scalar_one())
 
 
 def add_observed(

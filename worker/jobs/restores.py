@@ -18,14 +18,14 @@ FIRST_EPOCH = "0"
 STAND_IN = "restore/"
 
 _RESTORES, _ATTEMPTS, _JOBS = table_of(RestoreRow), table_of(AttemptRow), table_of(JobRow)
+_NEWEST_EPOCH = select(_RESTORES.c.epoch).order_by(_RESTORES.c.id.desc()).limit(1)
 _IS_STAND_IN = and_(AttemptRow.claimed_by.startswith(STAND_IN), AttemptRow.fal_request_id.is_(None))
 _IS_UNKNOWN = and_(JobRow.due_at.is_not(None), JobRow.state == JobState.SUBMISSION_UNKNOWN)
 
 
 def read_epoch(connection: Connection) -> str:
     """What distinguishes tokens of this table's timeline from those of a lost one."""
-    newest = select(RestoreRow.epoch).order_by(RestoreRow.id.desc()).limit(1)
-    return connection.execute(newest).scalar_one_or_none() or FIRST_EPOCH
+    return connection.execute(_NEWEST_EPOCH).scalar_one_or_none() or FIRST_EPOCH
 
 
 def find_restore(connection: Connection, lost_since: datetime) -> Restore | None:

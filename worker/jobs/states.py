@@ -64,7 +64,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Doorbell:
-    """A hint that a job waits for a step; it may be lost, doubled or late without harm."""
+    """A notice that a job waits for a step; it may be lost, doubled or late without harm."""
 
     step: Step
     job_id: UUID
