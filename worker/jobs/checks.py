@@ -125,17 +125,11 @@ _CHECKS = (
     """,
     # An archived row promises a result and a file with its checksum, until the file is pruned.
     """
-    SELECT 'incomplete_archived_row' AS finding, job_id, fal_request_id,
-        'archived without' || lacking AS detail
-    FROM (SELECT id AS job_id, fal_request_id,
-            CASE WHEN result IS NULL THEN ' result' ELSE '' END
-            || CASE WHEN archive_uri IS NULL AND archive_pruned_at IS NULL
-                THEN ' archive_uri' ELSE '' END
-            || CASE WHEN archive_sha256 IS NULL THEN ' archive_sha256' ELSE '' END
-            || CASE WHEN archive_bytes IS NULL THEN ' archive_bytes' ELSE '' END
-            || CASE WHEN archived_at IS NULL THEN ' archived_at' ELSE '' END AS lacking
-        FROM jobs WHERE id BETWEEN :first AND :last AND state = 'archived') AS archived
-    WHERE lacking <> ''
+    SELECT 'incomplete_archived_row' AS finding, id AS job_id, fal_request_id,
+        'archived without a result, or without its file, checksum, size or time' AS detail
+    FROM jobs WHERE id BETWEEN :first AND :last AND state = 'archived'
+        AND (result IS NULL OR archive_sha256 IS NULL OR archive_bytes IS NULL
+            OR archived_at IS NULL OR (archive_uri IS NULL AND archive_pruned_at IS NULL))
     """,
     # What `verify` has found, and that has not been repaired since.
     """

@@ -4,7 +4,7 @@ A row for each process, by Celery's node name and the process: `submit@host host
 releases have a row for each node name.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import ColumnElement, Connection, delete, select
@@ -36,9 +36,8 @@ def keep_worker(connection: Connection, seen: SeenWorker) -> None:
     """Note that it is there, in place of processes of its name that are there no more."""
     expired = WorkerRow.last_seen_at < seen.last_seen_at - UNSEEN_AFTER
     connection.execute(delete(WorkerRow).where(_has_name(seen.name), expired))
-    values = asdict(seen)
-    for name in ("name", "host", "last_step", "last_step_at"):
-        del values[name]
+    names = ("pid", "queues", "started_at", "last_seen_at", "archive_fault")
+    values = {name: getattr(seen, name) for name in names}
     connection.execute(
         insert_for(connection, WorkerRow)
         .values(name=_name_row(seen), **values)
