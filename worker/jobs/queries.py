@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, asc, desc, func, select, true
+from sqlalchemy import ColumnElement, Connection, Select, asc, desc, func, select, true, union_all
 
 from worker.ground.clock import read_moment
 from worker.ground.db import Database
@@ -203,7 +203,7 @@ def _list_demands(connection: Connection, wanted: JobFilter) -> dict[str, _Deman
     return demands
 
 
-def find_exact(connection: Connection, text: str) -> list[UUID]:
+def find_exact(connection: Connection, text: str) -> Sequence[UUID]:
     """Jobs that the text names by an id or key of theirs, or that have an id that begins so."""
     statements: list[Select[Any]] = [
         select(JobRow.id).where(JobRow.idempotency_key == text),
@@ -213,11 +213,7 @@ def find_exact(connection: Connection, text: str) -> list[UUID]:
     if re.fullmatch(f"[0-9a-f]{{{SHORTEST_ID_PREFIX},{ID_DIGITS}}}", digits):
         first, last = UUID(digits.ljust(ID_DIGITS, "0")), UUID(digits.ljust(ID_DIGITS, "f"))
         statements.append(select(JobRow.id).where(JobRow.id.between(first, last)))
-    return [
-        job_id
-        for statement in statements
-        for job_id in connection.execute(statement.limit(MOST_EXACT)).scalars()
-    ]
+    return connection.execute(union_all(*statements).limit(MOST_EXACT)).scalars().all()
 
 
 def list_by_ids(connection: Connection, job_ids: Sequence[UUID]) -> list[Job]:
