@@ -118,7 +118,10 @@ def test_alarm_is_kept_as_a_fact_after_archiving_and_listed_no_more(db, told):
     now = NOW + DEADLINE
     sweep(db, now)
     (found,) = list_late(db, now)
-    assert (found.job_id, found.detail) == (job.id, "completed for 3600 s: nothing holds it up")
+    assert (found.job_id, found.detail) == (
+        job.id,
+        "completed, and its video is late: nothing holds it up",
+    )
     claimed = move_job(db, read_job(db, job.id), JobEvent.ARCHIVE_CLAIMED, now=now)
     assert len(list_late(db, now)) == 1
     archived = move_job(db, claimed, JobEvent.ARCHIVE_RECORDED, now=now)

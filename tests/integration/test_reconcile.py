@@ -80,6 +80,7 @@ def test_no_conclusion_leaves_the_job_waiting_and_it_is_asked_again(bench, desk,
     assert bench.read(job).state is S.COMPLETED
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("answer", "why"),
     [

@@ -99,7 +99,7 @@ def test_alarm_is_raised_for_the_new_result_too_at_its_own_deadline(bench):
     bench.clock.move(timedelta(seconds=1) + LEASE)
     sweep(bench)
     assert bench.read(job).archive_alarmed_at == bench.clock()
-    assert list_late(bench) == ["completed for 3660 s: nothing holds it up"]
+    assert list_late(bench) == ["completed, and its video is late: nothing holds it up"]
 
 
 @pytest.mark.both_databases

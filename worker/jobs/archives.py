@@ -1,4 +1,4 @@
-"""SQL on what is archived, by the same rules as `table.py`: copies, checks, alarms."""
+"""SQL on what is archived, by the same rules as `table.py`: copies, alarms, what is pruned."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,19 +14,21 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    literal,
     or_,
     select,
-    tuple_,
+    true,
     update,
 )
 
 from worker.jobs.attempts import result_time
-from worker.jobs.models import ArchiveMarkRow, AttemptRow, EventRow, JobRow, UtcDateTime
-from worker.jobs.rows import fetch_all, insert_for
+from worker.jobs.models import ArchiveMarkRow, AttemptRow, EventRow, JobRow
+from worker.jobs.rows import change, fetch_all, insert_for
 from worker.jobs.states import ENDED, JobEvent, JobState
 from worker.jobs.values import Job
-from worker.jobs.walks import Slice, find_last
+from worker.jobs.walks import PLACE, Slice, bind_place
+
+Place = tuple[datetime, UUID]
+FILE_COLUMNS = ("archive_uri", "archive_poster_uri", "archive_sidecar_uri", "quarantine_uri")
 
 # ------------------------------------------------------------------ copies
 
@@ -58,25 +60,13 @@ class Scope:
     is_resumed: bool = False
 
     def covers(self, part: Slice) -> ColumnElement[bool]:
-        """Those of the slice that are to be read."""
-        unread = or_(
-            JobRow.archive_verified_at.is_(None), JobRow.archive_verified_at < self.not_since
-        )
-        return and_(self._is_copy(part), unread)
+        """The copies of the slice, read or not."""
+        of_tenant = true() if self.tenant is None else JobRow.tenant == self.tenant
+        return and_(part.covers(JobRow.id), _IS_COPY, of_tenant)
 
-    def covers_damage(self, part: Slice) -> ColumnElement[bool]:
-        """Those that were read since then, and found damaged."""
-        return and_(
-            self._is_copy(part),
-            JobRow.archive_verified_at >= self.not_since,
-            JobRow.archive_error.is_not(None),
-        )
-
-    def _is_copy(self, part: Slice) -> ColumnElement[bool]:
-        conditions = [part.covers(JobRow.id), _IS_COPY]
-        if self.tenant is not None:
-            conditions.append(JobRow.tenant == self.tenant)
-        return and_(*conditions)
+    @property
+    def is_read(self) -> ColumnElement[bool]:
+        return func.coalesce(JobRow.archive_verified_at >= self.not_since, False)
 
 
 _IS_COPY = and_(
@@ -86,86 +76,69 @@ _IS_COPY = and_(
     JobRow.archive_bytes.is_not(None),
     JobRow.archive_pruned_at.is_(None),
 )
-_COPY_COLUMNS = (
-    JobRow.id.label("job_id"),
-    JobRow.fence,
-    JobRow.archive_uri.label("uri"),
-    JobRow.archive_sha256.label("sha256"),
-    JobRow.archive_bytes.label("bytes"),
-    JobRow.archive_poster_uri.label("poster_uri"),
-    JobRow.archive_sidecar_uri.label("sidecar_uri"),
-    JobRow.archive_verified_at.label("verified_at"),
-    JobRow.archive_error.label("error"),
-)
+_IS_DAMAGED = JobRow.archive_error.is_not(None)
 
 
 def list_copies(connection: Connection, scope: Scope, part: Slice) -> list[Copy]:
     """The slice's copies that are to be read, or were found damaged since the scope's time."""
-    return _fetch_copies(connection, or_(scope.covers(part), scope.covers_damage(part)))
+    return _fetch_copies(connection, scope.covers(part), or_(~scope.is_read, _IS_DAMAGED))
 
 
-def list_copy_ids(connection: Connection, scope: Scope, part: Slice) -> Sequence[UUID]:
-    """Which of the slice's copies are to be read."""
-    return connection.execute(select(JobRow.id).where(scope.covers(part))).scalars().all()
+def list_archived(connection: Connection, part: Slice) -> list[Copy]:
+    """All copies of the slice."""
+    return _fetch_copies(connection, part.covers(JobRow.id), _IS_COPY)
 
 
 def list_damaged(connection: Connection, scope: Scope, part: Slice) -> list[Copy]:
     """The slice's copies that were found damaged since the scope's time."""
-    return _fetch_copies(connection, scope.covers_damage(part))
+    return _fetch_copies(connection, scope.covers(part), scope.is_read, _IS_DAMAGED)
 
 
 def find_copies(connection: Connection, job_ids: Iterable[UUID]) -> list[Copy]:
     """The copies of these jobs, as far as they have one."""
-    return _fetch_copies(connection, and_(JobRow.id.in_(list(job_ids)), _IS_COPY))
+    return _fetch_copies(connection, JobRow.id.in_(list(job_ids)), _IS_COPY)
+
+
+def _fetch_copies(connection: Connection, *conditions: ColumnElement[bool]) -> list[Copy]:
+    columns = [getattr(JobRow, f"archive_{name}").label(name) for name in Copy.__slots__[2:]]
+    statement = select(JobRow.id.label("job_id"), JobRow.fence, *columns).where(*conditions)
+    return fetch_all(connection, Copy, statement.order_by(JobRow.id))
+
+
+def list_copy_ids(connection: Connection, scope: Scope, part: Slice) -> Sequence[UUID]:
+    """Which of the slice's copies are to be read."""
+    unread = select(JobRow.id).where(scope.covers(part), ~scope.is_read)
+    return connection.execute(unread).scalars().all()
 
 
 def measure_copies(connection: Connection, scope: Scope, part: Slice) -> tuple[int, int]:
     """How many of the slice's copies are to be read, and their bytes together."""
-    measured = select(func.count(), func.sum(JobRow.archive_bytes)).where(scope.covers(part))
-    row = connection.execute(measured).one()
+    measured = select(func.count(), func.sum(JobRow.archive_bytes))
+    row = connection.execute(measured.where(scope.covers(part), ~scope.is_read)).one()
     return int(row[0]), int(row[1] or 0)
 
 
 def record_check(connection: Connection, copy: Copy, error: str | None, now: datetime) -> bool:
     """Write what a copy was found to be; False if it is another one by now, or none."""
-    statement = (
-        update(JobRow)
-        .where(
-            JobRow.id == copy.job_id,
-            JobRow.fence == copy.fence,
-            JobRow.archive_uri == copy.uri,
-            JobRow.archive_sha256 == copy.sha256,
-            _IS_COPY,
-        )
-        .values(archive_verified_at=now, archive_error=error)
+    is_same = (
+        JobRow.id == copy.job_id,
+        JobRow.fence == copy.fence,
+        JobRow.archive_uri == copy.uri,
+        JobRow.archive_sha256 == copy.sha256,
     )
-    return connection.execute(statement).rowcount == 1
+    found = {"archive_verified_at": now, "archive_error": error}
+    return change(connection, JobRow, *is_same, _IS_COPY, **found) == 1
 
 
 def hold_archived(connection: Connection, job: Job) -> int | None:
     """Keep others from replacing the archived job's copy: its new fence, None if it has changed."""
-    statement = (
-        update(JobRow)
-        .where(
-            JobRow.id == job.id,
-            JobRow.state == JobState.ARCHIVED,
-            JobRow.fence == job.fence,
-            JobRow.archive_pruned_at.is_(None)
-            if job.archive_pruned_at is None
-            else JobRow.archive_pruned_at == job.archive_pruned_at,
-        )
-        .values(fence=JobRow.fence + 1)
-        .returning(JobRow.fence)
+    is_same = (
+        JobRow.id == job.id,
+        JobRow.state == JobState.ARCHIVED,
+        JobRow.fence == job.fence,
+        JobRow.archive_pruned_at.is_not_distinct_from(job.archive_pruned_at),
     )
-    return connection.execute(statement).scalar_one_or_none()
-
-
-def _fetch_copies(connection: Connection, condition: ColumnElement[bool]) -> list[Copy]:
-    statement = select(*_COPY_COLUMNS).where(condition).order_by(JobRow.id)
-    return fetch_all(connection, Copy, statement)
-
-
-# ------------------------------------------------------------------ what rows name
+    return job.fence + 1 if change(connection, JobRow, *is_same, fence=job.fence + 1) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,18 +152,27 @@ class Naming:
 
 def list_namings(connection: Connection, job_ids: Iterable[UUID]) -> list[Naming]:
     """What the rows of these jobs name, as far as there are such rows."""
-    statement = select(
-        JobRow.id,
-        JobRow.due_at.is_not(None),
-        JobRow.archive_uri,
-        JobRow.archive_poster_uri,
-        JobRow.archive_sidecar_uri,
-        JobRow.quarantine_uri,
-    ).where(JobRow.id.in_(list(job_ids)))
+    columns = [getattr(JobRow, name) for name in FILE_COLUMNS]
+    statement = select(JobRow.id, JobRow.due_at.is_not(None), *columns)
     return [
-        Naming(row[0], bool(row[1]), tuple(uri for uri in row[2:] if uri is not None))
-        for row in connection.execute(statement)
+        Naming(job_id, bool(is_live), tuple(uri for uri in uris if uri is not None))
+        for job_id, is_live, *uris in connection.execute(
+            statement.where(JobRow.id.in_(list(job_ids)))
+        )
     ]
+
+
+def find_mark(connection: Connection, location: str) -> str | None:
+    """The id that the archive at this location has, as far as it is known."""
+    statement = select(ArchiveMarkRow.mark).where(ArchiveMarkRow.location == location)
+    return connection.execute(statement).scalar_one_or_none()
+
+
+def keep_mark(connection: Connection, location: str, mark: str, now: datetime) -> None:
+    """Note it, unless the location has one already."""
+    values = {"location": location, "mark": mark, "noted_at": now}
+    statement = insert_for(connection, ArchiveMarkRow).values(values)
+    connection.execute(statement.on_conflict_do_nothing(index_elements=["location"]))
 
 
 # ------------------------------------------------------------------ alarms
@@ -217,14 +199,10 @@ def list_sources(connection: Connection, job_ids: Sequence[UUID]) -> dict[UUID, 
 
 def raise_alarm(connection: Connection, job_ids: Sequence[UUID], now: datetime) -> None:
     """Note that these jobs are late: from now on they are swept before all others."""
-    connection.execute(update(JobRow).where(JobRow.id.in_(job_ids)).values(archive_alarmed_at=now))
+    change(connection, JobRow, JobRow.id.in_(job_ids), archive_alarmed_at=now)
 
 
 # ------------------------------------------------------------------ retention
-
-
-Place = tuple[datetime, UUID]
-FILE_COLUMNS = ("archive_uri", "archive_poster_uri", "archive_sidecar_uri", "quarantine_uri")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +218,9 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Jobs that follow each other by time of enqueuing; `after` is the last of the page before."""
+    """Jobs that follow each other by time of enqueuing; where the last of them is."""
 
-    after: Place | None
+    job_ids: tuple[UUID, ...]
     last: Place
 
 
@@ -275,40 +253,54 @@ _ENDED_AT = case(
     (JobRow.state == JobState.FAILED, JobRow.failed_at),
     else_=JobRow.cancelled_at,
 ).label("ended_at")
-_COLUMNS = (
-    JobRow.id,
-    JobRow.state,
-    JobRow.fence,
-    _ENDED_AT,
-    JobRow.archive_uri,
-    JobRow.archive_bytes,
-    JobRow.archive_poster_uri,
-    JobRow.archive_sidecar_uri,
-    JobRow.quarantine_uri,
-)
+_COLUMNS = [_ENDED_AT if name == "ended_at" else getattr(JobRow, name) for name in OldJob.__slots__]
 
 
 def next_page(
     connection: Connection, before: datetime, after: Place | None, limit: int
 ) -> Page | None:
     """The page that follows, of jobs enqueued before then; None where there are no more."""
-    key = (JobRow.enqueued_at, JobRow.id)
-    rows = select(*key).where(JobRow.enqueued_at < before)
+    statement = select(JobRow.enqueued_at, JobRow.id).where(JobRow.enqueued_at < before)
     if after is not None:
-        rows = rows.where(tuple_(*key) > _bind(after))
-    last = find_last(connection, rows.order_by(*key).limit(limit))
-    return None if last is None else Page(after, (last[0], last[1]))
+        statement = statement.where(bind_place(*after) < PLACE)
+    statement = statement.order_by(JobRow.enqueued_at, JobRow.id).limit(limit)
+    places = [(row[0], row[1]) for row in connection.execute(statement)]
+    return Page(tuple(job_id for _, job_id in places), places[-1]) if places else None
 
 
 def list_old_jobs(
     connection: Connection, retention: Retention, page: Page, *, lock: bool = False
 ) -> list[OldJob]:
-    """The page's jobs that are to be pruned; with `lock`, nobody else changes them meanwhile."""
-    statement = select(*_COLUMNS).where(_covers(page), _is_old(retention))
-    statement = statement.order_by(JobRow.enqueued_at, JobRow.id)
+    """The page's jobs that are to be pruned; with `lock`, nobody else changes them meanwhile.
+
+    The columns keep a job's first end; after it the job may have been redriven, and end anew.
+    """
+    has_moved = exists().where(
+        EventRow.job_id == JobRow.id,
+        EventRow.at >= retention.before,
+        EventRow.reason != JobEvent.ARCHIVE_REPLACED,
+    )
+    # The row is all by which a request that still costs money is remembered.
+    is_cancelling = exists().where(
+        AttemptRow.job_id == JobRow.id, AttemptRow.cancel_due_at.is_not(None)
+    )
+    statement = select(*_COLUMNS).where(
+        JobRow.id.in_(page.job_ids),
+        JobRow.due_at.is_(None),
+        JobRow.state.in_(sorted(retention.states & ENDED)),
+        retention.before > _ENDED_AT,
+        *(JobRow.labels[name].as_string() == value for name, value in retention.labels.items()),
+        ~has_moved,
+        ~is_cancelling,
+    )
+    if retention.tenant is not None:
+        statement = statement.where(JobRow.tenant == retention.tenant)
+    if retention.files_only:
+        files = [getattr(JobRow, name).is_not(None) for name in FILE_COLUMNS]
+        statement = statement.where(or_(*files))
     if lock:
         statement = statement.with_for_update(skip_locked=True)
-    return fetch_all(connection, OldJob, statement)
+    return fetch_all(connection, OldJob, statement.order_by(JobRow.enqueued_at, JobRow.id))
 
 
 def mark_pruned(connection: Connection, job_ids: Sequence[UUID], now: datetime) -> list[OldJob]:
@@ -334,9 +326,8 @@ def delete_job(connection: Connection, job: OldJob, marked_at: datetime) -> bool
 
 def forget_files(connection: Connection, job: OldJob, marked_at: datetime) -> bool:
     """Write that the files are gone; False if the job has moved since its mark."""
-    gone = {**dict.fromkeys(FILE_COLUMNS), "archive_error": None}
-    statement = update(JobRow).where(_is_marked(job, marked_at)).values(**gone)
-    return connection.execute(statement).rowcount == 1
+    gone = dict.fromkeys((*FILE_COLUMNS, "archive_error"))
+    return change(connection, JobRow, _is_marked(job, marked_at), **gone) == 1
 
 
 def _is_marked(job: OldJob, marked_at: datetime) -> ColumnElement[bool]:
@@ -346,56 +337,3 @@ def _is_marked(job: OldJob, marked_at: datetime) -> ColumnElement[bool]:
         JobRow.fence == job.fence,
         JobRow.archive_pruned_at == marked_at,
     )
-
-
-def _covers(page: Page) -> ColumnElement[bool]:
-    place = tuple_(JobRow.enqueued_at, JobRow.id)
-    end: ColumnElement[bool] = place <= _bind(page.last)
-    return end if page.after is None else and_(place > _bind(page.after), end)
-
-
-def _bind(place: Place) -> ColumnElement[tuple[datetime, UUID]]:
-    at, job_id = place
-    return tuple_(literal(at, UtcDateTime()), literal(job_id, JobRow.id.type))
-
-
-def _is_old(retention: Retention) -> ColumnElement[bool]:
-    """The columns keep the first end; after it a job may have been redriven, and end anew."""
-    has_moved = exists().where(
-        EventRow.job_id == JobRow.id,
-        EventRow.at >= retention.before,
-        EventRow.reason != JobEvent.ARCHIVE_REPLACED,
-    )
-    # The row is all by which a request that still costs money is remembered.
-    is_cancelling = exists().where(
-        AttemptRow.job_id == JobRow.id, AttemptRow.cancel_due_at.is_not(None)
-    )
-    conditions = [
-        JobRow.due_at.is_(None),
-        JobRow.state.in_(sorted(retention.states & ENDED)),
-        retention.before > _ENDED_AT,
-        *(JobRow.labels[name].as_string() == value for name, value in retention.labels.items()),
-        ~has_moved,
-        ~is_cancelling,
-    ]
-    if retention.tenant is not None:
-        conditions.append(JobRow.tenant == retention.tenant)
-    if retention.files_only:
-        conditions.append(or_(*(getattr(JobRow, name).is_not(None) for name in FILE_COLUMNS)))
-    return and_(*conditions)
-
-
-# ------------------------------------------------------------------ ids of archives
-
-
-def find_mark(connection: Connection, location: str) -> str | None:
-    statement = select(ArchiveMarkRow.mark).where(ArchiveMarkRow.location == location)
-    return connection.execute(statement).scalar_one_or_none()
-
-
-def keep_mark(connection: Connection, location: str, mark: str, now: datetime) -> None:
-    """Note it, unless the location has one already."""
-    statement = insert_for(connection, ArchiveMarkRow).values(
-        location=location, mark=mark, noted_at=now
-    )
-    connection.execute(statement.on_conflict_do_nothing(index_elements=["location"]))

@@ -1,24 +1,19 @@
 """SQL on `job_requests`, by the same rules as `table.py`.
 
 A request that becomes a job in one go has no row here. A refused one has, and one that a worker
-has begun to look at while that may be the end of the worker: `claims` counts how often.
+has begun to inspect although that may end the worker: `claims` counts how often.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, true
 
 from worker.jobs.models import JobRequestRow
-from worker.jobs.rows import columns_of, fetch_all, insert_for, name_values
-
-_KEYS = ("door", "message_id")
-_HAS_MESSAGE = JobRequestRow.message_id.is_not(None)
-
+from worker.jobs.rows import count, fetch_all, insert_for, name_values, table_of
 
 CODES = (
     "invalid_input",
@@ -67,31 +62,35 @@ def keep_refused(connection: Connection, refused: StoredRequest) -> bool:
 
     False if that message was refused before: its first row stays.
     """
-    insertion = insert_for(connection, JobRequestRow).values(**name_values(refused))
-    told = ("state", "fields", "error_code", "errors", "tenant")
-    statement = insertion.on_conflict_do_update(
-        index_elements=_KEYS,
-        index_where=_HAS_MESSAGE,
-        set_={name: insertion.excluded[name] for name in told},
-        where=JobRequestRow.state == RequestState.PENDING,
-    ).returning(JobRequestRow.id)
-    return connection.execute(statement).one_or_none() is not None
+    names = ("state", "fields", "error_code", "errors", "tenant")
+    changes = {name: getattr(refused, name) for name in names}
+    return _insert_or_change(connection, refused, changes) is not None
 
 
 def count_claim(connection: Connection, pending: StoredRequest) -> int | None:
-    """Note that somebody begins to look at it; how often that was noted, this time included.
+    """Note that somebody begins to inspect it; how often that was noted, this time included.
 
     None if it was refused before.
     """
-    insertion = insert_for(connection, JobRequestRow).values(**name_values(pending))
-    statement = insertion.on_conflict_do_update(
-        index_elements=_KEYS,
-        index_where=_HAS_MESSAGE,
-        set_={"claims": JobRequestRow.claims + 1},
-        where=JobRequestRow.state == RequestState.PENDING,
-    ).returning(JobRequestRow.claims)
-    claims = connection.execute(statement).scalar_one_or_none()
-    return None if claims is None else int(claims)
+    return _insert_or_change(connection, pending, {"claims": JobRequestRow.claims + 1})
+
+
+def _insert_or_change(
+    connection: Connection, request: StoredRequest, changes: dict[str, Any]
+) -> int | None:
+    """Write the request, or change the pending one of its message; its claims, None if neither."""
+    statement = (
+        insert_for(connection, JobRequestRow)
+        .values(name_values(request))
+        .on_conflict_do_update(
+            index_elements=("door", "message_id"),
+            index_where=JobRequestRow.message_id.is_not(None),
+            set_=changes,
+            where=JobRequestRow.state == RequestState.PENDING,
+        )
+        .returning(JobRequestRow.claims)
+    )
+    return connection.execute(statement).scalar_one_or_none()
 
 
 def forget_claims(connection: Connection, door: str, message_id: str, code: str) -> None:
@@ -105,44 +104,39 @@ def list_refused(
     connection: Connection, limit: int, tenant: str | None = None
 ) -> list[StoredRequest]:
     """The newest first."""
-    statement = select(*columns_of(JobRequestRow)).where(
-        JobRequestRow.state == RequestState.REFUSED
-    )
-    if tenant is not None:
-        statement = statement.where(JobRequestRow.tenant == tenant)
+    statement = select(table_of(JobRequestRow)).where(_IS_REFUSED, _is_of(tenant))
     newest = (JobRequestRow.received_at.desc(), JobRequestRow.id.desc())
     return fetch_all(connection, StoredRequest, statement.order_by(*newest).limit(limit))
 
 
 def count_refused(connection: Connection) -> dict[str, dict[str, int]]:
     """How many rows of refused requests there are, by door and code."""
-    door, code = JobRequestRow.door, JobRequestRow.error_code
-    statement = (
-        select(door, code, func.count())
-        .where(JobRequestRow.state == RequestState.REFUSED)
-        .group_by(door, code)
-    )
+    keys = (JobRequestRow.door, JobRequestRow.error_code)
+    statement = select(*keys, func.count()).where(_IS_REFUSED).group_by(*keys)
     counted: dict[str, dict[str, int]] = {}
-    for of_door, of_code, count in connection.execute(statement):
-        counted.setdefault(of_door, {})[str(of_code)] = int(count)
+    for door, code, number in connection.execute(statement):
+        counted.setdefault(door, {})[str(code)] = number
     return counted
 
 
 def count_old(connection: Connection, before: datetime, tenant: str | None) -> int:
-    statement = select(func.count(JobRequestRow.id)).where(_is_old(before, tenant))
-    return int(connection.execute(statement).scalar_one())
+    return count(connection, *_are_old(before, tenant))
 
 
 def delete_old(connection: Connection, before: datetime, tenant: str | None, limit: int) -> int:
-    """Delete requests that came before then and that nobody will look at; how many."""
-    some = select(JobRequestRow.id).where(_is_old(before, tenant)).limit(limit)
+    """Delete requests that came before then and that nobody needs any more; how many."""
+    some = select(JobRequestRow.id).where(*_are_old(before, tenant)).limit(limit)
     return connection.execute(delete(JobRequestRow).where(JobRequestRow.id.in_(some))).rowcount
 
 
-def _is_old(before: datetime, tenant: str | None) -> ColumnElement[bool]:
+_IS_REFUSED = JobRequestRow.state == RequestState.REFUSED
+
+
+def _is_of(tenant: str | None) -> ColumnElement[bool]:
+    return true() if tenant is None else JobRequestRow.tenant == tenant
+
+
+def _are_old(before: datetime, tenant: str | None) -> tuple[ColumnElement[bool], ...]:
     """A pending message is only a count: the broker, not the row, brings it back."""
     is_over = or_(JobRequestRow.state != RequestState.PENDING, JobRequestRow.door == Door.CELERY)
-    conditions: Sequence[ColumnElement[bool]] = [JobRequestRow.received_at < before, is_over]
-    if tenant is not None:
-        conditions = [*conditions, JobRequestRow.tenant == tenant]
-    return and_(*conditions)
+    return (JobRequestRow.received_at < before, is_over, _is_of(tenant))

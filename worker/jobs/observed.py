@@ -7,33 +7,38 @@ at its start; what it has waited is the difference (ADR 17).
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Float,
-    ScalarSelect,
-    func,
-    literal,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, ScalarSelect, TextClause, select, text
 
 from worker.jobs.models import AttemptRow, ObservedTimeRow
-from worker.jobs.rows import is_postgres, table_of
+from worker.jobs.rows import change, is_postgres, table_of
 
-_OBSERVED, _ATTEMPTS = table_of(ObservedTimeRow), table_of(AttemptRow)
-_UNIX_EPOCH_JULIAN_DAY = 2440587.5
-_DAY_SECONDS = 86400.0
+_SECONDS = select(table_of(ObservedTimeRow).c.seconds)
+# Seconds since 1970 by the database; on SQLite that is this host's clock.
+_POSTGRES = {
+    "{clock}": "extract(epoch FROM clock_timestamp())::float8",
+    "{least}": "least",
+    "{greatest}": "greatest",
+}
+_SQLITE = {
+    "{clock}": "(julianday('now') - 2440587.5) * 86400.0",
+    "{least}": "min",
+    "{greatest}": "max",
+}
+# The last pass is so long ago, or ahead: that was noted by a clock that was wrong.
+_IS_AGO = "(noted_at <= {clock} - :age OR noted_at > {clock})"
+_ADD = """
+    UPDATE observed_time SET noted_at = {clock}, seconds = seconds
+        + {greatest}(0.0, {least}({clock} - noted_at, :since_seen, :most))
+    WHERE """
 
 
 def observed_seconds() -> ScalarSelect[float]:
     """The value now, for use inside another statement."""
-    return select(_OBSERVED.c.seconds).scalar_subquery()
+    return _SECONDS.scalar_subquery()
 
 
 def read_observed(connection: Connection) -> timedelta:
-    return timedelta(seconds=connection.execute(select(_OBSERVED.c.seconds)).scalar_one())
+    return timedelta(seconds=connection.execute(_SECONDS).scalar_one())
 
 
 def add_observed(
@@ -45,42 +50,25 @@ def add_observed(
     adds nothing. False, and nothing is written, if the last pass is not yet `pause` ago: of many
     that come together one passes.
     """
-    now = _read_database_clock(connection)
-    least, greatest = (
-        (func.least, func.greatest) if is_postgres(connection) else (func.min, func.max)
-    )
-    gained = greatest(
-        literal(0.0),
-        least(now - _OBSERVED.c.noted_at, since_seen.total_seconds(), most.total_seconds()),
-    )
-    statement = update(_OBSERVED).values(seconds=_OBSERVED.c.seconds + gained, noted_at=now)
-    if pause:
-        statement = statement.where(_is_ago(connection, pause))
-    return connection.execute(statement).rowcount == 1
+    times = {"since_seen": since_seen, "most": most, "age": pause}
+    seconds = {name: time.total_seconds() for name, time in times.items()}
+    return connection.execute(_spell(connection, _ADD + _IS_AGO), seconds).rowcount == 1
 
 
 def is_pass_missing(connection: Connection, since: timedelta) -> bool:
     """Whether there has been no pass for so long."""
-    return bool(connection.execute(select(_is_ago(connection, since))).scalar_one())
-
-
-def _is_ago(connection: Connection, age: timedelta) -> ColumnElement[bool]:
-    """The last pass is so long ago, or ahead: that was noted by a clock that was wrong."""
-    now = _read_database_clock(connection)
-    return or_(_OBSERVED.c.noted_at <= now - age.total_seconds(), _OBSERVED.c.noted_at > now)
+    statement = _spell(connection, f"SELECT {_IS_AGO} FROM observed_time")  # noqa: S608 - constants
+    return bool(connection.execute(statement, {"age": since.total_seconds()}).scalar_one())
 
 
 def start_observing(connection: Connection, attempt_id: UUID) -> None:
     """For an attempt that an earlier release has written: its waiting counts from now."""
-    connection.execute(
-        update(_ATTEMPTS)
-        .where(_ATTEMPTS.c.id == attempt_id, _ATTEMPTS.c.observed_start.is_(None))
-        .values(observed_start=observed_seconds())
-    )
+    is_new = (AttemptRow.id == attempt_id, AttemptRow.observed_start.is_(None))
+    change(connection, AttemptRow, *is_new, observed_start=observed_seconds())
 
 
-def _read_database_clock(connection: Connection) -> ColumnElement[float]:
-    """Seconds since 1970 by the database; on SQLite that is this host's clock."""
-    if is_postgres(connection):
-        return func.extract("epoch", func.clock_timestamp()).cast(Float)
-    return (func.julianday("now") - _UNIX_EPOCH_JULIAN_DAY) * _DAY_SECONDS
+def _spell(connection: Connection, sql: str) -> TextClause:
+    """The statement as this database has it."""
+    for name, spelling in (_POSTGRES if is_postgres(connection) else _SQLITE).items():
+        sql = sql.replace(name, spelling)
+    return text(sql)

@@ -5,20 +5,22 @@ rows that an index finds; a page that its window has not filled says where to go
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, asc, desc, func, select, true, union_all
 
 from worker.ground.clock import read_moment
 from worker.ground.db import Database
-from worker.jobs.models import AttemptRow, JobRow, UtcDateTime
+from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.rows import columns_of, fetch_all
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.values import Job
+from worker.jobs.walks import PLACE, bind_place
 
 # What is not rare is found in the first rows; what is, is not searched through the whole table.
 WINDOW = 5000
@@ -68,8 +70,6 @@ class JobLine:
     due_at: datetime | None
     blocked_reason: str | None
     error_code: str | None
-    submitted_at: datetime | None
-    completed_at: datetime | None
     archived_at: datetime | None
     failed_at: datetime | None
     cancelled_at: datetime | None
@@ -91,7 +91,9 @@ class JobPage:
 
 
 _PROMPT = JobRow.input["prompt"].as_string()
-_LINE = [getattr(JobRow, name) for name in JobLine.__slots__ if name != "prompt"]
+_LINE = [name for name in JobLine.__slots__ if name != "prompt"]
+# What the columns of `jobs`, or of a window of it, have to meet.
+_Demand = Callable[[Any], ColumnElement[bool]]
 
 
 def parse_label(text: str) -> tuple[str, str | None]:
@@ -116,14 +118,14 @@ def parse_filter(texts: Mapping[str, str], now: datetime) -> tuple[JobFilter, di
     return wanted, wrong
 
 
-def _parse_field(name: str, text: str, now: datetime) -> Any:  # noqa: ANN401 - by the field's name
+def _parse_field(name: str, text: str, now: datetime) -> Any:  # noqa: ANN401 - by the field
     if "\0" in text:
         # PostgreSQL takes none with it, not even to compare.
         raise ValueError("text without a NUL")
     match name:
+        case "state" if text not in set(JobState):
+            raise ValueError(f"one of {', '.join(JobState)}")
         case "state":
-            if text not in set(JobState):
-                raise ValueError(f"one of {', '.join(JobState)}")
             return JobState(text)
         case "label":
             return parse_label(text)
@@ -142,89 +144,76 @@ def list_page(
     is_backward: bool = False,
 ) -> JobPage:
     """The jobs that follow `place`; backward those before it, in the same order."""
-    exact = find_exact(connection, wanted.text) if wanted.text else []
-    # Of state and tenant the rarer one leads through its index: live states are few.
-    is_by_state = wanted.tenant is None or wanted.state not in ENDED
-    walk = select(*_LINE, _PROMPT.label("prompt"))
-    if exact:
-        walk = walk.where(JobRow.id.in_(exact))
-    elif wanted.state is not None and is_by_state:
-        walk = walk.where(JobRow.state == wanted.state)
-    elif wanted.tenant is not None:
-        walk = walk.where(JobRow.tenant == wanted.tenant)
+    demands = _list_demands(connection, wanted)
+    # One of them leads through its index: a live state has fewer jobs than a tenant.
+    is_live = wanted.state is not None and wanted.state not in ENDED
+    names = ("id", "state", "tenant") if is_live else ("id", "tenant", "state")
+    leading = next((demands.pop(name) for name in names if name in demands), lambda _: true())
+    turn = asc if is_backward else desc
+    columns, prompt = [getattr(JobRow, name) for name in _LINE], _PROMPT.label("prompt")
+    walk = select(*columns, prompt).where(leading(JobRow))
     if wanted.since is not None:
         walk = walk.where(JobRow.enqueued_at >= wanted.since)
     if wanted.until is not None:
         walk = walk.where(JobRow.enqueued_at < wanted.until)
     if place is not None:
-        key = tuple_(JobRow.enqueued_at, JobRow.id)
-        at = tuple_(literal(place.enqueued_at, UtcDateTime()), literal(place.id, JobRow.id.type))
-        walk = walk.where(key > at if is_backward else key < at)
-    walk = walk.order_by(*_order(JobRow, is_backward=is_backward))
-
-    is_whole_answer = not (wanted.text or wanted.label or wanted.states) and (
-        wanted.state is None or wanted.tenant is None
-    )
-    if is_whole_answer:
-        shown = func.substr(_PROMPT, 1, SHOWN_PROMPT).label("prompt")
-        statement = walk.with_only_columns(*_LINE, shown)
-    else:
+        at = bind_place(place.enqueued_at, place.id)
+        walk = walk.where(at < PLACE if is_backward else at > PLACE)
+    walk = statement = walk.order_by(turn(JobRow.enqueued_at), turn(JobRow.id))
+    if demands:
         window = walk.limit(WINDOW).subquery().c
-        conditions = _list_conditions(window, wanted, is_prompt=bool(wanted.text) and not exact)
-        shown = func.substr(window.prompt, 1, SHOWN_PROMPT).label("prompt")
-        statement = select(*(window[column.key] for column in _LINE), shown).where(*conditions)
-        statement = statement.order_by(*_order(window, is_backward=is_backward))
-    lines = fetch_all(connection, JobLine, statement.limit(limit + 1))
+        columns, prompt = [window[name] for name in _LINE], window.prompt
+        statement = select(window.id).where(*(meets(window) for meets in demands.values()))
+        statement = statement.order_by(turn(window.enqueued_at), turn(window.id))
+    shown = func.substr(prompt, 1, SHOWN_PROMPT).label("prompt")
+    statement = statement.with_only_columns(*columns, shown).limit(limit + 1)
+    lines = fetch_all(connection, JobLine, statement)
     following = None
     if len(lines) > limit:
         lines = lines[:limit]
         following = lines[-1].place
-    elif not is_whole_answer:
+    elif demands:
         end = walk.with_only_columns(JobRow.enqueued_at, JobRow.id).offset(WINDOW - 1).limit(1)
         found = connection.execute(end).one_or_none()
         following = None if found is None else Place(*found)
     return JobPage(lines[::-1] if is_backward else lines, following)
 
 
-def _order(columns: Any, *, is_backward: bool) -> list[ColumnElement[Any]]:  # noqa: ANN401 - of a table or subquery
-    key = (columns.enqueued_at, columns.id)
-    return [one.asc() if is_backward else one.desc() for one in key]
-
-
-def _list_conditions(
-    window: Any,  # noqa: ANN401 - columns of a subquery
-    wanted: JobFilter,
-    *,
-    is_prompt: bool,
-) -> Iterator[ColumnElement[bool]]:
-    """All but the times, also what the window's index has answered already."""
+def _list_demands(connection: Connection, wanted: JobFilter) -> dict[str, _Demand]:
+    """By name, all but the times."""
+    demands: dict[str, _Demand] = {}
+    if wanted.text and (exact := find_exact(connection, wanted.text)):
+        demands["id"] = lambda of: of.id.in_(exact)
+    elif wanted.text:
+        demands["text"] = lambda of: of.prompt.icontains(wanted.text, autoescape=True)
     if wanted.state is not None:
-        yield window.state == wanted.state
+        demands["state"] = lambda of: of.state == wanted.state
     if wanted.states is not None:
-        yield window.state.in_(sorted(wanted.states))
+        states = sorted(wanted.states)
+        demands["states"] = lambda of: of.state.in_(states)
     if wanted.tenant is not None:
-        yield window.tenant == wanted.tenant
+        demands["tenant"] = lambda of: of.tenant == wanted.tenant
     if wanted.label is not None:
         name, value = wanted.label
-        found = window.labels[name].as_string()
-        yield found.is_not(None) if value is None else found == value
-    if is_prompt:
-        yield window.prompt.icontains(wanted.text, autoescape=True)
+        demands["label"] = lambda of: (
+            of.labels[name].as_string().is_not(None)
+            if value is None
+            else of.labels[name].as_string() == value
+        )
+    return demands
 
 
-def find_exact(connection: Connection, text: str) -> list[UUID]:
-    """Jobs that the text names by an id or key of theirs."""
-    keyed = select(JobRow.id).where(JobRow.idempotency_key == text)
-    requested = select(AttemptRow.job_id).where(AttemptRow.fal_request_id == text)
-    statements: list[Select[Any]] = [keyed, requested]
-    span = _span_ids(text)
-    if span is not None:
-        statements.append(select(JobRow.id).where(JobRow.id >= span[0], JobRow.id <= span[1]))
-    return [
-        job_id
-        for statement in statements
-        for job_id in connection.execute(statement.limit(MOST_EXACT)).scalars()
+def find_exact(connection: Connection, text: str) -> Sequence[UUID]:
+    """Jobs that the text names by an id or key of theirs, or that have an id that begins so."""
+    statements: list[Select[Any]] = [
+        select(JobRow.id).where(JobRow.idempotency_key == text),
+        select(AttemptRow.job_id).where(AttemptRow.fal_request_id == text),
     ]
+    digits = text.replace("-", "").lower()
+    if re.fullmatch(f"[0-9a-f]{{{SHORTEST_ID_PREFIX},{ID_DIGITS}}}", digits):
+        first, last = UUID(digits.ljust(ID_DIGITS, "0")), UUID(digits.ljust(ID_DIGITS, "f"))
+        statements.append(select(JobRow.id).where(JobRow.id.between(first, last)))
+    return connection.execute(union_all(*statements).limit(MOST_EXACT)).scalars().all()
 
 
 def list_by_ids(connection: Connection, job_ids: Sequence[UUID]) -> list[Job]:
@@ -236,12 +225,7 @@ def list_by_ids(connection: Connection, job_ids: Sequence[UUID]) -> list[Job]:
 
 def list_lines(wanted: JobFilter, *, db: Database, limit: int) -> list[JobLine]:
     """At most `limit` of them, the newest first."""
-    lines: list[JobLine] = []
-    for line in walk_lines(wanted, db=db, size=min(limit, PAGE)):
-        lines.append(line)
-        if len(lines) == limit:
-            break
-    return lines
+    return list(islice(walk_lines(wanted, db=db, size=min(limit, PAGE)), limit))
 
 
 def list_jobs(wanted: JobFilter, *, db: Database, limit: int) -> list[Job]:
@@ -261,19 +245,10 @@ def read_jobs(job_ids: list[UUID], *, db: Database) -> list[Job]:
 
 def walk_lines(wanted: JobFilter, *, db: Database, size: int = PAGE) -> Iterator[JobLine]:
     """Every job that matches, in short statements."""
-    place = None
-    while True:
+    place, has_more = None, True
+    while has_more:
         with db.reading() as connection:
             page = list_page(connection, wanted, place=place, limit=size)
         yield from page.lines
         place = page.following
-        if place is None:
-            return
-
-
-def _span_ids(text: str) -> tuple[UUID, UUID] | None:
-    """The first and last id that begin so; None if the text begins no id, or too many."""
-    digits = text.replace("-", "").lower()
-    if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_ID_PREFIX},{ID_DIGITS}}}", digits):
-        return None
-    return UUID(digits.ljust(ID_DIGITS, "0")), UUID(digits.ljust(ID_DIGITS, "f"))
+        has_more = place is not None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, Executable, Table
+from sqlalchemy import ColumnElement, Connection, Executable, Table, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.jobs.models import Base
@@ -45,6 +45,19 @@ def fetch_one(connection: Connection, value: type[V], statement: Executable) -> 
 def fetch_all(connection: Connection, value: type[V], statement: Executable) -> list[V]:
     found = connection.execute(statement).mappings()
     return [value(**row) for row in found]
+
+
+def count(connection: Connection, *conditions: ColumnElement[bool]) -> int:
+    """How many rows meet them, of the one table that they are about."""
+    return connection.execute(select(func.count()).where(*conditions)).scalar_one()
+
+
+def change(
+    connection: Connection, row: type[Base], *conditions: ColumnElement[bool], **values: object
+) -> int:
+    """Write the values into the rows that meet the conditions; how many these are."""
+    statement = update(table_of(row)).where(*conditions).values(**values)
+    return connection.execute(statement).rowcount
 
 
 def name_values(value: "DataclassInstance") -> dict[str, Any]:

@@ -5,13 +5,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    Connection,
-    literal,
-    select,
-)
+from sqlalchemy import Connection, null, or_, select
 
 from worker.jobs.models import AttemptRow, JobRow
+from worker.jobs.rows import fetch_all
 from worker.jobs.states import JobState
 from worker.jobs.values import Outcome
 from worker.jobs.walks import Slice
@@ -52,51 +49,36 @@ def list_paid_requests(
     """The slice's attempts on the endpoint since `start` that are known to be requests of fal's."""
     statement = select(
         AttemptRow.job_id,
-        AttemptRow.id,
+        AttemptRow.id.label("attempt_id"),
         AttemptRow.fal_request_id,
-        AttemptRow.completed_at.is_not(None),
+        AttemptRow.completed_at.is_not(None).label("is_completed"),
     ).where(
         part.covers(AttemptRow.job_id),
         AttemptRow.started_at >= start,
         AttemptRow.endpoint == endpoint,
         AttemptRow.fal_request_id.is_not(None),
     )
-    return [
-        PaidRequest(row[0], row[1], str(row[2]), bool(row[3]))
-        for row in connection.execute(statement)
-    ]
+    return fetch_all(connection, PaidRequest, statement)
 
 
-def list_idless_attempts(connection: Connection, part: Slice, endpoint: str) -> list[SentInput]:
-    """The slice's attempts of which no request is known."""
-    columns = (AttemptRow.job_id, AttemptRow.id, AttemptRow.outcome, AttemptRow.input)
-    statement = select(*columns).where(
-        part.covers(AttemptRow.job_id),
-        AttemptRow.endpoint == endpoint,
-        AttemptRow.fal_request_id.is_(None),
-    )
-    return [SentInput(*row) for row in connection.execute(statement)]
-
-
-def list_sent_attempts(
+def list_sent_inputs(
     connection: Connection, part: Slice, endpoint: str, start: datetime
 ) -> list[SentInput]:
-    """The slice's attempts since `start` whose requests are known."""
-    columns = (AttemptRow.job_id, AttemptRow.id, AttemptRow.outcome, AttemptRow.input)
-    statement = select(*columns, literal(True)).where(
+    """What the slice's attempts have sent, and its queued jobs are going to send.
+
+    Attempts whose request is known only since `start`.
+    """
+    has_request = AttemptRow.fal_request_id.is_not(None)
+    attempts = select(
+        AttemptRow.job_id, AttemptRow.id, AttemptRow.outcome, AttemptRow.input, has_request
+    ).where(
         part.covers(AttemptRow.job_id),
-        AttemptRow.started_at >= start,
         AttemptRow.endpoint == endpoint,
-        AttemptRow.fal_request_id.is_not(None),
+        or_(~has_request, AttemptRow.started_at >= start),
     )
-    return [SentInput(*row) for row in connection.execute(statement)]
-
-
-def list_coming_attempts(connection: Connection, part: Slice, endpoint: str) -> list[SentInput]:
-    """What the slice's queued jobs are going to send."""
-    statement = select(JobRow.id, JobRow.input).where(
+    queued = select(JobRow.id, null(), JobRow.state, JobRow.input).where(
         part.covers(JobRow.id), JobRow.endpoint == endpoint, JobRow.state == JobState.QUEUED
     )
     return [
-        SentInput(row[0], None, JobState.QUEUED, row[1]) for row in connection.execute(statement)
+        SentInput(*row) for statement in (attempts, queued) for row in connection.execute(statement)
     ]

@@ -1,4 +1,4 @@
-"""The job's state machine as data: states, events, and every permitted edge on a line of its own.
+"""The job's state machine as data: states, events, and where each event leads.
 
 Pure: no imports from this project. `jobs/table.py` turns each edge into one guarded UPDATE, and a
 property test holds the two against each other.
@@ -6,7 +6,6 @@ property test holds the two against each other.
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import assert_never
 from uuid import UUID
 
 
@@ -93,7 +92,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Doorbell:
-    """A hint that a step can be tried; it may be lost, doubled or late without harm.
+    """A notice that a step can be tried; it may be lost, doubled or late without harm.
 
     A submission is of the next job, whichever that is: its message names one at the most.
     """
@@ -103,82 +102,68 @@ class Doorbell:
 
 
 _S, _E = JobState, JobEvent
+# The POST may have left, and fal may have taken it.
+_SENT = (_S.SUBMITTING, _S.SUBMISSION_UNKNOWN)
 
-EDGES: dict[tuple[JobState, JobEvent], JobState] = {
-    (_S.QUEUED, _E.SUBMISSION_CLAIMED): _S.SUBMITTING,
-    (_S.SUBMITTING, _E.SUBMISSION_ACCEPTED): _S.SUBMITTED,
-    (_S.SUBMITTING, _E.SUBMISSION_POSTPONED): _S.QUEUED,
-    (_S.SUBMITTING, _E.SUBMISSION_REJECTED): _S.FAILED,
-    (_S.SUBMITTING, _E.SUBMISSION_EXHAUSTED): _S.FAILED,
-    (_S.SUBMITTING, _E.SUBMISSION_LOST): _S.SUBMISSION_UNKNOWN,
-    (_S.SUBMITTED, _E.RESULT_ARRIVED): _S.COMPLETED,
-    (_S.SUBMITTED, _E.FAILURE_ARRIVED): _S.FAILED,
-    (_S.COMPLETED, _E.ARCHIVE_CLAIMED): _S.ARCHIVING,
-    (_S.ARCHIVING, _E.ARCHIVE_RECORDED): _S.ARCHIVED,
-    (_S.ARCHIVING, _E.ARCHIVE_POSTPONED): _S.COMPLETED,
-    (_S.ARCHIVING, _E.ARCHIVE_REFUSED): _S.FAILED,
-    # An operator had the video fetched again, in place of a copy that was damaged or lost.
-    (_S.ARCHIVED, _E.ARCHIVE_REPLACED): _S.ARCHIVED,
+# What happens, the state that it leads to, and those in which it is permitted.
+_TRANSITIONS: tuple[tuple[JobEvent, JobState, *tuple[JobState, ...]], ...] = (
+    (_E.SUBMISSION_CLAIMED, _S.SUBMITTING, _S.QUEUED),
+    # The worker was slow, not dead: its reply may come after its lease, or after a refusal or a
+    # death that was none. What is paid is taken, also after the job had been given up.
+    (_E.SUBMISSION_ACCEPTED, _S.SUBMITTED, *_SENT, _S.QUEUED, _S.FAILED),
+    (_E.SUBMISSION_POSTPONED, _S.QUEUED, *_SENT),
+    (_E.SUBMISSION_REJECTED, _S.FAILED, *_SENT),
+    (_E.SUBMISSION_EXHAUSTED, _S.FAILED, *_SENT),
     # Its worker was silent for a whole lease. Any worker may take over a download, and none a paid
     # submission: its POST may have left.
-    (_S.ARCHIVING, _E.ARCHIVE_CLAIM_EXPIRED): _S.COMPLETED,
-    (_S.SUBMITTING, _E.SUBMISSION_CLAIM_EXPIRED): _S.SUBMISSION_UNKNOWN,
+    (_E.SUBMISSION_LOST, _S.SUBMISSION_UNKNOWN, _S.SUBMITTING),
+    (_E.SUBMISSION_CLAIM_EXPIRED, _S.SUBMISSION_UNKNOWN, _S.SUBMITTING),
     # The table is a restored back-up, or a webhook came of an attempt without a row: what is queued
     # here may be at fal.
-    (_S.QUEUED, _E.SUBMISSION_DOUBTED): _S.SUBMISSION_UNKNOWN,
-    # The webhook may overtake the reply to the submission.
-    (_S.SUBMITTING, _E.RESULT_ARRIVED): _S.COMPLETED,
-    (_S.SUBMITTING, _E.FAILURE_ARRIVED): _S.FAILED,
-    # The reply was lost, yet the webhook's token names the attempt: the job adopts it.
-    (_S.SUBMISSION_UNKNOWN, _E.RESULT_ARRIVED): _S.COMPLETED,
-    (_S.SUBMISSION_UNKNOWN, _E.FAILURE_ARRIVED): _S.FAILED,
-    # fal's listing, or a delivery without payload, shows which request the lost attempt became.
-    (_S.SUBMISSION_UNKNOWN, _E.REQUEST_ADOPTED): _S.SUBMITTED,
-    # Such a delivery may overtake the reply, too; then no refusal may send the job round again.
-    (_S.SUBMITTING, _E.REQUEST_ADOPTED): _S.SUBMITTED,
-    # The worker was slow, not dead: its reply comes after the lease.
-    (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_ACCEPTED): _S.SUBMITTED,
-    (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_POSTPONED): _S.QUEUED,
-    (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_REJECTED): _S.FAILED,
+    (_E.SUBMISSION_DOUBTED, _S.SUBMISSION_UNKNOWN, _S.QUEUED),
     # Neither webhook nor listing knows it: by policy a new attempt, a human, or the bound's end.
-    (_S.SUBMISSION_UNKNOWN, _E.DEATH_PROVEN): _S.QUEUED,
+    (_E.DEATH_PROVEN, _S.QUEUED, _S.SUBMISSION_UNKNOWN),
     # fal had not started it within the start timeout: nothing ran, and nothing is charged.
-    (_S.SUBMITTED, _E.START_TIMED_OUT): _S.QUEUED,
-    (_S.SUBMITTING, _E.START_TIMED_OUT): _S.QUEUED,
-    (_S.SUBMISSION_UNKNOWN, _E.START_TIMED_OUT): _S.QUEUED,
-    # Its producer wanted it by a time that has passed.
-    (_S.QUEUED, _E.EXPIRED): _S.FAILED,
-    (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_HELD): _S.SUBMISSION_UNKNOWN,
-    (_S.SUBMISSION_UNKNOWN, _E.SUBMISSION_EXHAUSTED): _S.FAILED,
-    # A refusal or a death was none: fal ran the attempt all the same. What is paid is taken, also
-    # after the job had been given up.
-    (_S.QUEUED, _E.SUBMISSION_ACCEPTED): _S.SUBMITTED,
-    (_S.QUEUED, _E.REQUEST_ADOPTED): _S.SUBMITTED,
-    (_S.QUEUED, _E.RESULT_ARRIVED): _S.COMPLETED,
-    (_S.FAILED, _E.SUBMISSION_ACCEPTED): _S.SUBMITTED,
-    (_S.FAILED, _E.REQUEST_ADOPTED): _S.SUBMITTED,
-    (_S.FAILED, _E.RESULT_ARRIVED): _S.COMPLETED,
-    (_S.CANCELLED, _E.REQUEST_ADOPTED): _S.SUBMITTED,
-    (_S.CANCELLED, _E.RESULT_ARRIVED): _S.COMPLETED,
+    (_E.START_TIMED_OUT, _S.QUEUED, *_SENT, _S.SUBMITTED),
+    # Its producer wanted it submitted by a time that has passed.
+    (_E.EXPIRED, _S.FAILED, _S.QUEUED),
+    (_E.SUBMISSION_HELD, _S.SUBMISSION_UNKNOWN, _S.SUBMISSION_UNKNOWN),
+    # fal's listing, or a delivery without payload, shows which request the attempt became: it may
+    # overtake the reply, and then no refusal may send the job round again.
+    (_E.REQUEST_ADOPTED, _S.SUBMITTED, *_SENT, _S.QUEUED, _S.FAILED, _S.CANCELLED),
+    # The webhook may overtake the reply, or replace it: its token names the attempt.
+    (_E.RESULT_ARRIVED, _S.COMPLETED, *_SENT, _S.SUBMITTED, _S.QUEUED, _S.FAILED, _S.CANCELLED),
+    (_E.FAILURE_ARRIVED, _S.FAILED, *_SENT, _S.SUBMITTED),
+    (_E.ARCHIVE_CLAIMED, _S.ARCHIVING, _S.COMPLETED),
+    (_E.ARCHIVE_RECORDED, _S.ARCHIVED, _S.ARCHIVING),
+    (_E.ARCHIVE_POSTPONED, _S.COMPLETED, _S.ARCHIVING),
+    (_E.ARCHIVE_CLAIM_EXPIRED, _S.COMPLETED, _S.ARCHIVING),
+    (_E.ARCHIVE_REFUSED, _S.FAILED, _S.ARCHIVING),
+    # An operator had the video fetched again, in place of a copy that was damaged or lost.
+    (_E.ARCHIVE_REPLACED, _S.ARCHIVED, _S.ARCHIVED),
     # Before the POST it is free. After it, fal may or may not still cancel.
-    (_S.QUEUED, _E.JOB_CANCELLED): _S.CANCELLED,
-    (_S.SUBMITTING, _E.CANCEL_REQUESTED): _S.SUBMITTING,
-    (_S.SUBMISSION_UNKNOWN, _E.CANCEL_REQUESTED): _S.SUBMISSION_UNKNOWN,
-    (_S.SUBMITTED, _E.CANCEL_REQUESTED): _S.SUBMITTED,
-    (_S.SUBMITTING, _E.JOB_CANCELLED): _S.CANCELLED,
-    (_S.SUBMISSION_UNKNOWN, _E.JOB_CANCELLED): _S.CANCELLED,
-    (_S.SUBMITTED, _E.JOB_CANCELLED): _S.CANCELLED,
+    *((_E.CANCEL_REQUESTED, state, state) for state in (*_SENT, _S.SUBMITTED)),
+    (_E.JOB_CANCELLED, _S.CANCELLED, _S.QUEUED, *_SENT, _S.SUBMITTED),
     # Redriven by an operator, from the earliest step that is still needed.
-    (_S.FAILED, _E.SUBMIT_REDRIVEN): _S.QUEUED,
-    (_S.FAILED, _E.POLL_REDRIVEN): _S.SUBMITTED,
-    (_S.FAILED, _E.ARCHIVE_REDRIVEN): _S.COMPLETED,
-    (_S.CANCELLED, _E.SUBMIT_REDRIVEN): _S.QUEUED,
-    (_S.SUBMISSION_UNKNOWN, _E.SUBMIT_REDRIVEN): _S.QUEUED,
+    (_E.SUBMIT_REDRIVEN, _S.QUEUED, _S.FAILED, _S.CANCELLED, _S.SUBMISSION_UNKNOWN),
+    (_E.POLL_REDRIVEN, _S.SUBMITTED, _S.FAILED),
+    (_E.ARCHIVE_REDRIVEN, _S.COMPLETED, _S.FAILED),
+)
+EDGES: dict[tuple[JobState, JobEvent], JobState] = {
+    (source, event): target for event, target, *sources in _TRANSITIONS for source in sources
 }
 
 ENDED = frozenset({_S.ARCHIVED, _S.FAILED, _S.CANCELLED})
 # fal has the request, or may have it: no worker holds the job, and fal is polled for it.
 AWAITING_FAL = frozenset({_S.SUBMITTED, _S.SUBMISSION_UNKNOWN})
+
+
+_STEPS = {
+    _S.QUEUED: Step.SUBMIT,
+    _S.SUBMITTED: Step.RECONCILE,
+    _S.SUBMISSION_UNKNOWN: Step.RECONCILE,
+    _S.COMPLETED: Step.ARCHIVE,
+}
 
 
 def next_state(state: JobState, event: JobEvent) -> JobState | None:
@@ -188,20 +173,4 @@ def next_state(state: JobState, event: JobEvent) -> JobState | None:
 
 def step_for(state: JobState) -> Step | None:
     """The step to publish when a job rests in `state`; None where no worker is needed."""
-    match state:
-        case JobState.QUEUED:
-            return Step.SUBMIT
-        case JobState.SUBMITTED | JobState.SUBMISSION_UNKNOWN:
-            return Step.RECONCILE
-        case JobState.COMPLETED:
-            return Step.ARCHIVE
-        case (
-            JobState.SUBMITTING
-            | JobState.ARCHIVING
-            | JobState.ARCHIVED
-            | JobState.FAILED
-            | JobState.CANCELLED
-        ):
-            return None
-        case _:
-            assert_never(state)
+    return _STEPS.get(state)

@@ -7,16 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    and_,
-    case,
-    func,
-    literal,
-    select,
-    type_coerce,
-)
+from sqlalchemy import ColumnElement, Connection, case, func, select, true, type_coerce
 
 from worker.jobs.models import (
     AttemptRow,
@@ -26,10 +17,13 @@ from worker.jobs.models import (
     JobRow,
     UtcDateTime,
 )
-from worker.jobs.rows import columns_of, fetch_all, fetch_one, insert_for, name_values
+from worker.jobs.rows import columns_of, count, fetch_all, fetch_one, insert_for, name_values
 from worker.jobs.states import ENDED, BlockedBy, JobState
 
-# ------------------------------------------------------------------ counts
+MOST_COUNTED = 100_000
+LATENCY_SAMPLE = 1000
+
+# ------------------------------------------------------------------ cached counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +48,43 @@ def find_cached_count(connection: Connection, name: str) -> CachedCount | None:
 
 def keep_cached_count(connection: Connection, cached_count: CachedCount) -> bool:
     """Keep it; False if another process has counted since it was read."""
-    return _write_cached_count(
-        connection, cached_count, CachedCountRow.version == cached_count.version - 1
-    )
+    is_next = CachedCountRow.version == cached_count.version - 1
+    return _write_cached_count(connection, cached_count, is_next)
 
 
 def note_cached_count(connection: Connection, cached_count: CachedCount) -> None:
     """Keep it, also in place of a newer one."""
-    _write_cached_count(connection, cached_count, None)
+    _write_cached_count(connection, cached_count, true())
 
 
 def _write_cached_count(
-    connection: Connection, cached_count: CachedCount, condition: ColumnElement[bool] | None
+    connection: Connection, cached_count: CachedCount, condition: ColumnElement[bool]
 ) -> bool:
-    statement = insert_for(connection, CachedCountRow).values(name_values(cached_count))
-    statement = statement.on_conflict_do_update(
-        index_elements=["name"], set_=name_values(cached_count), where=condition
+    values = name_values(cached_count)
+    statement = (
+        insert_for(connection, CachedCountRow)
+        .values(values)
+        .on_conflict_do_update(index_elements=["name"], set_=values, where=condition)
     )
     return connection.execute(statement.returning(CachedCountRow.name)).one_or_none() is not None
 
 
+# ------------------------------------------------------------------ counts
+
+
 def count_live(connection: Connection) -> dict[str, Any]:
-    """Jobs that have not ended, by state, and since when the oldest of each is in it."""
-    entered_at = type_coerce(_entered_at(), UtcDateTime())
+    """Jobs that have not ended, by state, and since when the oldest of each is in it.
+
+    About since when: its first visit of the state, or its restart since.
+    """
+    visit = case(
+        (JobRow.state == JobState.SUBMITTED, JobRow.submitted_at),
+        (JobRow.state.in_([JobState.COMPLETED, JobState.ARCHIVING]), JobRow.completed_at),
+    )
+    first = func.coalesce(visit, JobRow.enqueued_at)
+    entered_at = case((JobRow.redriven_at > first, JobRow.redriven_at), else_=first)
     statement = (
-        select(JobRow.state, func.count(), func.min(entered_at, type_=UtcDateTime()))
+        select(JobRow.state, func.count(), type_coerce(func.min(entered_at), UtcDateTime()))
         .where(JobRow.due_at.is_not(None))
         .group_by(JobRow.state)
     )
@@ -89,36 +95,35 @@ def count_live(connection: Connection) -> dict[str, Any]:
 
 
 def count_ended(connection: Connection) -> dict[str, Any]:
-    statement = (
-        select(JobRow.state, func.count()).where(JobRow.state.in_(ENDED)).group_by(JobRow.state)
-    )
-    return {str(state): jobs for state, jobs in connection.execute(statement)}
+    return _count_by(connection, JobRow.state, JobRow.state.in_(ENDED))
 
 
 def count_outcomes(connection: Connection) -> dict[str, Any]:
     """Attempts by outcome; `open` have none yet."""
-    statement = select(AttemptRow.outcome, func.count()).group_by(AttemptRow.outcome)
-    return {outcome or "open": number for outcome, number in connection.execute(statement)}
+    return _count_by(connection, AttemptRow.outcome, true())
 
 
 def count_verdicts(connection: Connection) -> dict[str, Any]:
-    statement = select(DeliveryRow.verdict, func.count()).group_by(DeliveryRow.verdict)
-    return {str(verdict): number for verdict, number in connection.execute(statement)}
+    return _count_by(connection, DeliveryRow.verdict, true())
+
+
+def _count_by(
+    connection: Connection,
+    column: Any,  # noqa: ANN401 - a mapped column
+    condition: ColumnElement[bool],
+) -> dict[str, Any]:
+    statement = select(column, func.count()).where(condition).group_by(column)
+    return {str(value or "open"): number for value, number in connection.execute(statement)}
 
 
 def count_extra_charges(connection: Connection) -> int:
-    statement = select(func.count()).where(AttemptRow.extra_charge_at.is_not(None))
-    return int(connection.execute(statement).scalar_one())
+    return count(connection, AttemptRow.extra_charge_at.is_not(None))
 
 
 def count_held(connection: Connection) -> int:
     """Submissions confirmed as not accepted that wait for an operator."""
-    statement = select(func.count()).where(
-        JobRow.state == JobState.SUBMISSION_UNKNOWN,
-        JobRow.due_at.is_not(None),
-        JobRow.blocked_by == BlockedBy.HOLD.value,
-    )
-    return int(connection.execute(statement).scalar_one())
+    is_unknown = (JobRow.state == JobState.SUBMISSION_UNKNOWN, JobRow.due_at.is_not(None))
+    return count(connection, *is_unknown, JobRow.blocked_by == BlockedBy.HOLD.value)
 
 
 def find_earliest_due(connection: Connection) -> datetime | None:
@@ -128,30 +133,10 @@ def find_earliest_due(connection: Connection) -> datetime | None:
 
 
 def find_last_event(connection: Connection) -> int:
-    return int(connection.execute(select(func.max(EventRow.id))).scalar_one() or 0)
-
-
-def _entered_at() -> ColumnElement[datetime]:
-    """About when a live job entered its state: its first visit, or its restart since."""
-    first = case(
-        (
-            JobRow.state == JobState.SUBMITTED,
-            func.coalesce(JobRow.submitted_at, JobRow.enqueued_at),
-        ),
-        (
-            JobRow.state.in_([JobState.COMPLETED, JobState.ARCHIVING]),
-            func.coalesce(JobRow.completed_at, JobRow.enqueued_at),
-        ),
-        else_=JobRow.enqueued_at,
-    )
-    return case((JobRow.redriven_at > first, JobRow.redriven_at), else_=first)
+    return connection.execute(select(func.max(EventRow.id))).scalar_one() or 0
 
 
 # ------------------------------------------------------------------ spans of time
-
-
-MOST_COUNTED = 100_000
-LATENCY_SAMPLE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,19 +149,20 @@ class Measure:
 
 
 def measure_span(connection: Connection, start: datetime, end: datetime) -> Measure:
-    archived = and_(JobRow.archived_at >= start, JobRow.archived_at < end)
-    failed = and_(JobRow.failed_at >= start, JobRow.failed_at < end)
-    counts = select(
-        select(func.count()).select_from(_bounded(archived)).scalar_subquery(),
-        select(func.count()).select_from(_bounded(failed)).scalar_subquery(),
-    )
-    (numbers,) = connection.execute(counts)
-    times = select(JobRow.archived_at, JobRow.enqueued_at).where(archived).limit(LATENCY_SAMPLE)
-    latencies = [
-        (done - begun).total_seconds() for done, begun in connection.execute(times) if done
+    """Nothing is counted beyond MOST_COUNTED."""
+    counts = [
+        select(func.count())
+        .select_from(select(true()).where(at >= start, at < end).limit(MOST_COUNTED).subquery())
+        .scalar_subquery()
+        for at in (JobRow.archived_at, JobRow.failed_at)
     ]
-    return Measure(numbers[0], numbers[1], tuple(sorted(latencies)))
-
-
-def _bounded(condition: ColumnElement[bool]) -> Any:  # noqa: ANN401 - SQLAlchemy's own name is long
-    return select(literal(1)).where(condition).limit(MOST_COUNTED).subquery()
+    archived, failed = connection.execute(select(*counts)).one()
+    times = select(JobRow.archived_at, JobRow.enqueued_at).where(
+        JobRow.archived_at >= start, JobRow.archived_at < end
+    )
+    latencies = [
+        (done - begun).total_seconds()
+        for done, begun in connection.execute(times.limit(LATENCY_SAMPLE))
+        if done is not None
+    ]
+    return Measure(archived, failed, tuple(sorted(latencies)))

@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection, select
 
 from worker.jobs.models import UploadRow
-from worker.jobs.rows import columns_of, fetch_one, insert_for
+from worker.jobs.rows import fetch_one, insert_for, name_values, table_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Uploaded:
 
 
 def find_upload(connection: Connection, sha256: str) -> Uploaded | None:
-    statement = select(*columns_of(UploadRow)).where(UploadRow.sha256 == sha256)
+    statement = select(table_of(UploadRow)).where(UploadRow.sha256 == sha256)
     return fetch_one(connection, Uploaded, statement)
 
 
@@ -32,18 +32,13 @@ def record_upload(
 
     `lost_url` is where fal has them no more, however fresh that is.
     """
-    columns = {
-        "bytes": new.bytes,
-        "content_type": new.content_type,
-        "url": new.url,
-        "uploaded_at": new.uploaded_at,
-    }
+    values = name_values(new)
     connection.execute(
         insert_for(connection, UploadRow)
-        .values(sha256=new.sha256, **columns)
+        .values(values)
         .on_conflict_do_update(
             index_elements=["sha256"],
-            set_=columns,
+            set_=values,
             where=(UploadRow.uploaded_at < fresh_since) | (UploadRow.url == lost_url),
         )
     )

@@ -1,49 +1,48 @@
 """Keyset walks: whole tables in slices, with no lock, no long statement and bounded memory."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, SelectBase, and_, select
+from sqlalchemy import ColumnElement, Connection, Tuple, literal, select, tuple_
 from sqlalchemy.orm import QueryableAttribute
 
 from worker.ground.db import Database
-from worker.jobs.models import JobRow
+from worker.jobs.models import JobRow, UtcDateTime
 
 V = TypeVar("V")
 
 SLICE = 2000
+# Where a job is in the order of enqueuing.
+PLACE = tuple_(JobRow.enqueued_at, JobRow.id)
+
+
+def bind_place(at: datetime, job_id: UUID) -> Tuple:
+    return tuple_(literal(at, UtcDateTime()), literal(job_id, JobRow.id.type))
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Jobs that follow each other by id; `after` is the last one of the slice before."""
+    """Jobs that follow each other by id."""
 
-    after: UUID | None
+    first: UUID
     last: UUID
 
     def covers(self, job_id: QueryableAttribute[UUID]) -> ColumnElement[bool]:
         """Whether the column names a job of this slice."""
-        end: ColumnElement[bool] = job_id <= self.last
-        return end if self.after is None else and_(job_id > self.after, end)
+        return job_id.between(self.first, self.last)
 
 
 def next_slice(connection: Connection, after: UUID | None) -> Slice | None:
     """The slice that follows; None where the table ends."""
-    rows = select(JobRow.id)
+    statement = select(JobRow.id).order_by(JobRow.id).limit(SLICE)
     if after is not None:
-        rows = rows.where(JobRow.id > after)
-    last = find_last(connection, rows.order_by(JobRow.id).limit(SLICE))
-    return None if last is None else Slice(after, last[0])
-
-
-def find_last(connection: Connection, keys: SelectBase) -> Sequence[Any] | None:
-    """The last of some keys in their order, found by the database; None if there are none."""
-    found = keys.subquery()
-    backwards = select(found).order_by(*(column.desc() for column in found.c)).limit(1)
-    return connection.execute(backwards).one_or_none()
+        statement = statement.where(JobRow.id > after)
+    ids = connection.execute(statement).scalars().all()
+    return Slice(ids[0], ids[-1]) if ids else None
 
 
 def walk_slices(db: Database) -> Iterator[Slice]:

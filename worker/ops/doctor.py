@@ -15,9 +15,10 @@ from worker.fal.platform import ListedRequest, Listing, PlatformClient, is_same_
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
-from worker.jobs import admission, checks, sent
+from worker.jobs import admission, archives, checks, sent
+from worker.jobs.archives import Copy
 from worker.jobs.attempts import list_known_requests
-from worker.jobs.checks import ArchivedFile, Check, Finding, check_slice, find_strays
+from worker.jobs.checks import Check, Finding, check_slice, find_strays
 from worker.jobs.sent import PaidRequest, SentInput
 from worker.jobs.walks import offer, walk_slices
 from worker.media.store import MOST_FAILURES, ArchiveLook, Store
@@ -108,12 +109,12 @@ def _examine_tables(
     diagnosis: Diagnosis, db: Database, look: ArchiveLook, policy: DoctorPolicy, now: datetime
 ) -> list[PaidRequest]:
     """Check every slice and its files; returns the requests that fal's listing should have."""
-    sample: list[ArchivedFile] = []
+    sample: list[Copy] = []
     paid: list[PaidRequest] = []
     for part in walk_slices(db):
         with db.reading() as connection:
             diagnosis.add(check_slice(connection, part, now))
-            files = checks.list_archived_files(connection, part)
+            files = archives.list_archived(connection, part)
             since = now - policy.window
             paid += sent.list_paid_requests(connection, part, policy.endpoint, since)
             diagnosis.jobs += checks.count_jobs(connection, part)
@@ -130,7 +131,7 @@ def _examine_tables(
     return paid
 
 
-def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[ArchivedFile]) -> None:
+def _check_files(diagnosis: Diagnosis, look: ArchiveLook, files: Sequence[Copy]) -> None:
     for file in files:
         if look.is_over:
             diagnosis.unseen += 1
@@ -274,11 +275,7 @@ def _find_owners(
     any_open = False
     for part in walk_slices(db):
         with db.reading() as connection:
-            attempts = [
-                *sent.list_idless_attempts(connection, part, endpoint),
-                *sent.list_coming_attempts(connection, part, endpoint),
-                *sent.list_sent_attempts(connection, part, endpoint, start),
-            ]
+            attempts = sent.list_sent_inputs(connection, part, endpoint, start)
         for attempt in attempts:
             any_open = any_open or (attempt.is_open and not attempt.has_request)
             for one in by_sign.get(sign_input(attempt.input), ()):
