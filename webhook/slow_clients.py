@@ -61,19 +61,18 @@ class ReadDeadlines:
     def _watch(self) -> None:
         while True:
             time.sleep(self._seconds / 10)
-            for connection in self._cut_overdue(time.monotonic()):
-                address = connection.client[0] if isinstance(connection.client, tuple) else ""
+            now, cut = time.monotonic(), []
+            with self._lock:
+                for thread, (connection, ends_at) in [*self._reading.items()]:
+                    if ends_at <= now:
+                        del self._reading[thread]
+                        cut.append(connection.client)
+                        # Within the lock: after it the descriptor may be another connection's.
+                        with suppress(OSError):
+                            connection.sock.shutdown(socket.SHUT_RD)
+            for client in cut:
+                address = client[0] if isinstance(client, tuple) else ""
                 log.warning("slow_request_cut", address=address, seconds=self._seconds)
-
-    def _cut_overdue(self, now: float) -> list[ClientConnection]:
-        with self._lock:
-            overdue = [thread for thread, (_, ends_at) in self._reading.items() if ends_at <= now]
-            cut = [self._reading.pop(thread)[0] for thread in overdue]
-            for connection in cut:
-                # Within the lock: after it the descriptor may be another connection's.
-                with suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RD)
-        return cut
 
 
 def bound_reading(app: Flask, within: timedelta) -> None:

@@ -6,8 +6,10 @@ few files are sent at once.
 """
 
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
+from http import HTTPStatus
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -94,12 +96,10 @@ class Sender:
         if not self.free.acquire(blocking=False):
             told = f"{MOST_AT_ONCE} archived files are being read here. Try again in a moment."
             raise ServiceUnavailable(told, retry_after=RETRY_SECONDS)
-        try:
+        with ExitStack() as held:
+            held.callback(self.free.release)
             answer = self._open(found)
-        except BaseException:
-            self.free.release()
-            raise
-        answer.call_on_close(self.free.release)
+            answer.call_on_close(held.pop_all().close)
         return answer
 
     def _open(self, found: ArchiveFile) -> Response:
@@ -114,7 +114,7 @@ class Sender:
         given = None if "download" in request.args else request.headers.get("Range")
         environ = request.environ | cut_range(given, facts.bytes)
         answer.make_conditional(environ, accept_ranges=True, complete_length=facts.bytes)
-        if answer.status_code == 304:  # noqa: PLR2004 - HTTP
+        if answer.status_code == HTTPStatus.NOT_MODIFIED:
             return answer
         part = answer.content_range
         start, stop = (part.start or 0, part.stop) if part.stop else (0, facts.bytes)
