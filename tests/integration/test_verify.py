@@ -6,7 +6,6 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from typing_extensions import override
 from uuid_utils.compat import uuid7
 
 from tests.harness.archives import (
@@ -27,6 +26,7 @@ from worker.jobs import walks
 from worker.jobs.archives import Scope
 from worker.jobs.states import JobEvent, JobState
 from worker.media.local_store import LocalStore
+from worker.ops import verify as verify_module
 from worker.ops.verify import (
     DamagedCopy,
     Verification,
@@ -248,7 +248,7 @@ def test_sample_that_goes_on_repeats_what_was_found_and_reads_others(db, store):
 
 
 @pytest.mark.both_databases
-def test_sample_of_many_rows_is_drawn_only_of_its_scope(db, store):
+def test_sample_of_many_rows_is_drawn_only_of_its_scope(db, store, monkeypatch):
     known = {"archive_uri": "file:///a", "archive_sha256": "0" * 64, "archive_bytes": 1}
     jobs = [
         {"id": uuid7(), **known, "tenant": f"t{number % 2}", "archive_verified_at": None}
@@ -260,13 +260,12 @@ def test_sample_of_many_rows_is_drawn_only_of_its_scope(db, store):
     wanted = {job["id"] for job in jobs[:600] if job["tenant"] == "t1"}
     read: set[UUID] = set()
 
-    class Recorder(Verifier):
-        @override
-        def _take(self, copy, scope, verification):
-            read.add(copy.job_id)
+    def record(copy, _store):
+        read.add(copy.job_id)
+        return True
 
+    monkeypatch.setattr(verify_module, "is_elsewhere", record)
     for size, drawn in ((50, 50), (400, len(wanted))):
         read.clear()
-        Recorder(db, store).verify(scope, Verification(), sample=size)
-        assert len(read) == drawn
+        assert verify(db, store, scope, sample=size).elsewhere == len(read) == drawn
         assert read <= wanted

@@ -237,11 +237,6 @@ class Verification:
     damages: int = 0
     damaged: list[DamagedCopy] = field(default_factory=list)
 
-    def add(self, damaged: DamagedCopy) -> None:
-        self.damages += 1
-        if len(self.damaged) < MOST_LISTED:
-            self.damaged.append(damaged)
-
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
@@ -262,7 +257,26 @@ class Verifier:
         StoreUnavailableError, after which it can go on with the same scope.
         """
         for copy in self._choose(scope, sample):
-            self._take(copy, scope, verification)
+            damage = copy.error
+            if not _was_read(copy, scope):
+                if is_elsewhere(copy, self.store):
+                    verification.elsewhere += 1
+                    continue
+                damage = find_damage(copy, self.store, self.on_read)
+                with self.db.transaction() as connection:
+                    is_same = archives.record_check(connection, copy, damage, self.clock())
+                if not is_same:
+                    # Replaced or pruned while it was read: what was read says nothing.
+                    verification.moved += 1
+                    continue
+                verification.checked += 1
+                verification.bytes += copy.bytes
+            if damage is not None:
+                damaged = DamagedCopy(copy.job_id, copy.uri, damage)
+                verification.damages += 1
+                if verification.damages <= MOST_LISTED:
+                    verification.damaged.append(damaged)
+                self.on_damage(damaged)
 
     def _choose(self, scope: Scope, sample: int | None) -> Iterator[Copy]:
         """A sample is read at the end. Memory does not grow with the table."""
@@ -278,31 +292,6 @@ class Verifier:
                     offered += 1
                     offer(chosen, copy, offered=offered, size=sample)
         yield from chosen
-
-    def _take(self, copy: Copy, scope: Scope, verification: Verification) -> None:
-        if _was_read(copy, scope):
-            if copy.error is not None:
-                self._report(copy, copy.error, verification)
-            return
-        if is_elsewhere(copy, self.store):
-            verification.elsewhere += 1
-            return
-        damage = find_damage(copy, self.store, self.on_read)
-        with self.db.transaction() as connection:
-            is_same = archives.record_check(connection, copy, damage, self.clock())
-        if not is_same:
-            # Replaced or pruned while it was read: what was read says nothing.
-            verification.moved += 1
-            return
-        verification.checked += 1
-        verification.bytes += copy.bytes
-        if damage is not None:
-            self._report(copy, damage, verification)
-
-    def _report(self, copy: Copy, reason: str, verification: Verification) -> None:
-        damaged = DamagedCopy(copy.job_id, copy.uri, reason)
-        verification.add(damaged)
-        self.on_damage(damaged)
 
 
 def _was_read(copy: Copy, scope: Scope) -> bool:
