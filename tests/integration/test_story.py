@@ -126,7 +126,7 @@ def test_what_a_lost_submission_was_said_to_wait_for_comes_true(bench):
     job = bench.lose(submission)
     wait = read_story(job.id, db=bench.db, policy=bench.resolve_policy, clock=bench.clock).wait
     death = submission.attempt.started_at + bench.resolve_policy.unknown_after
-    assert f"from {death:%H:%M:%S} UTC on it counts as not accepted" in wait.then
+    assert f"from {death:%H:%M:%S} UTC on, it counts as not accepted" in wait.then
     bench.live(death - bench.clock() - SECOND)
     assert bench.read(job).state is JobState.SUBMISSION_UNKNOWN
     bench.live(10 * MINUTE)

@@ -98,35 +98,14 @@ LOST = replace(ATTEMPT, outcome="unknown")
 
 
 @pytest.mark.parametrize(
-    ("job", "lost", "policy", "follows"),
-    [
-        (UNKNOWN_JOB, 1, UnknownPolicy.RESUBMIT, "is submitted once more"),
-        (UNKNOWN_JOB, 1, UnknownPolicy.HOLD, "is held for an operator"),
-        (UNKNOWN_JOB, 3, UnknownPolicy.RESUBMIT, "fails, because 3 submissions were lost"),
-        (
-            replace(UNKNOWN_JOB, cancel_requested_at=NOW),
-            3,
-            UnknownPolicy.HOLD,
-            "is cancelled as requested",
-        ),
-    ],
+    ("columns", "follows"),
+    [({}, "UNKNOWN_POLICY decides"), ({"cancel_requested_at": NOW}, "it is cancelled")],
 )
-def test_unknown_submission_foresees_what_its_death_leads_to(job, lost, policy, follows) -> None:
-    tried = [LOST] * lost
-    wait = explain_wait(job, tried, None, NOW, policy=replace(TERMS, policy=policy))
-    assert (
-        f"from 13:30:00 UTC on it counts as not accepted if it is not found, and {follows}"
-        in wait.then
-    )
+def test_unknown_submission_foresees_when_it_counts_as_not_accepted(columns, follows) -> None:
+    wait = explain_wait(replace(UNKNOWN_JOB, **columns), [LOST], None, NOW, policy=TERMS)
+    assert f"not found from 13:30:00 UTC on, it counts as not accepted, and {follows}" in wait.then
     assert f"{REDRIVE} --pay-again" in wait.may_do
     assert "may pay twice" in wait.may_do
-
-
-def test_attempts_lost_before_a_redrive_do_not_count_for_the_end() -> None:
-    job = replace(UNKNOWN_JOB, redriven_at=NOW + SECOND)
-    tried = [LOST, LOST, replace(LOST, started_at=NOW + MINUTE)]
-    wait = explain_wait(job, tried, None, NOW + MINUTE, policy=TERMS)
-    assert "is submitted once more" in wait.then
 
 
 def test_held_submission_waits_for_an_operator() -> None:

@@ -18,10 +18,9 @@ from worker.fal.errors import (
 from worker.ground.clock import Clock, format_duration, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import PaysAgainError
-from worker.ground.settings import UnknownPolicy
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import ENDED, JobEvent, JobState
-from worker.jobs.values import Attempt, Delivery, Ending, Event, Gate, Job, Outcome
+from worker.jobs.values import Attempt, Delivery, Ending, Event, Gate, Job
 from worker.stages.admit import list_pauses
 from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolvePolicy
@@ -231,7 +230,11 @@ def explain_wait(
             waits_for = "fal to end it, as requested"
             then = "fal is polled for how it ended; a result that arrives anyway is archived"
     if job.state is JobState.SUBMISSION_UNKNOWN and policy is not None and not job.is_held:
-        then = f"{then}; {_predict_expiry(job, attempts, now, policy)}"
+        since = attempts[-1].started_at if attempts else job.enqueued_at
+        wait = policy.judge_after(attempts[-1]) if attempts else policy.unknown_after
+        at = describe_time(since + wait, now)
+        follows = "it is cancelled" if job.cancel_requested_at else "UNKNOWN_POLICY decides"
+        then = f"{then}; not found from {at} on, it counts as not accepted, and {follows}"
     if gate is not None and job.state is JobState.QUEUED:
         waits_for, until, notes = "fal to accept submissions again", gate.opens_at, [gate.reason]
         then = "one waiting job is submitted, and all follow once fal accepts it"
@@ -262,26 +265,6 @@ def _list_notes(job: Job, attempts: Sequence[Attempt]) -> list[str | None]:
     if newest is not None and newest.cancel_status is not None:
         notes.append(f"fal replied {newest.cancel_status}")
     return notes
-
-
-def _predict_expiry(
-    job: Job, attempts: Sequence[Attempt], now: datetime, policy: ResolvePolicy
-) -> str:
-    """When the newest attempt counts as not accepted without further evidence, and what follows."""
-    lost = {Outcome.UNKNOWN, Outcome.DEAD}
-    spent = sum(one.outcome in lost and one.started_at >= job.tried_since for one in attempts)
-    if job.cancel_requested_at is not None:
-        follows = "is cancelled as requested"
-    elif spent >= policy.max_attempts:
-        follows = f"fails, because {spent} submissions were lost"
-    elif policy.policy is UnknownPolicy.HOLD:
-        follows = "is held for an operator"
-    else:
-        follows = "is submitted once more"
-    since = attempts[-1].started_at if attempts else job.enqueued_at
-    wait = policy.judge_after(attempts[-1]) if attempts else policy.unknown_after
-    at = describe_time(since + wait, now)
-    return f"from {at} on it counts as not accepted if it is not found, and {follows}"
 
 
 def _explain_end(job: Job, attempts: Sequence[Attempt]) -> Wait:

@@ -122,9 +122,10 @@ def find_orphans(
         inventory.young += len(batch) - len(old)
         ids_of = {one.name: {UUID(found) for found in _ID.findall(one.name)} for one in old}
         with db.reading() as connection:
-            namings = archives.list_namings(connection, set().union(*ids_of.values()))
+            found = archives.list_namings(connection, set().union(*ids_of.values()))
+        namings = {naming.job_id: naming for naming in found}
         for one in old:
-            owners = [naming for naming in namings if naming.job_id in ids_of[one.name]]
+            owners = [namings[job_id] for job_id in ids_of[one.name] if job_id in namings]
             if any(names_object(naming, one.name, store) for naming in owners):
                 continue
             # Its row may be gone because the object is: pruning deletes objects first.
