@@ -50,12 +50,11 @@ class Copy:
 class Scope:
     """Which copies are read: of a tenant or all, and none that was read since then.
 
-    With `is_resumed` that is when an interrupted run began, whose findings are reported again.
+    Then an interrupted run began, whose findings are reported again.
     """
 
     not_since: datetime
     tenant: str | None = None
-    is_resumed: bool = False
 
     def covers(self, part: Slice) -> ColumnElement[bool]:
         """Those of the slice that are to be read."""
@@ -102,16 +101,6 @@ _COPY_COLUMNS = (
 def list_copies(connection: Connection, scope: Scope, part: Slice) -> list[Copy]:
     """The slice's copies that are to be read, or were found damaged since the scope's time."""
     return _fetch_copies(connection, or_(scope.covers(part), scope.covers_damage(part)))
-
-
-def list_copy_ids(connection: Connection, scope: Scope, part: Slice) -> Sequence[UUID]:
-    """Which of the slice's copies are to be read."""
-    return connection.execute(select(JobRow.id).where(scope.covers(part))).scalars().all()
-
-
-def list_damaged(connection: Connection, scope: Scope, part: Slice) -> list[Copy]:
-    """The slice's copies that were found damaged since the scope's time."""
-    return _fetch_copies(connection, scope.covers_damage(part))
 
 
 def find_copies(connection: Connection, job_ids: Iterable[UUID]) -> list[Copy]:
