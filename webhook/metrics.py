@@ -119,7 +119,7 @@ class TableCollector(Collector):
 
 
 def list_gauges(of: Measures) -> Iterator[Metric]:
-    """How many rows there are of each kind, and whether the deployment looks after its jobs."""
+    """How many rows there are of each kind, and whether sweeps and workers run."""
     yield _gauge("jobs", "Jobs by state", of.jobs, "state")
     words = "Age in seconds of the job that is longest in the state; ended states have none"
     yield _gauge("oldest_job_seconds", words, of.ages, "state")

@@ -1,6 +1,6 @@
-"""The numbers over the list, a few seconds old: however many look, the table is asked once.
+"""The numbers above the list, a few seconds old: however many read them, the table is read once.
 
-An hour that is over does not change, and is asked for once in the life of the process.
+An hour that is over does not change, and is read once in the life of the process.
 """
 
 import threading
@@ -144,8 +144,8 @@ def plot_throughput(hours: Sequence[Hour]) -> Plot:
 
 def plot_latency(hours: Sequence[Hour]) -> Plot:
     """Median, and what nine in ten stay below."""
-    told = [one for one in hours if one.median is not None and one.slow is not None]
-    most = max((max(one.median or 0, one.slow or 0) for one in told), default=0.0)
+    known = [one for one in hours if one.median is not None and one.slow is not None]
+    most = max((max(one.median or 0, one.slow or 0) for one in known), default=0.0)
     step, lines = WIDTH / max(len(hours), 1), []
     for name in ("median", "slow"):
         line = Line(name, "", [])
@@ -158,8 +158,8 @@ def plot_latency(hours: Sequence[Hour]) -> Plot:
             line.points.append((x, y, f"{hour.start:%H}:00 UTC: {_describe(hour)}"))
             line = line._replace(path=f"{line.path}{'L' if goes_on else 'M'}{x} {y} ")
         lines.append(line)
-    summary = _describe(told[-1]) if told else "nothing archived"
-    return Plot(_format_seconds(most) if told else "", summary, [], lines)
+    summary = _describe(known[-1]) if known else "nothing archived"
+    return Plot(_format_seconds(most) if known else "", summary, [], lines)
 
 
 def _describe(hour: Hour) -> str:

@@ -1,7 +1,7 @@
 """Archived files for the page. Only what a job's own row names, and only inside the archive.
 
-They come with ranges out of every store. A reader occupies a thread as long as it takes,
-and webhooks need threads, too: a range is answered in small parts, as players ask on, and only a
+They come with ranges out of every store. A reader occupies a thread as long as it takes, and
+webhooks need threads, too: a range is answered in small parts, for players request more, and only a
 few files are sent at once.
 """
 
@@ -74,7 +74,7 @@ class Sender:
     free: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MOST_AT_ONCE))
 
     def find(self, job: Job, part: Part) -> ArchiveFile | None:
-        """The job's file; None if it has none here. A remote store is not asked for it."""
+        """The job's file; None if it has none here. A remote store is not queried."""
         uri = job.archive_uri if part is Part.VIDEO else job.archive_poster_uri
         name = self.store.find_name(uri) if self.store is not None and uri else None
         if name is None:
@@ -88,14 +88,14 @@ class Sender:
         )
 
     def send(self, found: ArchiveFile) -> Response:
-        """The file, or the range of it that this request asks for.
+        """The file, or the range of it that this request names.
 
         Raises ServiceUnavailable while others read as many, RequestedRangeNotSatisfiable,
         NotFound and StoreUnavailableError.
         """
         if not self.free.acquire(blocking=False):
-            told = f"{MOST_AT_ONCE} archived files are being read here. Try again in a moment."
-            raise ServiceUnavailable(told, retry_after=RETRY_SECONDS)
+            words = f"{MOST_AT_ONCE} archived files are being read here. Try again in a moment."
+            raise ServiceUnavailable(words, retry_after=RETRY_SECONDS)
         with ExitStack() as held:
             held.callback(self.free.release)
             answer = self._open(found)
@@ -149,7 +149,7 @@ def cut_range(header: str | None, length: int) -> dict[str, str]:
 
 def _is_inside(store: "Store | None", name: str) -> bool:
     """Also a link may not lead out of the archive."""
-    assert isinstance(store, LocalStore)  # noqa: S101 - asked for no other
+    assert isinstance(store, LocalStore)  # noqa: S101 - called for no other
     try:
         path = (store.root / name).resolve(strict=True)
         return path.is_relative_to(store.root.resolve()) and path.is_file()

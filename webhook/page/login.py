@@ -51,7 +51,7 @@ LONGEST_PAUSE = 60.0
 # After so long without a wrong guess counting begins anew.
 FORGIVEN_AFTER = 15 * 60.0
 MOST_ADDRESSES = 1000
-# Whatever is longer is no password: hashing takes as long as its input.
+# Anything longer is no password: hashing takes as long as its input.
 LONGEST_SECRET = 1024
 
 log = structlog.stdlib.get_logger(__name__)
@@ -77,7 +77,7 @@ class Credentials:
         return hmac.digest(secret, b"extend-video page", "sha256")
 
     def accept(self, given: str) -> bool:
-        """In the same time, whatever of it is right."""
+        """Takes the same time, however much of it is right."""
         if len(given) > LONGEST_SECRET:
             return False
         texts = (given.encode(errors="surrogatepass"), self._token.encode())
@@ -234,7 +234,7 @@ class Doorkeeper:
 
 
 def check_origin() -> None:
-    """Raise Forbidden for a form of another site, whatever else it brings along."""
+    """Raise Forbidden for a form of another site, even with the right token."""
     origin = request.headers.get("Origin")
     is_foreign = origin is not None and urlsplit(origin).netloc != request.host
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
@@ -249,7 +249,7 @@ def read_next() -> str:
 
 
 def add_headers(response: Response) -> Response:
-    """On whatever the page answers; files may be asked for again with what is known of them."""
+    """On every answer of the page; a browser may keep a file, and revalidates it."""
     response.headers.update(HEADERS)
     is_file = request.endpoint in {"page.static", "page.show_file"}
     is_kept = is_file and response.status_code < HTTPStatus.BAD_REQUEST

@@ -108,7 +108,7 @@ PAGE_FORMS: tuple[Form, ...] = (
         re.compile(r"data:[a-z0-9.+-]+/[a-z0-9.+-]+;base64,[A-Za-z0-9+/=]{64,}", re.IGNORECASE),
         _fold,
     ),
-    # Without its scheme: to look for one at each letter takes the square of a long text's time.
+    # Without its scheme: to search for one at each letter takes the square of a long text's time.
     (re.compile(r"(?P<place>://[^\s\"'<>?#]+)(?P<query>\?[^\s\"'<>#]*)?"), _cut_query),
     *FORMS,
     (re.compile(r"(?i)\b((?:key|bearer|basic)\s+)[A-Za-z0-9._~+/:=-]{16,}"), rf"\1{MASK}"),
@@ -117,7 +117,7 @@ PAGE_FORMS: tuple[Form, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """What an address asks for; `wrong` has, by field, what cannot be understood."""
+    """What an address selects; `wrong` has, by field, what cannot be understood."""
 
     wanted: JobFilter
     place: Place | None
@@ -132,7 +132,7 @@ class ListQuery:
 
 
 def read_query(arguments: Mapping[str, str], now: datetime) -> ListQuery:
-    """Whatever cannot be understood is named, and does not narrow the list."""
+    """A field that cannot be understood is named, and does not narrow the list."""
     given = {name: arguments.get(name, "").strip()[:LONGEST_TEXT] for name in FIELDS}
     fields = {name: text for name, text in given.items() if text}
     wanted, wrong = parse_filter(fields, now)
@@ -329,7 +329,7 @@ def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Disp
     configure_sessions(app, settings)
     doorkeeper = Doorkeeper(credentials, Throttle(), db)
     app.register_blueprint(build_blueprint(page, doorkeeper))
-    # Whatever a template prints goes through it, so that none can be forgotten.
+    # All that a template prints goes through it, so that none can be forgotten.
     app.jinja_env.finalize = page.masker.mask_output
 
 
@@ -370,21 +370,21 @@ def show_nothing(_: str) -> ResponseReturnValue:
 def show_error(error: Exception) -> ResponseReturnValue:
     """As a page, in words; what is no one's mistake is logged."""
     headers: dict[str, str] = {}
-    status, title, told = 500, "Something broke", "The receiver's log says what."
+    status, title, words = 500, "Something broke", "The receiver's log says what."
     match error:
         case HTTPException():
-            status, title, told = error.code or 500, error.name, error.description or ""
+            status, title, words = error.code or 500, error.name, error.description or ""
             pause = getattr(error, "retry_after", None)
             headers = {} if pause is None else {"Retry-After": str(pause)}
         case JobNotFoundError() | StoreObjectMissingError():
-            status, title, told = 404, "Not found", str(error)
+            status, title, words = 404, "Not found", str(error)
         case StoreUnavailableError():
             log.error("archive_unavailable", reason=str(error))
-            status, title, told = 503, "The archive cannot be read", str(error)
+            status, title, words = 503, "The archive cannot be read", str(error)
         case SQLAlchemyError():
             log.error("database_unavailable", reason=describe_database_error(error))
             status, title = 503, "The job table cannot be read"
-            told = "The database is unavailable, or its schema outdated: extend-video migrate."
+            words = "The database is unavailable, or its schema outdated: extend-video migrate."
         case _:
             log.error("page_broken", exc_info=error)
-    return render_template("message.html", title=title, told=told, status=status), status, headers
+    return render_template("message.html", title=title, words=words, status=status), status, headers

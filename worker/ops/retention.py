@@ -21,7 +21,7 @@ from worker.stages.refuse import count_old_requests, prune_requests
 
 
 BATCH = 100
-LOOK = 2000
+SURVEYED = 2000
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Pruning:
 def survey_jobs(retention: Retention, *, db: Database, store: Store) -> Pruning:
     """What would be pruned; nothing is changed."""
     found = Pruning(requests=count_old_requests(retention, db=db))
-    for page in _walk(db, retention, LOOK):
+    for page in _walk(db, retention, SURVEYED):
         with db.reading() as connection:
             old = sql.list_old_jobs(connection, retention, page)
         here = [job for job in old if is_here(job, store)]

@@ -95,7 +95,7 @@ class Explanation:
 
     @property
     def fails_again(self) -> bool:
-        """Whether fal says that the same input fails again; a cancelled run does not tell."""
+        """Whether fal says that the same input fails again; a cancelled run does not show it."""
         return self.retryable is Retryable.NO and self.error_class is not ErrorClass.CALLER
 
 
@@ -248,8 +248,8 @@ def explain_wait(
         waits_for, may_do = "the next sweep", f"{may_do}; {STUCK}"
     elif job.blocked_reason and job.state in {JobState.QUEUED, JobState.COMPLETED}:
         waits_for, then = "its next attempt", "a worker takes it"
-    told = "; ".join(note for note in notes if note)
-    waits_for = f"{waits_for} ({told})" if told else waits_for
+    reasons = "; ".join(note for note in notes if note)
+    waits_for = f"{waits_for} ({reasons})" if reasons else waits_for
     may_do = may_do.format(id=job.id)
     sentence = f"It waits for {waits_for}{_describe_until(until, now)} then {then}; {may_do}."
     return Wait(sentence, waits_for, until, then, may_do)
