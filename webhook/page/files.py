@@ -76,16 +76,15 @@ class Sender:
     def find(self, job: Job, part: Part) -> ArchiveFile | None:
         """The job's file; None if it has none here. A remote store is not queried."""
         uri = job.archive_uri if part is Part.VIDEO else job.archive_poster_uri
-        name = self.store.find_name(uri) if self.store is not None and uri else None
-        if name is None:
+        store, sha256 = self.store, job.archive_sha256 if part is Part.VIDEO else None
+        name = store.find_name(uri) if store is not None and uri else None
+        content_type = CONTENT_TYPES.get(PurePosixPath(name or "").suffix.lower())
+        if name is None or content_type is None:
             return None
-        content_type = CONTENT_TYPES.get(PurePosixPath(name).suffix.lower())
-        is_remote = not isinstance(self.store, LocalStore)
-        if content_type is None or not (is_remote or _is_inside(self.store, name)):
-            return None
-        return ArchiveFile(
-            name, content_type, job.archive_sha256 if part is Part.VIDEO else None, is_remote
-        )
+        if not isinstance(store, LocalStore):
+            return ArchiveFile(name, content_type, sha256, is_remote=True)
+        is_inside = _is_inside(store, name)
+        return ArchiveFile(name, content_type, sha256, is_remote=False) if is_inside else None
 
     def send(self, found: ArchiveFile) -> Response:
         """The file, or the range of it that this request names.
@@ -147,11 +146,10 @@ def cut_range(header: str | None, length: int) -> dict[str, str]:
     return {"HTTP_RANGE": f"bytes={start}-{min(stop, start + LONGEST_RANGE) - 1}"}
 
 
-def _is_inside(store: "Store | None", name: str) -> bool:
+def _is_inside(store: LocalStore, name: str) -> bool:
     """Also a link may not lead out of the archive."""
-    assert isinstance(store, LocalStore)  # noqa: S101 - called for no other
     try:
         path = (store.root / name).resolve(strict=True)
-        return path.is_relative_to(store.root.resolve()) and path.is_file()
     except OSError:
         return False
+    return path.is_relative_to(store.root.resolve()) and path.is_file()
