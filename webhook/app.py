@@ -73,7 +73,7 @@ def _load_or_exit() -> Settings:
 
 
 def _check_database_or_exit(settings: Settings) -> None:
-    """A database that is away may come back; one of the wrong encoding never gets another."""
+    """An unavailable database may come back; a wrong encoding stays wrong."""
     with (
         closing(Database(settings.database_url, program=RECEIVER_PROGRAM)) as db,
         suppress(*TRANSIENT_DB_ERRORS),

@@ -17,7 +17,7 @@ from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 
 from worker.broker.dispatch import Dispatcher
 from worker.fal.completion import Completion, parse_webhook
-from worker.fal.webhooks import SignedHeaders, StaleSignatureError, WebhookVerifier, read_headers
+from worker.fal.webhooks import StaleSignatureError, WebhookVerifier, read_headers
 from worker.ground.clock import read_clock
 from worker.ground.db import REFUSED, Database, describe_database_error, will_repeat
 from worker.ground.errors import (
@@ -31,10 +31,9 @@ from worker.ground.errors import (
 )
 from worker.ground.schema import check_schema
 from worker.ground.tracing import trace_since
-from worker.jobs.states import BlockedBy, Doorbell, Step
+from worker.jobs.states import BlockedBy
 from worker.jobs.values import Verdict
 from worker.stages.complete import (
-    Receipt,
     describe_refusal,
     expect_poll,
     note_unrecordable,
@@ -43,6 +42,7 @@ from worker.stages.complete import (
 )
 from worker.stages.trace import trace_end
 
+UNRECORDABLE = BlockedBy.UNRECORDABLE.value
 Answer: TypeAlias = tuple[dict[str, str], int]
 
 log = structlog.stdlib.get_logger(__name__)
@@ -66,34 +66,53 @@ class Receiver:
         try:
             body = read_body(self.max_bytes)
         except RequestEntityTooLarge:
-            # fal may send it again and again: it is asked instead, for the result may not last.
+            # fal may send it again and again: it is polled instead, for the result may not last.
             doorbell = expect_poll(token, db=self.db, token_secrets=self.token_secrets)
             self.dispatcher.publish_soon(doorbell)
             raise
-        headers = dict(request.headers)
+        headers, doubt = dict(request.headers), None
         try:
             signed = self.verifier.verify(headers, body, read_clock())
-        except (StaleSignatureError, KeysUnavailableError) as doubt:
-            return self._take_hint(token, read_headers(headers), body, doubt)
-        completion = read_completion(signed, body)
+        except (StaleSignatureError, KeysUnavailableError) as error:
+            # Genuine, as far as one can see, but nothing is proven: fal is polled, with our key.
+            signed, doubt = read_headers(headers), error
         try:
-            receipt = receive_delivery(
-                token,
-                completion,
-                body,
-                db=self.db,
-                dispatch_timeout=self.dispatch_timeout,
-                retry_for=self.retry_for,
-                token_secrets=self.token_secrets,
-            )
+            completion = parse_webhook(body)
+        except InvalidDeliveryError as error:
+            raise doubt or error from None
+        if completion.fal_request_id != signed.request_id:
+            raise InvalidSignatureError("header and body name different requests")
+        db, secrets, within = self.db, self.token_secrets, self.dispatch_timeout
+        try:
+            if doubt is not None:
+                receipt = receive_hint(token, completion, body, db=db, token_secrets=secrets)
+            else:
+                receipt = receive_delivery(
+                    token,
+                    completion,
+                    body,
+                    db=db,
+                    dispatch_timeout=within,
+                    retry_for=self.retry_for,
+                    token_secrets=secrets,
+                )
         except Exception as error:
-            if not will_repeat(error):
-                raise
-            self._note_unrecordable(token, completion, error)
-            if not isinstance(error, REFUSED):
-                raise
-            return {"error": BlockedBy.UNRECORDABLE.value, "message": "send it again later"}, 503
-        return self._answer(receipt, 200)
+            if doubt is None and will_repeat(error):
+                self._note_unrecordable(token, completion, error)
+                if isinstance(error, REFUSED):
+                    return {"error": UNRECORDABLE, "message": "send it again later"}, 503
+            raise
+        # fal need not wait for it: a message that is lost changes nothing about the answer.
+        for doorbell in receipt.doorbells:
+            self.dispatcher.publish_soon(doorbell)
+        job, verdict = receipt.job, receipt.verdict.value
+        if job is None:
+            log.error("delivery_without_job", verdict=verdict)
+        else:
+            log.info("delivery_received", verdict=verdict, state=job.state.value)
+            trace_since("receive", job.id, g.received_at, verdict=verdict)
+            trace_end(job if receipt.verdict is Verdict.RECORDED else None)
+        return {"verdict": verdict}, 200 if doubt is None else 202
 
     def _note_unrecordable(self, token: str, completion: Completion, error: Exception) -> None:
         """The row says why, and `doctor` lists it: else fal would come again and again in vain."""
@@ -104,33 +123,6 @@ class Receiver:
         except (SQLAlchemyError, ExtendVideoError):
             is_noted = False
         log.error("completion_not_recorded", reason=reason, is_noted=is_noted)
-
-    def _take_hint(
-        self, token: str, headers: SignedHeaders, body: bytes, doubt: ExtendVideoError
-    ) -> Answer:
-        """Genuine, as far as one can see, but nothing is proven: fal is asked, with our own key."""
-        try:
-            completion = read_completion(headers, body)
-        except InvalidDeliveryError:
-            raise doubt from None
-        receipt = receive_hint(
-            token, completion, body, db=self.db, token_secrets=self.token_secrets
-        )
-        return self._answer(receipt, 202)
-
-    def _answer(self, receipt: Receipt, status: int) -> Answer:
-        # fal need not wait for it: a ring that fails changes nothing about the answer.
-        self.dispatcher.publish_soon(receipt.doorbell)
-        if receipt.verdict is Verdict.RECORDED:  # a slot is free
-            self.dispatcher.publish_soon(Doorbell(Step.SUBMIT))
-        job = receipt.job
-        if job is None:
-            log.error("delivery_without_job", verdict=receipt.verdict.value)
-        else:
-            log.info("delivery_received", verdict=receipt.verdict.value, state=job.state.value)
-            trace_since("receive", job.id, g.received_at, verdict=receipt.verdict.value)
-            trace_end(job if receipt.verdict is Verdict.RECORDED else None)
-        return {"verdict": receipt.verdict.value}, status
 
     def check_ready(self) -> Answer:
         """Whether deliveries can be recorded, and messages published."""
@@ -156,59 +148,45 @@ def read_body(max_bytes: int) -> bytes:
     return body
 
 
-def read_completion(headers: SignedHeaders, body: bytes) -> Completion:
-    """What the delivery tells. Raises InvalidDeliveryError and InvalidSignatureError."""
-    completion = parse_webhook(body)
-    if completion.fal_request_id != headers.request_id:
-        raise InvalidSignatureError("header and body name different requests")
-    return completion
-
-
 def register_routes(app: Flask, receiver: Receiver) -> None:
     routes = Blueprint("webhook", __name__)
     routes.post("/webhooks/fal/<token>")(receiver.receive)
     routes.get("/readyz")(receiver.check_ready)
     routes.get("/healthz")(show_health)
     app.register_blueprint(routes)
-    app.register_error_handler(HTTPException, _answer_http_error)
-    app.register_error_handler(ExtendVideoError, _answer_error)
-    app.register_error_handler(SQLAlchemyError, _answer_database_away)
-    app.register_error_handler(Exception, _answer_mistake)
+    app.register_error_handler(Exception, answer_error)
 
 
 def show_health() -> Answer:
     return {"status": "ok"}, 200
 
 
-_STATUS_OF_ERROR: dict[type[ExtendVideoError], int] = {
-    InvalidSignatureError: 401,
-    InvalidDeliveryError: 400,
-    KeysUnavailableError: 503,
-    OutdatedSchemaError: 503,
-    UnsuitableDatabaseError: 503,
-    # A broker that cannot do is found out once it is there: by `GET /readyz` alone.
-    InvalidSettingsError: 503,
-}
+_UNAVAILABLE = (
+    KeysUnavailableError,
+    OutdatedSchemaError,
+    UnsuitableDatabaseError,
+    # A broker that cannot be used is found out once it is there: by `GET /readyz` alone.
+    InvalidSettingsError,
+)
 
 
-def _answer_error(error: ExtendVideoError) -> Answer:
-    known = (status for kind, status in _STATUS_OF_ERROR.items() if isinstance(error, kind))
-    status = next(known, 500)
+def answer_error(error: Exception) -> Answer:
+    """As JSON, and logged; Flask's own log line would have the path, and with it the token."""
+    match error:
+        case HTTPException():
+            code = error.name.lower().replace(" ", "_")
+            return {"error": code, "message": error.description or error.name}, error.code or 500
+        case SQLAlchemyError():
+            log.error("database_unavailable", reason=describe_database_error(error))
+            return {"error": "database_unavailable", "message": "send it again later"}, 503
+        case InvalidSignatureError():
+            status = 401
+        case InvalidDeliveryError():
+            status = 400
+        case ExtendVideoError():
+            status = 503 if isinstance(error, _UNAVAILABLE) else 500
+        case _:
+            log.error("receiver_broken", exc_info=error)
+            return {"error": "internal_server_error", "message": "send it again later"}, 500
     log.warning("request_refused", code=error.code, reason=str(error), status=status)
     return {"error": error.code, "message": str(error)}, status
-
-
-def _answer_database_away(error: SQLAlchemyError) -> Answer:
-    log.error("database_unavailable", reason=describe_database_error(error))
-    return {"error": "database_unavailable", "message": "send it again later"}, 503
-
-
-def _answer_mistake(error: Exception) -> Answer:
-    # Flask's own line would name the path, and with it the token.
-    log.error("receiver_broken", exc_info=error)
-    return {"error": "internal_server_error", "message": "send it again later"}, 500
-
-
-def _answer_http_error(error: HTTPException) -> Answer:
-    code = error.name.lower().replace(" ", "_")
-    return {"error": code, "message": error.description or error.name}, error.code or 500

@@ -21,7 +21,7 @@ from typing_extensions import override
 from worker.ground.db import Database, describe_database_error
 from worker.jobs.admission import ACCOUNT
 from worker.jobs.states import JobEvent
-from worker.ops.metrics import BOUNDS, Measures, list_seen, read_measures
+from worker.ops.metrics import BOUNDS, History, Measures, list_seen, read_measures
 
 MULTIPROC_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 if os.environ.get(MULTIPROC_VARIABLE):
@@ -106,57 +106,52 @@ class TableCollector(Collector):
 
     @override
     def collect(self) -> Iterable[Metric]:
+        words = "Whether the job table can be read"
         try:
             measures = read_measures(db=self._db)
         except SQLAlchemyError as error:
             log.warning("database_unavailable", reason=describe_database_error(error))
-            return [_gauge("database_up", "Whether the job table can be read", 0)]
+            return [_gauge("database_up", words, 0)]
         return [
-            _gauge("database_up", "Whether the job table can be read", 1),
-            *describe_gauges(measures),
-            *describe_counters(measures),
+            _gauge("database_up", words, 1),
+            *list_gauges(measures),
+            *list_counters(measures.history),
         ]
 
 
-def describe_gauges(measures: Measures) -> Iterator[Metric]:
-    """How many rows there are of each kind, and whether the deployment looks after its jobs."""
-    yield _labelled("jobs", "Jobs by state", "state", measures.jobs)
-    words = "Age of the job that is longest in the state, in seconds; ended states have none"
-    yield _labelled("oldest_job_seconds", words, "state", measures.ages)
-    yield _labelled("attempts", "Attempts by outcome", "outcome", measures.attempts)
-    words = "Distinct deliveries that were kept, by verdict"
-    yield _labelled("deliveries", words, "verdict", measures.deliveries)
-    words = (
-        "Requests that were refused and are not pruned yet, by the door they came by and by code"
-    )
-    refused = GaugeMetricFamily(f"{PREFIX}requests_refused", words, labels=["door", "code"])
-    for labels, count in measures.refused.items():
-        refused.add_metric(labels, count)
-    yield refused
+def list_gauges(of: Measures) -> Iterator[Metric]:
+    """How many rows there are of each kind, and whether sweeps and workers run."""
+    yield _gauge("jobs", "Jobs by state", of.jobs, "state")
+    words = "Age in seconds of the job that is longest in the state; ended states have none"
+    yield _gauge("oldest_job_seconds", words, of.ages, "state")
+    yield _gauge("attempts", "Attempts by outcome", of.attempts, "outcome")
+    yield _gauge("deliveries", "Distinct kept deliveries by verdict", of.deliveries, "verdict")
+    words = "Refused requests that are not pruned yet, by the door they came by and by code"
+    yield _gauge("requests_refused", words, of.refused, "door", "code")
     words = "Attempts that were paid for besides the one whose result their job has"
-    yield _gauge("extra_charges", words, measures.extra_charges)
+    yield _gauge("extra_charges", words, of.extra_charges)
     words = "Submissions confirmed as not accepted that wait for an operator"
-    yield _gauge("submissions_held", words, measures.held)
+    yield _gauge("submissions_held", words, of.held)
     words = "How long the most overdue job has been due for the sweep"
-    yield _gauge("sweep_lag_seconds", words, measures.sweep_lag.total_seconds())
+    yield _gauge("sweep_lag_seconds", words, of.sweep_lag.total_seconds())
     words = "When the last sweep ended; 0 before the first"
-    swept = measures.swept_at.timestamp() if measures.swept_at else 0.0
-    yield _gauge("last_sweep_timestamp_seconds", words, swept)
-    is_paused = any(pause.scope == ACCOUNT for pause in measures.pauses)
+    yield _gauge(
+        "last_sweep_timestamp_seconds", words, of.swept_at.timestamp() if of.swept_at else 0.0
+    )
     words = "1 while all submissions are paused"
+    is_paused = any(one.scope == ACCOUNT and not one.is_counting for one in of.pauses)
     yield _gauge("submissions_paused", words, int(is_paused))
-    seen = list_seen(measures.workers, measures.now)
-    yield _gauge("workers", "Workers that were seen within the last minute", len(seen))
+    words = "Workers that were seen within the last minute"
+    yield _gauge("workers", words, len(list_seen(of.workers, of.now)))
     words = "How old the oldest of the numbers is that are not counted at each scrape"
-    counted = (measures.now - measures.counted_at).total_seconds()
-    yield _gauge("counts_age_seconds", words, max(0.0, counted))
+    age = (of.now - of.counted_at).total_seconds()
+    yield _gauge("counts_age_seconds", words, max(0.0, age))
     words = "Events that are not yet in the counters made from them"
-    yield _gauge("events_behind", words, measures.events_behind)
+    yield _gauge("events_behind", words, of.events_behind)
 
 
-def describe_counters(measures: Measures) -> Iterator[Metric]:
+def list_counters(history: History) -> Iterator[Metric]:
     """What only grows."""
-    history = measures.history
     transitions = CounterMetricFamily(
         f"{PREFIX}transitions", "Transitions of jobs, by their reason", labels=["reason"]
     )
@@ -178,12 +173,9 @@ def describe_counters(measures: Measures) -> Iterator[Metric]:
     yield CounterMetricFamily(f"{PREFIX}archive_bytes", words, value=history.archive_bytes)
 
 
-def _gauge(name: str, words: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"{PREFIX}{name}", words, value=value)
-
-
-def _labelled(name: str, words: str, label: str, values: Mapping[Any, float]) -> Metric:
-    family = GaugeMetricFamily(f"{PREFIX}{name}", words, labels=[label])
-    for of, value in values.items():
-        family.add_metric([str(of)], value)
+def _gauge(name: str, words: str, value: float | Mapping[Any, float], *labels: str) -> Metric:
+    """One number, or one for each value of its label or labels."""
+    family = GaugeMetricFamily(f"{PREFIX}{name}", words, labels=labels)
+    for key, number in value.items() if isinstance(value, Mapping) else [((), value)]:
+        family.add_metric([*map(str, key if isinstance(key, tuple) else (key,))], number)
     return family

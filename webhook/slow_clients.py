@@ -9,11 +9,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from flask import Flask, Response
@@ -23,24 +23,16 @@ GUNICORN = "gunicorn.workers.gthread"
 log = structlog.stdlib.get_logger(__name__)
 
 
-class ClientConnection(Protocol):
-    """What gunicorn's threads serve."""
-
-    sock: socket.socket
-    client: object
-
-
 class ReadDeadlines:
-    """Which thread reads a request from which connection, and until when."""
+    """Which thread reads a request from which of gunicorn's connections, and until when."""
 
     def __init__(self, within: timedelta) -> None:
         self._seconds = within.total_seconds()
         self._lock = threading.Lock()
-        self._reading: dict[int, tuple[ClientConnection, float]] = {}
+        self._reading: dict[int, tuple[Any, float]] = {}
         self._watcher: threading.Thread | None = None
 
-    @contextmanager
-    def bound(self, connection: ClientConnection) -> Iterator[None]:
+    def begin(self, connection: object) -> None:
         """The whole request has to come from now on until the deadline, or until `mark_read`."""
         with self._lock:
             self._reading[threading.get_ident()] = connection, time.monotonic() + self._seconds
@@ -48,10 +40,6 @@ class ReadDeadlines:
             if self._watcher is None or not self._watcher.is_alive():
                 self._watcher = threading.Thread(target=self._watch, daemon=True)
                 self._watcher.start()
-        try:
-            yield
-        finally:
-            self.mark_read()
 
     def mark_read(self) -> None:
         """The request of this thread is read: the answer may take as long as it takes."""
@@ -61,19 +49,18 @@ class ReadDeadlines:
     def _watch(self) -> None:
         while True:
             time.sleep(self._seconds / 10)
-            for connection in self._cut_overdue(time.monotonic()):
-                address = connection.client[0] if isinstance(connection.client, tuple) else ""
+            now, cut = time.monotonic(), []
+            with self._lock:
+                for thread, (connection, ends_at) in [*self._reading.items()]:
+                    if ends_at <= now:
+                        del self._reading[thread]
+                        cut.append(connection.client)
+                        # Within the lock: after it the descriptor may be another connection's.
+                        with suppress(OSError):
+                            connection.sock.shutdown(socket.SHUT_RD)
+            for client in cut:
+                address = client[0] if isinstance(client, tuple) else ""
                 log.warning("slow_request_cut", address=address, seconds=self._seconds)
-
-    def _cut_overdue(self, now: float) -> list[ClientConnection]:
-        with self._lock:
-            overdue = [thread for thread, (_, ends_at) in self._reading.items() if ends_at <= now]
-            cut = [self._reading.pop(thread)[0] for thread in overdue]
-            for connection in cut:
-                # Within the lock: after it the descriptor may be another connection's.
-                with suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RD)
-        return cut
 
 
 def bound_reading(app: Flask, within: timedelta) -> None:
@@ -85,12 +72,15 @@ def bound_reading(app: Flask, within: timedelta) -> None:
     if gthread is None:
         return
     deadlines = ReadDeadlines(within)
-    serve: Callable[[Any, ClientConnection], object] = gthread.ThreadWorker.handle
+    serve: Callable[[object, object], object] = gthread.ThreadWorker.handle
 
     @wraps(serve)
-    def serve_in_time(worker: object, connection: ClientConnection) -> object:
-        with deadlines.bound(connection):
+    def serve_in_time(worker: object, connection: object) -> object:
+        deadlines.begin(connection)
+        try:
             return serve(worker, connection)
+        finally:
+            deadlines.mark_read()
 
     gthread.ThreadWorker.handle = serve_in_time
 

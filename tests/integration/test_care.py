@@ -102,13 +102,17 @@ def test_verify_lists_damage_with_its_reason_and_ends_with_1(run, db, store) -> 
     assert ended.code == 1
     name = name_of(store, job.archive_uri)
     assert ended.out.splitlines() == [
-        f"{job.id}  missing: there is no {name}",
+        f"{job.id}  missing: the archive has no {name}",
         "verified 2 objects, 0.0 MiB: 1 damaged",
     ]
     told = run("verify", "--json", "--tenant", "default").json
     assert (told["fine"], told["checked"], told["damages"]) == (False, 2, 1)
     assert told["damaged"] == [
-        {"job_id": str(job.id), "uri": job.archive_uri, "reason": f"missing: there is no {name}"}
+        {
+            "job_id": str(job.id),
+            "uri": job.archive_uri,
+            "reason": f"missing: the archive has no {name}",
+        }
     ]
 
 

@@ -301,16 +301,10 @@ def test_fetch_that_fails_changes_nothing(desk, cdn, store, rearchiver, job):
     assert desk.asked == []
 
 
-@pytest.mark.parametrize(
-    ("state", "told"),
-    [
-        (JobState.QUEUED, "is queued: it is archived in its own time"),
-        (JobState.FAILED, "extend-video redrive "),
-    ],
-)
-def test_job_without_a_copy_is_led_elsewhere(bench, cdn, rearchiver, state, told):
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.FAILED])
+def test_job_without_a_copy_is_led_elsewhere(bench, cdn, rearchiver, state):
     job = make_job(bench.db, state)
-    with pytest.raises(TooLateError, match=told):
+    with pytest.raises(TooLateError, match=f"is {state}: .* extend-video show"):
         rearchiver.rearchive_job(job.id, force=True)
     assert (bench.read(job), cdn.asked) == (job, [])
 

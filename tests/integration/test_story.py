@@ -58,7 +58,7 @@ def test_follow_events_of_an_ended_job_gives_all_and_ends(db):
 
 def test_follow_events_gives_each_event_once_as_it_comes(db):
     job = make_job(db, JobState.SUBMITTING)
-    events = follow_events(job.id, db=db, patience=timedelta(seconds=20))
+    events = follow_events(job.id, db=db, timeout=timedelta(seconds=20))
     seen = [next(events).reason for _ in range(2)]
     move_job(db, job, JobEvent.SUBMISSION_REJECTED)
     assert [*seen, *(event.reason for event in events)] == [
@@ -77,17 +77,17 @@ def test_follow_events_beside_a_writer_misses_none(db):
         return []
 
     def follow():
-        patience = timedelta(seconds=20)
-        return [event.reason for event in follow_events(job.id, db=db, patience=patience)]
+        timeout = timedelta(seconds=20)
+        return [event.reason for event in follow_events(job.id, db=db, timeout=timeout)]
 
     _, reasons = call_together(archive, follow)
     assert reasons == ["enqueued", *WAYS[JobState.ARCHIVED]]
 
 
-def test_follow_events_out_of_patience_says_where_the_job_stands(db):
+def test_follow_events_beyond_its_timeout_says_where_the_job_stands(db):
     job = make_job(db, JobState.SUBMITTED)
     with pytest.raises(TimeoutError, match="still submitted"):
-        list(follow_events(job.id, db=db, patience=timedelta()))
+        list(follow_events(job.id, db=db, timeout=timedelta()))
 
 
 def test_follow_events_of_an_unknown_job_raises(db):
@@ -126,7 +126,7 @@ def test_what_a_lost_submission_was_said_to_wait_for_comes_true(bench):
     job = bench.lose(submission)
     wait = read_story(job.id, db=bench.db, policy=bench.resolve_policy, clock=bench.clock).wait
     death = submission.attempt.started_at + bench.resolve_policy.unknown_after
-    assert f"from {death:%H:%M:%S} UTC on it counts as not accepted" in wait.then
+    assert f"from {death:%H:%M:%S} UTC on, it counts as not accepted" in wait.then
     bench.live(death - bench.clock() - SECOND)
     assert bench.read(job).state is JobState.SUBMISSION_UNKNOWN
     bench.live(10 * MINUTE)

@@ -3,6 +3,7 @@
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from uuid_utils.compat import uuid7
@@ -25,11 +26,11 @@ from worker.jobs import walks
 from worker.jobs.archives import Scope
 from worker.jobs.states import JobEvent, JobState
 from worker.media.local_store import LocalStore
+from worker.ops import verify as verify_module
 from worker.ops.verify import (
     DamagedCopy,
     Verification,
     Verifier,
-    draw_sample,
     is_fine,
     measure_copies,
     start_scope,
@@ -47,11 +48,7 @@ def store(tmp_path):
 def verify(db, store, scope=None, *, sample=None, now=LATER):
     verification = Verification()
     verifier = Verifier(db, store, clock=FakeClock(now))
-    scope = scope or Scope(now)
-    if sample is None:
-        verifier.verify(scope, verification)
-    else:
-        verifier.verify_sample(scope, sample, verification)
+    verifier.verify(scope or Scope(now), verification, sample=sample)
     return verification
 
 
@@ -102,13 +99,13 @@ def exchange_sidecar(store, job):
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (remove_video, "missing: there is no 2026/11/23/"),
+        (remove_video, "missing: the archive has no 2026/11/23/"),
         (flip_a_bit, "different: its SHA-256 is "),
         (cut_off, f"different: it has {len(VIDEO) - 1} bytes, the row says {len(VIDEO)}"),
-        (remove_sidecar, "missing: there is no sidecar file://"),
-        (remove_poster, "missing: there is no poster file://"),
-        (spoil_sidecar, "different: the sidecar 2026/11/23/"),
-        (exchange_sidecar, "different: the sidecar 2026/11/23/"),
+        (remove_sidecar, "missing: the archive has no 2026/11/23/"),
+        (remove_poster, "missing: the archive has no file://"),
+        (spoil_sidecar, "different: the SHA-256 in the sidecar is "),
+        (exchange_sidecar, "different: the SHA-256 in the sidecar is "),
     ],
 )
 def test_damage_is_told_and_marked_and_cleared_once_it_is_mended(db, store, harm, told):
@@ -244,7 +241,6 @@ def test_sample_that_goes_on_repeats_what_was_found_and_reads_others(db, store):
         remove_video(store, archive_ended(db, store))
     assert verify(db, store, start_scope(None, LATER), sample=2).damages == 2
     scope = start_scope(None, LATER)
-    assert scope == Scope(LATER, is_resumed=True)
     verification = verify(db, store, scope, sample=3, now=LATER + HOUR)
     assert (verification.checked, verification.damages) == (3, 5)
     assert len(set(store.reads)) == 5
@@ -252,7 +248,7 @@ def test_sample_that_goes_on_repeats_what_was_found_and_reads_others(db, store):
 
 
 @pytest.mark.both_databases
-def test_sample_of_many_rows_is_drawn_only_of_its_scope(db):
+def test_sample_of_many_rows_is_drawn_only_of_its_scope(db, store, monkeypatch):
     known = {"archive_uri": "file:///a", "archive_sha256": "0" * 64, "archive_bytes": 1}
     jobs = [
         {"id": uuid7(), **known, "tenant": f"t{number % 2}", "archive_verified_at": None}
@@ -262,8 +258,14 @@ def test_sample_of_many_rows_is_drawn_only_of_its_scope(db):
     insert_all_ended(db, jobs, JobState.ARCHIVED, NOW)
     scope = Scope(LATER, "t1")
     wanted = {job["id"] for job in jobs[:600] if job["tenant"] == "t1"}
-    drawn = draw_sample(db, scope, 50)
-    assert len(set(drawn)) == 50
-    assert drawn == sorted(drawn)
-    assert set(drawn) <= wanted
-    assert set(draw_sample(db, scope, 400)) == wanted, "more than there are: all of them"
+    read: set[UUID] = set()
+
+    def record(copy, _store):
+        read.add(copy.job_id)
+        return True
+
+    monkeypatch.setattr(verify_module, "is_elsewhere", record)
+    for size, drawn in ((50, 50), (400, len(wanted))):
+        read.clear()
+        assert verify(db, store, scope, sample=size).elsewhere == len(read) == drawn
+        assert read <= wanted

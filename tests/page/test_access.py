@@ -1,6 +1,7 @@
 """Who gets in, what a page never says, and what its answers carry along."""
 
 import re
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_cookie_is_kept_from_scripts_other_sites_and_plain_http(open_site) -> No
     client = open_site(monitor_session_seconds=3600).app.test_client()
     answer = client.post("/jobs/login", data={"secret": TOKEN}, base_url="https://localhost")
     cookie = answer.headers["Set-Cookie"]
-    for flag in ("HttpOnly", "Secure", "SameSite=Strict", "Path=/jobs", "Max-Age=3600"):
+    for flag in ("HttpOnly", "Secure", "SameSite=Strict", "Path=/jobs", "Expires="):
         assert flag in cookie
     assert TOKEN not in cookie
 
@@ -180,6 +181,24 @@ def test_cookie_of_a_session_that_was_logged_out_is_good_nowhere(open_site) -> N
     assert stranger.get("/jobs").status_code == 303
     assert stranger.get("/jobs/session").status_code == 401
     assert other.get("/jobs").status_code == 200, "another login goes on"
+
+
+def test_session_ends_with_its_time_another_secret_and_any_change(open_site, monkeypatch) -> None:
+    client, other = (open_site(monitor_token=one).app.test_client() for one in (TOKEN, "x" * 32))
+    client.post("/jobs/login", data={"secret": TOKEN})
+    cookie = client.get_cookie(COOKIE, path="/jobs").value
+
+    def is_good(value: str, reader=client) -> bool:
+        reader.set_cookie(COOKIE, value, path="/jobs")
+        return bool(reader.get("/jobs/session").status_code == 204)
+
+    assert is_good(cookie)
+    assert not is_good(cookie, other)
+    for spoilt in ("", cookie[:-1], cookie + "x", cookie.swapcase(), "a.b.c"):
+        assert not is_good(spoilt)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 13 * 3600)
+    assert not is_good(cookie)
 
 
 # ------------------------------------------------------------------ forms of others

@@ -1,12 +1,13 @@
-"""The numbers over the list, a few seconds old: however many look, the table is asked once.
+"""The numbers above the list, a few seconds old: however many read them, the table is read once.
 
-An hour that is over does not change, and is asked for once in the life of the process.
+An hour that is over does not change, and is read once in the life of the process.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from worker.ground.clock import Clock, format_duration
 from worker.ground.db import Database
@@ -18,7 +19,7 @@ FRESH_FOR = timedelta(seconds=5)
 HOURS = 24
 HOUR = timedelta(hours=1)
 # A job that ends at the end of an hour is committed a moment later.
-SETTLED_AFTER = timedelta(minutes=1)
+SETTLED_AFTER = HOUR + timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Hour:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """As of one moment."""
+    """The numbers as of one moment."""
 
     at: datetime
     states: tuple[StateCount, ...]
@@ -59,39 +60,34 @@ class BoardReader:
 
     def read(self) -> Board:
         """The board; while somebody else reads it anew, the old one."""
-        board, now = self._board, self._clock()
-        if board is not None and now - board.at < FRESH_FOR:
-            return board
-        if not self._lock.acquire(blocking=board is None):
-            assert board is not None  # noqa: S101 - or it would have waited
-            return board
-        try:
-            self._board = self._read_anew(self._clock())
-            return self._board
-        finally:
-            self._lock.release()
+        board = self._board
+        is_old = board is None or self._clock() - board.at >= FRESH_FOR
+        if is_old and self._lock.acquire(blocking=board is None):
+            try:
+                board = self._board = self._read_anew(self._clock())
+            finally:
+                self._lock.release()
+        assert board is not None  # noqa: S101 - or it would have waited
+        return board
 
     def _read_anew(self, now: datetime) -> Board:
         last = now.replace(minute=0, second=0, microsecond=0)
-        starts = [last - number * HOUR for number in reversed(range(HOURS))]
         states = tuple(count_states(db=self._db, clock=self._clock))
+        hours: list[Hour] = []
         with self._db.reading() as connection:
-            hours = tuple(
-                self._settled.get(start)
-                or Hour(start, stats.measure_span(connection, start, start + HOUR))
-                for start in starts
-            )
-        self._settled = {hour.start: hour for hour in hours if _is_settled(hour.start, now)}
-        return Board(now, states, hours)
+            for number in reversed(range(HOURS)):
+                start = last - number * HOUR
+                known = self._settled.get(start)
+                hours.append(
+                    known or Hour(start, stats.measure_span(connection, start, start + HOUR))
+                )
+        self._settled = {one.start: one for one in hours if now >= one.start + SETTLED_AFTER}
+        return Board(now, states, tuple(hours))
 
 
 def pick_quantile(ordered: tuple[float, ...], share: float) -> float | None:
     """The nearest of the values; None if there are none."""
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else None
-
-
-def _is_settled(start: datetime, now: datetime) -> bool:
-    return now >= start + HOUR + SETTLED_AFTER
 
 
 # ------------------------------------------------------------------ plots
@@ -100,108 +96,73 @@ def _is_settled(start: datetime, now: datetime) -> bool:
 WIDTH, HEIGHT, TOP = 480.0, 96.0, 6.0
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(NamedTuple):
     """One hour's column; failures stand on top of what was archived."""
 
+    title: str
     x: float
     width: float
     archived_y: float
     archived_height: float
     failed_y: float
     failed_height: float
-    title: str
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    x: float
-    y: float
-    title: str
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A curve, broken where there is no value."""
+class Line(NamedTuple):
+    """A curve, broken where there is no value, and its points: x, y and title."""
 
     name: str
-    paths: tuple[str, ...]
-    points: tuple[Point, ...]
+    path: str
+    points: list[tuple[float, float, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """What a plot shows, and in words for who cannot see it."""
+class Plot(NamedTuple):
+    """What a plot shows; `summary` says it in words."""
 
     top: str
     summary: str
-    bars: tuple[Bar, ...] = ()
-    lines: tuple[Line, ...] = ()
+    bars: list[Bar]
+    lines: list[Line]
 
 
 def plot_throughput(hours: Sequence[Hour]) -> Plot:
-    most = max((hour.measure.archived + hour.measure.failed for hour in hours), default=0)
-    step = WIDTH / max(len(hours), 1)
-    archived = sum(hour.measure.archived for hour in hours)
-    failed = sum(hour.measure.failed for hour in hours)
-    return Plot(
-        top=f"{most:,}",
-        summary=f"{archived:,} archived and {failed:,} failed in {len(hours)} hours",
-        bars=tuple(
-            _stand(hour, place * step, step, (HEIGHT - TOP) / max(most, 1))
-            for place, hour in enumerate(hours)
-        ),
-    )
+    most = max((one.measure.archived + one.measure.failed for one in hours), default=0)
+    step, scale = WIDTH / max(len(hours), 1), (HEIGHT - TOP) / max(most, 1)
+    bars = []
+    for place, (start, measure) in enumerate((one.start, one.measure) for one in hours):
+        archived, failed = measure.archived * scale, measure.failed * scale
+        sizes = (HEIGHT - archived, archived, HEIGHT - archived - failed, failed)
+        counts = f"{measure.archived:,} archived, {measure.failed:,} failed"
+        title = f"{start:%H}:00 UTC: {counts}"
+        left, width = (place + 0.12) * step, 0.76 * step
+        bars.append(Bar(title, *(round(size, 2) for size in (left, width, *sizes))))
+    archived = sum(one.measure.archived for one in hours)
+    failed = sum(one.measure.failed for one in hours)
+    summary = f"{archived:,} archived and {failed:,} failed in {len(hours)} hours"
+    return Plot(f"{most:,}", summary, bars, [])
 
 
 def plot_latency(hours: Sequence[Hour]) -> Plot:
     """Median, and what nine in ten stay below."""
-    values = [value for hour in hours for value in (hour.median, hour.slow) if value is not None]
-    most = max(values, default=0.0)
-    newest = next((hour for hour in reversed(hours) if hour.median is not None), None)
-    told = "nothing archived" if newest is None else _tell(newest)
-    curves = {"median": [hour.median for hour in hours], "slow": [hour.slow for hour in hours]}
-    return Plot(
-        top=_format_seconds(most) if values else "",
-        summary=told,
-        lines=tuple(_draw(name, hours, line, most) for name, line in curves.items()),
-    )
+    known = [one for one in hours if one.median is not None and one.slow is not None]
+    most = max((max(one.median or 0, one.slow or 0) for one in known), default=0.0)
+    step, lines = WIDTH / max(len(hours), 1), []
+    for name in ("median", "slow"):
+        line = Line(name, "", [])
+        for place, hour in enumerate(hours):
+            if (value := getattr(hour, name)) is None:
+                continue
+            x = round((place + 0.5) * step, 2)
+            y = round(HEIGHT - (HEIGHT - TOP) * value / (most or 1), 2)
+            goes_on = place > 0 and getattr(hours[place - 1], name) is not None
+            line.points.append((x, y, f"{hour.start:%H}:00 UTC: {_describe(hour)}"))
+            line = line._replace(path=f"{line.path}{'L' if goes_on else 'M'}{x} {y} ")
+        lines.append(line)
+    summary = _describe(known[-1]) if known else "nothing archived"
+    return Plot(_format_seconds(most) if known else "", summary, [], lines)
 
 
-def _stand(hour: Hour, x: float, step: float, scale: float) -> Bar:
-    archived, failed = hour.measure.archived * scale, hour.measure.failed * scale
-    counts = f"{hour.measure.archived:,} archived, {hour.measure.failed:,} failed"
-    return Bar(
-        x=round(x + step * 0.12, 2),
-        width=round(step * 0.76, 2),
-        archived_y=round(HEIGHT - archived, 2),
-        archived_height=round(archived, 2),
-        failed_y=round(HEIGHT - archived - failed, 2),
-        failed_height=round(failed, 2),
-        title=f"{hour.start:%H}:00 UTC: {counts}",
-    )
-
-
-def _draw(name: str, hours: Sequence[Hour], values: Sequence[float | None], most: float) -> Line:
-    step = WIDTH / max(len(hours), 1)
-    points: list[Point] = []
-    runs: list[list[Point]] = [[]]
-    for place, (hour, value) in enumerate(zip(hours, values, strict=True)):
-        if value is None:
-            runs.append([])
-            continue
-        y = HEIGHT - (HEIGHT - TOP) * value / (most or 1)
-        title = f"{hour.start:%H}:00 UTC: {_tell(hour)}"
-        points.append(Point(round((place + 0.5) * step, 2), round(y, 2), title))
-        runs[-1].append(points[-1])
-    return Line(name, tuple(_join(run) for run in runs if len(run) > 1), tuple(points))
-
-
-def _join(points: Iterable[Point]) -> str:
-    return "M" + " L".join(f"{point.x} {point.y}" for point in points)
-
-
-def _tell(hour: Hour) -> str:
+def _describe(hour: Hour) -> str:
     median, slow = (_format_seconds(one or 0) for one in (hour.median, hour.slow))
     return f"median {median}, nine in ten within {slow}"
 

@@ -1,13 +1,15 @@
 """Archived files for the page. Only what a job's own row names, and only inside the archive.
 
-They come with ranges out of every store. A reader occupies a thread as long as it takes,
-and webhooks need threads, too: a range is answered in small parts, as players ask on, and only a
+They come with ranges out of every store. A reader occupies a thread as long as it takes, and
+webhooks need threads, too: a range is answered in small parts, for players request more, and only a
 few files are sent at once.
 """
 
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from enum import StrEnum
+from http import HTTPStatus
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -72,34 +74,31 @@ class Sender:
     free: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(MOST_AT_ONCE))
 
     def find(self, job: Job, part: Part) -> ArchiveFile | None:
-        """The job's file; None if it has none here. A remote store is not asked for it."""
+        """The job's file; None if it has none here. A remote store is not queried."""
         uri = job.archive_uri if part is Part.VIDEO else job.archive_poster_uri
-        name = self.store.find_name(uri) if self.store is not None and uri else None
-        if name is None:
+        store, sha256 = self.store, job.archive_sha256 if part is Part.VIDEO else None
+        name = store.find_name(uri) if store is not None and uri else None
+        content_type = CONTENT_TYPES.get(PurePosixPath(name or "").suffix.lower())
+        if name is None or content_type is None:
             return None
-        content_type = CONTENT_TYPES.get(PurePosixPath(name).suffix.lower())
-        is_remote = not isinstance(self.store, LocalStore)
-        if content_type is None or not (is_remote or _is_inside(self.store, name)):
-            return None
-        return ArchiveFile(
-            name, content_type, job.archive_sha256 if part is Part.VIDEO else None, is_remote
-        )
+        if not isinstance(store, LocalStore):
+            return ArchiveFile(name, content_type, sha256, is_remote=True)
+        is_inside = _is_inside(store, name)
+        return ArchiveFile(name, content_type, sha256, is_remote=False) if is_inside else None
 
     def send(self, found: ArchiveFile) -> Response:
-        """The file, or the range of it that this request asks for.
+        """The file, or the range of it that this request names.
 
         Raises ServiceUnavailable while others read as many, RequestedRangeNotSatisfiable,
         NotFound and StoreUnavailableError.
         """
         if not self.free.acquire(blocking=False):
-            told = f"{MOST_AT_ONCE} archived files are being read here. Try again in a moment."
-            raise ServiceUnavailable(told, retry_after=RETRY_SECONDS)
-        try:
+            words = f"{MOST_AT_ONCE} archived files are being read here. Try again in a moment."
+            raise ServiceUnavailable(words, retry_after=RETRY_SECONDS)
+        with ExitStack() as held:
+            held.callback(self.free.release)
             answer = self._open(found)
-        except BaseException:
-            self.free.release()
-            raise
-        answer.call_on_close(self.free.release)
+            answer.call_on_close(held.pop_all().close)
         return answer
 
     def _open(self, found: ArchiveFile) -> Response:
@@ -114,7 +113,7 @@ class Sender:
         given = None if "download" in request.args else request.headers.get("Range")
         environ = request.environ | cut_range(given, facts.bytes)
         answer.make_conditional(environ, accept_ranges=True, complete_length=facts.bytes)
-        if answer.status_code == 304:  # noqa: PLR2004 - HTTP
+        if answer.status_code == HTTPStatus.NOT_MODIFIED:
             return answer
         part = answer.content_range
         start, stop = (part.start or 0, part.stop) if part.stop else (0, facts.bytes)
@@ -147,11 +146,10 @@ def cut_range(header: str | None, length: int) -> dict[str, str]:
     return {"HTTP_RANGE": f"bytes={start}-{min(stop, start + LONGEST_RANGE) - 1}"}
 
 
-def _is_inside(store: "Store | None", name: str) -> bool:
+def _is_inside(store: LocalStore, name: str) -> bool:
     """Also a link may not lead out of the archive."""
-    assert isinstance(store, LocalStore)  # noqa: S101 - asked for no other
     try:
         path = (store.root / name).resolve(strict=True)
-        return path.is_relative_to(store.root.resolve()) and path.is_file()
     except OSError:
         return False
+    return path.is_relative_to(store.root.resolve()) and path.is_file()

@@ -27,20 +27,18 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException, NotFound
 
 from webhook.page.board import HEIGHT, WIDTH, BoardReader, plot_latency, plot_throughput
-from webhook.page.files import ArchiveFile, Part, Sender, open_sender
+from webhook.page.files import Part, Sender, open_sender
 from webhook.page.login import (
     Credentials,
     Doorkeeper,
-    Sessions,
     Throttle,
     add_headers,
-    current_session,
+    configure_sessions,
 )
 from worker.broker.dispatch import Dispatcher
 from worker.ground.clock import Clock, format_briefly, format_duration, read_clock
 from worker.ground.db import Database, describe_database_error
 from worker.ground.errors import (
-    ExtendVideoError,
     JobNotFoundError,
     PaysAgainError,
     StoreObjectMissingError,
@@ -110,7 +108,7 @@ PAGE_FORMS: tuple[Form, ...] = (
         re.compile(r"data:[a-z0-9.+-]+/[a-z0-9.+-]+;base64,[A-Za-z0-9+/=]{64,}", re.IGNORECASE),
         _fold,
     ),
-    # Without its scheme: to look for one at each letter takes the square of a long text's time.
+    # Without its scheme: to search for one at each letter takes the square of a long text's time.
     (re.compile(r"(?P<place>://[^\s\"'<>?#]+)(?P<query>\?[^\s\"'<>#]*)?"), _cut_query),
     *FORMS,
     (re.compile(r"(?i)\b((?:key|bearer|basic)\s+)[A-Za-z0-9._~+/:=-]{16,}"), rf"\1{MASK}"),
@@ -119,7 +117,7 @@ PAGE_FORMS: tuple[Form, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ListQuery:
-    """What an address asks for; `wrong` has, by field, what cannot be understood."""
+    """What an address selects; `wrong` has, by field, what cannot be understood."""
 
     wanted: JobFilter
     place: Place | None
@@ -127,25 +125,14 @@ class ListQuery:
     fields: Mapping[str, str]
     wrong: Mapping[str, str]
 
-    @property
-    def is_filtered(self) -> bool:
-        return bool(self.fields)
-
     def link(self, **changes: str | None) -> str:
         """The address of the same list with other fields; from its beginning."""
         fields = {**self.fields, **changes}
-        pairs = [(name, fields[name]) for name in FIELDS if fields.get(name)]
-        return f"?{urlencode(pairs)}" if pairs else "?"
-
-    def turn(self, place: Place, *, is_backward: bool = False) -> str:
-        """The address of the page that follows."""
-        pairs = [(name, self.fields[name]) for name in FIELDS if self.fields.get(name)]
-        pairs.append(("newer" if is_backward else "older", write_place(place)))
-        return f"?{urlencode(pairs)}"
+        return f"?{urlencode({name: text for name, text in fields.items() if text})}"
 
 
 def read_query(arguments: Mapping[str, str], now: datetime) -> ListQuery:
-    """Whatever cannot be understood is named, and does not narrow the list."""
+    """A field that cannot be understood is named, and does not narrow the list."""
     given = {name: arguments.get(name, "").strip()[:LONGEST_TEXT] for name in FIELDS}
     fields = {name: text for name, text in given.items() if text}
     wanted, wrong = parse_filter(fields, now)
@@ -170,12 +157,9 @@ def read_place(text: str) -> Place | None:
 
 
 def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:
-    def show_json(value: object) -> str:
-        return json.dumps(masker.mask_json(value), indent=2, ensure_ascii=False)
-
     return {
         "mask": lambda value: masker.mask(str(value)),
-        "pretty": show_json,
+        "pretty": lambda value: json.dumps(masker.mask_json(value), indent=2, ensure_ascii=False),
         "duration": format_duration,
         "brief": format_briefly,
         "clock": lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
@@ -198,7 +182,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class JobsPage:
     """What its views work with."""
 
     db: Database
@@ -231,8 +215,23 @@ class Page:
             now=self.clock(),
         )
 
-    def show_job(self, job_id: UUID) -> ResponseReturnValue:
-        return self._tell(job_id, done=request.args.get("done", ""))
+    def show_job(self, job_id: UUID, *, problem: str | None = None) -> str:
+        story = read_story(job_id, db=self.db, policy=self.policy, clock=self.clock)
+        job = story.job
+        return render_template(
+            "job.html",
+            story=story,
+            job=job,
+            wait=story.wait,
+            longest=max((one.duration for one in story.stays if one.duration), default=None),
+            explanation=explain_failure(job, story.attempts),
+            media={part.value: self.sender.find(job, part) for part in Part},
+            may_cancel=job.state in CANCELLABLE,
+            may_redrive=job.state in REDRIVABLE,
+            is_ended=job.state in ENDED,
+            notice=choose_notice(request.args.get("done", ""), job),
+            problem=problem,
+        )
 
     def show_file(self, job_id: UUID, part: str) -> ResponseReturnValue:
         """The archived video or its poster, with ranges; as a download with `?download`."""
@@ -251,14 +250,14 @@ class Page:
         try:
             cancelled = cancel_job(job_id, db=self.db, clock=self.clock)
         except TooLateError as error:
-            return self._tell(job_id, problem=str(error)), 409
+            return self.show_job(job_id, problem=str(error)), 409
         self.dispatcher.publish(cancelled.doorbell)
-        self._note("page_cancel", job_id)
+        log.info("page_cancel", job_id=str(job_id), address=request.remote_addr)
         is_done = cancelled.job.state is JobState.CANCELLED
-        return self._return_to(job_id, "cancelled" if is_done else "cancel_asked")
+        return return_to(job_id, "cancelled" if is_done else "cancel_asked")
 
     def redrive(self, job_id: UUID) -> ResponseReturnValue:
-        """Without the word for it no money is spent: that needs a second form, and a tick."""
+        """Without `pay_again` no money is spent: that needs a second form, and a tick."""
         pay_again = request.form.get("pay_again") == "yes"
         try:
             job = redrive_job(
@@ -272,65 +271,39 @@ class Page:
             story = read_story(job_id, db=self.db)
             return render_template("pay_again.html", job=story.job, attempts=story.attempts), 409
         except TooLateError as error:
-            return self._tell(job_id, problem=str(error)), 409
+            return self.show_job(job_id, problem=str(error)), 409
         self.dispatcher.publish(job.doorbell)
-        self._note("page_redrive", job_id, pay_again=pay_again)
-        return self._return_to(job_id, "redriven")
+        facts = {"address": request.remote_addr, "pay_again": pay_again}
+        log.info("page_redrive", job_id=str(job_id), **facts)
+        return return_to(job_id, "redriven")
 
-    def _tell(self, job_id: UUID, *, done: str = "", problem: str | None = None) -> str:
-        story = read_story(job_id, db=self.db, policy=self.policy, clock=self.clock)
-        now = self.clock()
-        return render_template(
-            "job.html",
-            story=story,
-            job=story.job,
-            wait=story.wait,
-            longest=max((one.duration for one in story.stays if one.duration), default=None),
-            explanation=explain_failure(story.job, story.attempts),
-            media=self._find_media(story.job),
-            may_cancel=story.job.state in CANCELLABLE,
-            may_redrive=story.job.state in REDRIVABLE,
-            is_ended=story.job.state in ENDED,
-            notice=choose_notice(done, story.job),
-            problem=problem,
-            now=now,
-        )
 
-    def _find_media(self, job: Job) -> dict[str, ArchiveFile | None]:
-        """By part what can be shown."""
-        return {part.value: self.sender.find(job, part) for part in Part}
-
-    def _return_to(self, job_id: UUID, done: str) -> ResponseReturnValue:
-        return redirect(url_for("page.show_job", job_id=job_id, done=done), 303)
-
-    def _note(self, event: str, job_id: UUID, **facts: object) -> None:
-        log.info(event, job_id=str(job_id), address=request.remote_addr, **facts)
+def return_to(job_id: UUID, done: str) -> ResponseReturnValue:
+    return redirect(url_for("page.show_job", job_id=job_id, done=done), 303)
 
 
 def choose_notice(done: str, job: Job) -> str | None:
     """What an order has led to, as long as it is true: the address with it is loaded again."""
-    is_cancelled, is_ended = job.state is JobState.CANCELLED, job.state in ENDED
-    match done:
-        case "cancelled" | "cancel_asked" if is_cancelled:
-            return "The job is cancelled."
-        case "cancel_asked" if not is_ended:
-            return "fal is asked to cancel it; a result that comes anyway is archived."
-        case "redriven" if not is_ended:
-            return "The job goes on."
-        case _:
-            return None
+    if job.state is JobState.CANCELLED and done in {"cancelled", "cancel_asked"}:
+        return "The job is cancelled."
+    notices = {
+        "cancel_asked": "fal is asked to cancel it; a result that comes anyway is archived.",
+        "redriven": "The job goes on.",
+    }
+    return None if job.state in ENDED else notices.get(done)
 
 
 def link_pages(query: ListQuery, found: queries.JobPage) -> dict[str, str]:
     """Where `newer`, `older` and `further` lead; only what leads somewhere is in it."""
-    lines, links = found.lines, dict[str, str]()
-    older = found.following if not query.is_backward else (lines[-1].place if lines else None)
-    newer = found.following if query.is_backward else (lines[0].place if lines else None)
-    is_full = len(lines) == LINES
+    first, last = (found.lines[place].place if found.lines else None for place in (0, -1))
+    older, newer = (last, found.following) if query.is_backward else (found.following, first)
+    is_full = len(found.lines) == LINES
+    links = dict[str, str]()
     if older is not None:
-        links["older" if is_full or query.is_backward else "further"] = query.turn(older)
-    if newer is not None and (query.place is not None):
-        links["newer"] = query.turn(newer, is_backward=True)
+        name = "older" if is_full or query.is_backward else "further"
+        links[name] = query.link(older=write_place(older))
+    if newer is not None and query.place is not None:
+        links["newer"] = query.link(newer=write_place(newer))
     return links
 
 
@@ -339,7 +312,7 @@ def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Disp
     credentials = Credentials(settings)
     if not credentials.are_set:
         return
-    page = Page(
+    page = JobsPage(
         db=db,
         dispatcher=dispatcher,
         board=BoardReader(db, read_clock),
@@ -353,14 +326,14 @@ def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Disp
         ),
         sender=open_sender(settings),
     )
-    sessions = Sessions(credentials.key, settings.monitor_session_seconds)
-    doorkeeper = Doorkeeper(credentials, sessions, Throttle(), db)
+    configure_sessions(app, settings)
+    doorkeeper = Doorkeeper(credentials, Throttle(), db)
     app.register_blueprint(build_blueprint(page, doorkeeper))
-    # Whatever a template prints goes through it, so that none can be forgotten.
+    # All that a template prints goes through it, so that none can be forgotten.
     app.jinja_env.finalize = page.masker.mask_output
 
 
-def build_blueprint(page: Page, doorkeeper: Doorkeeper) -> Blueprint:
+def build_blueprint(page: JobsPage, doorkeeper: Doorkeeper) -> Blueprint:
     here = Path(__file__).parent
     routes = Blueprint(
         "page",
@@ -384,7 +357,7 @@ def build_blueprint(page: Page, doorkeeper: Doorkeeper) -> Blueprint:
     routes.get("/<path:_>")(show_nothing)
     for name, show in list_filters(page.masker).items():
         routes.add_app_template_filter(show, name)
-    routes.context_processor(lambda: {"WIDTH": WIDTH, "HEIGHT": HEIGHT, "session": current_session})
+    routes.context_processor(lambda: {"WIDTH": WIDTH, "HEIGHT": HEIGHT})
     routes.register_error_handler(Exception, show_error)
     return routes
 
@@ -397,26 +370,21 @@ def show_nothing(_: str) -> ResponseReturnValue:
 def show_error(error: Exception) -> ResponseReturnValue:
     """As a page, in words; what is no one's mistake is logged."""
     headers: dict[str, str] = {}
+    status, title, words = 500, "Something broke", "The receiver's log says what."
     match error:
         case HTTPException():
-            status, title, told = error.code or 500, error.name, error.description or ""
+            status, title, words = error.code or 500, error.name, error.description or ""
             pause = getattr(error, "retry_after", None)
             headers = {} if pause is None else {"Retry-After": str(pause)}
-        case JobNotFoundError():
-            status, title, told = 404, "No such job", str(error)
-        case StoreObjectMissingError():
-            status, title, told = 404, "No such file", str(error)
+        case JobNotFoundError() | StoreObjectMissingError():
+            status, title, words = 404, "Not found", str(error)
         case StoreUnavailableError():
             log.error("archive_unavailable", reason=str(error))
-            status, title, told = 503, "The archive cannot be read", str(error)
-        case ExtendVideoError():
-            status, title, told = 500, error.code.replace("_", " "), str(error)
+            status, title, words = 503, "The archive cannot be read", str(error)
         case SQLAlchemyError():
             log.error("database_unavailable", reason=describe_database_error(error))
             status, title = 503, "The job table cannot be read"
-            told = "The database is away, or older than this code: extend-video migrate. Try again."
+            words = "The database is unavailable, or its schema outdated: extend-video migrate."
         case _:
             log.error("page_broken", exc_info=error)
-            status, title, told = 500, "Something broke", "The receiver's log says what."
-    page = render_template("message.html", title=title, told=told, status=status)
-    return page, status, headers
+    return render_template("message.html", title=title, words=words, status=status), status, headers

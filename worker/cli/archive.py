@@ -121,10 +121,7 @@ def run_verifier(
                 output.out.print(f"{damaged.job_id}  {output.escape(damaged.reason)}")
 
         verifier = Verifier(db, runtime.store, on_read, on_damage)
-        if sample is None:
-            verifier.verify(scope, verification)
-        else:
-            verifier.verify_sample(scope, sample, verification)
+        verifier.verify(scope, verification, sample=sample)
 
 
 @contextmanager

@@ -248,7 +248,7 @@ def watch_job(runtime: Runtime, job_id: UUID, *, is_quiet: bool) -> Story:
     try:
         last: Event | None = None
         for event in follow_events(
-            job_id, db=runtime.db, patience=FOLLOW_TIMEOUT, on_read_events=check
+            job_id, db=runtime.db, timeout=FOLLOW_TIMEOUT, on_read_events=check
         ):
             if not is_quiet:
                 output.out.print(output.show_event(event, last))

@@ -157,7 +157,7 @@ def run_demo(video: str | Path | None, fields: Mapping[str, object]) -> Job:
         timeout = FAL_TIMEOUT if is_real else EMULATOR_TIMEOUT
         before: Event | None = None
         for event in follow_events(
-            job.id, db=runtime.db, patience=timeout, on_read_events=supervisor.check
+            job.id, db=runtime.db, timeout=timeout, on_read_events=supervisor.check
         ):
             output.out.print(output.show_event(event, before))
             before = event

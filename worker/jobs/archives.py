@@ -52,12 +52,11 @@ class Copy:
 class Scope:
     """Which copies are read: of a tenant or all, and none that was read since then.
 
-    With `is_resumed` that is when an interrupted run began, whose findings are reported again.
+    Then an interrupted run began, whose findings are reported again.
     """
 
     not_since: datetime
     tenant: str | None = None
-    is_resumed: bool = False
 
     def covers(self, part: Slice) -> ColumnElement[bool]:
         """The copies of the slice, read or not."""
@@ -87,11 +86,6 @@ def list_copies(connection: Connection, scope: Scope, part: Slice) -> list[Copy]
 def list_archived(connection: Connection, part: Slice) -> list[Copy]:
     """All copies of the slice."""
     return _fetch_copies(connection, part.covers(JobRow.id), _IS_COPY)
-
-
-def list_damaged(connection: Connection, scope: Scope, part: Slice) -> list[Copy]:
-    """The slice's copies that were found damaged since the scope's time."""
-    return _fetch_copies(connection, scope.covers(part), scope.is_read, _IS_DAMAGED)
 
 
 def find_copies(connection: Connection, job_ids: Iterable[UUID]) -> list[Copy]:

@@ -106,21 +106,27 @@ class StateCount:
 
 def count_states(*, db: Database, clock: Clock = read_clock) -> list[StateCount]:
     """Every state, in the order of a job's life; the same numbers as in `read_measures`."""
-    kept, new = _count_due([LIVE, ENDS], db=db, clock=clock)
-    counted = {**kept, **new}
-    live = counted[LIVE].value
-    oldest = {state: datetime.fromtimestamp(known["oldest"], UTC) for state, known in live.items()}
-    return [
-        StateCount(state, count, oldest.get(state))
-        for state, count in _sum_jobs(live, counted[ENDS].value).items()
-    ]
+    return _list_states(_count_due([LIVE, ENDS], db=db, clock=clock)[0])
+
+
+def _list_states(counted: Mapping[str, CachedCount]) -> list[StateCount]:
+    states = []
+    for state in JobState:
+        count, oldest_at = counted[ENDS].value.get(state, 0) if state in ENDED else 0, None
+        if state not in ENDED and (known := counted[LIVE].value.get(state)):
+            count, oldest_at = known["jobs"], datetime.fromtimestamp(known["oldest"], UTC)
+        states.append(StateCount(state, count, oldest_at))
+    return states
 
 
 def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
     """The numbers as they are, or as they were when they were last counted."""
-    kept, new = _count_due(COUNTS, db=db, clock=clock)
-    counted = {**kept, **new}
-    live = counted[LIVE].value
+    counted, _ = _count_due(COUNTS, db=db, clock=clock)
+    states = _list_states(counted)
+    outcomes, verdicts = counted[OUTCOMES].value, counted[VERDICTS].value
+    refused = {(door.value, code): 0 for door in Door for code in CODES}
+    for door, codes in counted[REFUSED].value.items():
+        refused |= {(door, code): number for code, number in codes.items()}
     now = clock()
     with db.reading() as connection:
         earliest = stats.find_earliest_due(connection)
@@ -129,15 +135,15 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
         swept = stats.find_cached_count(connection, SWEEP)
         return Measures(
             now=now,
-            jobs=_sum_jobs(live, counted[ENDS].value),
+            jobs={one.state: one.count for one in states},
             ages={
-                state: max(0.0, now.timestamp() - live[state]["oldest"]) if state in live else 0.0
-                for state in JobState
-                if state not in ENDED
+                one.state: max(0.0, (now - (one.oldest_at or now)).total_seconds())
+                for one in states
+                if one.state not in ENDED
             },
-            attempts=_fill([OPEN, *Outcome], counted[OUTCOMES].value),
-            deliveries=_fill(KEPT_DISPOSITIONS, counted[VERDICTS].value),
-            refused=_fill_refused(counted[REFUSED].value),
+            attempts={str(name): outcomes.get(name, 0) for name in (OPEN, *Outcome)},
+            deliveries={str(name): verdicts.get(name, 0) for name in KEPT_DISPOSITIONS},
+            refused=refused,
             extra_charges=stats.count_extra_charges(connection),
             held=stats.count_held(connection),
             sweep_lag=max(timedelta(), now - earliest) if earliest else timedelta(),
@@ -146,7 +152,7 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
             workers=list_workers(connection),
             history=history,
             events_behind=max(0, stats.find_last_event(connection) - history.cursor),
-            counted_at=min(cached_count.counted_at for cached_count in counted.values()),
+            counted_at=min(one.counted_at for one in counted.values()),
         )
 
 
@@ -159,23 +165,17 @@ def refresh_measures(
 ) -> None:
     """Make the counts that are due, cache the slow ones, and add events for as long as `budget`."""
     _, new = _count_due(COUNTS, db=db, clock=clock)
-    if costly := [
-        cached_count
-        for cached_count in new.values()
-        if cached_count.seconds >= WORTH_KEEPING_SECONDS
-    ]:
+    if slow := [one for one in new if one.seconds >= WORTH_KEEPING_SECONDS]:
         with db.transaction() as connection:
-            for cached_count in costly:
-                stats.keep_cached_count(connection, cached_count)
+            for one in slow:
+                stats.keep_cached_count(connection, one)
     add_events(db=db, batch=batch, budget=budget, clock=clock)
 
 
 def add_events(*, db: Database, batch: int, budget: timedelta, clock: Clock = read_clock) -> None:
-    """Move the cached sum on; of two who do so at once, one is kept."""
+    """Move the cached sum on, once at least; of two who do so at once, one is kept."""
     deadline = time.monotonic() + budget.total_seconds()
-    is_first = True
-    while is_first or time.monotonic() < deadline:
-        is_first = False
+    while True:
         now, began = clock(), time.monotonic()
         with db.reading() as connection:
             kept, history = _load_history(connection)
@@ -184,10 +184,11 @@ def add_events(*, db: Database, batch: int, budget: timedelta, clock: Clock = re
         # An earlier release that runs beside this one reads `gaps` and `is_behind`.
         value = {**asdict(history), "gaps": {}, "is_behind": False}
         version = 1 if kept is None else kept.version + 1
+        new = CachedCount(HISTORY, version, now, time.monotonic() - began, value)
         with db.transaction() as connection:
-            cached_count = CachedCount(HISTORY, version, now, time.monotonic() - began, value)
-            if not stats.keep_cached_count(connection, cached_count):
-                return
+            is_kept = stats.keep_cached_count(connection, new)
+        if not is_kept or time.monotonic() >= deadline:
+            return
 
 
 def note_sweep(overdue: int, seconds: float, *, db: Database, clock: Clock = read_clock) -> None:
@@ -249,15 +250,13 @@ def _add_events(
 
 def _count_due(
     names: Iterable[str], *, db: Database, clock: Clock
-) -> tuple[dict[str, CachedCount], dict[str, CachedCount]]:
-    """All cached counts, and those of the names that were due and are made again; only reads."""
+) -> tuple[dict[str, CachedCount], list[CachedCount]]:
+    """All counts, and those of the names that were due and are made again; only reads."""
     with db.reading() as connection:
-        kept = {
-            cached_count.name: cached_count for cached_count in stats.list_cached_counts(connection)
-        }
-    new: dict[str, CachedCount] = {}
+        counted = {one.name: one for one in stats.list_cached_counts(connection)}
+    new = []
     for name in names:
-        known = kept.get(name)
+        known = counted.get(name)
         if not is_due(known, clock()):
             continue
         counted_at, began = clock(), time.monotonic()
@@ -268,22 +267,6 @@ def _count_due(
             # It takes longer than a statement may: keep the cached count; retry later.
             value = {} if known is None else known.value
         version = 1 if known is None else known.version + 1
-        new[name] = CachedCount(name, version, counted_at, time.monotonic() - began, value)
-    return kept, new
-
-
-def _sum_jobs(live: Mapping[str, Any], ended: Mapping[str, Any]) -> dict[JobState, int]:
-    return {
-        state: int(ended.get(state, 0) if state in ENDED else live.get(state, {}).get("jobs", 0))
-        for state in JobState
-    }
-
-
-def _fill(names: Iterable[str], counted: Mapping[str, Any]) -> dict[str, int]:
-    return {str(name): int(counted.get(name, 0)) for name in names}
-
-
-def _fill_refused(counted: Mapping[str, Any]) -> dict[tuple[str, str], int]:
-    none = {(door.value, code): 0 for door in Door for code in CODES}
-    found = {(door, code): n for door, codes in counted.items() for code, n in codes.items()}
-    return {**none, **found}
+        counted[name] = CachedCount(name, version, counted_at, time.monotonic() - began, value)
+        new.append(counted[name])
+    return counted, new

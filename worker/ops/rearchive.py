@@ -24,7 +24,7 @@ COPY_COLUMNS = ("archive_uri", "archive_poster_uri", "archive_sidecar_uri")
 USE_FORCE = "--force fetches it anyway"
 
 Fetch: TypeAlias = Callable[[Job, Holder], Mapping[str, Any]]
-"""Fetches, verifies and publishes the video of a job's result: its columns. Asks the holder right
+"""Fetches, verifies and publishes the video of a job's result: its columns. Renews the holder right
 before it publishes. Raises RetryableError or PermanentError."""
 
 
@@ -76,18 +76,33 @@ class Rearchiver:
         with self.db.reading() as connection:
             job = table.get_job(connection, job_id)
             copies = archives.find_copies(connection, [job_id])
-        require_archived(job)
-        damage = None if force else self._find_reason(job, copies)
-        if damage is None and not force:
+        if job.state is not JobState.ARCHIVED:
+            raise TooLateError(
+                f"job {job_id} is {job.state.value}: only an archived job has a copy to replace; "
+                f"extend-video show {job_id} says what can be done"
+            )
+        reason = "an operator had it fetched again" if force else self._find_reason(job, copies)
+        if reason is None:
             return Rearchived(job, is_replaced=False)
         hold = Hold(job, self.db)
-        columns = self.fetch(job, hold)
-        replaced = self._record(hold.job, columns, damage or "an operator had it fetched again")
-        self._delete_former(job, replaced)
-        return Rearchived(replaced, is_replaced=True)
+        columns = {
+            **dict.fromkeys((*COPY_COLUMNS, "archive_media", "archive_warnings", "archive_error")),
+            **self.fetch(job, hold),
+            "archive_verified_at": self.clock(),
+        }
+        with self.db.transaction() as connection:
+            move = Move(self.clock(), detail=reason, columns=columns)
+            moved = table.apply_event(connection, hold.job, JobEvent.ARCHIVE_REPLACED, move)
+        if moved is None:
+            raise ClaimLostError(f"job {job_id} was replaced or pruned by somebody else")
+        # What the row no longer names. What cannot be deleted now is listed as an orphan later.
+        with suppress(StoreUnavailableError):
+            for name in self._list_names(job) - self._list_names(moved):
+                self.store.delete(name)
+        return Rearchived(moved, is_replaced=True)
 
     def _find_reason(self, job: Job, copies: list[Copy]) -> str | None:
-        """What is wrong with the copy; None if it is intact."""
+        """Why the copy is to be replaced; None if it is intact."""
         if job.archive_pruned_at is not None:
             raise TooLateError(f"the files of job {job.id} were pruned: {USE_FORCE}")
         if not copies:
@@ -100,48 +115,8 @@ class Rearchiver:
             archives.record_check(connection, copy, damage, self.clock())
         return damage
 
-    def _record(self, job: Job, columns: Mapping[str, Any], detail: str) -> Job:
-        now = self.clock()
-        fresh = {
-            **dict.fromkeys(COPY_COLUMNS),
-            "archive_media": None,
-            "archive_warnings": None,
-            "archive_verified_at": now,
-            "archive_error": None,
-            **columns,
-        }
-        with self.db.transaction() as connection:
-            move = Move(now, detail=detail, columns=fresh)
-            moved = table.apply_event(connection, job, JobEvent.ARCHIVE_REPLACED, move)
-        if moved is None:
-            raise ClaimLostError(f"job {job.id} was replaced or pruned by somebody else")
-        return moved
-
-    def _delete_former(self, before: Job, after: Job) -> None:
-        """Delete what the row no longer names: another layout, or another kind of video.
-
-        What cannot be deleted now is an orphan, and listed as one.
-        """
-        with suppress(StoreUnavailableError):  # see above
-            for name in self._list_names(before) - self._list_names(after):
-                self.store.delete(name)
-
     def _list_names(self, job: Job) -> set[str]:
-        uris = (getattr(job, column) for column in COPY_COLUMNS)
-        names = {name for uri in uris if uri and (name := self.store.find_name(uri))}
-        video = job.archive_uri and self.store.find_name(job.archive_uri)
-        return names | set(list_companions(video) if video else ())
-
-
-def require_archived(job: Job) -> None:
-    """Raises TooLateError that names the command to use instead."""
-    match job.state:
-        case JobState.ARCHIVED:
-            return
-        case JobState.FAILED | JobState.CANCELLED:
-            raise TooLateError(
-                f"job {job.id} is {job.state.value}: `extend-video redrive {job.id}` continues it, "
-                "to the archive if it has a result"
-            )
-        case _:
-            raise TooLateError(f"job {job.id} is {job.state.value}: it is archived in its own time")
+        video, poster, sidecar = (getattr(job, column) for column in COPY_COLUMNS)
+        named = {self.store.find_name(uri) for uri in (video, poster, sidecar) if uri}
+        beside = list_companions((video and self.store.find_name(video)) or "")
+        return {name for name in (*named, *beside) if name}

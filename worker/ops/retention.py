@@ -12,6 +12,7 @@ from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.jobs import archives as sql
 from worker.jobs.archives import OldJob, Page, Place, Retention
+from worker.media.layout import SIDECAR
 from worker.media.store import Store
 from worker.ops.verify import list_companions
 from worker.stages.refuse import count_old_requests, prune_requests
@@ -20,7 +21,7 @@ from worker.stages.refuse import count_old_requests, prune_requests
 
 
 BATCH = 100
-LOOK = 2000
+SURVEYED = 2000
 
 
 @dataclass
@@ -46,14 +47,13 @@ class Pruning:
 def survey_jobs(retention: Retention, *, db: Database, store: Store) -> Pruning:
     """What would be pruned; nothing is changed."""
     found = Pruning(requests=count_old_requests(retention, db=db))
-    for page in _walk(db, retention, LOOK):
+    for page in _walk(db, retention, SURVEYED):
         with db.reading() as connection:
             old = sql.list_old_jobs(connection, retention, page)
-        for job in old:
-            if is_here(job, store):
-                found.add(job)
-            else:
-                found.elsewhere += 1
+        here = [job for job in old if is_here(job, store)]
+        found.elsewhere += len(old) - len(here)
+        for job in here:
+            found.add(job)
     return found
 
 
@@ -70,12 +70,19 @@ def prune_jobs(
     end = sql.forget_files if retention.files_only else sql.delete_job
     for page in _walk(db, retention, BATCH):
         now = clock()
-        marked = _mark(retention, page, pruning, db=db, store=store, now=now)
+        with db.reading() as connection:
+            if not sql.list_old_jobs(connection, retention, page):
+                continue
+        with db.transaction() as connection:
+            old = sql.list_old_jobs(connection, retention, page, lock=True)
+            here = [job.id for job in old if is_here(job, store)]
+            marked = sql.mark_pruned(connection, here, now)
         for job in marked:
             for name in list_objects(job, store):
                 store.delete(name)
         with db.transaction() as connection:
             ended = [job for job in marked if end(connection, job, now)]
+        pruning.elsewhere += len(old) - len(here)
         pruning.moved += len(marked) - len(ended)
         for job in ended:
             pruning.add(job)
@@ -91,40 +98,13 @@ def is_here(job: OldJob, store: Store) -> bool:
 
 def list_objects(job: OldJob, store: Store) -> list[str]:
     """What is deleted, in order: the sidecar, from which a video can be made again, goes last."""
-    named = [
-        None if uri is None else store.find_name(uri)
-        for uri in (job.archive_uri, job.archive_poster_uri, job.quarantine_uri)
+    named = [name for uri in job.uris if (name := store.find_name(uri)) is not None]
+    beside = [
+        companion
+        for uri in (job.archive_uri, job.quarantine_uri)
+        for companion in list_companions((uri and store.find_name(uri)) or "")
     ]
-    video, poster, quarantined = named
-    sidecar = None if job.archive_sidecar_uri is None else store.find_name(job.archive_sidecar_uri)
-    beside = list_companions(video) if video is not None else (None, None, None)
-    of_quarantined = list_companions(quarantined)[0] if quarantined is not None else None
-    names = (
-        *(video, poster, *beside[1:]),
-        *(quarantined, of_quarantined),
-        *(sidecar, beside[0]),
-    )
-    return list(dict.fromkeys(name for name in names if name is not None))
-
-
-def _mark(
-    retention: Retention,
-    page: Page,
-    pruning: Pruning,
-    *,
-    db: Database,
-    store: Store,
-    now: datetime,
-) -> list[OldJob]:
-    """The page's jobs whose rows say by now that they are being pruned."""
-    with db.reading() as connection:
-        if not sql.list_old_jobs(connection, retention, page):
-            return []
-    with db.transaction() as connection:
-        old = sql.list_old_jobs(connection, retention, page, lock=True)
-        here = [job.id for job in old if is_here(job, store)]
-        pruning.elsewhere += len(old) - len(here)
-        return sql.mark_pruned(connection, here, now)
+    return sorted(dict.fromkeys([*named, *beside]), key=lambda name: name.endswith(SIDECAR))
 
 
 def _walk(db: Database, retention: Retention, size: int) -> Iterator[Page]:

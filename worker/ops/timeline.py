@@ -1,10 +1,9 @@
 """A job's history, why it failed and what it waits for, in words for people and programs."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple, assert_never
 from uuid import UUID
 
 from worker.fal.errors import (
@@ -19,11 +18,10 @@ from worker.fal.errors import (
 from worker.ground.clock import Clock, format_duration, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import PaysAgainError
-from worker.ground.settings import UnknownPolicy
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.admission import ACCOUNT, Pause, list_pauses
 from worker.jobs.states import ENDED, JobEvent, JobState
-from worker.jobs.values import Attempt, Delivery, Ending, Event, Job, Outcome
+from worker.jobs.values import Attempt, Delivery, Ending, Event, Job
 from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolvePolicy
 
@@ -97,93 +95,106 @@ class Explanation:
 
     @property
     def fails_again(self) -> bool:
-        """Whether fal says that the same input fails again; a cancelled run does not tell."""
+        """Whether fal says that the same input fails again; a cancelled run does not show it."""
         return self.retryable is Retryable.NO and self.error_class is not ErrorClass.CALLER
 
 
-def explain_failure(job: Job, attempts: list[Attempt]) -> Explanation | None:
+def explain_failure(job: Job, attempts: Sequence[Attempt]) -> Explanation | None:
     """Why fal failed the job; None if it did not fail, or not at fal."""
-    code = job.error_code
-    if job.state is not JobState.FAILED or code is None or not _is_fals(job, code, attempts):
+    code, failed = job.error_code, _find_failed(attempts)
+    if job.state is not JobState.FAILED or code is None:
         return None
-    fields = list_field_errors(job)
+    # fal's error types are stored unchanged, so a code that is not ours is fal's.
+    is_unnamed = code not in ERROR_TYPES and not job.error_details
+    if is_unnamed and (failed is None or code in OWN_CODES):
+        return None
+    fields = tuple(
+        FieldError(name_field(one), str(one.get("type", "")), str(one.get("msg", "")))
+        for one in job.error_details or []
+        if isinstance(one, dict)
+    )
     known = find_error_type(code, names_fields=bool(fields))
     retryable = known.retryable
-    if (said := _read_header(attempts)) is not None:
+    if failed is not None and failed.retryable is not None:
         # The header is about this run, the error type about all runs that fail so.
-        retryable = Retryable.YES if said else Retryable.NO
+        retryable = Retryable.YES if failed.retryable else Retryable.NO
     return Explanation(known.error_class, known.sentence, retryable, known.charge, fields)
 
 
-def will_fail_again(job: Job, attempts: list[Attempt]) -> bool:
+def will_fail_again(job: Job, attempts: Sequence[Attempt]) -> bool:
     """Whether fal says that a failed job's input fails again, by its type or by its header."""
-    explanation = explain_failure(job, attempts)
+    explanation, failed = explain_failure(job, attempts), _find_failed(attempts)
     if explanation is not None:
         return explanation.fails_again
-    return job.state is JobState.FAILED and _read_header(attempts) is False
+    return job.state is JobState.FAILED and failed is not None and failed.retryable is False
 
 
-def _read_header(attempts: list[Attempt]) -> bool | None:
-    """Whether fal's header calls the newest attempt retryable, if that attempt has failed."""
-    newest = attempts[-1] if attempts else None
-    return newest.retryable if newest is not None and newest.ending == Ending.FAILED else None
-
-
-def list_field_errors(job: Job) -> tuple[FieldError, ...]:
-    details = [one for one in job.error_details or [] if isinstance(one, dict)]
-    return tuple(
-        FieldError(name_field(one), str(one.get("type", "")), str(one.get("msg", "")))
-        for one in details
-    )
+def _find_failed(attempts: Sequence[Attempt]) -> Attempt | None:
+    """The newest attempt, if fal has failed it."""
+    return attempts[-1] if attempts and attempts[-1].ending == Ending.FAILED else None
 
 
 def describe_explanation(explanation: Explanation, job: Job) -> dict[str, str]:
     """One line of text for each part, by its name."""
-    lines = {
+    is_final = explanation.retryable is not Retryable.NO or explanation.fails_again
+    return {
         "class": explanation.error_class.value,
         "means": explanation.sentence,
-        "again": _describe_retry(explanation).format(id=job.id),
+        "again": AGAIN[explanation.retryable if is_final else Retryable.YES].format(id=job.id),
         "charge": CHARGES[explanation.charge],
+        **{
+            f"field {number}": f"{one.field or 'input'}: {one.message} ({one.error_type})"
+            for number, one in enumerate(explanation.fields, start=1)
+        },
     }
-    for number, one in enumerate(explanation.fields, start=1):
-        lines[f"field {number}"] = f"{one.field or 'input'}: {one.message} ({one.error_type})"
-    return lines
-
-
-def _describe_retry(explanation: Explanation) -> str:
-    if explanation.retryable is Retryable.NO and not explanation.fails_again:
-        return AGAIN[Retryable.YES]
-    return AGAIN[explanation.retryable]
-
-
-def _is_fals(job: Job, code: str, attempts: list[Attempt]) -> bool:
-    """Fal's error types are stored unchanged, so a code that is not ours is fal's."""
-    if code in ERROR_TYPES or job.error_details:
-        return True
-    return code not in OWN_CODES and bool(attempts) and attempts[-1].ending == Ending.FAILED
 
 
 # ------------------------------------------------------------------ waiting
 
 
+CANCEL_FREE = "extend-video cancel {id} cancels it at no charge"
+CANCEL_AT_FAL = "extend-video cancel {id} requests its cancellation at fal"
+PAID = "its result is paid and recorded, so it can no longer be cancelled"
+# By state: what a job waits for, what follows at its due time, and what an operator may do.
+WAITS: Mapping[JobState, tuple[str, str, str]] = {
+    JobState.QUEUED: (
+        "a free worker to submit it",
+        "the sweep publishes it again",
+        CANCEL_FREE,
+    ),
+    JobState.SUBMITTING: (
+        "fal's reply to its submission",
+        "its outcome counts as unknown unless the claim was renewed, and nothing is sent twice",
+        CANCEL_AT_FAL,
+    ),
+    JobState.SUBMISSION_UNKNOWN: (
+        "evidence of whether fal accepted it",
+        "fal's listing is searched for it",
+        CANCEL_AT_FAL
+        + "; extend-video redrive {id} --pay-again submits it again at once and may pay twice",
+    ),
+    JobState.SUBMITTED: ("fal's webhook", "fal is polled", CANCEL_AT_FAL),
+    JobState.COMPLETED: (
+        "a free worker to download the video",
+        "the sweep publishes it again",
+        PAID,
+    ),
+    JobState.ARCHIVING: (
+        "a worker to download the video",
+        "another worker downloads it unless the claim was renewed",
+        PAID,
+    ),
+}
 STUCK = (
     "if this lasts longer than a few SWEEP_SECONDS, scheduler and workers may be down: "
     "check with extend-video status"
 )
+PAY_AGAIN = "extend-video redrive {id} --pay-again buys a new run"
 RESTARTS = {
     JobEvent.ARCHIVE_REDRIVEN: "extend-video redrive {id} archives the paid result again",
     JobEvent.SUBMIT_REDRIVEN: "extend-video redrive {id} submits it; nothing has been paid yet",
     JobEvent.POLL_REDRIVEN: "extend-video redrive {id} fetches the paid result from fal again",
 }
-PAY_AGAIN = "extend-video redrive {id} --pay-again buys a new run"
-ANOTHER_INPUT = (
-    "enqueue another input, because fal says that this one fails again; "
-    "extend-video redrive {id} --pay-again buys a new run of it anyway"
-)
-CANCEL_FREE = "extend-video cancel {id} cancels it at no charge"
-CANCEL_AT_FAL = "extend-video cancel {id} requests its cancellation at fal"
-CANCEL_REQUESTED = "its cancellation has been requested"
-PAID = "its result is paid and recorded, so it can no longer be cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +202,6 @@ class Wait:
     """The sentence and its parts; `until` is None where no time is set."""
 
     sentence: str
-    waits_for: str
-    until: datetime | None
-    then: str
-    may_do: str
-
-
-class _Case(NamedTuple):
     waits_for: str
     until: datetime | None
     then: str
@@ -216,182 +220,88 @@ def explain_wait(
 
     With `policy` it says when an unknown submission counts as not accepted, and what follows.
     """
-    match job.state:
-        case JobState.QUEUED:
-            case = _explain_queued(job, gate, now)
-        case JobState.SUBMITTING | JobState.ARCHIVING:
-            case = _explain_claimed(job, now)
-        case JobState.SUBMISSION_UNKNOWN:
-            case = _explain_unknown(job, attempts, now, policy)
-        case JobState.SUBMITTED:
-            case = _explain_submitted(job, attempts[-1] if attempts else None, now)
-        case JobState.COMPLETED:
-            case = _explain_completed(job, now)
-        case JobState.ARCHIVED | JobState.FAILED | JobState.CANCELLED:
-            case = _explain_end(job, attempts)
-        case _:
-            assert_never(job.state)
-    case = case._replace(may_do=case.may_do.format(id=job.id))
-    return Wait(_compose(case, now), *case)
+    if job.state in ENDED:
+        return _explain_end(job, attempts)
+    until, notes = job.due_at, _list_notes(job, attempts)
+    waits_for, then, may_do = WAITS[job.state]
+    if job.cancel_requested_at is not None:
+        may_do = may_do.replace(CANCEL_AT_FAL, "its cancellation has been requested")
+        if job.state is JobState.SUBMITTED:
+            waits_for = "fal to end it, as requested"
+            then = "fal is polled for how it ended; a result that arrives anyway is archived"
+    if job.state is JobState.SUBMISSION_UNKNOWN and policy is not None and not job.is_held:
+        since = attempts[-1].started_at if attempts else job.enqueued_at
+        wait = policy.judge_after(attempts[-1]) if attempts else policy.unknown_after
+        at = describe_time(since + wait, now)
+        follows = "it is cancelled" if job.cancel_requested_at else "UNKNOWN_POLICY decides"
+        then = f"{then}; not found from {at} on, it counts as not accepted, and {follows}"
+    if gate is not None and job.state is JobState.QUEUED:
+        waits_for, until, notes = "fal to accept submissions again", gate.until, [gate.reason]
+        then = "one waiting job is submitted, and all follow once fal accepts it"
+        may_do = f"correct the account or FAL_KEY, nothing else is needed; {may_do}"
+    elif job.is_held:
+        waits_for = "an operator's decision"
+        may_do = f"{PAY_AGAIN}; extend-video cancel {{id}} cancels it"
+    elif job.is_unrecordable:
+        waits_for, may_do = "the database to accept fal's result", "correct what the reason names"
+    elif until is not None and until <= now:
+        waits_for, may_do = "the next sweep", f"{may_do}; {STUCK}"
+    elif job.blocked_reason and job.state in {JobState.QUEUED, JobState.COMPLETED}:
+        waits_for, then = "its next attempt", "a worker takes it"
+    reasons = "; ".join(note for note in notes if note)
+    waits_for = f"{waits_for} ({reasons})" if reasons else waits_for
+    may_do = may_do.format(id=job.id)
+    sentence = f"It waits for {waits_for}{_describe_until(until, now)} then {then}; {may_do}."
+    return Wait(sentence, waits_for, until, then, may_do)
+
+
+def _list_notes(job: Job, attempts: Sequence[Attempt]) -> list[str | None]:
+    """What the rows say of the wait: the reason, who has claimed the job, fal's last answers."""
+    newest = attempts[-1] if attempts and job.state is JobState.SUBMITTED else None
+    notes = [job.blocked_reason, job.claimed_by and f"claimed by {job.claimed_by}"]
+    if newest is not None and newest.fal_status is not None:
+        ahead = "" if newest.queue_position is None else f", {newest.queue_position} ahead"
+        notes.append(f"fal's last status: {newest.fal_status}{ahead}")
+    if newest is not None and newest.cancel_status is not None:
+        notes.append(f"fal replied {newest.cancel_status}")
+    return notes
+
+
+def _explain_end(job: Job, attempts: Sequence[Attempt]) -> Wait:
+    then, may_do = f"its video is at {job.archive_uri}", "nothing has to be done"
+    if job.state is not JobState.ARCHIVED:
+        then = f"it has {job.state.value} ({job.error_code}); only a late result changes that"
+        if job.state is JobState.CANCELLED:
+            then = "it was cancelled; only a late result changes that"
+        event = _choose_free_restart(job, attempts)
+        may_do = PAY_AGAIN if event is None else RESTARTS[event]
+        if event is None and will_fail_again(job, attempts):
+            other = "enqueue another input, because fal says that this one fails again"
+            may_do = f"{other}; {PAY_AGAIN} of it anyway"
+    may_do = may_do.format(id=job.id)
+    return Wait(f"It waits for nothing: {then}; {may_do}.", "nothing", None, then, may_do)
+
+
+def _choose_free_restart(job: Job, attempts: Sequence[Attempt]) -> JobEvent | None:
+    try:
+        return choose_restart(job, list(attempts), pay_again=False)[0]
+    except PaysAgainError:
+        return None
+
+
+def _describe_until(until: datetime | None, now: datetime) -> str:
+    if until is None:
+        return ";"
+    at = describe_time(until, now)
+    if until <= now:
+        return f", due since {at} ({format_duration(now - until)} ago);"
+    return f", until {at} (in {format_duration(until - now)});"
 
 
 def describe_time(at: datetime, now: datetime) -> str:
     """The time in UTC, with the date unless it is today's."""
     day = "" if at.date() == now.date() else f"{at:%Y-%m-%d} "
     return f"{day}{at:%H:%M:%S} UTC"
-
-
-def _explain_queued(job: Job, gate: Pause | None, now: datetime) -> _Case:
-    if gate is not None:
-        waits_for = f"fal to accept our account again, like all submissions ({gate.reason})"
-        then = "one waiting job is submitted, and all follow once fal accepts it"
-        may_do = f"correct the account or FAL_KEY, nothing else is needed; {CANCEL_FREE}"
-        return _Case(waits_for, gate.until, then, may_do)
-    if _is_overdue(job, now):
-        return _explain_overdue(job, "be submitted", CANCEL_FREE)
-    if job.blocked_reason is not None:
-        waits_for = f"its next attempt, because fal throttled it ({job.blocked_reason})"
-        return _Case(waits_for, job.due_at, "it is submitted again", CANCEL_FREE)
-    then = "the sweep publishes it again"
-    return _Case("a free worker to submit it", job.due_at, then, CANCEL_FREE)
-
-
-def _explain_claimed(job: Job, now: datetime) -> _Case:
-    is_download = job.state is JobState.ARCHIVING
-    waits_for = f"fal's reply to the submission by {job.claimed_by}"
-    then = (
-        "the submission counts as unknown unless that worker has renewed its claim: fal's listing "
-        "is searched for it, and nothing is sent twice"
-    )
-    may_do = CANCEL_AT_FAL if job.cancel_requested_at is None else CANCEL_REQUESTED
-    if is_download:
-        waits_for = f"{job.claimed_by} to download the video"
-        then = "another worker downloads it unless the claim has been renewed"
-        may_do = PAID
-    if _is_overdue(job, now):
-        waits_for = f"the next sweep, because the claim of {job.claimed_by} has expired"
-        may_do = f"{may_do}; {STUCK}"
-    return _Case(waits_for, job.due_at, then, may_do)
-
-
-def _explain_unknown(
-    job: Job, attempts: Sequence[Attempt], now: datetime, policy: ResolvePolicy | None
-) -> _Case:
-    if job.is_held:
-        waits_for = f"an operator's decision ({job.blocked_reason})"
-        then = "fal's listing is searched for it again, and it remains held if it is not found"
-        may_do = f"{PAY_AGAIN}; extend-video cancel {{id}} cancels it"
-        return _Case(waits_for, job.due_at, then, may_do)
-    waits_for = (
-        f"evidence of whether fal accepted it ({job.blocked_reason or 'its outcome is unknown'})"
-    )
-    then = f"fal's listing is searched for it; {_predict_expiry(job, attempts, now, policy)}"
-    anew = "extend-video redrive {id} --pay-again submits it again at once and may pay twice"
-    may_do = anew if job.cancel_requested_at else f"{CANCEL_AT_FAL} once it is found; {anew}"
-    return _Case(waits_for, job.due_at, then, may_do)
-
-
-def _predict_expiry(
-    job: Job, attempts: Sequence[Attempt], now: datetime, policy: ResolvePolicy | None
-) -> str:
-    """When the newest attempt counts as not accepted without further evidence, and what follows."""
-    since = attempts[-1].started_at if attempts else job.enqueued_at
-    if policy is None:
-        when = f"UNKNOWN_SECONDS after {describe_time(since, now)}"
-        return f"{when} it counts as not accepted, and UNKNOWN_POLICY decides what follows"
-    lost = {Outcome.UNKNOWN, Outcome.DEAD}
-    spent = sum(one.outcome in lost and one.started_at >= job.tried_since for one in attempts)
-    if job.cancel_requested_at is not None:
-        follows = "is cancelled as requested"
-    elif spent >= policy.max_attempts:
-        follows = f"fails, because {spent} submissions were lost"
-    elif policy.policy is UnknownPolicy.HOLD:
-        follows = "is held for an operator"
-    else:
-        follows = "is submitted once more"
-    wait = policy.judge_after(attempts[-1]) if attempts else policy.unknown_after
-    at = describe_time(since + wait, now)
-    return f"from {at} on it counts as not accepted if it is not found, and {follows}"
-
-
-def _explain_submitted(job: Job, newest: Attempt | None, now: datetime) -> _Case:
-    status = _describe_status(newest)
-    if job.cancel_requested_at is not None:
-        answer = newest.cancel_status if newest is not None else None
-        waits_for = f"fal to end it, as requested (fal replied {answer or 'nothing yet'})"
-        then = "fal is polled for how it ended; a result that arrives anyway is archived"
-        return _Case(waits_for, job.due_at, then, CANCEL_REQUESTED)
-    if job.is_unrecordable:
-        waits_for = f"the database to accept fal's result ({job.blocked_reason})"
-        then = "it is fetched from fal again"
-        may_do = "correct what the reason names: fal keeps the paid result for a limited time"
-        return _Case(waits_for, job.due_at, then, may_do)
-    if job.is_unanswered:
-        status = f"{status} ({job.blocked_reason})"
-    if _is_overdue(job, now):
-        return _explain_overdue(job, f"be polled at fal{status}", CANCEL_AT_FAL)
-    then = "fal is polled, with growing pauses"
-    return _Case(f"fal's webhook{status}", job.due_at, then, CANCEL_AT_FAL)
-
-
-def _describe_status(newest: Attempt | None) -> str:
-    if newest is None or newest.fal_status is None:
-        return ""
-    ahead = "" if newest.queue_position is None else f", {newest.queue_position} ahead"
-    return f" (fal's last status: {newest.fal_status}{ahead})"
-
-
-def _explain_completed(job: Job, now: datetime) -> _Case:
-    if _is_overdue(job, now):
-        return _explain_overdue(job, "be downloaded", PAID)
-    if job.blocked_reason is not None:
-        waits_for = f"its next download, because the last one failed ({job.blocked_reason})"
-        return _Case(waits_for, job.due_at, "it is downloaded again", PAID)
-    then = "the sweep publishes it again"
-    return _Case("a free worker to download the video", job.due_at, then, PAID)
-
-
-def _explain_end(job: Job, attempts: Sequence[Attempt]) -> _Case:
-    if job.state is JobState.ARCHIVED:
-        then = f"its video is at {job.archive_uri}"
-        return _Case("nothing", None, then, "nothing has to be done")
-    became = f"it has failed ({job.error_code})"
-    if job.state is JobState.CANCELLED:
-        became = "it was cancelled"
-    then = f"{became}; only a late result changes that"
-    return _Case("nothing", None, then, _find_restart(job, attempts))
-
-
-def _explain_overdue(job: Job, aim: str, may_do: str) -> _Case:
-    """It is due, and no worker has taken it yet."""
-    waits_for = f"the next sweep, to {aim}"
-    return _Case(waits_for, job.due_at, "a worker takes it", f"{may_do}; {STUCK}")
-
-
-def _find_restart(job: Job, attempts: Sequence[Attempt]) -> str:
-    try:
-        event, _ = choose_restart(job, list(attempts), pay_again=False)
-    except PaysAgainError:
-        return ANOTHER_INPUT if will_fail_again(job, list(attempts)) else PAY_AGAIN
-    return RESTARTS[event]
-
-
-def _is_overdue(job: Job, now: datetime) -> bool:
-    return job.due_at is not None and job.due_at <= now
-
-
-def _compose(case: _Case, now: datetime) -> str:
-    waits = f"It waits for {case.waits_for}"
-    if case.until is None:
-        return f"{waits}: {case.then}; {case.may_do}."
-    at = describe_time(case.until, now)
-    if case.until <= now:
-        return (
-            f"{waits}, due since {at} ({format_duration(now - case.until)} ago); "
-            f"then {case.then}; {case.may_do}."
-        )
-    left = format_duration(case.until - now)
-    return f"{waits}, until {at} (in {left}); then {case.then}; {case.may_do}."
 
 
 # ------------------------------------------------------------------ story
@@ -445,11 +355,7 @@ def find_newest_attempt(job_id: UUID, *, db: Database) -> Attempt | None:
 def foresee_restart(job: Job, *, db: Database) -> JobEvent | None:
     """Where a redrive without a new payment would restart the job; None if it needs one."""
     with db.reading() as connection:
-        tried = attempts.list_attempts(connection, job.id)
-    try:
-        return choose_restart(job, tried, pay_again=False)[0]
-    except PaysAgainError:
-        return None
+        return _choose_free_restart(job, attempts.list_attempts(connection, job.id))
 
 
 def fails_again(job: Job, *, db: Database) -> bool:
@@ -462,16 +368,16 @@ def follow_events(
     job_id: UUID,
     *,
     db: Database,
-    patience: timedelta | None = None,
+    timeout: timedelta | None = None,
     on_read_events: Callable[[], object] | None = None,
 ) -> Iterator[Event]:
-    """Each event of the job as it comes, up to its end. Raises TimeoutError after `patience`.
+    """Each event of the job as it comes, up to its end. Raises TimeoutError after `timeout`.
 
     `on_read_events` is called between reads of the table; what it raises is raised here. Raises
     JobNotFoundError at once.
     """
     read_story(job_id, db=db)
-    deadline = None if patience is None else time.monotonic() + patience.total_seconds()
+    deadline = None if timeout is None else time.monotonic() + timeout.total_seconds()
     seen = 0
     while True:
         with db.reading() as connection:

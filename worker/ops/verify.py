@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -27,9 +27,6 @@ from worker.media.store import Store
 # ------------------------------------------------------------------ damage
 
 
-OnRead = Callable[[int], None]
-
-
 class Damage(StrEnum):
     """How a copy's `archive_error` begins."""
 
@@ -42,61 +39,49 @@ def is_elsewhere(copy: Copy, store: Store) -> bool:
     return store.find_name(copy.uri) is None
 
 
-def find_damage(copy: Copy, store: Store, on_read: OnRead | None = None) -> str | None:
+def find_damage(
+    copy: Copy, store: Store, on_read: Callable[[int], None] = lambda _: None
+) -> str | None:
     """Read the whole copy and say what is wrong with it; None if it is intact.
 
     `on_read` gets the size of each chunk. Raises StoreUnavailableError: then nothing is known.
     """
-    damage = _find_damaged_video(copy, store, on_read)
-    damage = damage or next(_find_missing_companions(copy, store), None)
-    return damage or _find_other_sidecar(copy, store)
-
-
-def _find_damaged_video(copy: Copy, store: Store, on_read: OnRead | None) -> str | None:
-    name = store.find_name(copy.uri)
-    if name is None:
-        return f"{Damage.MISSING}: {copy.uri} is not in this archive"
-    digest, size = hashlib.sha256(), 0
     try:
-        for chunk in store.read(name):
-            digest.update(chunk)
-            size += len(chunk)
-            if on_read is not None:
-                on_read(len(chunk))
-    except StoreObjectMissingError:
-        return f"{Damage.MISSING}: there is no {name}"
+        return _compare(copy, store, on_read)
+    except StoreObjectMissingError as error:
+        return f"{Damage.MISSING}: {error}"
+
+
+def _compare(copy: Copy, store: Store, on_read: Callable[[int], None]) -> str | None:
+    """How the video or its sidecar differs. Raises StoreObjectMissingError."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in store.read(_find_name(store, copy.uri)):
+        digest.update(chunk)
+        size += len(chunk)
+        on_read(len(chunk))
     if size != copy.bytes:
         return f"{Damage.DIFFERENT}: it has {size} bytes, the row says {copy.bytes}"
-    if digest.hexdigest() != copy.sha256:
-        return (
-            f"{Damage.DIFFERENT}: its SHA-256 is {digest.hexdigest()}, the row says {copy.sha256}"
-        )
-    return None
-
-
-def _find_missing_companions(copy: Copy, store: Store) -> Iterator[str]:
-    """The sidecar and the poster."""
-    for kind, uri in (("sidecar", copy.sidecar_uri), ("poster", copy.poster_uri)):
-        name = None if uri is None else store.find_name(uri)
-        if uri is not None and (name is None or store.stat(name) is None):
-            yield f"{Damage.MISSING}: there is no {kind} {uri}"
-
-
-def _find_other_sidecar(copy: Copy, store: Store) -> str | None:
-    """Whether the sidecar belongs to another video."""
-    name = None if copy.sidecar_uri is None else store.find_name(copy.sidecar_uri)
-    if name is None:
+    if (found := digest.hexdigest()) != copy.sha256:
+        return f"{Damage.DIFFERENT}: its SHA-256 is {found}, the row says {copy.sha256}"
+    if copy.poster_uri and store.stat(_find_name(store, copy.poster_uri)) is None:
+        return f"{Damage.MISSING}: the archive has no {copy.poster_uri}"
+    if copy.sidecar_uri is None:
         return None
+    sidecar = b"".join(store.read(_find_name(store, copy.sidecar_uri)))
     try:
-        sidecar = json.loads(b"".join(store.read(name)))
-        sha256 = sidecar["video"]["sha256"]
-    except StoreObjectMissingError:
-        return f"{Damage.MISSING}: there is no sidecar {copy.sidecar_uri}"
+        stated = json.loads(sidecar)["video"]["sha256"]
     except (ValueError, RecursionError, LookupError, TypeError):
-        return f"{Damage.DIFFERENT}: the sidecar {name} cannot be read"
-    if sha256 != copy.sha256:
-        return f"{Damage.DIFFERENT}: the sidecar {name} is of SHA-256 {sha256}, not {copy.sha256}"
-    return None
+        stated = "unreadable"
+    if stated == copy.sha256:
+        return None
+    return f"{Damage.DIFFERENT}: the SHA-256 in the sidecar is {stated}, the row says {copy.sha256}"
+
+
+def _find_name(store: Store, uri: str) -> str:
+    name = store.find_name(uri)
+    if name is None:
+        raise StoreObjectMissingError(f"the archive has no {uri}")
+    return name
 
 
 # ------------------------------------------------------------------ orphans
@@ -132,32 +117,22 @@ def find_orphans(
     limit = clock() - age
     listed = store.list()
     while batch := list(islice(listed, LISTED_BATCH)):
-        inventory.objects += len(batch)
         old = [one for one in batch if one.modified_at <= limit]
+        inventory.objects += len(batch)
         inventory.young += len(batch) - len(old)
-        for one in _find_unnamed(db, store, old):
+        ids_of = {one.name: {UUID(found) for found in _ID.findall(one.name)} for one in old}
+        with db.reading() as connection:
+            found = archives.list_namings(connection, set().union(*ids_of.values()))
+        namings = {naming.job_id: naming for naming in found}
+        for one in old:
+            owners = [namings[job_id] for job_id in ids_of[one.name] if job_id in namings]
+            if any(names_object(naming, one.name, store) for naming in owners):
+                continue
             # Its row may be gone because the object is: pruning deletes objects first.
             if store.stat(one.name) is not None:
                 inventory.orphans += 1
                 inventory.orphan_bytes += one.bytes
                 yield one
-
-
-def _find_unnamed(db: Database, store: Store, listed: Sequence[ListedObject]) -> list[ListedObject]:
-    ids_of = {one.name: [UUID(found) for found in _ID.findall(one.name)] for one in listed}
-    wanted = {job_id for ids in ids_of.values() for job_id in ids}
-    if not wanted:
-        return list(listed)
-    with db.reading() as connection:
-        namings = {one.job_id: one for one in archives.list_namings(connection, wanted)}
-    return [
-        one
-        for one in listed
-        if not any(
-            job_id in namings and names_object(namings[job_id], one.name, store)
-            for job_id in ids_of[one.name]
-        )
-    ]
 
 
 def names_object(naming: Naming, name: str, store: Store) -> bool:
@@ -169,9 +144,9 @@ def names_object(naming: Naming, name: str, store: Store) -> bool:
 
 
 def list_companions(name: str) -> tuple[str, ...]:
-    """What may lie beside a video: sidecar, poster and contact sheet."""
+    """What may lie beside a video: sidecar, poster and contact sheet; nothing without a name."""
     stem, _, _ = name.rpartition(".")
-    return tuple(stem + ending for ending in COMPANIONS)
+    return tuple(stem + ending for ending in COMPANIONS) if name else ()
 
 
 # ------------------------------------------------------------------ mark
@@ -190,7 +165,7 @@ def require_own_archive(*, db: Database, store: Store, clock: Clock = read_clock
     with db.reading() as connection:
         known = archives.find_mark(connection, location)
     if known is None:
-        mark = read_mark(store) or write_mark(store)
+        mark = _ensure_mark(store)
         if mark is None:
             return
         with db.transaction() as connection:
@@ -224,19 +199,23 @@ def read_mark(store: Store) -> str | None:
         return None
 
 
-def write_mark(store: Store) -> str | None:
-    """Of several at once one is first; the others take its mark. None if none can be written."""
-    mark = secrets.token_hex(MARK_BYTES)
+def _ensure_mark(store: Store) -> str | None:
+    """The archive's mark, which is written if it has none; None if none can be written."""
+    if found := read_mark(store):
+        return found
     try:
-        is_first = store.create(ARCHIVE_MARK, mark.encode(), TEXT)
+        # Of several at once one is first; all read its mark.
+        store.create(ARCHIVE_MARK, secrets.token_hex(MARK_BYTES).encode(), TEXT)
     except StoreUnavailableError:
         return None
-    return mark if is_first else read_mark(store)
+    return read_mark(store)
+
+
+# ------------------------------------------------------------------ verify
 
 
 # So many are listed one by one for programs; the others are counted.
 MOST_LISTED = 1000
-BATCH = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,11 +238,6 @@ class Verification:
     damages: int = 0
     damaged: list[DamagedCopy] = field(default_factory=list)
 
-    def add(self, damaged: DamagedCopy) -> None:
-        self.damages += 1
-        if len(self.damaged) < MOST_LISTED:
-            self.damaged.append(damaged)
-
 
 @dataclass(frozen=True, slots=True)
 class Verifier:
@@ -275,62 +249,54 @@ class Verifier:
     on_damage: Callable[[DamagedCopy], None] = lambda _: None
     clock: Clock = read_clock
 
-    def verify(self, scope: Scope, verification: Verification) -> None:
-        """Every copy in the scope; damage found since its start is reported again.
+    def verify(
+        self, scope: Scope, verification: Verification, *, sample: int | None = None
+    ) -> None:
+        """Every copy in the scope, or so many of them, each as likely as any other.
 
-        Raises StoreUnavailableError, after which it can go on with the same scope.
+        Damage found since the scope's time, by an interrupted run, is reported again. Raises
+        StoreUnavailableError, after which it can go on with the same scope.
         """
+        for copy in self._choose(scope, sample):
+            damage = copy.error
+            if not _was_read(copy, scope):
+                if is_elsewhere(copy, self.store):
+                    verification.elsewhere += 1
+                    continue
+                damage = find_damage(copy, self.store, self.on_read)
+                with self.db.transaction() as connection:
+                    is_same = archives.record_check(connection, copy, damage, self.clock())
+                if not is_same:
+                    # Replaced or pruned while it was read: what was read says nothing.
+                    verification.moved += 1
+                    continue
+                verification.checked += 1
+                verification.bytes += copy.bytes
+            if damage is not None:
+                damaged = DamagedCopy(copy.job_id, copy.uri, damage)
+                verification.damages += 1
+                if verification.damages <= MOST_LISTED:
+                    verification.damaged.append(damaged)
+                self.on_damage(damaged)
+
+    def _choose(self, scope: Scope, sample: int | None) -> Iterator[Copy]:
+        """A sample is read at the end. Memory does not grow with the table."""
+        chosen: list[Copy] = []
+        offered = 0
         for part in walk_slices(self.db):
             with self.db.reading() as connection:
                 copies = archives.list_copies(connection, scope, part)
             for copy in copies:
-                self._take(copy, scope, verification)
+                if sample is None or _was_read(copy, scope):
+                    yield copy
+                else:
+                    offered += 1
+                    offer(chosen, copy, offered=offered, size=sample)
+        yield from chosen
 
-    def verify_sample(self, scope: Scope, size: int, verification: Verification) -> None:
-        """As `verify`, of so many copies, each as likely as any other."""
-        ids = draw_sample(self.db, scope, size)
-        for start in range(0, len(ids), BATCH):
-            with self.db.reading() as connection:
-                copies = archives.find_copies(connection, ids[start : start + BATCH])
-            for copy in copies:
-                self._take(copy, scope, verification)
-        if scope.is_resumed:
-            self._repeat_damage(scope, verification)
 
-    def _repeat_damage(self, scope: Scope, verification: Verification) -> None:
-        """Report what an interrupted run of the same scope has found."""
-        reported = {one.job_id for one in verification.damaged}
-        for part in walk_slices(self.db):
-            with self.db.reading() as connection:
-                damaged = archives.list_damaged(connection, scope, part)
-            for copy in damaged:
-                if copy.job_id not in reported:
-                    self._report(copy, str(copy.error), verification)
-
-    def _take(self, copy: Copy, scope: Scope, verification: Verification) -> None:
-        if copy.verified_at is not None and copy.verified_at >= scope.not_since:
-            if copy.error is not None:
-                self._report(copy, copy.error, verification)
-            return
-        if is_elsewhere(copy, self.store):
-            verification.elsewhere += 1
-            return
-        damage = find_damage(copy, self.store, self.on_read)
-        with self.db.transaction() as connection:
-            is_same = archives.record_check(connection, copy, damage, self.clock())
-        if not is_same:
-            # Replaced or pruned while it was read: what was read says nothing.
-            verification.moved += 1
-            return
-        verification.checked += 1
-        verification.bytes += copy.bytes
-        if damage is not None:
-            self._report(copy, damage, verification)
-
-    def _report(self, copy: Copy, reason: str, verification: Verification) -> None:
-        damaged = DamagedCopy(copy.job_id, copy.uri, reason)
-        verification.add(damaged)
-        self.on_damage(damaged)
+def _was_read(copy: Copy, scope: Scope) -> bool:
+    return copy.verified_at is not None and copy.verified_at >= scope.not_since
 
 
 def measure_copies(db: Database, scope: Scope) -> tuple[int, int]:
@@ -344,22 +310,6 @@ def measure_copies(db: Database, scope: Scope) -> tuple[int, int]:
     return count, total
 
 
-def draw_sample(db: Database, scope: Scope, size: int) -> list[UUID]:
-    """So many ids of copies in the scope, each as likely as any other; sorted.
-
-    Memory does not grow with the table.
-    """
-    sample: list[UUID] = []
-    offered = 0
-    for part in walk_slices(db):
-        with db.reading() as connection:
-            found = archives.list_copy_ids(connection, scope, part)
-        for job_id in found:
-            offered += 1
-            offer(sample, job_id, offered=offered, size=size)
-    return sorted(sample)
-
-
 def is_fine(verification: Verification) -> bool:
     """Whether all that was to be read was read, and is as its rows say."""
     nothing_read = verification.checked == 0 and verification.elsewhere > 0
@@ -368,4 +318,4 @@ def is_fine(verification: Verification) -> bool:
 
 def start_scope(tenant: str | None, not_since: datetime | None, clock: Clock = read_clock) -> Scope:
     """A run that begins now, or resumes the one that began at `not_since`."""
-    return Scope(not_since or clock(), tenant, is_resumed=not_since is not None)
+    return Scope(not_since or clock(), tenant)

@@ -74,6 +74,12 @@ class Receipt:
     job: Job | None
     doorbell: Doorbell | None = None
 
+    @property
+    def doorbells(self) -> list[Doorbell]:
+        """What to publish: the job's next step, and a submission if a slot is free now."""
+        found = [] if self.doorbell is None else [self.doorbell]
+        return found + [Doorbell(Step.SUBMIT)] * (self.verdict is Verdict.RECORDED)
+
 
 class Recorded(StrEnum):
     """What a completion did to its job. Only the first four move it."""
