@@ -55,6 +55,11 @@ def up(
     """Run receiver, workers and scheduler on this machine.
 
     Until Ctrl-C or SIGTERM, which ends all of them.
+
+    Examples:
+        extend-video up
+        extend-video up --host 0.0.0.0 --port 8080
+
     """
     from worker.ground.schema import upgrade_schema
 
@@ -76,7 +81,13 @@ def up(
 
 
 def emulator(context: typer.Context) -> NoReturn:
-    """Run the emulator of fal on loopback; --help shows its options."""
+    """Run the emulator of fal on loopback; --help shows its options.
+
+    Examples:
+        extend-video emulator --port 9000
+        extend-video emulator --help
+
+    """
     require_emulator()
     command = [sys.executable, "-m", "emulator", *context.args]
     os.execv(sys.executable, command)  # noqa: S606 - it takes this process's place
@@ -95,6 +106,11 @@ def demo(
     """Extend a real video end to end on this machine.
 
     On the emulator; with FAL_KEY and WEBHOOK_BASE_URL on fal itself, which costs money.
+
+    Examples:
+        extend-video demo
+        extend-video demo --video my.mp4 --prompt "The camera rises"
+
     """
     fields, wrong = read_fields(set_fields)
     if wrong:

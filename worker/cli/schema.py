@@ -29,6 +29,11 @@ def schema(
     Exit codes: 0 same, 1 drift, 2 nothing to compare.
 
     Our defaults are the model page's by decision, and always sent: other ones are listed only.
+
+    Examples:
+        extend-video schema
+        extend-video schema --file openapi.json --strict-defaults
+
     """
     # Other commands do without an HTTP client and start sooner.
     from worker.fal.platform import fetch_openapi

@@ -6,7 +6,7 @@
 from collections import Counter
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Column
@@ -41,6 +41,11 @@ def status(
     """Show whether workers, queues and sweeps do their work.
 
     Exit code 1 if one does not.
+
+    Examples:
+        extend-video status
+        extend-video status --json
+
     """
     settings = load_settings()
     configure_logging("error", settings.log_format, list_secrets(settings))
@@ -56,7 +61,7 @@ def status(
     queues = runtime.dispatcher.count_messages(list(QUEUES.values()))
     problems = list_problems(measures, queues, settings)
     if as_json:
-        output.print_json(status_to_json(measures, queues, problems))
+        print_status_json(measures, queues, problems)
     else:
         print_status(measures, queues, problems)
     raise typer.Exit(FAILED if problems else OK)
@@ -68,33 +73,32 @@ def list_problems(
     """What needs an operator's attention now; pure."""
     from worker.broker.app import QUEUES
 
-    problems = [f"submissions pause: {gate.reason}" for gate in measures.pauses]
-    if queues is None:
-        problems.append("the broker does not answer")
-    seen = list_seen(measures.workers, measures.now)
-    if not seen:
-        problems.append("no worker has been seen within the last minute")
-    problems += [
-        f"archive of {worker.name}: {worker.archive_fault}"
-        for worker in seen
-        if worker.archive_fault
-    ]
-    unconsumed = sorted({*QUEUES.values()} - {queue for worker in seen for queue in worker.queues})
-    if seen and unconsumed:
-        problems.append(f"no worker consumes {', '.join(unconsumed)}")
     late = max(settings.sweep_seconds * LATE_SWEEPS, SOONEST_LATE)
-    if measures.swept_at is None:
-        problems.append("no sweep has run yet")
-    elif measures.now - measures.swept_at > late:
-        problems.append(f"no sweep for {format_duration(measures.now - measures.swept_at)}")
-    if measures.sweep_lag > late:
-        problems.append(f"jobs have been due for {format_duration(measures.sweep_lag)}")
-    if measures.held:
-        problems.append(
-            f"{measures.held} held submissions wait for a decision: "
-            "extend-video list --state submission_unknown shows why"
-        )
-    return problems
+    since_sweep = measures.now - (measures.swept_at or measures.now)
+    seen = list_seen(measures.workers, measures.now)
+    consumed = {queue for worker in seen for queue in worker.queues}
+    unconsumed = ", ".join(sorted({*QUEUES.values()} - consumed))
+    held = (
+        f"{measures.held} held submissions wait for a decision: "
+        "extend-video list --state submission_unknown shows why"
+    )
+    rules = [
+        (queues is None, "the broker does not answer"),
+        (not seen, "no worker has been seen within the last minute"),
+        (seen and unconsumed, f"no worker consumes {unconsumed}"),
+        (measures.swept_at is None, "no sweep has run yet"),
+        (since_sweep > late, f"no sweep for {format_duration(since_sweep)}"),
+        (
+            measures.sweep_lag > late,
+            f"jobs have been due for {format_duration(measures.sweep_lag)}",
+        ),
+        (measures.held, held),
+    ]
+    return [
+        *(f"submissions pause: {pause.reason}" for pause in measures.pauses),
+        *(f"archive of {one.name}: {one.archive_fault}" for one in seen if one.archive_fault),
+        *(problem for is_problem, problem in rules if is_problem),
+    ]
 
 
 def list_shared_names(measures: Measures) -> list[str]:
@@ -103,27 +107,29 @@ def list_shared_names(measures: Measures) -> list[str]:
     return sorted(name for name, processes in counted.items() if processes > 1)
 
 
-def status_to_json(
+def print_status_json(
     measures: Measures, queues: dict[str, int] | None, problems: list[str]
-) -> dict[str, Any]:
-    return {
-        "ok": not problems,
-        "problems": problems,
-        "workers": [asdict(worker) for worker in measures.workers],
-        "shared_names": list_shared_names(measures),
-        "queues": queues,
-        "last_sweep_at": measures.swept_at,
-        "sweep_lag_seconds": measures.sweep_lag.total_seconds(),
-        "paused": [
-            {"name": gate.name, "until": gate.opens_at, "reason": gate.reason}
-            for gate in measures.pauses
-        ],
-        "jobs": {state.value: number for state, number in measures.jobs.items()},
-        "oldest_seconds": {state.value: age for state, age in measures.ages.items()},
-        "held": measures.held,
-        "extra_charges": measures.extra_charges,
-        "counted_at": measures.counted_at,
-    }
+) -> None:
+    paused = [
+        {"name": one.name, "until": one.opens_at, "reason": one.reason} for one in measures.pauses
+    ]
+    output.print_json(
+        {
+            "ok": not problems,
+            "problems": problems,
+            "workers": measures.workers,
+            "shared_names": list_shared_names(measures),
+            "queues": queues,
+            "last_sweep_at": measures.swept_at,
+            "sweep_lag_seconds": measures.sweep_lag.total_seconds(),
+            "paused": paused,
+            "jobs": measures.jobs,
+            "oldest_seconds": measures.ages,
+            "held": measures.held,
+            "extra_charges": measures.extra_charges,
+            "counted_at": measures.counted_at,
+        }
+    )
 
 
 def print_status(measures: Measures, queues: dict[str, int] | None, problems: list[str]) -> None:
@@ -136,30 +142,38 @@ def print_status(measures: Measures, queues: dict[str, int] | None, problems: li
             f"[yellow]note[/yellow]  {output.escape(name)} is the node name of several processes: "
             "start each with a name of its own (celery -A worker worker -n NAME@%h)"
         )
-    output.print_section("workers")
+    workers = []
     for worker in measures.workers:
         ago = format_duration(measures.now - worker.last_seen_at)
         did = f", last {worker.last_step}" if worker.last_step else ""
         line = f"{worker.name} ({worker.pid})  seen {ago} ago{did}  {', '.join(worker.queues)}"
-        output.out.print(f"  {output.escape(line)}")
+        workers.append(output.escape(line))
+    output.print_section("workers", workers)
     output.print_section("queues")
     output.print_fields({"broker": "unavailable"} if queues is None else queues)
     output.print_section("sweep")
     at = measures.swept_at
     swept = "never" if at is None else f"{format_duration(measures.now - at)} ago"
     output.print_fields({"last": swept, "lag": format_duration(measures.sweep_lag)})
-    output.print_section("jobs")
+    states = []
     for state, number in measures.jobs.items():
         age = measures.ages.get(state)
         oldest = f"  oldest {format_duration(timedelta(seconds=age))}" if number and age else ""
-        output.out.print(f"  {number:>9}  {output.show_state(state)}{oldest}")
+        states.append(f"{number:>9}  {output.show_state(state)}{oldest}")
+    output.print_section("jobs", states)
 
 
 # ------------------------------------------------------------------ sweep, refused
 
 
 def sweep(as_json: Json = False) -> None:
-    """Dispatch every overdue job once, as the scheduler does."""
+    """Dispatch every overdue job once, as the scheduler does.
+
+    Examples:
+        extend-video sweep
+        extend-video sweep --json
+
+    """
     overdue, dispatched = build_runtime().publish_overdue() or (0, 0)
     if as_json:
         output.print_json({"overdue": overdue, "dispatched": dispatched})
@@ -172,96 +186,49 @@ def refused(tenant: Tenant = None, limit: Limit = 50, as_json: Json = False) -> 
     """List requests that were refused, the newest first.
 
     With every wrong field. What they contained is shortened, without secrets and data URIs.
+
+    Examples:
+        extend-video refused --limit 10
+        extend-video refused --tenant studio --json
+
     """
     with build_runtime().db.reading() as connection:
         found = list_refused(connection, limit, tenant)
     if as_json:
-        output.print_json([asdict(request) for request in found])
+        output.print_json(found)
         return
-    heading = ("door", "tenant", "code", "message id", "wrong")
-    output.print_table(
-        (Column("received (UTC)", min_width=19), *heading),
-        (
-            (
-                output.show_time(request.received_at),
-                request.door,
-                request.tenant or "",
-                request.error_code or "",
-                request.message_id or "",
-                "; ".join(
-                    one["message"] if one["field"] is None else f"{one['field']}: {one['message']}"
-                    for one in request.errors or []
-                ),
-            )
-            for request in found
-        ),
-    )
+    rows = []
+    for request in found:
+        wrong = [
+            one["message"] if one["field"] is None else f"{one['field']}: {one['message']}"
+            for one in request.errors or []
+        ]
+        values = (request.tenant, request.error_code, request.message_id)
+        received = output.show_time(request.received_at)
+        rows.append((received, request.door, *(one or "" for one in values), "; ".join(wrong)))
+    received_at = Column("received (UTC)", min_width=19)
+    output.print_table((received_at, "door", "tenant", "code", "message id", "wrong"), rows)
 
 
 # ------------------------------------------------------------------ doctor
 
-# What holds where a check finds nothing, and what an operator may do where it does not.
-ABOUT_CHECKS: dict[Check, tuple[str, str]] = {
-    Check.DUE_TIME: (
-        "every live row has a due time, and no ended row has one",
-        "no sweep finds such a row: set its due_at to the present",
-    ),
-    Check.UNTRACKED_PAYMENT: (
-        "every attempt that may be paid has an outcome, or will be resolved",
-        "look for its input in fal's list of requests; redrive the job only if it is not there",
-    ),
-    Check.TWO_CHARGES: (
-        "no job was paid for twice",
-        "compare with fal's bill; the events of the job say which decision led to it",
-    ),
-    Check.ENDED_ROW_CHANGED: (
-        "no job has changed after its end, except by a permitted transition",
-        "the tables were written to past the state machine: restore the row by its events",
-    ),
-    Check.BROKEN_HISTORY: (
-        "every job's events form one chain that ends in its state",
-        "the tables were written to past the state machine: restore the row by its events",
-    ),
-    Check.INCOMPLETE_ARCHIVED_ROW: (
-        "every archived row has its result, file, checksum and size",
-        "the file is named after the job: fill the columns in from it",
-    ),
-    Check.DAMAGED_ARCHIVE: (
-        "verify has found no archived file missing or changed",
-        "extend-video rearchive, while fal still has the video; else restore the file",
-    ),
-    Check.UNRECORDED_RESULT: (
-        "every result that fal has delivered could be recorded",
-        "correct what the reason names while fal still keeps the result: it is polled again",
-    ),
-    Check.UNANSWERED_POLLS: (
-        "fal answers polls about every submitted request",
-        "the detail has fal's reply: a wrong FAL_QUEUE_URL, a proxy, the key, or an outage of fal",
-    ),
-    Check.LATE_ARCHIVE: (
-        "no completed job waits for its download beyond the deadline",
-        "remove the obstacle before fal deletes the video: disk, network, FAL_MEDIA_HOSTS",
-    ),
-    Check.UNMATCHED_DELIVERY: (
-        "every accepted webhook has had its effect on its attempt",
-        "read the request's status at fal; the body is kept in deliveries",
-    ),
-    Check.STRAY_DELIVERY: (
-        "every webhook with a token of ours has found its job's row",
-        "a job lost by a restore, or pruned: keep its result, then delete the row here",
-    ),
-    Check.ARCHIVED_FILE: (
-        "every archived file that was checked is there, at its full size",
-        "run this where the archive is mounted; restore the file, or fetch it from jobs.result",
-    ),
-    Check.ORPHAN_AT_FAL: (
-        "every request at fal that is ours is an attempt's",
-        "paid, but no job waits for it: keep its result, or cancel it if it has not ended",
-    ),
-    Check.MISSING_AT_FAL: (
-        "fal lists every request that it has finished for us",
-        "the attempt may name a request of another account: compare the key with the job's",
-    ),
+# What an operator may do about findings. docs/operations.md says what each check finds.
+REMEDIES = {
+    Check.DUE_TIME: "no sweep finds such a row: set its due_at to the present",
+    Check.UNTRACKED_PAYMENT: "search fal's list for its input; redrive the job only if not there",
+    Check.TWO_CHARGES: "compare with fal's bill; the job's events say which decision led to it",
+    Check.ENDED_ROW_CHANGED: "written to past the state machine: restore the row by its events",
+    Check.BROKEN_HISTORY: "written to past the state machine: restore the row by its events",
+    Check.INCOMPLETE_ARCHIVED_ROW: "the file is named after the job: fill the columns in from it",
+    Check.DAMAGED_ARCHIVE: "extend-video rearchive, while fal has the video; else restore the file",
+    Check.UNRECORDED_RESULT: "correct what the reason names while fal keeps the result",
+    Check.UNANSWERED_POLLS: "the detail has fal's reply: check FAL_QUEUE_URL, proxy, key, and fal",
+    Check.LATE_ARCHIVE: "remove the obstacle before fal deletes it: disk, network, FAL_MEDIA_HOSTS",
+    Check.UNMATCHED_DELIVERY: "read the request's status at fal; the body is kept in deliveries",
+    Check.STRAY_DELIVERY: "a job lost by a restore, or pruned: keep its result, delete this row",
+    Check.ARCHIVED_FILE: "run this where the archive is mounted; restore or fetch the file",
+    Check.ORPHAN_AT_FAL: "paid, but no job waits for it: keep its result, or cancel it",
+    Check.MISSING_AT_FAL: "it may be another account's request: compare the key with the job's",
 }
 
 
@@ -275,6 +242,11 @@ def doctor(
     """Look for inconsistencies; change nothing.
 
     In rows, in the archive and, with a key, in fal's list of requests. Exit code 1 if any is found.
+
+    Examples:
+        extend-video doctor
+        extend-video doctor --all --hours 48 --json
+
     """
     diagnosis = build_runtime().examine(every_file=every_file, hours=hours)
     if as_json:
@@ -283,8 +255,8 @@ def doctor(
             {
                 "clean": diagnosis.is_clean,
                 "examined": {name: getattr(diagnosis, name) for name in examined},
-                "checks": {check.value: count for check, count in diagnosis.counts.items()},
-                "findings": [asdict(finding) for finding in diagnosis.findings],
+                "checks": diagnosis.counts,
+                "findings": diagnosis.findings,
                 "notes": diagnosis.notes,
                 "not_ours": diagnosis.not_ours,
             }
@@ -295,27 +267,18 @@ def doctor(
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
-    """A sentence for each check that found nothing, a table for each other one, then the notes."""
+    """A line for each check, with a table of what it found, then the notes."""
     for check, count in diagnosis.counts.items():
-        clean, remedy = ABOUT_CHECKS[check]
         if count == 0:
-            output.out.print(f"[green]ok[/green]  {clean}")
+            output.out.print(f"[green]ok[/green]  {check.value}")
             continue
-        output.out.print(f"[red]{check.value}: {count}[/red]  {remedy}")
+        output.out.print(f"[red]{check.value}: {count}[/red]  {REMEDIES[check]}")
         found = [one for one in diagnosis.findings if one.check is check]
-        output.print_table(
-            ("job", "attempt", "delivery", "fal request", "what"),
-            (
-                (
-                    str(one.job_id or ""),
-                    str(one.attempt_id or ""),
-                    str(one.delivery_id or ""),
-                    one.fal_request_id or "",
-                    one.detail,
-                )
-                for one in found
-            ),
-        )
+        rows = []
+        for one in found:
+            ids = (one.job_id, one.attempt_id, one.delivery_id, one.fal_request_id)
+            rows.append((*(str(known or "") for known in ids), one.detail))
+        output.print_table(("job", "attempt", "delivery", "fal request", "what"), rows)
         if count > len(found):
             output.out.print(f"and {count - len(found)} more")
     for note in diagnosis.notes:
@@ -331,7 +294,13 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 
 
 def migrate(as_json: Json = False) -> None:
-    """Create the job table, or bring it up to date."""
+    """Create the job table, or bring it up to date.
+
+    Examples:
+        extend-video migrate
+        extend-video migrate --json
+
+    """
     from worker.ground.schema import upgrade_schema
 
     revision = upgrade_schema(build_runtime().settings.database_url)
@@ -343,14 +312,10 @@ def migrate(as_json: Json = False) -> None:
 
 def read_fixed_past(text: str) -> datetime:
     """A time in the past. No age: the same text again has to mean the same restore."""
-    try:
-        moment, reason = read_past(text), f"{text!r} means another time on each run"
-    except typer.BadParameter as error:
-        moment, reason = None, error.message
-    if moment is None or text.strip()[-1] in "smhdw":
+    if text.strip()[-1:] in {*"smhdw"}:
         expected = "the back-up's own time, such as 2026-11-24T18:30 (UTC)"
-        raise typer.BadParameter(f"{reason}; give {expected}")
-    return moment
+        raise typer.BadParameter(f"{text!r} means another time on each run; give {expected}")
+    return read_past(text)
 
 
 def restore(
@@ -371,19 +336,23 @@ def restore(
     Queued jobs may have been paid for since the back-up. They become unknown, are searched for at
     fal first, and are bought only once it is confirmed that fal does not have them. The same time
     again resumes an interrupted restore, and does nothing twice.
+
+    Examples:
+        extend-video restore --since 2026-11-24T18:30 --dry-run
+        extend-video restore --since 2026-11-24T18:30 --json
+
     """
     restored = build_runtime().restore(since, dry_run=dry_run)
     if as_json:
         output.print_json({"dry_run": dry_run, **asdict(restored)})
         return
-    is_done = restored.epoch is not None
     again = ", which was restored before" if restored.is_repeated else ""
     output.out.print(f"lost since {restored.lost_since:%Y-%m-%d %H:%M:%S} UTC{again}")
-    verb = "" if is_done else "would be "
+    verb = "would be " if dry_run else ""
     output.out.print(f"{restored.doubted} queued jobs {verb}put in doubt")
     output.out.print(f"{restored.taken_over} jobs {verb}taken from workers that are gone")
     output.out.print(f"{restored.unknown} jobs {verb}searched for at fal at once")
     if restored.strays:
         output.out.print(f"{restored.strays} webhooks of jobs without a row: extend-video doctor")
-    if is_done:
+    if not dry_run:
         output.out.print("next: extend-video doctor, then start the daemons")
