@@ -21,7 +21,6 @@ from worker.cli.daemons import (
     Daemon,
     Supervisor,
     bind_listener,
-    find_redis,
     receiver_daemon,
     redis_daemon,
     require_emulator,
@@ -115,71 +114,16 @@ def demo(
     fields, wrong = read_fields(set_fields)
     if wrong:
         raise InvalidInputError(tuple(wrong))
-    fields |= {} if prompt is None else {"prompt": prompt}
+    fields = {"prompt": PROMPT if prompt is None else prompt, **fields}
+    source = None if video is None else read_file(video)
+    settings = load_settings()
+    check_request(source, fields, settings)
     try:
-        job = run_demo(None if video is None else read_file(video), {"prompt": PROMPT, **fields})
+        job = run_demo(source, fields, settings)
     except KeyboardInterrupt:
         output.err.print("interrupted: every process has ended")
         raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(OK if job.state is JobState.ARCHIVED else FAILED)
-
-
-def run_demo(video: str | Path | None, fields: Mapping[str, object]) -> Job:
-    """Start everything, extend one video, end everything; the job as it ended.
-
-    Its files are in a new directory below ./demo. With FAL_KEY and WEBHOOK_BASE_URL set, fal itself
-    does the work. Raises DaemonError, MissingProgramError, InvalidInputError, and TimeoutError if
-    the job does not end.
-    """
-    from worker.ground.schema import upgrade_schema
-
-    settings = load_settings()
-    is_real = settings.fal_credentials is not None and settings.webhook_base_url is not None
-    check_request(video, fields, settings)
-    if not is_real:
-        require_emulator()
-    name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{os.getpid()}"
-    directory = Path("demo").absolute() / name
-    for part in ("logs", "archive"):
-        (directory / part).mkdir(parents=True)
-    # No proxy for what runs on loopback.
-    env = {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
-    with (
-        tempfile.TemporaryDirectory(prefix="extend-video-") as scratch,
-        bind_listener("127.0.0.1", RECEIVER_PORT if is_real else 0) as listener,
-        Supervisor(env, directory / "logs") as supervisor,
-    ):
-        announce(settings, directory, is_real=is_real)
-        supervisor.start(redis_daemon(Path(scratch)))
-        chosen = {
-            "DATABASE_URL": name_sqlite(directory / "extend-video.db"),
-            "BROKER_URL": f"redis+socket://{scratch}/redis.sock",
-            "ARCHIVE_URL": (directory / "archive").as_uri(),
-        }
-        source = video or (SAMPLE_URL if is_real else make_source(directory))
-        if not is_real:
-            chosen |= start_emulator(supervisor, directory, listener)
-        supervisor.env = {**env, **chosen}
-        runtime = Runtime(load_settings(**{key.lower(): value for key, value in chosen.items()}))
-        upgrade_schema(runtime.settings.database_url)
-        with output.show_progress(output.err) as on_progress:
-            job_request = runtime.make_job_request(
-                {**fields, "video_url": source}, on_progress=on_progress
-            )
-        for daemon in (receiver_daemon(listener), *worker_daemons()):
-            supervisor.start(daemon)
-        job = place_request(runtime, job_request)
-        output.out.print(f"job {job.id}")
-        timeout = FAL_TIMEOUT if is_real else EMULATOR_TIMEOUT
-        before: Event | None = None
-        for event in follow_events(
-            job.id, db=runtime.db, patience=timeout, on_read_events=supervisor.check
-        ):
-            output.out.print(output.show_event(event, before))
-            before = event
-        job = read_story(job.id, db=runtime.db).job
-        print_result(job, source)
-        return job
 
 
 def check_request(
@@ -198,45 +142,95 @@ def check_request(
     parse_job_request({**fields, "video_url": url})
 
 
-def announce(settings: Settings, directory: Path, *, is_real: bool) -> None:
-    """Print who does the work, and where the logs are."""
-    worker = "the emulator stands in for fal (FAL_KEY and WEBHOOK_BASE_URL are not both set)"
-    if is_real:
-        url = settings.webhook_base_url
-        worker = f"fal does the work; {url} has to lead to port {RECEIVER_PORT} here"
-    output.err.print(
-        f"{worker}\n"
-        f"starting all on this machine, with the broker {find_redis()}; "
-        f"logs in {directory / 'logs'}",
-        markup=False,
-    )
+def run_demo(source: str | Path | None, fields: Mapping[str, object], settings: Settings) -> Job:
+    """Start everything, extend one video, end everything; the job as it ended.
 
-
-def make_source(directory: Path) -> Path:
-    """A video of our own for the emulator."""
+    Its files are in a new directory below ./demo. With FAL_KEY and WEBHOOK_BASE_URL set, fal itself
+    does the work. Raises DaemonError, MissingProgramError, and TimeoutError if the job goes on.
+    """
     from worker.media.sample import make_sample
 
-    path = directory / "sample.mp4"
-    make_sample(path)
-    return path
+    is_real = settings.fal_credentials is not None and settings.webhook_base_url is not None
+    if not is_real:
+        require_emulator()
+    directory = (
+        Path("demo").absolute() / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{os.getpid()}"
+    )
+    for part in ("logs", "archive"):
+        (directory / part).mkdir(parents=True)
+    # No proxy for what runs on loopback.
+    env = {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+    with (
+        tempfile.TemporaryDirectory(prefix="extend-video-") as scratch,
+        bind_listener("127.0.0.1", RECEIVER_PORT if is_real else 0) as listener,
+        Supervisor(env, directory / "logs") as supervisor,
+    ):
+        redis = redis_daemon(Path(scratch))
+        who = "the emulator stands in for fal (FAL_KEY and WEBHOOK_BASE_URL are not both set)"
+        if is_real:
+            url = settings.webhook_base_url
+            who = f"fal does the work; {url} has to lead to port {RECEIVER_PORT} here"
+        where = f"with the broker {redis.command[0]}; logs in {directory / 'logs'}"
+        output.err.print(f"{who}\nstarting all on this machine, {where}", markup=False)
+        supervisor.start(redis)
+        chosen = {
+            "DATABASE_URL": name_sqlite(directory / "extend-video.db"),
+            "BROKER_URL": f"redis+socket://{scratch}/redis.sock",
+            "ARCHIVE_URL": (directory / "archive").as_uri(),
+        }
+        if not is_real:
+            host, port = listener.getsockname()
+            chosen |= list_emulator_settings(start_emulator(supervisor, directory))
+            chosen["WEBHOOK_BASE_URL"] = f"http://{host}:{port}"
+        if source is None and is_real:
+            source = SAMPLE_URL
+        elif source is None:
+            source = directory / "sample.mp4"
+            make_sample(source)
+        supervisor.env = {**env, **chosen}
+        runtime = Runtime(load_settings(**{key.lower(): value for key, value in chosen.items()}))
+        timeout = FAL_TIMEOUT if is_real else EMULATOR_TIMEOUT
+        job = extend_one(runtime, supervisor, listener, {**fields, "video_url": source}, timeout)
+        print_result(job, source)
+        return job
 
 
-def start_emulator(
-    supervisor: Supervisor, directory: Path, listener: socket.socket
-) -> dict[str, str]:
-    """The settings that put the emulator in fal's place. Raises DaemonError."""
+def extend_one(
+    runtime: Runtime,
+    supervisor: Supervisor,
+    listener: socket.socket,
+    fields: Mapping[str, object],
+    timeout: timedelta,
+) -> Job:
+    """Start what is of ours, enqueue a job, and print its events; the job as it ended."""
+    from worker.ground.schema import upgrade_schema
+
+    upgrade_schema(runtime.settings.database_url)
+    with output.show_progress(output.err) as on_progress:
+        job_request = runtime.make_job_request(fields, on_progress=on_progress)
+    for daemon in (receiver_daemon(listener), *worker_daemons()):
+        supervisor.start(daemon)
+    job = place_request(runtime, job_request)
+    output.out.print(f"job {job.id}")
+    before: Event | None = None
+    for event in follow_events(
+        job.id, db=runtime.db, patience=timeout, on_read_events=supervisor.check
+    ):
+        output.out.print(f"  {output.show_event(event, before)}")
+        before = event
+    return read_story(job.id, db=runtime.db).job
+
+
+def start_emulator(supervisor: Supervisor, directory: Path) -> str:
+    """Its URL. Raises DaemonError."""
     command = [sys.executable, "-m", "emulator", "--directory", str(directory / "emulator")]
     command += ["--queue-seconds", "0.5", "--run-seconds", "1", "--user-id", EMULATOR_USER]
     supervisor.start(Daemon("emulator", command))
-    host, port = listener.getsockname()
     deadline = time.monotonic() + EMULATOR_START.total_seconds()
     while time.monotonic() < deadline:
         ready = re.search(r"emulator listening on (\S+)", supervisor.read_log("emulator"))
         if ready is not None:
-            return {
-                **list_emulator_settings(ready[1]),
-                "WEBHOOK_BASE_URL": f"http://{host}:{port}",
-            }
+            return ready[1]
         supervisor.check()
         time.sleep(CHECK_SECONDS)
     raise DaemonError("the emulator did not start in time")
@@ -267,12 +261,10 @@ def print_result(job: Job, source: str | Path) -> None:
         return
     path = local_path(str(job.archive_uri))
     assert path is not None  # noqa: S101 - the demo archives to disk
+    before = {"length before": describe_length(source)} if isinstance(source, Path) else {}
     output.print_section("result")
-    facts: dict[str, object] = {"archived file": path, "sha256": job.archive_sha256}
-    if isinstance(source, Path):
-        facts["length before"] = describe_length(source)
-    facts["length after"] = describe_length(path)
-    output.print_fields(facts)
+    facts = {"archived file": path, "sha256": job.archive_sha256, **before}
+    output.print_fields({**facts, "length after": describe_length(path)})
 
 
 def describe_length(path: Path) -> str:
