@@ -9,40 +9,15 @@ from uuid import UUID
 
 import typer
 
-from worker.cli import output
-from worker.cli.options import (
-    FAILED,
-    INTERRUPTED,
-    OK,
-    DryRun,
-    Json,
-    Tenant,
-    Yes,
-    confirm_count,
-    read_pairs,
-    read_past,
-    read_time,
-)
+from worker.cli import options, output
 from worker.cli.output import MIB
 from worker.ground.db import TRANSIENT_DB_ERRORS
 from worker.ground.errors import ExtendVideoError, InvalidInputError, StoreUnavailableError
 from worker.jobs.archives import Retention, Scope
 from worker.jobs.states import ENDED, JobState
 from worker.media.layout import ListedObject
+from worker.ops import verify as copies
 from worker.ops.retention import Pruning, prune_jobs, survey_jobs
-from worker.ops.verify import (
-    MOST_LISTED,
-    ORPHAN_AGE,
-    DamagedCopy,
-    Inventory,
-    Verification,
-    Verifier,
-    find_orphans,
-    is_fine,
-    measure_copies,
-    require_own_archive,
-    start_scope,
-)
 from worker.runtime import Runtime, build_runtime
 
 # ------------------------------------------------------------------ verify
@@ -57,16 +32,16 @@ def verify(
         typer.Option(
             "--resume-from",
             "--not-since",
-            parser=read_time,
+            parser=options.read_time,
             metavar="TIME",
             help="Resume the run started at TIME; skip objects verified since.",
         ),
     ] = None,
-    tenant: Tenant = None,
+    tenant: options.Tenant = None,
     orphans: Annotated[
         bool, typer.Option("--orphans", help="Instead, list objects that no row names.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Read every archived video and compare it with its row.
 
@@ -82,20 +57,22 @@ def verify(
     if orphans and (sample, resume_from, tenant) != (None, None, None):
         raise typer.BadParameter("--orphans takes no other option but --json")
     runtime = build_runtime()
-    require_own_archive(db=runtime.db, store=runtime.store)
+    copies.require_own_archive(db=runtime.db, store=runtime.store)
     if orphans:
         report_orphans(runtime, as_json=as_json)
-    scope, done = start_scope(tenant, resume_from), Verification()
+    scope, done = copies.start_scope(tenant, resume_from), copies.Verification()
     try:
         run_verifier(runtime, scope, sample, done, as_json=as_json)
     except KeyboardInterrupt:
         print_resumption(scope, sample, done)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(options.INTERRUPTED) from None
     except (StoreUnavailableError, *TRANSIENT_DB_ERRORS):
         print_resumption(scope, sample, done)
         raise
     if as_json:
-        output.print_json({"fine": is_fine(done), "began_at": scope.not_since, **asdict(done)})
+        output.print_json(
+            {"fine": copies.is_fine(done), "began_at": scope.not_since, **asdict(done)}
+        )
     else:
         if done.elsewhere:
             output.out.print(
@@ -105,14 +82,14 @@ def verify(
         damaged = f"[red]{done.damages} damaged[/red]" if done.damages else "all fine"
         read = f"{done.checked} objects, {done.bytes / MIB:.1f} MiB"
         output.out.print(f"verified {read}: {damaged}")
-    raise typer.Exit(OK if is_fine(done) else FAILED)
+    raise typer.Exit(options.OK if copies.is_fine(done) else options.FAILED)
 
 
 def run_verifier(
-    runtime: Runtime, scope: Scope, sample: int | None, done: Verification, *, as_json: bool
+    runtime: Runtime, scope: Scope, sample: int | None, done: copies.Verification, *, as_json: bool
 ) -> None:
     """Damage is printed as it is found, so that an interruption loses none of it."""
-    count, total = (0, 0) if sample is not None else measure_copies(runtime.db, scope)
+    count, total = (0, 0) if sample is not None else copies.measure_copies(runtime.db, scope)
     if not as_json and sample is None:
         output.err.print(f"{count} objects, {total / MIB:.1f} MiB")
     quiet, read = as_json or total == 0, 0
@@ -124,18 +101,18 @@ def run_verifier(
             if on_progress is not None:
                 on_progress(min(read, total), total)
 
-        def on_damage(damaged: DamagedCopy) -> None:
+        def on_damage(damaged: copies.DamagedCopy) -> None:
             if not as_json:
                 output.out.print(f"{damaged.job_id}  {output.escape(damaged.reason)}")
 
-        verifier = Verifier(runtime.db, runtime.store, on_read, on_damage)
+        verifier = copies.Verifier(runtime.db, runtime.store, on_read, on_damage)
         if sample is None:
             verifier.verify(scope, done)
         else:
             verifier.verify_sample(scope, sample, done)
 
 
-def print_resumption(scope: Scope, sample: int | None, done: Verification) -> None:
+def print_resumption(scope: Scope, sample: int | None, done: copies.Verification) -> None:
     """The command that resumes an interrupted run."""
     command = ["extend-video", "verify", "--resume-from", scope.not_since.isoformat()]
     command += [] if scope.tenant is None else ["--tenant", scope.tenant]
@@ -145,11 +122,11 @@ def print_resumption(scope: Scope, sample: int | None, done: Verification) -> No
 
 
 def report_orphans(runtime: Runtime, *, as_json: bool) -> NoReturn:
-    inventory, listed = Inventory(), list[ListedObject]()
-    for one in find_orphans(inventory, db=runtime.db, store=runtime.store):
+    inventory, listed = copies.Inventory(), list[ListedObject]()
+    for one in copies.find_orphans(inventory, db=runtime.db, store=runtime.store):
         if not as_json:
             output.out.print(f"{output.escape(one.name)}  {one.bytes}  {one.modified_at:%F %T}")
-        elif len(listed) < MOST_LISTED:
+        elif len(listed) < copies.MOST_LISTED:
             listed.append(one)
     if as_json:
         output.print_json({"counts": inventory, "orphans": listed})
@@ -157,9 +134,9 @@ def report_orphans(runtime: Runtime, *, as_json: bool) -> NoReturn:
         output.out.print(
             f"{inventory.objects} objects, {inventory.orphans} without a row "
             f"({inventory.orphan_bytes / MIB:.1f} MiB); {inventory.young} younger than "
-            f"{ORPHAN_AGE.total_seconds() / 3600:g} hours were not judged"
+            f"{copies.ORPHAN_AGE.total_seconds() / 3600:g} hours were not judged"
         )
-    raise typer.Exit(FAILED if inventory.orphans else OK)
+    raise typer.Exit(options.FAILED if inventory.orphans else options.OK)
 
 
 # ------------------------------------------------------------------ rearchive
@@ -170,7 +147,7 @@ def rearchive(
     force: Annotated[
         bool, typer.Option("--force", help="Also where the object is intact.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Fetch archived videos again from fal, while it has them.
 
@@ -182,7 +159,7 @@ def rearchive(
 
     """
     runtime = build_runtime()
-    require_own_archive(db=runtime.db, store=runtime.store)
+    copies.require_own_archive(db=runtime.db, store=runtime.store)
     report: list[dict[str, object]] = []
     for job_id in job_ids:
         code, why = None, None
@@ -197,7 +174,7 @@ def rearchive(
             output.out.print(f"{job_id}  {outcome}{reason}")
     if as_json:
         output.print_json(report)
-    raise typer.Exit(FAILED if any(one["code"] for one in report) else OK)
+    raise typer.Exit(options.FAILED if any(one["code"] for one in report) else options.OK)
 
 
 # ------------------------------------------------------------------ prune
@@ -215,20 +192,20 @@ def prune(
     older_than: Annotated[
         datetime,
         typer.Option(
-            parser=read_past,
+            parser=options.read_past,
             metavar="AGE",
             help="Delete jobs that ended more than AGE ago: 90d, 12h, 30m.",
         ),
     ],
-    tenant: Tenant = None,
+    tenant: options.Tenant = None,
     label: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = [],
     state: Annotated[list[End], typer.Option(help="May be repeated; all three if not given.")] = [],
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Delete the files, and keep the rows.")
     ] = False,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    as_json: Json = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Delete jobs that ended long ago, with their files.
 
@@ -240,20 +217,20 @@ def prune(
         extend-video prune --older-than 12h --state failed --state cancelled --yes --json
 
     """
-    labels, wrong = read_pairs("--label", label)
+    labels, wrong = options.read_pairs("--label", label)
     if wrong:
         raise InvalidInputError(tuple(wrong))
     states = frozenset(JobState(end.value) for end in state) or ENDED
     retention = Retention(older_than, states, tenant, labels, files_only)
     runtime, total = build_runtime(), None
     if not dry_run:
-        require_own_archive(db=runtime.db, store=runtime.store)
+        copies.require_own_archive(db=runtime.db, store=runtime.store)
     if dry_run or not yes:
         found = survey_jobs(retention, db=runtime.db, store=runtime.store)
         print_pruning(found, retention, "to be pruned", as_json=as_json and dry_run)
         total = found.jobs
         if dry_run or not total + found.requests:
-            raise typer.Exit(OK)
+            raise typer.Exit(options.OK)
         what = "delete the files of these jobs"
         if not files_only:
             what = "delete the jobs with their files, and requests"
@@ -261,15 +238,15 @@ def prune(
                 "Idempotency keys are deleted with their rows: the same key buys a new run then. "
                 "--files-only keeps rows and keys."
             )
-        if not confirm_count(total + found.requests, what):
-            raise typer.Exit(FAILED)
+        if not options.confirm_count(total + found.requests, what):
+            raise typer.Exit(options.FAILED)
     run_pruning(runtime, retention, total, as_json=as_json)
 
 
 def run_pruning(
     runtime: Runtime, retention: Retention, total: int | None, *, as_json: bool
 ) -> None:
-    pruning, code, done = Pruning(), OK, "pruned"
+    pruning, code, done = Pruning(), options.OK, "pruned"
     with output.show_progress(
         output.err, quiet=as_json, doing="pruning", of_jobs=True
     ) as on_progress:
@@ -282,7 +259,7 @@ def run_pruning(
             db, store = runtime.db, runtime.store
             prune_jobs(retention, pruning, db=db, store=store, on_progress=on_jobs)
         except KeyboardInterrupt:
-            code, done = INTERRUPTED, "pruned; run it again for the rest"
+            code, done = options.INTERRUPTED, "pruned; run it again for the rest"
     print_pruning(pruning, retention, done, as_json=as_json)
     raise typer.Exit(code)
 

@@ -1,7 +1,7 @@
 """`extend-video enqueue` and `replay`: make jobs, one or many, and follow one to its end."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from io import StringIO
@@ -11,28 +11,10 @@ from uuid import UUID
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cli import output
-from worker.cli.options import (
-    FAILED,
-    INTERRUPTED,
-    OK,
-    Json,
-    SetFields,
-    Wait,
-    read_fields,
-    read_file,
-    read_input,
-    read_pairs,
-)
+from worker.cli import options, output
 from worker.fal.options import parse_option
+from worker.ground import errors
 from worker.ground.clock import read_clock
-from worker.ground.errors import (
-    InvalidInputError,
-    InvalidSettingsError,
-    InvalidSidecarError,
-    JobNotFoundError,
-    Violation,
-)
 from worker.ground.validation import show_value
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Event
@@ -70,7 +52,7 @@ def enqueue(
         str | None,
         typer.Option(metavar="FILE_OR_URL", help="A picture on which the new part ends."),
     ] = None,
-    set_fields: SetFields = [],
+    set_fields: options.SetFields = [],
     job_id: Annotated[str | None, typer.Option(help="A UUID of your choice.")] = None,
     idempotency_key: Key = None,
     tenant: Annotated[str, typer.Option(help="Whose job it is.")] = DEFAULT_TENANT,
@@ -87,8 +69,8 @@ def enqueue(
             help="Many jobs: on each line an object of fields, as JSON; - for stdin.",
         ),
     ] = None,
-    wait: Wait = False,
-    as_json: Json = False,
+    wait: options.Wait = False,
+    as_json: options.Json = False,
 ) -> None:
     """Enqueue a video, or many, and print the job's id.
 
@@ -105,13 +87,13 @@ def enqueue(
         return
     if prompt is None or video is None:
         raise typer.BadParameter("give --prompt and --video, or --from")
-    fields, wrong = read_fields(set_fields)
-    labels, wrong_labels = read_pairs("--label", label)
-    fal_options, wrong_options = read_pairs("--fal-option", fal_option, parse_option)
-    fields |= {} if end_image is None else {"end_image_url": read_file(end_image)}
+    fields, wrong = options.read_fields(set_fields)
+    labels, wrong_labels = options.read_pairs("--label", label)
+    fal_options, wrong_options = options.read_pairs("--fal-option", fal_option, parse_option)
+    fields |= {} if end_image is None else {"end_image_url": options.read_file(end_image)}
     fields |= {
         "prompt": prompt,
-        "video_url": read_file(video),
+        "video_url": options.read_file(video),
         "job_id": job_id,
         "idempotency_key": idempotency_key,
         "tenant": tenant,
@@ -134,7 +116,7 @@ def check_alone(context: typer.Context) -> None:
 def place_one(
     runtime: Runtime,
     fields: Mapping[str, object],
-    wrong: list[Violation],
+    wrong: list[errors.Violation],
     *,
     wait: bool,
     as_json: bool,
@@ -145,10 +127,8 @@ def place_one(
     job = place_request(runtime, job_request)
     if job.state is JobState.QUEUED:
         warn_without_workers(runtime)
-    if as_json and not wait:
-        output.print_json({"id": job.id})
-    elif not as_json:
-        output.out.print(str(job.id))
+    if not (wait and as_json):
+        output.report(str(job.id), {"id": job.id}, as_json=as_json)
     if wait:
         follow_job(runtime, job.id, as_json=as_json)
 
@@ -160,31 +140,29 @@ def place_lines(runtime: Runtime, file: str, *, as_json: bool) -> None:
     name the lines.
     """
     try:
-        text = read_input(file).decode("utf-8-sig")
+        text = options.read_input(file).decode("utf-8-sig")
     except ValueError as error:
         raise typer.BadParameter(f"{file} cannot be read: {error}") from None
-    requested, wrong = list[dict[str, object]](), list[Violation]()
+    requested, wrong = list[dict[str, object]](), list[errors.Violation]()
     for place, line in enumerate(StringIO(text)):
         fields = None
         with suppress(ValueError):
             fields = json.loads(line)
         if not isinstance(fields, dict):
             allowed = "an object with a value for each field, as JSON"
-            wrong.append(Violation(name_line(place), show_value(line.strip()), allowed))
+            wrong.append(errors.Violation(name_line(place), show_value(line.strip()), allowed))
             continue
         for name in ("video_url", "end_image_url"):
             if isinstance(fields.get(name), str):
-                fields[name] = read_file(fields[name])
+                fields[name] = options.read_file(fields[name])
         requested.append(fields)
     if wrong:
-        raise InvalidInputError(tuple(wrong))
+        raise errors.InvalidInputError(tuple(wrong))
     jobs = place_requests(runtime, requested, name_line)
     warn_without_workers(runtime)
-    if as_json:
-        output.print_json({"ids": [job.id for job in jobs]})
-        return
-    for job in jobs:
-        output.out.print(str(job.id))
+    ids = [job.id for job in jobs]
+    if as_json or ids:
+        output.report("\n".join(map(str, ids)), {"ids": ids}, as_json=as_json)
 
 
 def name_line(place: int) -> str:
@@ -211,7 +189,7 @@ def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:
         watch_job(runtime, job_id, is_quiet=as_json)
     except KeyboardInterrupt:
         output.err.print(f"the job goes on: extend-video show {job_id}")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(options.INTERRUPTED) from None
     story = read_story(job_id, db=runtime.db)
     job = story.job
     is_archived = job.state is JobState.ARCHIVED
@@ -221,13 +199,20 @@ def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:
         output.out.print(f"archived at {job.archive_uri}", markup=False)
     else:
         output.err.print(f"{job.error_code}: {job.error_message}", markup=False)
-    raise typer.Exit(OK if is_archived else FAILED)
+    raise typer.Exit(options.OK if is_archived else options.FAILED)
 
 
-def watch_job(runtime: Runtime, job_id: UUID, *, is_quiet: bool) -> None:
+def watch_job(
+    runtime: Runtime,
+    job_id: UUID,
+    *,
+    is_quiet: bool = False,
+    timeout: timedelta | None = None,
+    on_read: Callable[[], object] = lambda: None,
+) -> None:
     """Print each event and fal's progress as they come, until the job has ended.
 
-    Raises TimeoutError.
+    `on_read` is called between reads of the table. Raises TimeoutError.
     """
     db, follower = runtime.db, build_follower(runtime)
     shown: Attempt | None = None
@@ -235,6 +220,7 @@ def watch_job(runtime: Runtime, job_id: UUID, *, is_quiet: bool) -> None:
     def poll(*, is_last: bool = False) -> bool:
         """Poll fal when it is this process's turn, and print what has changed in the table."""
         nonlocal shown
+        on_read()
         is_done = follower is None or follower.ask_in_turn(job_id, is_last=is_last)
         attempt = find_newest_attempt(job_id, db=db)
         if attempt is not None and not is_quiet:
@@ -246,7 +232,8 @@ def watch_job(runtime: Runtime, job_id: UUID, *, is_quiet: bool) -> None:
 
     try:
         last: Event | None = None
-        for event in follow_events(job_id, db=db, patience=FOLLOW_TIMEOUT, on_read_events=poll):
+        patience = timeout or FOLLOW_TIMEOUT
+        for event in follow_events(job_id, db=db, patience=patience, on_read_events=poll):
             if not is_quiet:
                 output.out.print(f"  {output.show_event(event, last)}")
             last = event
@@ -262,7 +249,7 @@ def watch_job(runtime: Runtime, job_id: UUID, *, is_quiet: bool) -> None:
 
 def build_follower(runtime: Runtime) -> Follower | None:
     """None where this process has no key: then the table alone is followed."""
-    with suppress(InvalidSettingsError):
+    with suppress(errors.InvalidSettingsError):
         return Follower(runtime.db, runtime.requests, read_clock)
     return None
 
@@ -274,14 +261,14 @@ def replay(
     sidecar: Annotated[
         str, typer.Argument(metavar="SIDECAR", help="The JSON beside a video; - for stdin.")
     ],
-    set_fields: SetFields = [],
+    set_fields: options.SetFields = [],
     idempotency_key: Key = None,
     tenant: Annotated[str | None, typer.Option(help="Whose job it is; else as before.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would be enqueued, as JSON.")
     ] = False,
-    wait: Wait = False,
-    as_json: Json = False,
+    wait: options.Wait = False,
+    as_json: options.Json = False,
 ) -> None:
     """Run an archived video's input and seed again, as a new paid job.
 
@@ -291,34 +278,34 @@ def replay(
         extend-video replay - --json
 
     """
-    source = parse_sidecar(read_input(sidecar))
+    source = parse_sidecar(options.read_input(sidecar))
     runtime = build_runtime()
     endpoint = runtime.settings.fal_endpoint
     if source.endpoint != endpoint:
         # A sidecar decides what is sent, but not to which model: that is the deployment's affair.
         allowed = f"the endpoint of this deployment, {endpoint} (FAL_ENDPOINT)"
-        raise InvalidSidecarError((Violation("endpoint", source.endpoint, allowed),))
-    changes, wrong = read_fields(set_fields, own_options=())
+        raise errors.InvalidSidecarError((errors.Violation("endpoint", source.endpoint, allowed),))
+    changes, wrong = options.read_fields(set_fields, own_options=())
     if wrong:
-        raise InvalidInputError(tuple(wrong))
-    options = {
+        raise errors.InvalidInputError(tuple(wrong))
+    chosen = {
         "tenant": source.tenant if tenant is None else tenant,
         "idempotency_key": idempotency_key,
         "labels": {REPLAY_LABEL: str(source.job_id)},
         "fal_options": source.options,
     }
-    fields = {**restore_files(source, changes, runtime), "seed": source.seed, **changes, **options}
+    fields = {**restore_files(source, changes, runtime), "seed": source.seed, **changes, **chosen}
     checked = parse_job_request(fields)
     seed = None if checked.seed_drawn else checked.input["seed"]
     if dry_run:
         sent = {**checked.input, "seed": seed}
-        output.print_json({"endpoint": endpoint, **options, "input": sent})
+        output.print_json({"endpoint": endpoint, **chosen, "input": sent})
         return
     changed = f", with other {', '.join(sorted(changes))}" if changes else ""
     output.err.print(
         f"replaying job {source.job_id} by a new paid run of {endpoint}, "
         f"{'a new seed' if seed is None else f'seed {seed}'}, "
-        f"for tenant {options['tenant']}{changed}",
+        f"for tenant {chosen['tenant']}{changed}",
         markup=False,
     )
     place_one(runtime, fields, [], wait=wait, as_json=as_json)
@@ -330,14 +317,14 @@ def restore_files(
     """The input, with data URIs instead of the sidecar's markers: from the old job's row."""
     given: Mapping[str, Any] = source.input
     if list_markers(given, changes):
-        with suppress(JobNotFoundError):
+        with suppress(errors.JobNotFoundError):
             row = read_story(source.job_id, db=runtime.db).job
             given = restore_input(given, row.input)
     allowed = "not in the sidecar, and its job is not in the table: give it by --set"
     missing = tuple(
-        Violation(f"input.{name}", show_value(given[name]), allowed)
+        errors.Violation(f"input.{name}", show_value(given[name]), allowed)
         for name in list_markers(given, changes)
     )
     if missing:
-        raise InvalidSidecarError(missing)
+        raise errors.InvalidSidecarError(missing)
     return given

@@ -11,24 +11,7 @@ from uuid import UUID
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cli import output
-from worker.cli.options import (
-    FAILED,
-    OK,
-    DryRun,
-    JobId,
-    Json,
-    Label,
-    Limit,
-    MaybeJobId,
-    Since,
-    State,
-    Tenant,
-    Text,
-    Until,
-    Yes,
-    confirm_count,
-)
+from worker.cli import options, output
 from worker.ground.db import describe_database_error
 from worker.ground.errors import ExtendVideoError, JobNotFoundError, PaysAgainError, TooLateError
 from worker.jobs.queries import JobFilter, list_jobs, list_lines, read_jobs, walk_lines
@@ -54,16 +37,16 @@ LEFT_OUT = {
 
 
 def list_(
-    state: State = None,
-    tenant: Tenant = None,
-    label: Label = None,
-    since: Since = None,
-    until: Until = None,
-    text: Text = None,
-    limit: Limit = 50,
+    state: options.State = None,
+    tenant: options.Tenant = None,
+    label: options.Label = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    text: options.Text = None,
+    limit: options.Limit = 50,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh the list until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between refreshes.")] = 2,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """List jobs, the newest first.
 
@@ -96,12 +79,12 @@ def list_(
 
 
 def show(
-    job_id: JobId,
+    job_id: options.JobId,
     logs: Annotated[bool, typer.Option("--logs", help="With the log of fal's run.")] = False,
     wait: Annotated[
         bool, typer.Option("--wait", "--follow", help="Follow the job to its end.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show what a job waits for, and its whole story.
 
@@ -134,16 +117,16 @@ def show(
 
 
 def cancel(
-    job_id: MaybeJobId = None,
-    state: State = None,
-    tenant: Tenant = None,
-    label: Label = None,
-    since: Since = None,
-    until: Until = None,
-    text: Text = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    as_json: Json = False,
+    job_id: options.MaybeJobId = None,
+    state: options.State = None,
+    tenant: options.Tenant = None,
+    label: options.Label = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    text: options.Text = None,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Cancel a job, or many.
 
@@ -164,7 +147,7 @@ def cancel(
         job = cancel_one(runtime, job_id)
         is_done = job.state is JobState.CANCELLED
         at_fal = "cancellation requested at fal; a result that still comes is archived"
-        print_job(job, "cancelled" if is_done else at_fal, as_json=as_json)
+        output.report("cancelled" if is_done else at_fal, job, as_json=as_json)
         return
     found = read_chosen(runtime, job_id, wanted, CANCELLABLE)
     plan = {job.id: f"in_{job.state}" for job in found if job.state in CANCELLABLE}
@@ -178,19 +161,19 @@ def cancel(
 
 
 def redrive(
-    job_id: MaybeJobId = None,
-    state: State = None,
-    tenant: Tenant = None,
-    label: Label = None,
-    since: Since = None,
-    until: Until = None,
-    text: Text = None,
+    job_id: options.MaybeJobId = None,
+    state: options.State = None,
+    tenant: options.Tenant = None,
+    label: options.Label = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    text: options.Text = None,
     pay_again: Annotated[
         bool, typer.Option("--pay-again", help="Agree to new paid runs where they help.")
     ] = False,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    as_json: Json = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Restart jobs that failed, were cancelled or are held.
 
@@ -212,7 +195,7 @@ def redrive(
     runtime = build_runtime()
     if job_id is not None and not dry_run:
         job = redrive_one(runtime, job_id, pay_again=pay_again)
-        print_job(job, f"{job.state} again: extend-video show {job.id}", as_json=as_json)
+        output.report(f"{job.state} again: extend-video show {job.id}", job, as_json=as_json)
         return
     plan, left_out = dict[UUID, str](), Counter[str]()
     for job in read_chosen(runtime, job_id, wanted, REDRIVABLE):
@@ -290,11 +273,11 @@ def agree(
     if dry_run or not count:
         if as_json and not dry_run:
             output.print_json({"matched": 0})
-        raise typer.Exit(OK)
+        raise typer.Exit(options.OK)
     runs = counts[NEW_PAID_RUN]
     cost = f", and buy {runs} new paid runs" if runs else ""
-    if not yes and not confirm_count(count, f"{verb} {count} jobs{cost}"):
-        raise typer.Exit(FAILED)
+    if not yes and not options.confirm_count(count, f"{verb} {count} jobs{cost}"):
+        raise typer.Exit(options.FAILED)
 
 
 def carry_out(plan: Mapping[UUID, str], order: Callable[[UUID], str], *, as_json: bool) -> NoReturn:
@@ -324,24 +307,14 @@ def carry_out(plan: Mapping[UUID, str], order: Callable[[UUID], str], *, as_json
                 output.err.print(f"job {job_id}: {describe_database_error(error)}", markup=False)
             if on_progress is not None:
                 on_progress(place, len(plan))
-    if as_json:
-        output.print_json({"matched": len(plan), **done})
-    else:
-        output.out.print(describe_counts(done))
-    raise typer.Exit(FAILED if done["failed"] or done["not_tried"] else OK)
+    output.report(describe_counts(done), {"matched": len(plan), **done}, as_json=as_json)
+    raise typer.Exit(options.FAILED if done["failed"] or done["not_tried"] else options.OK)
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:
     """`2 cancelled, 1 failed`."""
     words = (f"{count} {WORDS.get(kind, kind.replace('_', ' '))}" for kind, count in counts.items())
     return ", ".join(words) or "none"
-
-
-def print_job(job: Job, sentence: str, *, as_json: bool) -> None:
-    if as_json:
-        output.print_json(job)
-    else:
-        output.out.print(sentence)
 
 
 def cancel_one(runtime: Runtime, job_id: UUID) -> Job:

@@ -54,6 +54,14 @@ def print_json(value: object) -> None:
     print(json.dumps(value, default=_encode, ensure_ascii=False))  # noqa: T201 - without markup
 
 
+def report(sentence: str, value: object, *, as_json: bool) -> None:
+    """One of the two, for people or for programs."""
+    if as_json:
+        print_json(value)
+    else:
+        out.print(sentence)
+
+
 def _encode(value: object) -> object:
     if is_dataclass(value) and not isinstance(value, type):
         return asdict(value)

@@ -14,25 +14,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from worker.cli import output
-from worker.cli.daemons import (
-    CHECK_SECONDS,
-    MARGIN,
-    Daemon,
-    Supervisor,
-    bind_listener,
-    receiver_daemon,
-    redis_daemon,
-    require_emulator,
-    worker_daemons,
-)
-from worker.cli.options import FAILED, INTERRUPTED, OK, SetFields, read_fields, read_file
+from worker.cli import daemons, options, output
+from worker.cli.enqueue import watch_job
 from worker.ground.db import name_sqlite
-from worker.ground.errors import DaemonError, InvalidInputError, MediaRefusedError, Violation
+from worker.ground.errors import DaemonError, InvalidInputError
 from worker.ground.settings import Settings, load_settings
 from worker.jobs.states import JobState
-from worker.jobs.values import Event, Job
-from worker.ops.timeline import follow_events, read_story
+from worker.jobs.values import Job
+from worker.ops.timeline import read_story
 from worker.producer import place_request
 from worker.runtime import Runtime, build_runtime
 from worker.stages.enqueue import parse_job_request
@@ -67,14 +56,14 @@ def up(
     if not runtime.dispatcher.ping():
         raise DaemonError("no broker answers at BROKER_URL: start Redis, or set the variable")
     upgrade_schema(runtime.settings.database_url)
-    timeout = runtime.settings.drain_seconds + MARGIN
+    timeout = runtime.settings.drain_seconds + daemons.MARGIN
     with (
-        bind_listener(host, port) as listener,
-        Supervisor(os.environ, timeout=timeout) as supervisor,
+        daemons.bind_listener(host, port) as listener,
+        daemons.Supervisor(os.environ, timeout=timeout) as supervisor,
         contextlib.suppress(KeyboardInterrupt),  # the way out
     ):
         output.err.print(f"receiver on http://{host}:{listener.getsockname()[1]}")
-        for daemon in (receiver_daemon(listener), *worker_daemons()):
+        for daemon in (daemons.receiver_daemon(listener), *daemons.worker_daemons()):
             supervisor.start(daemon)
         supervisor.watch()
 
@@ -87,7 +76,7 @@ def emulator(context: typer.Context) -> NoReturn:
         extend-video emulator --help
 
     """
-    require_emulator()
+    daemons.require_emulator()
     command = [sys.executable, "-m", "emulator", *context.args]
     os.execv(sys.executable, command)  # noqa: S606 - it takes this process's place
 
@@ -100,7 +89,7 @@ def demo(
         str | None, typer.Option(metavar="FILE_OR_URL", help="What to extend.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What the new part should show.")] = None,
-    set_fields: SetFields = [],
+    set_fields: options.SetFields = [],
 ) -> None:
     """Extend a real video end to end on this machine.
 
@@ -111,35 +100,18 @@ def demo(
         extend-video demo --video my.mp4 --prompt "The camera rises"
 
     """
-    fields, wrong = read_fields(set_fields)
+    fields, wrong = options.read_fields(set_fields)
     if wrong:
         raise InvalidInputError(tuple(wrong))
     fields = {"prompt": PROMPT if prompt is None else prompt, **fields}
-    source = None if video is None else read_file(video)
-    settings = load_settings()
-    check_request(source, fields, settings)
+    source = None if video is None else options.read_file(video)
+    parse_job_request({**fields, "video_url": SAMPLE_URL})
     try:
-        job = run_demo(source, fields, settings)
+        job = run_demo(source, fields, load_settings())
     except KeyboardInterrupt:
         output.err.print("interrupted: every process has ended")
-        raise typer.Exit(INTERRUPTED) from None
-    raise typer.Exit(OK if job.state is JobState.ARCHIVED else FAILED)
-
-
-def check_request(
-    video: str | Path | None, fields: Mapping[str, object], settings: Settings
-) -> None:
-    """Refuse what cannot work before anything is started. Raises InvalidInputError."""
-    from worker.media.examiner import get_examiner
-    from worker.media.local_file import take_file
-
-    if isinstance(video, Path):
-        try:
-            take_file(video, get_examiner().inspect_video, settings.max_upload_bytes)
-        except MediaRefusedError as error:
-            raise InvalidInputError((Violation("--video", str(video), str(error)),)) from None
-    url = video if isinstance(video, str) else SAMPLE_URL
-    parse_job_request({**fields, "video_url": url})
+        raise typer.Exit(options.INTERRUPTED) from None
+    raise typer.Exit(options.OK if job.state is JobState.ARCHIVED else options.FAILED)
 
 
 def run_demo(source: str | Path | None, fields: Mapping[str, object], settings: Settings) -> Job:
@@ -152,7 +124,7 @@ def run_demo(source: str | Path | None, fields: Mapping[str, object], settings: 
 
     is_real = settings.fal_credentials is not None and settings.webhook_base_url is not None
     if not is_real:
-        require_emulator()
+        daemons.require_emulator()
     directory = (
         Path("demo").absolute() / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{os.getpid()}"
     )
@@ -162,10 +134,10 @@ def run_demo(source: str | Path | None, fields: Mapping[str, object], settings: 
     env = {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     with (
         tempfile.TemporaryDirectory(prefix="extend-video-") as scratch,
-        bind_listener("127.0.0.1", RECEIVER_PORT if is_real else 0) as listener,
-        Supervisor(env, directory / "logs") as supervisor,
+        daemons.bind_listener("127.0.0.1", RECEIVER_PORT if is_real else 0) as listener,
+        daemons.Supervisor(env, directory / "logs") as supervisor,
     ):
-        redis = redis_daemon(Path(scratch))
+        redis = daemons.redis_daemon(Path(scratch))
         who = "the emulator stands in for fal (FAL_KEY and WEBHOOK_BASE_URL are not both set)"
         if is_real:
             url = settings.webhook_base_url
@@ -197,7 +169,7 @@ def run_demo(source: str | Path | None, fields: Mapping[str, object], settings: 
 
 def extend_one(
     runtime: Runtime,
-    supervisor: Supervisor,
+    supervisor: daemons.Supervisor,
     listener: socket.socket,
     fields: Mapping[str, object],
     timeout: timedelta,
@@ -208,31 +180,26 @@ def extend_one(
     upgrade_schema(runtime.settings.database_url)
     with output.show_progress(output.err) as on_progress:
         job_request = runtime.make_job_request(fields, on_progress=on_progress)
-    for daemon in (receiver_daemon(listener), *worker_daemons()):
+    for daemon in (daemons.receiver_daemon(listener), *daemons.worker_daemons()):
         supervisor.start(daemon)
     job = place_request(runtime, job_request)
     output.out.print(f"job {job.id}")
-    before: Event | None = None
-    for event in follow_events(
-        job.id, db=runtime.db, patience=timeout, on_read_events=supervisor.check
-    ):
-        output.out.print(f"  {output.show_event(event, before)}")
-        before = event
+    watch_job(runtime, job.id, timeout=timeout, on_read=supervisor.check)
     return read_story(job.id, db=runtime.db).job
 
 
-def start_emulator(supervisor: Supervisor, directory: Path) -> str:
+def start_emulator(supervisor: daemons.Supervisor, directory: Path) -> str:
     """Its URL. Raises DaemonError."""
     command = [sys.executable, "-m", "emulator", "--directory", str(directory / "emulator")]
     command += ["--queue-seconds", "0.5", "--run-seconds", "1", "--user-id", EMULATOR_USER]
-    supervisor.start(Daemon("emulator", command))
+    supervisor.start(daemons.Daemon("emulator", command))
     deadline = time.monotonic() + EMULATOR_START.total_seconds()
     while time.monotonic() < deadline:
         ready = re.search(r"emulator listening on (\S+)", supervisor.read_log("emulator"))
         if ready is not None:
             return ready[1]
         supervisor.check()
-        time.sleep(CHECK_SECONDS)
+        time.sleep(daemons.CHECK_SECONDS)
     raise DaemonError("the emulator did not start in time")
 
 

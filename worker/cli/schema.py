@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import JsonValue
 
-from worker.cli import output
-from worker.cli.options import Json
+from worker.cli import options, output
 from worker.ground.errors import SchemaUnreadableError
 from worker.ground.settings import load_settings
 
@@ -25,7 +24,7 @@ def schema(
     strict_defaults: Annotated[
         bool, typer.Option("--strict-defaults", help="Let other defaults count as drift.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compare our model with fal's OpenAPI.
 

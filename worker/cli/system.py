@@ -11,8 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Column
 
-from worker.cli import output
-from worker.cli.options import FAILED, OK, DryRun, Json, Limit, Tenant, read_past
+from worker.cli import options, output
 from worker.ground.clock import format_duration, read_clock
 from worker.ground.log import configure_logging
 from worker.ground.settings import Settings, list_secrets, load_settings
@@ -32,7 +31,7 @@ SOONEST_LATE = timedelta(seconds=30)
 
 
 def status(
-    as_json: Json = False,
+    as_json: options.Json = False,
     worker: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Only whether this worker was seen in the last minute."),
@@ -54,7 +53,7 @@ def status(
         # For health checks, by the job table alone: Celery's remote control is off.
         with runtime.db.reading() as connection:
             seen = list_seen(list_workers(connection), read_clock())
-        raise typer.Exit(OK if any(one.name == worker for one in seen) else FAILED)
+        raise typer.Exit(options.OK if any(one.name == worker for one in seen) else options.FAILED)
     from worker.broker.app import QUEUES
 
     measures = read_measures(db=runtime.db)
@@ -64,7 +63,7 @@ def status(
         print_status_json(measures, queues, problems)
     else:
         print_status(measures, queues, problems)
-    raise typer.Exit(FAILED if problems else OK)
+    raise typer.Exit(options.FAILED if problems else options.OK)
 
 
 def list_problems(
@@ -166,7 +165,7 @@ def print_status(measures: Measures, queues: dict[str, int] | None, problems: li
 # ------------------------------------------------------------------ sweep, refused
 
 
-def sweep(as_json: Json = False) -> None:
+def sweep(as_json: options.Json = False) -> None:
     """Dispatch every overdue job once, as the scheduler does.
 
     Examples:
@@ -175,14 +174,14 @@ def sweep(as_json: Json = False) -> None:
 
     """
     overdue, dispatched = build_runtime().publish_overdue() or (0, 0)
-    if as_json:
-        output.print_json({"overdue": overdue, "dispatched": dispatched})
-    else:
-        output.out.print(f"{overdue} overdue jobs, {dispatched} dispatched")
-    raise typer.Exit(OK if dispatched == overdue else FAILED)
+    counts = {"overdue": overdue, "dispatched": dispatched}
+    output.report(f"{overdue} overdue jobs, {dispatched} dispatched", counts, as_json=as_json)
+    raise typer.Exit(options.OK if dispatched == overdue else options.FAILED)
 
 
-def refused(tenant: Tenant = None, limit: Limit = 50, as_json: Json = False) -> None:
+def refused(
+    tenant: options.Tenant = None, limit: options.Limit = 50, as_json: options.Json = False
+) -> None:
     """List requests that were refused, the newest first.
 
     With every wrong field. What they contained is shortened, without secrets and data URIs.
@@ -237,7 +236,7 @@ def doctor(
     hours: Annotated[
         int, typer.Option(min=1, max=2160, help="How far back to read fal's list.")
     ] = 24,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Look for inconsistencies; change nothing.
 
@@ -263,7 +262,7 @@ def doctor(
         )
     else:
         print_diagnosis(diagnosis)
-    raise typer.Exit(OK if diagnosis.is_clean else FAILED)
+    raise typer.Exit(options.OK if diagnosis.is_clean else options.FAILED)
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
@@ -293,7 +292,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
 # ------------------------------------------------------------------ migrate, restore
 
 
-def migrate(as_json: Json = False) -> None:
+def migrate(as_json: options.Json = False) -> None:
     """Create the job table, or bring it up to date.
 
     Examples:
@@ -304,10 +303,8 @@ def migrate(as_json: Json = False) -> None:
     from worker.ground.schema import upgrade_schema
 
     revision = upgrade_schema(build_runtime().settings.database_url)
-    if as_json:
-        output.print_json({"revision": revision})
-    else:
-        output.out.print(f"the job table is at revision {revision}")
+    sentence = f"the job table is at revision {revision}"
+    output.report(sentence, {"revision": revision}, as_json=as_json)
 
 
 def read_fixed_past(text: str) -> datetime:
@@ -315,7 +312,7 @@ def read_fixed_past(text: str) -> datetime:
     if text.strip()[-1:] in {*"smhdw"}:
         expected = "the back-up's own time, such as 2026-11-24T18:30 (UTC)"
         raise typer.BadParameter(f"{text!r} means another time on each run; give {expected}")
-    return read_past(text)
+    return options.read_past(text)
 
 
 def restore(
@@ -328,8 +325,8 @@ def restore(
             "rather a minute early than late.",
         ),
     ],
-    dry_run: DryRun = False,
-    as_json: Json = False,
+    dry_run: options.DryRun = False,
+    as_json: options.Json = False,
 ) -> None:
     """Run this on a restored job table, before any worker starts.
 
