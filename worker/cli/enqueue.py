@@ -44,10 +44,8 @@ Key = Annotated[str | None, typer.Option(help="Same key, same job.")]
 
 def enqueue(
     context: typer.Context,
-    prompt: Annotated[str | None, typer.Option(help="What the new part should show.")] = None,
-    video: Annotated[
-        str | None, typer.Option(metavar="FILE_OR_URL", help="The video to extend.")
-    ] = None,
+    prompt: options.Prompt = None,
+    video: options.Video = None,
     end_image: Annotated[
         str | None,
         typer.Option(metavar="FILE_OR_URL", help="A picture on which the new part ends."),

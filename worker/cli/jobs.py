@@ -69,7 +69,9 @@ def list_(
         table = output.build_job_table(list_lines(wanted, db=db, limit=limit))
         if on_screen:
             output.out.clear()
-        output.print_wide(table)
+            output.out.print(table, soft_wrap=False)
+        else:
+            output.print_wide(table)
 
     show_jobs()
     with suppress(KeyboardInterrupt):  # the way out

@@ -141,6 +141,8 @@ Text = Annotated[
     ),
 ]
 Limit = Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")]
+Prompt = Annotated[str | None, typer.Option(help="What the new part should show.")]
+Video = Annotated[str | None, typer.Option(metavar="FILE_OR_URL", help="The video to extend.")]
 SetFields = Annotated[
     list[str], typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the model's input.")
 ]

@@ -28,13 +28,13 @@ out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 MIB = 1024 * 1024
-FOLDED_CHARACTERS = 64
 STYLES = {
     JobState.ARCHIVED: "green",
     JobState.FAILED: "red",
     JobState.CANCELLED: "yellow",
     JobState.SUBMISSION_UNKNOWN: "magenta",
 }
+_DATA_URI = re.compile(r'(?<=")(data:[^"]{59})[^"]+')
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -72,7 +72,7 @@ def _encode(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def print_table(heading: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> None:
+def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A line for each row, for `grep`: as wide as it takes."""
     table = Table(*heading, box=None, pad_edge=False)
     for row in rows:
@@ -134,7 +134,7 @@ def list_facts(job: Job) -> dict[str, object]:
     """The columns that have a value, the long ones as JSON."""
     columns = json.loads(json.dumps(job, default=_encode))
     return {
-        name: json.dumps(fold_files(value), ensure_ascii=False)
+        name: fold_files(json.dumps(value, ensure_ascii=False))
         if isinstance(value, dict | list)
         else value
         for name, value in columns.items()
@@ -142,17 +142,9 @@ def list_facts(job: Job) -> dict[str, object]:
     }
 
 
-def fold_files(value: object) -> object:
-    """The same, with data URIs shortened: nobody reads base64."""
-    match value:
-        case dict():
-            return {name: fold_files(inner) for name, inner in value.items()}
-        case list():
-            return [fold_files(inner) for inner in value]
-        case str() if value.startswith("data:") and len(value) > FOLDED_CHARACTERS:
-            return f"{value[:FOLDED_CHARACTERS]}… ({len(value)} characters)"
-        case _:
-            return value
+def fold_files(text: str) -> str:
+    """JSON with shortened data URIs: nobody reads base64."""
+    return _DATA_URI.sub(lambda found: f"{found[1]}… ({len(found[0])} characters)", text)
 
 
 # ------------------------------------------------------------------ a job's story

@@ -85,10 +85,8 @@ def emulator(context: typer.Context) -> NoReturn:
 
 
 def demo(
-    video: Annotated[
-        str | None, typer.Option(metavar="FILE_OR_URL", help="What to extend.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="What the new part should show.")] = None,
+    video: options.Video = None,
+    prompt: options.Prompt = None,
     set_fields: options.SetFields = [],
 ) -> None:
     """Extend a real video end to end on this machine.

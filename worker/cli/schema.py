@@ -65,7 +65,7 @@ def schema(
         if defaults:
             output.print_section(
                 "defaults that differ (ours are the model page's, and every field is sent: ADR 6):",
-                [output.escape(describe_drift(one)) for one in defaults],
+                [output.escape(describe_drift(one)[2:]) for one in defaults],
             )
     raise typer.Exit(DRIFTED if drift or (strict_defaults and defaults) else SAME)
 

@@ -9,18 +9,15 @@ from datetime import datetime, timedelta
 from typing import Annotated
 
 import typer
-from rich.table import Column
 
 from worker.cli import options, output
-from worker.ground.clock import format_duration, read_clock
-from worker.ground.log import configure_logging
-from worker.ground.settings import Settings, list_secrets, load_settings
+from worker.ground.clock import format_duration
+from worker.ground.settings import Settings
 from worker.jobs.checks import Check
 from worker.jobs.job_requests import list_refused
-from worker.jobs.workers import list_workers
 from worker.ops.doctor import Diagnosis
 from worker.ops.metrics import Measures, list_seen, read_measures
-from worker.runtime import SHELL_PROGRAM, Runtime, build_runtime
+from worker.runtime import build_runtime
 
 # A sweep may take a while, or wait for a worker to end a step.
 LATE_SWEEPS = 6
@@ -46,19 +43,16 @@ def status(
         extend-video status --json
 
     """
-    settings = load_settings()
-    configure_logging("error", settings.log_format, list_secrets(settings))
-    runtime = Runtime(settings, program=SHELL_PROGRAM)
+    runtime = build_runtime()
     if worker is not None:
         # For health checks, by the job table alone: Celery's remote control is off.
-        with runtime.db.reading() as connection:
-            seen = list_seen(list_workers(connection), read_clock())
-        raise typer.Exit(options.OK if any(one.name == worker for one in seen) else options.FAILED)
+        is_seen = any(one.name == worker for one in runtime.list_workers())
+        raise typer.Exit(options.OK if is_seen else options.FAILED)
     from worker.broker.app import QUEUES
 
     measures = read_measures(db=runtime.db)
     queues = runtime.dispatcher.count_messages(list(QUEUES.values()))
-    problems = list_problems(measures, queues, settings)
+    problems = list_problems(measures, queues, runtime.settings)
     if as_json:
         print_status_json(measures, queues, problems)
     else:
@@ -205,8 +199,8 @@ def refused(
         values = (request.tenant, request.error_code, request.message_id)
         received = output.show_time(request.received_at)
         rows.append((received, request.door, *(one or "" for one in values), "; ".join(wrong)))
-    received_at = Column("received (UTC)", min_width=19)
-    output.print_table((received_at, "door", "tenant", "code", "message id", "wrong"), rows)
+    heading = ("received (UTC)", "door", "tenant", "code", "message id", "wrong")
+    output.print_table(heading, rows)
 
 
 # ------------------------------------------------------------------ doctor
