@@ -211,15 +211,10 @@ def receiver_daemon(listener: socket.socket) -> Daemon:
 
 def bind_listener(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one. Raises DaemonError with the reason."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        return socket.create_server((host, port), backlog=128)
     except OSError as error:
-        listener.close()
         raise DaemonError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    listener.listen(128)
-    return listener
 
 
 def redis_daemon(directory: Path) -> Daemon:
