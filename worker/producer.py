@@ -1,8 +1,10 @@
 """The Python surface for other services: `from worker.producer import enqueue, cancel, ...`."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
+
+import structlog
 
 from worker.fal.options import RequestOptions
 from worker.fal.storage import OnProgress
@@ -20,6 +22,8 @@ from worker.stages.enqueue import (
     name_job_request,
 )
 from worker.stages.upload import make_job_requests
+
+log = structlog.stdlib.get_logger(__name__)
 
 
 @Once
@@ -101,10 +105,12 @@ def place_request(runtime: Runtime, job_request: JobRequest) -> Job:
         endpoint=runtime.settings.fal_endpoint,
         dispatch_timeout=runtime.settings.lease_seconds,
     )
+    job = enqueued.job
+    log.info("job_enqueued", job_id=str(job.id), created=enqueued.created)
     if enqueued.created:
-        trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
-        runtime.publish_submissions([enqueued.job])
-    return enqueued.job
+        trace_since("enqueue", job.id, job.enqueued_at)
+        runtime.publish_submissions([job])
+    return job
 
 
 def place_requests(
@@ -131,19 +137,18 @@ def place_requests(
         dispatch_timeout=runtime.settings.lease_seconds,
         name=name,
     )
-    jobs = list[Job]()
-    published: Future[bool] | None = None
+
+    def publish(created: Sequence[Job]) -> bool:
+        for job in created:
+            trace_since("enqueue", job.id, job.enqueued_at)
+        return runtime.publish_submissions(created)
+
+    jobs, published = list[Job](), None
     # A batch is published while the next one is written.
     with ThreadPoolExecutor(1) as publisher:
         for batch in batches:
             jobs += (enqueued.job for enqueued in batch)
             if published is None or published.result():
                 created = [one.job for one in batch if one.created]
-                published = publisher.submit(_publish, runtime, created)
+                published = publisher.submit(publish, created)
     return jobs
-
-
-def _publish(runtime: Runtime, created: Sequence[Job]) -> bool:
-    for job in created:
-        trace_since("enqueue", job.id, job.enqueued_at)
-    return runtime.publish_submissions(created)

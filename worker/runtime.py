@@ -25,7 +25,12 @@ import structlog
 from pydantic import SecretStr
 
 from worker.ground.clock import read_clock
-from worker.ground.db import PROGRAM, Database
+from worker.ground.db import (
+    PROGRAM,
+    TRANSIENT_DB_ERRORS,
+    Database,
+    describe_database_error,
+)
 from worker.ground.errors import DaemonError, InvalidInputError, InvalidSettingsError, Violation
 from worker.ground.log import configure_logging, mask_url
 from worker.ground.settings import Settings, list_secrets, load_settings, require_settings
@@ -359,7 +364,11 @@ class Runtime:
         """
         from worker.stages.admit import count_submissions
 
-        wanted = count_submissions(db=self.db, policy=self.admission_policy, most=len(jobs))
+        try:
+            wanted = count_submissions(db=self.db, policy=self.admission_policy, most=len(jobs))
+        except TRANSIENT_DB_ERRORS as error:  # the jobs are committed: the sweep publishes for them
+            log.warning("database_unavailable", reason=describe_database_error(error))
+            return False
         doorbells = [Doorbell(Step.SUBMIT, job.id) for job in jobs[:wanted]]
         return self.dispatcher.publish_all(doorbells)
 

@@ -52,13 +52,14 @@ from worker.ground.tracing import (
 )
 from worker.jobs.job_requests import Door
 from worker.jobs.states import Doorbell, Step
+from worker.jobs.values import Job
 from worker.ops.metrics import refresh_measures
 from worker.ops.spend import fetch_bills, refresh_price
 from worker.ops.timeline import find_job_ended_since
+from worker.producer import place_request
 from worker.runtime import WORKER_PROGRAM, Runtime, get_runtime
 from worker.stages.archive import archive_job
 from worker.stages.cancel import cancel_requests
-from worker.stages.enqueue import enqueue_job
 from worker.stages.refuse import claim_request, keep_refusal, list_errors, release_request
 from worker.stages.submit import Submission, submit_next
 from worker.stages.sweep import remove_partials
@@ -70,6 +71,7 @@ DATABASE_PAUSE_SECONDS = 1.0
 # The same while fal takes no uploads, which each try attempts.
 UPLOAD_PAUSE_SECONDS = 10.0
 CELERY = Door.CELERY
+OUTAGES = (DBAPIError, PoolTimeoutError)
 # No retry helps: the message becomes a row of `job_requests`.
 REFUSALS = (InvalidInputError, IdempotencyConflictError, UploadRefusedError, WorkersLostError)
 
@@ -142,33 +144,24 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
         job_request = runtime.make_job_request(
             read_message(message_id or "", args, fields), on_checked=forget
         )
-        enqueued = enqueue_job(
-            job_request,
-            db=runtime.db,
-            endpoint=runtime.settings.fal_endpoint,
-            dispatch_timeout=runtime.settings.lease_seconds,
-        )
+        place_request(runtime, job_request)
     except REFUSALS as error:
         log.warning("enqueue_refused", message_id=message_id, code=error.code, reason=str(error))
         keep_refused(runtime, message_id, fields, error.code, list_errors(error))
         raise Reject(str(error), requeue=False) from error
     except UploadUnavailableError as error:
         forget()
-        raise give_back("upload_unavailable", str(error), UPLOAD_PAUSE_SECONDS) from error
+        raise give_back("upload_unavailable", error, UPLOAD_PAUSE_SECONDS) from error
     except DataError as error:
         # No retry helps; the reason quotes nothing of the request.
         log.exception("enqueue_impossible", message_id=message_id)
-        wrong = [(None, "invalid value for a column")]
-        keep_refused(runtime, message_id, fields, "enqueue_impossible", wrong)
-        raise Reject("invalid value for a column", requeue=False) from error
-    except (DBAPIError, PoolTimeoutError) as error:
+        reason = "invalid value for a column"
+        keep_refused(runtime, message_id, fields, "enqueue_impossible", [(None, reason)])
+        raise Reject(reason, requeue=False) from error
+    except OUTAGES as error:
         forget()
-        raise give_back(*_describe_outage(error)) from error
+        raise give_back("database_unavailable", error, DATABASE_PAUSE_SECONDS) from error
     forget()
-    log.info("job_enqueued", job_id=str(enqueued.job.id), created=enqueued.created)
-    if enqueued.created:
-        trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
-        runtime.publish_submissions([enqueued.job])
 
 
 def read_message(
@@ -202,8 +195,8 @@ def keep_refused(
         keep_refusal(CELERY, message_id, fields, code=code, errors=errors, db=runtime.db)
     except DataError:
         log.exception("refusal_not_kept", message_id=message_id)
-    except (DBAPIError, PoolTimeoutError) as error:
-        raise give_back(*_describe_outage(error)) from error
+    except OUTAGES as error:
+        raise give_back("database_unavailable", error, DATABASE_PAUSE_SECONDS) from error
 
 
 def forget_claim(runtime: Runtime, message_id: str | None, *, is_counted: bool) -> None:
@@ -212,19 +205,15 @@ def forget_claim(runtime: Runtime, message_id: str | None, *, is_counted: bool) 
         return
     try:
         release_request(CELERY, str(message_id), db=runtime.db)
-    except (DBAPIError, PoolTimeoutError) as error:
+    except OUTAGES as error:
         log.warning("database_unavailable", reason=describe_database_error(error))
 
 
-def give_back(event: str, reason: str, pause: float) -> Reject:
+def give_back(event: str, error: Exception, pause: float) -> Reject:
     """Requeue the message after a pause, so that it does not circulate without end."""
-    log.warning(event, reason=reason)
+    log.warning(event, reason=describe_database_error(error))
     time.sleep(pause)
     return Reject(event, requeue=True)
-
-
-def _describe_outage(error: Exception) -> tuple[str, str, float]:
-    return "database_unavailable", describe_database_error(error), DATABASE_PAUSE_SECONDS
 
 
 # ------------------------------------------------------------------ steps of a job
@@ -254,10 +243,7 @@ def submit(_job_id: object = None) -> None:
         trace_since(Step.SUBMIT.value, submitted.submission.job.id, began)
         if submitted.may_go_on:
             runtime.dispatcher.publish_soon(Doorbell(Step.SUBMIT))
-        job = submitted.job
-        if job is not None:
-            log.info("submission_recorded", state=job.state.value)
-            trace_end(job)
+        note_outcome("submission_recorded", submitted.job)
 
 
 @shared_task(name=RECONCILE)
@@ -280,23 +266,25 @@ def reconcile(job_id: object) -> None:
 def cancel(job_id: object) -> None:
     runtime = get_runtime()
     with open_step(Step.CANCEL, job_id) as known:
-        if known is not None:
+        if known:
             give_up_after = runtime.settings.unknown_seconds
-            cancel_requests(
-                known, db=runtime.db, requests=runtime.requests, give_up_after=give_up_after
-            )
+            requests = runtime.requests
+            cancel_requests(known, db=runtime.db, requests=requests, give_up_after=give_up_after)
 
 
 @shared_task(name=ARCHIVE)
 def archive(job_id: object) -> None:
     runtime = get_runtime()
     with open_step(Step.ARCHIVE, job_id, is_long=True) as known:
-        if known is None:
-            return
-        job = archive_job(known, keeper=runtime.keeper, policy=runtime.archive_policy)
-        if job is not None:
-            log.info("archive_recorded", state=job.state.value)
-            trace_end(job)
+        if known:
+            job = archive_job(known, keeper=runtime.keeper, policy=runtime.archive_policy)
+            note_outcome("archive_recorded", job)
+
+
+def note_outcome(event: str, job: Job | None) -> None:
+    if job is not None:
+        log.info(event, state=job.state.value)
+        trace_end(job)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def test_verify_of_sound_archive_says_so_and_ends_with_0(run, db, store) -> None
     assert (ended.code, ended.out) == (0, "verified 3 objects, 0.0 MiB: all fine\n")
     lines = ended.err.splitlines()
     assert lines[0] == "3 objects, 0.0 MiB"
-    assert lines[-1] == "verified 0.0 of 0.0 MiB"
+    assert lines[-1] == "verifying: 0.0 of 0.0 MiB"
 
 
 def test_verify_lists_damage_with_its_reason_and_ends_with_1(run, db, store) -> None:

@@ -28,7 +28,7 @@ from tests.harness.jobs import (
     read_job,
 )
 from tests.harness.webhooks import build_body
-from worker.cli.system import ABOUT_CHECKS
+from worker.cli.system import REMEDIES
 from worker.fal.platform import PlatformClient
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
@@ -905,7 +905,7 @@ def test_command_on_sound_table_says_so_and_ends_with_0(db, run, tmp_path) -> No
     assert code == 0
     lines = printed.splitlines()
     made = [check for check in Check if check not in doctor.CHECKS_WITH_KEY]
-    assert lines[:-1] == [f"ok  {ABOUT_CHECKS[check][0]}" for check in made]
+    assert lines[:-1] == [f"ok  {check.value}" for check in made]
     assert lines[-1] == "examined 11 jobs, 1 archived files"
 
 
@@ -918,7 +918,7 @@ def test_command_on_violations_prints_whole_ids_and_ends_with_1(db, run) -> None
     for whole in (str(job.id), str(attempt.id), f" {delivery_id} ", "the-request"):
         assert whole in printed
     for check in (Check.UNMATCHED_DELIVERY, Check.BROKEN_HISTORY):
-        assert f"{check.value}: 1  {ABOUT_CHECKS[check][1]}" in printed
+        assert f"{check.value}: 1  {REMEDIES[check]}" in printed
 
 
 def test_command_counts_what_it_does_not_print(db, run, monkeypatch) -> None:
@@ -981,7 +981,7 @@ def test_command_used_wrongly_ends_with_2(run) -> None:
 
 def test_command_names_every_check_in_the_operators_document() -> None:
     document = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
-    assert set(ABOUT_CHECKS) == set(Check)
+    assert set(REMEDIES) == set(Check)
     assert [check for check in Check if f"| `{check}` |" not in document] == []
 
 

@@ -257,7 +257,7 @@ def test_faulty_sidecar_is_refused_as_wrong_usage(db, run, tmp_path) -> None:
     path.unlink()
     ended = run(str(path))
     assert ended.code == 2
-    assert "a file that can be read: No such file or directory" in ended.err
+    assert "cannot be read: No such file or directory" in ended.err
     assert list_jobs(db) == []
 
 

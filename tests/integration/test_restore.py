@@ -179,12 +179,20 @@ def test_command_says_what_it_did_and_what_would_be_done(run, bench):
     assert (again["is_repeated"], again["doubted"], again["unknown"]) == (True, 0, 1)
 
 
-@pytest.mark.parametrize("since", ["2h", "soon", "2999-01-01", ""])
-def test_command_takes_only_a_moment_that_is_over(run, bench, since):
+@pytest.mark.parametrize(
+    ("since", "reason"),
+    [
+        ("2h", "the back-up's own time"),
+        ("soon", "invalid time 'soon'"),
+        ("2999-01-01", "is not in the past"),
+        ("", "invalid time ''"),
+    ],
+)
+def test_command_takes_only_a_moment_that_is_over(run, bench, since, reason):
     """An age would be another restore each time."""
     ended = run("restore", "--since", since)
     assert (ended.code, ended.out) == (2, "")
-    assert "the back-up's own time" in " ".join(ended.err.split())
+    assert reason in " ".join(ended.err.split())
 
 
 def test_command_refuses_while_a_worker_runs(run, bench):

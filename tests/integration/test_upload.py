@@ -454,7 +454,7 @@ def test_shell_takes_paths_and_file_urls(run, db, clip, picture) -> None:
     stored = read_input(db, out.strip())
     assert hash_served(stored["video_url"]) == hash_file(clip)
     assert hash_served(stored["end_image_url"]) == hash_file(picture)
-    assert "uploaded 0." in err
+    assert "uploading: 0." in err
 
 
 def test_shell_is_silent_for_programs(run, db, clip) -> None:

@@ -1,7 +1,7 @@
 """Jobs and stories for people and for programs, whatever stands in their rows."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -49,8 +49,9 @@ def test_print_json_is_one_line_of_values_as_stored(capsys) -> None:
     assert story["events"][0]["from_state"] is None
 
 
-def test_job_to_json_has_each_column() -> None:
-    assert output.job_to_json(JOB).keys() == {name for name in Job.__dataclass_fields__}  # noqa: C416 - keys of a mapping
+def test_print_json_of_a_job_has_each_column(capsys) -> None:
+    output.print_json(JOB)
+    assert json.loads(read_out(capsys)).keys() == {one.name for one in fields(Job)}
 
 
 def test_print_json_of_value_without_json_form_is_refused() -> None:

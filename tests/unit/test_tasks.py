@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.exc import DataError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from worker import tasks
+from worker import producer, tasks
 from worker.ground.db import Database
 from worker.ground.settings import load_settings
 from worker.jobs.job_requests import StoredRequest, list_refused
@@ -36,7 +36,7 @@ def fail_with(monkeypatch, db):
         def refuse(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(tasks, "enqueue_job", refuse)
+        monkeypatch.setattr(producer, "enqueue_job", refuse)
         monkeypatch.setattr(tasks, "DATABASE_PAUSE_SECONDS", 0)
         settings = load_settings()
         runtime = SimpleNamespace(

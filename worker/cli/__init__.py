@@ -4,6 +4,7 @@ Exit codes: 0 ok, 1 the command's subject failed, 2 wrong usage. A command's mod
 the command runs, so that `--help` and `list` start without what other commands need.
 """
 
+import inspect
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,149 +19,46 @@ from typing_extensions import override
 
 FAILED, WRONG_USAGE = 1, 2
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-JOB = "0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69"
 
 
 class Command(NamedTuple):
-    """Where a command is, and what the help says of it; `summary` begins its docstring, too."""
+    """A command's function, and the first line of its docstring: `--help` imports neither."""
 
     function: str
     summary: str
-    examples: tuple[str, ...]
 
 
 COMMANDS = {
-    "enqueue": Command(
-        "enqueue.enqueue",
-        "Enqueue a video, or many, and print the job's id.",
-        (
-            'extend-video enqueue --prompt "The camera rises" --video my.mp4 --wait',
-            'extend-video enqueue --prompt "Dawn" --video a.mp4 --set fps=30 --label env=prod',
-            'extend-video enqueue --prompt "Dusk" --video a.mp4 --idempotency-key order-7 --json',
-            "extend-video enqueue --from requests.jsonl",
-        ),
-    ),
-    "list": Command(
-        "jobs.list_",
-        "List jobs, the newest first.",
-        (
-            "extend-video list --state failed --since 24h",
-            "extend-video list --tenant studio --label env=prod --watch",
-            "extend-video list --text order-7 --json",
-        ),
-    ),
-    "show": Command(
-        "jobs.show",
-        "Show what a job waits for, and its whole story.",
-        (
-            f"extend-video show {JOB}",
-            f"extend-video show {JOB} --wait",
-            f"extend-video show {JOB} --logs --json",
-        ),
-    ),
-    "cancel": Command(
-        "jobs.cancel",
-        "Cancel a job, or many.",
-        (
-            f"extend-video cancel {JOB}",
-            "extend-video cancel --state queued --tenant studio --dry-run",
-            "extend-video cancel --label campaign=spring --since 2h --yes --json",
-        ),
-    ),
-    "redrive": Command(
-        "jobs.redrive",
-        "Restart jobs that failed, were cancelled or are held.",
-        (
-            f"extend-video redrive {JOB}",
-            "extend-video redrive --state failed --since 24h --dry-run",
-            "extend-video redrive --state failed --tenant studio --pay-again",
-        ),
-    ),
+    "enqueue": Command("enqueue.enqueue", "Enqueue a video, or many, and print the job's id."),
+    "list": Command("jobs.list_", "List jobs, the newest first."),
+    "show": Command("jobs.show", "Show what a job waits for, and its whole story."),
+    "cancel": Command("jobs.cancel", "Cancel a job, or many."),
+    "redrive": Command("jobs.redrive", "Restart jobs that failed, were cancelled or are held."),
     "replay": Command(
-        "enqueue.replay",
-        "Run an archived video's input and seed again, as a new paid job.",
-        (
-            f"extend-video replay {JOB}.json --wait",
-            'extend-video replay my.json --set "prompt=Dusk falls" --set seed=8 --dry-run',
-            "extend-video replay - --json",
-        ),
+        "enqueue.replay", "Run an archived video's input and seed again, as a new paid job."
     ),
-    "refused": Command(
-        "system.refused",
-        "List requests that were refused, the newest first.",
-        ("extend-video refused --limit 10", "extend-video refused --tenant studio --json"),
+    "refused": Command("system.refused", "List requests that were refused, the newest first."),
+    "limits": Command(
+        "limits.limits", "Show or set what may be submitted, or pause and resume it."
     ),
-    "status": Command(
-        "system.status",
-        "Show whether workers, queues and sweeps do their work.",
-        ("extend-video status", "extend-video status --json"),
-    ),
-    "sweep": Command(
-        "system.sweep",
-        "Dispatch every overdue job once, as the scheduler does.",
-        ("extend-video sweep", "extend-video sweep --json"),
-    ),
-    "doctor": Command(
-        "system.doctor",
-        "Look for inconsistencies; change nothing.",
-        ("extend-video doctor", "extend-video doctor --all --hours 48 --json"),
-    ),
-    "verify": Command(
-        "archive.verify",
-        "Read every archived video and compare it with its row.",
-        (
-            "extend-video verify",
-            "extend-video verify --sample 500 --tenant studio --json",
-            "extend-video verify --resume-from 2026-11-24T18:30:00Z",
-            "extend-video verify --orphans",
-        ),
-    ),
+    "costs": Command("limits.costs", "Show what was spent, settled by fal's bills or reserved."),
+    "status": Command("system.status", "Show whether workers, queues and sweeps do their work."),
+    "sweep": Command("system.sweep", "Dispatch every overdue job once, as the scheduler does."),
+    "doctor": Command("system.doctor", "Look for inconsistencies; change nothing."),
+    "verify": Command("archive.verify", "Read every archived video and compare it with its row."),
     "rearchive": Command(
-        "archive.rearchive",
-        "Fetch archived videos again from fal, while it has them.",
-        (f"extend-video rearchive {JOB}", f"extend-video rearchive {JOB} --force --json"),
+        "archive.rearchive", "Fetch archived videos again from fal, while it has them."
     ),
-    "prune": Command(
-        "archive.prune",
-        "Delete jobs that ended long ago, with their files.",
-        (
-            "extend-video prune --older-than 90d --dry-run",
-            "extend-video prune --older-than 30d --tenant studio --label env=test --files-only",
-            "extend-video prune --older-than 12h --state failed --state cancelled --yes --json",
-        ),
-    ),
-    "migrate": Command(
-        "system.migrate",
-        "Create the job table, or bring it up to date.",
-        ("extend-video migrate", "extend-video migrate --json"),
-    ),
+    "prune": Command("archive.prune", "Delete jobs that ended long ago, with their files."),
+    "migrate": Command("system.migrate", "Create the job table, or bring it up to date."),
     "restore": Command(
-        "system.restore",
-        "Run this on a restored job table, before any worker starts.",
-        (
-            "extend-video restore --since 2026-11-24T18:30 --dry-run",
-            "extend-video restore --since 2026-11-24T18:30 --json",
-        ),
+        "system.restore", "Run this on a restored job table, before any worker starts."
     ),
-    "schema": Command(
-        "schema.schema",
-        "Compare our model with fal's OpenAPI.",
-        ("extend-video schema", "extend-video schema --file openapi.json --strict-defaults"),
-    ),
-    "up": Command(
-        "run.up",
-        "Run receiver, workers and scheduler on this machine.",
-        ("extend-video up", "extend-video up --host 0.0.0.0 --port 8080"),
-    ),
-    "demo": Command(
-        "run.demo",
-        "Extend a real video end to end on this machine.",
-        ("extend-video demo", 'extend-video demo --video my.mp4 --prompt "The camera rises"'),
-    ),
+    "schema": Command("schema.schema", "Compare our model with fal's OpenAPI."),
+    "up": Command("run.up", "Run receiver, workers and scheduler on this machine."),
+    "demo": Command("run.demo", "Extend a real video end to end on this machine."),
     "emulator": Command(
-        "run.emulator",
-        "Run the emulator of fal on loopback; --help shows its options.",
-        ("extend-video emulator --port 9000", "extend-video emulator --help"),
+        "run.emulator", "Run the emulator of fal on loopback; --help shows its options."
     ),
 }
 # Their arguments are another program's.
@@ -186,21 +84,22 @@ class LazyGroup(TyperGroup):
 
 
 def build_command(name: str) -> Any:  # noqa: ANN401 - a command of the click that typer has chosen
-    """The command, with its examples below the help."""
-    command = COMMANDS[name]
-    module, _, function = command.function.partition(".")
-    examples = "\n".join(f"  {line}" for line in command.examples)
+    """The command; its help is its docstring, of which the examples keep their lines."""
+    module, _, function_name = COMMANDS[name].function.partition(".")
+    function = getattr(import_module(f"worker.cli.{module}"), function_name)
+    text, _, examples = inspect.cleandoc(function.__doc__).partition("\n\nExamples:\n")
     single = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
     )
     is_passing = name == "emulator"
     single.command(
         name,
+        help=text,
         # The mark keeps the lines apart.
-        epilog=f"\b\nExamples:\n{examples}",
+        epilog=f"\b\nExamples:\n{examples.replace('    ', '  ')}",
         context_settings=PASSING if is_passing else None,
         add_help_option=not is_passing,
-    )(getattr(import_module(f"worker.cli.{module}"), function))
+    )(function)
     return typer.main.get_command(single)
 
 
@@ -231,42 +130,46 @@ def main() -> NoReturn:
 
 def report_error(error: Exception) -> int:
     """Print what went wrong; the exit code."""
+    from worker.cli import output
+    from worker.ground.errors import ViolationsError
+
+    if isinstance(error, ViolationsError):
+        output.print_violations(error)
+        return WRONG_USAGE
+    output.err.print(describe_error(error), markup=False)
+    return FAILED
+
+
+def describe_error(error: Exception) -> str:
+    """The error's code and what it says, on a line."""
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-    from worker.cli import output
     from worker.ground.db import describe_database_error
-    from worker.ground.errors import ExtendVideoError, ViolationsError
+    from worker.ground.errors import ExtendVideoError
 
     match error:
-        case ViolationsError():
-            output.print_violations(error)
-            return WRONG_USAGE
         case ExtendVideoError():
-            line = f"{error.code}: {error}"
-        case TimeoutError():
-            line = f"timeout: {error}"
+            return f"{error.code}: {error}"
         case DBAPIError():
             from worker.ground.log import mask_url
             from worker.ground.schema import explain_database_error
             from worker.ground.settings import load_settings
 
             url = mask_url(load_settings().database_url)
-            line = f"{explain_database_error(error)} (DATABASE_URL={url})"
+            return f"{explain_database_error(error)} (DATABASE_URL={url})"
         case SQLAlchemyError():
-            line = f"database_unavailable: {describe_database_error(error)}"
+            return f"database_unavailable: {describe_database_error(error)}"
+        case TimeoutError():
+            return f"timeout: {error}"
         case OSError():
-            reason = error.strerror or str(error) or type(error).__name__
-            where = "" if error.filename is None else f"{error.filename}: "
-            line = f"os_error: {where}{reason}"
+            return f"os_error: {error}"
         case _:
             # A fault of ours, or of a library: the log has where it happened, for a report.
             import structlog
 
             structlog.stdlib.get_logger(__name__).debug("command_failed", exc_info=error)
             name = type(error).__name__
-            line = f"internal_error: {name}: {error} (LOG_LEVEL=debug shows where)"
-    output.err.print(line, markup=False)
-    return FAILED
+            return f"internal_error: {name}: {error} (LOG_LEVEL=debug shows where)"
 
 
 # ------------------------------------------------------------------ signals

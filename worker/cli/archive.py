@@ -1,50 +1,23 @@
 """`extend-video verify`, `rearchive` and `prune`: the commands that look after the archive."""
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, NoReturn
 from uuid import UUID
 
 import typer
 
-from worker.cli import output
-from worker.cli.options import (
-    FAILED,
-    INTERRUPTED,
-    OK,
-    DryRun,
-    Json,
-    Tenant,
-    Yes,
-    confirm_count,
-    read_past,
-    read_time,
-    split_pairs,
-)
+from worker.cli import options, output
 from worker.cli.output import MIB
 from worker.ground.db import TRANSIENT_DB_ERRORS
 from worker.ground.errors import ExtendVideoError, InvalidInputError, StoreUnavailableError
 from worker.jobs.archives import Retention, Scope
 from worker.jobs.states import ENDED, JobState
 from worker.media.layout import ListedObject
+from worker.ops import verify as copies
 from worker.ops.retention import Pruning, prune_jobs, survey_jobs
-from worker.ops.verify import (
-    MOST_LISTED,
-    ORPHAN_AGE,
-    DamagedCopy,
-    Inventory,
-    Verification,
-    Verifier,
-    find_orphans,
-    is_fine,
-    measure_copies,
-    require_own_archive,
-    start_scope,
-)
 from worker.runtime import Runtime, build_runtime
 
 # ------------------------------------------------------------------ verify
@@ -59,56 +32,68 @@ def verify(
         typer.Option(
             "--resume-from",
             "--not-since",
-            parser=read_time,
+            parser=options.read_time,
             metavar="TIME",
             help="Resume the run started at TIME; skip objects verified since.",
         ),
     ] = None,
-    tenant: Tenant = None,
+    tenant: options.Tenant = None,
     orphans: Annotated[
         bool, typer.Option("--orphans", help="Instead, list objects that no row names.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Read every archived video and compare it with its row.
 
     Exit code 1: damage was found.
+
+    Examples:
+        extend-video verify
+        extend-video verify --sample 500 --tenant studio --json
+        extend-video verify --resume-from 2026-11-24T18:30:00Z
+        extend-video verify --orphans
+
     """
     if orphans and (sample, resume_from, tenant) != (None, None, None):
         raise typer.BadParameter("--orphans takes no other option but --json")
     runtime = build_runtime()
-    require_own_archive(db=runtime.db, store=runtime.store)
+    copies.require_own_archive(db=runtime.db, store=runtime.store)
     if orphans:
-        raise typer.Exit(report_orphans(runtime, as_json=as_json))
-    scope = start_scope(tenant, resume_from)
-    verification = Verification()
-    with resumable(scope, sample, verification):
-        run_verifier(runtime, scope, sample, verification, as_json=as_json)
+        report_orphans(runtime, as_json=as_json)
+    scope, done = copies.start_scope(tenant, resume_from), copies.Verification()
+    try:
+        run_verifier(runtime, scope, sample, done, as_json=as_json)
+    except KeyboardInterrupt:
+        print_resumption(scope, sample, done)
+        raise typer.Exit(options.INTERRUPTED) from None
+    except (StoreUnavailableError, *TRANSIENT_DB_ERRORS):
+        print_resumption(scope, sample, done)
+        raise
     if as_json:
-        found = {"fine": is_fine(verification), "began_at": scope.not_since}
-        output.print_json({**found, **asdict(verification)})
+        output.print_json(
+            {"fine": copies.is_fine(done), "began_at": scope.not_since, **asdict(done)}
+        )
     else:
-        print_verification(verification)
-    raise typer.Exit(OK if is_fine(verification) else FAILED)
+        if done.elsewhere:
+            output.out.print(
+                f"[yellow]note[/yellow]  {done.elsewhere} objects are in an archive other than "
+                "ARCHIVE_URL, and were not read"
+            )
+        damaged = f"[red]{done.damages} damaged[/red]" if done.damages else "all fine"
+        read = f"{done.checked} objects, {done.bytes / MIB:.1f} MiB"
+        output.out.print(f"verified {read}: {damaged}")
+    raise typer.Exit(options.OK if copies.is_fine(done) else options.FAILED)
 
 
 def run_verifier(
-    runtime: Runtime,
-    scope: Scope,
-    sample: int | None,
-    verification: Verification,
-    *,
-    as_json: bool,
+    runtime: Runtime, scope: Scope, sample: int | None, done: copies.Verification, *, as_json: bool
 ) -> None:
     """Damage is printed as it is found, so that an interruption loses none of it."""
-    db = runtime.db
-    count, total = (0, 0) if sample is not None else measure_copies(db, scope)
+    count, total = (0, 0) if sample is not None else copies.measure_copies(runtime.db, scope)
     if not as_json and sample is None:
         output.err.print(f"{count} objects, {total / MIB:.1f} MiB")
-    with output.show_progress(
-        output.err, quiet=as_json or total == 0, doing="verifying", done="verified"
-    ) as on_progress:
-        read = 0
+    quiet, read = as_json or total == 0, 0
+    with output.show_progress(output.err, quiet=quiet, doing="verifying") as on_progress:
 
         def on_read(more: int) -> None:
             nonlocal read
@@ -116,68 +101,39 @@ def run_verifier(
             if on_progress is not None:
                 on_progress(min(read, total), total)
 
-        def on_damage(damaged: DamagedCopy) -> None:
+        def on_damage(damaged: copies.DamagedCopy) -> None:
             if not as_json:
                 output.out.print(f"{damaged.job_id}  {output.escape(damaged.reason)}")
 
-        verifier = Verifier(db, runtime.store, on_read, on_damage)
-        verifier.verify(scope, verification, sample=sample)
+        verifier = copies.Verifier(runtime.db, runtime.store, on_read, on_damage)
+        verifier.verify(scope, done, sample=sample)
 
 
-@contextmanager
-def resumable(scope: Scope, sample: int | None, verification: Verification) -> Iterator[None]:
-    """If the run is interrupted, print the command that resumes it."""
-
-    def print_resumption() -> None:
-        command = ["extend-video", "verify", "--resume-from", scope.not_since.isoformat()]
-        command += [] if scope.tenant is None else ["--tenant", scope.tenant]
-        if sample is not None:
-            command += ["--sample", str(max(sample - verification.checked, 1))]
-        output.err.print(f"{verification.checked} objects were verified; to resume:", markup=False)
-        output.err.print(shlex.join(command), markup=False)
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        print_resumption()
-        raise typer.Exit(INTERRUPTED) from None
-    except (StoreUnavailableError, *TRANSIENT_DB_ERRORS):
-        if verification.checked:
-            print_resumption()
-        raise
+def print_resumption(scope: Scope, sample: int | None, done: copies.Verification) -> None:
+    """The command that resumes an interrupted run."""
+    command = ["extend-video", "verify", "--resume-from", scope.not_since.isoformat()]
+    command += [] if scope.tenant is None else ["--tenant", scope.tenant]
+    command += [] if sample is None else ["--sample", str(max(sample - done.checked, 1))]
+    output.err.print(f"{done.checked} objects were verified; to resume:", markup=False)
+    output.err.print(shlex.join(command), markup=False)
 
 
-def print_verification(verification: Verification) -> None:
-    if verification.elsewhere:
-        output.out.print(
-            f"[yellow]note[/yellow]  {verification.elsewhere} objects are in an archive other than "
-            "ARCHIVE_URL, and were not read"
-        )
-    read = f"{verification.checked} objects, {verification.bytes / MIB:.1f} MiB"
-    damaged = f"[red]{verification.damages} damaged[/red]" if verification.damages else "all fine"
-    output.out.print(f"verified {read}: {damaged}")
-
-
-def report_orphans(runtime: Runtime, *, as_json: bool) -> int:
-    """List them; the exit code."""
-    inventory = Inventory()
-    listed: list[ListedObject] = []
-    for one in find_orphans(inventory, db=runtime.db, store=runtime.store):
+def report_orphans(runtime: Runtime, *, as_json: bool) -> NoReturn:
+    inventory, listed = copies.Inventory(), list[ListedObject]()
+    for one in copies.find_orphans(inventory, db=runtime.db, store=runtime.store):
         if not as_json:
             output.out.print(f"{output.escape(one.name)}  {one.bytes}  {one.modified_at:%F %T}")
-        elif len(listed) < MOST_LISTED:
+        elif len(listed) < copies.MOST_LISTED:
             listed.append(one)
     if as_json:
-        names = [asdict(one) for one in listed]
-        output.print_json({"counts": asdict(inventory), "orphans": names})
+        output.print_json({"counts": inventory, "orphans": listed})
     else:
-        hours = ORPHAN_AGE.total_seconds() / 3600
         output.out.print(
             f"{inventory.objects} objects, {inventory.orphans} without a row "
             f"({inventory.orphan_bytes / MIB:.1f} MiB); {inventory.young} younger than "
-            f"{hours:g} hours were not judged"
+            f"{copies.ORPHAN_AGE.total_seconds() / 3600:g} hours were not judged"
         )
-    return FAILED if inventory.orphans else OK
+    raise typer.Exit(options.FAILED if inventory.orphans else options.OK)
 
 
 # ------------------------------------------------------------------ rearchive
@@ -188,20 +144,24 @@ def rearchive(
     force: Annotated[
         bool, typer.Option("--force", help="Also where the object is intact.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Fetch archived videos again from fal, while it has them.
 
     Intact objects are left alone.
+
+    Examples:
+        extend-video rearchive 0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69
+        extend-video rearchive 0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69 --force --json
+
     """
     runtime = build_runtime()
-    require_own_archive(db=runtime.db, store=runtime.store)
-    rearchiver = runtime.rearchiver
+    copies.require_own_archive(db=runtime.db, store=runtime.store)
     report: list[dict[str, object]] = []
     for job_id in job_ids:
         code, why = None, None
         try:
-            done = rearchiver.rearchive_job(job_id, force=force)
+            done = runtime.rearchiver.rearchive_job(job_id, force=force)
             outcome = "replaced" if done.is_replaced else "intact"
         except ExtendVideoError as error:
             outcome, code, why = "failed", error.code, str(error)
@@ -211,7 +171,7 @@ def rearchive(
             output.out.print(f"{job_id}  {outcome}{reason}")
     if as_json:
         output.print_json(report)
-    raise typer.Exit(FAILED if any(one["code"] for one in report) else OK)
+    raise typer.Exit(options.FAILED if any(one["code"] for one in report) else options.OK)
 
 
 # ------------------------------------------------------------------ prune
@@ -220,79 +180,85 @@ def rearchive(
 class End(Enum):
     """The states that a job does not leave by itself."""
 
-    ARCHIVED = JobState.ARCHIVED.value
-    FAILED = JobState.FAILED.value
-    CANCELLED = JobState.CANCELLED.value
+    ARCHIVED = "archived"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 def prune(
     older_than: Annotated[
         datetime,
         typer.Option(
-            parser=read_past,
+            parser=options.read_past,
             metavar="AGE",
             help="Delete jobs that ended more than AGE ago: 90d, 12h, 30m.",
         ),
     ],
-    tenant: Tenant = None,
+    tenant: options.Tenant = None,
     label: Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="May be repeated.")] = [],
     state: Annotated[list[End], typer.Option(help="May be repeated; all three if not given.")] = [],
     files_only: Annotated[
         bool, typer.Option("--files-only", help="Delete the files, and keep the rows.")
     ] = False,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    as_json: Json = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Delete jobs that ended long ago, with their files.
 
     Live jobs are never touched.
+
+    Examples:
+        extend-video prune --older-than 90d --dry-run
+        extend-video prune --older-than 30d --tenant studio --label env=test --files-only
+        extend-video prune --older-than 12h --state failed --state cancelled --yes --json
+
     """
-    labels, wrong = split_pairs("--label", label)
+    labels, wrong = options.read_pairs("--label", label)
     if wrong:
         raise InvalidInputError(tuple(wrong))
-    states = frozenset(JobState(end.value) for end in state)
-    retention = Retention(older_than, states or ENDED, tenant, labels, files_only)
+    states = frozenset(JobState(end.value) for end in state) or ENDED
+    retention = Retention(older_than, states, tenant, labels, files_only)
     runtime, total = build_runtime(), None
     if not dry_run:
-        require_own_archive(db=runtime.db, store=runtime.store)
+        copies.require_own_archive(db=runtime.db, store=runtime.store)
     if dry_run or not yes:
         found = survey_jobs(retention, db=runtime.db, store=runtime.store)
         print_pruning(found, retention, "to be pruned", as_json=as_json and dry_run)
-        count = found.jobs + found.requests
-        if dry_run or not count:
-            raise typer.Exit(OK)
+        total = found.jobs
+        if dry_run or not total + found.requests:
+            raise typer.Exit(options.OK)
+        what = "delete the files of these jobs"
         if not files_only:
+            what = "delete the jobs with their files, and requests"
             output.err.print(
                 "Idempotency keys are deleted with their rows: the same key buys a new run then. "
                 "--files-only keeps rows and keys."
             )
-        what = "files of these jobs" if files_only else "jobs with their files, and requests"
-        if not confirm_count(count, f"delete the {what}"):
-            raise typer.Exit(FAILED)
-        total = found.jobs
+        if not options.confirm_count(total + found.requests, what):
+            raise typer.Exit(options.FAILED)
     run_pruning(runtime, retention, total, as_json=as_json)
 
 
 def run_pruning(
     runtime: Runtime, retention: Retention, total: int | None, *, as_json: bool
 ) -> None:
-    pruning = Pruning()
-    try:
-        with output.show_progress(
-            output.err, quiet=as_json, doing="pruning", done="pruned", of_jobs=True
-        ) as on_progress:
-            prune_jobs(
-                retention,
-                pruning,
-                db=runtime.db,
-                store=runtime.store,
-                on_progress=None if on_progress is None else lambda jobs: on_progress(jobs, total),
-            )
-    except KeyboardInterrupt:
-        print_pruning(pruning, retention, "pruned; run it again for the rest", as_json=as_json)
-        raise typer.Exit(INTERRUPTED) from None
-    print_pruning(pruning, retention, "pruned", as_json=as_json)
+    pruning, code, done = Pruning(), options.OK, "pruned"
+    with output.show_progress(
+        output.err, quiet=as_json, doing="pruning", of_jobs=True
+    ) as on_progress:
+
+        def on_jobs(jobs: int) -> None:
+            if on_progress is not None:
+                on_progress(jobs, total)
+
+        try:
+            db, store = runtime.db, runtime.store
+            prune_jobs(retention, pruning, db=db, store=store, on_progress=on_jobs)
+        except KeyboardInterrupt:
+            code, done = options.INTERRUPTED, "pruned; run it again for the rest"
+    print_pruning(pruning, retention, done, as_json=as_json)
+    raise typer.Exit(code)
 
 
 def print_pruning(pruning: Pruning, retention: Retention, done: str, *, as_json: bool) -> None:
@@ -302,9 +268,10 @@ def print_pruning(pruning: Pruning, retention: Retention, done: str, *, as_json:
     kind = "jobs' files" if retention.files_only else "jobs"
     ends = f", ended {pruning.oldest:%F %T} to {pruning.newest:%F %T} UTC" if pruning.jobs else ""
     output.out.print(f"{pruning.jobs} {kind}, {pruning.bytes} bytes of video{ends}: {done}")
-    if pruning.requests:
-        output.out.print(f"{pruning.requests} refused requests: {done}")
-    if pruning.elsewhere:
-        output.out.print(f"{pruning.elsewhere} jobs have files in another archive: left alone")
-    if pruning.moved:
-        output.out.print(f"{pruning.moved} jobs have changed meanwhile: left alone")
+    for count, what in (
+        (pruning.requests, f"refused requests: {done}"),
+        (pruning.elsewhere, "jobs have files in another archive: left alone"),
+        (pruning.moved, "jobs have changed meanwhile: left alone"),
+    ):
+        if count:
+            output.out.print(f"{count} {what}")

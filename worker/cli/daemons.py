@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -42,49 +42,24 @@ log = structlog.stdlib.get_logger(__name__)
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Daemon:
-    """A command that is meant to run until it is told to end."""
-
-    name: str
-    command: Sequence[str]
-    pass_fds: Sequence[int] = ()
-
-
-@dataclass
-class RunningDaemon:
-    """A daemon's process; once that has ended, `restart_at` is when the next one starts.
+    """A command that is meant to run until it is told to end, and how its process has fared.
 
     Celery ends a worker by itself when Redis is killed while the worker holds messages: starting it
     again is all there is to do. A daemon that has never stayed alive would crash for ever; one that
     has, ends by a trouble that passes.
     """
 
-    daemon: Daemon
-    process: subprocess.Popen[bytes]
-    started: float = field(default_factory=time.monotonic)
-    restart_at: float | None = None
-    quick_ends: int = 0
-    has_lasted: bool = False
-
-    @property
-    def is_hopeless(self) -> bool:
-        return self.quick_ends >= MOST_QUICK_ENDS and not self.has_lasted
-
-    @property
-    def pause(self) -> float:
-        """Seconds; twice as long after each quick end, up to half a minute."""
-        return min(FIRST_PAUSE_SECONDS * 2.0**self.quick_ends, LONGEST_PAUSE_SECONDS)
-
-    def note_end(self) -> None:
-        now = time.monotonic()
-        is_quick = now - self.started < QUICK_SECONDS
-        self.has_lasted = self.has_lasted or not is_quick
-        self.quick_ends = self.quick_ends + 1 if is_quick else 0
-        self.restart_at = now + self.pause
-
-    def note_start(self, process: subprocess.Popen[bytes]) -> None:
-        self.process, self.started, self.restart_at = process, time.monotonic(), None
+    name: str
+    command: Sequence[str]
+    pass_fds: Sequence[int] = ()
+    process: subprocess.Popen[bytes] = field(init=False)
+    started: float = field(init=False)
+    restart_at: float | None = field(default=None, init=False)
+    """When the next process starts, once this one has ended."""
+    quick_ends: int = field(default=0, init=False)
+    has_lasted: bool = field(default=False, init=False)
 
 
 @dataclass
@@ -96,20 +71,29 @@ class Supervisor:
     """Where each daemon's output goes; None for the terminal."""
     timeout: timedelta = DRAIN
     """How long they may take to end."""
-    _running: list[RunningDaemon] = field(default_factory=list)
+    _running: list[Daemon] = field(default_factory=list)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        """Let all drain, then kill those that have not ended in time, with their children.
+
+        Ending is not interrupted by a second Ctrl-C: its time is bounded anyway.
+        """
+        with handling(signal.SIG_IGN):
+            processes = [daemon.process for daemon in self._running]
+            for process in processes:
+                _signal_group(process, signal.SIGTERM)
+            deadline = time.monotonic() + self.timeout.total_seconds()
+            for process in processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+            for process in processes:
+                _signal_group(process, signal.SIGKILL)
+                process.wait()
 
     def start(self, daemon: Daemon) -> None:
-        self._spawn(daemon, lambda process: self._running.append(RunningDaemon(daemon, process)))
-
-    def _spawn(
-        self, daemon: Daemon, note_start: Callable[[subprocess.Popen[bytes]], object]
-    ) -> None:
         """Each daemon leads a session of its own: Ctrl-C reaches this process, which ends them.
 
         No signal interrupts us between the start of a process and its entry in our list.
@@ -120,7 +104,7 @@ class Supervisor:
             path = self._log_path(daemon.name)
             output = None if path is None else stack.enter_context(path.open("ab"))
             stack.enter_context(handling(lambda number, _frame: arrived.append(number)))
-            process = subprocess.Popen(  # noqa: S603 - commands of our own
+            daemon.process = subprocess.Popen(  # noqa: S603 - commands of our own
                 daemon.command,
                 env=dict(self.env),
                 stdin=subprocess.DEVNULL,
@@ -130,58 +114,47 @@ class Supervisor:
                 start_new_session=True,
                 preexec_fn=lambda: _end_with_parent(parent),  # noqa: PLW1509 - two system calls
             )
-            note_start(process)
+            daemon.started, daemon.restart_at = time.monotonic(), None
+            if daemon not in self._running:
+                self._running.append(daemon)
         for late in arrived[:1]:
             signal.raise_signal(late)
 
     def check(self) -> None:
         """Raise DaemonError if a daemon has ended by itself."""
-        for one in self._running:
-            code = one.process.poll()
+        for daemon in self._running:
+            code = daemon.process.poll()
             if code is not None:
-                name = one.daemon.name
-                raise DaemonError(f"{name} ended with exit code {code}{self._quote_log(name)}")
+                log_lines = self._quote_log(daemon.name)
+                raise DaemonError(f"{daemon.name} ended with exit code {code}{log_lines}")
 
     def watch(self) -> NoReturn:
         """Restart daemons that end by themselves; raise DaemonError once one keeps crashing."""
         while True:
-            for one in self._running:
-                if one.process.poll() is None:
+            for daemon in self._running:
+                if daemon.process.poll() is None:
                     continue
-                if one.restart_at is None:
-                    self._note_end(one)
-                elif time.monotonic() >= one.restart_at:
-                    self._spawn(one.daemon, one.note_start)
+                if daemon.restart_at is None:
+                    self._plan_restart(daemon)
+                elif time.monotonic() >= daemon.restart_at:
+                    self.start(daemon)
             time.sleep(CHECK_SECONDS)
 
-    def _note_end(self, one: RunningDaemon) -> None:
-        _signal_group(one.process, signal.SIGKILL)  # children that outlived it
-        one.note_end()
-        name, code = one.daemon.name, one.process.returncode
-        if one.is_hopeless:
+    def _plan_restart(self, daemon: Daemon) -> None:
+        """After a pause that doubles with each quick end, up to half a minute."""
+        _signal_group(daemon.process, signal.SIGKILL)  # children that outlived it
+        now, code = time.monotonic(), daemon.process.returncode
+        is_quick = now - daemon.started < QUICK_SECONDS
+        daemon.has_lasted = daemon.has_lasted or not is_quick
+        daemon.quick_ends = daemon.quick_ends + 1 if is_quick else 0
+        if daemon.quick_ends >= MOST_QUICK_ENDS and not daemon.has_lasted:
             raise DaemonError(
-                f"{name} crashed {one.quick_ends} times within {QUICK_SECONDS:g} s of starting "
-                f"(exit code {code}){self._quote_log(name)}"
+                f"{daemon.name} crashed {daemon.quick_ends} times within {QUICK_SECONDS:g} s of "
+                f"starting (exit code {code}){self._quote_log(daemon.name)}"
             )
-        log.warning("daemon_ended", daemon=name, exit_code=code, restart_in=one.pause)
-
-    def stop(self) -> None:
-        """Let all drain, then kill those that have not ended in time, with their children.
-
-        Ending is not interrupted by a second Ctrl-C: its time is bounded anyway.
-        """
-        with handling(signal.SIG_IGN):
-            processes = [one.process for one in self._running]
-            for process in processes:
-                _signal_group(process, signal.SIGTERM)
-            deadline = time.monotonic() + self.timeout.total_seconds()
-            for process in processes:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, deadline - time.monotonic()))
-            for process in processes:
-                _signal_group(process, signal.SIGKILL)
-                process.wait()
-            self._running.clear()
+        pause = min(FIRST_PAUSE_SECONDS * 2.0**daemon.quick_ends, LONGEST_PAUSE_SECONDS)
+        daemon.restart_at = now + pause
+        log.warning("daemon_ended", daemon=daemon.name, exit_code=code, restart_in=pause)
 
     def read_log(self, name: str) -> str:
         """What the daemon has printed so far; empty where it prints to the terminal."""
@@ -218,16 +191,14 @@ def worker_daemons() -> list[Daemon]:
     """Workers and scheduler. Downloads have a worker of their own, so they hold up nothing else."""
     from worker.broker.app import ARCHIVE, QUEUES
 
-    celery = (sys.executable, "-m", "celery", "-A", "worker")
-    pool = ("-P", "threads")
+    celery = [sys.executable, "-m", "celery", "-A", "worker"]
     rest = ",".join(queue for task, queue in QUEUES.items() if task != ARCHIVE)
-    submitter = (*celery, "worker", "-n", "submit@%h", *pool, "-c", "8", "-Q", rest)
-    archiver = (*celery, "worker", "-n", "archive@%h", *pool, "-c", "4", "-Q", QUEUES[ARCHIVE])
-    return [
-        Daemon("submitter", submitter),
-        Daemon("archiver", archiver),
-        Daemon("beat", (*celery, "beat")),
-    ]
+    commands = {
+        "submitter": f"worker -n submit@%h -P threads -c 8 -Q {rest}",
+        "archiver": f"worker -n archive@%h -P threads -c 4 -Q {QUEUES[ARCHIVE]}",
+        "beat": "beat",
+    }
+    return [Daemon(name, [*celery, *command.split()]) for name, command in commands.items()]
 
 
 def receiver_daemon(listener: socket.socket) -> Daemon:
@@ -240,15 +211,10 @@ def receiver_daemon(listener: socket.socket) -> Daemon:
 
 def bind_listener(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes any free one. Raises DaemonError with the reason."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
+        return socket.create_server((host, port), backlog=128)
     except OSError as error:
-        listener.close()
         raise DaemonError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    listener.listen(128)
-    return listener
 
 
 def redis_daemon(directory: Path) -> Daemon:

@@ -1,46 +1,25 @@
 """`extend-video enqueue` and `replay`: make jobs, one or many, and follow one to its end."""
 
 import json
-import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from io import StringIO
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 from uuid import UUID
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cli import output
-from worker.cli.options import (
-    FAILED,
-    INTERRUPTED,
-    OK,
-    Json,
-    SetFields,
-    Wait,
-    read_fields,
-    read_file,
-    read_pairs,
-    split_pairs,
-)
+from worker.cli import options, output
 from worker.fal.options import parse_option
+from worker.ground import errors
 from worker.ground.clock import read_clock
-from worker.ground.errors import (
-    InvalidInputError,
-    InvalidSettingsError,
-    InvalidSidecarError,
-    JobNotFoundError,
-    Violation,
-)
 from worker.ground.validation import show_value
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Event
 from worker.media.sidecar import Sidecar, parse_sidecar
 from worker.ops.timeline import (
-    Story,
     find_newest_attempt,
     follow_events,
     pause_between_reads,
@@ -49,18 +28,12 @@ from worker.ops.timeline import (
 from worker.producer import place_request, place_requests
 from worker.runtime import Runtime, build_runtime
 from worker.stages.archive import list_markers, restore_input
-from worker.stages.enqueue import DEFAULT_TENANT, JobRequest, parse_job_request
+from worker.stages.enqueue import DEFAULT_TENANT, parse_job_request
 from worker.stages.poll import Follower
 
-STANDARD_INPUT = "-"
-# What some editors begin a UTF-8 file with.
-BOM = "\ufeff"
-FILE_FIELDS = ("video_url", "end_image_url")
 FOLLOW_TIMEOUT = timedelta(days=1)
 # How often the last poll waits for its turn.
 LAST_POLLS = 20
-# Far above any sidecar: a video given by mistake is not read whole.
-MOST_SIDECAR_BYTES = 32 * 1024 * 1024
 REPLAY_LABEL = "replay_of"
 
 Key = Annotated[str | None, typer.Option(help="Same key, same job.")]
@@ -71,15 +44,13 @@ Key = Annotated[str | None, typer.Option(help="Same key, same job.")]
 
 def enqueue(
     context: typer.Context,
-    prompt: Annotated[str | None, typer.Option(help="What the new part should show.")] = None,
-    video: Annotated[
-        str | None, typer.Option(metavar="FILE_OR_URL", help="The video to extend.")
-    ] = None,
+    prompt: options.Prompt = None,
+    video: options.Video = None,
     end_image: Annotated[
         str | None,
         typer.Option(metavar="FILE_OR_URL", help="A picture on which the new part ends."),
     ] = None,
-    set_fields: SetFields = [],
+    set_fields: options.SetFields = [],
     job_id: Annotated[str | None, typer.Option(help="A UUID of your choice.")] = None,
     idempotency_key: Key = None,
     tenant: Annotated[str, typer.Option(help="Whose job it is.")] = DEFAULT_TENANT,
@@ -89,29 +60,38 @@ def enqueue(
         list[str], typer.Option(metavar="NAME=VALUE", help="An option of the request to fal.")
     ] = [],
     lines: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--from",
             metavar="FILE",
             help="Many jobs: on each line an object of fields, as JSON; - for stdin.",
         ),
     ] = None,
-    wait: Wait = False,
-    as_json: Json = False,
+    wait: options.Wait = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Enqueue a video, or many, and print the job's id."""
+    """Enqueue a video, or many, and print the job's id.
+
+    Examples:
+        extend-video enqueue --prompt "The camera rises" --video my.mp4 --wait
+        extend-video enqueue --prompt "Dawn" --video a.mp4 --set fps=30 --label env=prod
+        extend-video enqueue --prompt "Dusk" --video a.mp4 --idempotency-key order-7 --json
+        extend-video enqueue --from requests.jsonl
+
+    """
     if lines is not None:
-        check_alone(context, {"lines", "as_json"})
+        check_alone(context)
         place_lines(build_runtime(), lines, as_json=as_json)
         return
     if prompt is None or video is None:
         raise typer.BadParameter("give --prompt and --video, or --from")
-    fields, wrong = read_fields(set_fields)
-    labels, wrong_labels = split_pairs("--label", label)
-    fal_options, wrong_options = read_pairs("--fal-option", fal_option, parse_option)
-    fields |= {} if end_image is None else {"end_image_url": read_file(end_image)}
-    fields |= {"prompt": prompt, "video_url": read_file(video)}
-    options: dict[str, object] = {
+    fields, wrong = options.read_fields(set_fields)
+    labels, wrong_labels = options.read_pairs("--label", label)
+    fal_options, wrong_options = options.read_pairs("--fal-option", fal_option, parse_option)
+    fields |= {} if end_image is None else {"end_image_url": options.read_file(end_image)}
+    fields |= {
+        "prompt": prompt,
+        "video_url": options.read_file(video),
         "job_id": job_id,
         "idempotency_key": idempotency_key,
         "tenant": tenant,
@@ -120,21 +100,21 @@ def enqueue(
         "fal_options": fal_options,
     }
     wrong += [*wrong_labels, *wrong_options]
-    place_one(build_runtime(), {**fields, **options}, wrong, wait=wait, as_json=as_json)
+    place_one(build_runtime(), fields, wrong, wait=wait, as_json=as_json)
 
 
-def check_alone(context: typer.Context, names: Collection[str]) -> None:
+def check_alone(context: typer.Context) -> None:
     """Other options beside `--from` would contradict its lines."""
-    for name in context.params:
+    for name in context.params.keys() - {"lines", "as_json"}:
         source = context.get_parameter_source(name)
-        if name not in names and source is not None and source.name == "COMMANDLINE":
+        if source is not None and source.name == "COMMANDLINE":
             raise typer.BadParameter(f"--from takes {name} from its lines, and follows no job")
 
 
 def place_one(
     runtime: Runtime,
     fields: Mapping[str, object],
-    wrong: list[Violation],
+    wrong: list[errors.Violation],
     *,
     wait: bool,
     as_json: bool,
@@ -145,47 +125,42 @@ def place_one(
     job = place_request(runtime, job_request)
     if job.state is JobState.QUEUED:
         warn_without_workers(runtime)
-    if as_json and not wait:
-        output.print_json({"id": job.id})
-    elif not as_json:
-        output.out.print(str(job.id))
+    if not (wait and as_json):
+        output.report(str(job.id), {"id": job.id}, as_json=as_json)
     if wait:
         follow_job(runtime, job.id, as_json=as_json)
 
 
-def place_lines(runtime: Runtime, file: Path, *, as_json: bool) -> None:
+def place_lines(runtime: Runtime, file: str, *, as_json: bool) -> None:
     """Enqueue a job for each line, all or none if any line is wrong; print the ids in order.
 
     Files are named as for `--video`. Raises InvalidInputError and IdempotencyConflictError, which
     name the lines.
     """
     try:
-        is_stdin = str(file) == STANDARD_INPUT
-        text = sys.stdin.read().removeprefix(BOM) if is_stdin else file.read_text("utf-8-sig")
-    except (OSError, ValueError) as error:
+        text = options.read_input(file).decode("utf-8-sig")
+    except ValueError as error:
         raise typer.BadParameter(f"{file} cannot be read: {error}") from None
-    requested, wrong = list[dict[str, object]](), list[Violation]()
+    requested, wrong = list[dict[str, object]](), list[errors.Violation]()
     for place, line in enumerate(StringIO(text)):
-        try:
+        fields = None
+        with suppress(ValueError):
             fields = json.loads(line)
-        except ValueError:
-            fields = None
-        if isinstance(fields, dict):
-            named = {name: fields[name] for name in FILE_FIELDS if name in fields}
-            files = {name: read_file(one) for name, one in named.items() if isinstance(one, str)}
-            requested.append({**fields, **files})
-        else:
+        if not isinstance(fields, dict):
             allowed = "an object with a value for each field, as JSON"
-            wrong.append(Violation(name_line(place), show_value(line.strip()), allowed))
+            wrong.append(errors.Violation(name_line(place), show_value(line.strip()), allowed))
+            continue
+        for name in ("video_url", "end_image_url"):
+            if isinstance(fields.get(name), str):
+                fields[name] = options.read_file(fields[name])
+        requested.append(fields)
     if wrong:
-        raise InvalidInputError(tuple(wrong))
+        raise errors.InvalidInputError(tuple(wrong))
     jobs = place_requests(runtime, requested, name_line)
     warn_without_workers(runtime)
-    if as_json:
-        output.print_json({"ids": [job.id for job in jobs]})
-        return
-    for job in jobs:
-        output.out.print(str(job.id))
+    ids = [job.id for job in jobs]
+    if as_json or ids:
+        output.report("\n".join(map(str, ids)), {"ids": ids}, as_json=as_json)
 
 
 def name_line(place: int) -> str:
@@ -194,7 +169,7 @@ def name_line(place: int) -> str:
 
 def warn_without_workers(runtime: Runtime) -> None:
     """The job has been enqueued all the same."""
-    with suppress(SQLAlchemyError):  # only a hint
+    with suppress(SQLAlchemyError):
         if not runtime.list_workers():
             output.err.print(
                 "no worker has been seen within the last minute: the job waits for one "
@@ -209,10 +184,11 @@ def warn_without_workers(runtime: Runtime) -> None:
 def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:
     """Show the job until it ends; the exit code says whether its video is archived."""
     try:
-        story = watch_job(runtime, job_id, is_quiet=as_json)
+        watch_job(runtime, job_id, is_quiet=as_json)
     except KeyboardInterrupt:
         output.err.print(f"the job goes on: extend-video show {job_id}")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(options.INTERRUPTED) from None
+    story = read_story(job_id, db=runtime.db)
     job = story.job
     is_archived = job.state is JobState.ARCHIVED
     if as_json:
@@ -221,52 +197,57 @@ def follow_job(runtime: Runtime, job_id: UUID, *, as_json: bool) -> NoReturn:
         output.out.print(f"archived at {job.archive_uri}", markup=False)
     else:
         output.err.print(f"{job.error_code}: {job.error_message}", markup=False)
-    raise typer.Exit(OK if is_archived else FAILED)
+    raise typer.Exit(options.OK if is_archived else options.FAILED)
 
 
-def watch_job(runtime: Runtime, job_id: UUID, *, is_quiet: bool) -> Story:
-    """Print each event and fal's progress as they come; the story once the job has ended.
+def watch_job(
+    runtime: Runtime,
+    job_id: UUID,
+    *,
+    is_quiet: bool = False,
+    timeout: timedelta | None = None,
+    on_read: Callable[[], object] = lambda: None,
+) -> None:
+    """Print each event and fal's progress as they come, until the job has ended.
 
-    Raises TimeoutError.
+    `on_read` is called between reads of the table. Raises TimeoutError.
     """
-    follower = build_follower(runtime)
+    db, follower = runtime.db, build_follower(runtime)
     shown: Attempt | None = None
 
-    def check(*, is_last: bool = False) -> bool:
+    def poll(*, is_last: bool = False) -> bool:
         """Poll fal when it is this process's turn, and print what has changed in the table."""
         nonlocal shown
+        on_read()
         is_done = follower is None or follower.ask_in_turn(job_id, is_last=is_last)
-        attempt = find_newest_attempt(job_id, db=runtime.db)
-        if attempt is not None:
+        attempt = find_newest_attempt(job_id, db=db)
+        if attempt is not None and not is_quiet:
             before = shown if shown and shown.id == attempt.id else None
-            shown = attempt
-            if not is_quiet:
-                for line in output.show_request_progress(attempt, before):
-                    output.out.print(line)
+            for line in output.show_request_progress(attempt, before):
+                output.out.print(f"  {line}")
+        shown = attempt
         return is_done
 
     try:
         last: Event | None = None
-        for event in follow_events(
-            job_id, db=runtime.db, timeout=FOLLOW_TIMEOUT, on_read_events=check
-        ):
+        within = timeout or FOLLOW_TIMEOUT
+        for event in follow_events(job_id, db=db, timeout=within, on_read_events=poll):
             if not is_quiet:
-                output.out.print(output.show_event(event, last))
+                output.out.print(f"  {output.show_event(event, last)}")
             last = event
         # fal's last log entries often come after the webhook.
         for _ in range(LAST_POLLS):
-            if check(is_last=True):
+            if poll(is_last=True):
                 break
             pause_between_reads()
     finally:
         if follower is not None:
             follower.clear(job_id)
-    return read_story(job_id, db=runtime.db)
 
 
 def build_follower(runtime: Runtime) -> Follower | None:
     """None where this process has no key: then the table alone is followed."""
-    with suppress(InvalidSettingsError):
+    with suppress(errors.InvalidSettingsError):
         return Follower(runtime.db, runtime.requests, read_clock)
     return None
 
@@ -278,89 +259,70 @@ def replay(
     sidecar: Annotated[
         str, typer.Argument(metavar="SIDECAR", help="The JSON beside a video; - for stdin.")
     ],
-    set_fields: SetFields = [],
+    set_fields: options.SetFields = [],
     idempotency_key: Key = None,
     tenant: Annotated[str | None, typer.Option(help="Whose job it is; else as before.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would be enqueued, as JSON.")
     ] = False,
-    wait: Wait = False,
-    as_json: Json = False,
+    wait: options.Wait = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Run an archived video's input and seed again, as a new paid job."""
-    source = parse_sidecar(read_sidecar(sidecar))
+    """Run an archived video's input and seed again, as a new paid job.
+
+    Examples:
+        extend-video replay 0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69.json --wait
+        extend-video replay my.json --set "prompt=Dusk falls" --set seed=8 --dry-run
+        extend-video replay - --json
+
+    """
+    source = parse_sidecar(options.read_input(sidecar))
     runtime = build_runtime()
     endpoint = runtime.settings.fal_endpoint
     if source.endpoint != endpoint:
         # A sidecar decides what is sent, but not to which model: that is the deployment's affair.
         allowed = f"the endpoint of this deployment, {endpoint} (FAL_ENDPOINT)"
-        raise InvalidSidecarError((Violation("endpoint", source.endpoint, allowed),))
-    changes, wrong = read_fields(set_fields, own_options={})
-    fields = {
-        **restore_files(source, changes, runtime),
-        "seed": source.seed,
-        **changes,
+        raise errors.InvalidSidecarError((errors.Violation("endpoint", source.endpoint, allowed),))
+    changes, wrong = options.read_fields(set_fields, own_options=())
+    if wrong:
+        raise errors.InvalidInputError(tuple(wrong))
+    chosen = {
         "tenant": source.tenant if tenant is None else tenant,
         "idempotency_key": idempotency_key,
         "labels": {REPLAY_LABEL: str(source.job_id)},
         "fal_options": source.options,
     }
-    if wrong:
-        raise InvalidInputError(tuple(wrong))
-    job_request = parse_job_request(fields)
+    fields = {**restore_files(source, changes, runtime), "seed": source.seed, **changes, **chosen}
+    checked = parse_job_request(fields)
+    seed = None if checked.seed_drawn else checked.input["seed"]
     if dry_run:
-        output.print_json({"endpoint": source.endpoint, **show_job_request(job_request)})
+        sent = {**checked.input, "seed": seed}
+        output.print_json({"endpoint": endpoint, **chosen, "input": sent})
         return
-    seed = "a new seed" if job_request.seed_drawn else f"seed {job_request.input['seed']}"
     changed = f", with other {', '.join(sorted(changes))}" if changes else ""
     output.err.print(
-        f"replaying job {source.job_id} by a new paid run of {source.endpoint}, {seed}, "
-        f"for tenant {job_request.options.tenant}{changed}",
+        f"replaying job {source.job_id} by a new paid run of {endpoint}, "
+        f"{'a new seed' if seed is None else f'seed {seed}'}, "
+        f"for tenant {chosen['tenant']}{changed}",
         markup=False,
     )
     place_one(runtime, fields, [], wait=wait, as_json=as_json)
-
-
-def read_sidecar(name: str) -> bytes:
-    """Raises InvalidSidecarError if it cannot be read."""
-    try:
-        if name == STANDARD_INPUT:
-            return sys.stdin.buffer.read(MOST_SIDECAR_BYTES)
-        with Path(name).open("rb") as file:
-            return file.read(MOST_SIDECAR_BYTES)
-    except OSError as error:
-        allowed = f"a file that can be read: {error.strerror}"
-        raise InvalidSidecarError((Violation("sidecar", show_value(name), allowed),)) from None
 
 
 def restore_files(
     source: Sidecar, changes: Mapping[str, object], runtime: Runtime
 ) -> Mapping[str, Any]:
     """The input, with data URIs instead of the sidecar's markers: from the old job's row."""
-    if not list_markers(source.input, changes):
-        return source.input
-    try:
-        row = read_story(source.job_id, db=runtime.db).job
-    except JobNotFoundError:
-        given: Mapping[str, Any] = source.input
-    else:
-        given = restore_input(source.input, row.input)
-    missing = list_markers(given, changes)
+    given: Mapping[str, Any] = source.input
+    if list_markers(given, changes):
+        with suppress(errors.JobNotFoundError):
+            row = read_story(source.job_id, db=runtime.db).job
+            given = restore_input(given, row.input)
+    allowed = "not in the sidecar, and its job is not in the table: give it by --set"
+    missing = tuple(
+        errors.Violation(f"input.{name}", show_value(given[name]), allowed)
+        for name in list_markers(given, changes)
+    )
     if missing:
-        allowed = "not in the sidecar, and its job is not in the table: give it by --set"
-        wrong = (Violation(f"input.{name}", show_value(given[name]), allowed) for name in missing)
-        raise InvalidSidecarError(tuple(wrong))
+        raise errors.InvalidSidecarError(missing)
     return given
-
-
-def show_job_request(job_request: JobRequest) -> dict[str, object]:
-    """As it would be enqueued; a seed that is still to be drawn is null."""
-    options = job_request.options
-    seed = {"seed": None} if job_request.seed_drawn else {}
-    return {
-        "tenant": options.tenant,
-        "idempotency_key": options.idempotency_key,
-        "labels": options.labels,
-        "fal_options": options.fal_options.to_json(),
-        "input": {**job_request.input, **seed},
-    }

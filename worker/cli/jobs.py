@@ -2,34 +2,16 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, NoReturn
 from uuid import UUID
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.cli import output
-from worker.cli.options import (
-    FAILED,
-    OK,
-    DryRun,
-    JobId,
-    Json,
-    Label,
-    Limit,
-    MaybeJobId,
-    Since,
-    State,
-    Tenant,
-    Text,
-    Until,
-    Yes,
-    confirm_count,
-    read_filter,
-)
+from worker.cli import options, output
 from worker.ground.db import describe_database_error
 from worker.ground.errors import ExtendVideoError, JobNotFoundError, PaysAgainError, TooLateError
 from worker.jobs.queries import JobFilter, list_jobs, list_lines, read_jobs, walk_lines
@@ -46,73 +28,75 @@ RESTARTS = {
     JobEvent.SUBMIT_REDRIVEN: "submitted_nothing_paid_yet",
 }
 WORDS = {"submitted_nothing_paid_yet": "submitted (nothing paid yet)"}
-
-
-# ------------------------------------------------------------------ list
+# Why jobs that match are left out.
+LEFT_OUT = {
+    "left_out": "more need a new paid run: --pay-again",
+    "failing_again": "are left out: fal says that the same input would fail again "
+    "(extend-video redrive ID --pay-again buys a run all the same)",
+}
 
 
 def list_(
-    state: State = None,
-    tenant: Tenant = None,
-    label: Label = None,
-    since: Since = None,
-    until: Until = None,
-    text: Text = None,
-    limit: Limit = 50,
+    state: options.State = None,
+    tenant: options.Tenant = None,
+    label: options.Label = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    text: options.Text = None,
+    limit: options.Limit = 50,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh the list until Ctrl-C.")] = False,
     every: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between refreshes.")] = 2,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
-    """List jobs, the newest first."""
-    wanted = read_filter(state, tenant, label, since, until, text)
+    """List jobs, the newest first.
+
+    Examples:
+        extend-video list --state failed --since 24h
+        extend-video list --tenant studio --label env=prod --watch
+        extend-video list --text order-7 --json
+
+    """
+    wanted = JobFilter(state, tenant, label, since, until, text)
     db = build_runtime().db
+    on_screen = watch and not as_json and output.out.is_terminal
+    if on_screen:
+        limit = min(limit, max(output.out.height - 2, 1))
 
-    def show() -> None:
+    def show_jobs() -> None:
         if as_json:
-            jobs = list_jobs(wanted, db=db, limit=limit)
-            output.print_json([output.job_to_json(job) for job in jobs])
+            output.print_json(list_jobs(wanted, db=db, limit=limit))
+            return
+        table = output.build_job_table(list_lines(wanted, db=db, limit=limit))
+        if on_screen:
+            output.out.clear()
+            output.out.print(table, soft_wrap=False)
         else:
-            output.print_wide(output.build_job_table(list_lines(wanted, db=db, limit=limit)))
+            output.print_wide(table)
 
-    if not watch:
-        show()
-        return
+    show_jobs()
     with suppress(KeyboardInterrupt):  # the way out
-        if as_json or not output.out.is_terminal:
-            repeat(show, every)
-        from rich.live import Live
-
-        # On a screen of its own, which holds only so many.
-        fitting = min(limit, max(output.out.height - 2, 1))
-        with Live(console=output.out, screen=True, auto_refresh=False) as live:
-            repeat(
-                lambda: live.update(
-                    output.build_job_table(list_lines(wanted, db=db, limit=fitting)), refresh=True
-                ),
-                every,
-            )
-
-
-def repeat(show: Callable[[], object], every: float) -> NoReturn:
-    while True:
-        show()
-        time.sleep(every)
-
-
-# ------------------------------------------------------------------ show
+        while watch:
+            time.sleep(every)
+            show_jobs()
 
 
 def show(
-    job_id: JobId,
+    job_id: options.JobId,
     logs: Annotated[bool, typer.Option("--logs", help="With the log of fal's run.")] = False,
     wait: Annotated[
         bool, typer.Option("--wait", "--follow", help="Follow the job to its end.")
     ] = False,
-    as_json: Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show what a job waits for, and its whole story.
 
     States, attempts, deliveries and events, in their order.
+
+    Examples:
+        extend-video show 0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69
+        extend-video show 0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69 --wait
+        extend-video show 0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69 --logs --json
+
     """
     from worker.cli.enqueue import build_follower, follow_job
     from worker.ops.timeline import read_story
@@ -120,10 +104,8 @@ def show(
     runtime = build_runtime()
     if wait:
         follow_job(runtime, job_id, as_json=as_json)
-    if logs:
-        follower = build_follower(runtime)
-        if follower is not None:
-            follower.ask_in_turn(job_id, is_last=True)
+    if logs and (follower := build_follower(runtime)):
+        follower.ask_in_turn(job_id, is_last=True)
     story = read_story(job_id, db=runtime.db, policy=runtime.resolve_policy)
     if as_json:
         output.print_json(output.story_to_json(story))
@@ -136,64 +118,42 @@ def show(
 # ------------------------------------------------------------------ cancel, redrive
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a command is going to do, by job, and what it leaves out."""
-
-    kinds: Mapping[UUID, str]
-    left_out: int = 0
-    """Jobs that only a new paid run would help, without `--pay-again`."""
-    failing_again: int = 0
-    """Jobs left out with `--pay-again`: fal says that the same input would fail again."""
-
-    def count(self) -> dict[str, int]:
-        return dict(Counter(self.kinds.values()))
-
-    def describe(self, verb: str) -> str:
-        sentences = [f"{len(self.kinds)} jobs to {verb}: {describe_counts(self.count())}"]
-        if self.left_out:
-            sentences.append(f"{self.left_out} more need a new paid run: --pay-again")
-        if self.failing_again:
-            sentences.append(
-                f"{self.failing_again} are left out: fal says that the same input would fail again "
-                "(extend-video redrive ID --pay-again buys a run all the same)"
-            )
-        return "; ".join(sentences)
-
-
 def cancel(
-    job_id: MaybeJobId = None,
-    state: State = None,
-    tenant: Tenant = None,
-    label: Label = None,
-    since: Since = None,
-    until: Until = None,
-    text: Text = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    as_json: Json = False,
+    job_id: options.MaybeJobId = None,
+    state: options.State = None,
+    tenant: options.Tenant = None,
+    label: options.Label = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    text: options.Text = None,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Cancel a job, or many.
 
     Free before the submission; afterwards fal is asked to cancel its request.
+
+    Examples:
+        extend-video cancel 0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69
+        extend-video cancel --state queued --tenant studio --dry-run
+        extend-video cancel --label campaign=spring --since 2h --yes --json
+
     """
     from worker.stages.cancel import CANCELLABLE
 
-    wanted = read_filter(state, tenant, label, since, until, text)
+    wanted = JobFilter(state, tenant, label, since, until, text)
     check_choice(job_id, wanted)
     runtime = build_runtime()
     if job_id is not None and not dry_run:
         job = cancel_one(runtime, job_id)
-        if as_json:
-            output.print_json(output.job_to_json(job))
-        elif job.state is JobState.CANCELLED:
-            output.out.print("cancelled")
-        else:
-            output.out.print("cancellation requested at fal; a result that still comes is archived")
+        is_done = job.state is JobState.CANCELLED
+        at_fal = "cancellation requested at fal; a result that still comes is archived"
+        output.report("cancelled" if is_done else at_fal, job, as_json=as_json)
         return
     found = read_chosen(runtime, job_id, wanted, CANCELLABLE)
-    plan = Plan({job.id: f"in_{job.state}" for job in found if job.state in CANCELLABLE})
-    agree(plan, "cancel", dry_run=dry_run, yes=yes, as_json=as_json)
+    plan = {job.id: f"in_{job.state}" for job in found if job.state in CANCELLABLE}
+    agree(plan, Counter(), "cancel", dry_run=dry_run, yes=yes, as_json=as_json)
 
     def cancel_next(next_id: UUID) -> str:
         is_done = cancel_one(runtime, next_id).state is JobState.CANCELLED
@@ -203,19 +163,19 @@ def cancel(
 
 
 def redrive(
-    job_id: MaybeJobId = None,
-    state: State = None,
-    tenant: Tenant = None,
-    label: Label = None,
-    since: Since = None,
-    until: Until = None,
-    text: Text = None,
+    job_id: options.MaybeJobId = None,
+    state: options.State = None,
+    tenant: options.Tenant = None,
+    label: options.Label = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    text: options.Text = None,
     pay_again: Annotated[
         bool, typer.Option("--pay-again", help="Agree to new paid runs where they help.")
     ] = False,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    as_json: Json = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
+    as_json: options.Json = False,
 ) -> None:
     """Restart jobs that failed, were cancelled or are held.
 
@@ -223,27 +183,34 @@ def redrive(
 
     By a filter, new runs are bought only for jobs of which nothing paid can be used, and never more
     than were counted.
+
+    Examples:
+        extend-video redrive 0190c9f4-7e3a-7c61-9b5e-1f2d3c4b5a69
+        extend-video redrive --state failed --since 24h --dry-run
+        extend-video redrive --state failed --tenant studio --pay-again
+
     """
     from worker.stages.redrive import REDRIVABLE
 
-    wanted = read_filter(state, tenant, label, since, until, text)
+    wanted = JobFilter(state, tenant, label, since, until, text)
     check_choice(job_id, wanted)
     runtime = build_runtime()
     if job_id is not None and not dry_run:
         job = redrive_one(runtime, job_id, pay_again=pay_again)
-        if as_json:
-            output.print_json(output.job_to_json(job))
-        else:
-            output.out.print(f"{job.state} again: extend-video show {job.id}")
+        output.report(f"{job.state} again: extend-video show {job.id}", job, as_json=as_json)
         return
-    found = read_chosen(runtime, job_id, wanted, REDRIVABLE)
-    plan = plan_redrive(runtime, found, pay_again=pay_again, is_chosen=job_id is not None)
-    agree(plan, "redrive", dry_run=dry_run, yes=yes, as_json=as_json)
+    plan, left_out = dict[UUID, str](), Counter[str]()
+    for job in read_chosen(runtime, job_id, wanted, REDRIVABLE):
+        kind = plan_restart(runtime, job, pay_again=pay_again, is_chosen=job_id is not None)
+        if kind in LEFT_OUT:
+            left_out[kind] += 1
+        elif kind is not None:
+            plan[job.id] = kind
+    agree(plan, left_out, "redrive", dry_run=dry_run, yes=yes, as_json=as_json)
 
     def redrive_next(next_id: UUID) -> str:
-        kind = plan.kinds[next_id]
-        redrive_one(runtime, next_id, pay_again=kind == NEW_PAID_RUN)
-        return kind
+        redrive_one(runtime, next_id, pay_again=plan[next_id] == NEW_PAID_RUN)
+        return plan[next_id]
 
     carry_out(plan, redrive_next, as_json=as_json)
 
@@ -267,10 +234,8 @@ def read_chosen(
     return found
 
 
-def plan_redrive(
-    runtime: Runtime, jobs: Iterable[Job], *, pay_again: bool, is_chosen: bool = False
-) -> Plan:
-    """What each job would restart from.
+def plan_restart(runtime: Runtime, job: Job, *, pay_again: bool, is_chosen: bool) -> str | None:
+    """What the job would restart from, or why it is left out; None if nothing can restart it.
 
     Left alone are submissions whose outcome is still unknown, and, unless the job's own id was
     given (`is_chosen`), those whose input would fail again.
@@ -278,55 +243,57 @@ def plan_redrive(
     from worker.ops.timeline import fails_again, foresee_restart
     from worker.stages.redrive import REDRIVABLE
 
-    kinds, left_out, failing_again = dict[UUID, str](), 0, 0
-    for job in jobs:
-        is_open = job.state is JobState.SUBMISSION_UNKNOWN and not job.is_held
-        if job.state not in REDRIVABLE or is_open:
-            continue
-        event = foresee_restart(job, db=runtime.db)
-        if event is not None:
-            kinds[job.id] = RESTARTS[event]
-        elif not pay_again:
-            left_out += 1
-        elif not is_chosen and fails_again(job, db=runtime.db):
-            failing_again += 1
-        else:
-            kinds[job.id] = NEW_PAID_RUN
-    return Plan(kinds, left_out, failing_again)
+    is_open = job.state is JobState.SUBMISSION_UNKNOWN and not job.is_held
+    if job.state not in REDRIVABLE or is_open:
+        return None
+    event = foresee_restart(job, db=runtime.db)
+    if event is not None:
+        return RESTARTS[event]
+    if not pay_again:
+        return "left_out"
+    return "failing_again" if not is_chosen and fails_again(job, db=runtime.db) else NEW_PAID_RUN
 
 
-def agree(plan: Plan, verb: str, *, dry_run: bool, yes: bool, as_json: bool) -> None:
+def agree(
+    plan: Mapping[UUID, str],
+    left_out: Counter[str],
+    verb: str,
+    *,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
     """Say what will be done; return only with `--yes` or the right count."""
-    count, runs = len(plan.kinds), plan.count().get(NEW_PAID_RUN, 0)
+    count, counts = len(plan), Counter(plan.values())
     if dry_run and as_json:
-        planned = {"dry_run": True, "matched": count, **plan.count(), "left_out": plan.left_out}
-        again = {"failing_again": plan.failing_again} if plan.failing_again else {}
-        output.print_json(planned | again)
+        planned = {"dry_run": True, "matched": count, **counts, "left_out": 0, **left_out}
+        output.print_json(planned)
     else:
-        output.err.print(plan.describe(verb))
+        sentences = [f"{count} jobs to {verb}: {describe_counts(counts)}"]
+        sentences += [f"{left_out[kind]} {why}" for kind, why in LEFT_OUT.items() if left_out[kind]]
+        output.err.print("; ".join(sentences))
     if dry_run or not count:
         if as_json and not dry_run:
             output.print_json({"matched": 0})
-        raise typer.Exit(OK)
+        raise typer.Exit(options.OK)
+    runs = counts[NEW_PAID_RUN]
     cost = f", and buy {runs} new paid runs" if runs else ""
-    if not yes and not confirm_count(count, f"{verb} {count} jobs{cost}"):
-        raise typer.Exit(FAILED)
+    if not yes and not options.confirm_count(count, f"{verb} {count} jobs{cost}"):
+        raise typer.Exit(options.FAILED)
 
 
-def carry_out(plan: Plan, order: Callable[[UUID], str], *, as_json: bool) -> NoReturn:
+def carry_out(plan: Mapping[UUID, str], order: Callable[[UUID], str], *, as_json: bool) -> NoReturn:
     """One job after the other, and a summary; a failure does not stop the rest.
 
     A job that has moved on meanwhile is no failure. Exit code 1 if a job failed or was not tried.
     """
     done: Counter[str] = Counter()
     failures_in_a_row = 0
-    with output.show_progress(
-        output.err, quiet=not output.err.is_terminal, doing="working", of_jobs=True
-    ) as on_progress:
-        for place, job_id in enumerate(plan.kinds, 1):
+    with output.show_progress(output.err, doing="working", of_jobs=True) as on_progress:
+        for place, job_id in enumerate(plan, 1):
             if failures_in_a_row == MOST_FAILURES:
-                done["not_tried"] += 1
-                continue
+                done["not_tried"] = len(plan) - place + 1
+                break
             try:
                 done[order(job_id)] += 1
                 failures_in_a_row = 0
@@ -341,12 +308,9 @@ def carry_out(plan: Plan, order: Callable[[UUID], str], *, as_json: bool) -> NoR
                 failures_in_a_row += 1
                 output.err.print(f"job {job_id}: {describe_database_error(error)}", markup=False)
             if on_progress is not None:
-                on_progress(place, len(plan.kinds))
-    if as_json:
-        output.print_json({"matched": len(plan.kinds), **done})
-    else:
-        output.out.print(describe_counts(done))
-    raise typer.Exit(FAILED if done["failed"] or done["not_tried"] else OK)
+                on_progress(place, len(plan))
+    output.report(describe_counts(done), {"matched": len(plan), **done}, as_json=as_json)
+    raise typer.Exit(options.FAILED if done["failed"] or done["not_tried"] else options.OK)
 
 
 def describe_counts(counts: Mapping[str, int]) -> str:

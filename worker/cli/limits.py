@@ -62,10 +62,18 @@ def limits(
     reason: Reason = None,
     as_json: Json = False,
 ) -> None:
-    """Show or set what may be submitted, or pause and resume it. It takes effect at once.
+    """Show or set what may be submitted, or pause and resume it.
 
-    What `none` is set to has the value of the settings again, or no bound. A pause by hand ends by
-    `resume` alone: no probe lifts it.
+    It takes effect at once. What is set to `none` has the value of the settings again, or no bound.
+    A pause by hand ends by `resume` alone: no probe lifts it.
+
+    Examples:
+        extend-video limits
+        extend-video limits set account --max-in-flight 10 --daily-budget 25.00
+        extend-video limits set tenant:studio --weight 10 --max-in-flight 4
+        extend-video limits pause account --reason "invoice to be checked"
+        extend-video limits resume account
+
     """
     runtime = build_runtime()
     if action is Action.SHOW:
@@ -236,10 +244,16 @@ def costs(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what was spent, in USD: settled by fal's bills, or reserved by estimates.
+    """Show what was spent, settled by fal's bills or reserved.
 
-    `--reconcile` needs an admin key (FAL_ADMIN_KEY), names each difference, and exits with 1 if
+    Amounts are in USD; what has no bill yet is an estimate. `--reconcile` needs an admin key (FAL_ADMIN_KEY), names each difference, and exits with 1 if
     there is one. A request that fal has billed and no job of ours has is one.
+
+    Examples:
+        extend-video costs
+        extend-video costs --by tenant --since 7d
+        extend-video costs --reconcile --since 30d --json
+
     """
     from worker.ops import spend
 

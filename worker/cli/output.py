@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from datetime import datetime, timedelta
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import asdict, is_dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from rich import markup
@@ -22,22 +21,20 @@ from worker.jobs.states import JobState
 
 if TYPE_CHECKING:
     from worker.jobs.queries import JobLine
-    from worker.jobs.values import Attempt, Event, Job
+    from worker.jobs.values import Attempt, Delivery, Event, Job
     from worker.ops.timeline import Story, TimeInState
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 MIB = 1024 * 1024
-JOBS_A_LINE = 1000
-LINES_OF_BYTES = 10
-FOLDED_CHARACTERS = 64
 STYLES = {
     JobState.ARCHIVED: "green",
     JobState.FAILED: "red",
     JobState.CANCELLED: "yellow",
     JobState.SUBMISSION_UNKNOWN: "magenta",
 }
+_DATA_URI = re.compile(r'(?<=")(data:[^"]{59})[^"]+')
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -57,19 +54,25 @@ def print_json(value: object) -> None:
     print(json.dumps(value, default=_encode, ensure_ascii=False))  # noqa: T201 - without markup
 
 
+def report(sentence: str, value: object, *, as_json: bool) -> None:
+    """One of the two, for people or for programs."""
+    if as_json:
+        print_json(value)
+    else:
+        out.print(sentence)
+
+
 def _encode(value: object) -> object:
-    match value:
-        case datetime():
-            return value.isoformat()
-        case UUID():
-            return str(value)
-        case Enum():
-            return value.value
-        case _:
-            raise TypeError(f"{type(value).__name__} has no JSON form")
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def print_table(heading: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> None:
+def print_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A line for each row, for `grep`: as wide as it takes."""
     table = Table(*heading, box=None, pad_edge=False)
     for row in rows:
@@ -81,8 +84,10 @@ def print_wide(table: Table) -> None:
     Console(highlight=False, width=100_000, emoji=False).print(table)
 
 
-def print_section(title: str) -> None:
+def print_section(title: str, lines: Iterable[str] = ()) -> None:
     out.print(f"[bold]{title}[/bold]")
+    for line in lines:
+        out.print(f"  {line}".rstrip())
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
@@ -125,32 +130,21 @@ def build_job_table(jobs: Sequence[Job | JobLine]) -> Table:
     return table
 
 
-def job_to_json(job: Job) -> dict[str, Any]:
-    return asdict(job)
-
-
 def list_facts(job: Job) -> dict[str, object]:
     """The columns that have a value, the long ones as JSON."""
+    columns = json.loads(json.dumps(job, default=_encode))
     return {
-        name: json.dumps(fold_files(value), ensure_ascii=False)
+        name: fold_files(json.dumps(value, ensure_ascii=False))
         if isinstance(value, dict | list)
         else value
-        for name, value in json.loads(json.dumps(asdict(job), default=_encode)).items()
+        for name, value in columns.items()
         if value not in (None, {})
     }
 
 
-def fold_files(value: object) -> object:
-    """The same, with data URIs shortened: nobody reads base64."""
-    match value:
-        case dict():
-            return {name: fold_files(inner) for name, inner in value.items()}
-        case list():
-            return [fold_files(inner) for inner in value]
-        case str() if value.startswith("data:") and len(value) > FOLDED_CHARACTERS:
-            return f"{value[:FOLDED_CHARACTERS]}… ({len(value)} characters)"
-        case _:
-            return value
+def fold_files(text: str) -> str:
+    """JSON with shortened data URIs: nobody reads base64."""
+    return _DATA_URI.sub(lambda found: f"{found[1]}… ({len(found[0])} characters)", text)
 
 
 # ------------------------------------------------------------------ a job's story
@@ -160,27 +154,21 @@ def story_to_json(story: Story) -> dict[str, Any]:
     """The job's columns; beside them its wait, states, attempts, deliveries and events."""
     from worker.ops.timeline import explain_failure
 
-    explanation = explain_failure(story.job, story.attempts)
-    return {
-        **job_to_json(story.job),
-        "explanation": asdict(explanation) if explanation else None,
-        "wait": asdict(story.wait),
-        "states": [
-            {
-                "state": one.state,
-                "since": one.since,
-                "until": one.until,
-                "seconds": None if one.duration is None else one.duration.total_seconds(),
-            }
-            for one in story.stays
-        ],
-        "attempts": [asdict(attempt) for attempt in story.attempts],
-        "deliveries": [
-            {name: value for name, value in asdict(delivery).items() if name != "body"}
-            for delivery in story.deliveries
-        ],
-        "events": [asdict(event) for event in story.events],
-    }
+    columns = asdict(story)
+    states = [
+        {
+            "state": one.state,
+            "since": one.since,
+            "until": one.until,
+            "seconds": None if one.duration is None else one.duration.total_seconds(),
+        }
+        for one in story.stays
+    ]
+    for delivery in columns["deliveries"]:
+        del delivery["body"]
+    parts = {name: columns[name] for name in ("wait", "attempts", "deliveries", "events")}
+    failure = explain_failure(story.job, story.attempts)
+    return {**columns["job"], "explanation": failure, "states": states, **parts}
 
 
 def print_story(story: Story) -> None:
@@ -188,47 +176,36 @@ def print_story(story: Story) -> None:
 
     job = story.job
     print_fields(list_facts(job))
-    print_section("why is it not done?" if story.wait.until else "what now?")
-    out.print(f"  {escape(story.wait.sentence)}")
-    print_section("states")
-    for one in story.stays:
-        out.print(show_time_in_state(one))
+    title = "why is it not done?" if story.wait.until else "what now?"
+    print_section(title, [escape(story.wait.sentence)])
+    print_section("states", map(show_time_in_state, story.stays))
     if job.archive_warnings:
-        print_section("archive warnings")
-        for warning in job.archive_warnings:
-            out.print(f"  {escape(warning['message'])}")
-    explanation = explain_failure(job, story.attempts)
-    if explanation is not None:
+        print_section("archive warnings", [escape(one["message"]) for one in job.archive_warnings])
+    if explanation := explain_failure(job, story.attempts):
         print_section("failure")
         print_fields(describe_explanation(explanation, job))
-    print_section("attempts")
-    for attempt in story.attempts:
-        out.print(show_attempt(attempt))
-    print_section("deliveries")
-    for delivery in story.deliveries:
-        times = f"{delivery.times_received} times" if delivery.times_received > 1 else "once"
-        disposition = escape(f"{delivery.status}  {delivery.verdict}")
-        out.print(f"  {show_time(delivery.received_at)}  {disposition}  received {times}")
-    print_section("events")
-    before: Event | None = None
-    for event in story.events:
-        out.print(show_event(event, before))
-        before = event
+    print_section("attempts", map(show_attempt, story.attempts))
+    print_section("deliveries", map(show_delivery, story.deliveries))
+    print_section("events", map(show_event, story.events, [None, *story.events]))
 
 
 def print_logs(story: Story) -> None:
     """What fal has logged, as far as it was stored."""
-    print_section("logs")
-    for attempt in story.attempts:
-        for entry in attempt.logs or []:
-            out.print(show_log_entry(entry))
+    entries = [entry for attempt in story.attempts for entry in attempt.logs or []]
+    print_section("logs", map(show_log_entry, entries))
 
 
 def show_time_in_state(one: TimeInState) -> str:
     """Since when the job was in the state, and for how long; an end has no length."""
     lasted = "" if one.duration is None else format_duration(one.duration)
     so_far = " so far" if lasted and one.until is None else ""
-    return f"  {show_time(one.since)}  {show_state(one.state)}  {lasted}{so_far}".rstrip()
+    return f"{show_time(one.since)}  {show_state(one.state)}  {lasted}{so_far}"
+
+
+def show_delivery(delivery: Delivery) -> str:
+    times = f"{delivery.times_received} times" if delivery.times_received > 1 else "once"
+    disposition = escape(f"{delivery.status}  {delivery.verdict}")
+    return f"{show_time(delivery.received_at)}  {disposition}  received {times}"
 
 
 def show_attempt(attempt: Attempt) -> str:
@@ -236,24 +213,21 @@ def show_attempt(attempt: Attempt) -> str:
         f"{attempt.number}  {show_time(attempt.started_at)}",
         escape(attempt.outcome or "no outcome yet"),
         escape(attempt.fal_request_id or attempt.error_message or ""),
+        f"ended {escape(attempt.ending)}" if attempt.ending else None,
+        "[red]extra charge[/red]" if attempt.extra_charge_at else None,
+        escape(describe_progress(attempt)) or None,
     ]
-    if attempt.ending:
-        words.append(f"ended {escape(attempt.ending)}")
-    if attempt.extra_charge_at:
-        words.append("[red]extra charge[/red]")
-    if progress := describe_progress(attempt):
-        words.append(escape(progress))
-    return "  " + "  ".join(words)
+    return "  ".join(word for word in words if word is not None)
 
 
 def show_request_progress(attempt: Attempt, before: Attempt | None) -> Iterator[str]:
     """A line if fal's status has changed since then, and one for each new log entry."""
     from worker.fal.requests import list_new
 
-    if attempt.fal_status and describe_progress(attempt) != (before and describe_progress(before)):
-        yield f"  [dim]fal:[/dim] {escape(describe_progress(attempt))}"
-    known = (before and before.logs) or []
-    for entry in list_new(attempt.logs or [], known):
+    progress = describe_progress(attempt)
+    if attempt.fal_status and (before is None or progress != describe_progress(before)):
+        yield f"[dim]fal:[/dim] {escape(progress)}"
+    for entry in list_new(attempt.logs or [], (before and before.logs) or []):
         yield show_log_entry(entry)
 
 
@@ -269,43 +243,36 @@ def describe_progress(attempt: Attempt) -> str:
 
 def show_log_entry(entry: Mapping[str, str]) -> str:
     words = " ".join(entry.get(name, "") for name in ("timestamp", "level", "message"))
-    return f"  [dim]fal |[/dim] {escape(words.strip())}"
+    return f"[dim]fal |[/dim] {escape(words.strip())}"
 
 
 def show_event(event: Event, before: Event | None) -> str:
     """When, how long after the event before, from which state to which, and why."""
-    gap = event.at - before.at if before is not None else timedelta()
+    seconds = 0.0 if before is None else (event.at - before.at).total_seconds()
     came_from = f"{event.from_state.value} → " if event.from_state else ""
     detail = f"  {escape(event.detail)}" if event.detail else ""
-    clock = f"{event.at:%H:%M:%S.%f}"[:-3]
-    moved = f"{came_from}{show_state(event.to_state)}"
-    reason = f"[dim]{escape(event.reason)}[/dim]"
-    return f"  {clock}  +{gap.total_seconds():7.3f} s  {moved}  {reason}{detail}"
+    return (
+        f"{event.at:%H:%M:%S}.{event.at.microsecond // 1000:03}  +{seconds:7.3f} s"
+        f"  {came_from}{show_state(event.to_state)}  [dim]{escape(event.reason)}[/dim]{detail}"
+    )
 
 
 # ------------------------------------------------------------------ progress
 
 
-class OnDone(Protocol):
-    """Called with how much is done so far, and of how much, if that is known."""
-
-    def __call__(self, completed: int, total: int | None, /) -> None: ...
+OnDone = Callable[[int, int | None], None]
+"""Called with how much is done so far, and of how much, if that is known."""
 
 
 @contextmanager
 def show_progress(
-    console: Console,
-    *,
-    quiet: bool = False,
-    doing: str = "uploading",
-    done: str = "uploaded",
-    of_jobs: bool = False,
+    console: Console, *, quiet: bool = False, doing: str = "uploading", of_jobs: bool = False
 ) -> Iterator[OnDone | None]:
-    """Progress of bytes, or of jobs: a bar on a terminal, a line now and then elsewhere.
+    """A bar on a terminal; elsewhere, of bytes, a line for each tenth.
 
     Yields None where nothing is to be shown. The bar appears with the first call.
     """
-    if quiet:
+    if quiet or (of_jobs and not console.is_terminal):
         yield None
     elif console.is_terminal:
         from rich import progress as rich
@@ -318,24 +285,15 @@ def show_progress(
         columns = (rich.TextColumn(doing), rich.BarColumn(), *amount, rich.TimeRemainingColumn())
         with rich.Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("", total=None, visible=False)
-
-            def move(completed: int, total: int | None, /) -> None:
-                bar.update(task, completed=completed, total=total, visible=True)
-
-            yield move
+            yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
     else:
         printed = 0
 
-        def print_line(completed: int, total: int | None, /) -> None:
+        def print_tenth(done: int, total: int | None) -> None:
             nonlocal printed
-            if of_jobs:
-                step, text = completed // JOBS_A_LINE, f"{completed} jobs {done}"
-            else:
-                size = total or completed or 1
-                step = completed * LINES_OF_BYTES // size
-                text = f"{done} {completed / MIB:.1f} of {size / MIB:.1f} MiB"
-            if step > printed:
-                printed = step
-                console.print(text)
+            size = total or done or 1
+            if done * 10 // size > printed:
+                printed = done * 10 // size
+                console.print(f"{doing}: {done / MIB:.1f} of {size / MIB:.1f} MiB")
 
-        yield print_line
+        yield print_tenth

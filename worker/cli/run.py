@@ -14,26 +14,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from worker.cli import output
-from worker.cli.daemons import (
-    CHECK_SECONDS,
-    MARGIN,
-    Daemon,
-    Supervisor,
-    bind_listener,
-    find_redis,
-    receiver_daemon,
-    redis_daemon,
-    require_emulator,
-    worker_daemons,
-)
-from worker.cli.options import FAILED, INTERRUPTED, OK, SetFields, read_fields, read_file
+from worker.cli import daemons, options, output
+from worker.cli.enqueue import watch_job
 from worker.ground.db import name_sqlite
-from worker.ground.errors import DaemonError, InvalidInputError, MediaRefusedError, Violation
+from worker.ground.errors import DaemonError, InvalidInputError
 from worker.ground.settings import Settings, load_settings
 from worker.jobs.states import JobState
-from worker.jobs.values import Event, Job
-from worker.ops.timeline import follow_events, read_story
+from worker.jobs.values import Job
+from worker.ops.timeline import read_story
 from worker.producer import place_request
 from worker.runtime import Runtime, build_runtime
 from worker.stages.enqueue import parse_job_request
@@ -55,6 +43,11 @@ def up(
     """Run receiver, workers and scheduler on this machine.
 
     Until Ctrl-C or SIGTERM, which ends all of them.
+
+    Examples:
+        extend-video up
+        extend-video up --host 0.0.0.0 --port 8080
+
     """
     from worker.ground.schema import upgrade_schema
 
@@ -63,21 +56,27 @@ def up(
     if not runtime.dispatcher.ping():
         raise DaemonError("no broker answers at BROKER_URL: start Redis, or set the variable")
     upgrade_schema(runtime.settings.database_url)
-    timeout = runtime.settings.drain_seconds + MARGIN
+    timeout = runtime.settings.drain_seconds + daemons.MARGIN
     with (
-        bind_listener(host, port) as listener,
-        Supervisor(os.environ, timeout=timeout) as supervisor,
+        daemons.bind_listener(host, port) as listener,
+        daemons.Supervisor(os.environ, timeout=timeout) as supervisor,
         contextlib.suppress(KeyboardInterrupt),  # the way out
     ):
         output.err.print(f"receiver on http://{host}:{listener.getsockname()[1]}")
-        for daemon in (receiver_daemon(listener), *worker_daemons()):
+        for daemon in (daemons.receiver_daemon(listener), *daemons.worker_daemons()):
             supervisor.start(daemon)
         supervisor.watch()
 
 
 def emulator(context: typer.Context) -> NoReturn:
-    """Run the emulator of fal on loopback; --help shows its options."""
-    require_emulator()
+    """Run the emulator of fal on loopback; --help shows its options.
+
+    Examples:
+        extend-video emulator --port 9000
+        extend-video emulator --help
+
+    """
+    daemons.require_emulator()
     command = [sys.executable, "-m", "emulator", *context.args]
     os.execv(sys.executable, command)  # noqa: S606 - it takes this process's place
 
@@ -86,143 +85,119 @@ def emulator(context: typer.Context) -> NoReturn:
 
 
 def demo(
-    video: Annotated[
-        str | None, typer.Option(metavar="FILE_OR_URL", help="What to extend.")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option(help="What the new part should show.")] = None,
-    set_fields: SetFields = [],
+    video: options.Video = None,
+    prompt: options.Prompt = None,
+    set_fields: options.SetFields = [],
 ) -> None:
     """Extend a real video end to end on this machine.
 
     On the emulator; with FAL_KEY and WEBHOOK_BASE_URL on fal itself, which costs money.
+
+    Examples:
+        extend-video demo
+        extend-video demo --video my.mp4 --prompt "The camera rises"
+
     """
-    fields, wrong = read_fields(set_fields)
+    fields, wrong = options.read_fields(set_fields)
     if wrong:
         raise InvalidInputError(tuple(wrong))
-    fields |= {} if prompt is None else {"prompt": prompt}
+    fields = {"prompt": PROMPT if prompt is None else prompt, **fields}
+    source = None if video is None else options.read_file(video)
+    parse_job_request({**fields, "video_url": SAMPLE_URL})
     try:
-        job = run_demo(None if video is None else read_file(video), {"prompt": PROMPT, **fields})
+        job = run_demo(source, fields, load_settings())
     except KeyboardInterrupt:
         output.err.print("interrupted: every process has ended")
-        raise typer.Exit(INTERRUPTED) from None
-    raise typer.Exit(OK if job.state is JobState.ARCHIVED else FAILED)
+        raise typer.Exit(options.INTERRUPTED) from None
+    raise typer.Exit(options.OK if job.state is JobState.ARCHIVED else options.FAILED)
 
 
-def run_demo(video: str | Path | None, fields: Mapping[str, object]) -> Job:
+def run_demo(source: str | Path | None, fields: Mapping[str, object], settings: Settings) -> Job:
     """Start everything, extend one video, end everything; the job as it ended.
 
     Its files are in a new directory below ./demo. With FAL_KEY and WEBHOOK_BASE_URL set, fal itself
-    does the work. Raises DaemonError, MissingProgramError, InvalidInputError, and TimeoutError if
-    the job does not end.
+    does the work. Raises DaemonError, MissingProgramError, and TimeoutError if the job goes on.
     """
-    from worker.ground.schema import upgrade_schema
+    from worker.media.sample import make_sample
 
-    settings = load_settings()
     is_real = settings.fal_credentials is not None and settings.webhook_base_url is not None
-    check_request(video, fields, settings)
     if not is_real:
-        require_emulator()
-    name = f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{os.getpid()}"
-    directory = Path("demo").absolute() / name
+        daemons.require_emulator()
+    directory = (
+        Path("demo").absolute() / f"{datetime.now().astimezone():%Y%m%d-%H%M%S}-{os.getpid()}"
+    )
     for part in ("logs", "archive"):
         (directory / part).mkdir(parents=True)
     # No proxy for what runs on loopback.
     env = {**os.environ, "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     with (
         tempfile.TemporaryDirectory(prefix="extend-video-") as scratch,
-        bind_listener("127.0.0.1", RECEIVER_PORT if is_real else 0) as listener,
-        Supervisor(env, directory / "logs") as supervisor,
+        daemons.bind_listener("127.0.0.1", RECEIVER_PORT if is_real else 0) as listener,
+        daemons.Supervisor(env, directory / "logs") as supervisor,
     ):
-        announce(settings, directory, is_real=is_real)
-        supervisor.start(redis_daemon(Path(scratch)))
+        redis = daemons.redis_daemon(Path(scratch))
+        who = "the emulator stands in for fal (FAL_KEY and WEBHOOK_BASE_URL are not both set)"
+        if is_real:
+            url = settings.webhook_base_url
+            who = f"fal does the work; {url} has to lead to port {RECEIVER_PORT} here"
+        where = f"with the broker {redis.command[0]}; logs in {directory / 'logs'}"
+        output.err.print(f"{who}\nstarting all on this machine, {where}", markup=False)
+        supervisor.start(redis)
         chosen = {
             "DATABASE_URL": name_sqlite(directory / "extend-video.db"),
             "BROKER_URL": f"redis+socket://{scratch}/redis.sock",
             "ARCHIVE_URL": (directory / "archive").as_uri(),
         }
-        source = video or (SAMPLE_URL if is_real else make_source(directory))
         if not is_real:
-            chosen |= start_emulator(supervisor, directory, listener)
+            host, port = listener.getsockname()
+            chosen |= list_emulator_settings(start_emulator(supervisor, directory))
+            chosen["WEBHOOK_BASE_URL"] = f"http://{host}:{port}"
+        if source is None and is_real:
+            source = SAMPLE_URL
+        elif source is None:
+            source = directory / "sample.mp4"
+            make_sample(source)
         supervisor.env = {**env, **chosen}
         runtime = Runtime(load_settings(**{key.lower(): value for key, value in chosen.items()}))
-        upgrade_schema(runtime.settings.database_url)
-        with output.show_progress(output.err) as on_progress:
-            job_request = runtime.make_job_request(
-                {**fields, "video_url": source}, on_progress=on_progress
-            )
-        for daemon in (receiver_daemon(listener), *worker_daemons()):
-            supervisor.start(daemon)
-        job = place_request(runtime, job_request)
-        output.out.print(f"job {job.id}")
         timeout = FAL_TIMEOUT if is_real else EMULATOR_TIMEOUT
-        before: Event | None = None
-        for event in follow_events(
-            job.id, db=runtime.db, timeout=timeout, on_read_events=supervisor.check
-        ):
-            output.out.print(output.show_event(event, before))
-            before = event
-        job = read_story(job.id, db=runtime.db).job
+        job = extend_one(runtime, supervisor, listener, {**fields, "video_url": source}, timeout)
         print_result(job, source)
         return job
 
 
-def check_request(
-    video: str | Path | None, fields: Mapping[str, object], settings: Settings
-) -> None:
-    """Refuse what cannot work before anything is started. Raises InvalidInputError."""
-    from worker.media.examiner import get_examiner
-    from worker.media.local_file import take_file
+def extend_one(
+    runtime: Runtime,
+    supervisor: daemons.Supervisor,
+    listener: socket.socket,
+    fields: Mapping[str, object],
+    timeout: timedelta,
+) -> Job:
+    """Start what is of ours, enqueue a job, and print its events; the job as it ended."""
+    from worker.ground.schema import upgrade_schema
 
-    if isinstance(video, Path):
-        try:
-            take_file(video, get_examiner().inspect_video, settings.max_upload_bytes)
-        except MediaRefusedError as error:
-            raise InvalidInputError((Violation("--video", str(video), str(error)),)) from None
-    url = video if isinstance(video, str) else SAMPLE_URL
-    parse_job_request({**fields, "video_url": url})
-
-
-def announce(settings: Settings, directory: Path, *, is_real: bool) -> None:
-    """Print who does the work, and where the logs are."""
-    worker = "the emulator stands in for fal (FAL_KEY and WEBHOOK_BASE_URL are not both set)"
-    if is_real:
-        url = settings.webhook_base_url
-        worker = f"fal does the work; {url} has to lead to port {RECEIVER_PORT} here"
-    output.err.print(
-        f"{worker}\n"
-        f"starting all on this machine, with the broker {find_redis()}; "
-        f"logs in {directory / 'logs'}",
-        markup=False,
-    )
+    upgrade_schema(runtime.settings.database_url)
+    with output.show_progress(output.err) as on_progress:
+        job_request = runtime.make_job_request(fields, on_progress=on_progress)
+    for daemon in (daemons.receiver_daemon(listener), *daemons.worker_daemons()):
+        supervisor.start(daemon)
+    job = place_request(runtime, job_request)
+    output.out.print(f"job {job.id}")
+    watch_job(runtime, job.id, timeout=timeout, on_read=supervisor.check)
+    return read_story(job.id, db=runtime.db).job
 
 
-def make_source(directory: Path) -> Path:
-    """A video of our own for the emulator."""
-    from worker.media.sample import make_sample
-
-    path = directory / "sample.mp4"
-    make_sample(path)
-    return path
-
-
-def start_emulator(
-    supervisor: Supervisor, directory: Path, listener: socket.socket
-) -> dict[str, str]:
-    """The settings that put the emulator in fal's place. Raises DaemonError."""
+def start_emulator(supervisor: daemons.Supervisor, directory: Path) -> str:
+    """Its URL. Raises DaemonError."""
     command = [sys.executable, "-m", "emulator", "--directory", str(directory / "emulator")]
     command += ["--queue-seconds", "0.5", "--run-seconds", "1", "--user-id", EMULATOR_USER]
-    supervisor.start(Daemon("emulator", command))
-    host, port = listener.getsockname()
+    supervisor.start(daemons.Daemon("emulator", command))
     deadline = time.monotonic() + EMULATOR_START.total_seconds()
     while time.monotonic() < deadline:
         ready = re.search(r"emulator listening on (\S+)", supervisor.read_log("emulator"))
         if ready is not None:
-            return {
-                **list_emulator_settings(ready[1]),
-                "WEBHOOK_BASE_URL": f"http://{host}:{port}",
-            }
+            return ready[1]
         supervisor.check()
-        time.sleep(CHECK_SECONDS)
+        time.sleep(daemons.CHECK_SECONDS)
     raise DaemonError("the emulator did not start in time")
 
 
@@ -251,12 +226,10 @@ def print_result(job: Job, source: str | Path) -> None:
         return
     path = local_path(str(job.archive_uri))
     assert path is not None  # noqa: S101 - the demo archives to disk
+    before = {"length before": describe_length(source)} if isinstance(source, Path) else {}
     output.print_section("result")
-    facts: dict[str, object] = {"archived file": path, "sha256": job.archive_sha256}
-    if isinstance(source, Path):
-        facts["length before"] = describe_length(source)
-    facts["length after"] = describe_length(path)
-    output.print_fields(facts)
+    facts = {"archived file": path, "sha256": job.archive_sha256, **before}
+    output.print_fields({**facts, "length after": describe_length(path)})
 
 
 def describe_length(path: Path) -> str:

@@ -1,16 +1,18 @@
 """`extend-video schema`: compare our model with what fal publishes, and print the difference."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import JsonValue
 
-from worker.cli import output
+from worker.cli import options, output
 from worker.ground.errors import SchemaUnreadableError
 from worker.ground.settings import load_settings
+
+if TYPE_CHECKING:
+    from worker.fal.schema import Drift
 
 SAME, DRIFTED, NOTHING_TO_COMPARE = 0, 1, 2
 
@@ -22,25 +24,21 @@ def schema(
     strict_defaults: Annotated[
         bool, typer.Option("--strict-defaults", help="Let other defaults count as drift.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compare our model with fal's OpenAPI.
 
     Exit codes: 0 same, 1 drift, 2 nothing to compare.
 
     Our defaults are the model page's by decision, and always sent: other ones are listed only.
-    """
-    # Other commands do without an HTTP client and start sooner.
-    from worker.fal.platform import fetch_openapi
-    from worker.fal.schema import Change, Drift, compare_document
 
-    def describe(one: Drift) -> str:
-        words = {
-            Change.ADDED: f"{one.theirs}",
-            Change.REMOVED: f"was {one.ours}",
-            Change.CHANGED: f"{one.aspect}: ours {one.ours}, fal's {one.theirs}",
-        }
-        return output.escape(f"{one.field}: {words[one.change]}")
+    Examples:
+        extend-video schema
+        extend-video schema --file openapi.json --strict-defaults
+
+    """
+    from worker.fal.platform import fetch_openapi
+    from worker.fal.schema import compare_document
 
     settings = load_settings()
     endpoint = settings.fal_endpoint
@@ -57,24 +55,28 @@ def schema(
     defaults = [one for one in found if one.is_default]
     drift = [one for one in found if not one.is_default]
     if as_json:
-        rows = {"drift": [*map(asdict, drift)], "defaults": [*map(asdict, defaults)]}
-        output.print_json({"endpoint": endpoint, **rows})
+        output.print_json({"endpoint": endpoint, "drift": drift, "defaults": defaults})
     else:
-        marks = {Change.ADDED: "+", Change.REMOVED: "-", Change.CHANGED: "~"}
-        for one in drift:
-            output.out.print(f"{marks[one.change]} {describe(one)}")
+        same = f"fields, types, ranges and values of {endpoint} are as our model has them"
         if not drift:
-            name = output.escape(endpoint)
-            output.out.print(
-                f"fields, types, ranges and values of {name} are as our model has them"
-            )
+            output.out.print(same, markup=False)
+        for one in drift:
+            output.out.print(describe_drift(one), markup=False)
         if defaults:
-            output.out.print(
-                "defaults that differ (ours are the model page's, and every field is sent: ADR 6):"
+            output.print_section(
+                "defaults that differ (ours are the model page's, and every field is sent: ADR 6):",
+                [output.escape(describe_drift(one)[2:]) for one in defaults],
             )
-        for one in defaults:
-            output.out.print(f"  {describe(one)}")
     raise typer.Exit(DRIFTED if drift or (strict_defaults and defaults) else SAME)
+
+
+def describe_drift(one: "Drift") -> str:
+    """`+` a new field, `-` one that is gone, `~` one that has changed."""
+    return {
+        "added": f"+ {one.field}: {one.theirs}",
+        "removed": f"- {one.field}: was {one.ours}",
+        "changed": f"~ {one.field}: {one.aspect}: ours {one.ours}, fal's {one.theirs}",
+    }[one.change.value]
 
 
 def read_document(file: Path) -> JsonValue:
