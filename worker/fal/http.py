@@ -134,14 +134,6 @@ def move_url(url: httpx.URL, base_url: str) -> httpx.URL:
     return url.copy_with(scheme=base.scheme, netloc=base.netloc)
 
 
-def read_retry_after(headers: Mapping[str, str], most: timedelta = MAX_RETRY_AFTER) -> timedelta:
-    """Whole seconds, at most `most`; zero if there are none (fal does not use the date form)."""
-    text = headers.get("retry-after", "")
-    if not text.isascii() or not text.isdecimal():
-        return timedelta()
-    return min(timedelta(seconds=int(text.lstrip("0")[:6] or "0")), most)
-
-
 def is_transient(http_status: int) -> bool:
     """Whether a call that is safe to repeat is worth repeating after this answer."""
     return http_status in TRANSIENT_CODES or http_status >= SERVER_ERROR

@@ -9,7 +9,6 @@ used at once, and neither stored nor logged.
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 
 import httpx
 from pydantic import JsonValue, SecretStr
@@ -26,6 +25,7 @@ from worker.fal.http import (
     name_origin,
 )
 from worker.ground.errors import MediaRefusedError, MediaUnavailableError, SchemaUnreadableError
+from worker.ground.network import parse_date
 
 PAGE = 100
 MAX_PAGES = 50
@@ -172,11 +172,10 @@ def _read_item(item: dict[str, JsonValue], fal_request_id: str) -> ListedRequest
 
 def _find_clock_gap(date: str | None) -> str | None:
     """What the reply's Date header (RFC 9110, 6.6.1) says against this host's clock."""
-    try:
-        theirs = parsedate_to_datetime(date or "")
-    except ValueError:
+    theirs = parse_date(date)
+    if theirs is None:
         return "fal's reply has no date to check this host's clock by"
-    difference = abs(theirs.astimezone(UTC) - datetime.now(UTC))
+    difference = abs(theirs - datetime.now(UTC))
     if difference <= CLOCK_TOLERANCE:
         return None
     return f"this host's clock differs from fal's by {difference.total_seconds():.0f} s"

@@ -5,7 +5,7 @@ What may be repeated, querying and cancelling a request, is in `requests.py`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 import httpx
@@ -14,14 +14,15 @@ from pydantic import JsonValue, SecretStr
 from worker.fal.errors import UNNAMED_CODE, Detail, parse_failure
 from worker.fal.http import (
     ACCOUNT_CODES,
+    MAX_RETRY_AFTER,
     Reply,
     accept_url,
     build_client,
     describe_error,
     exchange,
-    read_retry_after,
 )
 from worker.fal.options import RequestOptions
+from worker.ground.network import read_retry_after
 
 # They say that the connection was lost, not that the request is refused.
 LOST_CONNECTION = frozenset({408, 499})
@@ -139,7 +140,7 @@ def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
             return Ambiguous(status, "fal answered 200 without a request id")
         names = ("status_url", "response_url", "cancel_url")
         return Accepted(fal_request_id, *(accept_url(body.get(name), base_url) for name in names))
-    wait = read_retry_after(reply.headers)
+    wait = read_retry_after(reply.headers.get("retry-after"), MAX_RETRY_AFTER, datetime.now(UTC))
     from_gateway = "x-fal-request-id" not in reply.headers and INGRESS_MARK in reply.body.lower()
     if body is None and status == httpx.codes.SERVICE_UNAVAILABLE and from_gateway:
         message = f"fal's gateway answered {status}"

@@ -45,7 +45,10 @@ _RAW_KEY = re.compile(r"[A-Za-z0-9_-]{43}=?")  # 32 bytes in base64url
 
 
 class StaleSignatureError(InvalidSignatureError):
-    """The signature is valid, but its time is outside the window: a late or replayed delivery."""
+    """The signature is valid, but its time is outside the window: a late or replayed delivery.
+
+    Nothing: fal is polled for it. If all are stale: set this host's clock.
+    """
 
     code = "stale_signature"
 
