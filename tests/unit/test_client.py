@@ -20,6 +20,7 @@ from tests.harness.web import (
     send_body,
     send_json,
 )
+from worker.fal import client as client_module
 from worker.fal import requests, submit
 from worker.fal.client import FalClient, Handle
 from worker.fal.errors import (
@@ -115,7 +116,7 @@ def test_subscribe_posts_once_whatever_happens_on_its_way(happening) -> None:
 
     network = Network(respond)
     with pytest.MonkeyPatch.context() as patch, open_client(network) as client:
-        patch.setattr(requests, "STATUS_TIMEOUT", timedelta(milliseconds=5))
+        patch.setattr(client_module, "STATUS_TIMEOUT", timedelta(milliseconds=5))
         with suppress(ExtendVideoError):
             client.subscribe(ENDPOINT, {}, interval=QUICKLY, timeout=timedelta(milliseconds=10))
     assert [one for one in network.asked if one[0] == "POST"] == [("POST", FAL)]
@@ -214,6 +215,8 @@ def test_following_by_stream_alone_asks_once_and_has_each_log_once(fal, client) 
         send_json(WAITING, 202),
         break_off(),
         b"data: {\n\n",
+        b": keep-alive\nevent: status\nid: 7\n\n",
+        b"data: \xff\n\n",
         write_events(7),
     ],
 )
@@ -240,6 +243,17 @@ def test_following_of_silent_stream_goes_on_by_asking(fal, client, monkeypatch) 
     assert watch(client) == [FOLLOWED[0], FOLLOWED[2]]
 
 
+def test_following_of_a_stream_of_comments_ends_in_time(fal, client) -> None:
+    def keep_alive(handler: ScriptedHandler) -> None:
+        handler.send_head(200, Content_Type="text/event-stream")
+        while not handler.server.closing.wait(timeout=0.02):
+            handler.wfile.write(b": keep-alive\n\n")
+
+    serve(fal, keep_alive, WAITING)
+    with pytest.raises(RequestPendingError):
+        watch(client, timeout=timedelta(seconds=0.2))
+
+
 def test_following_past_its_time_names_the_request(fal, client) -> None:
     serve(fal, write_events(WAITING), WAITING)
     with pytest.raises(RequestPendingError) as caught:
@@ -248,7 +262,7 @@ def test_following_past_its_time_names_the_request(fal, client) -> None:
 
 
 def test_following_ends_once_nothing_is_learnt_for_long(fal, client, monkeypatch) -> None:
-    monkeypatch.setattr(requests, "STATUS_TIMEOUT", timedelta(seconds=0.05))
+    monkeypatch.setattr(client_module, "STATUS_TIMEOUT", timedelta(seconds=0.05))
     fal.answer = send_json({"detail": "away"}, 503)
     with pytest.raises(RequestUnclearError, match="503"):
         watch(client)

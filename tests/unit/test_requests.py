@@ -31,7 +31,6 @@ from worker.fal.requests import (
     Truth,
     Unclear,
     read_cancel_answer,
-    read_events,
     read_status,
     sort_result,
 )
@@ -371,31 +370,3 @@ def test_backup_is_asked_over_a_real_connection_with_path_and_query() -> None:
         assert [one.target for one in server.asked] == ["/a/b/requests/r-1/status?logs=1"]
     moved = move_url(httpx.URL(f"{BASE}:444/a/b%2Fc?logs=1"), "https://backup.test")
     assert str(moved) == "https://backup.test/a/b%2Fc?logs=1"
-
-
-# ------------------------------------------------------------------ server-sent events
-
-
-def test_events_give_data_of_each_whole_event() -> None:
-    for stream, given_back in [
-        (b"data: a\ndata: b\n\ndata:c\r\n\r\n", ["a\nb", "c"]),
-        (b": keep-alive\nevent: status\nid: 7\ndata: a\n\n", ["a"]),
-        (b"datum: a\n\ndata: a\n", []),
-        (b"data: \xff\n\n", ["\N{REPLACEMENT CHARACTER}"]),
-    ]:
-        assert list(read_events([stream])) == given_back
-
-
-def test_events_without_an_end_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr(requests, "MAX_EVENT_BYTES", 100)
-    with pytest.raises(ValueError, match="more than 100 bytes"):
-        list(read_events([b"data: " + b"x" * 80 + b"\n", b"data: " + b"x" * 80]))
-
-
-@given(st.data(), st.lists(st.sampled_from(["a", "", " ü\u2028"]), max_size=5))
-def test_events_give_back_what_was_written_however_it_is_cut(data, written) -> None:
-    line_end = data.draw(st.sampled_from([b"\n", b"\r\n"]))
-    stream = b"".join(b"data: " + text.encode() + line_end * 2 for text in written)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    assert list(read_events(chunks)) == written

@@ -14,9 +14,9 @@ outcomes become exceptions (`errors.py`).
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from types import TracebackType
+from itertools import chain
 from typing import Self
 
 from pydantic import JsonValue, SecretStr
@@ -37,20 +37,24 @@ from worker.fal.errors import (
     find_error_type,
     parse_failure,
 )
-from worker.fal.http import ACCOUNT_CODES, Reply
+from worker.fal.http import ACCOUNT_CODES
 from worker.fal.options import RequestOptions
 from worker.fal.requests import (
     CancelAnswer,
-    Forgotten,
+    LogEntry,
+    Pending,
     Progress,
     RequestClient,
     Unclear,
-    read_status,
+    list_new,
 )
-from worker.fal.submit import Ambiguous, QueueClient, RefusalClass, Refused
+from worker.fal.submit import Accepted, Ambiguous, QueueClient, RefusalClass
 
 QUEUE_URL = "https://queue.fal.run"
 CALL_LIMIT = timedelta(seconds=30)
+# How long following goes on while no status can be read.
+STATUS_TIMEOUT = timedelta(minutes=1)
+MAX_LOGS = 1000
 POLL_INTERVAL = timedelta(milliseconds=500)
 
 
@@ -85,12 +89,7 @@ class FalClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -112,41 +111,32 @@ class FalClient:
         """
         options = options or RequestOptions()
         reply = self._queue.submit(endpoint, arguments, webhook_url=webhook_url, options=options)
+        if isinstance(reply, Accepted):
+            urls = (reply.status_url, reply.response_url, reply.cancel_url)
+            return Handle(endpoint, reply.fal_request_id, *urls)
         if isinstance(reply, Ambiguous):
             raise SubmissionUnknownError(reply.message, http_status=reply.http_status)
-        if isinstance(reply, Refused):
-            kinds: dict[RefusalClass, type[FalError]] = {
-                RefusalClass.INPUT: SubmissionRefusedError,
-                RefusalClass.ACCOUNT: AccountRefusedError,
-            }
-            raise kinds.get(reply.why, SubmissionPostponedError)(
-                reply.message,
-                http_status=reply.http_status,
-                error_type=reply.code,
-                details=reply.details,
-                retry_after=reply.retry_after,
-            )
-        urls = (reply.status_url, reply.response_url, reply.cancel_url)
-        return Handle(endpoint, reply.fal_request_id, *urls)
+        kinds: dict[RefusalClass, type[FalError]] = {
+            RefusalClass.INPUT: SubmissionRefusedError,
+            RefusalClass.ACCOUNT: AccountRefusedError,
+        }
+        raise kinds.get(reply.why, SubmissionPostponedError)(
+            reply.message,
+            http_status=reply.http_status,
+            error_type=reply.code,
+            details=reply.details,
+            retry_after=reply.retry_after,
+        )
 
     def status(self, handle: Handle, *, logs: bool = False) -> Progress:
         """Where the request is now.
 
         Raises RequestNotFoundError, RequestUnclearError and AccountRefusedError.
         """
-        fal_request_id = handle.fal_request_id
-        reply = self._requests.fetch_status(handle, fal_request_id, with_logs=logs)
-        if isinstance(reply, Reply) and reply.http_status in ACCOUNT_CODES:
-            message = f"the status call answered {reply.http_status}"
-            raise AccountRefusedError(message, http_status=reply.http_status)
-        match read_status(reply) if isinstance(reply, Reply) else reply:
-            case Progress() as status:
-                return status
-            case Unclear(message):
-                raise RequestUnclearError(message, fal_request_id=fal_request_id)
-            case Forgotten():
-                message = "fal does not know the request, or no longer"
-                raise RequestNotFoundError(message, fal_request_id=fal_request_id)
+        status = self._requests.find_status(handle, handle.fal_request_id, logs=logs)
+        if isinstance(status, Progress):
+            return status
+        raise _explain(handle, status)
 
     def result(self, handle: Handle) -> dict[str, JsonValue]:
         """The model's output, once the request is completed; `iter_events` waits for that.
@@ -154,34 +144,24 @@ class FalClient:
         Raises RequestPendingError before, what `status` raises, and for a request that failed a
         RequestFailedError: InputRefusedError, RunFailedError or RequestCancelledError.
         """
-        fal_request_id = handle.fal_request_id
         status = self.status(handle)
         if not status.has_ended:
-            message = "the request has not ended yet"
-            raise RequestPendingError(message, fal_request_id=fal_request_id)
-        truth = self._requests.read_result(handle, fal_request_id, status)
-        match truth:
-            case Completion(status="OK", payload=dict(output)):
-                return output
-            case Completion(status="OK"):
-                message = "the result is no JSON object"
-                raise RequestUnclearError(message, fal_request_id=fal_request_id)
-            case Completion(error=error):
-                words = error or "fal reports an error without a message"
-                failure = parse_failure(truth.payload, words) or FalFailure(UNNAMED_CODE, words)
-                known = find_error_type(failure.code, names_fields=bool(failure.details))
-                raise FAILURES[known.error_class](
-                    failure.message,
-                    fal_request_id=fal_request_id,
-                    error_type=failure.code,
-                    details=failure.details,
-                    retryable=truth.retryable,
-                )
-            case Unclear(message):
-                raise RequestUnclearError(message, fal_request_id=fal_request_id)
-            case _:
-                message = "fal no longer has the request's result"
-                raise RequestNotFoundError(message, fal_request_id=fal_request_id)
+            raise _explain(handle, status)
+        truth = self._requests.read_result(handle, handle.fal_request_id, status)
+        if isinstance(truth, Completion) and truth.status == "ERROR":
+            words = truth.error or "fal reports an error without a message"
+            failure = parse_failure(truth.payload, words) or FalFailure(UNNAMED_CODE, words)
+            known = find_error_type(failure.code, names_fields=bool(failure.details))
+            raise FAILURES[known.error_class](
+                failure.message,
+                fal_request_id=handle.fal_request_id,
+                error_type=failure.code,
+                details=failure.details,
+                retryable=truth.retryable,
+            )
+        if isinstance(truth, Completion) and isinstance(truth.payload, dict):
+            return truth.payload
+        raise _explain(handle, truth)
 
     def cancel(self, handle: Handle) -> CancelAnswer:
         """Have fal remove or stop the request; a running one may complete all the same.
@@ -190,8 +170,7 @@ class FalClient:
         """
         answer = self._requests.cancel(handle, handle.fal_request_id)
         if answer is CancelAnswer.UNCLEAR:
-            message = "fal did not answer the cancellation"
-            raise RequestUnclearError(message, fal_request_id=handle.fal_request_id)
+            raise _explain(handle, Unclear("fal did not answer the cancellation"))
         return answer
 
     def iter_events(
@@ -208,15 +187,38 @@ class FalClient:
         far. Raises RequestPendingError after `timeout`, and what `status` raises, though
         RequestUnclearError only after a minute without a usable answer.
         """
-        seconds = float("inf") if timeout is None else timeout.total_seconds()
-        return self._requests.follow(
-            handle,
-            handle.fal_request_id,
-            lambda: self.status(handle, logs=logs),
-            with_logs=logs,
-            interval=interval,
-            deadline=time.monotonic() + seconds,
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout.total_seconds()
+        streamed = self._requests.stream_statuses(
+            handle, handle.fal_request_id, logs=logs, deadline=deadline
         )
+        known: Progress | None = None
+        entries: list[LogEntry] = []
+        for one in chain(streamed, self._poll(handle, interval, deadline, logs=logs)):
+            entries = [*entries, *list_new(list(one.logs or ()), entries)][-MAX_LOGS:]
+            status = replace(one, logs=tuple(entries) or one.logs)
+            if status != known:
+                known = status
+                yield status
+            if status.has_ended:
+                return
+
+    def _poll(
+        self, handle: Handle, interval: timedelta, deadline: float, *, logs: bool
+    ) -> Iterator[Progress]:
+        read_at = time.monotonic()
+        while True:
+            try:
+                yield self.status(handle, logs=logs)
+                read_at = time.monotonic()
+            except RequestUnclearError:
+                if time.monotonic() - read_at > STATUS_TIMEOUT.total_seconds():
+                    raise
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise RequestPendingError(
+                    "the request has not ended in time", fal_request_id=handle.fal_request_id
+                )
+            time.sleep(min(interval.total_seconds(), left))
 
     def subscribe(  # noqa: PLR0913 - one parameter for each choice, as httpx has it
         self,
@@ -244,3 +246,21 @@ class FalClient:
                 self.cancel(handle)
             raise
         return self.result(handle)
+
+
+def _explain(handle: Handle, found: object) -> FalError:
+    """Why there is no status, or no result, to return."""
+    kind: type[FalError]
+    http_status: int | None = None
+    match found:
+        case Progress() | Pending():
+            kind, message = RequestPendingError, "the request has not ended yet"
+        case Unclear():
+            message, http_status = found.message, found.http_status
+            is_refused = http_status in ACCOUNT_CODES
+            kind = AccountRefusedError if is_refused else RequestUnclearError
+        case Completion():
+            kind, message = RequestUnclearError, "the result is no JSON object"
+        case _:
+            kind, message = RequestNotFoundError, "fal does not have the request, or no longer"
+    return kind(message, fal_request_id=handle.fal_request_id, http_status=http_status)
