@@ -52,6 +52,11 @@ class Reply:
         except (ValueError, RecursionError):
             return None
 
+    def parse_object(self) -> dict[str, JsonValue]:
+        """The body if it is a JSON object, else an empty one."""
+        body = self.parse_json()
+        return body if isinstance(body, dict) else {}
+
 
 def build_client(credentials: SecretStr | None, *, keep_connections: bool) -> httpx.Client:
     """Build a client that carries the key, if any: for requests to fal's own hosts only."""
@@ -147,13 +152,16 @@ def describe_error(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> 
 
 def accept_url(url: JsonValue, base_url: str) -> str | None:
     """A URL as fal returned it, if it lies on the host that may see our key."""
-    if not isinstance(url, str):
-        return None
+    is_ours = name_origin(parse_url(url)) == name_origin(httpx.URL(base_url))
+    return url if isinstance(url, str) and is_ours else None
+
+
+def parse_url(url: JsonValue) -> httpx.URL:
+    """A URL of a reply; an empty one if it is none."""
     try:
-        ours, theirs = httpx.URL(base_url), httpx.URL(url)
+        return httpx.URL(url if isinstance(url, str) else "")
     except (httpx.InvalidURL, ValueError):
-        return None
-    return url if name_origin(ours) == name_origin(theirs) else None
+        return httpx.URL("")
 
 
 def name_origin(url: httpx.URL) -> tuple[str, bytes, bytes]:
