@@ -62,7 +62,7 @@ def test_what_passes_by_itself_may_be_tried_again(fal, signer, status) -> None:
 @pytest.mark.parametrize("status", [401, 403])
 def test_refused_account_may_be_tried_again_once_people_have_mended_it(fal, signer, status) -> None:
     fal.answer = send_body(b"no", status)
-    with pytest.raises(MediaUnavailableError, match=f"refuses the account .*HTTP {status}"):
+    with pytest.raises(MediaUnavailableError, match=f"HTTP {status}"):
         signer.sign_file(FILE, HOUR)
 
 
