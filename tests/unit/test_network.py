@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.harness.tls import make_certificate, run_proxy, run_tls_end
 from tests.harness.web import run_server, send_json
-from worker.fal.http import open_client
+from worker.fal.http import build_client
 from worker.ground.errors import InvalidSettingsError
 from worker.ground.network import parse_date, read_network, read_retry_after
 from worker.ground.settings import load_settings
@@ -86,7 +86,7 @@ def test_client_of_fal_goes_by_proxy_and_trusts_the_named_authority(monkeypatch,
         with run_tls_end(target, certificate) as port, run_proxy(asked) as proxy:
             monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
             monkeypatch.setenv("HTTPS_PROXY", f"http://user:p%40ss@127.0.0.1:{proxy}")
-            with open_client() as client:
+            with build_client() as client:
                 reply = client.get(f"https://queue.invalid:{port}/")
     assert reply.json() == {"ok": True}
     assert asked[0][0].split()[1] == f"queue.invalid:{port}"

@@ -1,8 +1,6 @@
 """What each reply of fal about one request means: status (3.1), result (3.3), cancellation (3.4).
 
-The three tables are the whole of it, by kind; other levels rely on them. Then: which URL is asked,
-and that asking and cancelling, which are safe to repeat, go to the backup host without a
-connection, and only then.
+The three tables are the whole of it, by kind; other levels rely on them. Then: which URL is asked.
 """
 
 import json
@@ -16,15 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from tests.harness.brokers import find_closed_port
-from tests.harness.web import run_server, send_json
 from worker.fal import requests
 from worker.fal.completion import Completion
-from worker.fal.http import BACKUP_URLS, Reply, accept_url, exchange_again, move_url
+from worker.fal.http import Reply, accept_url
 from worker.fal.requests import (
     CancelAnswer,
     Forgotten,
-    Pending,
     Progress,
     RequestClient,
     ResultGone,
@@ -320,53 +315,10 @@ def test_request_of_endless_id_is_unclear_and_asks_nobody() -> None:
     assert Network().ask(Ref(), "x" * 70_000) == []
 
 
-# ------------------------------------------------------------------ the backup host
-
-
-def break_at_first(error: Exception) -> Callable[[str], Exception | None]:
-    return lambda host: error if host == "queue.fal.run" else None
-
-
-@pytest.mark.parametrize("error", [httpx.ConnectError("x"), httpx.ConnectTimeout("x")])
-def test_question_without_connection_is_asked_at_the_backup(error) -> None:
-    asked = Network(break_at_first(error)).ask(Ref("a/b"), "r-1")
-    paths = ["a/b/requests/r-1/status?logs=1", "a/b/requests/r-1", "a/b/requests/r-1/cancel"]
+@pytest.mark.parametrize("error", [httpx.ConnectError("x"), httpx.ReadTimeout("x")])
+def test_question_without_answer_is_asked_once_at_our_host_alone(error) -> None:
+    asked = Network(lambda _: error).ask(Ref("a/b"), "r-1")
     assert asked == [
-        f"{method} {host}/{path}"
-        for method, path in zip(("GET", "GET", "PUT"), paths, strict=True)
-        for host in (BASE, "https://queue.falrun.com")
+        f"GET {BASE}/a/b/requests/r-1/status?logs=1",
+        f"PUT {BASE}/a/b/requests/r-1/cancel",
     ]
-
-
-@pytest.mark.parametrize("error", [httpx.ReadTimeout("x"), httpx.WriteError("x"), None])
-def test_question_that_was_sent_is_not_asked_at_the_backup(error) -> None:
-    network = Network(break_at_first(error)) if error else Network(status=503)
-    assert all(" https://queue.fal.run/" in one for one in network.ask(Ref("a/b"), "r-1"))
-
-
-def test_only_fals_own_queue_has_a_backup() -> None:
-    assert BACKUP_URLS == {BASE: "https://queue.falrun.com"}
-    network = Network(lambda _: httpx.ConnectError("x"))
-    assert len(network.ask(Ref("a/b"), "r-1", "https://other.test")) == 2
-
-
-@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
-def test_what_is_not_safe_to_repeat_is_never_sent_twice(method) -> None:
-    network = Network()
-    with httpx.Client(transport=httpx.MockTransport(network)) as client:
-        request = client.build_request(method, f"{BASE}/x")
-        with pytest.raises(ValueError, match="never sent twice"):
-            exchange_again(client, request, backup_url="https://backup.test")
-    assert network.asked == []
-
-
-def test_backup_is_asked_over_a_real_connection_with_path_and_query() -> None:
-    """The first host is a port where nobody listens."""
-    with run_server(send_json({"status": "IN_PROGRESS"}, 202)) as server:
-        closed = f"http://127.0.0.1:{find_closed_port()}"
-        client = RequestClient(closed, SecretStr("key"), backup_url=server.url)
-        assert client.find_truth(Ref("a/b"), "r-1") == Pending("IN_PROGRESS")
-        client.close()
-        assert [one.target for one in server.asked] == ["/a/b/requests/r-1/status?logs=1"]
-    moved = move_url(httpx.URL(f"{BASE}:444/a/b%2Fc?logs=1"), "https://backup.test")
-    assert str(moved) == "https://backup.test/a/b%2Fc?logs=1"

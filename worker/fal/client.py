@@ -14,47 +14,23 @@ outcomes become exceptions (`errors.py`).
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain
 from typing import Self
 
 from pydantic import JsonValue, SecretStr
 
+from worker.fal import errors
 from worker.fal.completion import Completion
-from worker.fal.errors import (
-    FAILURES,
-    UNNAMED_CODE,
-    AccountRefusedError,
-    FalError,
-    FalFailure,
-    RequestNotFoundError,
-    RequestPendingError,
-    RequestUnclearError,
-    SubmissionPostponedError,
-    SubmissionRefusedError,
-    SubmissionUnknownError,
-    find_error_type,
-    parse_failure,
-)
 from worker.fal.http import ACCOUNT_CODES
 from worker.fal.options import RequestOptions
-from worker.fal.requests import (
-    CancelAnswer,
-    LogEntry,
-    Pending,
-    Progress,
-    RequestClient,
-    Unclear,
-    list_new,
-)
+from worker.fal.requests import CancelAnswer, Progress, RequestClient, Unclear
 from worker.fal.submit import Accepted, Ambiguous, QueueClient, RefusalClass
 
 QUEUE_URL = "https://queue.fal.run"
 CALL_LIMIT = timedelta(seconds=30)
 # How long following goes on while no status can be read.
 STATUS_TIMEOUT = timedelta(minutes=1)
-MAX_LOGS = 1000
 POLL_INTERVAL = timedelta(milliseconds=500)
 
 
@@ -70,7 +46,7 @@ class Handle:
 
 
 class FalClient:
-    """Submits, follows, fetches and cancels. The key goes to `queue_url` and its backup only.
+    """Submits, follows, fetches and cancels. The key goes to `queue_url` only.
 
     `limit` bounds each call as a whole: name resolution, connection, request and reply.
     """
@@ -80,11 +56,10 @@ class FalClient:
         credentials: SecretStr,
         *,
         queue_url: str = QUEUE_URL,
-        backup_url: str | None = None,
         limit: timedelta = CALL_LIMIT,
     ) -> None:
         self._queue = QueueClient(queue_url, credentials, limit=limit)
-        self._requests = RequestClient(queue_url, credentials, backup_url=backup_url, limit=limit)
+        self._requests = RequestClient(queue_url, credentials, limit=limit)
 
     def __enter__(self) -> Self:
         return self
@@ -115,12 +90,12 @@ class FalClient:
             urls = (reply.status_url, reply.response_url, reply.cancel_url)
             return Handle(endpoint, reply.fal_request_id, *urls)
         if isinstance(reply, Ambiguous):
-            raise SubmissionUnknownError(reply.message, http_status=reply.http_status)
-        kinds: dict[RefusalClass, type[FalError]] = {
-            RefusalClass.INPUT: SubmissionRefusedError,
-            RefusalClass.ACCOUNT: AccountRefusedError,
+            raise errors.SubmissionUnknownError(reply.message, http_status=reply.http_status)
+        kinds: dict[RefusalClass, type[errors.FalError]] = {
+            RefusalClass.INPUT: errors.SubmissionRefusedError,
+            RefusalClass.ACCOUNT: errors.AccountRefusedError,
         }
-        raise kinds.get(reply.why, SubmissionPostponedError)(
+        raise kinds.get(reply.why, errors.SubmissionPostponedError)(
             reply.message,
             http_status=reply.http_status,
             error_type=reply.code,
@@ -150,9 +125,10 @@ class FalClient:
         truth = self._requests.read_result(handle, handle.fal_request_id, status)
         if isinstance(truth, Completion) and truth.status == "ERROR":
             words = truth.error or "fal reports an error without a message"
-            failure = parse_failure(truth.payload, words) or FalFailure(UNNAMED_CODE, words)
-            known = find_error_type(failure.code, names_fields=bool(failure.details))
-            raise FAILURES[known.error_class](
+            failure = errors.parse_failure(truth.payload, words)
+            failure = failure or errors.FalFailure(errors.UNNAMED_CODE, words)
+            known = errors.find_error_type(failure.code, names_fields=bool(failure.details))
+            raise errors.FAILURES[known.error_class](
                 failure.message,
                 fal_request_id=handle.fal_request_id,
                 error_type=failure.code,
@@ -183,42 +159,31 @@ class FalClient:
     ) -> Iterator[Progress]:
         """Each status that differs from the one before, the last one COMPLETED.
 
-        From fal's event stream while that works, else by polling every `interval`. Logs are all so
-        far. Raises RequestPendingError after `timeout`, and what `status` raises, though
-        RequestUnclearError only after a minute without a usable answer.
+        By polling every `interval`. Logs are the newest so far. Raises RequestPendingError after
+        `timeout`, and what `status` raises, though RequestUnclearError only after a minute without
+        a usable answer.
         """
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout.total_seconds()
-        streamed = self._requests.stream_statuses(
-            handle, handle.fal_request_id, logs=logs, deadline=deadline
-        )
+        began = read_at = time.monotonic()
         known: Progress | None = None
-        entries: list[LogEntry] = []
-        for one in chain(streamed, self._poll(handle, interval, deadline, logs=logs)):
-            entries = [*entries, *list_new(list(one.logs or ()), entries)][-MAX_LOGS:]
-            status = replace(one, logs=tuple(entries) or one.logs)
-            if status != known:
-                known = status
-                yield status
-            if status.has_ended:
-                return
-
-    def _poll(
-        self, handle: Handle, interval: timedelta, deadline: float, *, logs: bool
-    ) -> Iterator[Progress]:
-        read_at = time.monotonic()
         while True:
             try:
-                yield self.status(handle, logs=logs)
-                read_at = time.monotonic()
-            except RequestUnclearError:
+                status = self.status(handle, logs=logs)
+            except errors.RequestUnclearError:
                 if time.monotonic() - read_at > STATUS_TIMEOUT.total_seconds():
                     raise
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise RequestPendingError(
-                    "the request has not ended in time", fal_request_id=handle.fal_request_id
-                )
-            time.sleep(min(interval.total_seconds(), left))
+            else:
+                if status != known:
+                    known = status
+                    yield status
+                if status.has_ended:
+                    return
+                read_at = time.monotonic()
+            pause = interval.total_seconds()
+            if timeout is not None:
+                pause = min(pause, began + timeout.total_seconds() - time.monotonic())
+            if pause < 0:
+                raise _explain(handle, known)
+            time.sleep(pause)
 
     def subscribe(  # noqa: PLR0913 - one parameter for each choice, as httpx has it
         self,
@@ -241,26 +206,26 @@ class FalClient:
             for status in self.iter_events(handle, logs=logs, interval=interval, timeout=timeout):
                 if on_queue_update is not None:
                     on_queue_update(status)
-        except RequestPendingError:
-            with suppress(RequestUnclearError):
+        except errors.RequestPendingError:
+            with suppress(errors.RequestUnclearError):
                 self.cancel(handle)
             raise
         return self.result(handle)
 
 
-def _explain(handle: Handle, found: object) -> FalError:
+def _explain(handle: Handle, found: object) -> errors.FalError:
     """Why there is no status, or no result, to return."""
-    kind: type[FalError]
+    kind: type[errors.FalError]
     http_status: int | None = None
     match found:
-        case Progress() | Pending():
-            kind, message = RequestPendingError, "the request has not ended yet"
+        case Progress() | None:
+            kind, message = errors.RequestPendingError, "the request has not ended yet"
         case Unclear():
             message, http_status = found.message, found.http_status
             is_refused = http_status in ACCOUNT_CODES
-            kind = AccountRefusedError if is_refused else RequestUnclearError
+            kind = errors.AccountRefusedError if is_refused else errors.RequestUnclearError
         case Completion():
-            kind, message = RequestUnclearError, "the result is no JSON object"
+            kind, message = errors.RequestUnclearError, "the result is no JSON object"
         case _:
-            kind, message = RequestNotFoundError, "fal does not have the request, or no longer"
+            kind, message = errors.RequestNotFoundError, "fal does not have the request any more"
     return kind(message, fal_request_id=handle.fal_request_id, http_status=http_status)

@@ -1,10 +1,5 @@
-"""One HTTP exchange with fal: bounded in time and size as a whole, never redirected.
+"""One HTTP exchange with fal: sent once, bounded in time and size as a whole, never redirected."""
 
-`exchange` sends once. `exchange_again` may send a second time, to fal's documented backup host, and
-only where nothing was sent the first time: for queries and cancellations, never for a paid POST.
-"""
-
-import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -20,12 +15,8 @@ from worker.ground.clock import call_within
 from worker.ground.network import read_network
 
 TIMEOUT = httpx.Timeout(connect=5, write=10, read=20, pool=5)
-LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
 TOTAL_TIMEOUT = timedelta(seconds=30)
 MAX_REPLY_BYTES = 1024 * 1024
-# fal's documented backups (fal-api, section 1.1): the key may go there too.
-BACKUP_URLS = {"https://queue.fal.run": "https://queue.falrun.com"}
-REPEATABLE = frozenset({"GET", "PUT"})
 ACCOUNT_CODES = frozenset({401, 403})
 SERVER_ERROR = 500
 # A call that failed so may succeed when it is made again.
@@ -58,32 +49,26 @@ class Reply:
         return body if isinstance(body, dict) else {}
 
 
-def build_client(credentials: SecretStr | None, *, keep_connections: bool) -> httpx.Client:
-    """Build a client that carries the key, if any: for requests to fal's own hosts only."""
-    key = {} if credentials is None else {"Authorization": f"Key {credentials.get_secret_value()}"}
-    return open_client(
-        timeout=TIMEOUT,
-        limits=httpx.Limits(max_keepalive_connections=8 if keep_connections else 0),
-        headers={
-            **key,
-            # What is measured against the bound is then what is held in memory.
-            "Accept-Encoding": "identity",
-        },
-    )
-
-
-def open_client(
+def build_client(
+    credentials: SecretStr | None = None,
     *,
-    timeout: httpx.Timeout = TIMEOUT,
-    limits: httpx.Limits = LIMITS,
-    headers: Mapping[str, str] | None = None,
+    keep_connections: bool = True,
+    timeout: httpx.Timeout | None = None,
 ) -> httpx.Client:
-    """Every client for fal and its storage: proxies and authorities of the environment, no more."""
-    transport = read_network().build_transport(limits)
+    """Every client for fal and its storage: proxies and authorities of the environment, no more.
+
+    With the key it is for requests to fal's own hosts only.
+    """
+    # What is measured against the bound is then what is held in memory.
+    headers = {"Accept-Encoding": "identity"}
+    if credentials is not None:
+        headers["Authorization"] = f"Key {credentials.get_secret_value()}"
+    kept = 20 if keep_connections else 0
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=kept)
     return httpx.Client(
-        timeout=timeout,
+        timeout=timeout or TIMEOUT,
         headers=headers,
-        transport=transport,
+        transport=read_network().build_transport(limits),
         trust_env=False,
         follow_redirects=False,
     )
@@ -106,37 +91,6 @@ def exchange(
         return call_within(limit, lambda: _send(client, request, max_bytes, deadline))
     except TimeoutError:
         raise TimeoutError(f"no reply within {limit.total_seconds():g} s") from None
-
-
-def exchange_again(
-    client: httpx.Client,
-    request: httpx.Request,
-    *,
-    backup_url: str | None,
-    max_bytes: int = MAX_REPLY_BYTES,
-    limit: timedelta | None = None,
-) -> Reply:
-    """As `exchange`, and once more at the backup host if there was no connection at all.
-
-    Raises ValueError for a method that is not safe to repeat, and the first error if both fail.
-    """
-    if request.method not in REPEATABLE:
-        raise ValueError(f"{request.method} is never sent twice")
-    try:
-        return exchange(client, request, max_bytes=max_bytes, limit=limit)
-    except (httpx.ConnectError, httpx.ConnectTimeout):
-        if backup_url is None:
-            raise
-        second = client.build_request(request.method, move_url(request.url, backup_url))
-        with contextlib.suppress(httpx.HTTPError, TimeoutError):
-            return exchange(client, second, max_bytes=max_bytes, limit=limit)
-        raise
-
-
-def move_url(url: httpx.URL, base_url: str) -> httpx.URL:
-    """The same path and query at another place."""
-    base = httpx.URL(base_url)
-    return url.copy_with(scheme=base.scheme, netloc=base.netloc)
 
 
 def is_transient(http_status: int) -> bool:

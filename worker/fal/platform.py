@@ -76,11 +76,11 @@ class Listing:
 
 
 class PlatformClient:
-    """Reads the platform API. The key goes to `base_url` and nowhere else."""
+    """Lists requests and signs URLs of files. The key goes to `base_url` and nowhere else."""
 
     def __init__(self, base_url: str, credentials: SecretStr) -> None:
         self._base_url = base_url
-        self._http = build_client(credentials, keep_connections=True)
+        self._http = build_client(credentials)
 
     def list_requests(self, endpoint: str, start: datetime, end: datetime) -> Listing:
         """Every request of the endpoint in the window, with input and output. Never raises."""
@@ -96,6 +96,35 @@ class PlatformClient:
         """Why this key cannot read the listing; None if it can (checked at a worker's start)."""
         listing = self.list_requests(endpoint, now - CLOCK_TOLERANCE, now)
         return None if listing.lists_all else listing.gap
+
+    def sign_file(self, url: str, expires_in: timedelta) -> str:
+        """A URL by which anybody may read the file for so long.
+
+        Raises MediaUnavailableError for what may pass, a refused account included (the owner can
+        put that right), and MediaRefusedError for a file that fal does not know.
+        """
+        seconds = int(min(max(expires_in, MIN_LIFE), MAX_LIFE).total_seconds())
+        reply = _call(
+            self._http,
+            "POST",
+            f"{self._base_url}/storage/files/sign",
+            params={"url": url},
+            json={"expiration_seconds": seconds},
+        )
+        if isinstance(reply, str) or not httpx.codes.is_success(reply.http_status):
+            message = f"fal signs no URL of the file: {_explain(reply)}"
+            status = None if isinstance(reply, str) else reply.http_status
+            if status is None or status in ACCOUNT_CODES or is_transient(status):
+                raise MediaUnavailableError(message)
+            raise MediaRefusedError(message)
+        # No page of fal's names the field for sure, so both likely names are read. It has to lead
+        # to the same file at the same host: nothing else may be downloaded by it.
+        body = reply.parse_object()
+        signed = body.get("signed_url") or body.get("url")
+        given, wanted = parse_url(signed), httpx.URL(url)
+        if (name_origin(given), given.path) != (name_origin(wanted), wanted.path):
+            raise MediaUnavailableError("fal gave no signed URL of the file")
+        return str(signed)
 
     def close(self) -> None:
         self._http.close()
@@ -176,46 +205,6 @@ def sign_input(value: JsonValue) -> Hashable:
 def _freeze(value: JsonValue) -> Hashable:
     """Equal numbers are equal, however they are spelled."""
     return str(type(value)) if isinstance(value, dict | list) else value
-
-
-class FileSigner:
-    """Signs URLs of this account's files. The key goes to `base_url` and nowhere else."""
-
-    def __init__(self, base_url: str, credentials: SecretStr) -> None:
-        self._base_url = base_url
-        self._http = build_client(credentials, keep_connections=True)
-
-    def sign_file(self, url: str, expires_in: timedelta) -> str:
-        """A URL by which anybody may read the file for so long.
-
-        Raises MediaUnavailableError for what may pass, a refused account included (the owner can
-        put that right), and MediaRefusedError for a file that fal does not know.
-        """
-        seconds = int(min(max(expires_in, MIN_LIFE), MAX_LIFE).total_seconds())
-        reply = _call(
-            self._http,
-            "POST",
-            f"{self._base_url}/storage/files/sign",
-            params={"url": url},
-            json={"expiration_seconds": seconds},
-        )
-        if isinstance(reply, str) or not httpx.codes.is_success(reply.http_status):
-            message = f"fal signs no URL of the file: {_explain(reply)}"
-            status = None if isinstance(reply, str) else reply.http_status
-            if status is None or status in ACCOUNT_CODES or is_transient(status):
-                raise MediaUnavailableError(message)
-            raise MediaRefusedError(message)
-        # No page of fal's names the field for sure, so both likely names are read. It has to lead
-        # to the same file at the same host: nothing else may be downloaded by it.
-        body = reply.parse_object()
-        signed = body.get("signed_url") or body.get("url")
-        given, wanted = parse_url(signed), httpx.URL(url)
-        if (name_origin(given), given.path) != (name_origin(wanted), wanted.path):
-            raise MediaUnavailableError("fal gave no signed URL of the file")
-        return str(signed)
-
-    def close(self) -> None:
-        self._http.close()
 
 
 def fetch_openapi(base_url: str, credentials: SecretStr | None, endpoint: str) -> JsonValue:

@@ -6,9 +6,7 @@ result tell them apart (fal-api, section 3). A status call that fails proves not
 """
 
 import json
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -18,26 +16,22 @@ from urllib.parse import quote
 import httpx
 from pydantic import JsonValue, SecretStr
 
-from worker.fal.completion import Completion, make_storable, names_video, read_text
+from worker.fal.completion import Completion, names_video, read_text
 from worker.fal.errors import parse_failure, read_retry_header
 from worker.fal.http import (
-    BACKUP_URLS,
     MAX_REPLY_BYTES,
-    TIMEOUT,
     Reply,
     ReplyTooLargeError,
     accept_url,
     build_client,
     describe_error,
-    exchange_again,
+    exchange,
 )
 from worker.ground.clock import RETENTION
 
 # A result that travels as a data URI is as large as its video, and takes its time.
 MAX_RESULT_BYTES = 256 * 1024 * 1024
 RESULT_TIME = timedelta(minutes=3)
-# fal sends a comment every 15 s where nothing has changed.
-STREAM_SILENCE = timedelta(seconds=45)
 # With all log entries.
 MAX_STATUS_BYTES = 8 * 1024 * 1024
 # These path heads keep one segment more than owner and app in their follow-up URLs.
@@ -258,10 +252,9 @@ class Look:
 
 
 class RequestClient:
-    """Queries and cancels requests. The key goes to `base_url`, to its backup, and nowhere else.
+    """Queries and cancels requests. The key goes to `base_url` and nowhere else.
 
-    The backup is used only where there was no connection; for fal's own queue it is known. `limit`
-    bounds each call as a whole. No call raises: what proves nothing is `Unclear`.
+    `limit` bounds each call as a whole. No call raises: what proves nothing is `Unclear`.
     """
 
     def __init__(
@@ -269,13 +262,11 @@ class RequestClient:
         base_url: str,
         credentials: SecretStr,
         *,
-        backup_url: str | None = None,
         limit: timedelta | None = None,
     ) -> None:
         self._base_url = base_url
-        self._backup_url = backup_url or BACKUP_URLS.get(base_url)
         self._limit = limit
-        self._http = build_client(credentials, keep_connections=True)
+        self._http = build_client(credentials)
 
     def close(self) -> None:
         self._http.close()
@@ -335,32 +326,6 @@ class RequestClient:
         reply = self._call("PUT", url)
         return read_cancel_answer(reply) if isinstance(reply, Reply) else CancelAnswer.UNCLEAR
 
-    def stream_statuses(
-        self, ref: RequestRef, fal_request_id: str, *, logs: bool, deadline: float
-    ) -> Iterator[Progress]:
-        """What fal's event stream says; it ends early at anything unexpected.
-
-        Each event is a status on one line. `deadline` is of `time.monotonic`.
-        """
-        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status") + "/stream"
-        silence = min(STREAM_SILENCE.total_seconds(), max(deadline - time.monotonic(), 0))
-        timeout = httpx.Timeout(TIMEOUT.connect, read=silence)
-        headers = {"Accept": "text/event-stream"}
-        with (
-            suppress(httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError),
-            self._http.stream("GET", _add_logs(url, logs), headers=headers, timeout=timeout) as it,
-        ):
-            kind = it.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if it.status_code != httpx.codes.OK or kind != "text/event-stream":
-                return
-            for line in it.iter_lines():
-                name, _, text = line.partition(":")
-                status = read_progress(make_storable(json.loads(text))) if name == "data" else None
-                if status is not None:
-                    yield status
-                if time.monotonic() >= deadline:
-                    return
-
     def _call(
         self,
         method: str,
@@ -372,13 +337,10 @@ class RequestClient:
     ) -> Reply | Unclear:
         """One bounded exchange; without the logs where they exceed the bound."""
         try:
-            return exchange_again(
-                self._http,
-                self._http.build_request(method, _add_logs(url, logs)),
-                backup_url=self._backup_url,
-                max_bytes=max_bytes,
-                limit=limit or self._limit,
-            )
+            target = httpx.URL(url).copy_merge_params({"logs": "1"} if logs else {})
+            request = self._http.build_request(method, target)
+            limit = limit or self._limit
+            return exchange(self._http, request, max_bytes=max_bytes, limit=limit)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             if logs and isinstance(error, ReplyTooLargeError):
                 return self._call(method, url, limit=limit)
@@ -394,7 +356,3 @@ class RequestClient:
         parts = ref.endpoint.split("/")
         app = "/".join(parts[: 3 if parts[0] in NAMESPACES else 2])
         return f"{self._base_url}/{app}/requests/{quote(fal_request_id, safe='')}{suffix}"
-
-
-def _add_logs(url: str, logs: bool) -> httpx.URL:  # noqa: FBT001 - the parameter's value
-    return httpx.URL(url).copy_merge_params({"logs": "1"} if logs else {})

@@ -29,7 +29,6 @@ from worker.fal.http import (
     exchange,
     is_transient,
     name_origin,
-    open_client,
     parse_url,
 )
 from worker.ground.clock import Backoff, start_call
@@ -114,8 +113,8 @@ class StorageClient:
         self.rest_url = rest_url
         self.cdn_url = cdn_url
         self.policy = policy
-        self.keyed = build_client(credentials, keep_connections=True)
-        self.bare = open_client(timeout=TRANSFER_TIMEOUT)
+        self.keyed = build_client(credentials)
+        self.bare = build_client(timeout=TRANSFER_TIMEOUT)
         self._may_use = may_use
 
     def upload(self, file: UploadFile, on_progress: OnProgress | None = None) -> str:
