@@ -150,7 +150,6 @@ CANCELLATIONS: list[tuple[int, object, CancelAnswer]] = [
         (code, body, CancelAnswer.REQUESTED)
         for code, body in [(200, {"success": True}), (202, b""), (200, {"status": ["OK"]})]
     ),
-    (200, {"status": "UNCLEAR"}, CancelAnswer.REQUESTED),
     (404, b"", CancelAnswer.NOT_FOUND),
     (410, NGINX, CancelAnswer.NOT_FOUND),
     *((code, PLATFORM_ERROR, CancelAnswer.UNCLEAR) for code in (302, 400, 401, 429, 500)),

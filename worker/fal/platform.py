@@ -142,9 +142,9 @@ class PlatformClient:
             items = body.get("items")
             if isinstance(reply, str) or reply.http_status != OK or not isinstance(items, list):
                 return Listing(tuple(found), f"cannot be read: {_explain(reply)}")
-            named = [item for item in items if isinstance(item, dict) and _name_request(item)]
-            found += map(_read_item, named)
-            if len(named) < len(items):
+            read = [one for item in items if (one := _read_item(item)) is not None]
+            found += read
+            if len(read) < len(items):
                 return Listing(tuple(found), "has items without a request id")
             cursor = body.get("next_cursor")
             # In doubt there is more: a request that was not read must not count as absent.
@@ -161,19 +161,18 @@ class PlatformClient:
         return Listing(tuple(found), f"has more than {MAX_PAGES} pages")
 
 
-def _name_request(item: dict[str, JsonValue]) -> str:
-    name = item.get("request_id")
-    return name if isinstance(name, str) else ""
-
-
-def _read_item(item: dict[str, JsonValue]) -> ListedRequest:
-    code = item.get("status_code")
+def _read_item(item: JsonValue) -> ListedRequest | None:
+    """None for an item without a request id."""
+    given = item if isinstance(item, dict) else {}
+    fal_request_id, code = given.get("request_id"), given.get("status_code")
+    if not isinstance(fal_request_id, str) or not fal_request_id:
+        return None
     return ListedRequest(
-        _name_request(item),
-        item.get("ended_at") is not None,
+        fal_request_id,
+        given.get("ended_at") is not None,
         code if type(code) is int else None,
-        item.get("json_input"),
-        item.get("json_output"),
+        given.get("json_input"),
+        given.get("json_output"),
     )
 
 
@@ -197,14 +196,9 @@ def is_same_input(listed: JsonValue, sent: dict[str, JsonValue]) -> bool:
 
 def sign_input(value: JsonValue) -> Hashable:
     """A cheap key that the same inputs share, to compare only those that may be the same."""
-    if not isinstance(value, dict):
-        return None, None
-    return _freeze(value.get("seed")), _freeze(value.get("prompt"))
-
-
-def _freeze(value: JsonValue) -> Hashable:
-    """Equal numbers are equal, however they are spelled."""
-    return str(type(value)) if isinstance(value, dict | list) else value
+    given = value if isinstance(value, dict) else {}
+    marks = (given.get("seed"), given.get("prompt"))
+    return tuple(None if isinstance(one, dict | list) else one for one in marks)
 
 
 def fetch_openapi(base_url: str, credentials: SecretStr | None, endpoint: str) -> JsonValue:

@@ -130,9 +130,8 @@ class CancelAnswer(StrEnum):
     UNCLEAR = "UNCLEAR"
 
 
-def read_progress(body: JsonValue) -> Progress | None:
+def read_progress(given: Mapping[str, JsonValue]) -> Progress | None:
     """Read a status object, bounded to what a row can hold; None if it names no known status."""
-    given = body if isinstance(body, dict) else {}
     status = given.get("status")
     if not isinstance(status, str) or status not in {"IN_QUEUE", "IN_PROGRESS", "COMPLETED"}:
         return None
@@ -223,14 +222,12 @@ def describe_end(
 
 def read_cancel_answer(reply: Reply) -> CancelAnswer:
     """Read the answer to a cancellation. Sources disagree on its codes, so the words count too."""
-    body = reply.parse_json()
-    status = body.get("status") if isinstance(body, dict) else None
-    known = {answer.value: answer for answer in CancelAnswer if answer is not CancelAnswer.UNCLEAR}
-    if isinstance(status, str) and status in known:
-        return known[status]
-    if httpx.codes.is_success(reply.http_status):
-        return CancelAnswer.REQUESTED
-    return CancelAnswer.NOT_FOUND if reply.http_status in NOT_FOUND else CancelAnswer.UNCLEAR
+    try:
+        return CancelAnswer(str(reply.parse_object().get("status")))
+    except ValueError:
+        if httpx.codes.is_success(reply.http_status):
+            return CancelAnswer.REQUESTED
+        return CancelAnswer.NOT_FOUND if reply.http_status in NOT_FOUND else CancelAnswer.UNCLEAR
 
 
 def find_retention(given: Mapping[str, JsonValue]) -> timedelta:
