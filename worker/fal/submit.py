@@ -13,7 +13,6 @@ from pydantic import JsonValue, SecretStr
 
 from worker.fal.errors import UNNAMED_CODE, Detail, parse_failure
 from worker.fal.http import (
-    ACCOUNT_CODES,
     MAX_RETRY_AFTER,
     Reply,
     accept_url,
@@ -135,11 +134,12 @@ def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
     """Accepted only with a request id; refused only in fal's own words, or by its gateway."""
     status, body = reply.http_status, reply.parse_json()
     if status == httpx.codes.OK:
-        fal_request_id = body.get("request_id") if isinstance(body, dict) else None
-        if not isinstance(body, dict) or not isinstance(fal_request_id, str) or not fal_request_id:
+        given = reply.parse_object()
+        fal_request_id = given.get("request_id")
+        if not isinstance(fal_request_id, str) or not fal_request_id:
             return Ambiguous(status, "fal answered 200 without a request id")
         names = ("status_url", "response_url", "cancel_url")
-        return Accepted(fal_request_id, *(accept_url(body.get(name), base_url) for name in names))
+        return Accepted(fal_request_id, *(accept_url(given.get(name), base_url) for name in names))
     wait = read_retry_after(reply.headers.get("retry-after"), MAX_RETRY_AFTER, datetime.now(UTC))
     from_gateway = "x-fal-request-id" not in reply.headers and INGRESS_MARK in reply.body.lower()
     if body is None and status == httpx.codes.SERVICE_UNAVAILABLE and from_gateway:
@@ -150,10 +150,6 @@ def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
     if failure is None or not httpx.codes.is_client_error(status) or status in LOST_CONNECTION:
         return Ambiguous(status, f"fal answered {status}")
     code = failure.code if failure.code != UNNAMED_CODE else f"fal_http_{status}"
-    if status in ACCOUNT_CODES:
-        why = RefusalClass.ACCOUNT
-    elif status == httpx.codes.TOO_MANY_REQUESTS:
-        why = RefusalClass.BUSY
-    else:
-        why = RefusalClass.INPUT
+    known = {401: RefusalClass.ACCOUNT, 403: RefusalClass.ACCOUNT, 429: RefusalClass.BUSY}
+    why = known.get(status, RefusalClass.INPUT)
     return Refused(why, status, code, failure.message, wait, failure.details)

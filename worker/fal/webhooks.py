@@ -91,16 +91,6 @@ def verify_signature(headers: SignedHeaders, body: bytes, keys: Sequence[Ed25519
     raise InvalidSignatureError("no key of fal fits the signature")
 
 
-def check_freshness(headers: SignedHeaders, now: datetime, window: timedelta = WINDOW) -> None:
-    """Raises StaleSignatureError if the timestamp is further from `now` than `window`, either way.
-
-    A delivery exactly `window` old is fresh; `now` is aware.
-    """
-    age = now.timestamp() - int(headers.timestamp)
-    if abs(age) > window.total_seconds():
-        raise StaleSignatureError(f"the signature is {age:.0f} s old, {window} is allowed")
-
-
 def parse_jwks(document: object) -> Keys:
     """Read the Ed25519 keys of a JWKS; entries of other kinds are skipped.
 
@@ -206,10 +196,10 @@ class WebhookVerifier:
     def verify(self, headers: Mapping[str, str], body: bytes, now: datetime) -> SignedHeaders:
         """Return the headers, by now proven; `body` is the raw body.
 
-        The order is: form of the headers, account, age, signature with the keys at hand, and only
-        for a fresh delivery that no key fits, once more with refetched keys. What needs no key
-        comes first, so that garbage costs no network. A stale delivery is still checked with the
-        keys, so that StaleSignatureError means an old but genuine delivery.
+        The order is: form of the headers, account, signature with the keys at hand, and only for a
+        fresh delivery that no key fits, once more with refetched keys; then the age. What needs no
+        key comes first, so that garbage costs no network. StaleSignatureError means an old but
+        genuine delivery; one exactly as old as the window is fresh. `now` is aware.
 
         Raises InvalidSignatureError, StaleSignatureError and KeysUnavailableError.
         """
@@ -217,16 +207,17 @@ class WebhookVerifier:
         expected = signed.user_id if self._user_id is None else self._user_id
         if not hmac.compare_digest(expected.encode(), signed.user_id.encode()):
             raise InvalidSignatureError("the delivery belongs to another fal account")
-        try:
-            check_freshness(signed, now, self._window)
-        except StaleSignatureError:
-            verify_signature(signed, body, self._keys.keys())
-            raise
+        age = now.timestamp() - int(signed.timestamp)
+        is_fresh = abs(age) <= self._window.total_seconds()
         tried = self._keys.keys()
         try:
             verify_signature(signed, body, tried)
         except InvalidSignatureError:
-            if not self._keys.refetch(tried):
+            if not is_fresh or not self._keys.refetch(tried):
                 raise
             verify_signature(signed, body, self._keys.keys())
+        if not is_fresh:
+            raise StaleSignatureError(
+                f"the signature is {age:.0f} s old, at most {self._window} is allowed"
+            )
         return signed
