@@ -121,30 +121,30 @@ def _list_parts(schema: JsonValue, root: JsonValue) -> list[Schema]:
 
 
 def _describe(parts: list[Schema], required: str) -> dict[str, str]:
-    kinds = {kind for part in parts for kind in _list(part.get("type")) or [part.get("type")]}
-    kinds |= {"null" for part in parts if part.get("nullable") is True}
-    named = sorted((str(kind) for kind in kinds if kind), key=lambda kind: (kind == "null", kind))
+    """What all parts allow together; of bounds and default the outermost part's count."""
+    merged: Schema = {name: value for part in reversed(parts) for name, value in part.items()}
+    kinds = {str(one) for part in parts for one in _list(part.get("type")) or [part.get("type")]}
+    kinds |= {"null"} if merged.get("nullable") is True else set()
     values = {_show(value) for part in parts for value in _list(part.get("enum"))}
-    low = "".join(_read_bound(part, "Minimum", 1) for part in parts)
-    high = "".join(_read_bound(part, "Maximum", -1) for part in parts)
-    lengths = [part["maxLength"] for part in parts if type(part.get("maxLength")) is int]
+    step = 1 if "integer" in kinds else 0
+    low = _read_bound(merged, "inimum", ">", step)
+    high = _read_bound(merged, "aximum", "<", -step)
     return {
-        "type": " or ".join(named),
+        "type": " or ".join(sorted(kinds - {"None"}, key=lambda kind: (kind == "null", kind))),
         "values": " | ".join(sorted(values)),
         "range": f"{low}..{high}" if low or high else "",
-        LENGTH: str(min(lengths)) if lengths else "",
+        LENGTH: str(merged["maxLength"]) if type(merged.get("maxLength")) is int else "",
         "required": required,
-        DEFAULT: _show(parts[0].get("default") if parts else None),
+        DEFAULT: _show(merged.get("default")),
     }
 
 
-def _read_bound(part: Schema, side: str, step: int) -> str:
+def _read_bound(schema: Schema, side: str, mark: str, step: int) -> str:
     """Of an integer as the last value allowed; none where it is beyond what JSON keeps exactly."""
-    value: Any = part.get(f"exclusive{side}")
-    mark = ">" if step > 0 else "<"
+    value: Any = schema.get(f"exclusiveM{side}")
     if type(value) not in {int, float}:
-        value, mark = part.get(side.lower()), ""
-    elif "integer" in (part.get("type"), *_list(part.get("type"))):
+        value, mark = schema.get(f"m{side}"), ""
+    elif step:
         value, mark = value + step, ""
     return f"{mark}{value:g}" if type(value) in {int, float} and abs(value) < EXACT else ""
 
