@@ -12,8 +12,6 @@ import pytest
 from pydantic import SecretStr
 
 from tests.harness.storage import SIGNATURE, TOKEN, Host, Storage, run_storage
-from tests.harness.together import call_together
-from tests.harness.waiting import wait_until
 from worker.fal.storage import (
     DEFAULT_POLICY,
     MIB,
@@ -27,7 +25,7 @@ from worker.ground.errors import UploadRefusedError, UploadUnavailableError
 
 KEY = "key-id:key-secret"
 QUICK = Backoff(timedelta(milliseconds=1), timedelta(milliseconds=2))
-TERMS = UploadPolicy(whole_bytes=1000, part_bytes=400, parallel=3, tries=3, pause=QUICK)
+TERMS = UploadPolicy(whole_bytes=1000, part_bytes=400, tries=3, pause=QUICK)
 LONG = 400 * 5 + 1  # six parts, the last of one byte
 Start = Callable[..., "Upload"]
 
@@ -94,7 +92,6 @@ def find_credentials(host: Host) -> set[str]:
 
 def test_defaults_are_those_of_fals_client() -> None:
     assert (DEFAULT_POLICY.whole_bytes, DEFAULT_POLICY.part_bytes) == (90 * MIB, 10 * MIB)
-    assert DEFAULT_POLICY.parallel > 1
 
 
 def test_small_file_is_put_at_once_to_the_signed_url(storage, start, tmp_path) -> None:
@@ -212,20 +209,6 @@ def test_upload_ends_after_its_last_try(storage, start) -> None:
     assert (storage.bytes.count("4"), storage.bytes.count("complete")) == (3, 0)
 
 
-def test_parts_that_end_in_another_order_are_completed_in_theirs(storage, start) -> None:
-    storage.bytes.held["1"] = Event()
-    upload = start(LONG)
-
-    def release() -> None:
-        wait_until(lambda: all(storage.bytes.count(name) for name in "2356"))
-        storage.bytes.held["1"].set()
-
-    call_together(upload.finish, release)
-
-    numbers = [one["partNumber"] for one in storage.bytes.asked[-1].json["parts"]]
-    assert numbers == [1, 2, 3, 4, 5, 6]
-
-
 @pytest.mark.parametrize("status", [307, 403])
 def test_refusal_of_the_signed_host_is_final(storage, start, status) -> None:
     storage.bytes.refusals["video.mp4"] = [status]
@@ -245,11 +228,11 @@ def test_refused_account_is_not_asked_again_at_once(storage, start) -> None:
     assert storage.rest.count("initiate") == 1
 
 
-def test_failed_part_stops_the_others(storage, start) -> None:
+def test_failed_part_ends_the_upload(storage, start) -> None:
     storage.bytes.refusals["1"] = [400]
     with pytest.raises(UploadRefusedError, match="part 1"):
         start(400 * 40).finish()
-    assert storage.bytes.count("40") == 0
+    assert storage.bytes.count("2") == 0
     assert storage.bytes.count("complete") == 0
 
 

@@ -1,21 +1,19 @@
 """Uploads to fal's storage, as fal's own clients do them (fal-api, section 6; ADR 21).
 
 The key buys a signed URL; the bytes go there without any credential: at once up to 90 MiB, above
-that in parts of 10 MiB, several at a time. Memory stays at a chunk for each of them. Where fal
-signs no URLs, a CDN token takes the key's place. Nothing here is paid, so every step is repeated.
-The key goes to the host of `rest_url`, a CDN token to that of `cdn_url`, and a signed URL is a
-credential itself: it is never logged.
+that in parts of 10 MiB, one after the other. Memory stays at a chunk. Where fal signs no URLs, a
+CDN token takes the key's place. Nothing here is paid, so every step is repeated. The key goes to
+the host of `rest_url`, a CDN token to that of `cdn_url`, and a signed URL is a credential itself:
+it is never logged.
 """
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from threading import Event, Lock
 
 import httpx
 from pydantic import JsonValue, SecretStr
@@ -31,7 +29,7 @@ from worker.fal.http import (
     name_origin,
     parse_url,
 )
-from worker.ground.clock import Backoff, start_call
+from worker.ground.clock import Backoff
 from worker.ground.errors import UploadRefusedError, UploadUnavailableError
 
 MIB = 1024 * 1024
@@ -63,7 +61,6 @@ class UploadPolicy:
 
     whole_bytes: int = 90 * MIB
     part_bytes: int = 10 * MIB
-    parallel: int = 4
     tries: int = 5
     pause: Backoff = PAUSE
     slowest_bytes_per_second: int = 64 * 1024
@@ -120,8 +117,8 @@ class StorageClient:
     def upload(self, file: UploadFile, on_progress: OnProgress | None = None) -> str:
         """The file's URL at fal. Raises UploadUnavailableError and UploadRefusedError.
 
-        `on_progress` gets the bytes sent and their total, one call at a time; what it raises ends
-        the upload and passes through.
+        `on_progress` gets the bytes sent and their total; what it raises ends the upload and passes
+        through.
         """
         return _Upload(self, file, on_progress).run()
 
@@ -151,7 +148,7 @@ class StorageClient:
 
 
 class _Upload:
-    """One file on its way: its deadline, its progress, and whether to stop; thread-safe."""
+    """One file on its way: its deadline, and its progress."""
 
     def __init__(
         self, client: StorageClient, file: UploadFile, on_progress: OnProgress | None
@@ -161,9 +158,6 @@ class _Upload:
         self._policy = client.policy
         self._on_progress = on_progress
         self._deadline = time.monotonic() + self._policy.bound(file.size).total_seconds()
-        self._stop = Event()
-        self._lock = Lock()
-        self._sent: dict[int, int] = {}
         self._reported = 0
 
     def run(self) -> str:
@@ -208,28 +202,15 @@ class _Upload:
         return _Target("PUT", f"{access_url}/multipart/{upload_id}", access_url, token)
 
     def _send_parts(self, target: _Target) -> Reply:
-        size, part_bytes, lanes = self._file.size, self._policy.part_bytes, self._policy.parallel
-        starts = range(0, size, part_bytes)
-        tags: dict[int, JsonValue] = {}
-
-        def send_each(lane: int) -> None:
-            for number, start in list(enumerate(starts, start=1))[lane::lanes]:
-                length = min(part_bytes, size - start)
-                reply = self._send(f"sending part {number}", target, start, length, number)
-                tag = reply.parse_object().get("etag") or reply.headers.get("etag")
-                if not isinstance(tag, str):
-                    raise UploadRefusedError("fal's storage took a part without naming it")
-                tags[number] = tag
-
-        # An interrupted command does not wait for a host that does not answer.
-        calls = [start_call(partial(send_each, lane)) for lane in range(lanes)]
-        try:
-            for call in as_completed(calls):
-                call.result()
-        except BaseException:
-            self._stop.set()
-            raise
-        parts: JsonValue = [{"partNumber": one, "etag": tags[one]} for one in sorted(tags)]
+        size, part_bytes = self._file.size, self._policy.part_bytes
+        parts: list[JsonValue] = []
+        for number, start in enumerate(range(0, size, part_bytes), start=1):
+            length = min(part_bytes, size - start)
+            reply = self._send(f"sending part {number}", target, start, length, number)
+            tag = reply.parse_object().get("etag") or reply.headers.get("etag")
+            if not isinstance(tag, str):
+                raise UploadRefusedError("fal's storage took a part without naming it")
+            parts.append({"partNumber": number, "etag": tag})
         complete = partial(
             self._client.bare.build_request,
             "POST",
@@ -249,45 +230,36 @@ class _Upload:
 
         def build() -> httpx.Request:
             deadline = min(time.monotonic() + within.total_seconds(), self._deadline)
-            content = self._read(start, length, deadline, number)
+            content = self._read(start, length, deadline)
             return self._client.bare.build_request(
                 target.method, url, content=content, headers=headers
             )
 
         return self._insist(what, self._client.bare, build, within=within)
 
-    def _read(self, start: int, length: int, deadline: float, number: int) -> Iterator[bytes]:
+    def _read(self, start: int, length: int, deadline: float) -> Iterator[bytes]:
         """A part of the file, never more than one chunk of it in memory.
 
-        Raises httpx.WriteTimeout after `deadline` (monotonic), UploadUnavailableError once another
-        part has failed, and UploadRefusedError if the file has become shorter.
+        Reports the bytes sent; those that are sent again count once. Raises httpx.WriteTimeout
+        after `deadline` (monotonic), and UploadRefusedError if the file has become shorter.
         """
         with _refuse_unreadable():
             file = self._file.path.open("rb")
         with file:
-            sent = 0
-            while sent < length:
-                if self._stop.is_set():
-                    raise UploadUnavailableError("another part has failed")
+            sent = start
+            while sent < start + length:
                 if time.monotonic() > deadline:
                     raise httpx.WriteTimeout("the host accepts the file too slowly")
                 with _refuse_unreadable():
-                    file.seek(start + sent)
-                    chunk = file.read(min(CHUNK_BYTES, length - sent))
+                    file.seek(sent)
+                    chunk = file.read(min(CHUNK_BYTES, start + length - sent))
                 if not chunk:
                     raise UploadRefusedError("the file became shorter while it was uploaded")
                 yield chunk
                 sent += len(chunk)
-                self._count(number, sent)
-
-    def _count(self, number: int, sent: int) -> None:
-        """Report the bytes sent of all parts; one that is sent again counts once."""
-        with self._lock:
-            self._sent[number] = sent
-            total = sum(self._sent.values())
-            if total > self._reported and self._on_progress is not None:
-                self._reported = total
-                self._on_progress(total, self._file.size)
+                if sent > self._reported and self._on_progress is not None:
+                    self._reported = sent
+                    self._on_progress(sent, self._file.size)
 
     def _describe(self, *, is_cdn: bool) -> dict[str, str]:
         name = {"X-Fal-File-Name": self._file.file_name} if is_cdn else {}
@@ -323,9 +295,9 @@ class _Upload:
                 if not is_transient(status):
                     raise UploadRefusedError(f"{what}: {reason}")
             pause = self._policy.pause.draw(tries).total_seconds()
-            is_over = tries == self._policy.tries or time.monotonic() + pause > self._deadline
-            if is_over or self._stop.wait(pause):
+            if tries == self._policy.tries or time.monotonic() + pause > self._deadline:
                 break
+            time.sleep(pause)
         raise UploadUnavailableError(f"{what}: {reason} (tried {tries} times)")
 
 

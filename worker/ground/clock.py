@@ -27,11 +27,6 @@ def call_within(limit: timedelta, function: Callable[[], V]) -> V:
     Socket timeouts bound single reads, and name look-ups have none. The call goes on in its thread
     after the limit, so it needs bounds of its own to end at all.
     """
-    return start_call(function).result(limit.total_seconds())
-
-
-def start_call(function: Callable[[], V]) -> Future[V]:
-    """Begin the call in a thread of its own, which does not keep the process from ending."""
     outcome: Future[V] = Future()
 
     def run() -> None:
@@ -41,7 +36,7 @@ def start_call(function: Callable[[], V]) -> Future[V]:
             outcome.set_exception(error)
 
     Thread(target=run, name="call_within", daemon=True).start()
-    return outcome
+    return outcome.result(limit.total_seconds())
 
 
 # ------------------------------------------------------------------ waits before a retry
