@@ -28,7 +28,6 @@ from worker.fal.requests import CancelAnswer, Progress, RequestClient, Unclear
 from worker.fal.submit import Accepted, Ambiguous, QueueClient, RefusalClass
 
 QUEUE_URL = "https://queue.fal.run"
-CALL_LIMIT = timedelta(seconds=30)
 # How long following goes on while no status can be read.
 STATUS_TIMEOUT = timedelta(minutes=1)
 POLL_INTERVAL = timedelta(milliseconds=500)
@@ -46,20 +45,11 @@ class Handle:
 
 
 class FalClient:
-    """Submits, follows, fetches and cancels. The key goes to `queue_url` only.
+    """Submits, follows, fetches and cancels. The key goes to `queue_url` only."""
 
-    `limit` bounds each call as a whole: name resolution, connection, request and reply.
-    """
-
-    def __init__(
-        self,
-        credentials: SecretStr,
-        *,
-        queue_url: str = QUEUE_URL,
-        limit: timedelta = CALL_LIMIT,
-    ) -> None:
-        self._queue = QueueClient(queue_url, credentials, limit=limit)
-        self._requests = RequestClient(queue_url, credentials, limit=limit)
+    def __init__(self, credentials: SecretStr, *, queue_url: str = QUEUE_URL) -> None:
+        self._queue = QueueClient(queue_url, credentials)
+        self._requests = RequestClient(queue_url, credentials)
 
     def __enter__(self) -> Self:
         return self

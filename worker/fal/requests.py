@@ -251,18 +251,11 @@ class Look:
 class RequestClient:
     """Queries and cancels requests. The key goes to `base_url` and nowhere else.
 
-    `limit` bounds each call as a whole. No call raises: what proves nothing is `Unclear`.
+    No call raises: what proves nothing is `Unclear`.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        credentials: SecretStr,
-        *,
-        limit: timedelta | None = None,
-    ) -> None:
+    def __init__(self, base_url: str, credentials: SecretStr) -> None:
         self._base_url = base_url
-        self._limit = limit
         self._http = build_client(credentials)
 
     def close(self) -> None:
@@ -336,7 +329,6 @@ class RequestClient:
         try:
             target = httpx.URL(url).copy_merge_params({"logs": "1"} if logs else {})
             request = self._http.build_request(method, target)
-            limit = limit or self._limit
             return exchange(self._http, request, max_bytes=max_bytes, limit=limit)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             if logs and isinstance(error, ReplyTooLargeError):

@@ -84,11 +84,8 @@ SubmitReply = Accepted | Refused | Ambiguous
 class QueueClient:
     """Submits to fal's queue. The key goes to `base_url` and nowhere else."""
 
-    def __init__(
-        self, base_url: str, credentials: SecretStr, *, limit: timedelta | None = None
-    ) -> None:
+    def __init__(self, base_url: str, credentials: SecretStr) -> None:
         self._base_url = base_url
-        self._limit = limit
         # Each POST has a connection of its own: a kept one may have died unnoticed, and then
         # whether the request was read would be unknown.
         self._http = build_client(credentials, keep_connections=False)
@@ -110,7 +107,7 @@ class QueueClient:
             headers=options.to_headers(),
         )
         try:
-            reply = exchange(self._http, request, limit=self._limit)
+            reply = exchange(self._http, request)
         except (httpx.HTTPError, TimeoutError) as error:
             return sort_transport_error(error)
         return sort_reply(reply, self._base_url)
