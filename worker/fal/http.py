@@ -93,6 +93,24 @@ def exchange(
         raise TimeoutError(f"no reply within {limit.total_seconds():g} s") from None
 
 
+def query(  # noqa: PLR0913 - what a request has, and its bounds
+    client: httpx.Client,
+    method: str,
+    url: str,
+    *,
+    params: Mapping[str, str] | None = None,
+    json: JsonValue = None,
+    max_bytes: int = MAX_REPLY_BYTES,
+    limit: timedelta | None = None,
+) -> Reply | str:
+    """The reply to a call that may be repeated, or why there is none."""
+    try:
+        request = client.build_request(method, url, params=params, json=json)
+        return exchange(client, request, max_bytes=max_bytes, limit=limit)
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        return describe_error(error)
+
+
 def is_transient(http_status: int) -> bool:
     """Whether a call that is safe to repeat is worth repeating after this answer."""
     return http_status in TRANSIENT_CODES or http_status >= SERVER_ERROR

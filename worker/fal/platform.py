@@ -17,14 +17,12 @@ from worker.fal.completion import Completion
 from worker.fal.errors import describe_platform_error
 from worker.fal.http import (
     ACCOUNT_CODES,
-    MAX_REPLY_BYTES,
     Reply,
     build_client,
-    describe_error,
-    exchange,
     is_transient,
     name_origin,
     parse_url,
+    query,
 )
 from worker.ground.errors import MediaRefusedError, MediaUnavailableError, SchemaUnreadableError
 from worker.ground.network import parse_date
@@ -104,7 +102,7 @@ class PlatformClient:
         put that right), and MediaRefusedError for a file that fal does not know.
         """
         seconds = int(min(max(expires_in, MIN_LIFE), MAX_LIFE).total_seconds())
-        reply = _call(
+        reply = query(
             self._http,
             "POST",
             f"{self._base_url}/storage/files/sign",
@@ -129,15 +127,15 @@ class PlatformClient:
     def close(self) -> None:
         self._http.close()
 
-    def _list(self, endpoint: str, **query: str) -> Listing:
+    def _list(self, endpoint: str, **window: str) -> Listing:
         found: list[ListedRequest] = []
         seen: set[JsonValue] = set()
         cursor: JsonValue = ""
-        params = {"endpoint_id": endpoint, **query, "expand": "payloads", "limit": str(PAGE)}
+        params = {"endpoint_id": endpoint, **window, "expand": "payloads", "limit": str(PAGE)}
         while len(seen) < MAX_PAGES:
             seen.add(cursor)
             url = f"{self._base_url}/models/requests/by-endpoint"
-            reply = _call(self._http, "GET", url, MAX_PAGE_BYTES, params=params)
+            reply = query(self._http, "GET", url, params=params, max_bytes=MAX_PAGE_BYTES)
             body = reply.parse_object() if isinstance(reply, Reply) else {}
             items = body.get("items")
             if isinstance(reply, str) or reply.http_status != OK or not isinstance(items, list):
@@ -208,27 +206,10 @@ def fetch_openapi(base_url: str, credentials: SecretStr | None, endpoint: str) -
     """
     url, params = f"{base_url}/models", {"endpoint_id": endpoint, "expand": "openapi-3.0"}
     with build_client(credentials, keep_connections=False) as http:
-        reply = _call(http, "GET", url, MAX_DOCUMENT_BYTES, params=params)
+        reply = query(http, "GET", url, params=params, max_bytes=MAX_DOCUMENT_BYTES)
     if isinstance(reply, str) or reply.http_status != OK:
         raise SchemaUnreadableError(f"{url}, queried for {endpoint}: {_explain(reply)}")
     return reply.parse_json()
-
-
-def _call(
-    http: httpx.Client,
-    method: str,
-    url: str,
-    max_bytes: int = MAX_REPLY_BYTES,
-    *,
-    params: dict[str, str],
-    json: JsonValue = None,
-) -> Reply | str:
-    """The reply, or why there is none."""
-    try:
-        request = http.build_request(method, url, params=params, json=json)
-        return exchange(http, request, max_bytes=max_bytes)
-    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-        return describe_error(error)
 
 
 def _explain(reply: Reply | str) -> str:

@@ -21,11 +21,9 @@ from worker.fal.errors import parse_failure, read_retry_header
 from worker.fal.http import (
     MAX_REPLY_BYTES,
     Reply,
-    ReplyTooLargeError,
     accept_url,
     build_client,
-    describe_error,
-    exchange,
+    query,
 )
 from worker.ground.clock import RETENTION
 
@@ -33,7 +31,7 @@ from worker.ground.clock import RETENTION
 MAX_RESULT_BYTES = 256 * 1024 * 1024
 RESULT_TIME = timedelta(minutes=3)
 # With all log entries.
-MAX_STATUS_BYTES = 8 * 1024 * 1024
+MAX_STATUS_BYTES = 32 * 1024 * 1024
 # These path heads keep one segment more than owner and app in their follow-up URLs.
 NAMESPACES = frozenset({"workflows", "comfy"})
 NOT_FOUND = frozenset({404, 410})
@@ -296,7 +294,9 @@ class RequestClient:
     ) -> Progress | Forgotten | Unclear:
         """Where the request is now."""
         url = self._choose_url(ref.status_url, ref, fal_request_id, "/status")
-        reply = self._call("GET", url, max_bytes=MAX_STATUS_BYTES, limit=limit, logs=logs)
+        if logs:
+            url += "&logs=1" if "?" in url else "?logs=1"
+        reply = self._call("GET", url, max_bytes=MAX_STATUS_BYTES, limit=limit)
         return read_status(reply) if isinstance(reply, Reply) else reply
 
     def read_result(self, ref: RequestRef, fal_request_id: str, ended: Progress) -> Truth:
@@ -323,17 +323,9 @@ class RequestClient:
         *,
         max_bytes: int = MAX_REPLY_BYTES,
         limit: timedelta | None = None,
-        logs: bool = False,
     ) -> Reply | Unclear:
-        """One bounded exchange; without the logs where they exceed the bound."""
-        try:
-            target = httpx.URL(url).copy_merge_params({"logs": "1"} if logs else {})
-            request = self._http.build_request(method, target)
-            return exchange(self._http, request, max_bytes=max_bytes, limit=limit)
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            if logs and isinstance(error, ReplyTooLargeError):
-                return self._call(method, url, limit=limit)
-            return Unclear(describe_error(error))
+        reply = query(self._http, method, url, max_bytes=max_bytes, limit=limit)
+        return reply if isinstance(reply, Reply) else Unclear(reply)
 
     def _choose_url(
         self, returned: str | None, ref: RequestRef, fal_request_id: str, suffix: str

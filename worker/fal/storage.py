@@ -28,6 +28,7 @@ from worker.fal.http import (
     is_transient,
     name_origin,
     parse_url,
+    query,
 )
 from worker.ground.clock import Backoff
 from worker.ground.errors import UploadRefusedError, UploadUnavailableError
@@ -124,10 +125,8 @@ class StorageClient:
 
     def has_lost(self, url: str) -> bool:
         """Whether fal certainly no longer has the file: an account may keep it for an hour only."""
-        try:
-            return exchange(self.bare, self.bare.build_request("HEAD", url)).http_status in GONE
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
-            return False
+        reply = query(self.bare, "HEAD", url)
+        return isinstance(reply, Reply) and reply.http_status in GONE
 
     def close(self) -> None:
         self.keyed.close()
@@ -172,18 +171,18 @@ class _Upload:
     def _find_target(self, *, in_parts: bool) -> _Target:
         client, file = self._client, self._file
 
-        def query(what: str, path: str, body: dict[str, str]) -> Reply:
+        def request(what: str, path: str, body: dict[str, str]) -> Reply:
             url = f"{client.rest_url}/storage/{path}"
             build = partial(client.keyed.build_request, "POST", url, params=STORAGE_TYPE, json=body)
             return self._insist(what, client.keyed, build, accept=NO_SUCH_CALL)
 
         path = "upload/initiate-multipart" if in_parts else "upload/initiate"
         named = {"content_type": file.content_type, "file_name": file.file_name}
-        reply = query("requesting an upload URL", path, named)
+        reply = request("requesting an upload URL", path, named)
         if reply.http_status not in NO_SUCH_CALL:
             upload_url = client.check_url(reply, "upload_url")
             return _Target("PUT", upload_url, client.check_url(reply, "file_url"))
-        body = query("requesting a CDN token", "auth/token", {}).parse_object()
+        body = request("requesting a CDN token", "auth/token", {}).parse_object()
         kind, secret = body.get("token_type"), body.get("token")
         if not isinstance(kind, str) or not isinstance(secret, str):
             raise UploadRefusedError("fal's storage gave no token")
