@@ -117,7 +117,6 @@ def test_operations_lists_fals_error_types_as_the_code_has_them() -> None:
             ", ".join(map(str, one.http_statuses)),
             one.retryable.value,
             one.charge.value,
-            one.sentence,
         )
         for one in ERROR_TYPES.values()
     ]

@@ -14,7 +14,7 @@ from webhook.metrics import count_requests, register_metrics
 from webhook.page.views import register_page
 from webhook.slow_clients import bound_reading
 from worker.broker.dispatch import Dispatcher
-from worker.fal.http import open_client
+from worker.fal.http import build_client
 from worker.fal.webhooks import KeyCache, WebhookVerifier
 from worker.ground.db import PROGRAM, TRANSIENT_DB_ERRORS, Database
 from worker.ground.errors import InvalidSettingsError, UnsuitableDatabaseError
@@ -31,7 +31,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or _load_or_exit()
     configure_logging(settings.log_level, settings.log_format, list_secrets(settings))
     _check_database_or_exit(settings)
-    keys = KeyCache(settings.fal_jwks_url, open_client())
+    keys = KeyCache(settings.fal_jwks_url, build_client())
     receiver = Receiver(
         db=Database(settings.database_url, pool_size=CONNECTIONS, program=RECEIVER_PROGRAM),
         verifier=WebhookVerifier(keys, user_id=settings.fal_user_id),

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from worker.broker.dispatch import Dispatcher
     from worker.fal.billing import BillingClient
     from worker.fal.options import RequestOptions
-    from worker.fal.platform import FileSigner, PlatformClient
+    from worker.fal.platform import PlatformClient
     from worker.fal.requests import RequestClient
     from worker.fal.storage import OnProgress, StorageClient
     from worker.fal.submit import QueueClient
@@ -323,7 +323,7 @@ class Runtime:
         settings = self.settings
         fetcher = Fetcher(
             lambda: self.requests,
-            lambda: self.signer,
+            lambda: self.platform,
             self.media,
             hosts=_read_setting("fal_media_hosts", settings.fal_media_hosts, parse_media_hosts),
             limits=DownloadLimits(DOWNLOAD_TIME, settings.max_video_bytes),
@@ -331,12 +331,6 @@ class Runtime:
         )
         layout = _read_setting("archive_layout", settings.archive_layout, parse_layout)
         return Keeper(self.db, self.store, fetcher, layout)
-
-    @shared_property
-    def signer(self) -> FileSigner:
-        from worker.fal.platform import FileSigner
-
-        return FileSigner(self.settings.fal_platform_url, self.credentials)
 
     @property
     def rearchiver(self) -> Rearchiver:

@@ -11,7 +11,7 @@ from typing import Any
 from tests.emulator.clips import make_clip
 from tests.harness.clock import FakeClock
 from tests.harness.jobs import LEASE, build_result, make_job
-from worker.fal.platform import FileSigner
+from worker.fal.platform import PlatformClient
 from worker.fal.requests import RequestClient
 from worker.ground.db import Database
 from worker.jobs.states import JobState
@@ -67,7 +67,7 @@ class Archiver:
     limits: DownloadLimits = LIMITS
     client: MediaClient = IMPATIENT
     open_requests: Callable[[], RequestClient] = never
-    open_signer: Callable[[], FileSigner] = never
+    open_signer: Callable[[], PlatformClient] = never
     max_downloads: int = 32
     examiner: Examiner = field(default_factory=get_examiner)
 

@@ -179,4 +179,4 @@ def test_redrive_is_free_wherever_a_url_is_stored(bench: Bench, cdn, archive) ->
     assert bench.redrive(job).state is JobState.COMPLETED
     moved = archive(job)
     assert (moved.state, moved.archive_media["frames"]) == (JobState.ARCHIVED, FRAMES)
-    assert list_fields(moved) == ["video.fps", "seed"]
+    assert list_fields(moved) == ["seed", "video.fps"]

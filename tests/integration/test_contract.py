@@ -120,4 +120,4 @@ def test_nothing_to_compare_with_ends_with_2(run, tmp_path) -> None:
     with run_server(send_json({"error": {"type": "not_found"}}, 404)) as server:
         ended = run(platform=f"{server.url}/v1")
     assert (ended.code, ended.out) == (2, "")
-    assert "answered HTTP 404, not_found" in ended.err
+    assert ": HTTP 404, not_found" in ended.err

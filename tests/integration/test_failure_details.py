@@ -199,7 +199,7 @@ def test_show_prints_each_field(db, capsys) -> None:
     job = fail(db, {"detail": [TOO_MANY, TOO_WIDE | {"msg": "[red]markup[/red]"}]})
     output.print_story(read_story(job.id, db=db))
     printed = capsys.readouterr().out
-    assert "A value is above what is allowed." in printed
+    assert "The model does not take this input." in printed
     assert "num_frames: Input should be less than or equal to 481 (less_than_equal)" in printed
     assert "video_size.width: [red]markup[/red] (greater_than_equal)" in printed
     assert "a new run fails in the same way" in printed
@@ -213,7 +213,7 @@ def test_show_as_json_has_each_field(db, capsys) -> None:
     assert shown["error_details"] == [TOO_MANY, TOO_WIDE]
     assert shown["explanation"] == {
         "error_class": "input",
-        "sentence": "A value is above what is allowed.",
+        "sentence": "The model does not take this input.",
         "retryable": "no",
         "charge": "possible",
         "fields": [

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from tests.emulator.processes import Emulator
 from worker.fal.client import FalClient
 from worker.fal.options import parse_options
-from worker.fal.platform import FileSigner
+from worker.fal.platform import PlatformClient
 from worker.ground.errors import MediaRefusedError
 
 KEY = SecretStr("emulator-key")
@@ -18,8 +18,8 @@ ENDPOINT = "fal-ai/ltx-2.3-22b/extend-video"
 
 
 @pytest.fixture
-def signer(emulator) -> Iterator[FileSigner]:
-    signer = FileSigner(f"{emulator.url}/v1", KEY)
+def signer(emulator) -> Iterator[PlatformClient]:
+    signer = PlatformClient(f"{emulator.url}/v1", KEY)
     yield signer
     signer.close()
 

@@ -22,7 +22,7 @@ from tests.harness.waiting import wait_until
 from tests.harness.web import hang, run_server, send_json
 from worker.fal.options import RequestOptions
 from worker.fal.platform import PlatformClient
-from worker.fal.requests import MAX_ENTRIES, MAX_STATUS_BYTES, Progress, RequestClient
+from worker.fal.requests import MAX_ENTRIES, Progress, RequestClient
 from worker.fal.submit import QueueClient
 from worker.ground.clock import read_clock
 from worker.ground.db import Database
@@ -290,19 +290,6 @@ def test_follower_keeps_logs_within_their_bound(db, ask_scripted) -> None:
     ask_scripted(send_json({**STATUS, "logs": logs}, 202))
     (attempt,) = read_attempts(db, UUID(int=1))
     assert attempt.logs == logs[-MAX_ENTRIES:]
-
-
-def test_follower_asks_without_logs_where_they_are_too_long(db, ask_scripted) -> None:
-    too_long = {**STATUS, "logs": [{"message": "x" * MAX_STATUS_BYTES}]}
-
-    def answer(handler) -> None:
-        body = too_long if "logs=1" in handler.asked.target else {**STATUS, "logs": None}
-        send_json(body, 202)(handler)
-
-    asked = ask_scripted(answer)
-    assert [target.partition("?")[2] for target in asked] == ["logs=1", ""]
-    (attempt,) = read_attempts(db, UUID(int=1))
-    assert (attempt.fal_status, attempt.logs) == ("IN_PROGRESS", None)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from tests.harness.clock import FakeClock
 from tests.harness.jobs import NOW, REQUEST_ID, move_job, read_job
 from tests.harness.stages import Bench
 from tests.harness.web import ScriptedServer, run_server, send_body, send_json
-from worker.fal.platform import FileSigner
+from worker.fal.platform import PlatformClient
 from worker.ground.errors import MediaUnavailableError
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
@@ -265,7 +265,7 @@ def private(bench: Bench, desk, cdn) -> Job:
     return bench.read(submission.job)
 
 
-class Signer(FileSigner):
+class Signer(PlatformClient):
     """Signs at once, or not at all."""
 
     def __init__(self, *, is_away: bool = False) -> None:

@@ -11,8 +11,6 @@ from worker.media.download import (
     ContentRange,
     choose_version,
     parse_content_range,
-    parse_date,
-    parse_retry_after,
 )
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -57,17 +55,7 @@ def test_choose_version_takes_a_date_only_if_it_was_past_then(age, is_sure):
     assert choose_version({"last-modified": changed, "date": "nonsense"}.get) is None
 
 
-def test_parse_retry_after_gives_seconds_or_nothing():
-    later, earlier = name_time(NOW + timedelta(seconds=9)), name_time(NOW - timedelta(seconds=9))
-    for text, seconds in {" 7 ": 7, later: 9, earlier: 0}.items():
-        assert parse_retry_after(text, NOW) == timedelta(seconds=seconds)
-    assert parse_retry_after(None, NOW) == timedelta()
-    for text in ("", "0", "-7", "7.5", "soon"):
-        assert parse_retry_after(text, NOW) == timedelta()
-
-
 @given(st.text() | st.text("0123456789 :GMTFrideca,-/*", max_size=40))
 def test_parsing_any_text_never_raises(text):
     part = parse_content_range(text)
     assert part is None or 0 <= part.first <= part.last < part.total
-    assert parse_date(text) is None or parse_retry_after(text, NOW) >= timedelta(0)

@@ -289,14 +289,14 @@ def test_download_waits_as_long_as_it_is_asked_to(download, waits, is_date):
     assert 5 < waits[0] < 10
 
 
-@pytest.mark.parametrize("retry_after", ["11", "Fri, 31 Dec 9999 23:59:59 GMT"])
+@pytest.mark.parametrize("retry_after", ["11", "9" * 40, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_download_asked_to_wait_for_long_leaves_it_to_its_row(download, server, waits, retry_after):
     with pytest.raises(MediaUnavailableError, match="HTTP 429"):
         download(fail_with(429, Retry_After=retry_after))
     assert (len(server.received), waits) == (1, [])
 
 
-@pytest.mark.parametrize("retry_after", ["-1", "soon", "9" * 40])
+@pytest.mark.parametrize("retry_after", ["-1", "soon"])
 def test_download_asked_to_wait_for_nonsense_waits_as_usual(download, waits, retry_after):
     _, sink = download(fail_with(429, Retry_After=retry_after), File())
     assert sink.content == VIDEO

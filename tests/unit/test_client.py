@@ -1,6 +1,5 @@
 """What `FalClient` adds for its user: one POST at most, an exception by class, and following."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -17,9 +16,9 @@ from tests.harness.web import (
     ScriptedServer,
     break_off,
     run_server,
-    send_body,
     send_json,
 )
+from worker.fal import client as client_module
 from worker.fal import requests, submit
 from worker.fal.client import FalClient, Handle
 from worker.fal.errors import (
@@ -115,7 +114,7 @@ def test_subscribe_posts_once_whatever_happens_on_its_way(happening) -> None:
 
     network = Network(respond)
     with pytest.MonkeyPatch.context() as patch, open_client(network) as client:
-        patch.setattr(requests, "STATUS_TIMEOUT", timedelta(milliseconds=5))
+        patch.setattr(client_module, "STATUS_TIMEOUT", timedelta(milliseconds=5))
         with suppress(ExtendVideoError):
             client.subscribe(ENDPOINT, {}, interval=QUICKLY, timeout=timedelta(milliseconds=10))
     assert [one for one in network.asked if one[0] == "POST"] == [("POST", FAL)]
@@ -161,23 +160,12 @@ def build_status(name: str, *logs: str, **more: object) -> dict[str, object]:
     return {"status": name, "request_id": "r-1", "logs": entries, **more}
 
 
-def write_events(*statuses: object) -> bytes:
-    return b"".join(b"data: %b\n\n" % json.dumps(one).encode() for one in statuses)
-
-
-def serve(fal: ScriptedServer, stream: object, *polls: dict[str, object]) -> None:
-    """Answer the stream with these bytes, or as told; and each poll with the next status."""
+def serve(fal: ScriptedServer, *polls: dict[str, object]) -> None:
+    """Answer each poll with the next status, and then always with the last."""
     waiting = list(polls)
 
     def respond(handler: ScriptedHandler) -> None:
-        if handler.asked.path.endswith("/status/stream"):
-            if isinstance(stream, bytes):
-                send_body(stream, 200, Content_Type="text/event-stream; charset=utf-8")(handler)
-            else:
-                assert callable(stream)
-                stream(handler)
-        else:
-            send_json(waiting.pop(0) if len(waiting) > 1 else waiting[0])(handler)
+        send_json(waiting.pop(0) if len(waiting) > 1 else waiting[0])(handler)
 
     fal.answer = respond
 
@@ -200,55 +188,21 @@ FOLLOWED = [
 ]
 
 
-def test_following_by_stream_alone_asks_once_and_has_each_log_once(fal, client) -> None:
-    serve(fal, write_events(WAITING, RUNNING, DONE))
+def test_following_tells_each_status_once(fal, client) -> None:
+    serve(fal, WAITING, RUNNING, RUNNING, DONE)
     assert watch(client) == FOLLOWED
-    (asked,) = fal.asked
-    assert asked.target == "/fal-ai/app/requests/r-1/status/stream?logs=1"
-
-
-@pytest.mark.parametrize(
-    "stream",
-    [
-        send_json({"status": "NOT_FOUND"}, 404),
-        send_json(WAITING, 202),
-        break_off(),
-        b"data: {\n\n",
-        write_events(7),
-    ],
-)
-def test_following_without_a_usable_stream_goes_on_by_asking(fal, client, stream) -> None:
-    serve(fal, stream, WAITING, RUNNING, RUNNING, DONE)
-    assert watch(client) == FOLLOWED
-
-
-def test_following_of_stream_that_ends_early_goes_on_by_asking(fal, client) -> None:
-    serve(fal, write_events(WAITING, RUNNING), RUNNING, DONE)
-    assert watch(client) == FOLLOWED
-
-
-def test_following_of_silent_stream_goes_on_by_asking(fal, client, monkeypatch) -> None:
-    monkeypatch.setattr(requests, "STREAM_SILENCE", timedelta(seconds=0.1))
-
-    def say_one_thing(handler: ScriptedHandler) -> None:
-        handler.send_head(200, Content_Type="text/event-stream")
-        handler.wfile.write(write_events(WAITING))
-        handler.wfile.flush()
-        handler.server.closing.wait(timeout=60)
-
-    serve(fal, say_one_thing, DONE)
-    assert watch(client) == [FOLLOWED[0], FOLLOWED[2]]
+    assert {one.target for one in fal.asked} == {"/fal-ai/app/requests/r-1/status?logs=1"}
 
 
 def test_following_past_its_time_names_the_request(fal, client) -> None:
-    serve(fal, write_events(WAITING), WAITING)
+    serve(fal, WAITING)
     with pytest.raises(RequestPendingError) as caught:
         watch(client, timeout=timedelta(seconds=0.05))
     assert caught.value.fal_request_id == "r-1"
 
 
 def test_following_ends_once_nothing_is_learnt_for_long(fal, client, monkeypatch) -> None:
-    monkeypatch.setattr(requests, "STATUS_TIMEOUT", timedelta(seconds=0.05))
+    monkeypatch.setattr(client_module, "STATUS_TIMEOUT", timedelta(seconds=0.05))
     fal.answer = send_json({"detail": "away"}, 503)
     with pytest.raises(RequestUnclearError, match="503"):
         watch(client)

@@ -22,6 +22,7 @@ from worker.fal.model import (
     parse_field,
     parse_output,
 )
+from worker.ground import validation
 from worker.ground.errors import InvalidInputError, InvalidResultError, Violation
 from worker.ground.validation import show_value
 
@@ -144,6 +145,10 @@ inputs = st.fixed_dictionaries(
 
 def complete(**fields: object) -> ExtendVideoInput:
     return complete_input(REQUIRED | fields)
+
+
+def describe_allowed(field: str) -> str:
+    return validation.describe_allowed(ExtendVideoInput, *field.split("."))
 
 
 def refuse(fields: Mapping[str, object]) -> tuple[Violation, ...]:
@@ -331,18 +336,11 @@ def test_complete_input_with_unknown_field_names_it_and_the_known():
     assert refuse({**REQUIRED, 7: None}) == (Violation("7", "7", "no such field"),)  # type: ignore[dict-item]  # JSON has none, Python has
 
 
-def test_complete_input_draws_a_seed_once_and_only_if_none_is_given():
-    drawn = iter([11, 12])
-    assert complete_input(REQUIRED, draw_seed=lambda: next(drawn)).seed == 11
-    assert complete_input(REQUIRED | {"seed": 0}, draw_seed=lambda: next(drawn)).seed == 0
-    assert complete_input(REQUIRED | {"seed": None}, draw_seed=lambda: next(drawn)).seed == 12
-    assert next(drawn, None) is None
-
-
-def test_draw_seed_often_stays_in_range_and_varies():
-    drawn = {draw_seed() for _ in range(100)}
-    assert all(0 <= seed < 2**31 for seed in drawn)
-    assert len(drawn) > 90
+def test_complete_input_draws_a_seed_only_if_none_is_given():
+    assert complete(seed=0).seed == 0
+    drawn = [complete(**fields).seed for fields in [{}, {"seed": None}] * 50]
+    assert all(seed is not None and 0 <= seed < 2**31 for seed in drawn)
+    assert len(set(drawn)) > 90
 
 
 def test_input_once_built_cannot_be_changed():
@@ -460,7 +458,7 @@ def test_parse_output_of_full_result_reads_all_and_keeps_the_unknown():
     output = parse_output(payload)
     assert output.video.model_dump() == video
     assert (output.seed, output.prompt) == (7, "A boat.")
-    assert output.to_json() == payload
+    assert output.model_dump(mode="json", exclude_unset=True) == payload
 
 
 @pytest.mark.parametrize(
@@ -475,7 +473,7 @@ def test_parse_output_of_full_result_reads_all_and_keeps_the_unknown():
 def test_parse_output_with_a_url_is_enough(video):
     output = parse_output(RESULT | {"video": video})
     assert (output.video.width, output.video.fps, output.video.file_name) == (None, None, None)
-    assert output.to_json()["video"] == video
+    assert output.model_dump(mode="json", exclude_unset=True)["video"] == video
 
 
 def test_parse_output_with_odd_values_mends_them():
@@ -510,7 +508,7 @@ def test_parse_output_leaves_out_what_is_nested_too_deeply(depth):
         nested = [nested]
     output = parse_output(RESULT | {"extra": nested})
     assert output.video.url == RESULT["video"]["url"]
-    assert len(json.dumps(output.to_json()["extra"])) < 450
+    assert len(json.dumps(output.model_dump(mode="json", exclude_unset=True)["extra"])) < 450
 
 
 @given(json_values, json_values, json_values, json_values)
@@ -518,4 +516,4 @@ def test_parse_output_of_any_json_refuses_or_dumps(whole, url, extra, seed):
     nearly = {"video": {"url": url, "fps": extra}, "seed": seed, "prompt": "p", "extra": extra}
     for payload in (whole, nearly, RESULT | {"extra": extra}):
         with contextlib.suppress(InvalidResultError):
-            json.dumps(parse_output(payload).to_json(), allow_nan=False)
+            json.dumps(parse_output(payload).model_dump(), allow_nan=False)

@@ -1,16 +1,23 @@
 """Proxies and authorities of the environment: what leads where, and what ends the start."""
 
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.harness.tls import make_certificate, run_proxy, run_tls_end
 from tests.harness.web import run_server, send_json
-from worker.fal.http import open_client
+from worker.fal.http import build_client
 from worker.ground.errors import InvalidSettingsError
-from worker.ground.network import read_network
+from worker.ground.network import parse_date, read_network, read_retry_after
 from worker.ground.settings import load_settings
 
 PROXY = "http://proxy:3128"
+NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +86,32 @@ def test_client_of_fal_goes_by_proxy_and_trusts_the_named_authority(monkeypatch,
         with run_tls_end(target, certificate) as port, run_proxy(asked) as proxy:
             monkeypatch.setenv("SSL_CERT_FILE", str(certificate.certificate))
             monkeypatch.setenv("HTTPS_PROXY", f"http://user:p%40ss@127.0.0.1:{proxy}")
-            with open_client() as client:
+            with build_client() as client:
                 reply = client.get(f"https://queue.invalid:{port}/")
     assert reply.json() == {"ok": True}
     assert asked[0][0].split()[1] == f"queue.invalid:{port}"
     assert "Proxy-Authorization: Basic dXNlcjpwQHNz" in asked[0]
+
+
+# ------------------------------------------------------------------ dates, and how long to wait
+
+
+def test_retry_after_is_seconds_or_a_date_within_its_bound() -> None:
+    later, earlier, past_bound = (
+        format_datetime(NOW + timedelta(seconds=seconds), usegmt=True) for seconds in (9, -9, 9999)
+    )
+    for text, seconds in {
+        " 7 ": 7,
+        "0000000007": 7,
+        later: 9,
+        **dict.fromkeys(["3600", "3601", "9" * 5000, past_bound], 3600),
+        **dict.fromkeys(["", "0", "-7", "7.5", "soon", "\u0667", "\u00b2", earlier], 0),
+    }.items():
+        assert read_retry_after(text, HOUR, NOW) == timedelta(seconds=seconds), text
+    assert read_retry_after(None, HOUR, NOW) == timedelta()
+
+
+@given(st.text() | st.text("0123456789 :GMTFrideca,-/*", max_size=40))
+def test_parsing_any_date_never_raises(text) -> None:
+    assert timedelta() <= read_retry_after(text, HOUR, NOW) <= HOUR
+    assert getattr(parse_date(text), "tzinfo", UTC) is not None

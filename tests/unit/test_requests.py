@@ -1,8 +1,6 @@
 """What each reply of fal about one request means: status (3.1), result (3.3), cancellation (3.4).
 
-The three tables are the whole of it, by kind; other levels rely on them. Then: which URL is asked,
-and that asking and cancelling, which are safe to repeat, go to the backup host without a
-connection, and only then.
+The three tables are the whole of it, by kind; other levels rely on them. Then: which URL is asked.
 """
 
 import json
@@ -16,22 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from tests.harness.brokers import find_closed_port
-from tests.harness.web import run_server, send_json
 from worker.fal import requests
 from worker.fal.completion import Completion
-from worker.fal.http import BACKUP_URLS, Reply, accept_url, exchange_again, move_url
+from worker.fal.http import Reply, accept_url
 from worker.fal.requests import (
     CancelAnswer,
     Forgotten,
-    Pending,
     Progress,
     RequestClient,
     ResultGone,
     Truth,
     Unclear,
     read_cancel_answer,
-    read_events,
     read_status,
     sort_result,
 )
@@ -156,7 +150,6 @@ CANCELLATIONS: list[tuple[int, object, CancelAnswer]] = [
         (code, body, CancelAnswer.REQUESTED)
         for code, body in [(200, {"success": True}), (202, b""), (200, {"status": ["OK"]})]
     ),
-    (200, {"status": "UNCLEAR"}, CancelAnswer.REQUESTED),
     (404, b"", CancelAnswer.NOT_FOUND),
     (410, NGINX, CancelAnswer.NOT_FOUND),
     *((code, PLATFORM_ERROR, CancelAnswer.UNCLEAR) for code in (302, 400, 401, 429, 500)),
@@ -321,81 +314,10 @@ def test_request_of_endless_id_is_unclear_and_asks_nobody() -> None:
     assert Network().ask(Ref(), "x" * 70_000) == []
 
 
-# ------------------------------------------------------------------ the backup host
-
-
-def break_at_first(error: Exception) -> Callable[[str], Exception | None]:
-    return lambda host: error if host == "queue.fal.run" else None
-
-
-@pytest.mark.parametrize("error", [httpx.ConnectError("x"), httpx.ConnectTimeout("x")])
-def test_question_without_connection_is_asked_at_the_backup(error) -> None:
-    asked = Network(break_at_first(error)).ask(Ref("a/b"), "r-1")
-    paths = ["a/b/requests/r-1/status?logs=1", "a/b/requests/r-1", "a/b/requests/r-1/cancel"]
+@pytest.mark.parametrize("error", [httpx.ConnectError("x"), httpx.ReadTimeout("x")])
+def test_question_without_answer_is_asked_once_at_our_host_alone(error) -> None:
+    asked = Network(lambda _: error).ask(Ref("a/b"), "r-1")
     assert asked == [
-        f"{method} {host}/{path}"
-        for method, path in zip(("GET", "GET", "PUT"), paths, strict=True)
-        for host in (BASE, "https://queue.falrun.com")
+        f"GET {BASE}/a/b/requests/r-1/status?logs=1",
+        f"PUT {BASE}/a/b/requests/r-1/cancel",
     ]
-
-
-@pytest.mark.parametrize("error", [httpx.ReadTimeout("x"), httpx.WriteError("x"), None])
-def test_question_that_was_sent_is_not_asked_at_the_backup(error) -> None:
-    network = Network(break_at_first(error)) if error else Network(status=503)
-    assert all(" https://queue.fal.run/" in one for one in network.ask(Ref("a/b"), "r-1"))
-
-
-def test_only_fals_own_queue_has_a_backup() -> None:
-    assert BACKUP_URLS == {BASE: "https://queue.falrun.com"}
-    network = Network(lambda _: httpx.ConnectError("x"))
-    assert len(network.ask(Ref("a/b"), "r-1", "https://other.test")) == 2
-
-
-@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
-def test_what_is_not_safe_to_repeat_is_never_sent_twice(method) -> None:
-    network = Network()
-    with httpx.Client(transport=httpx.MockTransport(network)) as client:
-        request = client.build_request(method, f"{BASE}/x")
-        with pytest.raises(ValueError, match="never sent twice"):
-            exchange_again(client, request, backup_url="https://backup.test")
-    assert network.asked == []
-
-
-def test_backup_is_asked_over_a_real_connection_with_path_and_query() -> None:
-    """The first host is a port where nobody listens."""
-    with run_server(send_json({"status": "IN_PROGRESS"}, 202)) as server:
-        closed = f"http://127.0.0.1:{find_closed_port()}"
-        client = RequestClient(closed, SecretStr("key"), backup_url=server.url)
-        assert client.find_truth(Ref("a/b"), "r-1") == Pending("IN_PROGRESS")
-        client.close()
-        assert [one.target for one in server.asked] == ["/a/b/requests/r-1/status?logs=1"]
-    moved = move_url(httpx.URL(f"{BASE}:444/a/b%2Fc?logs=1"), "https://backup.test")
-    assert str(moved) == "https://backup.test/a/b%2Fc?logs=1"
-
-
-# ------------------------------------------------------------------ server-sent events
-
-
-def test_events_give_data_of_each_whole_event() -> None:
-    for stream, given_back in [
-        (b"data: a\ndata: b\n\ndata:c\r\n\r\n", ["a\nb", "c"]),
-        (b": keep-alive\nevent: status\nid: 7\ndata: a\n\n", ["a"]),
-        (b"datum: a\n\ndata: a\n", []),
-        (b"data: \xff\n\n", ["\N{REPLACEMENT CHARACTER}"]),
-    ]:
-        assert list(read_events([stream])) == given_back
-
-
-def test_events_without_an_end_are_refused(monkeypatch) -> None:
-    monkeypatch.setattr(requests, "MAX_EVENT_BYTES", 100)
-    with pytest.raises(ValueError, match="more than 100 bytes"):
-        list(read_events([b"data: " + b"x" * 80 + b"\n", b"data: " + b"x" * 80]))
-
-
-@given(st.data(), st.lists(st.sampled_from(["a", "", " ü\u2028"]), max_size=5))
-def test_events_give_back_what_was_written_however_it_is_cut(data, written) -> None:
-    line_end = data.draw(st.sampled_from([b"\n", b"\r\n"]))
-    stream = b"".join(b"data: " + text.encode() + line_end * 2 for text in written)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
-    chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    assert list(read_events(chunks)) == written

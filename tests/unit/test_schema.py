@@ -87,7 +87,7 @@ def test_document_of_our_own_model_shows_no_drift() -> None:
         ("input.fps", {"minimum": ..., "exclusiveMinimum": 1}, ("range", "1..60", ">1..60")),
         ("input.num_frames", {"type": "number"}, ("type", "integer", "number")),
         ("input.generate_audio", {"nullable": True}, ("type", "boolean", "boolean or null")),
-        ("input.prompt", {"maxLength": 5000}, ("length", "0 to 65536", "0 to 5000")),
+        ("input.prompt", {"maxLength": 5000}, ("length", "65536", "5000")),
         ("output.seed", {"type": "string"}, ("type", "integer", "string")),
         ("input.num_inference_steps", {"default": 40}, ("default", "15", "40")),
         ("input.use_restart_sampling", {"default": ...}, ("default", "true", "none")),
@@ -152,16 +152,10 @@ def test_document_may_stand_in_the_platforms_reply() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "reason"),
-    [
-        (None, "no JSON object"),
-        ({}, "no paths"),
-        ({"paths": {"/a/b": {}}}, "no POST"),
-        ({"models": [{"endpoint_id": ENDPOINT}]}, "shows no OpenAPI"),
-    ],
+    "document", [None, {}, {"paths": {"/a/b": {}}}, {"models": [{"endpoint_id": ENDPOINT}]}]
 )
-def test_what_is_not_the_endpoints_document_is_refused(document, reason) -> None:
-    with pytest.raises(SchemaUnreadableError, match=reason):
+def test_what_is_not_the_endpoints_document_is_refused(document) -> None:
+    with pytest.raises(SchemaUnreadableError, match="no OpenAPI document with POST /fal-ai/"):
         compare_document(document, ENDPOINT)
 
 

@@ -2,8 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from threading import Event
@@ -13,17 +12,33 @@ import pytest
 from pydantic import SecretStr
 
 from tests.harness.storage import SIGNATURE, TOKEN, Host, Storage, run_storage
-from tests.harness.together import call_together
-from tests.harness.waiting import wait_until
-from worker.fal.storage import DEFAULT_POLICY, MIB, StorageClient, Upload, UploadFile, UploadPolicy
+from worker.fal.storage import (
+    DEFAULT_POLICY,
+    MIB,
+    OnProgress,
+    StorageClient,
+    UploadFile,
+    UploadPolicy,
+)
 from worker.ground.clock import Backoff
 from worker.ground.errors import UploadRefusedError, UploadUnavailableError
 
 KEY = "key-id:key-secret"
 QUICK = Backoff(timedelta(milliseconds=1), timedelta(milliseconds=2))
-TERMS = UploadPolicy(whole_bytes=1000, part_bytes=400, parallel=3, tries=3, pause=QUICK)
+TERMS = UploadPolicy(whole_bytes=1000, part_bytes=400, tries=3, pause=QUICK)
 LONG = 400 * 5 + 1  # six parts, the last of one byte
-Start = Callable[..., Upload]
+Start = Callable[..., "Upload"]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A client, and a file for it."""
+
+    client: StorageClient
+    file: UploadFile
+
+    def finish(self, on_progress: OnProgress | None = None) -> str:
+        return self.client.upload(self.file, on_progress)
 
 
 @pytest.fixture
@@ -55,7 +70,7 @@ def start(storage, tmp_path) -> Iterator[Start]:
 
     def begin(size: int = 100, policy: UploadPolicy = TERMS) -> Upload:
         clients.append(open_client(storage, policy))
-        return clients[-1].start(write_file(tmp_path, size))
+        return Upload(clients[-1], write_file(tmp_path, size))
 
     yield begin
     for client in clients:
@@ -77,7 +92,6 @@ def find_credentials(host: Host) -> set[str]:
 
 def test_defaults_are_those_of_fals_client() -> None:
     assert (DEFAULT_POLICY.whole_bytes, DEFAULT_POLICY.part_bytes) == (90 * MIB, 10 * MIB)
-    assert DEFAULT_POLICY.parallel > 1
 
 
 def test_small_file_is_put_at_once_to_the_signed_url(storage, start, tmp_path) -> None:
@@ -188,61 +202,15 @@ def test_step_that_fails_in_passing_is_tried_again(storage, start, step, status)
     assert host.count(step) == 3
 
 
-def test_upload_goes_on_after_it_has_failed(storage, start, tmp_path) -> None:
-    upload = start(LONG, replace(TERMS, parallel=1))
-    storage.bytes.refusals["4"] = [503] * 3
+def test_upload_ends_after_its_last_try(storage, start) -> None:
+    storage.bytes.refusals["4"] = [503] * 9
     with pytest.raises(UploadUnavailableError, match=r"part 4: HTTP 503, no \(tried 3 times\)"):
-        upload.finish()
-    assert upload.parts_sent == 3
-    told: list[tuple[int, int]] = []
-
-    assert upload.finish(lambda sent, total: told.append((sent, total))) == storage.file_url
-
-    assert storage.rest.count("initiate-multipart") == 1
-    assert [storage.bytes.count(str(number)) for number in range(1, 7)] == [1, 1, 1, 4, 1, 1]
-    assert storage.bytes.join_parts() == read_content(tmp_path)
-    assert (told[0], told[-1]) == ((400, LONG), (LONG, LONG))
-
-
-@pytest.mark.parametrize("step", ["4", "complete"])
-def test_upload_goes_on_by_itself_while_parts_arrive(storage, tmp_path, step) -> None:
-    storage.bytes.refusals[step] = [503] * 3
-    with closing(open_client(storage, replace(TERMS, parallel=1))) as client:
-        assert client.upload(write_file(tmp_path, LONG)) == storage.file_url
-    sent = [storage.bytes.count(name) for name in ("1", "2", "3", "4", "5", "6", "complete")]
-    assert sum(sent) == 7 + 3
-    assert storage.bytes.count(step) == 4
-    assert storage.rest.count("initiate-multipart") == 1
-    assert storage.bytes.join_parts() == read_content(tmp_path)
-
-
-@pytest.mark.parametrize(("step", "tried"), [("1", 3), ("complete", 6)])
-def test_upload_ends_once_no_part_arrives_any_more(storage, tmp_path, step, tried) -> None:
-    storage.bytes.refusals[step] = [503] * 9
-    with (
-        closing(open_client(storage, replace(TERMS, parallel=1))) as client,
-        pytest.raises(UploadUnavailableError, match=r"503.*tried 3 times"),
-    ):
-        client.upload(write_file(tmp_path, LONG))
-    assert storage.bytes.count(step) == tried
-
-
-def test_parts_that_end_in_another_order_are_completed_in_theirs(storage, start) -> None:
-    storage.bytes.held["1"] = Event()
-    upload = start(LONG)
-
-    def release() -> None:
-        wait_until(lambda: upload.parts_sent == 5)
-        storage.bytes.held["1"].set()
-
-    call_together(upload.finish, release)
-
-    numbers = [one["partNumber"] for one in storage.bytes.asked[-1].json["parts"]]
-    assert numbers == [1, 2, 3, 4, 5, 6]
+        start(LONG).finish()
+    assert (storage.bytes.count("4"), storage.bytes.count("complete")) == (3, 0)
 
 
 @pytest.mark.parametrize("status", [307, 403])
-def test_refusal_of_the_signed_host_is_final_and_begins_anew(storage, start, status) -> None:
+def test_refusal_of_the_signed_host_is_final(storage, start, status) -> None:
     storage.bytes.refusals["video.mp4"] = [status]
     upload = start()
     with pytest.raises(UploadRefusedError, match=f"HTTP {status}, no") as caught:
@@ -250,7 +218,7 @@ def test_refusal_of_the_signed_host_is_final_and_begins_anew(storage, start, sta
     assert "secret" not in str(caught.value)
     assert storage.bytes.count("video.mp4") == 1
     assert upload.finish() == storage.file_url
-    assert storage.rest.count("initiate") == 2, "a signature may be too old: another is asked for"
+    assert storage.rest.count("initiate") == 2, "a signature may be too old: another is requested"
 
 
 def test_refused_account_is_not_asked_again_at_once(storage, start) -> None:
@@ -260,11 +228,11 @@ def test_refused_account_is_not_asked_again_at_once(storage, start) -> None:
     assert storage.rest.count("initiate") == 1
 
 
-def test_failed_part_stops_the_others(storage, start) -> None:
+def test_failed_part_ends_the_upload(storage, start) -> None:
     storage.bytes.refusals["1"] = [400]
     with pytest.raises(UploadRefusedError, match="part 1"):
         start(400 * 40).finish()
-    assert storage.bytes.count("40") == 0
+    assert storage.bytes.count("2") == 0
     assert storage.bytes.count("complete") == 0
 
 

@@ -180,7 +180,7 @@ def test_refusal_has_fals_words_and_each_wrong_field() -> None:
     [
         (7, ["7", "0000000007"]),
         (3600, ["3600", "3601", "9" * 5000]),
-        (0, ["", "0", "-1", "1.5", "\u0667", "\u00b2", "Wed, 21 Oct 2026 07:28:00 GMT"]),
+        (0, ["", "0", "-1", "1.5", "\u0667", "\u00b2", "soon"]),
     ],
 )
 def test_refusal_for_now_waits_as_fal_says_within_bounds(seconds, headers) -> None:

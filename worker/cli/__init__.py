@@ -39,7 +39,7 @@ COMMANDS = {
     ),
     "refused": Command("system.refused", "List requests that were refused, the newest first."),
     "limits": Command(
-        "limits.limits", "Show or set what may be submitted, or pause and resume it."
+        "limits.limits", "Show or set what may be submitted, pause and resume it."
     ),
     "costs": Command("limits.costs", "Show what was spent, settled by fal's bills or reserved."),
     "status": Command("system.status", "Show whether workers, queues and sweeps do their work."),

@@ -62,7 +62,7 @@ def limits(
     reason: Reason = None,
     as_json: Json = False,
 ) -> None:
-    """Show or set what may be submitted, or pause and resume it.
+    """Show or set what may be submitted, pause and resume it.
 
     It takes effect at once. What is set to `none` has the value of the settings again, or no bound.
     A pause by hand ends by `resume` alone: no probe lifts it.
@@ -246,7 +246,9 @@ def costs(
 ) -> None:
     """Show what was spent, settled by fal's bills or reserved.
 
-    Amounts are in USD; what has no bill yet is an estimate. `--reconcile` needs an admin key (FAL_ADMIN_KEY), names each difference, and exits with 1 if
+    Amounts are in USD; what has no bill yet is an estimate.
+
+    `--reconcile` needs an admin key (FAL_ADMIN_KEY), names each difference, and exits with 1 if
     there is one. A request that fal has billed and no job of ours has is one.
 
     Examples:

@@ -16,41 +16,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
 from typing import Self
 
 from pydantic import JsonValue, SecretStr
 
+from worker.fal import errors
 from worker.fal.completion import Completion
-from worker.fal.errors import (
-    FAILURES,
-    UNNAMED_CODE,
-    AccountRefusedError,
-    FalError,
-    FalFailure,
-    RequestNotFoundError,
-    RequestPendingError,
-    RequestUnclearError,
-    SubmissionPostponedError,
-    SubmissionRefusedError,
-    SubmissionUnknownError,
-    find_error_type,
-    parse_failure,
-)
-from worker.fal.http import ACCOUNT_CODES, Reply
+from worker.fal.http import ACCOUNT_CODES
 from worker.fal.options import RequestOptions
-from worker.fal.requests import (
-    CancelAnswer,
-    Forgotten,
-    Progress,
-    RequestClient,
-    Unclear,
-    read_status,
-)
-from worker.fal.submit import Ambiguous, QueueClient, RefusalClass, Refused
+from worker.fal.requests import CancelAnswer, Progress, RequestClient, Unclear
+from worker.fal.submit import Accepted, Ambiguous, QueueClient, RefusalClass
 
 QUEUE_URL = "https://queue.fal.run"
-CALL_LIMIT = timedelta(seconds=30)
+# How long following goes on while no status can be read.
+STATUS_TIMEOUT = timedelta(minutes=1)
 POLL_INTERVAL = timedelta(milliseconds=500)
 
 
@@ -66,31 +45,16 @@ class Handle:
 
 
 class FalClient:
-    """Submits, follows, fetches and cancels. The key goes to `queue_url` and its backup only.
+    """Submits, follows, fetches and cancels. The key goes to `queue_url` only."""
 
-    `limit` bounds each call as a whole: name resolution, connection, request and reply.
-    """
-
-    def __init__(
-        self,
-        credentials: SecretStr,
-        *,
-        queue_url: str = QUEUE_URL,
-        backup_url: str | None = None,
-        limit: timedelta = CALL_LIMIT,
-    ) -> None:
-        self._queue = QueueClient(queue_url, credentials, limit=limit)
-        self._requests = RequestClient(queue_url, credentials, backup_url=backup_url, limit=limit)
+    def __init__(self, credentials: SecretStr, *, queue_url: str = QUEUE_URL) -> None:
+        self._queue = QueueClient(queue_url, credentials)
+        self._requests = RequestClient(queue_url, credentials)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -112,41 +76,32 @@ class FalClient:
         """
         options = options or RequestOptions()
         reply = self._queue.submit(endpoint, arguments, webhook_url=webhook_url, options=options)
+        if isinstance(reply, Accepted):
+            urls = (reply.status_url, reply.response_url, reply.cancel_url)
+            return Handle(endpoint, reply.fal_request_id, *urls)
         if isinstance(reply, Ambiguous):
-            raise SubmissionUnknownError(reply.message, http_status=reply.http_status)
-        if isinstance(reply, Refused):
-            kinds: dict[RefusalClass, type[FalError]] = {
-                RefusalClass.INPUT: SubmissionRefusedError,
-                RefusalClass.ACCOUNT: AccountRefusedError,
-            }
-            raise kinds.get(reply.why, SubmissionPostponedError)(
-                reply.message,
-                http_status=reply.http_status,
-                error_type=reply.code,
-                details=reply.details,
-                retry_after=reply.retry_after,
-            )
-        urls = (reply.status_url, reply.response_url, reply.cancel_url)
-        return Handle(endpoint, reply.fal_request_id, *urls)
+            raise errors.SubmissionUnknownError(reply.message, http_status=reply.http_status)
+        kinds: dict[RefusalClass, type[errors.FalError]] = {
+            RefusalClass.INPUT: errors.SubmissionRefusedError,
+            RefusalClass.ACCOUNT: errors.AccountRefusedError,
+        }
+        raise kinds.get(reply.why, errors.SubmissionPostponedError)(
+            reply.message,
+            http_status=reply.http_status,
+            error_type=reply.code,
+            details=reply.details,
+            retry_after=reply.retry_after,
+        )
 
     def status(self, handle: Handle, *, logs: bool = False) -> Progress:
         """Where the request is now.
 
         Raises RequestNotFoundError, RequestUnclearError and AccountRefusedError.
         """
-        fal_request_id = handle.fal_request_id
-        reply = self._requests.fetch_status(handle, fal_request_id, with_logs=logs)
-        if isinstance(reply, Reply) and reply.http_status in ACCOUNT_CODES:
-            message = f"the status call answered {reply.http_status}"
-            raise AccountRefusedError(message, http_status=reply.http_status)
-        match read_status(reply) if isinstance(reply, Reply) else reply:
-            case Progress() as status:
-                return status
-            case Unclear(message):
-                raise RequestUnclearError(message, fal_request_id=fal_request_id)
-            case Forgotten():
-                message = "fal does not know the request, or no longer"
-                raise RequestNotFoundError(message, fal_request_id=fal_request_id)
+        status = self._requests.find_status(handle, handle.fal_request_id, logs=logs)
+        if isinstance(status, Progress):
+            return status
+        raise _explain(handle, status)
 
     def result(self, handle: Handle) -> dict[str, JsonValue]:
         """The model's output, once the request is completed; `iter_events` waits for that.
@@ -154,34 +109,25 @@ class FalClient:
         Raises RequestPendingError before, what `status` raises, and for a request that failed a
         RequestFailedError: InputRefusedError, RunFailedError or RequestCancelledError.
         """
-        fal_request_id = handle.fal_request_id
         status = self.status(handle)
         if not status.has_ended:
-            message = "the request has not ended yet"
-            raise RequestPendingError(message, fal_request_id=fal_request_id)
-        truth = self._requests.read_result(handle, fal_request_id, status)
-        match truth:
-            case Completion(status="OK", payload=dict(output)):
-                return output
-            case Completion(status="OK"):
-                message = "the result is no JSON object"
-                raise RequestUnclearError(message, fal_request_id=fal_request_id)
-            case Completion(error=error):
-                words = error or "fal reports an error without a message"
-                failure = parse_failure(truth.payload, words) or FalFailure(UNNAMED_CODE, words)
-                known = find_error_type(failure.code, names_fields=bool(failure.details))
-                raise FAILURES[known.error_class](
-                    failure.message,
-                    fal_request_id=fal_request_id,
-                    error_type=failure.code,
-                    details=failure.details,
-                    retryable=truth.retryable,
-                )
-            case Unclear(message):
-                raise RequestUnclearError(message, fal_request_id=fal_request_id)
-            case _:
-                message = "fal no longer has the request's result"
-                raise RequestNotFoundError(message, fal_request_id=fal_request_id)
+            raise _explain(handle, status)
+        truth = self._requests.read_result(handle, handle.fal_request_id, status)
+        if isinstance(truth, Completion) and truth.status == "ERROR":
+            words = truth.error or "fal reports an error without a message"
+            failure = errors.parse_failure(truth.payload, words)
+            failure = failure or errors.FalFailure(errors.UNNAMED_CODE, words)
+            known = errors.find_error_type(failure.code, names_fields=bool(failure.details))
+            raise errors.FAILURES[known.error_class](
+                failure.message,
+                fal_request_id=handle.fal_request_id,
+                error_type=failure.code,
+                details=failure.details,
+                retryable=truth.retryable,
+            )
+        if isinstance(truth, Completion) and isinstance(truth.payload, dict):
+            return truth.payload
+        raise _explain(handle, truth)
 
     def cancel(self, handle: Handle) -> CancelAnswer:
         """Have fal remove or stop the request; a running one may complete all the same.
@@ -190,8 +136,7 @@ class FalClient:
         """
         answer = self._requests.cancel(handle, handle.fal_request_id)
         if answer is CancelAnswer.UNCLEAR:
-            message = "fal did not answer the cancellation"
-            raise RequestUnclearError(message, fal_request_id=handle.fal_request_id)
+            raise _explain(handle, Unclear("fal did not answer the cancellation"))
         return answer
 
     def iter_events(
@@ -204,19 +149,31 @@ class FalClient:
     ) -> Iterator[Progress]:
         """Each status that differs from the one before, the last one COMPLETED.
 
-        From fal's event stream while that works, else by polling every `interval`. Logs are all so
-        far. Raises RequestPendingError after `timeout`, and what `status` raises, though
-        RequestUnclearError only after a minute without a usable answer.
+        By polling every `interval`. Logs are the newest so far. Raises RequestPendingError after
+        `timeout`, and what `status` raises, though RequestUnclearError only after a minute without
+        a usable answer.
         """
-        seconds = float("inf") if timeout is None else timeout.total_seconds()
-        return self._requests.follow(
-            handle,
-            handle.fal_request_id,
-            lambda: self.status(handle, logs=logs),
-            with_logs=logs,
-            interval=interval,
-            deadline=time.monotonic() + seconds,
-        )
+        began = read_at = time.monotonic()
+        known: Progress | None = None
+        while True:
+            try:
+                status = self.status(handle, logs=logs)
+            except errors.RequestUnclearError:
+                if time.monotonic() - read_at > STATUS_TIMEOUT.total_seconds():
+                    raise
+            else:
+                if status != known:
+                    known = status
+                    yield status
+                if status.has_ended:
+                    return
+                read_at = time.monotonic()
+            pause = interval.total_seconds()
+            if timeout is not None:
+                pause = min(pause, began + timeout.total_seconds() - time.monotonic())
+            if pause < 0:
+                raise _explain(handle, known)
+            time.sleep(pause)
 
     def subscribe(  # noqa: PLR0913 - one parameter for each choice, as httpx has it
         self,
@@ -239,8 +196,26 @@ class FalClient:
             for status in self.iter_events(handle, logs=logs, interval=interval, timeout=timeout):
                 if on_queue_update is not None:
                     on_queue_update(status)
-        except RequestPendingError:
-            with suppress(RequestUnclearError):
+        except errors.RequestPendingError:
+            with suppress(errors.RequestUnclearError):
                 self.cancel(handle)
             raise
         return self.result(handle)
+
+
+def _explain(handle: Handle, found: object) -> errors.FalError:
+    """Why there is no status, or no result, to return."""
+    kind: type[errors.FalError]
+    http_status: int | None = None
+    match found:
+        case Progress() | None:
+            kind, message = errors.RequestPendingError, "the request has not ended yet"
+        case Unclear():
+            message, http_status = found.message, found.http_status
+            is_refused = http_status in ACCOUNT_CODES
+            kind = errors.AccountRefusedError if is_refused else errors.RequestUnclearError
+        case Completion():
+            kind, message = errors.RequestUnclearError, "the result is no JSON object"
+        case _:
+            kind, message = errors.RequestNotFoundError, "fal does not have the request any more"
+    return kind(message, fal_request_id=handle.fal_request_id, http_status=http_status)

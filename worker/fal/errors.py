@@ -2,10 +2,9 @@
 
 Model errors are `{"detail": [{"loc", "msg", "type", ...}]}`, platform errors are
 `{"detail": "text", "error_type": "..."}`, and the platform APIs wrap theirs as
-`{"error": {"type", "message"}}`. fal asks its users to branch on the type, never on the message, so
-the type becomes our searchable `error_code`. The types are those of fal-api, sections 4.1 (a
-model's) and 4.2 (the platform's); what is charged follows section 4.3. fal adds types without
-notice, so an unknown one is no error of ours.
+`{"error": {"type", "message"}}`. The type becomes our searchable `error_code`. The types are those
+of fal-api, sections 4.1 (a model's) and 4.2 (the platform's); what is charged follows section 4.3.
+fal adds types without notice, so an unknown one is no error of ours.
 """
 
 import json
@@ -19,14 +18,13 @@ from pydantic import JsonValue
 from worker.ground.errors import ExtendVideoError, PermanentError, RetryableError
 
 UNNAMED_CODE = "fal_error"
-MAX_MESSAGE = 2000
 # Bounds that keep the job's row small.
+MAX_MESSAGE = 2000
 MAX_DETAILS = 20
 MAX_DETAIL_TEXT = 500
 MAX_DETAIL_PLACE = 10
 MAX_ECHO = 200
 MAX_CONTEXT = 1000
-YES, NO = frozenset({"1", "true", "yes"}), frozenset({"0", "false", "no"})
 
 Detail = dict[str, JsonValue]
 
@@ -48,25 +46,30 @@ def parse_failure(body: JsonValue, fallback: str, error_type: str = "") -> FalFa
 
     `error_type` is the header X-Fal-Error-Type, which counts where the body names no type.
     """
+    details: tuple[Detail, ...] = ()
     if not isinstance(body, dict):
         return None
     match body.get("detail"):
         case str(text):
-            return _build_failure(body.get("error_type") or error_type, text or fallback)
+            code, message = body.get("error_type"), text or fallback
         case [dict(first), *_] as items:
-            message = "; ".join(map(_describe_item, items))
-            return _build_failure(first.get("type") or error_type, message, bound_details(items))
+            code, message = first.get("type"), "; ".join(map(_describe_item, items))
+            objects = (item for item in items[:MAX_DETAILS] if isinstance(item, dict))
+            details = tuple(map(_bound_detail, objects))
         case _:
             return None
+    code = code or error_type
+    named = isinstance(code, str) and code
+    return FalFailure(str(code) if named else UNNAMED_CODE, message[:MAX_MESSAGE], details)
 
 
 def describe_platform_error(status: int, body: JsonValue) -> str:
     """What a platform API said instead of an answer, in a few words."""
     error = body.get("error") if isinstance(body, dict) else None
     given = error if isinstance(error, dict) else {}
-    words = (given.get(name) for name in ("type", "message"))
-    words_given = ": ".join(one for one in words if isinstance(one, str) and one)
-    return f"HTTP {status}, {words_given[:MAX_DETAIL_TEXT]}" if words_given else f"HTTP {status}"
+    named = (given.get(name) for name in ("type", "message"))
+    words = ": ".join(one for one in named if isinstance(one, str) and one)[:MAX_DETAIL_TEXT]
+    return f"HTTP {status}, {words}" if words else f"HTTP {status}"
 
 
 def read_retry_header(headers: Mapping[str, str]) -> bool | None:
@@ -74,16 +77,12 @@ def read_retry_header(headers: Mapping[str, str]) -> bool | None:
 
     Of the two names the first is the newer one.
     """
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
     for name in ("x-fal-needs-retry", "x-fal-retryable"):
-        said = headers.get(name, "").strip().lower()
-        if said in YES | NO:
-            return said in YES
+        said = words.get(headers.get(name, "").strip().lower())
+        if said is not None:
+            return said
     return None
-
-
-def bound_details(items: list[JsonValue]) -> tuple[Detail, ...]:
-    """The first items of a model's detail list, each small, without long echoes of the input."""
-    return tuple(_bound_detail(item) for item in items[:MAX_DETAILS] if isinstance(item, dict))
 
 
 def name_field(detail: Mapping[str, JsonValue]) -> str:
@@ -92,41 +91,25 @@ def name_field(detail: Mapping[str, JsonValue]) -> str:
     return ".".join(map(str, place[1:])) if isinstance(place, list) else ""
 
 
-def _build_failure(code: JsonValue, message: str, details: tuple[Detail, ...] = ()) -> FalFailure:
-    named = isinstance(code, str) and code != ""
-    return FalFailure(str(code) if named else UNNAMED_CODE, message[:MAX_MESSAGE], details)
-
-
 def _describe_item(item: JsonValue) -> str:
     if not isinstance(item, dict):
         return str(item)
-    field = name_field(item)
-    message = str(item.get("msg", "no message"))
+    field, message = name_field(item), str(item.get("msg", "no message"))
     return f"{field}: {message}" if field else message
 
 
-def _bound_detail(item: dict[str, JsonValue]) -> Detail:
+def _bound_detail(item: Detail) -> Detail:
+    """Small enough for a row, without long echoes of the input."""
     place = item.get("loc")
-    known: Detail = {"loc": _bound_place(place) if isinstance(place, list) else []}
+    steps = place[:MAX_DETAIL_PLACE] if isinstance(place, list) else []
+    known: Detail = {"loc": [one if isinstance(one, int) else str(one)[:MAX_ECHO] for one in steps]}
     for name in ("msg", "type", "url"):
         if isinstance(text := item.get(name), str):
             known[name] = text[:MAX_DETAIL_TEXT]
     for name, most in (("ctx", MAX_CONTEXT), ("input", MAX_ECHO)):
-        if name in item and _is_short(item[name], most):
+        if name in item and len(json.dumps(item[name], ensure_ascii=False)) <= most:
             known[name] = item[name]
     return known
-
-
-def _is_short(value: JsonValue, most: int) -> bool:
-    try:
-        return len(json.dumps(value, ensure_ascii=False)) <= most
-    except RecursionError:
-        return False
-
-
-def _bound_place(place: list[JsonValue]) -> list[JsonValue]:
-    kept = place[:MAX_DETAIL_PLACE]
-    return [one if isinstance(one, int) else str(one)[:MAX_ECHO] for one in kept]
 
 
 # ------------------------------------------------------------------ the types that fal documents
@@ -191,104 +174,56 @@ def find_error_type(name: str, *, names_fields: bool = False) -> ErrorType:
     if name in ERROR_TYPES:
         return ERROR_TYPES[name]
     if names_fields:
-        return ErrorType(name, ErrorClass.INPUT, (), Retryable.NO, GENERIC_SENTENCE)
+        return ErrorType(name, ErrorClass.INPUT, (), Retryable.NO, SENTENCES[ErrorClass.INPUT])
     return ErrorType(name, ErrorClass.PLATFORM, (), Retryable.MAYBE, GENERIC_SENTENCE)
 
 
 GENERIC_SENTENCE = "fal failed for a reason that this version does not know."
-
-_ROWS: list[tuple[ErrorClass, tuple[int, ...], Retryable, dict[str, str]]] = [
-    (ErrorClass.MODEL, (500,), Retryable.MAYBE, {
-        "internal_server_error": "The model had an internal error.",
-        "downstream_service_unavailable": "A service that the model needs was unavailable.",
-    }),
-    (ErrorClass.MODEL, (504,), Retryable.MAYBE, {
-        "generation_timeout": "The model took too long for this input.",
-    }),
-    (ErrorClass.MODEL, (400, 500), Retryable.MAYBE, {
-        "downstream_service_error": "A service that the model needs failed.",
-    }),
-    (ErrorClass.INPUT, (422,), Retryable.NO, {
-        "content_policy_violation": "fal's content policy does not allow this prompt or video.",
-        "no_media_generated": "The model made no video of this input.",
-        "image_too_small": "The picture is smaller than the model takes.",
-        "image_too_large": "The picture is larger than the model takes.",
-        "image_load_error": "The picture cannot be read: it is damaged, or no picture.",
-        "file_download_error": "fal could not download the file: its URL must be public.",
-        "face_detection_error": "No face was found where the model needs one.",
-        "file_too_large": "The file has more bytes than the model takes.",
-        "greater_than": "A value must be greater.",
-        "greater_than_equal": "A value is below what is allowed.",
-        "less_than": "A value must be less.",
-        "less_than_equal": "A value is above what is allowed.",
-        "multiple_of": "A value must be a multiple of another number.",
-        "sequence_too_short": "A text or list is too short.",
-        "sequence_too_long": "A text or list is too long.",
-        "one_of": "A value is none of those allowed.",
-        "feature_not_supported": "The model cannot do this combination of fields.",
-        "invalid_archive": "The archive file cannot be read.",
-        "archive_file_count_below_minimum": "The archive file holds too few files.",
-        "archive_file_count_exceeds_maximum": "The archive file holds too many files.",
-        "audio_duration_too_long": "The sound is longer than the model takes.",
-        "audio_duration_too_short": "The sound is shorter than the model takes.",
-        "video_duration_too_long": "The video is longer than the model takes.",
-        "video_duration_too_short": "The video is shorter than the model takes.",
-        "unsupported_audio_format": "The model does not read this kind of sound file.",
-        "unsupported_image_format": "The model does not read this kind of picture file.",
-        "unsupported_video_format": "The model does not read this kind of video file.",
-    }),
-    (ErrorClass.PLATFORM, (504,), Retryable.YES, {
-        "request_timeout": "The request did not start, or end, in the time it was given.",
-        "startup_timeout": "No machine was ready for the request in time.",
-    }),
-    (ErrorClass.PLATFORM, (503,), Retryable.YES, {
-        "runner_scheduling_failure": "fal found no machine for the request.",
-        "runner_connection_timeout": "The machine of the request did not answer.",
-        "runner_disconnected": "The runner disconnected while it worked.",
-        "runner_connection_refused": "The machine of the request took no connection.",
-        "runner_connection_error": "The connection to the machine of the request broke.",
-    }),
-    (ErrorClass.PLATFORM, (502,), Retryable.YES, {
-        "runner_incomplete_response": "The machine of the request broke off its answer.",
-    }),
-    (ErrorClass.PLATFORM, (500,), Retryable.YES, {
-        "runner_server_error": "The machine of the request failed.",
-        "internal_error": "fal had an internal error.",
-    }),
-    (ErrorClass.CALLER, (499,), Retryable.NO, {
-        "client_disconnected": "The caller's connection was lost.",
-        "client_cancelled": "The request was cancelled.",
-    }),
-    (ErrorClass.INPUT, (400,), Retryable.NO, {
-        "bad_request": "fal could not read the request.",
-    }),
-    (ErrorClass.PLATFORM, (429,), Retryable.YES, {
-        "concurrent_requests_limit": "The account has reached its limit of concurrent requests.",
-    }),
-    (ErrorClass.API, (400,), Retryable.NO, {
-        "validation_error": "The platform API does not accept the call's parameters.",
-    }),
-    (ErrorClass.API, (401, 403), Retryable.NO, {
-        "authorization_error": "The key has no permission for this call of the platform API.",
-    }),
-    (ErrorClass.API, (404,), Retryable.NO, {
-        "not_found": "The platform API finds nothing of this name.",
-    }),
-    (ErrorClass.API, (429,), Retryable.YES, {
-        "rate_limited": "The platform API was called too often.",
-    }),
-    (ErrorClass.API, (500,), Retryable.YES, {
-        "server_error": "The platform API had an internal error.",
-    }),
-    (ErrorClass.API, (501,), Retryable.NO, {
-        "not_implemented": "The platform API does not do this.",
-    }),
-]  # fmt: skip
-
+SENTENCES = {
+    ErrorClass.INPUT: "The model does not take this input.",
+    ErrorClass.MODEL: "The model, or a service that it needs, failed.",
+    ErrorClass.PLATFORM: "fal's queue or machines failed.",
+    ErrorClass.CALLER: "The request was cancelled, or its caller disconnected.",
+    ErrorClass.API: "A call to a platform API failed; no run is involved.",
+}
+_UNPROCESSABLE = (
+    "content_policy_violation no_media_generated file_download_error file_too_large "
+    "image_too_small image_too_large image_load_error face_detection_error "
+    "greater_than greater_than_equal less_than less_than_equal multiple_of "
+    "sequence_too_short sequence_too_long one_of feature_not_supported "
+    "invalid_archive archive_file_count_below_minimum archive_file_count_exceeds_maximum "
+    "audio_duration_too_long audio_duration_too_short "
+    "video_duration_too_long video_duration_too_short "
+    "unsupported_audio_format unsupported_image_format unsupported_video_format"
+)
+_UNAVAILABLE = (
+    "runner_scheduling_failure runner_connection_timeout runner_disconnected "
+    "runner_connection_refused runner_connection_error"
+)
+_ROWS = [
+    (ErrorClass.MODEL, (500,), Retryable.MAYBE, "internal_server_error"),
+    (ErrorClass.MODEL, (500,), Retryable.MAYBE, "downstream_service_unavailable"),
+    (ErrorClass.MODEL, (504,), Retryable.MAYBE, "generation_timeout"),
+    (ErrorClass.MODEL, (400, 500), Retryable.MAYBE, "downstream_service_error"),
+    (ErrorClass.INPUT, (422,), Retryable.NO, _UNPROCESSABLE),
+    (ErrorClass.INPUT, (400,), Retryable.NO, "bad_request"),
+    (ErrorClass.PLATFORM, (504,), Retryable.YES, "request_timeout startup_timeout"),
+    (ErrorClass.PLATFORM, (503,), Retryable.YES, _UNAVAILABLE),
+    (ErrorClass.PLATFORM, (502,), Retryable.YES, "runner_incomplete_response"),
+    (ErrorClass.PLATFORM, (500,), Retryable.YES, "runner_server_error internal_error"),
+    (ErrorClass.PLATFORM, (429,), Retryable.YES, "concurrent_requests_limit"),
+    (ErrorClass.CALLER, (499,), Retryable.NO, "client_disconnected client_cancelled"),
+    (ErrorClass.API, (400,), Retryable.NO, "validation_error"),
+    (ErrorClass.API, (401, 403), Retryable.NO, "authorization_error"),
+    (ErrorClass.API, (404,), Retryable.NO, "not_found"),
+    (ErrorClass.API, (429,), Retryable.YES, "rate_limited"),
+    (ErrorClass.API, (500,), Retryable.YES, "server_error"),
+    (ErrorClass.API, (501,), Retryable.NO, "not_implemented"),
+]
 ERROR_TYPES = {
-    name: ErrorType(name, error_class, statuses, retryable, sentence)
-    for error_class, statuses, retryable, sentences in _ROWS
-    for name, sentence in sentences.items()
+    name: ErrorType(name, error_class, statuses, retryable, SENTENCES[error_class])
+    for error_class, statuses, retryable, names in _ROWS
+    for name in names.split()
 }
 
 
@@ -323,13 +258,19 @@ class FalError(ExtendVideoError):
 
 
 class SubmissionRefusedError(FalError, PermanentError):
-    """Certainly not queued: the same arguments would be refused again."""
+    """Certainly not queued: the same arguments would be refused again.
+
+    Correct the fields that `details` names.
+    """
 
     code = "submission_refused"
 
 
 class SubmissionPostponedError(FalError, RetryableError):
-    """Certainly not queued, because fal is busy or unavailable: submit the same later."""
+    """Certainly not queued, because fal is busy or unavailable.
+
+    Submit the same again after `retry_after`.
+    """
 
     code = "submission_postponed"
 
@@ -337,56 +278,80 @@ class SubmissionPostponedError(FalError, RetryableError):
 class SubmissionUnknownError(FalError):
     """The request may be queued or not: submitting again may pay twice.
 
-    Neither retryable nor permanent. The platform's request listing, or a webhook, may show it.
+    Search the platform's request listing, or wait for a webhook, before submitting again.
     """
 
     code = "submission_unknown"
 
 
 class AccountRefusedError(FalError, PermanentError):
-    """401 or 403: the key, or the account's lock or balance; all other calls fail alike."""
+    """401 or 403: the key, or the account's lock or balance; all other calls fail alike.
+
+    Check key, balance and locks of the account.
+    """
 
     code = "account_refused"
 
 
 class RequestPendingError(FalError, RetryableError):
-    """The request has not ended; `fal_request_id` names it."""
+    """The request has not ended; `fal_request_id` names it.
+
+    Follow it further with `iter_events`, or allow a longer `timeout`.
+    """
 
     code = "request_pending"
 
 
 class RequestUnclearError(FalError, RetryableError):
-    """fal gave no usable answer about the request."""
+    """fal gave no usable answer about the request.
+
+    Make the same call again: it costs nothing.
+    """
 
     code = "request_unclear"
 
 
 class RequestNotFoundError(FalError, PermanentError):
-    """fal does not know the request, or no longer has its result."""
+    """fal does not know the request, or no longer has its result.
+
+    Check endpoint, id and key; fal keeps most results for an hour only.
+    """
 
     code = "request_not_found"
 
 
 class RequestFailedError(FalError):
-    """The request has ended without a result; what is raised is one of its three kinds."""
+    """The request has ended without a result; what is raised is one of its three kinds.
+
+    See `input_refused`, `run_failed` and `request_cancelled`.
+    """
 
     code = "request_failed"
 
 
 class InputRefusedError(RequestFailedError, PermanentError):
-    """The model does not take this input: another run would end the same way."""
+    """The model does not take this input: another run would end the same way.
+
+    Correct the fields that `details` names.
+    """
 
     code = "input_refused"
 
 
 class RunFailedError(RequestFailedError, RetryableError):
-    """The model, or fal, failed: another run, which is paid as well, may succeed."""
+    """The model, or fal, failed.
+
+    Submit again, unless `retryable` is False; that run is paid as well.
+    """
 
     code = "run_failed"
 
 
 class RequestCancelledError(RequestFailedError, PermanentError):
-    """The request was cancelled, or its caller disconnected."""
+    """The request was cancelled, or its caller disconnected.
+
+    Submit again if the result is still wanted.
+    """
 
     code = "request_cancelled"
 

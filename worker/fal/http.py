@@ -1,10 +1,5 @@
-"""One HTTP exchange with fal: bounded in time and size as a whole, never redirected.
+"""One HTTP exchange with fal: sent once, bounded in time and size as a whole, never redirected."""
 
-`exchange` sends once. `exchange_again` may send a second time, to fal's documented backup host, and
-only where nothing was sent the first time: for queries and cancellations, never for a paid POST.
-"""
-
-import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -20,12 +15,8 @@ from worker.ground.clock import call_within
 from worker.ground.network import read_network
 
 TIMEOUT = httpx.Timeout(connect=5, write=10, read=20, pool=5)
-LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
 TOTAL_TIMEOUT = timedelta(seconds=30)
 MAX_REPLY_BYTES = 1024 * 1024
-# fal's documented backups (fal-api, section 1.1): the key may go there too.
-BACKUP_URLS = {"https://queue.fal.run": "https://queue.falrun.com"}
-REPEATABLE = frozenset({"GET", "PUT"})
 ACCOUNT_CODES = frozenset({401, 403})
 SERVER_ERROR = 500
 # A call that failed so may succeed when it is made again.
@@ -52,33 +43,32 @@ class Reply:
         except (ValueError, RecursionError):
             return None
 
-
-def build_client(credentials: SecretStr | None, *, keep_connections: bool) -> httpx.Client:
-    """Build a client that carries the key, if any: for requests to fal's own hosts only."""
-    key = {} if credentials is None else {"Authorization": f"Key {credentials.get_secret_value()}"}
-    return open_client(
-        timeout=TIMEOUT,
-        limits=httpx.Limits(max_keepalive_connections=8 if keep_connections else 0),
-        headers={
-            **key,
-            # What is measured against the bound is then what is held in memory.
-            "Accept-Encoding": "identity",
-        },
-    )
+    def parse_object(self) -> dict[str, JsonValue]:
+        """The body if it is a JSON object, else an empty one."""
+        body = self.parse_json()
+        return body if isinstance(body, dict) else {}
 
 
-def open_client(
+def build_client(
+    credentials: SecretStr | None = None,
     *,
-    timeout: httpx.Timeout = TIMEOUT,
-    limits: httpx.Limits = LIMITS,
-    headers: Mapping[str, str] | None = None,
+    keep_connections: bool = True,
+    timeout: httpx.Timeout | None = None,
 ) -> httpx.Client:
-    """Every client for fal and its storage: proxies and authorities of the environment, no more."""
-    transport = read_network().build_transport(limits)
+    """Every client for fal and its storage: proxies and authorities of the environment, no more.
+
+    With the key it is for requests to fal's own hosts only.
+    """
+    # What is measured against the bound is then what is held in memory.
+    headers = {"Accept-Encoding": "identity"}
+    if credentials is not None:
+        headers["Authorization"] = f"Key {credentials.get_secret_value()}"
+    kept = 20 if keep_connections else 0
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=kept)
     return httpx.Client(
-        timeout=timeout,
+        timeout=timeout or TIMEOUT,
         headers=headers,
-        transport=transport,
+        transport=read_network().build_transport(limits),
         trust_env=False,
         follow_redirects=False,
     )
@@ -103,43 +93,22 @@ def exchange(
         raise TimeoutError(f"no reply within {limit.total_seconds():g} s") from None
 
 
-def exchange_again(
+def query(  # noqa: PLR0913 - what a request has, and its bounds
     client: httpx.Client,
-    request: httpx.Request,
+    method: str,
+    url: str,
     *,
-    backup_url: str | None,
+    params: Mapping[str, str] | None = None,
+    json: JsonValue = None,
     max_bytes: int = MAX_REPLY_BYTES,
     limit: timedelta | None = None,
-) -> Reply:
-    """As `exchange`, and once more at the backup host if there was no connection at all.
-
-    Raises ValueError for a method that is not safe to repeat, and the first error if both fail.
-    """
-    if request.method not in REPEATABLE:
-        raise ValueError(f"{request.method} is never sent twice")
+) -> Reply | str:
+    """The reply to a call that may be repeated, or why there is none."""
     try:
+        request = client.build_request(method, url, params=params, json=json)
         return exchange(client, request, max_bytes=max_bytes, limit=limit)
-    except (httpx.ConnectError, httpx.ConnectTimeout):
-        if backup_url is None:
-            raise
-        second = client.build_request(request.method, move_url(request.url, backup_url))
-        with contextlib.suppress(httpx.HTTPError, TimeoutError):
-            return exchange(client, second, max_bytes=max_bytes, limit=limit)
-        raise
-
-
-def move_url(url: httpx.URL, base_url: str) -> httpx.URL:
-    """The same path and query at another place."""
-    base = httpx.URL(base_url)
-    return url.copy_with(scheme=base.scheme, netloc=base.netloc)
-
-
-def read_retry_after(headers: Mapping[str, str], most: timedelta = MAX_RETRY_AFTER) -> timedelta:
-    """Whole seconds, at most `most`; zero if there are none (fal does not use the date form)."""
-    text = headers.get("retry-after", "")
-    if not text.isascii() or not text.isdecimal():
-        return timedelta()
-    return min(timedelta(seconds=int(text.lstrip("0")[:6] or "0")), most)
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        return describe_error(error)
 
 
 def is_transient(http_status: int) -> bool:
@@ -155,13 +124,16 @@ def describe_error(error: httpx.HTTPError | httpx.InvalidURL | TimeoutError) -> 
 
 def accept_url(url: JsonValue, base_url: str) -> str | None:
     """A URL as fal returned it, if it lies on the host that may see our key."""
-    if not isinstance(url, str):
-        return None
+    is_ours = name_origin(parse_url(url)) == name_origin(httpx.URL(base_url))
+    return url if isinstance(url, str) and is_ours else None
+
+
+def parse_url(url: JsonValue) -> httpx.URL:
+    """A URL of a reply; an empty one if it is none."""
     try:
-        ours, theirs = httpx.URL(base_url), httpx.URL(url)
+        return httpx.URL(url if isinstance(url, str) else "")
     except (httpx.InvalidURL, ValueError):
-        return None
-    return url if name_origin(ours) == name_origin(theirs) else None
+        return httpx.URL("")
 
 
 def name_origin(url: httpx.URL) -> tuple[str, bytes, bytes]:

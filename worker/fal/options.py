@@ -20,15 +20,23 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from worker.ground import validation as violations
+from worker.ground import validation
 
-MAX_START_TIMEOUT = timedelta(days=7)
 # fal takes less. A result has to outlive webhook, poll and download: it is paid for.
 MIN_EXPIRATION = timedelta(hours=1)
-MAX_EXPIRATION = timedelta(days=3650)
 MAX_TAGS = 10
 MAX_TAGS_CHARACTERS = 1024
 MAX_RULES = 32
+TAGS_WORDS = (
+    f"at most {MAX_TAGS} tags, name=value, of at most {MAX_TAGS_CHARACTERS} characters together: "
+    "names of 1 to 64 of a-z, 0-9 and . _ -, not beginning with fal. (it is reserved); values "
+    "of 1 to 256 visible ASCII characters, inner spaces allowed, commas not"
+)
+HINT_WORDS = "1 to 256 visible ASCII characters without spaces"
+RULES_WORDS = (
+    f'at most {MAX_RULES} rules {{"user": 1 to 128 visible ASCII characters without spaces, '
+    '"decision": allow, forbid or hide}'
+)
 
 
 class Priority(StrEnum):
@@ -46,17 +54,13 @@ class Decision(StrEnum):
     HIDE = "hide"
 
 
-def _read_seconds(least: timedelta, most: timedelta, *, whole: bool = False) -> BeforeValidator:
+def _read_seconds(least: float, most: float, *, whole: bool = False) -> BeforeValidator:
     def read(value: object) -> timedelta:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            # A number that no duration holds is out of bounds as well.
-            within = least.total_seconds() <= value <= most.total_seconds()
-            value = timedelta(seconds=value) if within else None
-        if not isinstance(value, timedelta) or not least <= value <= most:
+        seconds: Any = value.total_seconds() if isinstance(value, timedelta) else value
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if not is_number or not least <= seconds <= most or (whole and seconds % 1):
             raise ValueError(value)
-        if whole and value.microseconds:
-            raise ValueError(value)
-        return value
+        return timedelta(seconds=seconds)
 
     return BeforeValidator(read)
 
@@ -64,15 +68,6 @@ def _read_seconds(least: timedelta, most: timedelta, *, whole: bool = False) -> 
 def _write_seconds(value: timedelta) -> int | float:
     seconds = value.total_seconds()
     return int(seconds) if seconds.is_integer() else seconds
-
-
-def _say(allowed: str) -> Any:  # noqa: ANN401 - pydantic's own type of a field
-    return Field(json_schema_extra={"allowed": allowed})
-
-
-def _say_seconds(noun: str, least: timedelta, most: timedelta) -> WithJsonSchema:
-    words = f"{noun} of seconds from {_write_seconds(least)} to {_write_seconds(most)}"
-    return WithJsonSchema({"type": "number", "allowed": words})
 
 
 def join_tags(tags: Mapping[str, str]) -> str:
@@ -89,45 +84,34 @@ def split_tags(text: str) -> dict[str, str]:
 
 
 def _check_tags(tags: dict[str, str]) -> dict[str, str]:
-    if len(join_tags(tags)) > MAX_TAGS_CHARACTERS:
-        raise ValueError(tags)
-    if any(name.startswith("fal.") for name in tags):
+    is_long = len(join_tags(tags)) > MAX_TAGS_CHARACTERS
+    if is_long or any(name.startswith("fal.") for name in tags):
         raise ValueError(tags)
     return tags
 
 
-TAGS_WORDS = (
-    f"at most {MAX_TAGS} tags, name=value, of at most {MAX_TAGS_CHARACTERS} characters together: "
-    "names of 1 to 64 of a-z, 0-9 and . _ -, not beginning with fal. (it is reserved); values "
-    "of 1 to 256 visible ASCII characters, inner spaces allowed, commas not"
-)
-_HINT_WORDS = "1 to 256 visible ASCII characters without spaces"
-_RULES_WORDS = (
-    f'at most {MAX_RULES} rules {{"user": 1 to 128 visible ASCII characters without spaces, '
-    '"decision": allow, forbid or hide}'
-)
-
 Seconds = Annotated[
     timedelta,
-    _read_seconds(timedelta(seconds=1), MAX_START_TIMEOUT),
+    _read_seconds(1, 604_800),
     PlainSerializer(_write_seconds),
-    _say_seconds("a number", timedelta(seconds=1), MAX_START_TIMEOUT),
+    WithJsonSchema({"type": "number", "allowed": "a number of seconds from 1 to 604800"}),
 ]
 Expiration = Annotated[
     timedelta,
-    _read_seconds(MIN_EXPIRATION, MAX_EXPIRATION, whole=True),
+    _read_seconds(MIN_EXPIRATION.total_seconds(), 315_360_000, whole=True),
     PlainSerializer(_write_seconds),
-    _say_seconds("a whole number", MIN_EXPIRATION, MAX_EXPIRATION),
+    WithJsonSchema(
+        {"type": "number", "allowed": "a whole number of seconds from 3600 to 315360000"}
+    ),
 ]
 TagName = Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,64}\z")]
 TagValue = Annotated[str, Field(pattern=r"^[!-+\--~]([ -+\--~]{0,254}[!-+\--~])?\z")]
 Tags = Annotated[
     dict[TagName, TagValue],
-    Field(max_length=MAX_TAGS),
+    Field(max_length=MAX_TAGS, json_schema_extra={"allowed": TAGS_WORDS}),
     AfterValidator(_check_tags),
-    _say(TAGS_WORDS),
 ]
-Hint = Annotated[str, Field(pattern=r"^[!-~]{1,256}\z"), _say(_HINT_WORDS)]
+Hint = Annotated[str, Field(pattern=r"^[!-~]{1,256}\z", json_schema_extra={"allowed": HINT_WORDS})]
 
 
 class AclRule(BaseModel):
@@ -139,50 +123,46 @@ class AclRule(BaseModel):
     decision: Annotated[Decision, Field(strict=False)]
 
 
+Rules = Annotated[
+    tuple[AclRule, ...],
+    Field(strict=False, max_length=MAX_RULES, json_schema_extra={"allowed": RULES_WORDS}),
+]
+
+
 class InitialAcl(BaseModel):
     """Who may read the files that the request makes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     default: Annotated[Decision, Field(strict=False)] = Decision.ALLOW
-    rules: Annotated[
-        tuple[AclRule, ...], Field(strict=False, max_length=MAX_RULES), _say(_RULES_WORDS)
-    ] = ()
+    rules: Rules = ()
 
 
 class RequestOptions(BaseModel):
     """What may be said about one request. Build it by `parse_options`, or by name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
 
-    priority: Annotated[Priority | None, Field(strict=False)] = Field(
-        None, description="Low lets all normal requests of the endpoint go first."
-    )
-    start_timeout: Seconds | None = Field(
-        None,
-        description="How long the request may wait for its start, with fal's retries, or fail.",
-    )
-    object_expiration: Expiration | None = Field(
-        None, description="When fal deletes the files that the request makes; given as null: never."
-    )
-    initial_acl: InitialAcl | None = Field(None, description="Who may read these files.")
-    tags: Tags | None = Field(
-        None, description="Labels by which fal's dashboard distinguishes requests."
-    )
-    no_retry: bool | None = Field(
-        None,
-        description="Have fal not start the request again on another runner when one dies.",
-    )
-    disable_fallback: bool | None = Field(
-        None,
-        description="Have fal not turn to an equivalent model when this one cannot be started.",
-    )
-    store_io: bool | None = Field(
-        None, description="Have fal keep input and output JSON for 30 days."
-    )
-    runner_hint: Hint | None = Field(
-        None, description="Requests with the same hint go to the same runner, if fal can."
-    )
+    priority: Annotated[Priority | None, Field(strict=False)] = None
+    """Low lets all normal requests of the endpoint go first."""
+    start_timeout: Seconds | None = None
+    """How long the request may wait for its start, with fal's retries, or fail."""
+    object_expiration: Expiration | None = None
+    """When fal deletes the files that the request makes; given as null: never."""
+    initial_acl: InitialAcl | None = None
+    """Who may read these files."""
+    tags: Tags | None = None
+    """Labels by which fal's dashboard distinguishes requests."""
+    no_retry: bool | None = None
+    """Have fal not start the request again on another runner when one dies."""
+    disable_fallback: bool | None = None
+    """Have fal not turn to an equivalent model when this one cannot be started."""
+    store_io: bool | None = None
+    """Have fal keep input and output JSON for 30 days."""
+    runner_hint: Hint | None = None
+    """Requests with the same hint go to the same runner, if fal can."""
 
     def to_json(self) -> dict[str, JsonValue]:
         """The options that were given, and no others: what is stored."""
@@ -194,38 +174,27 @@ class RequestOptions(BaseModel):
 
     def to_headers(self) -> dict[str, str]:
         """As fal reads them; both names where its pages and clients disagree about one."""
-        headers: dict[str, str] = {}
-        if self.priority is not None:
-            headers["X-Fal-Queue-Priority"] = self.priority.value
-        if self.start_timeout is not None:
-            seconds = str(_write_seconds(self.start_timeout))
-            # The second name is the older one; fal lets the first win.
-            headers["X-Fal-Request-Start-Timeout"] = seconds
-            headers["X-Fal-Request-Timeout"] = seconds
-        if self.no_retry:
-            headers["X-Fal-No-Retry"] = "1"
-        if self.disable_fallback:
-            headers["x-app-fal-disable-fallback"] = "true"
-            headers["x-fal-disable-fallbacks"] = "true"
-        if self.store_io is not None:
-            headers["X-Fal-Store-IO"] = "1" if self.store_io else "0"
-        if self.runner_hint is not None:
-            headers["X-Fal-Runner-Hint"] = self.runner_hint
-        if self.tags:
-            headers["X-Fal-Tags"] = join_tags(self.tags)
-        if lifecycle := self._build_lifecycle():
-            headers["X-Fal-Object-Lifecycle-Preference"] = json.dumps(lifecycle)
-        return headers
-
-    def _build_lifecycle(self) -> dict[str, JsonValue]:
-        lifecycle: dict[str, JsonValue] = {}
-        if "object_expiration" in self.model_fields_set:
-            expiration = self.object_expiration
-            seconds = None if expiration is None else _write_seconds(expiration)
-            lifecycle["expiration_duration_seconds"] = seconds
+        given = self.to_json()
+        start_timeout = given.get("start_timeout")
+        lifecycle = {}
+        if "object_expiration" in given:
+            lifecycle["expiration_duration_seconds"] = given["object_expiration"]
         if self.initial_acl is not None:
             lifecycle["initial_acl"] = self.initial_acl.model_dump(mode="json")
-        return lifecycle
+        headers = {
+            "X-Fal-Queue-Priority": self.priority and self.priority.value,
+            # The second name is the older one; fal lets the first win.
+            "X-Fal-Request-Start-Timeout": start_timeout and str(start_timeout),
+            "X-Fal-Request-Timeout": start_timeout and str(start_timeout),
+            "X-Fal-No-Retry": "1" if self.no_retry else None,
+            "x-app-fal-disable-fallback": "true" if self.disable_fallback else None,
+            "x-fal-disable-fallbacks": "true" if self.disable_fallback else None,
+            "X-Fal-Store-IO": None if self.store_io is None else str(int(self.store_io)),
+            "X-Fal-Runner-Hint": self.runner_hint,
+            "X-Fal-Tags": join_tags(self.tags or {}),
+            "X-Fal-Object-Lifecycle-Preference": json.dumps(lifecycle) if lifecycle else None,
+        }
+        return {name: str(value) for name, value in headers.items() if value}
 
 
 def needs_signing(options: RequestOptions) -> bool:
@@ -235,7 +204,7 @@ def needs_signing(options: RequestOptions) -> bool:
 
 def parse_options(fields: object) -> RequestOptions:
     """The options by name. Raises InvalidInputError with every violation at once."""
-    return violations.validate_fields(RequestOptions, fields)
+    return validation.validate_fields(RequestOptions, fields)
 
 
 def parse_option(name: str, text: str) -> object:
@@ -251,4 +220,4 @@ def parse_option(name: str, text: str) -> object:
             return text
     if name == "initial_acl" and not text.startswith("{"):
         return {"default": text}
-    return violations.parse_text(RequestOptions, name, text)
+    return validation.parse_text(RequestOptions, name, text)

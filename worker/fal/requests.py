@@ -6,10 +6,8 @@ result tell them apart (fal-api, section 3). A status call that fails proves not
 """
 
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Protocol, TypeAlias
@@ -18,23 +16,14 @@ from urllib.parse import quote
 import httpx
 from pydantic import JsonValue, SecretStr
 
-from worker.fal.completion import Completion, make_storable, names_video, read_text
-from worker.fal.errors import (
-    RequestPendingError,
-    RequestUnclearError,
-    parse_failure,
-    read_retry_header,
-)
+from worker.fal.completion import Completion, names_video, read_text
+from worker.fal.errors import parse_failure, read_retry_header
 from worker.fal.http import (
-    BACKUP_URLS,
     MAX_REPLY_BYTES,
-    TIMEOUT,
     Reply,
-    ReplyTooLargeError,
     accept_url,
     build_client,
-    describe_error,
-    exchange_again,
+    query,
 )
 from worker.ground.clock import RETENTION
 
@@ -42,27 +31,18 @@ from worker.ground.clock import RETENTION
 MAX_RESULT_BYTES = 256 * 1024 * 1024
 RESULT_TIME = timedelta(minutes=3)
 # With all log entries.
-MAX_STATUS_BYTES = 8 * 1024 * 1024
+MAX_STATUS_BYTES = 32 * 1024 * 1024
 # These path heads keep one segment more than owner and app in their follow-up URLs.
 NAMESPACES = frozenset({"workflows", "comfy"})
 NOT_FOUND = frozenset({404, 410})
 
-# The newest log entries of one status reply, and of a whole stream.
+# What a row can hold of a status: its newest log entries, and numbers within reason.
 MAX_ENTRIES = 200
-MAX_LOGS = 1000
 MAX_LOG_BYTES = 32 * 1024
 MAX_MESSAGE = 2_000
 MAX_WORD = 64
 HIGHEST = 10**9
-LONGEST_RUN = timedelta(days=365)
-
-# fal sends a comment every 15 s where nothing has changed.
-STREAM_SILENCE = timedelta(seconds=45)
-MAX_EVENT_BYTES = 8 * 1024 * 1024
-# How long polling goes on while no status can be read.
-STATUS_TIMEOUT = timedelta(minutes=1)
-# A stream that breaks, or that cannot be understood, is no reason to stop following.
-STREAM_ERRORS = (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError)
+LONGEST_RUN = timedelta(days=365).total_seconds()
 
 # A result of 10 KB or more is kept for this long; with stored payloads longer, except in sync mode.
 LARGE_RETENTION = timedelta(minutes=6)
@@ -131,6 +111,7 @@ class Unclear:
     """The reply, or its absence, proves nothing."""
 
     message: str
+    http_status: int | None = field(default=None, compare=False)
 
 
 Known = Completion | Pending | ResultGone
@@ -147,36 +128,27 @@ class CancelAnswer(StrEnum):
     UNCLEAR = "UNCLEAR"
 
 
-def read_progress(body: JsonValue) -> Progress | None:
+def read_progress(given: Mapping[str, JsonValue]) -> Progress | None:
     """Read a status object, bounded to what a row can hold; None if it names no known status."""
-    if not isinstance(body, dict):
+    status = given.get("status")
+    if not isinstance(status, str) or status not in {"IN_QUEUE", "IN_PROGRESS", "COMPLETED"}:
         return None
-    logs = bound_logs(given) if isinstance(given := body.get("logs"), list) else None
-    match body.get("status"):
-        case "IN_QUEUE":
-            place = body.get("queue_position")
-            known = place if type(place) is int and 0 <= place < HIGHEST else None
-            return Progress("IN_QUEUE", known, logs=logs)
-        case "IN_PROGRESS":
-            return Progress("IN_PROGRESS", logs=logs)
-        case "COMPLETED":
-            metrics = body.get("metrics")
-            took = metrics.get("inference_time") if isinstance(metrics, dict) else None
-            if (
-                isinstance(took, bool)
-                or not isinstance(took, int | float)
-                or not 0 <= took <= LONGEST_RUN.total_seconds()
-            ):
-                took = None
-            # Text is promised; an error of another type is still an error.
-            error_type, error = (
-                read_text(value) if (value := body.get(name)) else None
-                for name in ("error_type", "error")
-            )
-            seconds = None if took is None else float(took)
-            return Progress("COMPLETED", None, seconds, logs, error or error_type, error_type)
-        case _:
-            return None
+    logs = bound_logs(found) if isinstance(found := given.get("logs"), list) else None
+    if status != "COMPLETED":
+        place = _bound(given.get("queue_position"), HIGHEST) if status == "IN_QUEUE" else None
+        return Progress(status, None if place is None else int(place), logs=logs)
+    metrics = given.get("metrics")
+    took = _bound(metrics.get("inference_time"), LONGEST_RUN) if isinstance(metrics, dict) else None
+    # Text is promised; an error of another type is still an error.
+    error, error_type = (read_text(given.get(name) or None) for name in ("error", "error_type"))
+    return Progress(status, None, took, logs, error or error_type, error_type)
+
+
+def _bound(value: JsonValue, most: float) -> float | None:
+    """A number from zero to `most`; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= most else None
 
 
 def bound_logs(entries: Iterable[JsonValue]) -> tuple[LogEntry, ...]:
@@ -209,7 +181,7 @@ def read_status(reply: Reply) -> Progress | Forgotten | Unclear:
         return Forgotten()
     body = reply.parse_json()
     if not httpx.codes.is_success(reply.http_status) or not isinstance(body, dict):
-        return Unclear(f"the status call answered {reply.http_status}")
+        return Unclear(f"the status call answered {reply.http_status}", reply.http_status)
     return read_progress(body) or Unclear("the status call named no known status")
 
 
@@ -234,7 +206,7 @@ def sort_result(reply: Reply, ended: Progress, fal_request_id: str) -> Truth:
         return Completion(fal_request_id, None, "ERROR", body, error, retryable=retryable)
     if reply.http_status in NOT_FOUND:
         return ResultGone()
-    return Unclear(f"the result call answered {reply.http_status}")
+    return Unclear(f"the result call answered {reply.http_status}", reply.http_status)
 
 
 def describe_end(
@@ -248,14 +220,12 @@ def describe_end(
 
 def read_cancel_answer(reply: Reply) -> CancelAnswer:
     """Read the answer to a cancellation. Sources disagree on its codes, so the words count too."""
-    body = reply.parse_json()
-    status = body.get("status") if isinstance(body, dict) else None
-    known = {answer.value: answer for answer in CancelAnswer if answer is not CancelAnswer.UNCLEAR}
-    if isinstance(status, str) and status in known:
-        return known[status]
-    if httpx.codes.is_success(reply.http_status):
-        return CancelAnswer.REQUESTED
-    return CancelAnswer.NOT_FOUND if reply.http_status in NOT_FOUND else CancelAnswer.UNCLEAR
+    try:
+        return CancelAnswer(str(reply.parse_object().get("status")))
+    except ValueError:
+        if httpx.codes.is_success(reply.http_status):
+            return CancelAnswer.REQUESTED
+        return CancelAnswer.NOT_FOUND if reply.http_status in NOT_FOUND else CancelAnswer.UNCLEAR
 
 
 def find_retention(given: Mapping[str, JsonValue]) -> timedelta:
@@ -277,43 +247,31 @@ class Look:
 
 
 class RequestClient:
-    """Queries and cancels requests. The key goes to `base_url`, to its backup, and nowhere else.
+    """Queries and cancels requests. The key goes to `base_url` and nowhere else.
 
-    The backup is used only where there was no connection; for fal's own queue it is known. `limit`
-    bounds each call as a whole.
+    No call raises: what proves nothing is `Unclear`.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        credentials: SecretStr,
-        *,
-        backup_url: str | None = None,
-        limit: timedelta | None = None,
-    ) -> None:
+    def __init__(self, base_url: str, credentials: SecretStr) -> None:
         self._base_url = base_url
-        self._backup_url = backup_url or BACKUP_URLS.get(base_url)
-        self._limit = limit
-        self._http = build_client(credentials, keep_connections=True)
+        self._http = build_client(credentials)
 
     def close(self) -> None:
         self._http.close()
 
     def look(self, ref: RequestRef, fal_request_id: str) -> Look:
-        """Status, and once completed the result, in fal's own words. Never raises."""
-        reply = self.fetch_status(ref, fal_request_id)
-        status = read_status(reply) if isinstance(reply, Reply) else reply
-        match status:
-            case Progress():
-                if not status.has_ended:
-                    return Look(Pending(status.status), status)
+        """Status, and once completed the result, in fal's own words."""
+        match self.find_status(ref, fal_request_id):
+            case Progress(has_ended=False) as status:
+                return Look(Pending(status.status), status)
+            case Progress() as status:
                 return Look(self.read_result(ref, fal_request_id, status), status)
-            case Forgotten():
+            case Forgotten() as status:
                 # The status may be gone or unavailable while the result can still be read.
                 truth = self.read_result(ref, fal_request_id, Progress("COMPLETED"))
                 return Look(truth if isinstance(truth, Completion) else status)
-            case Unclear():
-                return Look(status)
+            case unclear:
+                return Look(unclear)
 
     def find_truth(self, ref: RequestRef, fal_request_id: str) -> Truth:
         """As `look`, without the progress."""
@@ -322,98 +280,41 @@ class RequestClient:
     def find_progress(
         self, ref: RequestRef, fal_request_id: str, limit: timedelta
     ) -> Progress | None:
-        """The request's progress, if fal answers in time. Never raises."""
-        reply = self.fetch_status(ref, fal_request_id, limit=limit)
-        status = read_status(reply) if isinstance(reply, Reply) else reply
+        """The request's progress, if fal answers in time."""
+        status = self.find_status(ref, fal_request_id, limit=limit)
         return status if isinstance(status, Progress) else None
 
+    def find_status(
+        self,
+        ref: RequestRef,
+        fal_request_id: str,
+        *,
+        logs: bool = True,
+        limit: timedelta | None = None,
+    ) -> Progress | Forgotten | Unclear:
+        """Where the request is now."""
+        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status")
+        if logs:
+            url += "&logs=1" if "?" in url else "?logs=1"
+        reply = self._call("GET", url, max_bytes=MAX_STATUS_BYTES, limit=limit)
+        return read_status(reply) if isinstance(reply, Reply) else reply
+
+    def read_result(self, ref: RequestRef, fal_request_id: str, ended: Progress) -> Truth:
+        """What a request with this last status has come to."""
+        url = self._choose_url(ref.response_url, ref, fal_request_id, "")
+        reply = self._call("GET", url, max_bytes=MAX_RESULT_BYTES, limit=RESULT_TIME)
+        if isinstance(reply, Unclear) and ended.error is not None:
+            # Without its result the reason is unknown: a kept connection may just have closed.
+            reply = self._call("GET", url, max_bytes=MAX_RESULT_BYTES, limit=RESULT_TIME)
+        if isinstance(reply, Reply):
+            return sort_result(reply, ended, fal_request_id)
+        return reply if ended.error is None else describe_end(ended, fal_request_id, None)
+
     def cancel(self, ref: RequestRef, fal_request_id: str) -> CancelAnswer:
-        """Have fal remove the request from its queue, or stop it. Never raises."""
+        """Have fal remove the request from its queue, or stop it."""
         url = self._choose_url(ref.cancel_url, ref, fal_request_id, "/cancel")
         reply = self._call("PUT", url)
         return read_cancel_answer(reply) if isinstance(reply, Reply) else CancelAnswer.UNCLEAR
-
-    def fetch_status(
-        self,
-        ref: RequestRef,
-        fal_request_id: str,
-        *,
-        with_logs: bool = True,
-        limit: timedelta | None = None,
-    ) -> Reply | Unclear:
-        """The status reply, without its logs where they would exceed the bound. Never raises."""
-        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status")
-        if with_logs:
-            with suppress(ReplyTooLargeError):
-                return self._call("GET", url, max_bytes=MAX_STATUS_BYTES, limit=limit, logs=True)
-        return self._call("GET", url, limit=limit)
-
-    def read_result(self, ref: RequestRef, fal_request_id: str, ended: Progress) -> Truth:
-        """What a request with this last status has come to. Never raises."""
-        url = self._choose_url(ref.response_url, ref, fal_request_id, "")
-        # Of a failed run the reason is unknown until then: a kept connection may just have closed.
-        for _ in range(1 if ended.error is None else 2):
-            reply = self._call("GET", url, max_bytes=MAX_RESULT_BYTES, limit=RESULT_TIME)
-            if isinstance(reply, Reply):
-                return sort_result(reply, ended, fal_request_id)
-            unread = reply
-        return unread if ended.error is None else describe_end(ended, fal_request_id, None)
-
-    def follow(
-        self,
-        ref: RequestRef,
-        fal_request_id: str,
-        poll: Callable[[], Progress],
-        *,
-        with_logs: bool,
-        interval: timedelta,
-        deadline: float,
-    ) -> Iterator[Progress]:
-        """Each status that differs from the one before, the last one COMPLETED.
-
-        From the event stream while it works, then by `poll` every `interval`; logs are all so far.
-        `deadline` is of `time.monotonic`. Raises RequestPendingError once it has passed,
-        RequestUnclearError once `poll` has raised it for STATUS_TIMEOUT, and its other errors.
-        """
-        known: Progress | None = None
-        logs: list[LogEntry] = []
-        streamed = self._stream(ref, fal_request_id, with_logs=with_logs, deadline=deadline)
-        polled = _poll(fal_request_id, poll, interval=interval, deadline=deadline)
-        for statuses in (streamed, polled):
-            for one in statuses:
-                logs = [*logs, *list_new(list(one.logs or ()), logs)][-MAX_LOGS:]
-                status = replace(one, logs=tuple(logs) if logs or one.logs is not None else None)
-                if status != known:
-                    known = status
-                    yield status
-                if status.has_ended:
-                    return
-
-    def _stream(
-        self, ref: RequestRef, fal_request_id: str, *, with_logs: bool, deadline: float
-    ) -> Iterator[Progress]:
-        """What the event stream says; it may end early, or not begin. Never raises."""
-        url = self._choose_url(ref.status_url, ref, fal_request_id, "/status") + "/stream"
-        silence = min(STREAM_SILENCE.total_seconds(), deadline - time.monotonic())
-        with suppress(*STREAM_ERRORS), self._open_stream(url, silence, logs=with_logs) as chunks:
-            for text in read_events(chunks):
-                status = read_progress(make_storable(json.loads(text)))
-                if status is not None:
-                    yield status
-                if time.monotonic() >= deadline:
-                    return
-
-    @contextmanager
-    def _open_stream(self, url: str, silence: float, *, logs: bool) -> Iterator[Iterator[bytes]]:
-        with self._http.stream(
-            "GET",
-            httpx.URL(url).copy_merge_params({"logs": "1"} if logs else {}),
-            headers={"Accept": "text/event-stream"},
-            timeout=httpx.Timeout(TIMEOUT.connect, read=max(silence, 0)),
-        ) as response:
-            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-            is_stream = response.status_code == httpx.codes.OK and kind == "text/event-stream"
-            yield response.iter_raw() if is_stream else iter(())
 
     def _call(
         self,
@@ -422,22 +323,9 @@ class RequestClient:
         *,
         max_bytes: int = MAX_REPLY_BYTES,
         limit: timedelta | None = None,
-        logs: bool = False,
     ) -> Reply | Unclear:
-        """One bounded exchange. Raises ReplyTooLargeError only where logs may be left out."""
-        try:
-            target = httpx.URL(url).copy_merge_params({"logs": "1"}) if logs else url
-            return exchange_again(
-                self._http,
-                self._http.build_request(method, target),
-                backup_url=self._backup_url,
-                max_bytes=max_bytes,
-                limit=limit or self._limit,
-            )
-        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            if logs and isinstance(error, ReplyTooLargeError):
-                raise
-            return Unclear(describe_error(error))
+        reply = query(self._http, method, url, max_bytes=max_bytes, limit=limit)
+        return reply if isinstance(reply, Reply) else Unclear(reply)
 
     def _choose_url(
         self, returned: str | None, ref: RequestRef, fal_request_id: str, suffix: str
@@ -449,41 +337,3 @@ class RequestClient:
         parts = ref.endpoint.split("/")
         app = "/".join(parts[: 3 if parts[0] in NAMESPACES else 2])
         return f"{self._base_url}/{app}/requests/{quote(fal_request_id, safe='')}{suffix}"
-
-
-def _poll(
-    fal_request_id: str, poll: Callable[[], Progress], *, interval: timedelta, deadline: float
-) -> Iterator[Progress]:
-    last_read = time.monotonic()
-    while True:
-        try:
-            yield poll()
-            last_read = time.monotonic()
-        except RequestUnclearError:
-            if time.monotonic() - last_read > STATUS_TIMEOUT.total_seconds():
-                raise
-        left = deadline - time.monotonic()
-        if left <= 0:
-            message = "the request has not ended in time"
-            raise RequestPendingError(message, fal_request_id=fal_request_id)
-        time.sleep(min(interval.total_seconds(), left))
-
-
-def read_events(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The data of each server-sent event, as soon as it is complete, however the chunks are cut.
-
-    Lines end with LF or CRLF; comments and other fields are skipped. Raises ValueError for an event
-    that is too long.
-    """
-    rest, lines_of_event, size = b"", [], 0
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in (line.removesuffix(b"\r") for line in lines):
-            if line.startswith(b"data:"):
-                lines_of_event.append(line.removeprefix(b"data:").removeprefix(b" "))
-                size += len(line)
-            elif not line and lines_of_event:
-                yield b"\n".join(lines_of_event).decode("utf-8", "replace")
-                lines_of_event, size = [], 0
-        if size + len(rest) > MAX_EVENT_BYTES:
-            raise ValueError(f"an event has more than {MAX_EVENT_BYTES} bytes")

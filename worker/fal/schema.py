@@ -1,23 +1,27 @@
 """Where our model of the endpoint and its published OpenAPI document differ.
 
-Shown are added and removed fields, and for the others type, values, range, length, whether it is
-required, and default. Our own bounds on text, which fal does not have, are no difference.
+Shown are added and removed fields, and for the others type, values, range, whether it is required,
+and default. Our own bounds on text, which fal does not have, are no difference; a shorter one is.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import JsonValue
 
 from worker.fal.model import ExtendVideoInput, ExtendVideoOutput
 from worker.ground.errors import SchemaUnreadableError
 
-DEFAULT = "default"
-MAX_DEPTH = 6
+DEFAULT, LENGTH = "default", "length"
+MAX_DEPTH = 4
 EXACT = 2**53
+
+Schema: TypeAlias = dict[str, Any]
+Fields: TypeAlias = dict[str, dict[str, str]]
+"""By a field's path, what it allows by aspect, in words; empty where anything is allowed."""
 
 
 class Change(StrEnum):
@@ -44,82 +48,105 @@ class Drift:
         return self.aspect == DEFAULT
 
 
-@dataclass(slots=True)
-class _Shape:
-    """What a schema allows, over all its alternatives."""
-
-    kinds: set[str] = field(default_factory=set)
-    values: set[str] = field(default_factory=set)
-    low: str = ""
-    high: str = ""
-    longest: float | None = None
-    members: dict[str, Any] = field(default_factory=dict)
-    required: set[str] = field(default_factory=set)
-
-
 def compare_document(document: JsonValue, endpoint: str) -> list[Drift]:
-    """Every difference, by field. Raises SchemaUnreadableError if it is not the endpoint's."""
-    inner = _unwrap(document, endpoint)
-    paths = inner.get("paths")
-    if not isinstance(paths, dict):
-        raise SchemaUnreadableError("the document has no paths: it is no OpenAPI document")
+    """Every difference, by field. Raises SchemaUnreadableError if it is not the endpoint's.
+
+    A reply of the platform API may be around the document.
+    """
+    for model in _list(_dig(document, "models")):
+        if _dig(model, "endpoint_id") == endpoint:
+            document = _dig(model, "openapi")
     content = ("content", "application/json", "schema")
-    given = _dig(paths, f"/{endpoint}", "post", "requestBody", *content)
+    given = _dig(document, "paths", f"/{endpoint}", "post", "requestBody", *content)
     if given is None:
-        known = ", ".join(sorted(paths)[:5])
-        raise SchemaUnreadableError(f"the document has no POST /{endpoint}; it has {known}")
-    answer = ("responses", "200", *content)
-    result = _dig(paths, f"/{endpoint}/requests/{{request_id}}", "get", *answer)
-    result = _dig(paths, f"/{endpoint}", "post", *answer) if result is None else result
-    drifts: list[Drift] = []
-    for place, model, schema in (
-        ("input", ExtendVideoInput, given),
-        ("output", ExtendVideoOutput, result),
+        raise SchemaUnreadableError(f"it is no OpenAPI document with POST /{endpoint}")
+    place = _dig(document, "paths", f"/{endpoint}/requests/{{request_id}}", "get")
+    result = _dig(place, "responses", "200", *content)
+    ours, theirs = Fields(), Fields()
+    for path, schema, model_schema in (
+        ("input", given, ExtendVideoInput.model_json_schema()),
+        ("output", result, ExtendVideoOutput.model_json_schema()),
     ):
-        own = model.model_json_schema()
-        drifts += _compare(place, _read(own, own), _read(schema, inner), (own, inner), 0)
+        ours |= _read_fields(model_schema, model_schema, path)
+        theirs |= _read_fields(schema, document, path)
+    drifts = [one for field in ours | theirs for one in _compare(field, ours, theirs)]
     # Nobody chooses what is left out of a result.
     return [one for one in drifts if not (one.is_default and one.field.startswith("output."))]
 
 
-def _compare(
-    path: str, ours: _Shape, theirs: _Shape, roots: tuple[Any, Any], depth: int
-) -> Iterator[Drift]:
-    if depth > MAX_DEPTH:
-        return
-    for name in [*ours.members, *(name for name in theirs.members if name not in ours.members)]:
-        place = f"{path}.{name}"
-        own = _read(ours.members.get(name), roots[0])
-        other = _read(theirs.members.get(name), roots[1])
-        own_words = _describe(own, ours, name)
-        other_words = _describe(other, theirs, name)
-        if name not in theirs.members:
-            yield Drift(Change.REMOVED, place, "field", ours=_join(own_words))
-        elif name not in ours.members:
-            yield Drift(Change.ADDED, place, "field", theirs=_join(other_words))
-        else:
-            for aspect, mine in own_words.items():
-                if mine != other_words[aspect]:
-                    yield Drift(
-                        Change.CHANGED, place, aspect, mine or "any", other_words[aspect] or "any"
-                    )
-            if other.longest is not None and other.longest < (own.longest or float("inf")):
-                texts = (f"0 to {one.longest or 'any'}" for one in (own, other))
-                yield Drift(Change.CHANGED, place, "length", *texts)
-            if own.members and other.members:
-                yield from _compare(place, own, other, roots, depth + 1)
+def _compare(field: str, ours: Fields, theirs: Fields) -> Iterator[Drift]:
+    if field not in theirs:
+        yield Drift(Change.REMOVED, field, "field", ours=_join(ours[field]))
+    elif field not in ours:
+        yield Drift(Change.ADDED, field, "field", theirs=_join(theirs[field]))
+    else:
+        for aspect, mine in ours[field].items():
+            other = theirs[field][aspect]
+            differs = mine != other
+            if aspect == LENGTH:
+                differs = float(other or "inf") < float(mine or "inf")
+            if differs:
+                yield Drift(Change.CHANGED, field, aspect, mine or "any", other or "any")
 
 
-def _describe(shape: _Shape, parent: _Shape, name: str) -> dict[str, str]:
-    """A field in words, by aspect; empty where anything is allowed."""
-    schema = parent.members.get(name)
+def _read_fields(schema: JsonValue, root: JsonValue, path: str, depth: int = 0) -> Fields:
+    """The fields of an object, and those of the objects inside it."""
+    fields = Fields()
+    parts = _list_parts(schema, root)
+    required = [name for part in parts for name in _list(part.get("required"))]
+    for part in parts:
+        members = part.get("properties")
+        for name, member in members.items() if isinstance(members, dict) else ():
+            place = f"{path}.{name}"
+            is_required = "required" if name in required else "optional"
+            fields[place] = _describe(_list_parts(member, root), is_required)
+            if depth < MAX_DEPTH:
+                fields |= _read_fields(member, root, place, depth + 1)
+    return fields
+
+
+def _list_parts(schema: JsonValue, root: JsonValue) -> list[Schema]:
+    """The schema with its references and alternatives; odd parts are skipped."""
+    parts: list[Schema] = []
+    waiting = [schema]
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict) or any(part is one for one in parts):
+            continue
+        parts.append(part)
+        if isinstance(reference := part.get("$ref"), str):
+            waiting.append(_dig(root, *reference.split("/")[1:]))
+        waiting += [one for name in ("anyOf", "oneOf", "allOf") for one in _list(part.get(name))]
+    return parts
+
+
+def _describe(parts: list[Schema], required: str) -> dict[str, str]:
+    """What all parts allow together; of bounds and default the outermost part's count."""
+    merged: Schema = {name: value for part in reversed(parts) for name, value in part.items()}
+    kinds = {str(one) for part in parts for one in _list(part.get("type")) or [part.get("type")]}
+    kinds |= {"null"} if merged.get("nullable") is True else set()
+    values = {_show(value) for part in parts for value in _list(part.get("enum"))}
+    step = 1 if "integer" in kinds else 0
+    low = _read_bound(merged, "inimum", ">", step)
+    high = _read_bound(merged, "aximum", "<", -step)
     return {
-        "type": " or ".join(sorted(shape.kinds, key=lambda kind: (kind == "null", kind))),
-        "values": " | ".join(sorted(shape.values)),
-        "range": f"{shape.low}..{shape.high}" if shape.low or shape.high else "",
-        "required": "required" if name in parent.required else "optional",
-        DEFAULT: _show(schema.get("default") if isinstance(schema, dict) else None),
+        "type": " or ".join(sorted(kinds - {"None"}, key=lambda kind: (kind == "null", kind))),
+        "values": " | ".join(sorted(values)),
+        "range": f"{low}..{high}" if low or high else "",
+        LENGTH: str(merged["maxLength"]) if type(merged.get("maxLength")) is int else "",
+        "required": required,
+        DEFAULT: _show(merged.get("default")),
     }
+
+
+def _read_bound(schema: Schema, side: str, mark: str, step: int) -> str:
+    """Of an integer as the last value allowed; none where it is beyond what JSON keeps exactly."""
+    value: Any = schema.get(f"exclusiveM{side}")
+    if type(value) not in {int, float}:
+        value, mark = schema.get(f"m{side}"), ""
+    elif step:
+        value, mark = value + step, ""
+    return f"{mark}{value:g}" if type(value) in {int, float} and abs(value) < EXACT else ""
 
 
 def _join(words: dict[str, str]) -> str:
@@ -134,68 +161,11 @@ def _show(value: JsonValue) -> str:
     return "none" if value is None else json.dumps(value, sort_keys=True)
 
 
-def _read(schema: JsonValue, root: JsonValue) -> _Shape:
-    """Collect what the schema, its references and its alternatives allow; odd parts are skipped."""
-    shape = _Shape()
-    waiting, seen = [schema], set()
-    while waiting:
-        one = waiting.pop()
-        if not isinstance(one, dict) or id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(reference := one.get("$ref"), str):
-            waiting.append(_dig(root, *reference.split("/")[1:]))
-        waiting += [it for name in ("anyOf", "oneOf", "allOf") for it in _list(one.get(name))]
-        kinds = _list(one.get("type")) or [one.get("type")]
-        shape.kinds |= {kind for kind in kinds if isinstance(kind, str)}
-        shape.kinds |= {"null"} if one.get("nullable") is True else set()
-        shape.values |= {_show(value) for value in _list(one.get("enum"))}
-        is_whole = "integer" in kinds
-        shape.low = _read_bound(one, "inimum", ">", 1 if is_whole else 0) or shape.low
-        shape.high = _read_bound(one, "aximum", "<", -1 if is_whole else 0) or shape.high
-        if isinstance(longest := one.get("maxLength"), int | float):
-            shape.longest = longest
-        if isinstance(members := one.get("properties"), dict):
-            shape.members |= members
-        shape.required |= {name for name in _list(one.get("required")) if isinstance(name, str)}
-    return shape
-
-
-def _read_bound(schema: dict[str, JsonValue], name: str, mark: str, step: int) -> str:
-    """Of an integer as the last value allowed; none where it is beyond what JSON keeps exactly."""
-    end, is_open = schema.get(f"exclusiveM{name}"), True
-    if isinstance(end, bool) or not isinstance(end, int | float):
-        end, is_open = schema.get(f"m{name}"), False
-    if isinstance(end, bool) or not isinstance(end, int | float) or not abs(end) < EXACT:
-        return ""
-    if is_open and step:
-        end += step
-    return f"{mark if is_open and not step else ''}{end:g}"
-
-
 def _list(value: JsonValue) -> list[JsonValue]:
     return value if isinstance(value, list) else []
 
 
-def _unwrap(document: JsonValue, endpoint: str) -> dict[str, JsonValue]:
-    """The OpenAPI document; a reply of the platform API may be around it."""
-    if not isinstance(document, dict):
-        raise SchemaUnreadableError("the document is no JSON object")
-    models = document.get("models")
-    if not isinstance(models, list):
-        return document
-    for model in models:
-        if isinstance(model, dict) and model.get("endpoint_id") == endpoint:
-            inner = model.get("openapi")
-            if isinstance(inner, dict):
-                return inner
-            raise SchemaUnreadableError(f"fal shows no OpenAPI document of {endpoint}")
-    raise SchemaUnreadableError(f"fal does not list {endpoint}")
-
-
 def _dig(place: JsonValue, *names: str) -> JsonValue:
     for name in names:
-        if not isinstance(place, dict):
-            return None
-        place = place.get(name)
+        place = place.get(name) if isinstance(place, dict) else None
     return place

@@ -5,7 +5,7 @@ What may be repeated, querying and cancelling a request, is in `requests.py`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 import httpx
@@ -13,15 +13,15 @@ from pydantic import JsonValue, SecretStr
 
 from worker.fal.errors import UNNAMED_CODE, Detail, parse_failure
 from worker.fal.http import (
-    ACCOUNT_CODES,
+    MAX_RETRY_AFTER,
     Reply,
     accept_url,
     build_client,
     describe_error,
     exchange,
-    read_retry_after,
 )
 from worker.fal.options import RequestOptions
+from worker.ground.network import read_retry_after
 
 # They say that the connection was lost, not that the request is refused.
 LOST_CONNECTION = frozenset({408, 499})
@@ -84,11 +84,8 @@ SubmitReply = Accepted | Refused | Ambiguous
 class QueueClient:
     """Submits to fal's queue. The key goes to `base_url` and nowhere else."""
 
-    def __init__(
-        self, base_url: str, credentials: SecretStr, *, limit: timedelta | None = None
-    ) -> None:
+    def __init__(self, base_url: str, credentials: SecretStr) -> None:
         self._base_url = base_url
-        self._limit = limit
         # Each POST has a connection of its own: a kept one may have died unnoticed, and then
         # whether the request was read would be unknown.
         self._http = build_client(credentials, keep_connections=False)
@@ -110,7 +107,7 @@ class QueueClient:
             headers=options.to_headers(),
         )
         try:
-            reply = exchange(self._http, request, limit=self._limit)
+            reply = exchange(self._http, request)
         except (httpx.HTTPError, TimeoutError) as error:
             return sort_transport_error(error)
         return sort_reply(reply, self._base_url)
@@ -134,12 +131,13 @@ def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
     """Accepted only with a request id; refused only in fal's own words, or by its gateway."""
     status, body = reply.http_status, reply.parse_json()
     if status == httpx.codes.OK:
-        fal_request_id = body.get("request_id") if isinstance(body, dict) else None
-        if not isinstance(body, dict) or not isinstance(fal_request_id, str) or not fal_request_id:
+        given = reply.parse_object()
+        fal_request_id = given.get("request_id")
+        if not isinstance(fal_request_id, str) or not fal_request_id:
             return Ambiguous(status, "fal answered 200 without a request id")
         names = ("status_url", "response_url", "cancel_url")
-        return Accepted(fal_request_id, *(accept_url(body.get(name), base_url) for name in names))
-    wait = read_retry_after(reply.headers)
+        return Accepted(fal_request_id, *(accept_url(given.get(name), base_url) for name in names))
+    wait = read_retry_after(reply.headers.get("retry-after"), MAX_RETRY_AFTER, datetime.now(UTC))
     from_gateway = "x-fal-request-id" not in reply.headers and INGRESS_MARK in reply.body.lower()
     if body is None and status == httpx.codes.SERVICE_UNAVAILABLE and from_gateway:
         message = f"fal's gateway answered {status}"
@@ -149,10 +147,6 @@ def sort_reply(reply: Reply, base_url: str) -> SubmitReply:
     if failure is None or not httpx.codes.is_client_error(status) or status in LOST_CONNECTION:
         return Ambiguous(status, f"fal answered {status}")
     code = failure.code if failure.code != UNNAMED_CODE else f"fal_http_{status}"
-    if status in ACCOUNT_CODES:
-        why = RefusalClass.ACCOUNT
-    elif status == httpx.codes.TOO_MANY_REQUESTS:
-        why = RefusalClass.BUSY
-    else:
-        why = RefusalClass.INPUT
+    known = {401: RefusalClass.ACCOUNT, 403: RefusalClass.ACCOUNT, 429: RefusalClass.BUSY}
+    why = known.get(status, RefusalClass.INPUT)
     return Refused(why, status, code, failure.message, wait, failure.details)

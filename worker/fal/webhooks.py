@@ -36,43 +36,44 @@ Keys: TypeAlias = tuple[Ed25519PublicKey, ...]
 
 _IDENTIFIER = re.compile(r"[!-~]{1,256}")  # visible ASCII: no newline can shift the signed parts
 _HEADERS = {
-    "request_id": ("X-Fal-Webhook-Request-Id", _IDENTIFIER),
-    "user_id": ("X-Fal-Webhook-User-Id", _IDENTIFIER),
-    "timestamp": ("X-Fal-Webhook-Timestamp", re.compile(r"[0-9]{1,12}")),
-    "signature": ("X-Fal-Webhook-Signature", re.compile(r"[0-9a-fA-F]{128}")),
+    "X-Fal-Webhook-Request-Id": _IDENTIFIER,
+    "X-Fal-Webhook-User-Id": _IDENTIFIER,
+    "X-Fal-Webhook-Timestamp": re.compile(r"[0-9]{1,12}"),
+    "X-Fal-Webhook-Signature": re.compile(r"[0-9a-fA-F]{128}"),
 }
 _RAW_KEY = re.compile(r"[A-Za-z0-9_-]{43}=?")  # 32 bytes in base64url
 
 
 class StaleSignatureError(InvalidSignatureError):
-    """The signature is valid, but its time is outside the window: a late or replayed delivery."""
+    """The signature is valid, but its time is outside the window: a late or replayed delivery.
+
+    Nothing: fal is polled for it. If all are stale: set this host's clock.
+    """
 
     code = "stale_signature"
 
 
 @dataclass(frozen=True, slots=True)
 class SignedHeaders:
-    """The four headers verbatim; of the right form, else InvalidSignatureError."""
+    """The four headers verbatim, as `read_headers` has checked their form."""
 
     request_id: str
     user_id: str
     timestamp: str
     signature: str
 
-    def __post_init__(self) -> None:
-        for field, (header, form) in _HEADERS.items():
-            value = getattr(self, field)
-            if not value:
-                raise InvalidSignatureError(f"the header {header} is missing")
-            if not form.fullmatch(value):
-                raise InvalidSignatureError(f"the header {header} is malformed")
-
 
 def read_headers(headers: Mapping[str, str]) -> SignedHeaders:
-    """Pick the four headers, in any case. Raises InvalidSignatureError."""
+    """Pick the four headers, in any case. Raises InvalidSignatureError for one of another form."""
     lowered = {name.lower(): value for name, value in headers.items()}
-    picked = {field: lowered.get(name.lower(), "") for field, (name, _) in _HEADERS.items()}
-    return SignedHeaders(**picked)
+    picked = []
+    for name, form in _HEADERS.items():
+        value = lowered.get(name.lower(), "")
+        if not form.fullmatch(value):
+            what = "malformed" if value else "missing"
+            raise InvalidSignatureError(f"the header {name} is {what}")
+        picked.append(value)
+    return SignedHeaders(*picked)
 
 
 def signed_message(headers: SignedHeaders, body: bytes) -> bytes:
@@ -88,16 +89,6 @@ def verify_signature(headers: SignedHeaders, body: bytes, keys: Sequence[Ed25519
             key.verify(signature, message)
             return
     raise InvalidSignatureError("no key of fal fits the signature")
-
-
-def check_freshness(headers: SignedHeaders, now: datetime, window: timedelta = WINDOW) -> None:
-    """Raises StaleSignatureError if the timestamp is further from `now` than `window`, either way.
-
-    A delivery exactly `window` old is fresh; `now` is aware.
-    """
-    age = now.timestamp() - int(headers.timestamp)
-    if abs(age) > window.total_seconds():
-        raise StaleSignatureError(f"the signature is {age:.0f} s old, {window} is allowed")
 
 
 def parse_jwks(document: object) -> Keys:
@@ -134,13 +125,11 @@ class KeyCache:
         client: httpx.Client,
         *,
         clock: Callable[[], float] = time.monotonic,
-        max_age: timedelta = KEYS_MAX_AGE,
         timeout: timedelta = FETCH_TIMEOUT,
     ) -> None:
         self._url = url
         self._client = client
         self._clock = clock
-        self._max_age = max_age.total_seconds()
         self._timeout = timeout
         self._fetching = Lock()
         self._keys: Keys = ()
@@ -164,14 +153,17 @@ class KeyCache:
         return self._keys != tried
 
     def _fetch_if_due(self, *, wait: bool) -> None:
+        """While a fetch runs, others wait for it or go on; none of them fetches once more."""
         if self._clock() < self._next_fetch_at or not self._fetching.acquire(blocking=wait):
             return
         try:
             if self._clock() < self._next_fetch_at:
-                return  # another thread has fetched while this one waited
+                return
             try:
                 self._keys = self._fetch()
-                self._expire_at = self._clock() + self._max_age
+                self._expire_at = self._clock() + KEYS_MAX_AGE.total_seconds()
+            except (httpx.HTTPError, TimeoutError, ValueError, RecursionError) as error:
+                self._failure = f"{type(error).__name__}: {error}"
             except KeysUnavailableError as error:
                 self._failure = str(error)
             pause = REFETCH_PAUSE if self._keys else COLD_RETRY_PAUSE
@@ -180,22 +172,15 @@ class KeyCache:
             self._fetching.release()
 
     def _fetch(self) -> Keys:
-        request = self._client.build_request(
-            "GET",
-            self._url,
-            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-            timeout=self._timeout.total_seconds(),
-        )
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        request = self._client.build_request("GET", self._url, headers=headers)
         # The keys are public: no credential that the client may carry is sent.
         for name in ("Authorization", "Cookie"):
             request.headers.pop(name, None)
-        try:
-            reply = exchange(self._client, request, max_bytes=MAX_JWKS_BYTES, limit=self._timeout)
-            if reply.http_status != httpx.codes.OK:
-                raise KeysUnavailableError(f"HTTP {reply.http_status}")
-            return parse_jwks(json.loads(reply.body))
-        except (httpx.HTTPError, TimeoutError, ValueError, RecursionError) as error:
-            raise KeysUnavailableError(f"{type(error).__name__}: {error}") from error
+        reply = exchange(self._client, request, max_bytes=MAX_JWKS_BYTES, limit=self._timeout)
+        if reply.http_status != httpx.codes.OK:
+            raise KeysUnavailableError(f"HTTP {reply.http_status}")
+        return parse_jwks(json.loads(reply.body))
 
 
 class WebhookVerifier:
@@ -211,10 +196,10 @@ class WebhookVerifier:
     def verify(self, headers: Mapping[str, str], body: bytes, now: datetime) -> SignedHeaders:
         """Return the headers, by now proven; `body` is the raw body.
 
-        The order is: form of the headers, account, age, signature with the keys at hand, and only
-        for a fresh delivery that no key fits, once more with refetched keys. What needs no key
-        comes first, so that garbage costs no network. A stale delivery is still checked with the
-        keys, so that StaleSignatureError means an old but genuine delivery.
+        The order is: form of the headers, account, signature with the keys at hand, and only for a
+        fresh delivery that no key fits, once more with refetched keys; then the age. What needs no
+        key comes first, so that garbage costs no network. StaleSignatureError means an old but
+        genuine delivery; one exactly as old as the window is fresh. `now` is aware.
 
         Raises InvalidSignatureError, StaleSignatureError and KeysUnavailableError.
         """
@@ -222,16 +207,17 @@ class WebhookVerifier:
         expected = signed.user_id if self._user_id is None else self._user_id
         if not hmac.compare_digest(expected.encode(), signed.user_id.encode()):
             raise InvalidSignatureError("the delivery belongs to another fal account")
-        try:
-            check_freshness(signed, now, self._window)
-        except StaleSignatureError:
-            verify_signature(signed, body, self._keys.keys())
-            raise
+        age = now.timestamp() - int(signed.timestamp)
+        is_fresh = abs(age) <= self._window.total_seconds()
         tried = self._keys.keys()
         try:
             verify_signature(signed, body, tried)
         except InvalidSignatureError:
-            if not self._keys.refetch(tried):
+            if not is_fresh or not self._keys.refetch(tried):
                 raise
             verify_signature(signed, body, self._keys.keys())
+        if not is_fresh:
+            raise StaleSignatureError(
+                f"the signature is {age:.0f} s old, at most {self._window} is allowed"
+            )
         return signed

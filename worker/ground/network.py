@@ -11,6 +11,8 @@ import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -106,6 +108,27 @@ def read_network(environ: Mapping[str, str] = os.environ) -> Network:
     if wrong:
         raise InvalidSettingsError(tuple(wrong))
     return network
+
+
+def parse_date(text: str | None) -> datetime | None:
+    """The time in a header such as `Date`; None if it holds none."""
+    try:
+        at = parsedate_to_datetime(text or "")
+    except (ValueError, OverflowError):
+        return None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def read_retry_after(text: str | None, longest: timedelta, now: datetime) -> timedelta:
+    """How long the header `Retry-After` asks to wait, in seconds or until a date, up to `longest`.
+
+    Zero if it says nothing of use.
+    """
+    text = (text or "").strip()
+    if text.isascii() and text.isdecimal():
+        return timedelta(seconds=min(float(text), longest.total_seconds()))
+    at = parse_date(text)
+    return timedelta() if at is None else min(max(at - now, timedelta()), longest)
 
 
 def _read(environ: Mapping[str, str], name: str) -> tuple[str, str]:

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from types import TracebackType
 from typing import Protocol, Self, TypeAlias
@@ -23,6 +22,7 @@ from typing import Protocol, Self, TypeAlias
 import httpx
 
 from worker.ground.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
+from worker.ground.network import parse_date, read_retry_after
 from worker.media.hosts import MediaHosts, check_media_place
 from worker.media.layout import HEAD_BYTES
 from worker.media.pinned import (
@@ -36,6 +36,7 @@ from worker.media.pinned import (
     send_request,
 )
 
+DAY = timedelta(days=1)
 LONGEST_RETRY_AFTER = 10 * SECOND
 # So many new bytes and nothing has failed yet: the total limit alone bounds what makes progress.
 PROGRESS_BYTES = 1024 * 1024
@@ -306,7 +307,7 @@ def check_status(response: Response) -> None:
     if status in GONE:
         raise MediaGoneError(f"{host} no longer has the video: HTTP {status}")
     reason = f"{host} has no video now: HTTP {status}"
-    retry_after = parse_retry_after(response.find_header("retry-after"), datetime.now(UTC))
+    retry_after = read_retry_after(response.find_header("retry-after"), DAY, datetime.now(UTC))
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         raise ThrottledError(reason, retry_after)
     if status in BUSY:
@@ -363,20 +364,3 @@ def choose_version(find_header: FindHeader) -> str | None:
     if changed_at is None or answered_at is None or answered_at - changed_at < STRONG_AGE:
         return None
     return changed
-
-
-def parse_date(text: str | None) -> datetime | None:
-    """An HTTP date; None for nonsense."""
-    try:
-        at = None if text is None else parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    return at if at is None or at.tzinfo is not None else at.replace(tzinfo=UTC)
-
-
-def parse_retry_after(text: str | None, now: datetime) -> timedelta:
-    """How long `Retry-After` asks to wait; nothing if it says nothing of use."""
-    if text is not None and re.fullmatch(r"[0-9]{1,9}", text.strip()):
-        return timedelta(seconds=int(text))
-    at = parse_date(text)
-    return timedelta(0) if at is None else max(at - now, timedelta(0))

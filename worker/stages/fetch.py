@@ -13,7 +13,7 @@ from typing import Any
 from worker.fal.completion import Completion
 from worker.fal.model import VideoFile, parse_output
 from worker.fal.options import needs_signing, parse_options
-from worker.fal.platform import FileSigner
+from worker.fal.platform import PlatformClient
 from worker.fal.requests import (
     Forgotten,
     Pending,
@@ -68,7 +68,7 @@ class Fetcher:
     """
 
     open_requests: Callable[[], RequestClient]
-    open_signer: Callable[[], FileSigner]
+    open_signer: Callable[[], PlatformClient]
     client: MediaClient
     hosts: MediaHosts
     limits: DownloadLimits
