@@ -3,12 +3,10 @@
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.media.download import (
-    choose_version,
     parse_content_range,
     parse_date,
     parse_retry_after,
@@ -37,23 +35,6 @@ def test_parse_content_range_is_lenient_in_form_only():
         *("bytes \u0661-2/3", f"bytes 1-2/{'9' * 5000}", "bytes=1-2/3", "items 1-2/3"),
     ):
         assert parse_content_range(text) is None
-
-
-def test_choose_version_takes_a_strong_tag_and_no_other():
-    for tag in ('"1"', '""', '"a-b/c"', '"\xe4"'):
-        assert choose_version({"etag": tag}.get) == tag
-    dated = {"last-modified": name_time(NOW - timedelta(days=1)), "date": name_time(NOW)}
-    for tag in ('W/"1"', "1", '"', '"a"b"', '"1", "2"', '"a b"', '"a\r\nX: y"', '"\u20ac"'):
-        assert choose_version({"etag": tag, **dated}.get) is None
-
-
-@pytest.mark.parametrize(("age", "is_sure"), [(-5, False), (59, False), (60, True)])
-def test_choose_version_takes_a_date_only_if_it_was_past_then(age, is_sure):
-    changed = name_time(NOW - timedelta(seconds=age))
-    version = choose_version({"last-modified": changed, "date": name_time(NOW)}.get)
-    assert version == (changed if is_sure else None)
-    assert choose_version({"last-modified": changed}.get) is None
-    assert choose_version({"last-modified": changed, "date": "nonsense"}.get) is None
 
 
 def test_parse_retry_after_gives_seconds_or_nothing():

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, Queue
@@ -79,7 +80,7 @@ def answer_question(question: Question, fresh: int) -> Answer:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
     signal.setitimer(signal.ITIMER_REAL, bounds.wall.total_seconds())
     try:
-        return _examine(question)
+        return ANSWERS[question.subject](question)
     except Exception as error:  # noqa: BLE001 - any file may cause any error
         return describe_error(error, bounds)
     finally:
@@ -106,19 +107,6 @@ def describe_error(error: Exception, bounds: Bounds) -> Answer:
         case _:
             traceback.print_exception(error)
             return Answer(bound=f"the decoder failed: {type(error).__name__}", is_last=True)
-
-
-def _examine(question: Question) -> Answer:
-    match question.subject:
-        case Subject.VERIFY:
-            return Answer(examined=verify_video(question.path, question.stated))
-        case Subject.POSTER:
-            assert question.facts is not None  # noqa: S101 - sent with them
-            return Answer(picture=make_poster(question.path, question.facts))
-        case Subject.INPUT_VIDEO:
-            return Answer(kind=inspect_video(question.path))
-        case Subject.INPUT_IMAGE:
-            return Answer(kind=inspect_image(question.path))
 
 
 def verify_video(path: Path, stated: Stated) -> Examined:
@@ -183,6 +171,14 @@ def _see_frame(path: Path, what: str, options: dict[str, str], demuxer: str | No
             return file.read(HEAD_BYTES)
     except (av.FFmpegError, OSError) as error:
         raise MediaRefusedError(f"not a readable {what}: {error.strerror}") from error
+
+
+ANSWERS: dict[Subject, Callable[[Question], Answer]] = {
+    "verify": lambda asked: Answer(examined=verify_video(asked.path, asked.stated)),
+    "poster": lambda asked: Answer(picture=make_poster(asked.path, asked.facts)),
+    "input_video": lambda asked: Answer(kind=inspect_video(asked.path)),
+    "input_image": lambda asked: Answer(kind=inspect_image(asked.path)),
+}
 
 
 def _read_lines(lines: Queue[bytes]) -> None:

@@ -38,9 +38,6 @@ LONGEST_RETRY_AFTER = 10 * SECOND
 # So many new bytes and nothing has failed yet: the total limit alone bounds what makes progress.
 PROGRESS_BYTES = 1024 * 1024
 MAX_REDIRECTS = 5
-# Clocks of one host may differ; below this a file may have changed twice under one date.
-STRONG_AGE = timedelta(seconds=60)
-
 PARTS = frozenset({206, 416})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 GONE = frozenset({403, 404, 410})
@@ -56,7 +53,6 @@ _STRONG_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 
 Chunk: TypeAlias = bytes
 OnProgress: TypeAlias = Callable[[int], object]
-FindHeader: TypeAlias = Callable[[str], str | None]
 
 
 class Sink(Protocol):
@@ -222,7 +218,8 @@ class _Transfer:
             else:
                 check_status(response)
                 self._restart()
-                self.version = choose_version(response.find_header)
+                tag = response.find_header("etag") or ""
+                self.version = tag if _STRONG_TAG.fullmatch(tag) else None
                 length = response.find_header("content-length")
                 self.total = None if length is None else int(length)
             coding = check_coding(response)
@@ -307,7 +304,7 @@ def check_coding(response: Response) -> str | None:
     return coding if codings - {"", "identity"} else None
 
 
-# What headers say of a part of a video, and of its version (RFC 9110, 8.8, 13.1.5 and 14.4).
+# What headers say of a part of a video (RFC 9110, 14.4), and of when to try again (10.2.3).
 
 
 def parse_content_range(text: str | None) -> tuple[int, int, int] | None:
@@ -315,21 +312,6 @@ def parse_content_range(text: str | None) -> tuple[int, int, int] | None:
     match = _CONTENT_RANGE.fullmatch((text or "").strip())
     first, last, total = map(int, match.groups()) if match else (0, 0, 0)
     return (first, last, total) if first <= last < total else None
-
-
-def choose_version(find_header: FindHeader) -> str | None:
-    """What `If-Range` may name this version by; None if nothing identifies it for sure.
-
-    A strong ETag, or without any ETag a date of change that was past when the response was made.
-    """
-    tag = find_header("etag")
-    if tag is not None:
-        return tag if _STRONG_TAG.fullmatch(tag) else None
-    changed = find_header("last-modified")
-    changed_at, answered_at = parse_date(changed), parse_date(find_header("date"))
-    if changed_at is None or answered_at is None or answered_at - changed_at < STRONG_AGE:
-        return None
-    return changed
 
 
 def parse_date(text: str | None) -> datetime | None:

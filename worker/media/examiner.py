@@ -35,7 +35,6 @@ from worker.media.facts import (
     FileKind,
     Question,
     Stated,
-    Subject,
     VideoFacts,
 )
 
@@ -73,16 +72,16 @@ class Examiner:
 
     def verify(self, path: Path, stated: Stated, check: Check = lambda: None) -> Examined:
         """As `verify_video`."""
-        return _require(self._request(path, check, subject=Subject.VERIFY, stated=stated).examined)
+        return _require(self._request(path, check, subject="verify", stated=stated).examined)
 
     def draw_poster(self, path: Path, facts: VideoFacts, check: Check = lambda: None) -> bytes:
-        return _require(self._request(path, check, subject=Subject.POSTER, facts=facts).picture)
+        return _require(self._request(path, check, subject="poster", facts=facts).picture)
 
     def inspect_video(self, path: Path) -> FileKind:
-        return _require(self._request(path, subject=Subject.INPUT_VIDEO).kind)
+        return _require(self._request(path, subject="input_video").kind)
 
     def inspect_image(self, path: Path) -> FileKind:
-        return _require(self._request(path, subject=Subject.INPUT_IMAGE).kind)
+        return _require(self._request(path, subject="input_image").kind)
 
     def close(self) -> None:
         """End the processes that are kept; the next file starts another."""

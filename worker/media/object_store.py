@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import obstore
@@ -115,7 +115,7 @@ class RemoteStore:
                 self.remote,
                 name,
                 file.path,
-                attributes=_describe(content_type, file.sha256()),
+                attributes={"Content-Type": content_type, "sha256": file.sha256()},
                 chunk_size=choose_part_size(file.bytes),
                 max_concurrency=PARTS_AT_ONCE,
             )
@@ -125,7 +125,7 @@ class RemoteStore:
         """By If-None-Match. False also for one's own object, if its answer was lost on the way."""
         for _ in range(MOST_CREATIONS):
             try:
-                self._put(name, body, content_type, is_new=True)
+                self._put(name, body, content_type, "create")
             except AlreadyExistsError:
                 # S3 says the same of a conflict with a deletion: then the name may be free.
                 if self.stat(name) is not None:
@@ -135,8 +135,7 @@ class RemoteStore:
         raise StoreUnavailableError(f"{UNWRITABLE}: others write and delete the same name")
 
     def put(self, name: str, body: bytes, content_type: str) -> StoredObject:
-        digest = self._put(name, body, content_type, is_new=False)
-        return StoredObject(self.base + name, digest, len(body))
+        return self._put(name, body, content_type, "overwrite")
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """By ranges, each a request of its own; a replacement meanwhile is noticed."""
@@ -185,18 +184,21 @@ class RemoteStore:
         name = uri.removeprefix(self.base)
         return name if name != uri and is_name(name) else None
 
-    def _put(self, name: str, body: bytes, content_type: str, *, is_new: bool) -> str:
+    def _put(
+        self, name: str, body: bytes, content_type: str, mode: Literal["create", "overwrite"]
+    ) -> StoredObject:
         digest = hashlib.sha256(body).hexdigest()
+        attributes: Attributes = {"Content-Type": content_type, "sha256": digest}
         with naming_refusal(UNWRITABLE):
             obstore.put(
                 self.remote,
                 check_name(name),
                 body,
-                attributes=_describe(content_type, digest),
-                mode="create" if is_new else "overwrite",
+                attributes=attributes,
+                mode=mode,
                 use_multipart=False,
             )
-        return digest
+        return StoredObject(self.base + name, digest, len(body))
 
     def _head(self, name: str) -> "ObjectMeta | None":
         try:
@@ -228,20 +230,11 @@ def open_remote_store(url: str, spool: Spool) -> RemoteStore:
             f"must be {parts.scheme}://bucket/prefix without user, port, query and fragment; the "
             f"prefix has at most {MOST_PREFIX_BYTES} bytes, no part of it begins with a dot"
         )
-    base = f"{parts.scheme}://{parts.netloc}/" + (f"{prefix}/" if prefix else "")
-    return RemoteStore(base, _connect(parts.scheme, parts.netloc, prefix), spool)
-
-
-def choose_part_size(size: int) -> int:
-    return max(LEAST_PART_BYTES, -(-size // MOST_PARTS))
-
-
-def _connect(scheme: str, bucket: str, prefix: str) -> ObjectStore:
-    variables = VARIABLES[scheme]
+    variables = VARIABLES[parts.scheme]
     allow_http = os.environ.get(f"{variables}ALLOW_HTTP", "").lower() in {"1", "true", "yes", "on"}
     try:
-        remote: ObjectStore = CLOUDS[scheme](
-            bucket,
+        remote: ObjectStore = CLOUDS[parts.scheme](
+            parts.netloc,
             prefix=prefix or None,
             client_options={
                 "connect_timeout": CONNECT_TIME,
@@ -262,11 +255,12 @@ def _connect(scheme: str, bucket: str, prefix: str) -> ObjectStore:
                 text = text.replace(value, f"${name}")
         reason = f"the environment variables {variables}... do not make a store: {text}"
         raise ValueError(reason) from None
-    return remote
+    base = f"{parts.scheme}://{parts.netloc}/" + (f"{prefix}/" if prefix else "")
+    return RemoteStore(base, remote, spool)
 
 
-def _describe(content_type: str, sha256: str) -> "Attributes":
-    return {"Content-Type": content_type, "sha256": sha256}
+def choose_part_size(size: int) -> int:
+    return max(LEAST_PART_BYTES, -(-size // MOST_PARTS))
 
 
 def _list_one(found: "ObjectMeta") -> ListedObject:

@@ -31,9 +31,9 @@ SEARCH_FRAMES = 5_000
 TURNS = {90: ("transpose", "clock"), 180: ("rotate", "PI"), 270: ("transpose", "cclock")}
 
 
-def make_poster(path: Path, facts: VideoFacts) -> bytes:
+def make_poster(path: Path, facts: VideoFacts | None) -> bytes:
     """A JPEG at most POSTER_WIDTH wide. Raises MediaRefusedError if no frame can be read."""
-    seconds = facts.duration.total_seconds() if facts.duration else 0.0
+    seconds = facts.duration.total_seconds() if facts and facts.duration else 0.0
     best, light = None, -1.0
     try:
         with open_video(path) as container:
@@ -51,7 +51,7 @@ def make_poster(path: Path, facts: VideoFacts) -> bytes:
                     break
         if best is None:
             raise MediaRefusedError("no frame of the video can be shown")
-        return encode_jpeg(_draw_upright(best, facts.rotation))
+        return encode_jpeg(_draw_upright(best, facts.rotation if facts else 0))
     except (av.FFmpegError, OSError) as error:
         reason = f"no frame of the video can be shown: {error.strerror}"
         raise MediaRefusedError(reason) from error
