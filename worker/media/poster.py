@@ -32,7 +32,10 @@ TURNS = {90: ("transpose", "clock"), 180: ("rotate", "PI"), 270: ("transpose", "
 
 
 def make_poster(path: Path, facts: VideoFacts | None) -> bytes:
-    """A JPEG at most POSTER_WIDTH wide. Raises MediaRefusedError if no frame can be read."""
+    """A JPEG at most POSTER_WIDTH wide; without facts it shows the first frame.
+
+    Raises MediaRefusedError if no frame can be read.
+    """
     seconds = facts.duration.total_seconds() if facts and facts.duration else 0.0
     best, light = None, -1.0
     try:
