@@ -98,8 +98,12 @@ class Examiner:
         while not self._room.acquire(timeout=CHECK_SECONDS):
             check()
         try:
+            try:
+                process = self._idle.pop()
+            except IndexError:
+                process = _start()
             # Killed from outside, or ended for its age, is no fault of the file: once more.
-            answer = self._send(question, check) or self._send(question, check)
+            answer = self._send(process, question, check) or self._send(_start(), question, check)
         finally:
             self._room.release()
         if answer is None:
@@ -113,12 +117,8 @@ class Examiner:
             raise MediaRefusedError(answer.refused)
         return answer
 
-    def _send(self, question: Question, check: Check) -> Answer | None:
+    def _send(self, process: Process, question: Question, check: Check) -> Answer | None:
         """None if the process ended in a way that says nothing of the file."""
-        try:
-            process = self._idle.pop()
-        except IndexError:
-            process = _start()
         try:
             line = _exchange(process, question.to_line(), self.bounds.wall + LATE, check)
             answer = Answer.model_validate_json(line) if line else self._explain_end(process.wait())
