@@ -243,9 +243,9 @@ def test_faulty_sidecar_is_refused_as_wrong_usage(db, run, tmp_path) -> None:
     for content, words in (
         (b"<html>", ["sidecar", "JSON object in UTF-8"]),
         (b'{"recipe": 2}', ["recipe=2"]),
-        (b'{"recipe": "' + FOREIGN + b'"}', ["recipe=text"]),
-        (FOREIGN, ["sidecar=25 bytes that are not JSON"]),
-        (b'"' + FOREIGN + b'"', ["sidecar=text"]),
+        (b'{"recipe": "' + FOREIGN + b'"}', ["recipe=no number"]),
+        (FOREIGN, ["sidecar=25 bytes that are not"]),
+        (b'"' + FOREIGN + b'"', ["sidecar=27 bytes that are not"]),
         (b'{"recipe": 1, "job_id": "x"}', ["job_id", "a UUID", "input", "required"]),
     ):
         path.write_bytes(content)
