@@ -241,11 +241,11 @@ def test_file_inside_the_input_is_asked_for_where_the_row_is_gone(
 def test_faulty_sidecar_is_refused_as_wrong_usage(db, run, tmp_path) -> None:
     path = tmp_path / "faulty.json"
     for content, words in (
-        (b"<html>", ["sidecar", "JSON in UTF-8"]),
+        (b"<html>", ["sidecar", "JSON object in UTF-8"]),
         (b'{"recipe": 2}', ["recipe=2"]),
-        (b'{"recipe": "' + FOREIGN + b'"}', ["recipe=text"]),
-        (FOREIGN, ["sidecar=25 bytes that are not JSON"]),
-        (b'"' + FOREIGN + b'"', ["sidecar=text"]),
+        (b'{"recipe": "' + FOREIGN + b'"}', ["recipe=no number"]),
+        (FOREIGN, ["sidecar=25 bytes that are not"]),
+        (b'"' + FOREIGN + b'"', ["sidecar=27 bytes that are not"]),
         (b'{"recipe": 1, "job_id": "x"}', ["job_id", "a UUID", "input", "required"]),
     ):
         path.write_bytes(content)

@@ -338,12 +338,15 @@ def test_url_is_passed_on_and_not_fetched(wish_and_enqueue, db) -> None:
     ("value", "reason"),
     [
         (b"no video", "video_url=<8 bytes>: not a readable video"),
-        (bytes(1024 * KIB + 1), "MAX_UPLOAD_BYTES allows 1048576"),
+        (bytes(1024 * KIB + 1), "MAX_UPLOAD_BYTES allows 1 to 1048576"),
         (
             lambda: io.BytesIO(bytes(1024 * KIB + 1)),
             "video_url=<BytesIO>: it has more than 1048576 bytes",
         ),
-        (Path("missing.mp4"), "video_url=missing.mp4: there is no such file"),
+        (
+            Path("missing.mp4"),
+            "video_url=missing.mp4: it cannot be read: No such file or directory",
+        ),
         ("file:///etc/passwd", "never as text"),
         ("data:video/mp4;base64,AAA", "is base64"),
         (f"data:video/mp4;base64,{'A' * 1_398_108}", "at most 1048576 bytes"),
@@ -468,7 +471,7 @@ def test_shell_tells_what_is_wrong_with_each_file(run, db) -> None:
     Path("notes.txt").write_text("no video at all")
     code, out, err = run("--video", "missing.mp4", "--end-image", "notes.txt")
     assert (code, out) == (2, "")
-    assert "video_url=missing.mp4: there is no such file" in err
+    assert "video_url=missing.mp4: it cannot be read: No such file or directory" in err
     assert "end_image_url=notes.txt: not a readable image" in err
     assert count_rows(db) == (0, 0)
 

@@ -395,7 +395,7 @@ def test_download_video_nobody_listening_is_unavailable(download):
         reserved.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{reserved.getsockname()[1]}"
 
-        with pytest.raises(MediaUnavailableError, match=r"no connection to 127\.0\.0\.1"):
+        with pytest.raises(MediaUnavailableError, match="gives no answer: ConnectError"):
             download(f"http://{place}/v", hosts=parse_media_hosts(place))
 
 

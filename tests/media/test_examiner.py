@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ import pytest
 
 from tests.emulator.clips import make_clip
 from tests.harness.bombs import build_gif, make_many_frames
+from tests.harness.together import call_together
 from tests.harness.waiting import wait_until
 from worker.ground.errors import (
     ClaimLostError,
@@ -150,6 +152,18 @@ def test_process_killed_by_somebody_else_is_replaced_once(open_examiner, clip, h
     assert examiner.inspect_video(clip).extension == "mp4"
     with pytest.raises(MediaBoundError, match="ended twice"):
         examiner.verify(hours, Stated(), kill)
+
+
+def test_processes_that_ended_while_none_was_needed_are_no_fault_of_the_file(clip) -> None:
+    """All of those that are kept may have ended for their age: a fresh one is started."""
+    before, examiner = set(list_children()), Examiner(Bounds(), processes=2)
+    try:
+        call_together(*[partial(examiner.inspect_video, clip)] * 2)
+        for pid in set(list_children()) - before:
+            os.kill(pid, signal.SIGKILL)
+        assert examiner.inspect_video(clip).extension == "mp4"
+    finally:
+        examiner.close()
 
 
 def test_claim_that_is_lost_ends_the_decoding(open_examiner, hours) -> None:

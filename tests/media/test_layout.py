@@ -77,28 +77,22 @@ def test_names_beside_the_video_do_not_depend_on_its_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    "text",
     [
-        ("", "must end with .{ext}"),
-        ("{job_id}{ext}", "must end with .{ext}"),
-        ("{ext}/{job_id}.{ext}", "has no field {ext}"),
-        ("{yyyy}.{ext}", "must contain {job_id}"),
-        ("{job_id.hex}.{ext}", "has no field {job_id.hex}"),
-        ("{}/{job_id}.{ext}", "without anything else"),
-        ("{job_id!r}.{ext}", "without anything else"),
-        ("{job_id.{ext}", "is no template"),
-        ("/{job_id}.{ext}", "must be relative"),
-        ("../{job_id}.{ext}", "must be relative"),
-        (".partial/{job_id}.{ext}", "must be relative"),
-        ("quarantine/{job_id}.{ext}", "must not begin with quarantine/"),
-        ("a b/{job_id}.{ext}", "may hold letters"),
-        ("{job_id}\n.{ext}", "may hold letters"),
-        ("x" * 300 + "{job_id}.{ext}", "longer than"),
-        ("x/" * 500 + "{job_id}.{ext}", "longer than"),
+        *("", "{job_id}{ext}", "{ext}/{job_id}.{ext}", "{yyyy}.{ext}", "{job_id.hex}.{ext}"),
+        *("{}/{job_id}.{ext}", "{job_id!r}.{ext}", "{job_id.{ext}", "{{job_id}}.{ext}"),
+        *("/{job_id}.{ext}", "../{job_id}.{ext}", ".partial/{job_id}.{ext}", "a//{job_id}.{ext}"),
+        *("quarantine/{job_id}.{ext}", "a b/{job_id}.{ext}", "{job_id}\n.{ext}"),
     ],
 )
-def test_layout_that_makes_no_good_names_is_refused(text, reason) -> None:
-    with pytest.raises(ValueError, match=re.escape(reason)):
+def test_layout_that_makes_no_good_names_is_refused(text) -> None:
+    with pytest.raises(ValueError, match="must be a relative path"):
+        parse_layout(text)
+
+
+@pytest.mark.parametrize("text", ["x" * 300 + "{job_id}.{ext}", "x/" * 500 + "{job_id}.{ext}"])
+def test_layout_that_makes_long_names_is_refused(text) -> None:
+    with pytest.raises(ValueError, match="longer than"):
         parse_layout(text)
 
 

@@ -54,18 +54,18 @@ def test_changed_file_is_noticed(tmp_path, change) -> None:
 
 
 def test_missing_file_is_refused(tmp_path) -> None:
-    with pytest.raises(MediaRefusedError, match="there is no such file"):
+    with pytest.raises(MediaRefusedError, match="cannot be read: No"):
         take(tmp_path / "none")
 
 
 def test_directory_is_refused(tmp_path) -> None:
-    with pytest.raises(MediaRefusedError, match="it is a directory"):
+    with pytest.raises(MediaRefusedError, match="not a regular file"):
         take(tmp_path)
 
 
 def test_path_through_a_file_is_refused(tmp_path) -> None:
     (tmp_path / "a").write_bytes(b"x")
-    with pytest.raises(MediaRefusedError, match="there is no such file"):
+    with pytest.raises(MediaRefusedError, match="cannot be read: Not a directory"):
         take(tmp_path / "a" / "b")
 
 
@@ -77,7 +77,7 @@ def test_pipe_is_refused_without_waiting_for_its_other_end(tmp_path) -> None:
 
 def test_empty_file_is_refused(tmp_path) -> None:
     (tmp_path / "a").touch()
-    with pytest.raises(MediaRefusedError, match="it is empty"):
+    with pytest.raises(MediaRefusedError, match="0 bytes; MAX_UPLOAD_BYTES allows 1 to"):
         take(tmp_path / "a")
 
 
@@ -89,7 +89,7 @@ def test_name_that_no_file_can_have_is_refused(tmp_path) -> None:
 def test_size_is_bounded(tmp_path) -> None:
     (tmp_path / "a").write_bytes(b"12345678")
     assert take(tmp_path / "a", 8)
-    with pytest.raises(MediaRefusedError, match="8 bytes; MAX_UPLOAD_BYTES allows 7"):
+    with pytest.raises(MediaRefusedError, match="8 bytes; MAX_UPLOAD_BYTES allows 1 to 7"):
         take(tmp_path / "a", 7)
 
 
@@ -99,7 +99,10 @@ def test_file_that_may_not_be_read_is_refused() -> None:
         path = Path(directory) / "a"
         path.write_bytes(b"x")
         path.chmod(0o000)
-        with _as_nobody(), pytest.raises(MediaRefusedError, match="may not be read by this user"):
+        with (
+            _as_nobody(),
+            pytest.raises(MediaRefusedError, match="cannot be read: Permission denied"),
+        ):
             take(path)
 
 

@@ -143,7 +143,7 @@ def test_missing_bucket_is_no_missing_object(server, store, call) -> None:
         (401, "the credentials are refused (HTTP 401, Strange)"),
         (418, "it refuses the request (HTTP 418, Strange)"),
         (403, "the credentials do not allow it (HTTP 403, Strange)"),
-        (429, "it limits the rate of requests (HTTP 429, Strange)"),
+        (429, "it limits the rate of requests, or is unavailable (HTTP 429, Strange)"),
         (502, "it failed (HTTP 502, Strange)"),
         (507, "it is full (HTTP 507, Strange)"),
     ],
@@ -151,6 +151,23 @@ def test_missing_bucket_is_no_missing_object(server, store, call) -> None:
 def test_refusal_names_status_and_code(server, store, status, told) -> None:
     server.answer = refuse(status, "Strange")
     assert describe(store, CALLS["put"]).endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "advice"),
+    [
+        (403, "RequestTimeTooSkewed", "the clock of this machine is wrong"),
+        (400, "ExpiredToken", "renew the credentials"),
+        (400, "AuthorizationHeaderMalformed", "set AWS_REGION"),
+        (403, "InvalidAccessKeyId", "check the credentials"),
+        (403, "SignatureDoesNotMatch", "check the credentials"),
+    ],
+)
+def test_refusal_whose_cause_is_known_says_what_to_do(server, store, status, code, advice) -> None:
+    server.answer = refuse(status, code)
+    told = describe(store, CALLS["put"])
+    assert advice in told
+    assert told.endswith(f"(HTTP {status}, {code})")
 
 
 @pytest.mark.parametrize("call", ["put", "read"])
@@ -381,14 +398,14 @@ def test_url_opens_the_store_that_it_names(
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("s3:bucket", "a bucket must be named: s3://bucket/prefix"),
-        ("s3:///prefix", "a bucket must be named"),
-        ("s3://key:secret@bucket/x", "neither user nor port"),
-        ("s3://bucket:9000/x", "neither user nor port"),
-        ("s3://bucket/x?secret=1", "neither query nor fragment"),
-        ("s3://bucket/../x", "begins with a dot"),
-        ("s3://bucket/a//b", "empty part"),
-        (f"s3://bucket/{'x' * 101}", "longer than 100 bytes"),
+        ("s3:bucket", "must be s3://bucket/prefix without user, port"),
+        ("s3:///prefix", "must be s3://"),
+        ("s3://key:secret@bucket/x", "must be s3://"),
+        ("s3://bucket:9000/x", "must be s3://"),
+        ("s3://bucket/x?secret=1", "must be s3://"),
+        ("s3://bucket/../x", "must be s3://"),
+        ("s3://bucket/a//b", "must be s3://"),
+        (f"s3://bucket/{'x' * 101}", "at most 100 bytes"),
         ("memory:x", "no place in it"),
         ("az://container/videos", "Account must be specified"),
     ],

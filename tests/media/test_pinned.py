@@ -206,6 +206,20 @@ def test_download_goes_by_proxy_and_trusts_the_named_authority(
     assert "Proxy-Authorization" not in server.received[0]
 
 
+def test_download_by_proxy_from_an_address_of_version_6_checks_that_address(
+    authority, start_tls, monkeypatch
+):
+    """In a request the address stands in brackets, in its certificate it does not."""
+    server, asked = start_tls("::1"), list[list[str]]()
+    with run_proxy(asked) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy}")
+        place, sink = f"[::1]:{server.server_port}", MemorySink()
+        client, hosts = MediaClient(tls=authority.trust()), parse_media_hosts(place)
+        download_video(f"https://{place}/v", sink, client=client, hosts=hosts, limits=LIMITS)
+    assert bytes(sink.content) == VIDEO
+    assert asked[0][:2] == [f"CONNECT {place} HTTP/1.1", f"Host: {place}"]
+
+
 def test_download_by_proxy_of_an_address_is_checked_all_the_same(monkeypatch):
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     hosts = parse_media_hosts("169.254.169.254:80")

@@ -10,16 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Queue
 from threading import Event, Thread
 
 import pytest
 
 from tests.harness.disk import limit_file_size, list_files
 from tests.harness.together import call_together
-from tests.harness.waiting import wait_until
 from worker.ground.errors import StoreUnavailableError
-from worker.media.spool import Spool, SpoolFile
+from worker.media.spool import Spool
 
 JOB = "019a9f6e-0000-7000-8000-000000000001"
 BODY = b"half a video"
@@ -148,81 +146,6 @@ def test_spool_in_relative_directory_stays_there_when_the_process_moves(tmp_path
         monkeypatch.chdir("/")
         assert file.path.parent == tmp_path / "spool"
     assert list_files(tmp_path) == []
-
-
-# ------------------------------------------------------------------ flushing on the way
-
-
-def begin_flushing(tmp_path):
-    """A file of which each four bytes are flushed as soon as they are written."""
-    return Spool(tmp_path / "spool", flush_bytes=4).begin(JOB)
-
-
-def test_file_is_flushed_while_it_is_written(tmp_path, monkeypatch):
-    flushed: Queue[int] = Queue()
-    monkeypatch.setattr(os, "fdatasync", lambda number: flushed.put(os.fstat(number).st_size))
-    with begin_flushing(tmp_path) as file:
-        file.write(b"abc")
-        file.write(b"de")
-        assert flushed.get(timeout=20) == 5
-        file.write(b"fgh")
-        file.begin_flush()
-        assert flushed.get(timeout=20) == 8
-        assert flushed.empty()
-
-
-def test_file_that_is_copied_away_is_not_flushed_on_the_way(spool, monkeypatch):
-    monkeypatch.setattr(os, "fdatasync", lambda _: pytest.fail("flushed"))
-    with spool.begin(JOB) as file:
-        file.write(BODY)
-        file.begin_flush()
-        file.flush()
-
-
-@pytest.mark.parametrize("tell", ["write", "flush"])
-def test_flush_that_fails_on_the_way_is_told_by_the_next_call(tmp_path, monkeypatch, tell):
-    """The kernel tells of it once only: a later flush would succeed."""
-    ended = Event()
-
-    def fail(_):
-        ended.set()
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "fdatasync", fail)
-    with begin_flushing(tmp_path) as file:
-        file.write(b"abcd")
-        assert ended.wait(20)
-        with pytest.raises(StoreUnavailableError, match="written: Input/output error"):
-            write_or_flush(file, tell)
-
-
-def write_or_flush(file: SpoolFile, tell: str) -> None:
-    if tell == "flush":
-        file.flush()
-    while tell == "write":  # the flush may be ending only just now
-        file.write(b"abcd")
-
-
-def test_file_is_closed_only_after_its_flush(tmp_path, monkeypatch):
-    """Else another file might have its descriptor's number by then."""
-    begun, may_end = Event(), Event()
-    sizes: Queue[int] = Queue()
-
-    def wait_and_look(number):
-        begun.set()
-        assert may_end.wait(20)
-        sizes.put(os.fstat(number).st_size)
-
-    monkeypatch.setattr(os, "fdatasync", wait_and_look)
-    with begin_flushing(tmp_path) as file:
-        file.write(b"abcd")
-        assert begun.wait(20)
-        closing = Thread(target=file.discard)
-        closing.start()
-        wait_until(lambda: not file.path.exists())
-        may_end.set()
-        closing.join(20)
-    assert sizes.get(timeout=20) == 4
 
 
 # ------------------------------------------------------------------ whose partial it is

@@ -32,10 +32,10 @@ def test_open_store_absolute_url_gives_that_directory(tmp_path, prefix):
         ("https://user:secret@host/x", "https: is not supported"),
         ("./archive", "a scheme is missing"),
         ("", "a scheme is missing"),
-        ("file://", "needs a path"),
-        ("file:/a%00b", "needs a path"),
-        ("file://host/path", "no host"),
-        ("file:/path?x=1", "neither query nor fragment"),
+        ("file://", "has a path and nothing else"),
+        ("file:/a%00b", "has a path and nothing else"),
+        ("file://host/path", "has a path and nothing else"),
+        ("file:/path?x=1", "has a path and nothing else"),
     ],
 )
 def test_open_store_other_url_raises_and_says_what_is_allowed(url, reason):

@@ -110,23 +110,18 @@ def test_check_media_place_refusal_keeps_path_and_query_secret():
 
 
 @pytest.mark.parametrize(
-    ("reason", "texts"),
+    "text",
     [
-        ("empty", ["", "fal.media,"]),
-        ("scheme", ["https://fal.media"]),
-        ("is not allowed", ["fal.media/files", "user@fal.media", "[fe80::1%eth0]"]),
-        ("first label", ["*", "v3.*.media"]),
-        ("neither", ["*..fal.media", "fal.media.", "b\u00fccher.example", "127.1"]),
-        ("neither", ["[1::2::3]", "[fal.media]:80"]),
-        ("brackets", ["::1", ":80"]),
-        ("before an IP address", ["*.127.0.0.1"]),
-        ("port", ["fal.media:", "fal.media:65536", "fal.media:\u0661"]),
+        *("", "fal.media,", "https://fal.media", "fal.media/files", "user@fal.media"),
+        *("[fe80::1%eth0]", "*", "v3.*.media", "*..fal.media", "fal.media.", "b\u00fccher.example"),
+        *("127.1", "[1::2::3]", "[fal.media]:80", "::1", ":80", "*.127.0.0.1", "*.[::1]"),
+        *("fal.media:", "fal.media:0", "fal.media:65536", "fal.media:\u0661"),
     ],
 )
-def test_parse_media_hosts_bad_entry_names_the_reason(reason, texts):
-    for text in texts:
-        with pytest.raises(ValueError, match=reason):
-            parse_media_hosts(text)
+def test_parse_media_hosts_bad_entry_is_named_with_what_is_allowed(text):
+    with pytest.raises(ValueError, match="must be an ASCII host name") as refusal:
+        parse_media_hosts(text)
+    assert repr(text.rpartition(",")[2]) in str(refusal.value)
 
 
 labels = st.from_regex(r"[a-z][a-z0-9]{0,10}", fullmatch=True)

@@ -290,9 +290,9 @@ def test_marked_input_is_restored_from_the_same_content_only() -> None:
 
 def test_each_fault_of_a_sidecar_is_named_with_its_reason() -> None:
     for content, field, reason in [
-        (b"\xff\xfe{}", "sidecar", "JSON in UTF-8"),
-        (b"<html>", "sidecar", "6 bytes that are not JSON"),
-        (b"[" * 100_000, "sidecar", "JSON in UTF-8"),
+        (b"\xff\xfe{}", "sidecar", "JSON object in UTF-8"),
+        (b"<html>", "sidecar", "6 bytes that are not"),
+        (b"[" * 100_000, "sidecar", "JSON object in UTF-8"),
         (b"[1]", "sidecar", "a JSON object"),
         (b'{"recipe": 2}', "recipe", "recipe=2: 1, the version that this software reads"),
         (change(job_id="x"), "job_id", 'job_id="x": a UUID'),

@@ -38,9 +38,7 @@ COMMANDS = {
         "enqueue.replay", "Run an archived video's input and seed again, as a new paid job."
     ),
     "refused": Command("system.refused", "List requests that were refused, the newest first."),
-    "limits": Command(
-        "limits.limits", "Show or set what may be submitted, pause and resume it."
-    ),
+    "limits": Command("limits.limits", "Show or set what may be submitted, pause and resume it."),
     "costs": Command("limits.costs", "Show what was spent, settled by fal's bills or reserved."),
     "status": Command("system.status", "Show whether workers, queues and sweeps do their work."),
     "sweep": Command("system.sweep", "Dispatch every overdue job once, as the scheduler does."),

@@ -13,19 +13,19 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 
 import av
-from av.container import InputContainer
 
 from worker.ground.errors import Finding, MediaBoundError, MediaMismatchError, MediaRefusedError
 from worker.media.facts import Answer, Bounds, Examined, FileKind, Question, Stated, Subject
 from worker.media.layout import HEAD_BYTES, VIDEO_TYPES, choose_extension
 from worker.media.poster import make_poster
-from worker.media.probe import check_pixels, examine_video, find_picture, open_video
+from worker.media.probe import READ_OPTIONS, check_pixels, examine_video, find_picture
 from worker.media.verify import compare_bytes, compare_facts, find_missing_bytes
 
 QUOTED_BYTES = 80
@@ -80,7 +80,7 @@ def answer_question(question: Question, fresh: int) -> Answer:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
     signal.setitimer(signal.ITIMER_REAL, bounds.wall.total_seconds())
     try:
-        return _examine(question)
+        return ANSWERS[question.subject](question)
     except Exception as error:  # noqa: BLE001 - any file may cause any error
         return describe_error(error, bounds)
     finally:
@@ -90,6 +90,7 @@ def answer_question(question: Question, fresh: int) -> Answer:
 
 
 def describe_error(error: Exception, bounds: Bounds) -> Answer:
+    """That memory was lacking comes first: then nothing else is proven."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError) or getattr(cause, "errno", None) == errno.ENOMEM:
@@ -106,19 +107,6 @@ def describe_error(error: Exception, bounds: Bounds) -> Answer:
         case _:
             traceback.print_exception(error)
             return Answer(bound=f"the decoder failed: {type(error).__name__}", is_last=True)
-
-
-def _examine(question: Question) -> Answer:
-    match question.subject:
-        case Subject.VERIFY:
-            return Answer(examined=verify_video(question.path, question.stated))
-        case Subject.POSTER:
-            assert question.facts is not None  # noqa: S101 - sent with them
-            return Answer(picture=make_poster(question.path, question.facts))
-        case Subject.INPUT_VIDEO:
-            return Answer(kind=inspect_video(question.path))
-        case Subject.INPUT_IMAGE:
-            return Answer(kind=inspect_image(question.path))
 
 
 def verify_video(path: Path, stated: Stated) -> Examined:
@@ -152,13 +140,7 @@ def inspect_video(path: Path) -> FileKind:
 
     Raises MediaRefusedError with the reason.
     """
-    try:
-        with open_video(path) as container:
-            _see_frame(container)
-    except (av.FFmpegError, OSError) as error:
-        raise MediaRefusedError(f"not a readable video: {error.strerror}") from error
-    with path.open("rb") as file:
-        extension = choose_extension(None, None, file.read(HEAD_BYTES))
+    extension = choose_extension(None, None, _see_frame(path, "video", READ_OPTIONS))
     return FileKind(VIDEO_TYPES.get(extension, "video/mp4"), extension)
 
 
@@ -167,28 +149,36 @@ def inspect_image(path: Path) -> FileKind:
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     for begins, mark, demuxer, kind in _PICTURES:
-        if not (head.startswith(begins) and mark in head[8:12]):
-            continue
-        options = {"protocol_whitelist": "file"}
-        try:
-            with av.open(path.absolute(), format=demuxer, container_options=options) as container:
-                _see_frame(container)
-        except (av.FFmpegError, OSError) as error:
-            raise MediaRefusedError(f"not a readable image: {error.strerror}") from error
-        return kind
+        if head.startswith(begins) and mark in head[8:12]:
+            _see_frame(path, "image", {"protocol_whitelist": "file"}, demuxer)
+            return kind
     raise MediaRefusedError("not a readable image: neither PNG, JPEG, WebP nor GIF")
 
 
-def _see_frame(container: InputContainer) -> None:
-    """A cover picture beside sound is no video stream."""
-    stream = find_picture(container)
-    if stream is None:
-        raise MediaRefusedError("it has no video stream")
-    check_pixels(stream.codec_context.width, stream.codec_context.height)
-    frame = next(iter(container.decode(stream)), None)
-    if frame is None:
-        raise MediaRefusedError("no frame of it can be decoded")
-    check_pixels(frame.width, frame.height)
+def _see_frame(path: Path, what: str, options: dict[str, str], demuxer: str | None = None) -> bytes:
+    """The head of a file of which a frame was decoded; a cover beside sound is no video stream."""
+    try:
+        with av.open(path.absolute(), format=demuxer, container_options=options) as container:
+            stream = find_picture(container)
+            if stream is None:
+                raise MediaRefusedError("it has no video stream")
+            check_pixels(stream.codec_context.width, stream.codec_context.height)
+            frame = next(iter(container.decode(stream)), None)
+            if frame is None:
+                raise MediaRefusedError("no frame of it can be decoded")
+            check_pixels(frame.width, frame.height)
+        with path.open("rb") as file:
+            return file.read(HEAD_BYTES)
+    except (av.FFmpegError, OSError) as error:
+        raise MediaRefusedError(f"not a readable {what}: {error.strerror}") from error
+
+
+ANSWERS: dict[Subject, Callable[[Question], Answer]] = {
+    "verify": lambda asked: Answer(examined=verify_video(asked.path, asked.stated)),
+    "poster": lambda asked: Answer(picture=make_poster(asked.path, asked.facts)),
+    "input_video": lambda asked: Answer(kind=inspect_video(asked.path)),
+    "input_image": lambda asked: Answer(kind=inspect_image(asked.path)),
+}
 
 
 def _read_lines(lines: Queue[bytes]) -> None:

@@ -9,20 +9,19 @@ cannot change is a MediaRefusedError: other 4xx, a host that is not allowed, too
 """
 
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from types import TracebackType
 from typing import Protocol, Self, TypeAlias
 
 import httpx
 
 from worker.ground.errors import MediaGoneError, MediaRefusedError, MediaUnavailableError
-from worker.ground.network import parse_date, read_retry_after
+from worker.ground.network import read_retry_after
 from worker.media.hosts import MediaHosts, check_media_place
 from worker.media.layout import HEAD_BYTES
 from worker.media.pinned import (
@@ -32,7 +31,6 @@ from worker.media.pinned import (
     Deadline,
     MediaClient,
     Response,
-    ThrottledError,
     send_request,
 )
 
@@ -41,14 +39,10 @@ LONGEST_RETRY_AFTER = 10 * SECOND
 # So many new bytes and nothing has failed yet: the total limit alone bounds what makes progress.
 PROGRESS_BYTES = 1024 * 1024
 MAX_REDIRECTS = 5
-WAITING_CHUNKS = 8
-"""How many chunks may wait to be written."""
-# Clocks of one host may differ; below this a file may have changed twice under one date.
-STRONG_AGE = timedelta(seconds=60)
-
+PARTS = frozenset({206, 416})
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 GONE = frozenset({403, 404, 410})
-BUSY = frozenset({408, 425, *range(500, 600)})
+BUSY = frozenset({408, 425, 429, *range(500, 600)})
 CLIENT_ERRORS = range(400, 500)
 COMPRESSIONS = frozenset(
     {"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "dcb", "dcz", "exi"}
@@ -60,7 +54,6 @@ _STRONG_TAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 
 Chunk: TypeAlias = bytes
 OnProgress: TypeAlias = Callable[[int], object]
-FindHeader: TypeAlias = Callable[[str], str | None]
 
 
 class Sink(Protocol):
@@ -104,32 +97,24 @@ class Intake:
 
     def __init__(self, sink: Sink, max_bytes: int, on_progress: OnProgress | None) -> None:
         self.received = 0
-        self._sink = sink
-        self._max_bytes = max_bytes
-        self._on_progress = on_progress
+        self._sink, self._max_bytes, self._on_progress = sink, max_bytes, on_progress
         self._head = b""
         self._writer = ThreadPoolExecutor(1, "media writer")
-        self._writes: deque[Future[object]] = deque()
+        self._write: Future[object] | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._writer.shutdown(cancel_futures=True)
 
     def take(self, chunk: Chunk) -> None:
         """Raises MediaRefusedError for one byte too many, and what the sink has raised."""
         self.check_size(self.received + len(chunk))
         self.received += len(chunk)
-        if len(self._head) < HEAD_BYTES:
-            self._head += chunk[: HEAD_BYTES - len(self._head)]
-        self._await_writes(WAITING_CHUNKS)
-        self._writes.append(self._writer.submit(self._sink.write, chunk))
+        self._head += chunk[: HEAD_BYTES - len(self._head)]
+        self._await_write()
+        self._write = self._writer.submit(self._sink.write, chunk)
         self.report()
 
     def report(self) -> None:
@@ -145,25 +130,22 @@ class Intake:
     def restart(self) -> None:
         """Begin anew; the count goes back to nothing."""
         if self.received > 0:
-            self._await_writes(0)
+            self._await_write()
             self._sink.restart()
             self.received, self._head = 0, b""
 
     def finish(
-        self,
-        content_type: str | None,
-        announced: int | None = None,
-        coding: str | None = None,
+        self, content_type: str | None, announced: int | None = None, coding: str | None = None
     ) -> Download:
         """Wait until all is written, and say what it was."""
-        self._await_writes(0)
+        self._await_write()
         sha256 = self._sink.sha256()
         return Download(self.received, sha256, content_type, self._head, announced, coding)
 
-    def _await_writes(self, most: int) -> None:
+    def _await_write(self) -> None:
         """Raises what the sink has raised."""
-        while self._writes and (len(self._writes) > most or self._writes[0].done()):
-            self._writes.popleft().result()
+        if self._write is not None:
+            self._write.result()
 
 
 def download_video(
@@ -197,34 +179,29 @@ def download_video(
                     failures.clear()
                 failures[type(error)] += 1
                 tries = failures[type(error)]
-                if tries > error.tries or error.retry_after > LONGEST_RETRY_AFTER:
-                    raise
                 pause = error.retry_after + error.backoff.draw(tries, client.draw)
-                if pause.total_seconds() >= deadline.check():
+                is_late = pause.total_seconds() >= deadline.check()
+                if tries > error.tries or error.retry_after > LONGEST_RETRY_AFTER or is_late:
                     raise
                 client.sleep(pause.total_seconds())
                 intake.report()
 
 
+@dataclass(slots=True)
 class _Transfer:
-    """One video on its way, over as many requests as it takes."""
+    """One video, over as many requests as it takes.
 
-    def __init__(
-        self,
-        url: str,
-        intake: Intake,
-        client: MediaClient,
-        hosts: MediaHosts,
-        deadline: Deadline,
-    ) -> None:
-        self._url = url
-        self._intake = intake
-        self._client = client
-        self._hosts = hosts
-        self._deadline = deadline
-        # Of the representation that was begun: what `If-Range` may name it by, and its length.
-        self._version: str | None = None
-        self._total: int | None = None
+    `version` and `total` are those of the representation that was begun: what `If-Range` may name
+    it by, and its length.
+    """
+
+    url: str
+    intake: Intake
+    client: MediaClient
+    hosts: MediaHosts
+    deadline: Deadline
+    version: str | None = None
+    total: int | None = None
 
     def run(self) -> Download:
         """Request what is missing, and take it. Raises BrokenError if more is missing after that.
@@ -232,60 +209,60 @@ class _Transfer:
         After a BrokenError it may be run again. A host that sends the whole video, or another
         version of it, begins anew.
         """
-        if self._version is None:
+        if self.version is None:
             self._restart()
-        intake, start = self._intake, self._intake.received
-        headers = {"Range": f"bytes={start}-", "If-Range": self._version or ""} if start else {}
+        intake, start = self.intake, self.intake.received
+        headers = {"Range": f"bytes={start}-", "If-Range": self.version or ""} if start else {}
         with self._open(headers) as response:
-            if start and response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                self._restart()
-                raise BrokenError(f"{response.host} no longer has the rest of the video")
-            if start and response.status == HTTPStatus.PARTIAL_CONTENT:
-                coding = check_coding(response)
-                self._total = self._check_part(response, start)
+            if start and response.status in PARTS:
+                self._check_part(response, start)
             else:
                 check_status(response)
-                coding = check_coding(response)
                 self._restart()
-                self._version = choose_version(response.find_header)
+                tag = response.find_header("etag") or ""
+                self.version = tag if _STRONG_TAG.fullmatch(tag) else None
                 length = response.find_header("content-length")
-                self._total = None if length is None else int(length)
-            intake.check_size(self._total or 0)
+                self.total = None if length is None else int(length)
+            coding = check_coding(response)
+            intake.check_size(self.total or 0)
             for chunk in response.stream:
-                self._deadline.check()
+                self.deadline.check()
                 intake.take(chunk)
-                if self._client.pace is not None:
-                    self._client.pace.take(len(chunk))
+                if self.client.pace is not None:
+                    self.client.pace.take(len(chunk))
             if intake.received == 0:
                 raise BrokenError("the video is empty")
-            if self._total not in {None, intake.received}:
-                reason = f"{intake.received} bytes came, {self._total} were announced"
-                if intake.received > (self._total or 0):
+            if self.total not in {None, intake.received}:
+                reason = f"{intake.received} bytes came, {self.total} were announced"
+                if intake.received > (self.total or 0):
                     self._restart()
                 raise BrokenError(f"the download broke off: {reason}")
             content_type = response.find_header("content-type") or None
-            return intake.finish(content_type, self._total, coding)
+            return intake.finish(content_type, self.total, coding)
 
     def _restart(self) -> None:
-        self._intake.restart()
-        self._version = self._total = None
+        self.intake.restart()
+        self.version = self.total = None
 
-    def _check_part(self, response: Response, start: int) -> int:
-        """The whole length. Raises BrokenError unless the rest of the same version comes."""
-        part = parse_content_range(response.find_header("content-range"))
-        is_rest = part is not None and part.first == start and part.last == part.total - 1
-        is_same = response.find_header("etag") in {None, self._version}
-        if part is None or not is_rest or self._total not in {None, part.total} or not is_same:
+    def _check_part(self, response: Response, start: int) -> None:
+        """Raises BrokenError unless the rest of the same version comes; takes its whole length."""
+        first, last, total = parse_content_range(response.find_header("content-range")) or (0, 0, 0)
+        is_rest = response.status == HTTPStatus.PARTIAL_CONTENT and (first, last) == (
+            start,
+            total - 1,
+        )
+        is_same = response.find_header("etag") in {None, self.version}
+        if not is_rest or not is_same or self.total not in {None, total}:
             self._restart()
             raise BrokenError(f"{response.host} sends another part than was requested")
-        return part.total
+        self.total = total
 
     @contextmanager
     def _open(self, headers: dict[str, str]) -> Iterator[Response]:
         """Follow redirects by hand: each hop has to pass all checks before it is requested."""
-        place = check_media_place(self._url, self._hosts)
+        place = check_media_place(self.url, self.hosts)
         for _ in range(MAX_REDIRECTS + 1):
-            with send_request(place, headers, self._client, self._deadline) as response:
+            with send_request(place, headers, self.client, self.deadline) as response:
                 location = response.find_header("location")
                 if location is None or response.status not in REDIRECTS:
                     yield response
@@ -295,7 +272,7 @@ class _Transfer:
             except (httpx.InvalidURL, ValueError) as error:
                 reason = f"{place.host} redirects to no URL in its location"
                 raise MediaUnavailableError(reason) from error
-            place = check_media_place(url, self._hosts)
+            place = check_media_place(url, self.hosts)
         raise MediaRefusedError(f"the video URL redirects more than {MAX_REDIRECTS} times")
 
 
@@ -307,10 +284,8 @@ def check_status(response: Response) -> None:
     if status in GONE:
         raise MediaGoneError(f"{host} no longer has the video: HTTP {status}")
     reason = f"{host} has no video now: HTTP {status}"
-    retry_after = read_retry_after(response.find_header("retry-after"), DAY, datetime.now(UTC))
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        raise ThrottledError(reason, retry_after)
     if status in BUSY:
+        retry_after = read_retry_after(response.find_header("retry-after"), DAY, datetime.now(UTC))
         raise BusyError(reason, retry_after)
     if status in CLIENT_ERRORS:
         raise MediaRefusedError(f"{host} refuses the video: HTTP {status}")
@@ -330,37 +305,11 @@ def check_coding(response: Response) -> str | None:
     return coding if codings - {"", "identity"} else None
 
 
-# What headers say of a part of a video, and of its version (RFC 9110, 8.8, 13.1.5 and 14.4).
+# What headers say of a part of a video (RFC 9110, 14.4).
 
 
-@dataclass(frozen=True, slots=True)
-class ContentRange:
-    """Bytes `first` to `last`, both included, of `total`."""
-
-    first: int
-    last: int
-    total: int
-
-
-def parse_content_range(text: str | None) -> ContentRange | None:
-    """None for what names no part of a file of known size."""
-    match = None if text is None else _CONTENT_RANGE.fullmatch(text.strip())
-    if match is None:
-        return None
-    part = ContentRange(*map(int, match.groups()))
-    return part if part.first <= part.last < part.total else None
-
-
-def choose_version(find_header: FindHeader) -> str | None:
-    """What `If-Range` may name this version by; None if nothing identifies it for sure.
-
-    A strong ETag, or without any ETag a date of change that was past when the response was made.
-    """
-    tag = find_header("etag")
-    if tag is not None:
-        return tag if _STRONG_TAG.fullmatch(tag) else None
-    changed = find_header("last-modified")
-    changed_at, answered_at = parse_date(changed), parse_date(find_header("date"))
-    if changed_at is None or answered_at is None or answered_at - changed_at < STRONG_AGE:
-        return None
-    return changed
+def parse_content_range(text: str | None) -> tuple[int, int, int] | None:
+    """First and last byte, and how many there are; None for no part of a file of known size."""
+    match = _CONTENT_RANGE.fullmatch((text or "").strip())
+    first, last, total = map(int, match.groups()) if match else (0, 0, 0)
+    return (first, last, total) if first <= last < total else None

@@ -7,8 +7,8 @@ worker itself needs no PyAV.
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict
 
@@ -89,13 +89,7 @@ class Stated:
     duration: float | None = None
 
 
-class Subject(StrEnum):
-    """What is to be done with a file."""
-
-    VERIFY = "verify"
-    POSTER = "poster"
-    INPUT_VIDEO = "input_video"
-    INPUT_IMAGE = "input_image"
+Subject: TypeAlias = Literal["verify", "poster", "input_video", "input_image"]
 
 
 @dataclass(frozen=True, slots=True)

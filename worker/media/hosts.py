@@ -28,7 +28,9 @@ _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 # resolvers read 2130706433, 0x7f.1 and 127.1 as addresses: a last label like these marks one
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_ENTRY = re.compile(r"(?P<host>(?:\*\.)?\[[^\[\]]*\]|[^:\[\]]+)(?::(?P<port>.*))?")
+_ENTRY = re.compile(
+    r"(?P<star>\*\.)?(?:\[(?P<v6>[^\[\]]*)\]|(?P<name>[^:\[\]*]+))(?::(?P<port>[0-9]{1,5}))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class HostRule:
     @property
     def is_pointed(self) -> bool:
         """Whether it names one place alone, which may be this machine or its network."""
-        return not self.wildcard and (self.port is not None or _is_address(self.name))
+        return not self.wildcard and (self.port is not None or is_address(self.name))
 
     @override
     def __str__(self) -> str:
@@ -91,31 +93,18 @@ def parse_media_hosts(text: str) -> MediaHosts:
 
 
 def _parse_rule(entry: str) -> HostRule:
-    if not entry:
-        raise ValueError("an empty entry; write host or host:port, separated by single commas")
-    if "://" in entry:
-        raise ValueError(f"{entry!r}: leave out the scheme")
-    if found := re.search(r"[/?#@\\%]", entry):
-        raise ValueError(f"{entry!r}: {found[0]!r} is not allowed, write host or host:port")
     parts = _ENTRY.fullmatch(entry.lower())
-    if parts is None:
-        raise ValueError(f"{entry!r}: not host or host:port; IPv6 addresses stand in brackets")
-    is_wildcard = parts["host"].startswith("*.")
-    bare = parts["host"].removeprefix("*.")
-    if "*" in bare:
-        raise ValueError(f"{entry!r}: '*' may only be the whole first label, as in *.fal.media")
-    is_bracketed = bare.startswith("[")
-    name = _spell_host(bare[1:-1] if is_bracketed else bare)
-    if name is None or is_bracketed != (":" in name):
-        raise ValueError(f"{entry!r}: neither an ASCII host name nor an IP address")
-    if is_wildcard and _is_address(name):
-        raise ValueError(f"{entry!r}: '*.' cannot stand before an IP address")
-    port = parts["port"]
-    if port is None:
-        return HostRule(name, is_wildcard, None)
-    if not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= MAX_PORT:
-        raise ValueError(f"{entry!r}: the port must be a number from 1 to {MAX_PORT}")
-    return HostRule(name, is_wildcard, int(port))
+    name = None if parts is None else _spell_host(parts["v6"] or parts["name"] or "")
+    if parts is not None and name is not None:
+        port = None if parts["port"] is None else int(parts["port"])
+        is_spelt = (parts["v6"] is not None) == (":" in name)
+        is_name = parts["star"] is None or not is_address(name)
+        if is_spelt and is_name and (port is None or 1 <= port <= MAX_PORT):
+            return HostRule(name, parts["star"] is not None, port)
+    raise ValueError(
+        f"{entry!r}: must be an ASCII host name, which may begin with *. as its first label, or an "
+        f"IP address, IPv6 in brackets; then perhaps a port from 1 to {MAX_PORT}, as in host:port"
+    )
 
 
 def check_media_place(url: str, hosts: MediaHosts) -> MediaPlace:
@@ -125,15 +114,12 @@ def check_media_place(url: str, hosts: MediaHosts) -> MediaPlace:
     """
     try:
         parsed = httpx.URL(url)
+        host = _spell_host(parsed.raw_host.decode("ascii"))
     except (httpx.InvalidURL, ValueError) as error:
         raise MediaRefusedError("the video URL cannot be read") from error
-    if parsed.scheme not in DEFAULT_PORTS:
-        raise MediaRefusedError("the video URL is neither https nor http")
-    if parsed.userinfo:
-        raise MediaRefusedError("the video URL carries a user name or password")
-    host = _spell_host(parsed.raw_host.decode("ascii"))
-    if host is None:
-        raise MediaRefusedError("the video URL names no plain host name or address")
+    if parsed.scheme not in DEFAULT_PORTS or parsed.userinfo or host is None:
+        reason = "must be https or http, name a plain host or address, and carry no user name"
+        raise MediaRefusedError(f"the video URL {reason}")
     port = DEFAULT_PORTS[parsed.scheme] if parsed.port is None else parsed.port
     rules = [rule for rule in hosts.rules if rule.allows(parsed.scheme, host, port)]
     if not rules:
@@ -148,19 +134,18 @@ def _spell_host(host: str) -> str | None:
     Not plain are escapes, empty labels (also a trailing dot), addresses in short, octal,
     hexadecimal or decimal form, and IPv6 zones.
     """
-    if ":" not in host and not _NAME.fullmatch(host):
-        return None
     if len(host) > MAX_NAME_LENGTH or "%" in host:
         return None
-    if not _is_address(host):
-        return host
+    if not is_address(host):
+        return host if _NAME.fullmatch(host) else None
     try:
         return ip_address(host).compressed
     except ValueError:
         return None
 
 
-def _is_address(host: str) -> bool:
+def is_address(host: str) -> bool:
+    """Whether resolvers read it as an address and not as a name."""
     return ":" in host or _NUMBER.fullmatch(host.rpartition(".")[2]) is not None
 
 
@@ -217,7 +202,7 @@ def find_addresses(place: MediaPlace, resolve: Resolve, limit: timedelta) -> tup
     only one of them is not to be connected to: the name may be an attacker's.
     """
     found: Sequence[str] = (place.host,)
-    if not is_literal(place.host):
+    if not is_address(place.host):
         try:
             found = call_within(limit, lambda: list(resolve(place.host, place.port)))
         except TimeoutError:
@@ -263,11 +248,3 @@ def may_connect(text: str, *, is_pointed: bool) -> bool:
     if any(address in network for network in _NEAR):
         return is_pointed
     return isinstance(address, IPv4Address) or address in _PUBLIC_V6
-
-
-def is_literal(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

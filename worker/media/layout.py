@@ -10,7 +10,6 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from string import Formatter
 from urllib.parse import quote
 from uuid import UUID
 
@@ -49,6 +48,12 @@ MOST_PART_CHARACTERS = 230
 MARK_CHARACTERS = 12
 MOST_CHARACTERS = 800
 
+ALLOWED = (
+    "must be a relative path of letters, digits and . _ = - / with the field {job_id} and perhaps "
+    "{tenant}, {yyyy}, {mm}, {dd} and {hh} in it, and .{ext} at its end; no part of it is empty or "
+    f"begins with a dot, and the first is not {QUARANTINE}"
+)
+_FIELD = re.compile("|".join(rf"\{{{name}\}}" for name in LENGTHS))
 _LITERAL = re.compile(r"[A-Za-z0-9._=/-]*")
 _EXTENSION = re.compile(r"[a-z0-9]{1,10}")
 _SUFFIX = re.compile(r"[a-z0-9]{1,5}")
@@ -144,40 +149,24 @@ class Layout:
 
 
 def parse_layout(text: str) -> Layout:
-    """Read `ARCHIVE_LAYOUT`. Raises ValueError with the reason."""
-    if not text.endswith(ENDING):
-        raise ValueError(f"must end with {ENDING}")
+    """Read `ARCHIVE_LAYOUT`. Raises ValueError with what is allowed."""
     stem = text.removesuffix(ENDING)
-    try:
-        pieces = list(Formatter().parse(stem))
-    except ValueError as error:
-        raise ValueError(f"is no template: {error}") from None
-    fields = set[str]()
-    for literal, field, form, conversion in pieces:
-        if not _LITERAL.fullmatch(literal):
-            raise ValueError("may hold letters, digits and . _ = - / around its fields")
-        if form or conversion or field == "":
-            raise ValueError("fields are written {job_id}, without anything else in the braces")
-        if field is not None and field not in LENGTHS:
-            raise ValueError(f"has no field {{{field}}}: {', '.join(LENGTHS)} and at the end ext")
-        fields.add(field or "")
-    if "job_id" not in fields:
-        raise ValueError("must contain {job_id}, or jobs would share a name")
-    _check_parts(stem)
-    return Layout(stem)
-
-
-def _check_parts(stem: str) -> None:
     parts = stem.split("/")
-    if any(not part or part.startswith(".") for part in parts):
-        raise ValueError("must be relative, without a part that is empty or begins with a dot")
-    if parts[0] == QUARANTINE:
-        raise ValueError(f"must not begin with {QUARANTINE}/, which holds what is no video")
+    is_template = (
+        text.endswith(ENDING)
+        and "{job_id}" in stem  # or jobs would share a name
+        and all(_LITERAL.fullmatch(piece) for piece in _FIELD.split(stem))
+        and not any(not part or part.startswith(".") for part in parts)
+        and parts[0] != QUARANTINE
+    )
+    if not is_template:
+        raise ValueError(ALLOWED)
     longest = [
-        len(part.format(**{name: "x" * size for name, size in LENGTHS.items()})) for part in parts
+        len(part.format_map({name: "x" * n for name, n in LENGTHS.items()})) for part in parts
     ]
     if max(longest) > MOST_PART_CHARACTERS or sum(longest) + len(parts) > MOST_CHARACTERS:
         raise ValueError(f"makes names longer than {MOST_PART_CHARACTERS} characters a part")
+    return Layout(stem)
 
 
 def name_quarantine(job_id: UUID, extension: str) -> QuarantineNames:

@@ -46,15 +46,11 @@ def take_file(path: Path, inspect: Inspect, max_bytes: int) -> LocalFile:
     """Check the file and hash it. Raises MediaRefusedError with the reason."""
     try:
         found = path.stat()
-        if stat.S_ISDIR(found.st_mode):
-            raise MediaRefusedError("it is a directory")
         if not stat.S_ISREG(found.st_mode):
             raise MediaRefusedError("it is not a regular file")
-        if found.st_size == 0:
-            raise MediaRefusedError("it is empty")
-        if found.st_size > max_bytes:
-            reason = f"it has {found.st_size} bytes; MAX_UPLOAD_BYTES allows {max_bytes}"
-            raise MediaRefusedError(reason)
+        if not 0 < found.st_size <= max_bytes:
+            allowed = f"MAX_UPLOAD_BYTES allows 1 to {max_bytes}"
+            raise MediaRefusedError(f"it has {found.st_size} bytes; {allowed}")
         with path.open("rb") as file:
             kind = inspect(path)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -84,15 +80,7 @@ def keep_stream(source: Readable, target: Path, max_bytes: int) -> None:
 
 
 def _describe(error: OSError | ValueError) -> str:
-    match error:
-        case FileNotFoundError() | NotADirectoryError():
-            return "there is no such file"
-        case PermissionError():
-            return "it may not be read by this user"
-        case OSError():
-            return f"it cannot be read: {error.strerror}"
-        case _:
-            return f"it cannot be read: {error}"
+    return f"it cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _stamp(found: os.stat_result) -> tuple[int, int, int]:

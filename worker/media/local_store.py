@@ -19,8 +19,6 @@ from worker.media.spool import Spool, SpoolFile, make_directory, naming_reason, 
 
 PARTIAL_DIRECTORY = ".partial"
 READ_BYTES = 1024 * 1024
-# Seldom enough to be cheap, and little enough that the last flush is short.
-FLUSH_BYTES = 64 * 1024 * 1024
 UNWRITABLE = "the archive cannot be written"
 UNREADABLE = "the archive cannot be read"
 SMALL = "object"  # the spool's label of what is no video
@@ -42,7 +40,7 @@ class LocalStore:
     @property
     def spool(self) -> Spool:
         """Inside the archive, for only then is a rename no copy."""
-        return Spool(self.root / PARTIAL_DIRECTORY, FLUSH_BYTES)
+        return Spool(self.root / PARTIAL_DIRECTORY)
 
     def publish(self, file: SpoolFile, name: str, content_type: str) -> StoredObject:
         """Rename the file out of the spool; it is closed then."""
@@ -78,10 +76,10 @@ class LocalStore:
             except (*ABSENT, IsADirectoryError):
                 raise StoreObjectMissingError(f"the archive has no {name}") from None
         with file:
-            file.seek(start)
-            most = None if stop is None else stop - start
-            while chunk := file.read(READ_BYTES if most is None else min(READ_BYTES, most)):
-                most = None if most is None else most - len(chunk)
+            at = file.seek(start)
+            end = os.fstat(file.fileno()).st_size if stop is None else stop
+            while chunk := file.read(max(0, min(READ_BYTES, end - at))):
+                at += len(chunk)
                 yield chunk
 
     def stat(self, name: str) -> ListedObject | None:
@@ -102,15 +100,12 @@ class LocalStore:
             if not place.is_file():
                 return False
             place.unlink(missing_ok=True)
-            directory, root = place.parent, self.root.absolute()
-            while directory != root:
-                try:
-                    directory.rmdir()
-                except FileNotFoundError:  # another deletion was faster
-                    pass
-                except OSError:  # something is in it
-                    break
-                directory = directory.parent
+            directory = place.parent
+            with suppress(OSError):  # something is in it
+                while directory != self.root.absolute():
+                    with suppress(FileNotFoundError):  # another deletion was faster
+                        directory.rmdir()
+                    directory = directory.parent
             with suppress(FileNotFoundError):  # another deletion has removed it, and flushed
                 sync_directory(directory)
         return True
@@ -121,9 +116,7 @@ class LocalStore:
     def find_name(self, uri: str) -> str | None:
         """A file that lies flat in the root, as older versions put it there, has a name too."""
         try:
-            path = local_path(uri)
-            if path is None:
-                return None
+            path = local_path(uri) or Path()
             return check_name(path.relative_to(self.root.absolute()).as_posix())
         except ValueError:
             return None
@@ -149,13 +142,12 @@ class LocalStore:
             except (FileNotFoundError, FileExistsError):
                 if not rest or not file.path.exists():
                     raise
-        directory, root = final.parent, self.root.absolute()
-        while True:
+        for directory in final.parents:
             with suppress(FileNotFoundError):  # another process has deleted the object since
                 sync_directory(directory)
-            if directory == root:
-                return is_named
-            directory = directory.parent
+            if directory == self.root.absolute():
+                break
+        return is_named
 
     def _walk(self, directory: Path, before: str) -> Iterator[ListedObject]:
         try:
@@ -181,13 +173,11 @@ def local_path(uri: str) -> Path | None:
 def read_file_url(url: str) -> Path:
     """The path in a `file:` URL. Raises ValueError with the reason."""
     parts = urlsplit(url)
-    if parts.netloc:
-        raise ValueError("a file: URL names no host: file:./directory or file:///directory")
-    if parts.query or parts.fragment:
-        raise ValueError("a file: URL has neither query nor fragment")
     path = os.fsdecode(unquote_to_bytes(parts.path))
-    if not path or "\0" in path:
-        raise ValueError("a file: URL needs a path: file:./directory or file:///directory")
+    if parts.netloc or parts.query or parts.fragment or not path or "\0" in path:
+        raise ValueError(
+            "a file: URL has a path and nothing else: file:./directory or file:///directory"
+        )
     return Path(path)
 
 

@@ -20,8 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import obstore
@@ -59,18 +58,23 @@ VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 
-# `obstore` puts the whole exchange into its messages, signed URLs and all. Only the store's own
-# error code and the HTTP status are taken from them.
-BY_STATUS = {
-    401: "the credentials are refused",
-    403: "the credentials do not allow it",
-    404: "there is no such bucket",
-    429: "it limits the rate of requests",
-    503: "it is unavailable or limits the rate of requests",
-    507: "it is full",
-}
-# Without an answer: by what the message contains; the first that fits.
-BY_TEXT = {
+# What is known by a store's error code or HTTP status; of an error without an answer, by what its
+# message contains. The first that fits: the cause, and what to do about it.
+CAUSES = {
+    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it",
+    "ExpiredToken|TokenRefreshRequired": "the session token has expired; renew the credentials",
+    "AuthorizationHeaderMalformed|PermanentRedirect|IllegalLocation|HTTP 301": (
+        "the bucket is in another region; set AWS_REGION"
+    ),
+    "InvalidAccessKeyId": "the access key is not known; check the credentials",
+    "SignatureDoesNotMatch|AuthenticationFailed": "the secret key is wrong; check the credentials",
+    "HTTP 401": "the credentials are refused",
+    "HTTP 403": "the credentials do not allow it",
+    "NoSuchBucket|ContainerNotFound|HTTP 404": "there is no such bucket",
+    "HTTP 429|HTTP 503": "it limits the rate of requests, or is unavailable",
+    "HTTP 507": "it is full",
+    r"^HTTP 4": "it refuses the request",
+    r"^HTTP \d": "it failed",
     "BadScheme": "its endpoint is plain http, which has to be allowed (AWS_ALLOW_HTTP=true)",
     r"169\.254\.169\.254|metadata\.google": "no credentials were found in the environment",
     "TimedOut|Timeout": "it did not answer in time",
@@ -79,9 +83,9 @@ BY_TEXT = {
     "Connect": "no connection to it",
     "error sending request|error decoding response body": "the connection to it broke",
 }
+CONTAINER = "<Code>(NoSuchBucket|ContainerNotFound)</Code>"
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
-_SECRETS = ("AWS_", "GOOGLE_", "AZURE_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ class RemoteStore:
                 self.remote,
                 name,
                 file.path,
-                attributes=_describe(content_type, file.sha256()),
+                attributes={"Content-Type": content_type, "sha256": file.sha256()},
                 chunk_size=choose_part_size(file.bytes),
                 max_concurrency=PARTS_AT_ONCE,
             )
@@ -121,7 +125,7 @@ class RemoteStore:
         """By If-None-Match. False also for one's own object, if its answer was lost on the way."""
         for _ in range(MOST_CREATIONS):
             try:
-                self._put(name, body, content_type, is_new=True)
+                self._put(name, body, content_type, "create")
             except AlreadyExistsError:
                 # S3 says the same of a conflict with a deletion: then the name may be free.
                 if self.stat(name) is not None:
@@ -131,8 +135,7 @@ class RemoteStore:
         raise StoreUnavailableError(f"{UNWRITABLE}: others write and delete the same name")
 
     def put(self, name: str, body: bytes, content_type: str) -> StoredObject:
-        digest = self._put(name, body, content_type, is_new=False)
-        return StoredObject(self.base + name, digest, len(body))
+        return self._put(name, body, content_type, "overwrite")
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """By ranges, each a request of its own; a replacement meanwhile is noticed."""
@@ -145,16 +148,11 @@ class RemoteStore:
                 "range": (at, min(at + READ_BYTES, end)),
                 "if_match": found["e_tag"],
             }
-            with naming_refusal(UNREADABLE):
-                try:
+            try:
+                with naming_refusal(UNREADABLE, name):
                     content = obstore.get(self.remote, name, options=options).bytes().to_bytes()
-                except FileNotFoundError as error:
-                    if is_about_container(error):
-                        raise
-                    raise StoreObjectMissingError(f"the archive has no {name}") from None
-                except PreconditionError:
-                    reason = f"{name} was replaced while it was read"
-                    raise StoreUnavailableError(reason) from None
+            except PreconditionError:
+                raise StoreUnavailableError(f"{name} was replaced while it was read") from None
             yield content
 
     def stat(self, name: str) -> ListedObject | None:
@@ -172,13 +170,11 @@ class RemoteStore:
         """Checks first whether the object is there, for S3 does not say."""
         if self._head(name) is None:
             return False
-        with naming_refusal(UNWRITABLE):
-            try:
+        try:
+            with naming_refusal(UNWRITABLE, name):
                 obstore.delete(self.remote, name)
-            except FileNotFoundError as error:
-                if is_about_container(error):
-                    raise
-                return False
+        except StoreObjectMissingError:
+            return False
         return True
 
     def find_uri(self, name: str) -> str:
@@ -188,30 +184,32 @@ class RemoteStore:
         name = uri.removeprefix(self.base)
         return name if name != uri and is_name(name) else None
 
-    def _put(self, name: str, body: bytes, content_type: str, *, is_new: bool) -> str:
+    def _put(
+        self, name: str, body: bytes, content_type: str, mode: Literal["create", "overwrite"]
+    ) -> StoredObject:
         digest = hashlib.sha256(body).hexdigest()
+        attributes: Attributes = {"Content-Type": content_type, "sha256": digest}
         with naming_refusal(UNWRITABLE):
             obstore.put(
                 self.remote,
                 check_name(name),
                 body,
-                attributes=_describe(content_type, digest),
-                mode="create" if is_new else "overwrite",
+                attributes=attributes,
+                mode=mode,
                 use_multipart=False,
             )
-        return digest
+        return StoredObject(self.base + name, digest, len(body))
 
     def _head(self, name: str) -> "ObjectMeta | None":
-        with naming_refusal(UNREADABLE):
-            try:
-                return obstore.head(self.remote, check_name(name))
-            except FileNotFoundError:
-                # HEAD has no body, which alone distinguishes a missing bucket from an object.
+        try:
+            with naming_refusal(UNREADABLE, check_name(name)):
                 try:
+                    return obstore.head(self.remote, name)
+                except FileNotFoundError:
+                    # HEAD has no body, which alone distinguishes a missing bucket from an object.
                     obstore.get(self.remote, name, options={"range": (0, 1)})
-                except FileNotFoundError as error:
-                    if is_about_container(error):
-                        raise
+        except StoreObjectMissingError:
+            pass
         return None
 
 
@@ -225,31 +223,18 @@ def open_remote_store(url: str, spool: Spool) -> RemoteStore:
         if url.rstrip("/").lower() != f"{MEMORY}:":
             raise ValueError("memory: has no place in it")
         return RemoteStore(f"{MEMORY}:///", MemoryStore(), spool)
-    if "@" in parts.netloc or ":" in parts.netloc:
-        raise ValueError("neither user nor port: both come from the environment")
-    if not _BUCKET.fullmatch(parts.netloc):
-        raise ValueError(f"a bucket must be named: {parts.scheme}://bucket/prefix")
-    if parts.query or parts.fragment:
-        raise ValueError(f"an {parts.scheme}: URL has neither query nor fragment")
     prefix = parts.path.strip("/")
-    if prefix and not is_name(prefix):
-        raise ValueError("the prefix has an empty part, or one that begins with a dot")
-    if len(prefix.encode()) > MOST_PREFIX_BYTES:
-        raise ValueError(f"the prefix is longer than {MOST_PREFIX_BYTES} bytes")
-    base = f"{parts.scheme}://{parts.netloc}/" + (f"{prefix}/" if prefix else "")
-    return RemoteStore(base, _connect(parts.scheme, parts.netloc, prefix), spool)
-
-
-def choose_part_size(size: int) -> int:
-    return max(LEAST_PART_BYTES, -(-size // MOST_PARTS))
-
-
-def _connect(scheme: str, bucket: str, prefix: str) -> ObjectStore:
-    variables = VARIABLES[scheme]
+    is_name_wrong = prefix and (not is_name(prefix) or len(prefix.encode()) > MOST_PREFIX_BYTES)
+    if not _BUCKET.fullmatch(parts.netloc) or parts.query or parts.fragment or is_name_wrong:
+        raise ValueError(
+            f"must be {parts.scheme}://bucket/prefix without user, port, query and fragment; the "
+            f"prefix has at most {MOST_PREFIX_BYTES} bytes, no part of it begins with a dot"
+        )
+    variables = VARIABLES[parts.scheme]
     allow_http = os.environ.get(f"{variables}ALLOW_HTTP", "").lower() in {"1", "true", "yes", "on"}
     try:
-        remote: ObjectStore = CLOUDS[scheme](
-            bucket,
+        remote: ObjectStore = CLOUDS[parts.scheme](
+            parts.netloc,
             prefix=prefix or None,
             client_options={
                 "connect_timeout": CONNECT_TIME,
@@ -266,15 +251,16 @@ def _connect(scheme: str, bucket: str, prefix: str) -> ObjectStore:
     except (BaseError, ValueError, OSError) as error:
         text = str(error).partition("\n")[0]
         for name, value in os.environ.items():
-            if name.startswith(_SECRETS) and len(value) > 1:
+            if name.startswith(tuple(VARIABLES.values())) and len(value) > 1:
                 text = text.replace(value, f"${name}")
         reason = f"the environment variables {variables}... do not make a store: {text}"
         raise ValueError(reason) from None
-    return remote
+    base = f"{parts.scheme}://{parts.netloc}/" + (f"{prefix}/" if prefix else "")
+    return RemoteStore(base, remote, spool)
 
 
-def _describe(content_type: str, sha256: str) -> "Attributes":
-    return {"Content-Type": content_type, "sha256": sha256}
+def choose_part_size(size: int) -> int:
+    return max(LEAST_PART_BYTES, -(-size // MOST_PARTS))
 
 
 def _list_one(found: "ObjectMeta") -> ListedObject:
@@ -282,10 +268,11 @@ def _list_one(found: "ObjectMeta") -> ListedObject:
 
 
 @contextmanager
-def naming_refusal(trouble: str) -> Iterator[None]:
+def naming_refusal(trouble: str, name: str | None = None) -> Iterator[None]:
     """Turn what `obstore` raises into a StoreUnavailableError: the trouble and its reason.
 
-    AlreadyExistsError and PreconditionError pass: they are answers.
+    AlreadyExistsError and PreconditionError pass: they are answers. With a name, so is that there
+    is no such object: StoreObjectMissingError.
     """
     try:
         yield
@@ -293,26 +280,23 @@ def naming_refusal(trouble: str) -> Iterator[None]:
         raise
     except (BaseError, OSError) as error:
         # Not chained: the message may hold signed URLs.
+        is_missing = isinstance(error, FileNotFoundError) and not re.search(CONTAINER, str(error))
+        if name is not None and is_missing:
+            raise StoreObjectMissingError(f"the archive has no {name}") from None
         raise StoreUnavailableError(f"{trouble}: {describe_refusal(error)}") from None
 
 
 def describe_refusal(error: Exception) -> str:
-    """Why, with the HTTP status and the store's own code in brackets where it answered."""
+    """Why, with the HTTP status and the store's own code in brackets where it answered.
+
+    Nothing else of the message is shown: `obstore` puts the whole exchange into it.
+    """
     if isinstance(error, OSError) and error.errno is not None:
         return error.strerror or type(error).__name__  # of the spool's file on local disk
     text = str(error)
     code, status = _CODE.search(text), _STATUS.search(text)
-    if status is None and code is None:
-        reasons = (reason for mark, reason in BY_TEXT.items() if re.search(mark, text))
-        return next(reasons, type(error).__name__)
-    number = 0 if status is None else int(status[1])
-    is_refusal = HTTPStatus.BAD_REQUEST <= number < HTTPStatus.INTERNAL_SERVER_ERROR
-    reason = BY_STATUS.get(number, "it refuses the request" if is_refusal else "it failed")
-    shown = [f"HTTP {number}" if number else "", "" if code is None else code[1]]
-    return f"{reason} ({', '.join(filter(None, shown))})"
-
-
-def is_about_container(error: Exception) -> bool:
-    """Whether a 404 means the bucket, not the object in it."""
-    code = _CODE.search(str(error))
-    return code is not None and code[1] in {"NoSuchBucket", "ContainerNotFound"}
+    said = [f"HTTP {status[1]}" if status else "", code[1] if code else ""]
+    answer = ", ".join(filter(None, said))
+    causes = (cause for mark, cause in CAUSES.items() if re.search(mark, answer or text))
+    cause = next(causes, type(error).__name__)
+    return f"{cause} ({answer})" if answer else cause

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Lock
-from typing import Any
 
 import httpcore
 from typing_extensions import override
@@ -21,7 +20,7 @@ from typing_extensions import override
 from worker.ground.clock import Backoff, Draw
 from worker.ground.errors import MediaRefusedError, MediaUnavailableError
 from worker.ground.network import Network, read_network
-from worker.media.hosts import MediaPlace, Resolve, find_addresses, is_literal, resolve_by_system
+from worker.media.hosts import MediaPlace, Resolve, find_addresses, is_address, resolve_by_system
 
 SECOND = timedelta(seconds=1)
 RESUMPTIONS = 5
@@ -37,7 +36,6 @@ REQUEST_HEADERS = {
     "Connection": "close",
     "User-Agent": "extend-video",
 }
-CONNECT_ERRORS = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.ProxyError)
 HTTP_ERRORS = (
     httpcore.NetworkError,
     httpcore.TimeoutException,
@@ -58,14 +56,7 @@ class BrokenError(MediaUnavailableError):
 
 
 class BusyError(BrokenError):
-    """408, 425 or 5xx: the host cannot just now."""
-
-    tries = REPETITIONS
-    backoff = Backoff(SECOND / 2, 5 * SECOND)
-
-
-class ThrottledError(BrokenError):
-    """429."""
+    """408, 425, 429 or 5xx: the host cannot just now."""
 
     tries = REPETITIONS
     backoff = Backoff(SECOND, 5 * SECOND)
@@ -163,9 +154,8 @@ class _Stream(httpcore.NetworkStream):
     """Every read and write ends at the deadline, so that not even single bytes hold it up."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: Deadline, most: int) -> None:
-        self._stream = stream
-        self._deadline = deadline
-        self._most = most
+        self._stream, self._deadline, self._most = stream, deadline, most
+        self.close, self.get_extra_info = stream.close, stream.get_extra_info  # type: ignore[method-assign]
 
     @override
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -183,29 +173,17 @@ class _Stream(httpcore.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore.NetworkStream:
-        timeout = self._deadline.bound(timeout)
-        stream = self._stream.start_tls(ssl_context, server_hostname, timeout)
+        """The brackets of an IPv6 address are the URL's, not the certificate's."""
+        name = None if server_hostname is None else server_hostname.strip("[]")
+        stream = self._stream.start_tls(ssl_context, name, self._deadline.bound(timeout))
         return _Stream(stream, self._deadline, self._most)
-
-    @override
-    def close(self) -> None:
-        self._stream.close()
-
-    @override
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
 
 
 class _PinnedBackend(httpcore.SyncBackend):
-    """Connects to one of the given addresses, wherever the host's name leads by now.
+    """Connects to one of the given addresses, wherever the host's name leads by now."""
 
-    None: to the host as named, which is a proxy.
-    """
-
-    def __init__(self, addresses: tuple[str, ...] | None, deadline: Deadline, most: int) -> None:
-        self._addresses = addresses
-        self._deadline = deadline
-        self._most = most
+    def __init__(self, addresses: tuple[str, ...], deadline: Deadline, most: int) -> None:
+        self._addresses, self._deadline, self._most = addresses, deadline, most
 
     @override
     def connect_tcp(
@@ -217,17 +195,16 @@ class _PinnedBackend(httpcore.SyncBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         """By the first address that takes the connection; raises the last one's error."""
-        *others, last = (host,) if self._addresses is None else self._addresses
-        for address in (*others, last):
+        failure: Exception = httpcore.ConnectError("no address")
+        for address in self._addresses:
             try:
                 bound = self._deadline.bound(timeout)
                 stream = super().connect_tcp(address, port, bound, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout):
-                if address == last:
-                    raise
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failure = error
             else:
                 return _Stream(stream, self._deadline, self._most)
-        raise AssertionError
+        raise failure
 
 
 @contextmanager
@@ -241,43 +218,39 @@ def send_request(
     Raises BrokenError, MediaRefusedError and, at the deadline, MediaUnavailableError; also while
     the body is read.
     """
+    connect, read = client.connect_time.total_seconds(), client.read_time.total_seconds()
     proxy = client.network.find_proxy(place.url.scheme, place.host, place.port)
     addresses: tuple[str, ...] = ()
-    if proxy is None or is_literal(place.host):
-        limit = timedelta(seconds=deadline.bound(client.connect_time.total_seconds()))
+    if proxy is None or is_address(place.host):
+        limit = timedelta(seconds=deadline.bound(connect))
         addresses = find_addresses(place, client.resolve, limit)[:MOST_ADDRESSES]
     most = LARGEST_CHUNK if client.pace is None else client.pace.chunk_bytes
     if proxy is None:
-        pool = httpcore.ConnectionPool(
-            ssl_context=client.tls, network_backend=_PinnedBackend(addresses, deadline, most)
-        )
+        backend = _PinnedBackend(addresses, deadline, most)
+        pool = httpcore.ConnectionPool(client.tls, network_backend=backend)
     else:
+        host, port = proxy.url.host, proxy.url.port or 80
         pool = httpcore.HTTPProxy(
-            httpcore.URL(scheme="http", host=proxy.url.host, port=proxy.url.port or 80, target="/"),
+            httpcore.URL(scheme="http", host=host, port=port, target="/"),
             proxy_auth=proxy.raw_auth,
             ssl_context=client.tls,
-            network_backend=_PinnedBackend(None, deadline, most),
+            network_backend=_PinnedBackend((host,), deadline, most),
         )
+    shown = f"[{place.host}]" if ":" in place.host and proxy is not None else place.host
     url = httpcore.URL(
-        scheme=place.url.scheme, host=place.host, port=place.port, target=place.url.raw_path
+        scheme=place.url.scheme, host=shown, port=place.port, target=place.url.raw_path
     )
-    connect, read = client.connect_time.total_seconds(), client.read_time.total_seconds()
-    timeouts = {"connect": connect, "read": read, "write": read, "pool": connect}
     sent = {"Host": place.url.netloc.decode("ascii"), **REQUEST_HEADERS, **headers}
     fields = [(name.encode(), value.encode("latin-1")) for name, value in sent.items()]
-    has_begun = False
+    timeouts = {"connect": connect, "read": read, "write": read, "pool": connect}
+    what = f"{place.host} gives no answer"
     try:
         with pool, pool.stream("GET", url, headers=fields, extensions={"timeout": timeouts}) as one:
-            has_begun = True
+            what = "the download broke off"
             yield Response(place.host, one.status, one.headers, one.iter_stream())
     except HTTP_ERRORS as error:
         deadline.check()
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         if "Transfer-Encoding" in reason:
             raise MediaRefusedError(f"{place.host} sends the video encoded: {reason}") from error
-        what = f"{place.host} gives no answer"
-        if has_begun:
-            what = "the download broke off"
-        elif isinstance(error, CONNECT_ERRORS):
-            what = f"no connection to {place.host}"
         raise BrokenError(f"{what}: {reason}") from error

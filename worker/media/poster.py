@@ -21,9 +21,8 @@ POSTER_WIDTH = 640
 QUANTISER = 4
 # Where a frame is taken, as parts of the length: the first one that is not black.
 PLACES = (1 / 3, 1 / 2, 2 / 3, 1 / 6, 5 / 6, 0.0)
-# Of 255, the mean of a thumbnail: scenes at night are lighter, and faded ones are not.
+# Of 255, the mean: scenes at night are lighter, and faded ones are not.
 LIGHT = 20
-THUMB_SIDE = 16
 # Each thread of a decoder holds frames of its own.
 THREADS = 2
 # Of one search, beyond which the frame that was reached will do: a file may have one key frame.
@@ -32,9 +31,12 @@ SEARCH_FRAMES = 5_000
 TURNS = {90: ("transpose", "clock"), 180: ("rotate", "PI"), 270: ("transpose", "cclock")}
 
 
-def make_poster(path: Path, facts: VideoFacts) -> bytes:
-    """A JPEG at most POSTER_WIDTH wide. Raises MediaRefusedError if no frame can be read."""
-    seconds = facts.duration.total_seconds() if facts.duration else 0.0
+def make_poster(path: Path, facts: VideoFacts | None) -> bytes:
+    """A JPEG at most POSTER_WIDTH wide; without facts it shows the first frame.
+
+    Raises MediaRefusedError if no frame can be read.
+    """
+    seconds = facts.duration.total_seconds() if facts and facts.duration else 0.0
     best, light = None, -1.0
     try:
         with open_video(path) as container:
@@ -52,7 +54,7 @@ def make_poster(path: Path, facts: VideoFacts) -> bytes:
                     break
         if best is None:
             raise MediaRefusedError("no frame of the video can be shown")
-        return encode_jpeg(_draw_upright(best, facts.rotation))
+        return encode_jpeg(_draw_upright(best, facts.rotation if facts else 0))
     except (av.FFmpegError, OSError) as error:
         reason = f"no frame of the video can be shown: {error.strerror}"
         raise MediaRefusedError(reason) from error
@@ -60,11 +62,9 @@ def make_poster(path: Path, facts: VideoFacts) -> bytes:
 
 def measure_light(frame: av.VideoFrame) -> float:
     """The mean brightness, from 0 to 255."""
-    thumb = frame.reformat(THUMB_SIDE, THUMB_SIDE, "gray", dst_color_range="JPEG")
-    plane = thumb.planes[0]
-    content = bytes(plane)
-    rows = (content[at : at + THUMB_SIDE] for at in range(0, len(content), plane.line_size))
-    return sum(map(sum, rows)) / THUMB_SIDE**2
+    return bytes(
+        frame.reformat(1, 1, "gray", interpolation="AREA", dst_color_range="JPEG").planes[0]
+    )[0]
 
 
 def encode_jpeg(frame: av.VideoFrame) -> bytes:
@@ -111,8 +111,8 @@ def _draw_upright(frame: av.VideoFrame, rotation: int) -> av.VideoFrame:
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1)
     )
-    nodes = [source, *(graph.add(name, options) for name, options in steps)]
-    graph.link_nodes(*nodes, graph.add("buffersink")).configure()
+    nodes = [graph.add(name, options) for name, options in steps]
+    graph.link_nodes(source, *nodes, graph.add("buffersink")).configure()
     frame.pts = 0
     graph.vpush(frame)
     graph.vpush(None)

@@ -16,11 +16,10 @@ import errno
 import math
 import mmap
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypeGuard
+from typing import NamedTuple, TypeAlias
 
 import av
 from av.container import InputContainer
@@ -98,16 +97,14 @@ class Reading:
                 if isinstance(frame, av.VideoFrame):
                     self.pixels += check_pixels(frame.width, frame.height)
                     self.rotation = self.rotation or -frame.rotation % 360
-                    self._fail("a frame is damaged" if frame.is_corrupt else "")
+                    self.failures += frame.is_corrupt
+                    self.reason = self.reason or "a frame is damaged" * frame.is_corrupt
         except av.FFmpegError as error:
             require_memory(error)
-            self._fail(str(error.strerror))
+            self.failures += 1
+            self.reason = self.reason or str(error.strerror)
         if packet is None:
             self.stream.codec_context.flush_buffers()
-
-    def _fail(self, reason: str) -> None:
-        self.failures += bool(reason)
-        self.reason = self.reason or reason
 
 
 def probe_video(path: Path) -> VideoFacts:
@@ -170,8 +167,17 @@ def open_video(path: Path) -> InputContainer:
 
 
 def list_media(container: InputContainer) -> list[Media]:
-    """The streams that are decoded: pictures and sound, without cover pictures."""
-    return [one for one in container.streams if _is_media(one)]
+    """The streams that are decoded: pictures and sound, without cover pictures.
+
+    One that FFmpeg has no decoder for has no codec context either.
+    """
+    return [
+        one
+        for one in container.streams
+        if isinstance(one, av.VideoStream | av.AudioStream)
+        and not one.disposition & Disposition.attached_pic
+        and one.codec_context is not None
+    ]
 
 
 def find_picture(container: InputContainer) -> av.VideoStream | None:
@@ -259,13 +265,6 @@ def _describe(
     return Examined(facts, tuple(oddities), tuple(proofs), tuple(rates), known)
 
 
-def _is_media(stream: Stream) -> TypeGuard[Media]:
-    """One that FFmpeg has no decoder for has no codec context either."""
-    is_kind = isinstance(stream, av.VideoStream | av.AudioStream)
-    is_cover = bool(stream.disposition & Disposition.attached_pic)
-    return is_kind and not is_cover and stream.codec_context is not None
-
-
 # Whether a container is whole from its first byte to its last, without decoding. MP4 and QuickTime
 # are chains of boxes, WebM and Matroska of elements, and GIF of blocks. A chain that breaks where
 # samples lie is proof of damage; one that breaks behind them (text after the last box, a lost index
@@ -294,21 +293,21 @@ _KNOWN = {
     *(b"\xe7", b"\xab", b"\xa7", b"\xaf", b"\xec", b"\xbf"),
 }
 _INDICES = frozenset({b"moov", b"moof"})
-_GIF_IMAGE, _GIF_EXTENSION, _GIF_TRAILER = 0x2C, 0x21, 0x3B
 _BOX_HEADER = 8
 _LONGEST_ID = 4
 
 
 def find_break(path: Path, extension: str) -> Break | None:
     """None if the container is whole, or of a kind that is not walked."""
-    walk = _WALKS.get(extension)
-    if walk is None or not path.stat().st_size:
+    if extension not in {"mp4", "mov", "webm", "mkv", "gif"} or not path.stat().st_size:
         return None
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
-        return walk(content)
+        if extension == "gif":
+            return _walk_gif(content)
+        return (_walk_boxes if extension in {"mp4", "mov"} else _walk_matroska)(content)
 
 
 def _walk_boxes(content: Content) -> Break | None:
@@ -368,27 +367,28 @@ def _walk_matroska(content: Content) -> Break | None:
 
 def _walk_gif(content: Content) -> Break | None:
     """Extensions and images, each a chain of sub-blocks, up to the trailer."""
-    at, is_within = 13, True
+    at, is_between = 13, False
     try:
         at += _count_colours(content[10])
         while True:
-            is_within = False
+            is_between = True
             kind = content[at]
-            is_within = True
-            if kind == _GIF_TRAILER:
-                return None
-            if kind == _GIF_EXTENSION:
-                at += 2
-            elif kind == _GIF_IMAGE:
-                at += 11 + _count_colours(content[at + 9])
-            else:
-                return Break(f"no block of GIF at byte {at}", loses_samples=True)
+            is_between = False
+            match kind:
+                case 0x3B:  # the trailer
+                    return None
+                case 0x21:  # an extension
+                    at += 2
+                case 0x2C:  # an image
+                    at += 11 + _count_colours(content[at + 9])
+                case _:
+                    return Break(f"no block of GIF at byte {at}", loses_samples=True)
             while content[at]:
                 at += 1 + content[at]
             at += 1
     except IndexError:
-        what = "ends within a block" if is_within else "has no trailer"
-        return Break(f"the file {what}", loses_samples=is_within)
+        what = "has no trailer" if is_between else "ends within a block"
+        return Break(f"the file {what}", loses_samples=not is_between)
 
 
 def _count_colours(flags: int) -> int:
@@ -408,12 +408,3 @@ def _read_element(content: Content, at: int) -> tuple[bytes, int, int] | None:
     most = (1 << 7 * length) - 1
     size = int.from_bytes(content[start : start + length], "big") & most
     return bytes(content[at:start]), start + length, -1 if size == most else size
-
-
-_WALKS: dict[str, Callable[[Content], Break | None]] = {
-    "mp4": _walk_boxes,
-    "mov": _walk_boxes,
-    "webm": _walk_matroska,
-    "mkv": _walk_matroska,
-    "gif": _walk_gif,
-}

@@ -12,7 +12,7 @@ of a data URI stands a marker with the hash and length of its content.
 import json
 from datetime import UTC
 from hashlib import sha256
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import (
@@ -127,24 +127,16 @@ def parse_sidecar(content: bytes) -> Sidecar:
     try:
         fields = json.loads(content, parse_constant=int)  # which refuses NaN: it is no JSON
     except (ValueError, RecursionError):
-        _refuse("sidecar", f"{len(content)} bytes that are not JSON", "JSON in UTF-8")
+        fields = None
     if not isinstance(fields, dict):
-        _refuse("sidecar", _name_kind(fields), "a JSON object")
+        wrong = Violation("sidecar", f"{len(content)} bytes that are not", "a JSON object in UTF-8")
+        raise InvalidSidecarError((wrong,))
     version = fields.get("recipe")
     if version != VERSION:
         # Of another version every other field may be wrong as well.
-        shown = show_value(version) if isinstance(version, int) else _name_kind(version)
-        _refuse("recipe", shown, VERSION_WORDS)
+        shown = show_value(version) if isinstance(version, int) else "no number"
+        raise InvalidSidecarError((Violation("recipe", shown, VERSION_WORDS),))
     try:
         return Sidecar.model_validate(fields)
     except ValidationError as error:
         raise InvalidSidecarError(list_violations(Sidecar, error)) from None
-
-
-def _name_kind(value: object) -> str:
-    names = {type(None): "nothing", str: "text", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
-
-
-def _refuse(field: str, value: str, allowed: str) -> NoReturn:
-    raise InvalidSidecarError((Violation(field, value, allowed),)) from None

@@ -10,7 +10,6 @@ import io
 import os
 import re
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,19 +56,14 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class SpoolFile:
     """One file that is being written; `bytes` counts what is in it.
 
-    What `write` has taken can be read at `path` at once. Each time that `flush_bytes` more were
-    written a thread begins to flush them, so that `flush` finds little left to do; never without.
+    What `write` has taken can be read at `path` at once.
     """
 
-    def __init__(self, path: Path, descriptor: int, flush_bytes: int | None = None) -> None:
+    def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
         self.bytes = 0
         self._file = io.FileIO(descriptor, "r+b")
         self._digest = hashlib.sha256()
-        self._flush_bytes = flush_bytes
-        self._flusher: ThreadPoolExecutor | None = None
-        self._flush: Future[None] | None = None
-        self._flushed = 0
 
     def lock(self) -> bool:
         """False if another process has found the new file unlocked, and removed it.
@@ -86,21 +80,6 @@ class SpoolFile:
                 rest = rest[self._file.write(rest) :]
         self._digest.update(chunk)
         self.bytes += len(chunk)
-        if self._flush_bytes and self.bytes - self._flushed >= self._flush_bytes:
-            self.begin_flush()
-
-    def begin_flush(self) -> None:
-        """Flush what was written so far while the caller goes on.
-
-        Raises StoreUnavailableError if the flush before has failed: the kernel reports that once.
-        """
-        if not self._flush_bytes:
-            return
-        self._await_flush()
-        if self._flusher is None:
-            self._flusher = ThreadPoolExecutor(1, "spool flusher")
-        self._flush = self._flusher.submit(os.fdatasync, self._file.fileno())
-        self._flushed = self.bytes
 
     def restart(self) -> None:
         """Forget all that was written."""
@@ -108,7 +87,7 @@ class SpoolFile:
             self._file.seek(0)
             self._file.truncate()
         self._digest = hashlib.sha256()
-        self.bytes = self._flushed = 0
+        self.bytes = 0
 
     def sha256(self) -> str:
         """The hash, as hex, of what was written since the beginning or the last `restart`."""
@@ -116,14 +95,11 @@ class SpoolFile:
 
     def flush(self) -> None:
         """When this returns, what was written survives a crash of the machine."""
-        self._await_flush()
         with naming_reason(TROUBLE):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """End the writing and give the lock up. Never raises; may be called again."""
-        if self._flusher is not None:  # its descriptor's number may be another file's afterwards
-            self._flusher.shutdown(cancel_futures=True)
         with suppress(OSError):  # what had to be on disk was flushed before
             self._file.close()
 
@@ -132,26 +108,16 @@ class SpoolFile:
 
         Never raises: what cannot be removed now is left to `remove_partials`.
         """
-        with suppress(OSError):  # left to `remove_partials`
+        with suppress(OSError):
             self.path.unlink()
         self.close()
-
-    def _await_flush(self) -> None:
-        with naming_reason(TROUBLE):
-            if self._flush is not None:
-                self._flush.result()
-        self._flush = None
 
 
 @dataclass(frozen=True, slots=True)
 class Spool:
-    """A directory of partials, made when the first one is begun.
-
-    `flush_bytes` is for files that are to last where they are, not to be copied elsewhere.
-    """
+    """A directory of partials, made when the first one is begun."""
 
     directory: Path
-    flush_bytes: int | None = None
 
     @contextmanager
     def begin(self, label: str) -> Iterator[SpoolFile]:
@@ -174,22 +140,22 @@ class Spool:
 
         One that cannot be removed keeps no other from it. Raises StoreUnavailableError for it.
         """
-        removed, failure = 0, None
+        removed, failures = 0, list[OSError]()
         for partial in sorted(self.directory.glob(f"*{SUFFIX}")):
             try:
                 removed += _remove_if_left(partial)
             except OSError as error:
-                failure = error
-        if failure is not None:
-            reason = failure.strerror or type(failure).__name__
-            raise StoreUnavailableError(f"a partial cannot be removed: {reason}") from failure
+                failures.append(error)
+        with naming_reason("a partial cannot be removed"):
+            for failure in failures:
+                raise failure
         return removed
 
     def _create(self, label: str) -> SpoolFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         while True:
             path = self.directory.absolute() / f"{label}.{uuid4().hex}{SUFFIX}"
-            file = SpoolFile(path, os.open(path, flags, PRIVATE), self.flush_bytes)
+            file = SpoolFile(path, os.open(path, flags, PRIVATE))
             is_ours = False
             try:
                 is_ours = file.lock()

@@ -129,7 +129,6 @@ class Fetcher:
                 url, file, client=client, hosts=hosts, limits=limits, on_progress=holder.check
             )
         holder.check()
-        file.begin_flush()  # the disk is busy with it while the processor is with decoding
         media_type = video.content_type or download.content_type
         extension = choose_extension(media_type, video.file_name, download.head)
         stated, odd = read_stated(video, download.announced), list[Finding]()
