@@ -245,22 +245,18 @@ def watch_job(runtime: Runtime, job_id: UUID, *, is_quiet: bool) -> Story:
                     output.out.print(line)
         return is_done
 
-    try:
-        last: Event | None = None
-        for event in follow_events(
-            job_id, db=runtime.db, patience=FOLLOW_TIMEOUT, on_read_events=check
-        ):
-            if not is_quiet:
-                output.out.print(output.show_event(event, last))
-            last = event
-        # fal's last log entries often come after the webhook.
-        for _ in range(LAST_POLLS):
-            if check(is_last=True):
-                break
-            pause_between_reads()
-    finally:
-        if follower is not None:
-            follower.clear(job_id)
+    last: Event | None = None
+    for event in follow_events(
+        job_id, db=runtime.db, patience=FOLLOW_TIMEOUT, on_read_events=check
+    ):
+        if not is_quiet:
+            output.out.print(output.show_event(event, last))
+        last = event
+    # fal's last log entries often come after the webhook.
+    for _ in range(LAST_POLLS):
+        if check(is_last=True):
+            break
+        pause_between_reads()
     return read_story(job_id, db=runtime.db)
 
 
