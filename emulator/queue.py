@@ -67,6 +67,20 @@ class Queue:
         return tuple(self._requests.values())
 
     @property
+    def concurrency(self) -> int:
+        return self._concurrency
+
+    @property
+    def running(self) -> tuple[FalRequest, ...]:
+        """Longest first."""
+        return tuple(self._running.values())
+
+    @property
+    def waiting(self) -> tuple[FalRequest, ...]:
+        """In the order in which they will be started."""
+        return tuple(self._waiting)
+
+    @property
     def waiting_count(self) -> int:
         return len(self._waiting)
 

@@ -21,6 +21,8 @@ HOOKS = web.AppKey("hooks", Hooks)
 Compose = Callable[[Fault | None], web.Response]
 """Makes the genuine reply. It obeys the faults that only it can: the others are not its affair."""
 
+BROKEN_OFF = "broken_off"
+"""Set in a request whose connection was closed instead of an answer."""
 REFUSALS = ("status", "ingress", "hang", "drop")
 OK = 200
 NOT_FOUND = 404
@@ -106,6 +108,7 @@ async def spoil_date(request: web.Request, reply: web.StreamResponse) -> None:
 
 def break_off(request: web.Request) -> web.Response:
     """Close the connection; the response is for the framework, nobody gets it."""
+    request[BROKEN_OFF] = True
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
@@ -158,6 +161,14 @@ def compose_ingress_refusal(code: int) -> web.Response:
     return web.Response(
         text=f"{head}{tail}\r\n", status=code, content_type="text/html", headers=headers
     )
+
+
+def set_headers(reply: web.Response, headers: Mapping[str, str | None]) -> None:
+    """Those that are null are taken away."""
+    for name, value in headers.items():
+        reply.headers.popall(name, None)
+        if value is not None:
+            reply.headers[name] = value
 
 
 def spoil_output(request: FalRequest, fault: Fault) -> None:
