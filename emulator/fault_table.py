@@ -129,6 +129,7 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         "malformed": MALFORMED,
         "foreign_urls": {"base": build_text("https://queue.fal.invalid")},
         "crowded": {"waiting": build_count(1000)},
+        "slow": {"queue_seconds": build_seconds(0), "run_seconds": build_seconds(0)},
     },
     "webhook": {
         "lost": {},
@@ -193,7 +194,10 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         "other_price": {"unit_price": PRICE},
         "discount": {"percent": PERCENT},
     },
-    "output": {"odd_fields": {"merge": OBJECT, "delete": NAMES}},
+    "output": {
+        "odd_fields": {"merge": OBJECT, "delete": NAMES},
+        "failure": {"code": CODE, "error_type": ERROR_TYPE},
+    },
     "date": {"wrong": {"seconds": OFFSET}, "missing": {}},
     "upload": REFUSALS,
     "upload_part": REFUSALS,

@@ -113,7 +113,8 @@ class Queue:
             place = sum(not other.is_low_priority for other in self._waiting)
         self._waiting.insert(place, request)
         loop = asyncio.get_running_loop()
-        loop.call_later(self._queue_time.total_seconds(), self._ripen, request)
+        wait = max(self._queue_time, request.least_wait)
+        loop.call_later(wait.total_seconds(), self._ripen, request)
         if request.start_timeout is not None:
             loop.call_later(request.start_timeout.total_seconds(), self._expire, request)
         logger.info("queued %s", request.request_id)

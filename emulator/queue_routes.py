@@ -35,6 +35,8 @@ QUEUE = web.AppKey("queue", Queue)
 ENDPOINT = "fal-ai/ltx-2.3-22b/extend-video"
 APP = "fal-ai/ltx-2.3-22b"
 SHORTEST_START_TIMEOUT = timedelta(seconds=0.1)
+UNSEEN = ("crowded", "slow")
+"""Faults of a submission that do not show in its reply."""
 KEPT_HEADERS = ("user-agent", "content-type", "idempotency-key")
 KEPT_PREFIXES = ("x-fal-", "x-app-fal-")
 
@@ -91,6 +93,9 @@ async def accept(
         return await refuse(request, fault)
     if limit is not None and count_waiting(queue, fault) > limit:
         return web.json_response({"detail": f"More than {limit} requests are waiting"}, status=429)
+    if fault is not None and fault.kind == "slow":
+        fal_request.least_wait = timedelta(seconds=fault.options["queue_seconds"])
+        fal_request.least_run = timedelta(seconds=fault.options["run_seconds"])
     queue.submit(fal_request)
     post.is_accepted = True
     headers = {"x-fal-request-id": fal_request.request_id}
@@ -126,7 +131,7 @@ async def hold_for_webhook(request: web.Request, fal_request: FalRequest) -> Non
 
 async def spoil_reply(request: web.Request, fault: Fault, reply: web.Response) -> web.Response:
     """The reply to a submission that was queued all the same."""
-    if fault.kind == "crowded":
+    if fault.kind in UNSEEN:
         return reply
     if fault.kind == "late":
         await asyncio.sleep(fault.options["seconds"])

@@ -79,6 +79,22 @@ def test_queue_length_is_exceeded_by_others_only_for_whom_it_matters(faulty, pro
     assert len(find_by_prompt(faulty, prompt)) == 2
 
 
+def test_slow_request_waits_beyond_its_start_timeout_and_costs_nothing(faulty, prompt):
+    faulty.order({"point": "submit", "kind": "slow", "queue_seconds": 3600})
+    headers = {"X-Fal-Request-Start-Timeout": "0.2"}
+    request_id = faulty.post({"prompt": prompt}, headers=headers).json()["request_id"]
+    faulty.wait_for_status(request_id, "COMPLETED")
+    found = faulty.find(request_id)
+    assert (found["error_type"], found["charged"]) == ("request_timeout", False)
+
+
+def test_slow_request_runs_as_long_as_ordered(faulty, prompt):
+    faulty.order({"point": "submit", "kind": "slow", "run_seconds": 0.3})
+    request_id = faulty.submit({"prompt": prompt})
+    faulty.wait_for_status(request_id, "COMPLETED")
+    assert faulty.get_status(request_id)["metrics"]["inference_time"] >= 0.3
+
+
 def test_post_whose_connection_is_closed_is_in_the_ledger_without_a_code(faulty, prompt):
     faulty.order({"point": "submit", "kind": "execute_then_drop"})
     said = f"{prompt} tenant=big"
