@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from uuid import UUID
 
 import pytest
@@ -114,11 +114,12 @@ def read_count(connection: Connection, statement: str, **values: object) -> int:
 @pytest.mark.timeout(300)
 def test_operators_open_transaction_on_a_queued_row_holds_up_that_row_alone(crowd):
     """On SQLite it reads, for whoever writes there keeps all others from writing."""
-    crowd.run("limits", "pause", "account", "--reason", "all are there before one is bought")
-    ids = crowd.enqueue(*build_requests(JOBS))
     with connected(crowd) as operator:
-        touched = open_transaction(operator, crowd, ids[0])
-        crowd.run("limits", "resume", "account")
+        with ExitStack() as nobody_buys:
+            for name in SUBMITTERS:
+                nobody_buys.enter_context(stopped(crowd.deployment.yard.parts[name]))
+            ids = crowd.enqueue(*build_requests(JOBS))
+            touched = open_transaction(operator, crowd, ids[0])
         crowd.wait_for_ends(JOBS - touched, WITHIN)
         if touched:
             assert crowd.table.read_job(ids[0])["state"] == "queued"
