@@ -1,21 +1,24 @@
 """Sixteen workers at once: never one request above the cap, never one above the budget."""
 
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from uuid import uuid4
 
 import pytest
+from celery import Celery
 
 from tests.harness.processes import WorkerPlan
 from tests.harness.waiting import wait_until
 from tests.soak.admission.crowd import OTHERS, UNIT_PRICE, Crowd, build_requests, run_crowd
 
+SUBMIT = "extend_video.submit"
 SUBMITTERS = 16
 WORKERS: WorkerPlan = {
-    **{
-        f"submitter-{number:02}": ("-P", "solo", "-Q", "extend_video.submit")
-        for number in range(SUBMITTERS)
-    },
+    **{f"submitter-{number:02}": ("-P", "solo", "-Q", SUBMIT) for number in range(SUBMITTERS)},
     **OTHERS,
 }
 CAP = 5
@@ -27,8 +30,9 @@ AFFORDED = 10
 """Jobs, of one megapixel each."""
 WISHED = 40
 IDLE_SWEEPS = 3
-BUSY_FAL = ("--concurrency", "40", "--webhook-retry-seconds", "0.2")
+BUSY_FAL = ("--concurrency", "40", "--run-seconds", "0.5", "--webhook-retry-seconds", "0.2")
 """It would run whatever came above a cap of ours."""
+BREATH_SECONDS = 0.25
 
 
 @pytest.fixture
@@ -61,14 +65,39 @@ def multiply_price(jobs: int) -> str:
     return f"{nano // 10**9}.{nano % 10**9:09}"
 
 
+@contextmanager
+def all_trying(crowd: Crowd) -> Iterator[None]:
+    """One message for each submitter comes again and again: all look for room at the same time."""
+    enough = threading.Event()
+    with ThreadPoolExecutor(1) as thread:
+        trying = thread.submit(send_doorbells, crowd, enough)
+        try:
+            yield
+        finally:
+            enough.set()
+        trying.result()
+
+
+def send_doorbells(crowd: Crowd, enough: threading.Event) -> None:
+    with (
+        Celery("crier", broker=crowd.broker.url, set_as_current=False) as celery,
+        crowd.broker.connect() as redis,
+    ):
+        while not enough.wait(BREATH_SECONDS):
+            if redis.llen(SUBMIT) < SUBMITTERS:
+                for _ in range(SUBMITTERS):
+                    celery.send_task(SUBMIT, args=[str(uuid4())], queue=SUBMIT)
+
+
 @pytest.mark.timeout(int(ROUNDS * SECONDS_A_ROUND))
 def test_sixteen_workers_never_have_one_request_more_at_fal_than_the_cap(crowd):
     """Each run is refused by the model, for what comes after it is no part of the race."""
     crowd.emulator.order(REFUSED)
-    for number in range(1, ROUNDS + 1):
-        crowd.enqueue(*build_requests(JOBS))
-        crowd.wait_for_ends(number * JOBS, SECONDS_A_ROUND)
-        assert crowd.read_ledger().most_at_once <= CAP, f"in round {number}"
+    with all_trying(crowd):
+        for number in range(1, ROUNDS + 1):
+            crowd.enqueue(*build_requests(JOBS))
+            crowd.wait_for_ends(number * JOBS, SECONDS_A_ROUND)
+            assert crowd.read_ledger().most_at_once <= CAP, f"in round {number}"
 
     ledger = crowd.read_ledger()
     # Where five never met, nothing was raced for.
@@ -82,8 +111,9 @@ def test_sixteen_workers_never_buy_one_job_more_than_the_budget_until_it_is_rais
     crowd_on_a_budget,
 ):
     crowd = crowd_on_a_budget
-    crowd.enqueue(*build_requests(WISHED))
-    crowd.wait_for_ends(AFFORDED, SECONDS_A_ROUND)
+    with all_trying(crowd):
+        crowd.enqueue(*build_requests(WISHED))
+        crowd.wait_for_ends(AFFORDED, SECONDS_A_ROUND)
     sweep_in_vain(crowd)
 
     assert len(crowd.read_ledger().posts) == AFFORDED
@@ -106,7 +136,7 @@ def sweep_in_vain(crowd: Crowd) -> None:
 def count_messages(crowd: Crowd) -> int:
     """That nobody has received yet, or not answered for."""
     with crowd.broker.connect() as redis:
-        return int(redis.llen("extend_video.submit")) + int(redis.hlen("unacked"))
+        return int(redis.llen(SUBMIT)) + int(redis.hlen("unacked"))
 
 
 def list_reasons(crowd: Crowd) -> list[str]:
