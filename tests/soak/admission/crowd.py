@@ -125,8 +125,18 @@ class Crowd:
         return int(self.table.select(ended)[0]["n"])
 
     def wait_for_ends(self, count: int, seconds: float) -> None:
-        """Until so many jobs have ended in all."""
-        wait_until(lambda: self.count_ended() >= count, seconds)
+        """Until so many jobs have ended in all; a failure tells which have not."""
+        try:
+            wait_until(lambda: self.count_ended() >= count, seconds)
+        except AssertionError as late:
+            raise AssertionError(f"{late}: {self.list_unended()}") from late
+
+    def list_unended(self) -> list[dict[str, Any]]:
+        return self.table.select(
+            "SELECT tenant, state, blocked_reason, count(*) AS n FROM jobs "
+            "WHERE state NOT IN ('archived', 'failed', 'cancelled') "
+            "GROUP BY tenant, state, blocked_reason"
+        )
 
     def read_ledger(self) -> Ledger:
         read = self.emulator.client.get("/_emulator/ledger", timeout=60).json()
