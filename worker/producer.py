@@ -81,7 +81,7 @@ def enqueue_many(job_requests: Iterable[Mapping[str, object]]) -> list[Job]:
     """Commit a job for each, as `enqueue(**job_request)` would; their rows, in order.
 
     All are checked, and their files uploaded, before the first row is written. Rows are committed
-    by the thousand: whatever interrupts this, whole batches have been committed, and calling it
+    by the thousand: if this is interrupted, whole batches have been committed, and calling it
     again makes no second job of requests with a `job_id` or an `idempotency_key`.
 
     Raises as `enqueue` does; violations and conflicts name the request by its place in the list.

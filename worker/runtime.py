@@ -371,7 +371,7 @@ class Runtime:
         self.dispatcher.publish(Doorbell(Step.SUBMIT))
 
     def publish_overdue(self, pause: timedelta = timedelta()) -> tuple[int, int] | None:
-        """One pass of the sweep: it ends within its period, whatever the table holds.
+        """One pass of the sweep: it ends within its period, however large the table is.
 
         Returns how many jobs were overdue, and for how many messages were published; None if
         another process sweeps, or has swept within the pause. A queue that holds as many messages

@@ -182,7 +182,8 @@ def log_lost(doorbells: Sequence[Doorbell], error: BaseException | None) -> None
         log.warning("doorbells_lost", doorbells=len(doorbells), reason=reason)
         return
     [one] = doorbells
-    log.warning("doorbell_lost", job_id=str(one.job_id), step=one.step.value, reason=reason)
+    named = {} if one.job_id is None else {"job_id": str(one.job_id)}
+    log.warning("doorbell_lost", **named, step=one.step.value, reason=reason)
 
 
 def _publish(app: Celery, doorbells: Sequence[Doorbell]) -> None:

@@ -129,7 +129,7 @@ def place_one(
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Upload, enqueue, print the id, and follow the job to its end if asked to."""
+    """Upload, enqueue, print the id, and with `wait` follow the job to its end."""
     with output.show_progress(output.err, quiet=as_json) as on_progress:
         job_request = runtime.make_job_request(fields, wrong, on_progress=on_progress)
     job = place_request(runtime, job_request)

@@ -1,8 +1,8 @@
 """SQL of admission: limits, pauses, what is in flight, and whose job is next.
 
-The account's row of `limits` is the lock: whoever admits changes it first, and reads in later
-statements, under READ COMMITTED, what everybody before has committed. Order of locks: limits, jobs,
-attempts, charges. Completion, cancel and redrive never lock limits.
+The account's row of `limits` is the lock: an admission updates it first, and reads in later
+statements, under READ COMMITTED, what earlier ones have committed. Order of locks: limits, jobs,
+attempts, charges. Completion, cancel and redrive never lock limits (ADR 24).
 """
 
 from collections.abc import Mapping, Sequence

@@ -314,6 +314,15 @@ def count_attempts(
     return int(connection.execute(statement).scalar_one())
 
 
+def find_first_start(connection: Connection, job_id: UUID, since: datetime) -> datetime | None:
+    """When the first attempt since then began."""
+    statement = select(func.min(AttemptRow.started_at)).where(
+        AttemptRow.job_id == job_id, AttemptRow.started_at >= since
+    )
+    found: datetime | None = connection.execute(statement).scalar_one()
+    return found
+
+
 def find_current_attempt(connection: Connection, job: Job) -> Attempt | None:
     """The attempt of the job's newest claim; None before the first, or if that was an archive's."""
     return _find_by(connection, AttemptRow.job_id == job.id, AttemptRow.fence == job.fence)

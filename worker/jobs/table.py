@@ -177,7 +177,7 @@ def list_due(
     """Live rows that are not queued and whose time has come: late videos, then by priority.
 
     A row whose time is further ahead than `longest` is due, too: a clock had been wrong. Each read
-    follows an index and ends at `limit`, whatever the table holds.
+    follows an index and ends at `limit`, however large the table is.
     """
     late = select(_JOBS.c.id).where(_IS_LATE, _JOBS.c.due_at <= now)
     found = dict.fromkeys(connection.scalars(late.order_by(_JOBS.c.due_at).limit(limit)))
@@ -397,7 +397,7 @@ def note_unrecordable(connection: Connection, job_id: UUID, reason: str) -> None
 
 
 def note_unanswered(connection: Connection, job_id: UUID, reason: str | None) -> None:
-    """Write why the submitted job's polls fail; None once one has not. Another reason stays."""
+    """Write why the submitted job's polls fail; None once one has not. Another reason is kept."""
     unanswered = BlockedBy.UNANSWERED.value
     is_ours = or_(JobRow.blocked_by.is_(None), JobRow.blocked_by == unanswered)
     sentence = reason and f"{unanswered}: {reason}"

@@ -293,7 +293,7 @@ def record_completion(  # noqa: PLR0913, PLR0917 - each outcome by its name, two
 
     The first result wins, of any attempt and wherever the job is by now: what is paid is taken. A
     second one is counted as an extra charge. A failure counts only if it is of the newest attempt.
-    One that fal had not even started goes back to the queue, for `retry_for` since it was enqueued.
+    One that fal had not even started goes back to the queue, for `retry_for` since the first try.
     """
     failure = find_failure(completion)
     is_uncharged = attempts.complete_attempt(
@@ -323,7 +323,7 @@ def record_completion(  # noqa: PLR0913, PLR0917 - each outcome by its name, two
         failure.code == CANCELLED_CODE or void_reason is VoidReason.NEVER_STARTED
     ):
         event, move = JobEvent.JOB_CANCELLED, Move(now, detail=failure.message, columns=columns)
-    elif void_reason is VoidReason.NEVER_STARTED and now - job.tried_since < retry_for:
+    elif void_reason is VoidReason.NEVER_STARTED and may_try_on(connection, job, now, retry_for):
         event, move = JobEvent.START_TIMED_OUT, Move(now, now, failure.message)
     else:
         columns |= {
@@ -339,6 +339,12 @@ def record_completion(  # noqa: PLR0913, PLR0917 - each outcome by its name, two
     if moved is not None and failure is None and not (is_only_one and is_uncharged):
         attempts.dismiss_competitors(connection, attempt, now)
     return moved
+
+
+def may_try_on(connection: Connection, job: Job, now: datetime, retry_for: timedelta) -> bool:
+    """Whether its first try is recent enough; what it had waited for its turn does not count."""
+    first = attempts.find_first_start(connection, job.id, job.tried_since)
+    return first is None or now - first < retry_for
 
 
 def find_ignored(
