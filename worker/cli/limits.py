@@ -21,6 +21,7 @@ from worker.runtime import Runtime, build_runtime
 
 # Of a scope; the same as a tenant's own bound.
 MOST_CHARACTERS = 128
+MOST_DIGITS = 9
 MONTH = timedelta(days=30)
 
 
@@ -128,7 +129,7 @@ def read_values(
     for column, option, text, most in numbers:
         if text == "none":
             values[column] = None
-        elif text is not None and text.isdecimal() and 1 <= int(text[:9]) <= most:
+        elif text is not None and is_whole(text) and 1 <= int(text) <= most:
             values[column] = int(text)
         elif text is not None:
             wrong.append(Violation(option, text, f"a whole number from 1 to {most}, or none"))
@@ -146,6 +147,10 @@ def read_values(
     if wrong:
         raise InvalidInputError(tuple(wrong))
     return values
+
+
+def is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 def set_values(runtime: Runtime, scope: str, values: dict[str, int | None]) -> None:

@@ -12,11 +12,13 @@ from uuid import UUID
 import structlog
 
 from worker.fal.billing import MOST_IDS, Bill, BillingClient
+from worker.fal.requests import RequestClient, Unclear
 from worker.ground.clock import Clock, read_clock
-from worker.ground.db import Database
+from worker.ground.db import TRANSIENT_DB_ERRORS, Database, describe_database_error
 from worker.ground.errors import BillingRefusedError, BillingUnavailableError
-from worker.jobs import charges, limits
+from worker.jobs import attempts, charges, limits
 from worker.jobs.charges import Charge, Cost, CostKey, Price
+from worker.jobs.values import Job
 from worker.stages.admit import AdmissionPolicy
 from worker.stages.sweep import settle_charges
 
@@ -98,6 +100,29 @@ def fetch_bills(client: BillingClient, *, db: Database, clock: Clock = read_cloc
     except BillingUnavailableError as error:
         log.warning("bills_unavailable", code=error.code, reason=str(error))
     return found
+
+
+def fetch_units(
+    job: Job, *, requests: RequestClient, db: Database, clock: Clock = read_clock
+) -> None:
+    """Note what fal bills for the result of an archived job, unless its bill is known.
+
+    Best effort, by one GET with a short limit: a billing event is worth more, and may still come.
+    """
+    try:
+        with db.reading() as connection:
+            made = attempts.find_attempt_by_request(connection, str(job.fal_request_id))
+            charge = None if made is None else charges.find_charge(connection, made.id)
+        if made is None or charge is None or charge.has_bill or charge.unit_price_nano_usd is None:
+            return
+        units = requests.read_billable_units(made, str(made.fal_request_id))
+        if isinstance(units, Unclear):
+            log.debug("units_not_read", job_id=str(job.id), reason=units.message)
+            return
+        with db.transaction() as connection:
+            charges.note_result_units(connection, made.id, units, clock())
+    except TRANSIENT_DB_ERRORS as error:
+        log.debug("units_not_read", job_id=str(job.id), reason=describe_database_error(error))
 
 
 def keep_bill(bill: Bill, attempt_id: UUID, now: datetime, *, db: Database) -> None:

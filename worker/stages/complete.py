@@ -323,11 +323,7 @@ def record_completion(  # noqa: PLR0913, PLR0917 - what is known of it, and two 
     is_uncharged = attempts.complete_attempt(
         connection, attempt.id, find_ending(failure), now, retryable=completion.retryable
     )
-    void_reason = find_void_reason(failure, attempt)
-    if void_reason is not None:
-        charges.void(connection, attempt.id, void_reason, now)
-    elif failure is None and may_be_void(attempt):
-        charges.unvoid(connection, attempt.id, now)
+    void_reason = _note_cost(connection, attempt, completion, failure, now)
     if has_video(job):
         if failure is not None or job.fal_request_id == completion.fal_request_id:
             return Recorded.ALREADY_COMPLETED, None
@@ -358,6 +354,24 @@ def record_completion(  # noqa: PLR0913, PLR0917 - what is known of it, and two 
     )
     moved = table.apply_event(connection, job, event, move)
     return (recorded if moved else Recorded.ENDED_BEFORE), moved
+
+
+def _note_cost(
+    connection: Connection,
+    attempt: Attempt,
+    completion: Completion,
+    failure: FalFailure | None,
+    now: datetime,
+) -> VoidReason | None:
+    """Note on the attempt's charge what its end says of it; why it costs nothing, if it does."""
+    void_reason = find_void_reason(failure, attempt)
+    if void_reason is not None:
+        charges.void(connection, attempt.id, void_reason, now)
+    elif failure is None and may_be_void(attempt):
+        charges.unvoid(connection, attempt.id, now)
+    if failure is None and completion.billable_units is not None:
+        charges.note_result_units(connection, attempt.id, completion.billable_units, now)
+    return void_reason
 
 
 def judge_failure(  # noqa: PLR0913 - as `record_completion` has them
