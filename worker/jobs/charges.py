@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, case, func, or_, select, update
 
-from worker.ground.money import price_units
+from worker.ground.money import MOST_USD, NANO, price_units
 from worker.jobs.admission import ACCOUNT, name_day, name_scope
 from worker.jobs.models import AttemptRow, ChargeRow, JobRow, PriceRow, SpendRow
 from worker.jobs.rows import fetch_all, fetch_one, insert_for, name_values, table_of
@@ -227,11 +227,13 @@ def note_units(
 def note_result_units(
     connection: Connection, attempt_id: UUID, units: Decimal, now: datetime
 ) -> bool:
-    """As `note_units`, at the charge's own price; False if it has none, or has a bill already."""
+    """As `note_units`, at the charge's own price; False if it has none, or a bill already."""
     charge = find_charge(connection, attempt_id)
     if charge is None or charge.has_bill or charge.unit_price_nano_usd is None:
         return False
     nano_usd = price_units(units, charge.unit_price_nano_usd)
+    if nano_usd > MOST_USD * NANO:
+        return False
     note_units(connection, attempt_id, str(units), nano_usd, now)
     return True
 

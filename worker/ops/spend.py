@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from worker.fal.billing import MOST_IDS, Bill, BillingClient
+from worker.fal.billing import LONGEST_WINDOW, MOST_IDS, Bill, BillingClient
 from worker.fal.requests import RequestClient, Unclear
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import TRANSIENT_DB_ERRORS, Database, describe_database_error
@@ -31,8 +31,6 @@ BILLS_PAUSE = timedelta(minutes=1)
 REFUSED_PAUSE = timedelta(hours=1)
 # An event appears a minute or two after its request has ended.
 SOONEST = timedelta(minutes=1)
-# fal lists events of so many days.
-OLDEST = timedelta(days=89)
 BATCHES = 4
 
 log = structlog.stdlib.get_logger(__name__)
@@ -82,13 +80,13 @@ def fetch_bills(client: BillingClient, *, db: Database, clock: Clock = read_cloc
         if not limits.pass_gate(connection, BILLS_GATE, now, BILLS_PAUSE):
             return 0
         open_charges = charges.list_unbilled(
-            connection, now - OLDEST, now - SOONEST, MOST_IDS * BATCHES
+            connection, now - LONGEST_WINDOW, now - SOONEST, MOST_IDS * BATCHES
         )
     found = 0
     try:
         for start in range(0, len(open_charges), MOST_IDS):
             batch = dict(open_charges[start : start + MOST_IDS])
-            bills = client.list_bills(list(batch), now - OLDEST, now + SOONEST)
+            bills = client.list_bills(list(batch), now - LONGEST_WINDOW, now + SOONEST)
             for fal_request_id, bill in bills.items():
                 if fal_request_id in batch:
                     keep_bill(bill, batch[fal_request_id], now, db=db)
