@@ -378,7 +378,8 @@ def find_by_requests(
         )
         for row in connection.execute(statement).mappings():
             values = dict(row)
-            found[str(values.pop("fal_request_id"))] = Charge(**values)
+            fal_request_id = str(values.pop("fal_request_id"))
+            found[fal_request_id] = Charge(**values)
     return found
 
 
@@ -392,10 +393,12 @@ def sum_costs(connection: Connection, by: CostKey, since: datetime | None) -> Se
     }
     is_settled = _CHARGES.c.settled_at.is_not(None)
     counted = _CHARGES.c.counted_nano_usd
-    has_no_price = _CHARGES.c.estimated_nano_usd.is_(None) & ~is_settled
+    is_guess = or_(_CHARGES.c.source.is_(None), _CHARGES.c.source == Source.ESTIMATE.value)
+    is_void = _CHARGES.c.voided_at.is_not(None)
+    has_no_price = _CHARGES.c.estimated_nano_usd.is_(None) & is_guess & ~is_void
     sums = (
         func.count(),
-        func.sum(case((_CHARGES.c.voided_at.is_not(None), 1), else_=0)),
+        func.sum(case((is_void, 1), else_=0)),
         func.sum(case((has_no_price, 1), else_=0)),
         func.sum(case((is_settled, counted), else_=0)),
         func.sum(case((is_settled, 0), else_=counted)),

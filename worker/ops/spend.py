@@ -22,7 +22,7 @@ from worker.jobs.values import Job
 from worker.stages.admit import AdmissionPolicy
 from worker.stages.sweep import settle_charges
 
-PRICE_GATE, BILLS_GATE = "price", "bills"
+PRICE_GATE, BILLS_GATE, REFUSED_GATE = "price", "bills", "bills_refused"
 PRICE_PAUSE = timedelta(hours=1)
 # While no price is known, or the platform does not answer.
 PRICE_RETRY = timedelta(minutes=1)
@@ -73,10 +73,13 @@ def refresh_price(
 def fetch_bills(client: BillingClient, *, db: Database, clock: Clock = read_clock) -> int:
     """Note fal's bills of ended requests that have none yet; how many were found.
 
-    Once a minute, over all workers, the oldest first.
+    Once a minute, over all workers, the newest first.
     """
     now = clock()
     with db.transaction() as connection:
+        refused = limits.find_gate(connection, REFUSED_GATE)
+        if refused is not None and now < refused.opens_at <= now + REFUSED_PAUSE:
+            return 0
         if not limits.pass_gate(connection, BILLS_GATE, now, BILLS_PAUSE):
             return 0
         open_charges = charges.list_unbilled(
@@ -94,7 +97,7 @@ def fetch_bills(client: BillingClient, *, db: Database, clock: Clock = read_cloc
     except BillingRefusedError as error:
         log.info("bills_refused", code=error.code, reason=str(error))
         with db.transaction() as connection:
-            limits.pass_gate(connection, BILLS_GATE, now + BILLS_PAUSE, REFUSED_PAUSE)
+            limits.pass_gate(connection, REFUSED_GATE, now, REFUSED_PAUSE)
     except BillingUnavailableError as error:
         log.warning("bills_unavailable", code=error.code, reason=str(error))
     return found
