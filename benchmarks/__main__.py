@@ -2,6 +2,7 @@
 
 import sys
 
+from benchmarks.admission import ADMISSION
 from benchmarks.archive import ARCHIVE
 from benchmarks.burst import BURST
 from benchmarks.crash import CRASH
@@ -21,6 +22,7 @@ QUESTIONS: tuple[Question, ...] = (
     HANDOVER,
     WAITING,
     SWEEP,
+    ADMISSION,
     ENQUEUE,
     ARCHIVE,
     CRASH,

@@ -12,11 +12,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 from emulator import fault_command
 from emulator.catalog import UNIT_PRICE
+from emulator.fault_table import is_price
 from emulator.faults import Fault, parse_faults
 from emulator.server import Options, serve
 
@@ -157,13 +158,9 @@ def read_count(text: str) -> int:
 
 def read_price(text: str) -> Decimal:
     """Type for argparse: an amount of at least a nano-USD, in whole ones."""
-    try:
-        price = Decimal(text)
-    except InvalidOperation as error:
-        raise argparse.ArgumentTypeError(f"not an amount of USD: {text!r}") from error
-    if not price.is_finite() or price <= 0 or price % Decimal("1E-9"):
+    if not is_price(text):
         raise argparse.ArgumentTypeError(f"not an amount of USD in whole nano-USD: {text!r}")
-    return price
+    return Decimal(text)
 
 
 def read_port(text: str) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from aiohttp import web
 
 from emulator.accounts import ACCOUNTS
-from emulator.catalog import PRICE
+from emulator.catalog import PRICE, choose_price
 from emulator.faults import Fault
 from emulator.listing import DAY, read_cursor, read_endpoints, read_time, write_cursor
 from emulator.queue_routes import ENDPOINT, QUEUE
@@ -93,7 +93,8 @@ async def list_events(request: web.Request) -> web.Response:
             return web.json_response(compose_platform_error(400, str(error)), status=400)
         own = accounts.find(request)
         requests = [one for one in request.app[QUEUE].requests if one.account == own]
-        events = list_charges(requests, request.app[PRICE], fault)
+        price = choose_price(request.app[PRICE], fault)
+        events = list_charges(requests, price, fault)
         covered = sorted((one for one in events if query.covers(one)), key=find_place)
         page, has_more = covered[: query.limit], len(covered) > query.limit
         cursor = write_cursor(find_place(page[-1])) if has_more else None
@@ -121,7 +122,7 @@ def list_charges(
         parts = [units // 2, units - units // 2] if kind == "split" else [units]
         for number, part in enumerate(parts):
             at = one.completed_at + number * timedelta(milliseconds=1)
-            event = describe_charge(one, at, part, price)
+            event = describe_charge(one, at, part, price, options.get("percent"))
             events.append(event | (OLD_FORM if kind == "old_form" else {}))
     return events
 
@@ -137,20 +138,22 @@ def count_units(request: FalRequest, *, bills_refusals: bool = False) -> int | N
 
 
 def describe_charge(
-    request: FalRequest, at: datetime, units: int, price: Decimal
+    request: FalRequest, at: datetime, units: int, price: Decimal, percent: int | None = None
 ) -> dict[str, Any]:
+    """A discount of so many per cent goes off; a rest of a nano-USD does as well."""
     cost = units * price
+    discount = cost * (percent or 0) / 100
     return {
         "request_id": request.request_id,
         "endpoint_id": ENDPOINT,
         "timestamp": at.isoformat(),
         "output_units": units,
         "unit_price": float(price),
-        "percent_discount": None,
+        "percent_discount": percent,
         "cost_subtotal": float(cost),
-        "cost_discount": 0.0,
-        "cost_total": float(cost),
-        "cost_estimate_nano_usd": int(cost * NANO),
+        "cost_discount": float(discount),
+        "cost_total": float(cost - discount),
+        "cost_estimate_nano_usd": int((cost - discount) * NANO),
     }
 
 

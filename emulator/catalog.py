@@ -82,13 +82,20 @@ async def show_prices(request: web.Request) -> web.Response:
     except ValueError as error:
         return refuse(400, error)
 
-    def compose(_fault: Fault | None) -> web.Response:
-        unit_price = float(request.app[PRICE])
+    def compose(fault: Fault | None) -> web.Response:
+        unit_price = float(choose_price(request.app[PRICE], fault))
         price = {"unit_price": unit_price, "unit": UNIT, "currency": CURRENCY}
         prices = [{"endpoint_id": ENDPOINT, **price}]
         return web.json_response({"prices": prices, "next_cursor": None, "has_more": False})
 
     return await answer(request, "pricing", None, compose)
+
+
+def choose_price(usual: Decimal, fault: Fault | None) -> Decimal:
+    """The fault's, if it is one of price."""
+    if fault is None or fault.kind != "other_price":
+        return usual
+    return Decimal(fault.options["unit_price"])
 
 
 async def estimate(request: web.Request) -> web.Response:

@@ -11,6 +11,7 @@ from emulator.access import LEAKS
 from emulator.faults import parse_faults
 from emulator.hooks import parse_hooks
 from emulator.ledger import compose_ledger
+from emulator.posts import POSTS
 from emulator.queue_routes import QUEUE
 from emulator.records import FalRequest
 from emulator.signing import KeyRing
@@ -65,7 +66,8 @@ async def rotate_keys(request: web.Request) -> web.Response:
 
 
 async def show_ledger(request: web.Request) -> web.Response:
-    return web.json_response(compose_ledger(request.app[QUEUE].requests))
+    posts = request.app[POSTS]
+    return web.json_response(compose_ledger(request.app[QUEUE].requests, posts))
 
 
 async def show_uploads(request: web.Request) -> web.Response:

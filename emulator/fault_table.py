@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
 
 LONGEST_SECONDS = 86_400.0
+ALL = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,17 @@ def is_code(value: object) -> bool:
 
 def is_text(value: object) -> bool:
     return isinstance(value, str)
+
+
+def is_price(value: object) -> bool:
+    """Text, as a float is no amount of money."""
+    if not isinstance(value, str):
+        return False
+    try:
+        price = Decimal(value)
+    except InvalidOperation:
+        return False
+    return price.is_finite() and price > 0 and price % Decimal("1E-9") == 0
 
 
 def is_header_map(value: object) -> bool:
@@ -87,6 +100,8 @@ OFFSET = Option(
     lambda value: is_number(value) and abs(float(str(value))) <= LONGEST_SECONDS,
     "a number of seconds from -86400 to 86400",
 )
+PRICE = Option("0.0016", is_price, "an amount of USD above 0 as text, in whole nano-USD")
+PERCENT = Option(10, lambda value: is_count(value) and int(str(value)) <= ALL, "from 1 to 100")
 FIELDS = replace(OBJECT, default={"request_source": "api"})
 INGRESS_CODE = build_choice(502, 503, 504)
 MALFORMED: Options = {"form": build_choice("not_json", "truncated", "empty", "no_request_id")}
@@ -113,6 +128,8 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         "late": {"seconds": build_seconds(5)},
         "malformed": MALFORMED,
         "foreign_urls": {"base": build_text("https://queue.fal.invalid")},
+        "crowded": {"waiting": build_count(1000)},
+        "slow": {"queue_seconds": build_seconds(0), "run_seconds": build_seconds(0)},
     },
     "webhook": {
         "lost": {},
@@ -129,7 +146,7 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         "odd_message": {"fields": OBJECT, **ALSO},
     },
     "status": {**REFUSALS, "malformed": MALFORMED, "stuck": {}},
-    "result": {**REFUSALS, "malformed": MALFORMED},
+    "result": {**REFUSALS, "malformed": MALFORMED, "headers": {"headers": HEADERS}},
     "cancel": REFUSALS,
     "stream": {**REFUSALS, "cut": {"events": build_count(1)}},
     "jwks": {**REFUSALS, "malformed": MALFORMED},
@@ -165,7 +182,7 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
             "items": build_count(100),
         },
     },
-    "pricing": {**REFUSALS, "malformed": MALFORMED},
+    "pricing": {**REFUSALS, "malformed": MALFORMED, "other_price": {"unit_price": PRICE}},
     "billing": {
         **REFUSALS,
         "malformed": MALFORMED,
@@ -174,8 +191,13 @@ POINTS: Mapping[str, Mapping[str, Options]] = {
         "old_form": {},
         "billed_refusals": {},
         "surcharge": {"units": build_count(1)},
+        "other_price": {"unit_price": PRICE},
+        "discount": {"percent": PERCENT},
     },
-    "output": {"odd_fields": {"merge": OBJECT, "delete": NAMES}},
+    "output": {
+        "odd_fields": {"merge": OBJECT, "delete": NAMES},
+        "failure": {"code": CODE, "error_type": ERROR_TYPE},
+    },
     "date": {"wrong": {"seconds": OFFSET}, "missing": {}},
     "upload": REFUSALS,
     "upload_part": REFUSALS,

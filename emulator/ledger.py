@@ -1,13 +1,18 @@
 """What a bill would show: a charge for each run that was started."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from emulator.billing import count_units
+from emulator.posts import Post
 from emulator.records import FalRequest
 
+Span = tuple[datetime | None, datetime | None]
+"""Without a beginning it never was, without an end it goes on."""
 
-def compose_ledger(requests: Sequence[FalRequest]) -> dict[str, object]:
+
+def compose_ledger(requests: Sequence[FalRequest], posts: Sequence[Post]) -> dict[str, object]:
     return {
         "submissions": len(requests),
         "charges": sum(one.is_charged for one in requests),
@@ -15,18 +20,23 @@ def compose_ledger(requests: Sequence[FalRequest]) -> dict[str, object]:
             one.request_id: {"charges": int(one.is_charged), "units": count_units(one)}
             for one in requests
         },
-        "most_at_once": count_most_at_once(requests),
+        "most_at_once": count_most((one.submitted_at, one.completed_at) for one in requests),
+        "most_running": count_most((one.started_at, one.completed_at) for one in requests),
+        "posts": [one.to_json() for one in posts],
         "by_input": group_by_input(requests),
         "cancelled": [describe_charge(one) for one in requests if one.is_cancel_requested],
     }
 
 
-def count_most_at_once(requests: Sequence[FalRequest]) -> int:
-    """The most requests that were accepted and had not ended, at any one time."""
-    starts = [(one.submitted_at, 1) for one in requests]
-    ends = [(one.completed_at, -1) for one in requests if one.completed_at is not None]
+def count_most(spans: Iterable[Span]) -> int:
+    """How many of them overlapped at most; one that begins when another ends does not."""
+    changes: list[tuple[datetime, int]] = []
+    for start, end in spans:
+        if start is not None:
+            changes.append((start, 1))
+            changes += [(end, -1)] if end is not None else []
     at_once = most = 0
-    for _, change in sorted([*starts, *ends]):
+    for _, change in sorted(changes):
         at_once += change
         most = max(most, at_once)
     return most

@@ -46,7 +46,7 @@ class ExtendVideo:
     async def run(self, request: FalRequest) -> Outcome:
         """Takes `run_time` at least. A refused input is an outcome, not an exception."""
         loop = asyncio.get_running_loop()
-        earliest_end = loop.time() + self._run_time.total_seconds()
+        earliest_end = loop.time() + max(self._run_time, request.least_run).total_seconds()
         try:
             outcome = await loop.run_in_executor(self._executor, self._extend, request)
         except ModelError as refusal:

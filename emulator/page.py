@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html import escape
 
 from aiohttp import web
 
 from emulator.access import LEAKS
-from emulator.ledger import group_by_input
+from emulator.ledger import count_most, group_by_input
 from emulator.queue import Queue
 from emulator.queue_routes import ENDPOINT, QUEUE
 from emulator.records import FalRequest, Status
@@ -65,6 +65,7 @@ async def show_page(request: web.Request) -> web.Response:
     leaks = app[LEAKS].to_json()
     parts = [
         compose_totals(queue, len(leaks)),
+        compose_unended(queue),
         compose_requests(queue.requests),
         compose_ledger(group_by_input(queue.requests)),
         compose_faults(app[FAULTS].to_json()),
@@ -90,12 +91,12 @@ def compose_page(parts: Iterable[str]) -> str:
 def compose_totals(queue: Queue, leaks: int) -> str:
     """The ledger in brief."""
     requests = queue.requests
-    running = sum(one.status is Status.IN_PROGRESS for one in requests)
     totals = {
         "submissions": len(requests),
         "charges": sum(one.is_charged for one in requests),
         "waiting": queue.waiting_count,
-        "running": running,
+        "running": f"{len(queue.running)} of {queue.concurrency}",
+        "most at once": count_most((one.submitted_at, one.completed_at) for one in requests),
         "webhook POSTs": sum(len(one.deliveries) for one in requests),
         "leaks": leaks,
     }
@@ -103,9 +104,48 @@ def compose_totals(queue: Queue, leaks: int) -> str:
     return f"<dl>{''.join(boxes)}</dl>"
 
 
-def compose_total(name: str, count: int) -> str:
+def compose_total(name: str, count: object) -> str:
     color = ' class="bad"' if name == "leaks" and count else ""
     return f"<div><dt>{name}</dt><dd{color}>{count}</dd></div>"
+
+
+def compose_unended(queue: Queue) -> str:
+    """What runs and what waits, in the order in which each will have its turn."""
+    now = datetime.now(UTC)
+    rows: list[Sequence[Cell]] = [
+        (
+            ("running", "busy"),
+            (one.prompt, "text"),
+            (describe_age(now, one.started_at), ""),
+            ("", ""),
+            (Html(f"<code>{escape(one.request_id)}</code>"), ""),
+        )
+        for one in queue.running
+    ]
+    rows += [
+        (
+            (f"waiting, {ahead} ahead", ""),
+            (one.prompt, "text"),
+            (describe_age(now, one.submitted_at), ""),
+            (describe_patience(now, one), ""),
+            (Html(f"<code>{escape(one.request_id)}</code>"), ""),
+        )
+        for ahead, one in enumerate(queue.waiting)
+    ]
+    heads = ("state", "prompt", "for", "start timeout in", "request")
+    title = f"At fal now ({len(queue.running)} running, {queue.waiting_count} waiting)"
+    return compose_table(title, heads, rows[:MOST_ROWS], "Nothing runs, nothing waits.")
+
+
+def describe_age(now: datetime, since: datetime | None) -> str:
+    return "" if since is None else f"{(now - since).total_seconds():.1f} s"
+
+
+def describe_patience(now: datetime, request: FalRequest) -> str:
+    if request.start_timeout is None:
+        return "no limit"
+    left = request.submitted_at + request.start_timeout - now
+    return f"{max(left, timedelta(0)).total_seconds():.1f} s"
 
 
 def compose_requests(requests: Sequence[FalRequest]) -> str:

@@ -67,6 +67,20 @@ class Queue:
         return tuple(self._requests.values())
 
     @property
+    def concurrency(self) -> int:
+        return self._concurrency
+
+    @property
+    def running(self) -> tuple[FalRequest, ...]:
+        """Longest first."""
+        return tuple(self._running.values())
+
+    @property
+    def waiting(self) -> tuple[FalRequest, ...]:
+        """In the order in which they will be started."""
+        return tuple(self._waiting)
+
+    @property
     def waiting_count(self) -> int:
         return len(self._waiting)
 
@@ -99,7 +113,8 @@ class Queue:
             place = sum(not other.is_low_priority for other in self._waiting)
         self._waiting.insert(place, request)
         loop = asyncio.get_running_loop()
-        loop.call_later(self._queue_time.total_seconds(), self._ripen, request)
+        wait = max(self._queue_time, request.least_wait)
+        loop.call_later(wait.total_seconds(), self._ripen, request)
         if request.start_timeout is not None:
             loop.call_later(request.start_timeout.total_seconds(), self._expire, request)
         logger.info("queued %s", request.request_id)

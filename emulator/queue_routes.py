@@ -16,15 +16,27 @@ from aiohttp import web
 from emulator.accounts import ACCOUNTS
 from emulator.faults import Fault
 from emulator.lifecycle import OUTPUT_HEADERS, Lifecycle
+from emulator.posts import POSTS, Post
 from emulator.problems import ModelError, Problem
 from emulator.queue import CancelAnswer, Queue
 from emulator.records import FalRequest, Outcome, Status
-from emulator.spoiling import FAULTS, HOOKS, REFUSALS, answer, malform, refuse
+from emulator.spoiling import (
+    BROKEN_OFF,
+    FAULTS,
+    HOOKS,
+    REFUSALS,
+    answer,
+    malform,
+    refuse,
+    set_headers,
+)
 
 QUEUE = web.AppKey("queue", Queue)
 ENDPOINT = "fal-ai/ltx-2.3-22b/extend-video"
 APP = "fal-ai/ltx-2.3-22b"
 SHORTEST_START_TIMEOUT = timedelta(seconds=0.1)
+UNSEEN = ("crowded", "slow")
+"""Faults of a submission that do not show in its reply."""
 KEPT_HEADERS = ("user-agent", "content-type", "idempotency-key")
 KEPT_PREFIXES = ("x-fal-", "x-app-fal-")
 
@@ -42,11 +54,18 @@ async def submit(request: web.Request) -> web.StreamResponse:
     endpoint = request.match_info["endpoint"]
     if endpoint != ENDPOINT:
         return refuse_application(endpoint)
-    queue = request.app[QUEUE]
+    post = Post()
+    request.app[POSTS].append(post)
+    reply = await read_and_accept(request, post)
+    post.status_code = None if BROKEN_OFF in request else reply.status
+    return reply
+
+
+async def read_and_accept(request: web.Request, post: Post) -> web.StreamResponse:
     try:
         body = parse_body(await request.read())
         limit = parse_queue_limit(request.query.get("fal_max_queue_length"))
-        fal_request = FalRequest(
+        post.request = fal_request = FalRequest(
             origin=f"{request.scheme}://{request.host}",
             input=body,
             headers=keep_headers(request.headers),
@@ -60,19 +79,25 @@ async def submit(request: web.Request) -> web.StreamResponse:
         return web.json_response(error.to_json(), status=422)
     except ValueError as error:
         return _answer(Outcome.from_platform(400, "bad_request", str(error)))
-    if limit is not None and queue.waiting_count > limit:
-        return web.json_response({"detail": f"More than {limit} requests are waiting"}, status=429)
-    return await accept(request, fal_request)
+    return await accept(request, post, fal_request, limit)
 
 
-async def accept(request: web.Request, fal_request: FalRequest) -> web.StreamResponse:
+async def accept(
+    request: web.Request, post: Post, fal_request: FalRequest, limit: int | None
+) -> web.StreamResponse:
     """Queue the request and send the reply, unless hooks or faults have it otherwise."""
     hooks, queue = request.app[HOOKS], request.app[QUEUE]
     await hooks.reach("submit_received", fal_request)
     fault = request.app[FAULTS].take("submit", fal_request)
     if fault is not None and fault.kind in REFUSALS:
         return await refuse(request, fault)
+    if limit is not None and count_waiting(queue, fault) > limit:
+        return web.json_response({"detail": f"More than {limit} requests are waiting"}, status=429)
+    if fault is not None and fault.kind == "slow":
+        fal_request.least_wait = timedelta(seconds=fault.options["queue_seconds"])
+        fal_request.least_run = timedelta(seconds=fault.options["run_seconds"])
     queue.submit(fal_request)
+    post.is_accepted = True
     headers = {"x-fal-request-id": fal_request.request_id}
     reply = web.json_response(describe(fal_request, queue), headers=headers)
     await hooks.reach("submit_queued", fal_request)
@@ -84,6 +109,12 @@ async def accept(request: web.Request, fal_request: FalRequest) -> web.StreamRes
         await reply.write_eof()
         hooks.note("submit_replied", fal_request)
     return reply
+
+
+def count_waiting(queue: Queue, fault: Fault | None) -> int:
+    """Of all callers: with the fault `crowded` there are others."""
+    others = fault.options["waiting"] if fault is not None and fault.kind == "crowded" else 0
+    return queue.waiting_count + int(others)
 
 
 async def hold_for_webhook(request: web.Request, fal_request: FalRequest) -> None:
@@ -100,6 +131,8 @@ async def hold_for_webhook(request: web.Request, fal_request: FalRequest) -> Non
 
 async def spoil_reply(request: web.Request, fault: Fault, reply: web.Response) -> web.Response:
     """The reply to a submission that was queued all the same."""
+    if fault.kind in UNSEEN:
+        return reply
     if fault.kind == "late":
         await asyncio.sleep(fault.options["seconds"])
         return reply
@@ -130,11 +163,14 @@ async def show_status(request: web.Request) -> web.Response:
 async def show_result(request: web.Request) -> web.Response:
     fal_request = find_request(request)
 
-    def compose(_fault: Fault | None) -> web.Response:
+    def compose(fault: Fault | None) -> web.Response:
         if fal_request.outcome is None:
             pending = {"detail": "Request is still in progress"}
             return web.json_response(pending, status=400)
-        return _answer(fal_request.outcome, **{"x-fal-request-id": fal_request.request_id})
+        reply = _answer(fal_request.outcome, **{"x-fal-request-id": fal_request.request_id})
+        if fault is not None and fault.kind == "headers":
+            set_headers(reply, fault.options["headers"])
+        return reply
 
     return await answer(request, "result", fal_request, compose)
 

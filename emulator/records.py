@@ -93,6 +93,8 @@ class FalRequest:
     start_timeout: timedelta | None = None
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     """Of the result's file."""
+    least_wait: timedelta = timedelta(0)
+    least_run: timedelta = timedelta(0)
 
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     status: Status = Status.IN_QUEUE

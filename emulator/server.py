@@ -26,6 +26,7 @@ from emulator.leaks import Leaks
 from emulator.listing import add_listing_routes
 from emulator.model import ExtendVideo
 from emulator.page import add_page_routes
+from emulator.posts import POSTS
 from emulator.queue import Queue
 from emulator.queue_routes import QUEUE, add_queue_routes
 from emulator.records import FalRequest
@@ -102,6 +103,7 @@ def build_app(options: Options) -> web.Application:
         options.key, options.user_id, options.other_keys, options.admin_key
     )
     app[PRICE] = options.unit_price
+    app[POSTS] = []
     app[KEEP_ALIVE] = options.keep_alive
     app[KEYS] = KeyRing(options.directory / "signing-key", options.user_id)
     app[FAULTS] = Faults(options.faults, seed=options.seed)

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from emulator.faults import Fault, Faults
 from emulator.hooks import Hooks
-from emulator.problems import Problem
-from emulator.records import FalRequest
+from emulator.problems import ModelError, Problem
+from emulator.records import FalRequest, Outcome
 
 FAULTS = web.AppKey("faults", Faults)
 HOOKS = web.AppKey("hooks", Hooks)
@@ -21,6 +21,8 @@ HOOKS = web.AppKey("hooks", Hooks)
 Compose = Callable[[Fault | None], web.Response]
 """Makes the genuine reply. It obeys the faults that only it can: the others are not its affair."""
 
+BROKEN_OFF = "broken_off"
+"""Set in a request whose connection was closed instead of an answer."""
 REFUSALS = ("status", "ingress", "hang", "drop")
 OK = 200
 NOT_FOUND = 404
@@ -106,6 +108,7 @@ async def spoil_date(request: web.Request, reply: web.StreamResponse) -> None:
 
 def break_off(request: web.Request) -> web.Response:
     """Close the connection; the response is for the framework, nobody gets it."""
+    request[BROKEN_OFF] = True
     if request.transport is not None:
         request.transport.abort()
     return web.Response()
@@ -160,14 +163,36 @@ def compose_ingress_refusal(code: int) -> web.Response:
     )
 
 
+def set_headers(reply: web.Response, headers: Mapping[str, str | None]) -> None:
+    """Those that are null are taken away."""
+    for name, value in headers.items():
+        reply.headers.popall(name, None)
+        if value is not None:
+            reply.headers[name] = value
+
+
 def spoil_output(request: FalRequest, fault: Fault) -> None:
-    """Change the result's side fields: both its webhook and its URL tell it so."""
+    """Change a good result, or take it away: both its webhook and its URL tell it so."""
     outcome = request.outcome
     if outcome is None or outcome.status_code != OK:
+        return
+    if fault.kind == "failure":
+        request.outcome = compose_failure(fault.options["code"], fault.options["error_type"])
         return
     body = merge(outcome.body, fault.options["merge"])
     kept = {name: value for name, value in body.items() if name not in fault.options["delete"]}
     request.outcome = replace(outcome, body=kept)
+
+
+def compose_failure(code: int, error_type: str | None) -> Outcome:
+    """How a run ends that was started and came to nothing: by the model, or by the platform."""
+    message = "Failed by order of the test"
+    if code == UNPROCESSABLE:
+        problem = Problem(error_type or "value_error", (), message)
+        return Outcome.from_model_error(ModelError(problem))
+    return Outcome.from_platform(
+        code, error_type or ERROR_TYPES.get(code, "internal_error"), message
+    )
 
 
 def merge(old: Mapping[str, object], new: Mapping[str, object]) -> dict[str, object]:

@@ -33,11 +33,15 @@ MARKS = (
 INDICES = (
     (
         "ix_jobs_admission",
-        ["tenant", sa.text("priority DESC"), "enqueued_at", "id"],
+        ["state", "tenant", sa.text("priority DESC"), "enqueued_at", "id"],
         "state = 'queued' AND blocked_by IS NULL",
     ),
-    ("ix_jobs_blocked", ["blocked_by", "due_at"], "state = 'queued' AND blocked_by IS NOT NULL"),
-    ("ix_jobs_expires_at", ["expires_at"], "state = 'queued' AND expires_at IS NOT NULL"),
+    (
+        "ix_jobs_blocked",
+        ["state", "blocked_by", "due_at"],
+        "state = 'queued' AND blocked_by IS NOT NULL",
+    ),
+    ("ix_jobs_expires_at", ["state", "expires_at"], "state = 'queued' AND expires_at IS NOT NULL"),
     (
         "ix_jobs_due",
         [sa.text("priority DESC"), "due_at", "id"],

@@ -111,3 +111,44 @@ def test_price_is_shown_and_billed_as_ordered(tmp_path, sample):
         units = int(emulator.get_result(request_id).headers["X-Fal-Billable-Units"])
         [event] = list_events(emulator, request_id=request_id)
         assert event["cost_estimate_nano_usd"] == units * 500_000_000
+
+
+def test_bill_is_at_another_price_or_less_a_discount(billed):
+    request_id = billed.submit()
+    units = int(billed.get_result(request_id).headers["X-Fal-Billable-Units"])
+    billed.order({"point": "billing", "kind": "other_price", "unit_price": "0.002"})
+    [dearer] = list_events(billed, request_id=request_id)
+    assert dearer["cost_estimate_nano_usd"] == units * 2_000_000
+    billed.order({"point": "billing", "kind": "discount", "percent": 20})
+    [cheaper] = list_events(billed, request_id=request_id)
+    assert cheaper["cost_estimate_nano_usd"] == units * NANO_OF_A_UNIT * 8 // 10
+    assert (cheaper["percent_discount"], cheaper["unit_price"]) == (20, 0.001605)
+
+
+def test_price_shown_to_either_key_is_the_usual_one_unless_ordered_otherwise(billed):
+    def read_price(headers: dict[str, str]) -> float:
+        query = {"endpoint_id": "fal-ai/ltx-2.3-22b/extend-video"}
+        answered = billed.client.get("/v1/models/pricing", params=query, headers=headers)
+        return float(answered.json()["prices"][0]["unit_price"])
+
+    assert {read_price({}), read_price(ADMIN)} == {0.001605}
+    billed.order({"point": "pricing", "kind": "other_price", "unit_price": "0.002"})
+    assert read_price({}) == 0.002
+
+
+def test_price_that_is_no_amount_is_refused(billed):
+    fault = {"point": "pricing", "kind": "other_price", "unit_price": "0.0000000001"}
+    refused = billed.client.put("/_emulator/faults", json=[fault])
+    assert refused.status_code == 400
+    assert "whole nano-USD" in refused.text
+
+
+@pytest.mark.parametrize("units", [None, "12.5"])
+def test_result_states_other_units_or_none(billed, units):
+    request_id = billed.submit()
+    billed.get_result(request_id)
+    headers = {"X-Fal-Billable-Units": units}
+    billed.order({"point": "result", "kind": "headers", "headers": headers})
+    result = billed.get_result(request_id)
+    assert result.json()["video"]["url"]
+    assert result.headers.get("X-Fal-Billable-Units") == units

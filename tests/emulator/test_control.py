@@ -66,6 +66,14 @@ def test_ledger_groups_by_exact_input(faulty):
     ]
 
 
+def test_ledger_tells_the_most_that_ran_and_the_most_that_were_there(busy):
+    for _ in range(2):
+        busy.submit()
+    ledger = busy.client.get("/_emulator/ledger").json()
+    assert ledger["most_running"] == 1
+    assert ledger["most_at_once"] >= 3
+
+
 def test_ledger_tells_that_a_run_cancelled_too_late_was_charged(unhurried):
     request_id = unhurried.submit()
     unhurried.wait_for_status(request_id, "IN_PROGRESS")

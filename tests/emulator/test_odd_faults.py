@@ -39,3 +39,16 @@ def test_cdn_with_odd_encoding_sends_the_same_bytes(faulty) -> None:
 
     assert response.headers["Content-Encoding"] == "aws-chunked"
     assert response.content == content
+
+
+def test_run_that_fails_by_order_tells_so_by_webhook_and_result_url(faulty, receiver) -> None:
+    for code, error_type in ((500, "internal_error"), (422, "content_policy_violation")):
+        fault = {"point": "output", "kind": "failure", "code": code, "error_type": error_type}
+        faulty.order(fault)
+
+        request_id = faulty.submit(fal_webhook=receiver.url)
+
+        assert json.loads(receiver.take().body)["status"] == "ERROR"
+        assert faulty.get_result(request_id).status_code == code
+        assert faulty.get_status(request_id)["error_type"] == error_type
+        assert faulty.find(request_id)["charged"] is True

@@ -68,6 +68,17 @@ def test_page_shows_inputs_that_were_paid_twice(quick):
     assert words.count("paid twice") == 3
 
 
+def test_page_shows_what_runs_and_who_waits_for_how_long(busy):
+    busy.submit({"prompt": "waits without limit"})
+    busy.post({"prompt": "waits an hour"}, headers={"X-Fal-Request-Start-Timeout": "3600"})
+    words = read_page(busy).text
+    assert {"At fal now (1 running, 2 waiting)", "1 of 1", "running"} <= set(words)
+    assert words[words.index("waiting, 0 ahead") + 1] == "waits without limit"
+    place = words.index("waiting, 1 ahead")
+    assert words[place + 1] == "waits an hour"
+    assert 3500 < float(words[place + 3].removesuffix(" s")) <= 3600
+
+
 def test_page_escapes_what_strangers_wrote_and_needs_nothing_from_elsewhere(quick):
     prompt = "<script>alert(1)</script>&"
     request_id = quick.submit({"prompt": prompt})

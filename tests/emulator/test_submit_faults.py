@@ -12,6 +12,11 @@ def find_by_prompt(emulator: Emulator, prompt: str) -> list[dict[str, Any]]:
     return [one for one in emulator.list_requests() if one["input"]["prompt"] == prompt]
 
 
+def list_posts(emulator: Emulator, prompt: str) -> list[dict[str, Any]]:
+    posts = emulator.client.get("/_emulator/ledger").json()["posts"]
+    return [one for one in posts if prompt in (one["prompt"] or "")]
+
+
 @pytest.fixture
 def prompt(request) -> str:
     """A prompt no other test uses, by which to find what was queued."""
@@ -53,6 +58,52 @@ def test_submit_with_status_fault_carries_ordered_headers(faulty):
     answered = faulty.post().headers
     assert (answered["retry-after"], answered["x-fal-needs-retry"]) == ("1.5", "1")
     assert "x-fal-request-id" not in answered
+
+
+def test_every_submission_of_an_account_at_its_rate_is_refused_and_counted(faulty, prompt):
+    faulty.order({"point": "submit", "kind": "status", "code": 429, "retry_after": 2})
+    refused = [faulty.post({"prompt": f"{prompt} {number}"}) for number in range(3)]
+    assert [one.status_code for one in refused] == [429] * 3
+    assert {one.headers["retry-after"] for one in refused} == {"2"}
+    posts = list_posts(faulty, prompt)
+    assert [(one["status_code"], one["accepted"]) for one in posts] == [(429, False)] * 3
+
+
+def test_queue_length_is_exceeded_by_others_only_for_whom_it_matters(faulty, prompt):
+    faulty.order({"point": "submit", "kind": "crowded", "waiting": 5})
+    codes = [
+        faulty.post({"prompt": prompt}, query=query).status_code
+        for query in ({"fal_max_queue_length": "4"}, {"fal_max_queue_length": "5"}, {})
+    ]
+    assert codes == [429, 200, 200]
+    assert len(find_by_prompt(faulty, prompt)) == 2
+
+
+def test_slow_request_waits_beyond_its_start_timeout_and_costs_nothing(faulty, prompt):
+    faulty.order({"point": "submit", "kind": "slow", "queue_seconds": 3600})
+    headers = {"X-Fal-Request-Start-Timeout": "0.2"}
+    request_id = faulty.post({"prompt": prompt}, headers=headers).json()["request_id"]
+    faulty.wait_for_status(request_id, "COMPLETED")
+    found = faulty.find(request_id)
+    assert (found["error_type"], found["charged"]) == ("request_timeout", False)
+
+
+def test_slow_request_runs_as_long_as_ordered(faulty, prompt):
+    faulty.order({"point": "submit", "kind": "slow", "run_seconds": 0.3})
+    request_id = faulty.submit({"prompt": prompt})
+    faulty.wait_for_status(request_id, "COMPLETED")
+    assert faulty.get_status(request_id)["metrics"]["inference_time"] >= 0.3
+
+
+def test_post_whose_connection_is_closed_is_in_the_ledger_without_a_code(faulty, prompt):
+    faulty.order({"point": "submit", "kind": "execute_then_drop"})
+    said = f"{prompt} tenant=big"
+    with pytest.raises(httpx.RemoteProtocolError):
+        faulty.post({"prompt": said})
+    [request] = find_by_prompt(faulty, said)
+    [post] = list_posts(faulty, prompt)
+    assert (post["accepted"], post["status_code"]) == (True, None)
+    assert (post["tenant"], post["request_id"]) == ("big", request["request_id"])
 
 
 def test_submit_with_ingress_fault_shows_nothing_of_fal(faulty, prompt):

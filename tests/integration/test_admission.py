@@ -269,6 +269,24 @@ def test_jobs_that_may_not_run_yet_keep_nobody_waiting(bench):
     assert [one.job.id for one in admit_all(bench)] == [job.id]
 
 
+def test_jobs_that_are_too_dear_keep_no_other_tenant_waiting(bench):
+    bench = under(bench, price=PRICE, daily_budget_nano_usd=2 * UNITS * PRICE)
+    for _ in range(60):
+        bench.insert(tenant="a", input={"prompt": "p", "num_frames": 481})
+    bench.insert(tenant="b")
+    submission = admit(bench)
+    assert submission is not None
+    assert submission.job.tenant == "b"
+
+
+def test_nothing_is_published_for_tenants_that_are_all_paused_or_full(bench):
+    bench = under(bench, 10)
+    bench.insert(tenant="a")
+    keep_pause(bench, "tenant:a")
+    policy = bench.submit_policy.admission
+    assert count_submissions(db=bench.db, policy=policy, most=50, clock=bench.clock) == 0
+
+
 @settings(
     max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )

@@ -30,11 +30,11 @@ from worker.ground.settings import UnknownPolicy
 from worker.jobs import attempts, limits, table
 from worker.jobs.admission import Caps
 from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import Attempt, Claim, Ending, Gate, Job, Move, NewAttempt
+from worker.jobs.values import Attempt, Claim, Ending, Job, Move, NewAttempt
 from worker.stages import poll
 from worker.stages.admit import AdmissionPolicy
 from worker.stages.enqueue import enqueue_job, parse_job_request
-from worker.stages.poll import ALL_PAUSE, FOLLOW_GATE, JOB_PAUSE, Follower, Reconciler
+from worker.stages.poll import ALL_PAUSE, FOLLOW_LIMIT, JOB_PAUSE, Follower, Reconciler
 from worker.stages.resolve import ResolvePolicy, Resolver
 from worker.stages.submit import SubmitPolicy
 
@@ -306,7 +306,7 @@ def test_follower_writes_nothing_of_what_it_does_not_know(db, ask_scripted, answ
 
 
 def test_follower_does_not_wait_long_for_a_silent_fal(db, ask_scripted, monkeypatch) -> None:
-    monkeypatch.setattr(poll, "ASK_TIME", timedelta(seconds=0.2))
+    monkeypatch.setattr(poll, "STATUS_TIMEOUT", timedelta(seconds=0.2))
     before = read_clock()
     asked = ask_scripted(hang)
     assert len(asked) == 1
@@ -344,23 +344,8 @@ def test_follower_has_nothing_to_ask_without_a_request(db, state) -> None:
     job = make_job(db, state)
     assert Follower(db, client, FakeClock()).ask_in_turn(job.id) is True
     with db.reading() as connection:
-        assert limits.find_gate(connection, FOLLOW_GATE) is None
+        assert limits.find_gate(connection, FOLLOW_LIMIT) is None
     client.close()
-
-
-@pytest.mark.both_databases
-def test_clear_removes_the_jobs_turn_and_those_of_killed_followers(db) -> None:
-    names = {poll.name_gate(UUID(int=number)): number for number in range(3)}
-    with db.transaction() as connection:
-        for name, number in names.items():
-            limits.shut_gate(connection, Gate(name, NOW - number * MINUTE))
-        limits.shut_gate(connection, Gate("listing", NOW - 9 * MINUTE))
-    client = RequestClient("http://127.0.0.1:9", KEY)
-    Follower(db, client, FakeClock()).clear(UUID(int=0))
-    client.close()
-    with db.reading() as connection:
-        left = [name for name in (*names, "listing") if limits.find_gate(connection, name)]
-    assert left == [poll.name_gate(UUID(int=1)), "listing"]
 
 
 @pytest.mark.both_databases

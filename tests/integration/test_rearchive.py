@@ -262,9 +262,9 @@ def test_inline_video_is_asked_for_again_at_fal(bench, desk, store, rearchiver, 
 @pytest.mark.parametrize(
     "case",
     [
-        (lambda desk: desk.forget(), "fal was asked again: it has the result no longer"),
-        (lambda desk: desk.finish({"video": None}), "its result has no video"),
-        (lambda desk: None, "the request is IN_PROGRESS"),
+        (lambda desk: desk.forget(), "fal was polled again: it has no other result"),
+        (lambda desk: desk.finish({"video": None}), "it has no other result"),
+        (lambda desk: None, "it has no other result"),
     ],
 )
 def test_video_that_fal_has_no_more_changes_nothing_and_says_why(

@@ -22,8 +22,8 @@ from worker.jobs.values import Job
 from worker.media.child import verify_video
 from worker.media.facts import VideoFacts
 from worker.media.probe import probe_video
-from worker.media.sidecar import Sidecar, describe_file
-from worker.stages.archive import ArchivedFiles, build_sidecar
+from worker.media.sidecar import Sidecar, VideoRecord, describe_file
+from worker.stages.archive import build_sidecar
 from worker.stages.fetch import read_stated
 
 WISH = {"prompt": "Ein Schwenk über \N{WATER WAVE}", "video_url": "https://example.com/a.mp4?s=1"}
@@ -62,8 +62,8 @@ def archived(db) -> Job:
 
 @pytest.fixture
 def recipe(db, archived, facts) -> Sidecar:
-    files = ArchivedFiles(describe_file("a.mp4", b"video"))
-    return build_sidecar(archived, read_attempts(db, archived.id), facts, files)
+    video = VideoRecord(**describe_file("a.mp4", b"video").model_dump(), media=facts)
+    return build_sidecar(archived, read_attempts(db, archived.id), video)
 
 
 @pytest.fixture
@@ -103,8 +103,11 @@ def make_archived(bench: Bench, emulator: Emulator, directory: Path) -> tuple[Jo
     path = directory / "video.mp4"
     path.write_bytes(reply.content)
     stated = read_stated(video, int(reply.headers["Content-Length"]))
-    files = ArchivedFiles(describe_file(path.name, reply.content))
-    recipe = build_sidecar(job, bench.attempts(job), verify_video(path, stated).facts, files)
+    video_file = VideoRecord(
+        **describe_file(path.name, reply.content).model_dump(),
+        media=verify_video(path, stated).facts,
+    )
+    recipe = build_sidecar(job, bench.attempts(job), video_file)
     sidecar = directory / "video.json"
     sidecar.write_bytes(recipe.to_bytes())
     return job, sidecar
@@ -205,8 +208,8 @@ def inline(db, tmp_path, facts) -> tuple[Job, Path]:
     url = f"data:video/mp4;base64,{base64.b64encode(clip).decode()}"
     fields = complete_input({**WISH, "video_url": url}).to_json()
     job = make_job(db, JobState.ARCHIVED, input=fields)
-    files = ArchivedFiles(describe_file("a.mp4", b"video"))
-    recipe = build_sidecar(job, read_attempts(db, job.id), facts, files)
+    video = VideoRecord(**describe_file("a.mp4", b"video").model_dump(), media=facts)
+    recipe = build_sidecar(job, read_attempts(db, job.id), video)
     return job, write(tmp_path, recipe)
 
 

@@ -54,6 +54,12 @@ def test_archive_that_cannot_be_written_is_told(settings, tmp_path) -> None:
         check_archive_access(settings)
 
 
+def test_disk_with_less_free_than_the_least_is_nearly_full(settings) -> None:
+    scarce = settings.model_copy(update={"archive_min_free_bytes": 1024**5})
+    with pytest.raises(StoreUnavailableError, match="the disk is nearly full"):
+        check_archive_access(scarce)
+
+
 def test_directory_that_is_not_the_archive_is_told_and_not_written_to(settings, tmp_path) -> None:
     check_archive_access(settings)
     (tmp_path / "archive").rename(tmp_path / "away")

@@ -73,6 +73,11 @@ PARTS = [
             *experiment("recovery"),
         ],
     ),
+    Part(
+        "admission",
+        "the account's limits, its tenants and its budget hold in batches, races, kills and stalls",
+        options=("-n", "0"),
+    ),
     Part("rabbitmq", "end to end over RabbitMQ's quorum queues"),
     Part("pgbouncer", "end to end with PgBouncer before PostgreSQL, by session and by transaction"),
     Part("brokers", "Redis behind TLS and behind sentinels"),

@@ -18,10 +18,10 @@ from worker.ground.settings import UnknownPolicy
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import HELD, Attempt, Job, Outcome, RequestClaim
 from worker.stages.resolve import (
-    Evidence,
     Matches,
     ResolvePolicy,
     Waiting,
+    describe_absence,
     judge_absence,
     match_requests,
     measure_wait,
@@ -268,30 +268,30 @@ GAP = "fal's listing cannot be read: HTTP 401"
     ("waited", "is_due"), [(UNKNOWN - timedelta(seconds=1), False), (UNKNOWN, True)]
 )
 def test_nothing_is_decided_before_its_time(waited, is_due):
-    assert Evidence(waited, UNKNOWN).is_due is is_due
+    assert Waiting(build_attempt(), NOW, waited, UNKNOWN).is_due is is_due
 
 
 def test_evidence_says_how_long_and_what_the_listing_was_worth():
-    assert Evidence(UNKNOWN, UNKNOWN).describe() == (
+    assert describe_absence(UNKNOWN, ()) == (
         "no webhook within 5400 s, and fal's listing has no request with its input"
     )
-    assert GAP in Evidence(UNKNOWN, UNKNOWN, (GAP,)).describe()
+    assert GAP in describe_absence(UNKNOWN, (GAP,))
 
 
 # ------------------------------------------------------------------ what follows
 
-EVIDENCE = Evidence(UNKNOWN, UNKNOWN)
+ABSENT = describe_absence(UNKNOWN, ())
 HOLD = replace(TERMS, policy=UnknownPolicy.HOLD)
 
 
 def test_proven_death_is_submitted_again():
-    event, move = judge_absence(build_job(), EVIDENCE, 1, TERMS, NOW)
-    assert (event, move.detail) == (JobEvent.DEATH_PROVEN, EVIDENCE.describe())
+    event, move = judge_absence(build_job(), ABSENT, (), 1, TERMS, NOW)
+    assert (event, move.detail) == (JobEvent.DEATH_PROVEN, ABSENT)
     assert move.due_at == NOW + LEASE
 
 
 def test_proven_death_is_held_where_a_human_decides():
-    event, move = judge_absence(build_job(), EVIDENCE, 1, HOLD, NOW)
+    event, move = judge_absence(build_job(), ABSENT, (), 1, HOLD, NOW)
     assert event is JobEvent.SUBMISSION_HELD
     assert move.columns["blocked_reason"].startswith(HELD)
 
@@ -301,8 +301,8 @@ def test_proven_death_is_held_where_a_human_decides():
 @pytest.mark.parametrize("waited", [UNKNOWN, 100 * UNKNOWN])
 def test_job_is_held_without_proof_whatever_the_policy_and_however_long(policy, spent, waited):
     """Seen: 9 charges for 3 jobs while the listing answered 401."""
-    evidence = Evidence(waited, UNKNOWN, (GAP,))
-    event, move = judge_absence(build_job(), evidence, spent, policy, NOW)
+    detail = describe_absence(waited, (GAP,))
+    event, move = judge_absence(build_job(), detail, (GAP,), spent, policy, NOW)
     assert event is JobEvent.SUBMISSION_HELD
     reason = move.columns["blocked_reason"]
     assert GAP in reason
@@ -312,21 +312,21 @@ def test_job_is_held_without_proof_whatever_the_policy_and_however_long(policy, 
 @pytest.mark.parametrize("spent", [2, 3])
 @pytest.mark.parametrize("policy", [TERMS, HOLD], ids=["resubmit", "hold"])
 def test_bound_on_lost_submissions_ends_the_job(policy, spent):
-    event, move = judge_absence(build_job(), EVIDENCE, spent, policy, NOW)
+    event, move = judge_absence(build_job(), ABSENT, (), spent, policy, NOW)
     assert (event is JobEvent.SUBMISSION_EXHAUSTED) == (spent >= policy.max_attempts)
     if event is JobEvent.SUBMISSION_EXHAUSTED:
         assert move.due_at is None
         assert move.columns["error_code"] == "submission_exhausted"
-        assert EVIDENCE.describe() in move.columns["error_message"]
+        assert ABSENT in move.columns["error_message"]
 
 
 @pytest.mark.parametrize("spent", [1, 3])
 @pytest.mark.parametrize("policy", [TERMS, HOLD], ids=["resubmit", "hold"])
 def test_wish_to_cancel_is_granted_once_death_is_proven(policy, spent):
     job = build_job(cancel_requested_at=OLD)
-    event, move = judge_absence(job, EVIDENCE, spent, policy, NOW)
+    event, move = judge_absence(job, ABSENT, (), spent, policy, NOW)
     assert (event, move.due_at, move.detail) == (
         JobEvent.JOB_CANCELLED,
         None,
-        EVIDENCE.describe(),
+        ABSENT,
     )

@@ -18,10 +18,9 @@ from worker.ground.errors import InvalidResultError, InvalidSidecarError
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Job
 from worker.media.facts import StreamFacts, VideoFacts
-from worker.media.sidecar import FileRecord, Sidecar, describe_file, parse_sidecar
+from worker.media.sidecar import FileRecord, Sidecar, VideoRecord, describe_file, parse_sidecar
 from worker.media.unpack import is_unpacked, make_marker
 from worker.stages.archive import (
-    ArchivedFiles,
     build_sidecar,
     list_markers,
     mark_input,
@@ -41,7 +40,7 @@ FACTS = VideoFacts(
     streams=(StreamFacts("video", "h264"), StreamFacts("data", None)),
     is_whole=True,
 )
-VIDEO = describe_file("2026/11/23/job.mp4", b"video")
+VIDEO = VideoRecord(**describe_file("2026/11/23/job.mp4", b"video").model_dump(), media=FACTS)
 JOB_ID = UUID("018f0000-0000-7000-8000-000000000001")
 INPUT: dict[str, Any] = {
     "prompt": "Ein Schwenk über \N{WATER WAVE}",
@@ -114,7 +113,7 @@ ATTEMPTS = [
 
 
 def make_sidecar(job: Job | None = None, **files: FileRecord) -> Sidecar:
-    return build_sidecar(job or build_job(), ATTEMPTS, FACTS, ArchivedFiles(VIDEO, **files))
+    return build_sidecar(job or build_job(), ATTEMPTS, VIDEO, **files)
 
 
 def list_wrong(content: bytes) -> dict[str, str]:
@@ -238,7 +237,7 @@ def test_order_of_fields_and_offset_of_times_change_no_byte() -> None:
     )
     attempts = [replace(one, input=dict(reversed(INPUT.items()))) for one in ATTEMPTS]
 
-    again = build_sidecar(turned, attempts, FACTS, ArchivedFiles(VIDEO))
+    again = build_sidecar(turned, attempts, VIDEO)
 
     assert again.to_bytes() == make_sidecar().to_bytes()
 
@@ -262,9 +261,7 @@ def test_content_of_data_uris_is_replaced_by_what_it_is() -> None:
     result = build_result(DATA_URI)
     attempts = [build_attempt(2, fal_request_id="request-2", input=given)]
 
-    sidecar = build_sidecar(
-        build_job(input=given, result=result), attempts, FACTS, ArchivedFiles(VIDEO)
-    )
+    sidecar = build_sidecar(build_job(input=given, result=result), attempts, VIDEO)
 
     assert sidecar.input["video_url"] == MARKER
     told = sidecar.result["video"]
@@ -365,7 +362,7 @@ def test_complete_input_of_a_wish_survives_the_sidecar() -> None:
     """24.0 stays 24.0: the listing at fal is searched for exactly this input."""
     fields = complete_input({"prompt": "p", "video_url": "https://example.com/a.mp4"}).to_json()
     attempts = [build_attempt(2, fal_request_id="request-2", input=fields)]
-    sidecar = build_sidecar(build_job(), attempts, FACTS, ArchivedFiles(VIDEO))
+    sidecar = build_sidecar(build_job(), attempts, VIDEO)
 
     again = parse_sidecar(sidecar.to_bytes()).input
 

@@ -21,10 +21,10 @@ from typing_extensions import override
 from werkzeug.exceptions import Forbidden
 from werkzeug.security import check_password_hash
 
+from webhook.page import logins
 from worker.ground.clock import read_clock
 from worker.ground.db import Database
 from worker.ground.settings import Settings
-from worker.stages import logins
 
 COOKIE = "extend_video_page"
 PATH = "/jobs"

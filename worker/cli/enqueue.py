@@ -228,21 +228,17 @@ def watch_job(
         shown = attempt
         return is_done
 
-    try:
-        last: Event | None = None
-        within = timeout or FOLLOW_TIMEOUT
-        for event in follow_events(job_id, db=db, timeout=within, on_read_events=poll):
-            if not is_quiet:
-                output.out.print(f"  {output.show_event(event, last)}")
-            last = event
-        # fal's last log entries often come after the webhook.
-        for _ in range(LAST_POLLS):
-            if poll(is_last=True):
-                break
-            pause_between_reads()
-    finally:
-        if follower is not None:
-            follower.clear(job_id)
+    last: Event | None = None
+    within = timeout or FOLLOW_TIMEOUT
+    for event in follow_events(job_id, db=db, timeout=within, on_read_events=poll):
+        if not is_quiet:
+            output.out.print(f"  {output.show_event(event, last)}")
+        last = event
+    # fal's last log entries often come after the webhook.
+    for _ in range(LAST_POLLS):
+        if poll(is_last=True):
+            break
+        pause_between_reads()
 
 
 def build_follower(runtime: Runtime) -> Follower | None:

@@ -288,6 +288,9 @@ class Settings(BaseSettings):
     applies to new videos."""
     archive_max_downloads: int = Field(32, ge=1, le=10_000)
     """Concurrent downloads over all workers."""
+    archive_min_free_bytes: int = Field(1024**3, ge=0, le=1024**5)
+    """Bytes that must be free on the disk of the archive, or of the spool before an object store;
+    with less nothing is bought."""
     archive_bytes_per_second: int | None = Field(None, ge=1024, le=1024**4)
     """Download rate limit of a worker process, in bytes per second; default: none."""
     media_memory_bytes: int = Field(256 * 1024 * 1024, ge=64 * 1024 * 1024, le=1024**4)

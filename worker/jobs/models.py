@@ -121,7 +121,8 @@ class JobRow(Base):
         UniqueConstraint("tenant", "idempotency_key"),
         CheckConstraint(f"blocked_by IN ({_quote_all(BlockedBy)})", name="blocked_by"),
         # What the sweep takes, in its order: neither ended rows nor queued ones, which admission
-        # finds by the next one, tenant by tenant.
+        # finds by the next one, tenant by tenant. Where an index begins with the state, though its
+        # condition has it, SQLite prefers it without statistics.
         _index_where(
             "ix_jobs_due",
             text("priority DESC"),
@@ -131,6 +132,7 @@ class JobRow(Base):
         ),
         _index_where(
             "ix_jobs_admission",
+            "state",
             "tenant",
             text("priority DESC"),
             "enqueued_at",
@@ -139,12 +141,14 @@ class JobRow(Base):
         ),
         _index_where(
             "ix_jobs_blocked",
+            "state",
             "blocked_by",
             "due_at",
             where="state = 'queued' AND blocked_by IS NOT NULL",
         ),
         _index_where(
             "ix_jobs_expires_at",
+            "state",
             "expires_at",
             where="state = 'queued' AND expires_at IS NOT NULL",
         ),

@@ -5,6 +5,7 @@ of its own, with a time limit: a mount that hangs holds up nothing else, and no 
 of it exists when Celery forks.
 """
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -86,19 +87,26 @@ def check_archive_access(settings: Settings) -> None:
                 require_own_archive(db=db, store=store)
         except SQLAlchemyError as error:
             unavailable = error
-    try_to_write(store)
+    try_to_write(store, settings.archive_min_free_bytes)
     if unavailable is not None:
         raise unavailable
 
 
-def try_to_write(store: Store) -> None:
+def try_to_write(store: Store, min_free_bytes: int = 0) -> None:
     """Write what an archived video needs: into the spool, and a name. Raises StoreUnavailableError.
 
+    A disk with less than `min_free_bytes` left is full: what is bought now could not be kept.
     Permission to write need not include deletion: the next check overwrites what is left.
     """
     with store.spool.begin("probe") as file:
         file.write(CONTENT)
         file.flush()
+        free = shutil.disk_usage(file.path.parent).free
+    if free < min_free_bytes:
+        raise StoreUnavailableError(
+            f"the disk is nearly full: {free} bytes are free, ARCHIVE_MIN_FREE_BYTES is "
+            f"{min_free_bytes}"
+        )
     store.put(PROBE, CONTENT, "text/plain")
     with suppress(StoreUnavailableError):  # see above
         store.delete(PROBE)

@@ -42,7 +42,7 @@ BUSY = Backoff(timedelta(seconds=20), timedelta(minutes=10))
 FIRST_ROOM, FULL_ROOM = 1, 32
 # A pause that goes on further was written by a clock that was wrong.
 LONGEST_PAUSE = MAX_RETRY_AFTER + timedelta(hours=1)
-# Of jobs that turn out to be expired, or too dear, one admission passes over so many.
+# Of a tenant's jobs that turn out to be expired, or too dear, one admission passes over so many.
 MOST_PASSED = 20
 # How often a job that is too dear for a whole day is tried again.
 BUDGET_PAUSE = timedelta(hours=1)
@@ -109,15 +109,21 @@ def choose_time(connection: Connection, clock: Clock) -> datetime:
 
 def read_room(connection: Connection, policy: AdmissionPolicy, now: datetime) -> Room:
     """Without a lock: whether it is worth trying."""
-    limits = admission.find_limits(connection, ACCOUNT)
-    return _measure(connection, limits, policy, now)
+    limits, usage = (
+        admission.find_limits(connection, ACCOUNT),
+        admission.read_usage(connection, now),
+    )
+    return _measure(connection, limits, usage, policy, now)
 
 
 def _measure(
-    connection: Connection, limits: Limits | None, policy: AdmissionPolicy, now: datetime
+    connection: Connection,
+    limits: Limits | None,
+    usage: Usage,
+    policy: AdmissionPolicy,
+    now: datetime,
 ) -> Room:
     pauses = admission.list_pauses(connection, ACCOUNT)
-    usage = admission.read_usage(connection, now)
     has_price = find_price(connection, policy, policy.endpoint) is not None
     return measure_room(
         apply_defaults(limits, policy.caps), pauses, usage, now, has_price=has_price
@@ -184,9 +190,11 @@ def count_submissions(
 ) -> int:
     """How many submissions are worth publishing now: room, and jobs to fill it."""
     with db.reading() as connection:
-        room = read_room(connection, policy, choose_time(connection, clock))
-        wanted = min(room.free, most)
-        return admission.count_admissible(connection, wanted) if wanted > 0 else 0
+        now = choose_time(connection, clock)
+        wanted = min(read_room(connection, policy, now).free, most)
+        if wanted <= 0 or all(map(is_full, admission.list_waiting_tenants(connection, now))):
+            return 0
+        return admission.count_admissible(connection, wanted)
 
 
 # ------------------------------------------------------------------ pick
@@ -203,13 +211,13 @@ def admit_next(
     limits = admission.lock_account(connection, policy.caps)
     now = choose_time(connection, clock)
     caps = apply_defaults(limits, policy.caps)
-    room = _measure(connection, limits, policy, now)
+    usage = admission.read_usage(connection, now)
+    room = _measure(connection, limits, usage, policy, now)
     if room.free <= 0:
         if room.reason is Reason.BUDGET and charges.alarm_budget(connection, ACCOUNT, now):
             log.error("budget_reached", scope=ACCOUNT, reason=room.detail)
         return None, caps.max_in_flight, now
-    spent = admission.read_usage(connection, now).spent_nano_usd
-    pick = pick_job(connection, limits, caps, policy, spent, now)
+    pick = pick_job(connection, limits, caps, policy, usage.spent_nano_usd, now)
     if pick is not None and room.free == 1:
         pick = replace(pick, has_next=False)
     return pick, caps.max_in_flight, now
@@ -227,22 +235,19 @@ def pick_job(
     waiting = admission.list_waiting_tenants(connection, now)
     # A tenant that comes (back) starts where the others are: it saves up nothing before that.
     starts = {one.tenant: max(one.served, limits.served) for one in waiting}
-    passed = 0
     for tenant in sorted(waiting, key=lambda one: (starts[one.tenant], one.tenant)):
         if is_full(tenant):
             continue
-        while passed <= MOST_PASSED:
+        for _ in range(MOST_PASSED):
             heads = admission.list_heads(connection, tenant.tenant, 2)
             if not heads:
                 break
-            job, passed = heads[0], passed + 1
+            job = heads[0]
             if job.expires_at is not None and job.expires_at <= now:
                 expire_job(connection, job, now)
                 continue
-            price, estimate = (
-                find_price(connection, policy, job.endpoint),
-                estimate_units(job.input),
-            )
+            estimate = estimate_units(job.input)
+            price = find_price(connection, policy, job.endpoint)
             cost = None if price is None else price_units(estimate.units, price)
             over = judge_budget(cost, caps.daily_budget_nano_usd, spent, ACCOUNT)
             scope, budget = name_scope(job.tenant), tenant.daily_budget_nano_usd

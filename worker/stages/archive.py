@@ -9,7 +9,7 @@ ends.
 
 import json
 import random
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,7 +28,6 @@ from worker.ground.db import Database
 from worker.ground.errors import (
     ClaimLostError,
     ExtendVideoError,
-    Finding,
     InvalidSidecarError,
     MediaGoneError,
     MediaMismatchError,
@@ -43,7 +42,6 @@ from worker.ground.errors import (
 from worker.jobs import attempts, deliveries, limits, table
 from worker.jobs.states import BlockedBy, JobEvent
 from worker.jobs.values import Attempt, Claim, Job, Move
-from worker.media.facts import VideoFacts
 from worker.media.layout import (
     HEAD_BYTES,
     UNKNOWN_TYPE,
@@ -68,6 +66,7 @@ from worker.media.store import Store
 from worker.media.unpack import is_unpacked, make_marker
 from worker.stages.fetch import Fetched, Fetcher
 from worker.stages.lease import Heartbeat, Holder
+from worker.stages.upload import FILE_FIELDS
 
 # How long a job waits that found too many downloads running: short, but many wait together.
 FIRST_TURN = timedelta(seconds=2)
@@ -82,7 +81,6 @@ MOST_URL_CHARACTERS = 500
 # After so many the video itself may be what ends them.
 MOST_SILENT_CLAIMS = 3
 SOFTWARE = f"extend-video {version('extend-video')}"
-INLINE_FIELDS = {"video_url": "video", "end_image_url": "image"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +99,6 @@ class Kept:
 
     job: Job
     columns: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ArchivedFiles:
-    """What lies, or is about to lie, in the archive for one job."""
-
-    video: FileRecord
-    poster: FileRecord | None = None
 
 
 def archive_job(job_id: UUID, *, keeper: "Keeper", policy: ArchivePolicy) -> Job | None:
@@ -131,15 +121,8 @@ def archive_job(job_id: UUID, *, keeper: "Keeper", policy: ArchivePolicy) -> Job
             kept = keeper.keep_video(job, heartbeat)
     except ClaimLostError:
         return None  # another worker has it
-    except RetryableError as error:
-        return _postpone(job, error, db=db, clock=clock)
-    except MediaGoneError as error:
-        with db.reading() as connection:
-            completed_at = attempts.find_result_time(connection, job.id)
-        is_early = completed_at is None or clock() - completed_at < GONE_AFTER
-        return (_postpone if is_early else _refuse)(job, error, db=db, clock=clock)
-    except PermanentError as error:
-        return _refuse(job, error, db=db, clock=clock)
+    except (RetryableError, PermanentError) as error:
+        return _end_try(job, error, db=db, clock=clock)
     return _record_archive(kept, db=db, clock=clock)
 
 
@@ -161,24 +144,24 @@ def _record_archive(kept: Kept, *, db: Database, clock: Clock) -> Job | None:
     return moved
 
 
-def _postpone(job: Job, error: ExtendVideoError, *, db: Database, clock: Clock) -> Job | None:
-    """Give the row back until later; the paid result is as safe as before."""
+def _end_try(job: Job, error: ExtendVideoError, *, db: Database, clock: Clock) -> Job | None:
+    """Postpone the copy, while the paid result is as safe as before; or the job has failed.
+
+    Shortly after its result a missing video may still appear. A redrive archives it again.
+    """
     now = clock()
-    blocked = {"blocked_by": BlockedBy.RETRY.value, "blocked_reason": f"{error.code}: {error}"}
     with db.transaction() as connection:
-        completed_at = attempts.find_result_time(connection, job.id)
-        delay = choose_delay(now - (completed_at or now))
-        move = Move(now, now + delay, str(error), blocked)
-        return table.apply_event(connection, job, JobEvent.ARCHIVE_POSTPONED, move)
-
-
-def _refuse(job: Job, error: PermanentError, *, db: Database, clock: Clock) -> Job | None:
-    """The job has failed; a redrive has the paid result archived again."""
-    why = {"error_code": error.code, "error_message": str(error)}
-    if isinstance(error, UnarchivableError):
-        why["quarantine_uri"] = error.quarantine_uri
-    with db.transaction() as connection:
-        move = Move(clock(), detail=str(error), columns=why)
+        completed_at = attempts.find_result_time(connection, job.id) or now
+        is_early = isinstance(error, MediaGoneError) and now - completed_at < GONE_AFTER
+        if isinstance(error, RetryableError) or is_early:
+            by = BlockedBy.RETRY.value
+            blocked = {"blocked_by": by, "blocked_reason": f"{error.code}: {error}"}
+            move = Move(now, now + choose_delay(now - completed_at), str(error), blocked)
+            return table.apply_event(connection, job, JobEvent.ARCHIVE_POSTPONED, move)
+        why = {"error_code": error.code, "error_message": str(error)}
+        if isinstance(error, UnarchivableError):
+            why["quarantine_uri"] = error.quarantine_uri
+        move = Move(now, detail=str(error), columns=why)
         return table.apply_event(connection, job, JobEvent.ARCHIVE_REFUSED, move)
 
 
@@ -214,24 +197,19 @@ class Keeper:
         """
         with self.store.spool.begin(str(job.id)) as file:
             with self.db.reading() as connection:
-                tried = attempts.list_attempts(connection, job.id)
-            made, undecoded = find_maker(job, tried), self._explain_silence(job)
+                tried, silent = attempts.list_attempts(connection, job.id), 0
+                if job.fence > MOST_SILENT_CLAIMS:  # so many claims were there of any kind
+                    event = JobEvent.ARCHIVE_CLAIM_EXPIRED
+                    silent = table.count_events(connection, job.id, event)
+            made, undecoded = find_maker(job, tried), None
+            if silent >= MOST_SILENT_CLAIMS:
+                undecoded = f"{silent} workers ended while they archived it"
             try:
                 fetched = self.fetcher.fetch_video(job, made, file, holder, undecoded)
             except MediaMismatchError as mismatch:
                 holder.renew()
                 raise self._quarantine(job, file, mismatch) from mismatch
             return self._publish(fetched, tried, file, holder)
-
-    def _explain_silence(self, job: Job) -> str | None:
-        """Why the file is not to be decoded, if worker after worker ended while it had the job."""
-        if job.fence <= MOST_SILENT_CLAIMS:
-            return None  # so few claims were there of any kind
-        with self.db.reading() as connection:
-            silent = table.count_events(connection, job.id, JobEvent.ARCHIVE_CLAIM_EXPIRED)
-        if silent < MOST_SILENT_CLAIMS:
-            return None
-        return f"{silent} workers ended while they archived it"
 
     def _publish(
         self, fetched: Fetched, tried: Sequence[Attempt], file: SpoolFile, holder: Holder
@@ -244,12 +222,16 @@ class Keeper:
         if facts is not None:
             with suppress(MediaRefusedError):  # no frame of it can be shown: the video counts
                 poster = self.fetcher.examiner.draw_poster(file.path, facts, holder.check)
-        files = ArchivedFiles(
-            FileRecord(name=names.video, bytes=file.bytes, sha256=digest),
+        # All that is odd about the result: as it was delivered, in its fields, in its file.
+        warnings = [one for one in job.archive_warnings or () if one.get("code") == ODD_DELIVERY]
+        warnings += [one.to_json() for one in (*list_oddities(job.result), *fetched.warnings)]
+        sidecar = build_sidecar(
+            job,
+            tried,
+            VideoRecord(name=names.video, bytes=file.bytes, sha256=digest, media=facts),
             None if poster is None else describe_file(names.poster, poster),
+            warnings,
         )
-        warnings = _list_warnings(job, fetched.warnings)
-        sidecar = build_sidecar(job, tried, facts, files, warnings)
         # A holder that has lost its claim leaves the file to the next one.
         holder.renew()
         self._reserve(names.sidecar, sidecar)
@@ -325,24 +307,23 @@ class Keeper:
 # ------------------------------------------------------------------ the sidecar
 
 
-def _list_warnings(job: Job, of_file: Iterable[Finding]) -> list[dict[str, str]]:
-    """All that is odd about the job's result: as it was delivered, in its fields, in its file."""
-    delivered = [one for one in job.archive_warnings or () if one.get("code") == ODD_DELIVERY]
-    return [*delivered, *(one.to_json() for one in (*list_oddities(job.result), *of_file))]
-
-
 def build_sidecar(
     job: Job,
     tried: Sequence[Attempt],
-    facts: VideoFacts | None,
-    files: ArchivedFiles,
+    video: VideoRecord,
+    poster: FileRecord | None = None,
     warnings: Sequence[dict[str, str]] = (),
 ) -> Sidecar:
     """The sidecar of a job with a result. Raises InvalidResultError if it has none."""
     made = find_maker(job, tried)
-    video = files.video
     sent = mark_input(job.input if made is None else made.input)
     seed = parse_output(job.result).seed
+    records = (
+        AttemptRecord.model_validate(one, from_attributes=True).model_copy(
+            update={"request_id": one.fal_request_id}
+        )
+        for one in tried
+    )
     return Sidecar(
         recipe=VERSION,
         software=SOFTWARE,
@@ -355,58 +336,36 @@ def build_sidecar(
         options=job.options if made is None else made.options,
         result=mark_result(job.result or {}, video.sha256, video.bytes),
         seed=sent.get("seed") if seed is None else seed,
-        attempts=tuple(
-            AttemptRecord(
-                number=one.number,
-                started_at=one.started_at,
-                ended_at=one.ended_at,
-                outcome=one.outcome,
-                ending=one.ending,
-                request_id=one.fal_request_id,
-                extra_charge_at=one.extra_charge_at,
-            )
-            for one in tried
-        ),
-        times=Times(
-            enqueued_at=job.enqueued_at,
-            submitted_at=job.submitted_at,
-            completed_at=job.completed_at,
-        ),
-        video=VideoRecord(name=video.name, bytes=video.bytes, sha256=video.sha256, media=facts),
-        poster=files.poster,
+        attempts=tuple(records),
+        times=Times.model_validate(job, from_attributes=True),
+        video=video,
+        poster=poster,
         archive_warnings=tuple(warnings),
     )
 
 
 def mark_input(fields: Mapping[str, Any]) -> dict[str, JsonValue]:
     """The same input, with a marker in place of each data URI."""
-    urls = {name: fields.get(name) for name in INLINE_FIELDS}
-    marked = {
-        name: _mark_data_uri(url, INLINE_FIELDS[name])
-        for name, url in urls.items()
-        if isinstance(url, str) and is_data_uri(url) and not is_unpacked(url)
-    }
-    return {**fields, **marked}
+    marked = dict(fields)
+    for name, kind in FILE_FIELDS.items():
+        url = fields.get(name)
+        if isinstance(url, str) and is_data_uri(url) and not is_unpacked(url):
+            content = parse_data_uri(url, kind=kind, max_bytes=INLINE_BYTES).content
+            marked[name] = make_marker(url, sha256(content).hexdigest(), len(content))
+    return marked
 
 
 def list_markers(fields: Mapping[str, Any], beside: Container[str]) -> list[str]:
     """The fields, but for those given elsewhere, of which there is only a marker."""
-    inline = (name for name in INLINE_FIELDS if name not in beside)
+    inline = (name for name in FILE_FIELDS if name not in beside)
     return [name for name in inline if is_unpacked(str(fields.get(name)))]
 
 
 def restore_input(marked: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
     """The marked input, with each data URI of the stored one that has the marker's very content."""
-    genuine = mark_input(stored)
-    same = {
-        name: stored[name] for name in list_markers(marked, ()) if genuine.get(name) == marked[name]
-    }
-    return {**marked, **same}
-
-
-def _mark_data_uri(url: str, kind: str) -> str:
-    content = parse_data_uri(url, kind=kind, max_bytes=INLINE_BYTES).content
-    return make_marker(url, sha256(content).hexdigest(), len(content))
+    known = mark_input(stored)
+    same = [name for name in list_markers(marked, ()) if known.get(name) == marked[name]]
+    return {**marked, **{name: stored[name] for name in same}}
 
 
 def mark_result(result: dict[str, Any], sha256: str, size: int) -> dict[str, JsonValue]:
@@ -414,8 +373,7 @@ def mark_result(result: dict[str, Any], sha256: str, size: int) -> dict[str, Jso
     url = parse_output(result).video.url
     if not is_data_uri(url) or is_unpacked(url):
         return result
-    marker = make_marker(url, sha256, size)
-    return {**result, "video": {**result["video"], "url": marker}}
+    return {**result, "video": {**result["video"], "url": make_marker(url, sha256, size)}}
 
 
 def find_maker(job: Job, tried: Sequence[Attempt]) -> Attempt | None:

@@ -6,8 +6,6 @@ Webhook, poll and listing come through the same door, `record_completion`. Next:
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import Any
 
 import structlog
 from pydantic import SecretStr
@@ -57,6 +55,8 @@ RETRY_WORDS = {
     True: " (fal says that trying again can help)",
     False: " (fal says that trying again changes nothing)",
 }
+# Of another attempt than the one whose result the job has: an extra charge.
+SECOND_RESULT = "second_result"
 REBUILT = "a webhook came of an attempt that had no row"
 # No job has it, so that such an attempt is never taken for the one in flight.
 NO_FENCE = -1
@@ -81,26 +81,6 @@ class Receipt:
         return found + [Doorbell(Step.SUBMIT)] * (self.verdict is Verdict.RECORDED)
 
 
-class Recorded(StrEnum):
-    """What a completion did to its job. Only the first four move it."""
-
-    FIRST_RESULT = "first_result"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    # fal had not started it in time: nothing is charged, and the job is queued again.
-    NOT_STARTED = "not_started"
-    # Of another attempt than the one whose result the job has: an extra charge.
-    SECOND_RESULT = "second_result"
-    # The job has a result: the same one comes again, or what is no result.
-    ALREADY_COMPLETED = "already_completed"
-    # The job had this result before an operator had it bought anew.
-    DECLINED = "declined"
-    # A later attempt is under way: it is not up to the earlier one to fail the job.
-    SUPERSEDED = "superseded"
-    # Of an ended job, which a result alone brings back.
-    ENDED_BEFORE = "ended_before"
-
-
 # ------------------------------------------------------------------ deliveries
 
 
@@ -123,30 +103,29 @@ def receive_delivery(  # noqa: PLR0913 - as the receiver has them
     another request: a valid signature alone proves only that some fal account sent it.
     """
     now, fal_request_id = clock(), completion.fal_request_id
-    new = _describe(completion, body, Verdict.RECORDED, now)
     with db.transaction() as connection:
-        found = _find_attempt(connection, token, completion, new, token_secrets)
-        if isinstance(found, TokenName):  # ours, but its job has no row
-            return _keep_stray(connection, found, token, new)
-        attempt, job = found
+        kept = _keep_delivery(
+            connection, token, completion, body, Verdict.RECORDED, now, token_secrets
+        )
+        if kept is None:  # ours, but its job has no row
+            return Receipt(Verdict.STRAY, None)
+        attempt, job, times, verdict = kept
         owner = _adopt(connection, attempt, fal_request_id)
-        times, verdict = deliveries.count_delivery(connection, attempt, new)
-        if verdict is Verdict.HINT:  # it came before without proof, and is proven now
-            deliveries.judge_delivery(connection, attempt.id, body, Verdict.RECORDED)
-        elif times > 1:
+        if times > 1 and verdict is not Verdict.HINT:
             return Receipt(Verdict.DUPLICATE, job)
         if needs_fetching(completion):  # the result is too large for a webhook, or unreadable
-            deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
             doorbell = expect_result(connection, job, owner, fal_request_id, now)
-            return Receipt(Verdict.KEPT, job, doorbell)
-        recorded, moved = record_completion(
-            connection, job, owner, completion, now, dispatch_timeout, retry_for
-        )
-        if moved is None:  # superseded: the first result wins
-            deliveries.judge_delivery(connection, attempt.id, body, Verdict.KEPT)
-            log.info("delivery_superseded", why=recorded.value)
-            return Receipt(Verdict.KEPT, job)
-        return Receipt(Verdict.RECORDED, moved, moved.doorbell)
+            receipt = Receipt(Verdict.KEPT, job, doorbell)
+        else:
+            moved = record_completion(
+                connection, job, owner, completion, now, dispatch_timeout, retry_for
+            )
+            receipt = Receipt(Verdict.KEPT, job)
+            if moved is not None:
+                receipt = Receipt(Verdict.RECORDED, moved, moved.doorbell)
+        if receipt.verdict is not verdict:
+            deliveries.judge_delivery(connection, attempt.id, body, receipt.verdict)
+        return receipt
 
 
 def receive_hint(
@@ -164,17 +143,51 @@ def receive_hint(
     InvalidSignatureError as `receive_delivery` does.
     """
     now = clock()
-    new = _describe(completion, body, Verdict.HINT, now)
     with db.transaction() as connection:
-        found = _find_attempt(connection, token, completion, new, token_secrets)
-        if isinstance(found, TokenName):
-            return _keep_stray(connection, found, token, new)
-        attempt, job = found
-        deliveries.count_delivery(connection, attempt, new)
+        kept = _keep_delivery(connection, token, completion, body, Verdict.HINT, now, token_secrets)
+        if kept is None:
+            return Receipt(Verdict.STRAY, None)
+        job = kept[1]
         if job.state in AWAITING_FAL:
             table.advance_due(connection, job, now)
         doorbell = None if has_video(job) else Doorbell(Step.RECONCILE, job.id)
         return Receipt(Verdict.HINT, job, doorbell)
+
+
+def _keep_delivery(  # noqa: PLR0913, PLR0917 - as the receiver has them
+    connection: Connection,
+    token: str,
+    completion: Completion,
+    body: bytes,
+    verdict: Verdict,
+    now: datetime,
+    token_secrets: Sequence[SecretStr],
+) -> tuple[Attempt, Job, int, Verdict] | None:
+    """Its attempt, its job, how often it came, and what became of it the first time.
+
+    The job's row is locked first, here and everywhere, so that two writers cannot deadlock. A
+    signed token whose rows are lost gives its attempt anew; None if it has no job: that may be paid
+    for, so what fal says of it is kept.
+    """
+    fal_request_id, token_hash = completion.fal_request_id, attempts.hash_token(token)
+    gateway_id, status = completion.gateway_request_id, completion.status
+    new = NewDelivery(now, fal_request_id, gateway_id, status, verdict, body)
+    found = deliveries.find_addressee(connection, token_hash)
+    if found is None:
+        name = read_token(token, token_secrets)
+        if name is None:
+            raise InvalidSignatureError("no attempt has this token")
+        found = _rebuild_attempt(connection, name, token_hash, completion, new)
+        if found is None:
+            stray = replace(new, verdict=Verdict.KEPT) if verdict is Verdict.RECORDED else new
+            deliveries.keep_stray(connection, name.job_id, name.number, token_hash, stray)
+            bind_contextvars(job_id=str(name.job_id), attempt=name.number)
+            return None
+    attempt, job = found
+    bind_contextvars(job_id=str(attempt.job_id), attempt=attempt.number)
+    if attempt.fal_request_id not in {None, fal_request_id}:
+        raise InvalidSignatureError("the attempt is of another fal request")
+    return (attempt, job, *deliveries.count_delivery(connection, attempt, new))
 
 
 def note_unrecordable(
@@ -250,33 +263,6 @@ def expect_result(
     return None if moved is None else moved.doorbell
 
 
-def _describe(completion: Completion, body: bytes, verdict: Verdict, now: datetime) -> NewDelivery:
-    gateway_request_id, status = completion.gateway_request_id, completion.status
-    return NewDelivery(now, completion.fal_request_id, gateway_request_id, status, verdict, body)
-
-
-def _find_attempt(
-    connection: Connection,
-    token: str,
-    completion: Completion,
-    new: NewDelivery,
-    token_secrets: Sequence[SecretStr],
-) -> tuple[Attempt, Job] | TokenName:
-    """The job's row is locked first, here and everywhere, so that two writers cannot deadlock.
-
-    A signed token whose rows are lost gives its attempt anew, or its name if there is no job.
-    """
-    found = deliveries.find_addressee(connection, attempts.hash_token(token)) or _find_lost(
-        connection, token, completion, new, token_secrets
-    )
-    if not isinstance(found, TokenName):
-        attempt, _ = found
-        bind_contextvars(job_id=str(attempt.job_id), attempt=attempt.number)
-        if attempt.fal_request_id not in {None, completion.fal_request_id}:
-            raise InvalidSignatureError("the attempt is of another fal request")
-    return found
-
-
 def _adopt(connection: Connection, attempt: Attempt, fal_request_id: str) -> Attempt:
     """The attempt that has the request from now on: this one, or one of the job's that had it.
 
@@ -291,20 +277,10 @@ def _adopt(connection: Connection, attempt: Attempt, fal_request_id: str) -> Att
     return owner
 
 
-def _keep_stray(connection: Connection, name: TokenName, token: str, new: NewDelivery) -> Receipt:
-    """Its job has no row: it may be paid for, so what fal says of it is kept."""
-    if new.verdict is Verdict.RECORDED:
-        new = replace(new, verdict=Verdict.KEPT)
-    token_hash = attempts.hash_token(token)
-    deliveries.keep_stray(connection, name.job_id, name.number, token_hash, new)
-    bind_contextvars(job_id=str(name.job_id), attempt=name.number)
-    return Receipt(Verdict.STRAY, None)
-
-
 # ------------------------------------------------------------------ completions
 
 
-def record_completion(  # noqa: PLR0913, PLR0917 - what is known of it, and two policies
+def record_completion(  # noqa: PLR0913, PLR0917 - each outcome by its name, two policies
     connection: Connection,
     job: Job,
     attempt: Attempt,
@@ -312,7 +288,7 @@ def record_completion(  # noqa: PLR0913, PLR0917 - what is known of it, and two 
     now: datetime,
     dispatch_timeout: timedelta,
     retry_for: timedelta = RETRY_FOR,
-) -> tuple[Recorded, Job | None]:
+) -> Job | None:
     """Move the job by what fal says of one of its attempts; the job if it has moved.
 
     The first result wins, of any attempt and wherever the job is by now: what is paid is taken. A
@@ -324,36 +300,41 @@ def record_completion(  # noqa: PLR0913, PLR0917 - what is known of it, and two 
         connection, attempt.id, find_ending(failure), now, retryable=completion.retryable
     )
     void_reason = _note_cost(connection, attempt, completion, failure, now)
-    if has_video(job):
-        if failure is not None or job.fal_request_id == completion.fal_request_id:
-            return Recorded.ALREADY_COMPLETED, None
-        attempts.note_extra_charge(connection, attempt.id, now)
-        return Recorded.SECOND_RESULT, None
+    ignored = find_ignored(job, attempt, completion, failure)
+    if ignored is not None:
+        if ignored == SECOND_RESULT:
+            attempts.note_extra_charge(connection, attempt.id, now)
+        log.info("completion_ignored", why=ignored)
+        return None
     columns = {
         "fal_request_id": completion.fal_request_id,
         "submitted_at": job.submitted_at or attempt.started_at,
         "result": completion.payload if isinstance(completion.payload, dict) else None,
     }
     if failure is None:
-        taken_at = attempt.completed_at if attempt.ending == Ending.OK else None
-        if taken_at is not None and job.redriven_at is not None and taken_at <= job.redriven_at:
-            return Recorded.DECLINED, None
         columns["archive_warnings"] = [one.to_json() for one in completion.oddities] or None
         detail = "it came in spite of the cancellation" if job.cancel_requested_at else None
-        move = Move(now, now + dispatch_timeout, detail, columns)
-        moved = table.apply_event(connection, job, JobEvent.RESULT_ARRIVED, move)
-        # Any other attempt would have bumped the fence with its claim.
-        is_only_one = attempt.number == 1 and attempt.fence == job.fence
-        if moved is not None and not (is_only_one and is_uncharged):
-            attempts.dismiss_competitors(connection, attempt, now)
-        return (Recorded.FIRST_RESULT if moved else Recorded.ENDED_BEFORE), moved
-    if attempt.fence != job.fence:
-        return Recorded.SUPERSEDED, None
-    recorded, event, move = judge_failure(
-        job, failure, void_reason, columns, now, retry_for, retryable=completion.retryable
-    )
+        event, move = JobEvent.RESULT_ARRIVED, Move(now, now + dispatch_timeout, detail, columns)
+    elif job.cancel_requested_at is not None and (
+        failure.code == CANCELLED_CODE or void_reason is VoidReason.NEVER_STARTED
+    ):
+        event, move = JobEvent.JOB_CANCELLED, Move(now, detail=failure.message, columns=columns)
+    elif void_reason is VoidReason.NEVER_STARTED and now - job.tried_since < retry_for:
+        event, move = JobEvent.START_TIMED_OUT, Move(now, now, failure.message)
+    else:
+        columns |= {
+            "error_code": failure.code,
+            "error_message": failure.message,
+            "error_details": list(failure.details) or None,
+        }
+        detail = failure.message + RETRY_WORDS[completion.retryable]
+        event, move = JobEvent.FAILURE_ARRIVED, Move(now, detail=detail, columns=columns)
     moved = table.apply_event(connection, job, event, move)
-    return (recorded if moved else Recorded.ENDED_BEFORE), moved
+    # Any other attempt would have bumped the fence with its claim.
+    is_only_one = attempt.number == 1 and attempt.fence == job.fence
+    if moved is not None and failure is None and not (is_only_one and is_uncharged):
+        attempts.dismiss_competitors(connection, attempt, now)
+    return moved
 
 
 def _note_cost(
@@ -374,30 +355,19 @@ def _note_cost(
     return void_reason
 
 
-def judge_failure(  # noqa: PLR0913 - as `record_completion` has them
-    job: Job,
-    failure: FalFailure,
-    void_reason: VoidReason | None,
-    columns: dict[str, Any],
-    now: datetime,
-    retry_for: timedelta,
-    *,
-    retryable: bool | None,
-) -> tuple[Recorded, JobEvent, Move]:
-    """What the newest attempt's failure means for its job; pure."""
-    has_not_run = void_reason is VoidReason.NEVER_STARTED
-    if job.cancel_requested_at is not None and (has_not_run or failure.code == CANCELLED_CODE):
-        move = Move(now, detail=failure.message, columns=columns)
-        return Recorded.CANCELLED, JobEvent.JOB_CANCELLED, move
-    if has_not_run and now - job.tried_since < retry_for:
-        return Recorded.NOT_STARTED, JobEvent.START_TIMED_OUT, Move(now, now, failure.message)
-    why = {
-        "error_code": failure.code,
-        "error_message": failure.message,
-        "error_details": list(failure.details) or None,
-    }
-    move = Move(now, None, failure.message + RETRY_WORDS[retryable], columns | why)
-    return Recorded.FAILED, JobEvent.FAILURE_ARRIVED, move
+def find_ignored(
+    job: Job, attempt: Attempt, completion: Completion, failure: FalFailure | None
+) -> str | None:
+    """Why the completion does not move the job, if it does not; pure."""
+    is_same = failure is not None or job.fal_request_id == completion.fal_request_id
+    if has_video(job):
+        return "already_completed" if is_same else SECOND_RESULT
+    if failure is not None:
+        return None if attempt.fence == job.fence else "superseded"
+    taken_at = attempt.completed_at if attempt.ending == Ending.OK else None
+    is_declined = taken_at and job.redriven_at and taken_at <= job.redriven_at
+    # The job had this result before an operator had it bought anew.
+    return "declined" if is_declined else None
 
 
 def has_video(job: Job) -> bool:
@@ -432,7 +402,7 @@ def find_void_reason(failure: FalFailure | None, attempt: Attempt) -> VoidReason
     """Why the attempt costs nothing, if that is sure (fal-api, section 4.3); pure."""
     if failure is None or attempt.ending == Ending.OK:
         return None
-    has_run = attempt.inference_seconds is not None or attempt.fal_status == RUNNING
+    has_run = attempt.inference_seconds or attempt.fal_status == RUNNING
     if failure.code == NOT_STARTED_CODE and not has_run:
         return VoidReason.NEVER_STARTED
     if failure.code == CANCELLED_CODE:
@@ -445,7 +415,7 @@ def find_void_reason(failure: FalFailure | None, attempt: Attempt) -> VoidReason
 def may_be_void(attempt: Attempt) -> bool:
     """Whether its charge may have been voided before its result came; pure."""
     was_over = attempt.outcome in (Outcome.DEAD, Outcome.REJECTED, Outcome.POSTPONED)
-    return was_over or attempt.ending is not None or attempt.cancel_status == CancelAnswer.OK
+    return was_over or attempt.ending is not None or attempt.cancel_status is not None
 
 
 def find_ending(failure: FalFailure | None) -> Ending:
@@ -458,56 +428,50 @@ def find_ending(failure: FalFailure | None) -> Ending:
 # ------------------------------------------------------------------ attempts without a row
 
 
-def _find_lost(
+def _rebuild_attempt(
     connection: Connection,
-    token: str,
+    name: TokenName,
+    token_hash: str,
     completion: Completion,
     new: NewDelivery,
-    token_secrets: Sequence[SecretStr],
-) -> tuple[Attempt, Job] | TokenName:
+) -> tuple[Attempt, Job] | None:
     """The attempt of a token that no row has: a restore or a failover lost it (ADR 18).
 
     The token is signed by us, so the attempt was begun for this job; only its row has to be made
-    again. The token's name alone if there is no job to make it for, or if the request is another
-    job's. Raises InvalidSignatureError for a token that we have not signed.
+    again. None if there is no job to make it for, or if the request is another job's.
     """
-    name = read_token(token, token_secrets)
-    if name is None:
-        raise InvalidSignatureError("no attempt has this token")
     job = table.find_job(connection, name.job_id, lock=True)
     if job is None:
-        return name
-    token_hash, now = attempts.hash_token(token), new.received_at
+        return None
     # Another delivery may have made the row while this one waited for the job's.
     found = deliveries.find_addressee(connection, token_hash)
     if found is not None:
         return found
-    owner = attempts.find_attempt_by_request(connection, completion.fal_request_id)
+    owner, now = attempts.find_attempt_by_request(connection, new.fal_request_id), new.received_at
     if owner is not None:
-        return (owner, job) if owner.job_id == job.id else name
+        return (owner, job) if owner.job_id == job.id else None
     is_verified = new.verdict is Verdict.RECORDED
     stand_in = restores.find_stand_in(connection, job.id)
     # When it was sent is lost: not before the job could be.
     lost = NewAttempt(uuid7(), token_hash, job.tried_since, job.options)
+    # Unless verified nothing is proven but that we have begun it: fal knows what became of it.
+    outcome = Settlement(Outcome.UNKNOWN, now, error_message=REBUILT)
+    if is_verified:
+        outcome = Settlement(Outcome.ACCEPTED, now, fal_request_id=new.fal_request_id)
     if stand_in is not None:
         attempts.give_token(connection, stand_in.id, token_hash)
-    elif is_verified:
-        going_on = _go_on_with(connection, job, completion, now)
-        _insert_rebuilt(connection, replace(going_on, claimed_by=REBUILT_BY), lost, now)
-    elif job.state is JobState.QUEUED:
+    elif job.state is JobState.QUEUED and not is_verified:
         doubt_job(connection, job, lost, now, REBUILT, REBUILT_BY)
     else:
-        stated = replace(job, fence=NO_FENCE, claimed_by=REBUILT_BY)
-        _insert_rebuilt(connection, stated, lost, now)
-        # Nothing is proven but that we have begun the attempt: fal knows what became of it.
-        unknown = Settlement(Outcome.UNKNOWN, now, error_message=REBUILT)
-        attempts.record_outcome(connection, lost.id, unknown)
-    if is_verified:
-        accepted = Settlement(Outcome.ACCEPTED, now, fal_request_id=completion.fal_request_id)
-        attempt_id = lost.id if stand_in is None else stand_in.id
-        attempts.record_outcome(connection, attempt_id, accepted)
+        of = replace(job, fence=NO_FENCE)
+        if is_verified:
+            of = _go_on_with(connection, job, completion, now)
+        _insert_rebuilt(connection, replace(of, claimed_by=REBUILT_BY), lost, now)
+        attempts.record_outcome(connection, lost.id, outcome)
+    if stand_in is not None and is_verified:
+        attempts.record_outcome(connection, stand_in.id, outcome)
     log.warning("attempt_rebuilt", job_id=str(job.id), number=name.number, epoch=name.epoch)
-    return deliveries.find_addressee(connection, token_hash) or name
+    return deliveries.find_addressee(connection, token_hash)
 
 
 def _go_on_with(connection: Connection, job: Job, completion: Completion, now: datetime) -> Job:

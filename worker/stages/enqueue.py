@@ -143,7 +143,7 @@ def enqueue_job(
     IdempotencyConflictError if the id or key belongs to a request with another input or options.
     """
     new = _build_job(job_request, endpoint, clock(), dispatch_timeout)
-    return _write_batch(db, [(None, job_request, new)])[0]
+    return _write_batch(db, [("", job_request, new)])[0]
 
 
 def enqueue_jobs(
@@ -209,9 +209,7 @@ def _build_job(
     )
 
 
-def _write_batch(
-    db: Database, batch: Sequence[tuple[str | None, JobRequest, NewJob]]
-) -> list[Enqueued]:
+def _write_batch(db: Database, batch: Sequence[tuple[str, JobRequest, NewJob]]) -> list[Enqueued]:
     """Insert the rows, and find those that are there already; each with what errors call it."""
     # In one order, so that two producers of the same keys do not deadlock.
     ordered = sorted(

@@ -14,18 +14,10 @@ from worker.fal.completion import Completion
 from worker.fal.model import VideoFile, parse_output
 from worker.fal.options import needs_signing, parse_options
 from worker.fal.platform import PlatformClient
-from worker.fal.requests import (
-    Forgotten,
-    Pending,
-    RequestClient,
-    ResultGone,
-    Truth,
-    Unclear,
-)
+from worker.fal.requests import RequestClient, Unclear
 from worker.ground.data_uri import is_data_uri
 from worker.ground.errors import (
     Finding,
-    InvalidResultError,
     MediaBoundError,
     MediaGoneError,
     MediaMismatchError,
@@ -40,6 +32,7 @@ from worker.media.pinned import MediaClient
 from worker.media.spool import SpoolFile
 from worker.media.unpack import is_unpacked, unpack_video
 from worker.media.verify import compare_bytes, find_missing_bytes
+from worker.stages.complete import find_failure
 from worker.stages.lease import Holder
 
 # A signed URL has to hold for the whole download, and a little longer.
@@ -152,21 +145,12 @@ class Fetcher:
         if made is None:
             raise refusal
         truth = self.open_requests().find_truth(made, str(made.fal_request_id))
-        result = _read_result(truth)
-        match truth:
-            case _ if result is not None:
-                if parse_output(result).video.url != parse_output(job.result).video.url:
-                    return replace(job, result=result)
-                words = "it names the same URL"
-            case Unclear():
-                words = f"nothing was learnt ({truth.message})"
-            case Completion():
-                words = "its result has no video"
-            case Forgotten() | ResultGone():
-                words = "it has the result no longer"
-            case Pending():
-                words = f"the request is {truth.status}"
-        raise MediaGoneError(f"{refusal}; fal was asked again: {words}")
+        if isinstance(truth, Completion) and find_failure(truth) is None:
+            result: Any = truth.payload  # an object, or it would be a failure
+            if parse_output(result).video.url != parse_output(job.result).video.url:
+                return replace(job, result=result)
+        words = truth.message if isinstance(truth, Unclear) else "it has no other result"
+        raise MediaGoneError(f"{refusal}; fal was polled again: {words}")
 
 
 def read_stated(video: VideoFile, content_length: int | None) -> Stated:
@@ -190,14 +174,3 @@ def describe_undecoded(reason: str, stated: Stated, size: int) -> Iterator[Findi
         raise MediaMismatchError(short)
     yield Finding("undecoded", f"archived without being decoded: {reason}")
     yield from compare_bytes(stated, size)
-
-
-def _read_result(truth: Truth) -> dict[str, Any] | None:
-    """The result, if that is what fal says; pure."""
-    if not isinstance(truth, Completion) or truth.status != "OK":
-        return None
-    try:
-        parse_output(truth.payload)
-    except InvalidResultError:
-        return None
-    return truth.payload if isinstance(truth.payload, dict) else None

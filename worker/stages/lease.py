@@ -7,7 +7,6 @@ process that is killed or stopped takes its thread along.
 from contextvars import copy_context
 from datetime import timedelta
 from threading import Event, Thread
-from types import TracebackType
 from typing import Protocol, Self
 
 import structlog
@@ -62,12 +61,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         _beating.discard(self)
         self._stopped.set()
         self._thread.join()

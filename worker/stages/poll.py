@@ -4,9 +4,8 @@ What fal says goes through the same door as the webhook, `complete.py`. A status
 no conclusion; only a result that fal had, and no longer has, ends a job here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import assert_never
 from uuid import UUID
 
 import structlog
@@ -17,12 +16,10 @@ from worker.fal.completion import Completion
 from worker.fal.platform import Listing
 from worker.fal.requests import (
     CancelAnswer,
-    Forgotten,
     Known,
     Pending,
     Progress,
     RequestClient,
-    ResultGone,
     Unclear,
     find_retention,
 )
@@ -44,14 +41,14 @@ from worker.stages.resolve import Resolver, measure_wait
 
 # A count of failed polls that nobody goes on with: the job ended by its webhook.
 FORGOTTEN_AFTER = timedelta(days=30)
-# The rate limits of all followers together, and of those of one job.
-FOLLOW_GATE = "follow"
+# Jobs without a result, which a late one may bring back.
+GIVEN_UP = frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLED})
+# How often all followers together poll, and each of them for one job.
+FOLLOW_LIMIT = "follow"
 ALL_PAUSE = timedelta(milliseconds=200)
 JOB_PAUSE = timedelta(seconds=2)
-# What killed followers have left.
-STALE = timedelta(minutes=1)
 # Following must not hold up what it shows.
-ASK_TIME = timedelta(seconds=3)
+STATUS_TIMEOUT = timedelta(seconds=3)
 # So long the webhook of a finished request may take before fal is polled for the result.
 WEBHOOK_TIME = timedelta(seconds=5)
 
@@ -81,19 +78,14 @@ class Reconciler:
         if attempt is None or (moved is not None and moved.doorbell is not None):
             return _list_doorbells(moved)
         bind_contextvars(attempt=attempt.number)
-        match job.state:
-            case JobState.SUBMITTED:
-                return _list_doorbells(self._poll_request(job, attempt))
-            case JobState.SUBMISSION_UNKNOWN:
-                return self.resolver.resolve_unknown(job, attempt)
-            case JobState.QUEUED | JobState.FAILED | JobState.CANCELLED:
-                # Given up, and then a delivery came that proves nothing: fal is polled for it.
-                is_done = has_video(job)
-                return [] if is_done else _list_doorbells(self.resolver.follow_hints(attempt))
-            case JobState.SUBMITTING | JobState.COMPLETED | JobState.ARCHIVING | JobState.ARCHIVED:
-                return []
-            case _:
-                assert_never(job.state)
+        if job.state is JobState.SUBMITTED:
+            return _list_doorbells(self._poll_request(job, attempt))
+        if job.state is JobState.SUBMISSION_UNKNOWN:
+            return self.resolver.resolve_unknown(job, attempt)
+        if job.state in GIVEN_UP and not has_video(job):
+            # Then a delivery came that proves nothing: fal is polled for it.
+            return _list_doorbells(self.resolver.adopt_named(attempt))
+        return []
 
     def poll_competing(self, job: Job) -> Job | None:
         """Poll for the job's earlier attempts that unproven deliveries name.
@@ -104,7 +96,7 @@ class Reconciler:
             competing = deliveries.list_hinted_competitors(connection, job)
         moved = None
         for attempt in competing:
-            found = self.resolver.find_hinted(attempt)
+            found = self.resolver.find_named(attempt)
             if found is not None:
                 moved = self._record(job, attempt, found[1], adopted=found[0]) or moved
         return moved
@@ -113,35 +105,24 @@ class Reconciler:
         """The job, if it has moved by what fal says of its request."""
         fal_request_id = str(job.fal_request_id or attempt.fal_request_id)
         look = self.resolver.requests.look(attempt, fal_request_id)
-        match look.truth:
-            case Completion():
-                return self._record(job, attempt, look.truth, progress=look.progress)
-            case Pending():
-                self._wait(job, attempt, look.progress)
-                return None
-            case Unclear(message):
-                # fal's queue may have a result all the same: the listing only brings results.
-                failed = self._count_unanswered(job, attempt, message)
-                may_end = failed >= MANY_POLLS
-                return self._query_listing(job, attempt, fal_request_id) if may_end else None
-            case Forgotten() | ResultGone():
-                return self._query_listing(job, attempt, fal_request_id, is_gone=True)
-            case _:
-                assert_never(look.truth)
-
-    def _query_listing(
-        self, job: Job, attempt: Attempt, fal_request_id: str, *, is_gone: bool = False
-    ) -> Job | None:
-        """The platform's listing may have kept the end, also where the queue has none any more."""
+        truth = look.truth
+        if isinstance(truth, Completion):
+            return self._record(job, attempt, truth, progress=look.progress)
+        if isinstance(truth, Pending):
+            self._wait(job, attempt, look.progress)
+            return None
+        unclear = truth.message if isinstance(truth, Unclear) else None
+        if unclear is not None and self._count_unanswered(job, attempt, unclear) < MANY_POLLS:
+            return None
+        # The platform's listing may have kept the end, also where the queue has none any more.
         listing = self.resolver.platform.find_request(attempt.endpoint, fal_request_id)
         listed = next(iter(listing.requests), None)
         if listed is not None and listed.completion is not None:
             return self._record(job, attempt, listed.completion)
-        if is_gone:
-            wants_none = job.cancel_requested_at is not None
-            is_removed = attempt.cancel_status == CancelAnswer.OK and wants_none
-            if is_removed or self._is_gone(attempt, listing):
-                return self._give_up(job, attempt, fal_request_id)
+        is_removed = attempt.cancel_status == CancelAnswer.OK and bool(job.cancel_requested_at)
+        if unclear is None and (is_removed or self._is_gone(attempt, listing)):
+            return self._give_up(job, attempt, fal_request_id)
+        if unclear is None:  # else fal's queue may have a result all the same
             self._wait(job, attempt)
         return None
 
@@ -172,10 +153,9 @@ class Reconciler:
                     return None
                 if progress is not None:
                     record_progress(connection, attempt, progress)
-                _, moved = record_completion(
+                return record_completion(
                     connection, current, attempt, truth, now, dispatch_timeout, self.retry_for
                 )
-                return moved
         except Exception as error:
             if not will_repeat(error):
                 raise
@@ -268,7 +248,7 @@ def record_progress(connection: Connection, attempt: Attempt, progress: Progress
 # ------------------------------------------------------------------ following
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Follower:
     """Polls for requests that somebody waits for, with what a process has at hand.
 
@@ -279,6 +259,7 @@ class Follower:
     db: Database
     requests: RequestClient
     clock: Clock
+    polled_at: dict[UUID, datetime] = field(default_factory=dict)
 
     def ask_in_turn(self, job_id: UUID, *, is_last: bool = False) -> bool:
         """Poll for the job's request and write the reply; False if it was not this one's turn.
@@ -286,11 +267,12 @@ class Follower:
         There is nothing to poll before there is a request, or after its last word has been written.
         The last poll does not wait for the job's own turn.
         """
-        pauses = {FOLLOW_GATE: ALL_PAUSE} | ({} if is_last else {name_gate(job_id): JOB_PAUSE})
         now = self.clock()
+        if not is_last and job_id in self.polled_at and now < self.polled_at[job_id] + JOB_PAUSE:
+            return False
         with self.db.reading() as connection:
-            known = [limits.find_gate(connection, name) for name in pauses]
-            if any(gate and gate.opens_at > now for gate in known):
+            shared = limits.find_gate(connection, FOLLOW_LIMIT)
+            if shared is not None and shared.opens_at > now:
                 return False
             job = table.get_job(connection, job_id)
             tried = attempts.list_attempts(connection, job.id)
@@ -302,12 +284,10 @@ class Follower:
         if attempt.fal_status == COMPLETED and attempt.inference_seconds is not None:
             return True  # a webhook alone gives neither time nor logs
         with self.db.transaction() as connection:
-            now = self.clock()
-            if not all(
-                limits.pass_gate(connection, name, now, pause) for name, pause in pauses.items()
-            ):
+            if not limits.pass_gate(connection, FOLLOW_LIMIT, self.clock(), ALL_PAUSE):
                 return False
-        progress = self.requests.find_progress(attempt, attempt.fal_request_id, ASK_TIME)
+        self.polled_at[job_id] = now
+        progress = self.requests.find_progress(attempt, attempt.fal_request_id, STATUS_TIMEOUT)
         if progress is not None:
             soon = self.clock() + WEBHOOK_TIME
             is_late = job.due_at is not None and job.due_at > soon
@@ -316,14 +296,3 @@ class Follower:
                     table.advance_due(connection, job, soon)
                 record_progress(connection, attempt, progress)
         return True
-
-    def clear(self, job_id: UUID | None = None) -> None:
-        """Remove the turns of this job, and those that nobody takes any more."""
-        with self.db.transaction() as connection:
-            if job_id is not None:
-                limits.remove_gate(connection, name_gate(job_id))
-            limits.remove_stale(connection, f"{FOLLOW_GATE} ", self.clock() - STALE)
-
-
-def name_gate(job_id: UUID) -> str:
-    return f"{FOLLOW_GATE} {job_id}"

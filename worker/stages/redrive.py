@@ -23,6 +23,8 @@ FORGOTTEN = (
     "archive_warnings",
     "archive_alarmed_at",
     "cancel_requested_at",
+    # It has passed, or it would fail the job again.
+    "expires_at",
 )
 REDRIVABLE = frozenset({JobState.FAILED, JobState.CANCELLED, JobState.SUBMISSION_UNKNOWN})
 

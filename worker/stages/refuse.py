@@ -6,6 +6,7 @@ comes again is the same request.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -55,14 +56,16 @@ def keep_refusal(  # noqa: PLR0913 - a row's parts
     `errors` are fields with what is wrong about them; None is the request as a whole.
     """
     shown = [
-        {
-            "field": None if field is None else _describe(field),
-            "code": code,
-            "message": _describe(words),
-        }
+        {"field": field and _describe(field), "code": code, "message": _describe(words)}
         for field, words in errors
     ]
-    refused = _build(door, message_id, fields, clock(), (code, shown))
+    refused = replace(
+        _build(door, message_id, fields, clock()),
+        state=RequestState.REFUSED,
+        error_code=code,
+        errors=shown,
+        claims=0,
+    )
     with db.statement() as connection:
         return sql.keep_refused(connection, refused)
 
@@ -108,7 +111,7 @@ def release_request(door: Door, message_id: str, *, db: Database) -> None:
 
 def count_old_requests(retention: Retention, *, db: Database) -> int:
     """How many `prune_requests` would delete."""
-    if not _covers_requests(retention):
+    if _excludes_requests(retention):
         return 0
     with db.reading() as connection:
         return sql.count_old(connection, retention.before, retention.tenant)
@@ -116,91 +119,76 @@ def count_old_requests(retention: Retention, *, db: Database) -> int:
 
 def prune_requests(retention: Retention, *, db: Database) -> int:
     """Delete requests as old as the jobs that are pruned, batch by batch; how many."""
-    total = 0
-    while _covers_requests(retention):
+    total, has_more = 0, not _excludes_requests(retention)
+    while has_more:
         with db.transaction() as connection:
             gone = sql.delete_old(connection, retention.before, retention.tenant, BATCH)
         total += gone
-        if gone < BATCH:
-            break
+        has_more = gone == BATCH
     return total
 
 
-def _covers_requests(retention: Retention) -> bool:
+def _excludes_requests(retention: Retention) -> bool:
     """Requests have neither labels, nor an end in one of a job's states, nor files."""
-    return not (retention.labels or retention.files_only) and retention.states == ENDED
+    return bool(retention.labels or retention.files_only or retention.states != ENDED)
 
 
 def _build(
-    door: Door,
-    message_id: str | None,
-    fields: Mapping[str, object],
-    now: datetime,
-    refusal: tuple[str, list[dict[str, Any]]] | None = None,
+    door: Door, message_id: str | None, fields: Mapping[str, object], now: datetime
 ) -> StoredRequest:
-    """A row to be written: refused with code and errors, or pending and claimed once."""
-    is_known = message_id is not None and 0 < len(message_id) <= LONGEST_ID
-    code, errors = refusal or (None, None)
+    """A row to be written: pending and claimed once."""
+    is_known = bool(message_id) and make_storable(message_id) == message_id
+    tenant = fields.get("tenant", DEFAULT_TENANT)
     return StoredRequest(
         id=uuid7(),
-        state=RequestState.PENDING if refusal is None else RequestState.REFUSED,
+        state=RequestState.PENDING,
         door=door,
-        message_id=message_id if is_known and make_storable(message_id) == message_id else None,
-        tenant=_read_tenant(fields),
+        message_id=message_id if is_known and len(message_id or "") <= LONGEST_ID else None,
+        tenant=tenant if isinstance(tenant, str) and _TENANT.fullmatch(tenant) else None,
         received_at=now,
         fields=trim_fields(fields),
-        error_code=code,
-        errors=errors,
-        claims=int(refusal is None),
+        error_code=None,
+        errors=None,
+        claims=1,
     )
-
-
-def _read_tenant(fields: Mapping[str, object]) -> str | None:
-    tenant = fields.get("tenant", DEFAULT_TENANT)
-    return tenant if isinstance(tenant, str) and _TENANT.fullmatch(tenant) else None
 
 
 def trim_fields(fields: Mapping[str, object]) -> dict[str, Any]:
     """What is kept of a request's fields: short values, without secrets and data URIs; pure."""
-    some = islice(fields.items(), MOST_FIELDS)
-    masked: Any = mask_value({show_name(name): _trim(value) for name, value in some})
-    storable: Any = make_storable(masked)
-    return {
-        name: value if isinstance(value, bool | int | float | None) else _cut(value)
-        for name, value in storable.items()
-    }
-
-
-def _cut(value: object) -> str:
-    """As text; lists and objects as JSON."""
-    text = value if isinstance(value, str) else show_value(value)
-    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
+    masked: Any = mask_value(_trim(fields))
+    kept: Any = make_storable(masked)
+    for name, value in kept.items():
+        if not isinstance(value, bool | int | float | None):
+            kept[name] = _cut(value if isinstance(value, str) else show_value(value))
+    return dict(kept)
 
 
 def _trim(value: object, depth: int = 0) -> object:
     """The value without what is long: neither masks nor JSON have to walk through it."""
-    match value:
-        case str():
-            return _trim_text(value)
-        case bool() | float() | None:
-            return value
-        case int():
-            return value if abs(value) < 2**63 else show_value(value)
-        case Mapping() if depth < DEEPEST:
-            some = islice(value.items(), MOST_FIELDS)
-            return {show_name(name): _trim(inner, depth + 1) for name, inner in some}
-        case list() | tuple() if depth < DEEPEST:
-            return [_trim(inner, depth + 1) for inner in value[:MOST_FIELDS]]
-        case _:
-            return f"<{type(value).__name__}>"
+    if isinstance(value, str):
+        return _trim_text(value)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return show_value(value)
+    if isinstance(value, bool | int | float | None):
+        return value
+    if isinstance(value, Mapping) and depth <= DEEPEST:
+        some = islice(value.items(), MOST_FIELDS)
+        return {show_name(name): _trim(inner, depth + 1) for name, inner in some}
+    if isinstance(value, list | tuple) and depth <= DEEPEST:
+        return [_trim(inner, depth + 1) for inner in value[:MOST_FIELDS]]
+    return f"<{type(value).__name__}>"
 
 
 def _trim_text(text: str) -> str:
     if is_data_uri(text):
-        return f"{text[:LONGEST_TEXT].partition(',')[0][:60]} ({len(text)} characters)"
+        return f"{text[:60].partition(',')[0]} ({len(text)} characters)"
     return _QUERY.sub(rf"\1?{MASK}", text[:SEEN_TEXT])
 
 
 def _describe(text: str) -> str:
     """Words about a field, which may quote it."""
-    return _cut(make_storable(mask_text(_trim_text(text))))
+    return _cut(str(make_storable(mask_text(_trim_text(text)))))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"

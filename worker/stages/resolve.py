@@ -26,11 +26,11 @@ from worker.jobs.states import BlockedBy, Doorbell, JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, Outcome, RequestClaim, Settlement
 
 # One search serves every unknown submission; all workers together begin one in this time.
-LISTING_GATE = "listing"
+LISTING_LIMIT = "listing"
 SEARCH_PAUSE = timedelta(seconds=2)
 SEARCHES = Backoff(timedelta(seconds=5), timedelta(minutes=5))
 HELD_PAUSE = timedelta(minutes=10)
-MOST_UNSETTLED = 5000
+MOST_UNKNOWN = 5000
 # The two clocks may differ, and fal may have noted the request later than it was sent.
 SKEW = timedelta(minutes=5)
 DECIDE = "extend-video redrive ID --pay-again pays again, extend-video cancel ID gives it up"
@@ -59,25 +59,6 @@ class ResolvePolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Evidence:
-    """How long nothing was heard of an attempt, and why a search for it proves nothing, if so."""
-
-    waited: timedelta
-    judge_after: timedelta
-    gaps: tuple[str, ...] = ()
-
-    @property
-    def is_due(self) -> bool:
-        return self.waited >= self.judge_after
-
-    def describe(self) -> str:
-        heard = f"no webhook within {self.waited.total_seconds():.0f} s"
-        if self.gaps:
-            return f"{heard}, and its absence is not proven: {'; '.join(self.gaps)}"
-        return f"{heard}, and fal's listing has no request with its input"
-
-
-@dataclass(frozen=True, slots=True)
 class Matches:
     """Which request each attempt became; `ambiguous` ones may be any of several, or none."""
 
@@ -95,9 +76,14 @@ class Waiting:
     judge_after: timedelta
 
     @property
+    def is_due(self) -> bool:
+        """Whether its absence means something by now."""
+        return self.waited >= self.judge_after
+
+    @property
     def is_open(self) -> bool:
         """Whether its own reply or webhook may still come."""
-        return self.attempt.outcome is None or self.waited < self.judge_after
+        return self.attempt.outcome is None or not self.is_due
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +110,17 @@ class Resolver:
 
     def resolve_unknown(self, job: Job, attempt: Attempt) -> list[Doorbell]:
         """Adopt, decide, or leave for later; what to publish."""
-        adopted = self.follow_hints(attempt)
+        adopted = self.adopt_named(attempt)
         if adopted is not None:
             return [adopted.doorbell] if adopted.doorbell else []
         now = self.clock()
         with self.db.transaction() as connection:
-            may_search = limits.pass_gate(connection, LISTING_GATE, now, SEARCH_PAUSE)
+            may_search = limits.pass_gate(connection, LISTING_LIMIT, now, SEARCH_PAUSE)
             if not may_search:
                 table.advance_due(connection, job, now + SEARCH_PAUSE)
         return self.search_listing() if may_search else []
 
-    def follow_hints(self, attempt: Attempt) -> Job | None:
+    def adopt_named(self, attempt: Attempt) -> Job | None:
         """Adopt the request that an unproven delivery named, if fal knows it by our own key.
 
         Not one whose end is known: a late or doubled message must not bring an ended job back.
@@ -143,19 +129,19 @@ class Resolver:
             return None
         if attempt.fal_request_id is not None:
             return self._adopt(attempt, attempt.fal_request_id, "its webhook has named it")
-        found = self.find_hinted(attempt)
+        found = self.find_named(attempt)
         if found is None:
             return None
         return self._adopt(attempt, found[0], "a delivery named it, and fal knows it")
 
-    def find_hinted(self, attempt: Attempt) -> tuple[str, Known] | None:
+    def find_named(self, attempt: Attempt) -> tuple[str, Known] | None:
         """The request that a delivery has named for the attempt, and what fal says of it now."""
-        for fal_request_id, truth in self._query_hinted(attempt):
+        for fal_request_id, truth in self._query_named(attempt):
             if not isinstance(truth, Forgotten | Unclear):
                 return fal_request_id, truth
         return None
 
-    def _query_hinted(self, attempt: Attempt) -> Iterator[tuple[str, Truth]]:
+    def _query_named(self, attempt: Attempt) -> Iterator[tuple[str, Truth]]:
         with self.db.reading() as connection:
             named = deliveries.list_hinted_requests(connection, attempt.id)
         for fal_request_id in named:
@@ -164,13 +150,13 @@ class Resolver:
     def search_listing(self) -> list[Doorbell]:
         """Search fal's listing for all submissions that are unknown now, a window at a time."""
         with self.db.transaction() as connection:
-            unsettled = attempts.list_unsettled(connection, MOST_UNSETTLED)
-            for attempt, _ in unsettled:
+            unknown = attempts.list_unsettled(connection, MOST_UNKNOWN)
+            for attempt, _ in unknown:
                 if attempt.observed_start is None:
                     observed.start_observing(connection, attempt.id)
             now_observed = observed.read_observed(connection)
         by_endpoint: dict[str, list[Waiting]] = defaultdict(list)
-        for attempt, due_at in unsettled:
+        for attempt, due_at in unknown:
             waited = measure_wait(attempt, now_observed)
             waiting = Waiting(attempt, due_at, waited, self.policy.judge_after(attempt))
             by_endpoint[attempt.endpoint].append(waiting)
@@ -199,48 +185,43 @@ class Resolver:
                 detail = "found in fal's listing by its exact input"
                 moved = self._adopt(attempt, matches.paired[attempt.id], detail)
             elif waiting.due_at <= now + self.policy.dispatch_timeout:
-                evidence = self._weigh_absence(waiting, listing, matches)
-                moved = self._record_absence(attempt, evidence)
+                moved = self._record_absence(waiting, self._list_gaps(waiting, listing, matches))
             if moved is not None:
                 yield moved
 
-    def _weigh_absence(self, waiting: Waiting, listing: Listing, matches: Matches) -> Evidence:
-        """With every reason why this search does not prove that the attempt has no request."""
+    def _list_gaps(self, waiting: Waiting, listing: Listing, matches: Matches) -> list[str]:
+        """Every reason why this search does not prove that the attempt has no request."""
         attempt = waiting.attempt
         gaps = [f"fal's listing {listing.gap}"] if listing.gap else []
         if listing.clock_gap:
             gaps.append(listing.clock_gap)
         if attempt.account is None or attempt.account != self.policy.account:
-            gaps.append(
-                "it was submitted with another key than FAL_KEY, whose listing says nothing"
-            )
+            gaps.append("it was submitted with another key than FAL_KEY")
         if attempt.id in matches.ambiguous:
             gaps.append("fal's listing has requests with its input that may be another job's")
-        if waiting.waited >= waiting.judge_after and not gaps:
+        if waiting.is_due and not gaps:
             # A delivery with the token says that there is a request: fal has to deny that first.
-            for fal_request_id, truth in self._query_hinted(attempt):
-                if not isinstance(truth, Forgotten):
-                    gaps.append(
-                        f"a delivery named request {fal_request_id}, which fal does not deny"
-                    )
-                    break
-        return Evidence(waiting.waited, waiting.judge_after, tuple(gaps))
+            named = self._query_named(attempt)
+            kept = (one for one, truth in named if not isinstance(truth, Forgotten))
+            gaps += [f"a delivery named request {one}, which fal does not deny" for one in kept]
+        return gaps
 
-    def _record_absence(self, attempt: Attempt, evidence: Evidence) -> Job | None:
+    def _record_absence(self, waiting: Waiting, gaps: Sequence[str]) -> Job | None:
         """Go on waiting, or decide on the job; None if it has not moved."""
-        now = self.clock()
+        now, attempt = self.clock(), waiting.attempt
         with self.db.transaction() as connection:
             job = table.get_job(connection, attempt.job_id, lock=True)
             if job.state is not JobState.SUBMISSION_UNKNOWN or job.fence != attempt.fence:
                 return None
-            if not evidence.is_due:
-                table.advance_due(connection, job, now + choose_pause(evidence))
+            if not waiting.is_due:
+                table.advance_due(connection, job, now + choose_pause(waiting))
                 return None
             lost = [Outcome.UNKNOWN, Outcome.DEAD]
             spent = attempts.count_attempts(connection, job.id, lost, job.tried_since)
-            event, move = judge_absence(job, evidence, spent, self.policy, now)
+            detail = describe_absence(waiting.waited, gaps)
+            event, move = judge_absence(job, detail, gaps, spent, self.policy, now)
             if event is not JobEvent.SUBMISSION_HELD:
-                outcome = Outcome.UNKNOWN if evidence.gaps else Outcome.DEAD
+                outcome = Outcome.UNKNOWN if gaps else Outcome.DEAD
                 absent = Settlement(outcome, now, error_message=move.detail)
                 attempts.record_outcome(connection, attempt.id, absent)
                 if outcome is Outcome.DEAD:
@@ -344,37 +325,43 @@ def sign_whole(waiting: Waiting) -> str:
     return json.dumps(waiting.attempt.input, sort_keys=True)
 
 
-def choose_pause(evidence: Evidence) -> timedelta:
+def choose_pause(waiting: Waiting) -> timedelta:
     """Half as long again as it has been waited for, and not past the time of the decision."""
-    pause = spread(min(max(evidence.waited / 2, SEARCHES.first), SEARCHES.longest))
-    return min(pause, evidence.judge_after - evidence.waited)
+    pause = spread(min(max(waiting.waited / 2, SEARCHES.first), SEARCHES.longest))
+    return min(pause, waiting.judge_after - waiting.waited)
+
+
+def describe_absence(waited: timedelta, gaps: Sequence[str]) -> str:
+    heard = f"no webhook within {waited.total_seconds():.0f} s"
+    if gaps:
+        return f"{heard}, and its absence is not proven: {'; '.join(gaps)}"
+    return f"{heard}, and fal's listing has no request with its input"
 
 
 def judge_absence(
-    job: Job, evidence: Evidence, spent: int, policy: ResolvePolicy, now: datetime
+    job: Job,
+    detail: str,
+    gaps: Sequence[str],
+    spent: int,
+    policy: ResolvePolicy,
+    now: datetime,
 ) -> tuple[JobEvent, Move]:
     """What follows once an attempt has been waited for long enough; pure.
 
-    `spent` attempts are lost by now. Under any policy, nothing is bought again without proof.
+    `spent` attempts are lost by now. Under any policy, nothing is bought again without proof: with
+    `gaps` in it the job waits for a person, and fal's listing is searched for it all the same.
     """
-    detail = evidence.describe()
     if job.cancel_requested_at is not None:
         return JobEvent.JOB_CANCELLED, Move(now, detail=detail)
-    if evidence.gaps:
-        return _hold(
-            f"whether fal ran it is not known: {'; '.join(evidence.gaps)}", detail, policy, now
-        )
-    if spent >= policy.max_attempts:
+    if not gaps and spent >= policy.max_attempts:
         message = f"{spent} submissions were lost; {detail}"
-        why = {"error_code": "submission_exhausted", "error_message": message}
-        return JobEvent.SUBMISSION_EXHAUSTED, Move(now, detail=message, columns=why)
-    if policy.policy is UnknownPolicy.HOLD:
-        return _hold("fal has not run it, and UNKNOWN_POLICY is hold", detail, policy, now)
-    return JobEvent.DEATH_PROVEN, Move(now, now + policy.dispatch_timeout, detail)
-
-
-def _hold(why: str, detail: str, policy: ResolvePolicy, now: datetime) -> tuple[JobEvent, Move]:
-    """The job waits for a person; fal's listing is searched for it all the same."""
-    columns = {"blocked_by": BlockedBy.HOLD.value, "blocked_reason": f"held: {why}. {DECIDE}"}
+        columns = {"error_code": "submission_exhausted", "error_message": message}
+        return JobEvent.SUBMISSION_EXHAUSTED, Move(now, detail=message, columns=columns)
+    if not gaps and policy.policy is UnknownPolicy.RESUBMIT:
+        return JobEvent.DEATH_PROVEN, Move(now, now + policy.dispatch_timeout, detail)
+    why = "fal has not run it, and UNKNOWN_POLICY is hold"
+    if gaps:
+        why = f"whether fal ran it is not known: {'; '.join(gaps)}"
     due_at = now + spread(min(HELD_PAUSE, policy.unknown_after))
+    columns = {"blocked_by": BlockedBy.HOLD.value, "blocked_reason": f"held: {why}. {DECIDE}"}
     return JobEvent.SUBMISSION_HELD, Move(now, due_at, detail, columns)

@@ -5,13 +5,16 @@ redrive, finds the URL in the job's input. Next: `enqueue.py`, which knows nothi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from dataclasses import field as default
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol, TypeAlias
+
+from uuid_utils.compat import uuid7
 
 from worker.fal.model import complete_input
 from worker.fal.storage import OnProgress, UploadFile
@@ -87,8 +90,8 @@ def make_job_request(  # noqa: PLR0913 - as its callers have them
 
     `on_checked` is called in between: all files have been decoded, and none is uploaded.
     """
-    with ExitStack() as scratch:
-        job_request, files = _check(fields, wrong, policy, scratch)
+    with TemporaryDirectory(prefix="extend-video-") as scratch:
+        job_request, files = _check(fields, wrong, policy, Path(scratch))
         if on_checked is not None:
             on_checked()
         return _place_files(job_request, files, db, open_storage, on_progress, clock)
@@ -108,74 +111,57 @@ def make_job_requests(
     Raises InvalidInputError with what is wrong in any of them: `requests.3.prompt` is a field of
     the fourth; UploadUnavailableError and UploadRefusedError.
     """
-    with ExitStack() as scratch:
+    with TemporaryDirectory(prefix="extend-video-") as scratch:
         checked, wrong = [], list[Violation]()
         for place, fields in enumerate(requested):
             try:
-                checked.append(_check(fields, (), policy, scratch))
+                checked.append(_check(fields, (), policy, Path(scratch)))
             except InvalidInputError as error:
-                wrong += (
-                    replace(one, field=f"{name(place)}.{one.field}") for one in error.violations
-                )
+                found = error.violations
+                wrong += (replace(one, field=f"{name(place)}.{one.field}") for one in found)
         if wrong:
             raise InvalidInputError(tuple(wrong))
-        return [
-            _place_files(job_request, files, db, open_storage, None, clock)
-            for job_request, files in checked
-        ]
+        return [_place_files(*one, db, open_storage, None, clock) for one in checked]
 
 
 def _check(
-    fields: Mapping[str, object],
-    wrong: Sequence[Violation],
-    policy: FilePolicy,
-    scratch: ExitStack,
+    fields: Mapping[str, object], wrong: Sequence[Violation], policy: FilePolicy, scratch: Path
 ) -> tuple[JobRequest, dict[str, LocalFile]]:
     """The request, and its files by field. All that can be wrong is found here, at once."""
-    files: dict[str, LocalFile] = {}
-    refused: list[Violation] = []
+    sent, files, found, job_request = dict(fields), dict[str, LocalFile](), list[Violation](), None
     for name, kind in FILE_FIELDS.items():
         value = fields.get(name)
         try:
-            file = _take_file(value, kind, policy, scratch)
+            file = _take_file(value, kind, policy, scratch / uuid7().hex)
         except (MediaRefusedError, ValueError) as error:
-            refused.append(Violation(name, _show(value), str(error)))
+            found.append(Violation(name, _show(value), str(error)))
+            sent[name] = PLACEHOLDER
         else:
-            files |= {} if file is None else {name: file}
-    placeholders = dict.fromkeys([*files, *(one.field for one in refused)], PLACEHOLDER)
+            if file is not None:
+                sent[name], files[name] = PLACEHOLDER, file
     try:
-        job_request = parse_job_request({**fields, **placeholders})
+        job_request = parse_job_request(sent)
     except InvalidInputError as error:
-        raise InvalidInputError((*refused, *error.violations, *wrong)) from None
-    if refused or wrong:
-        raise InvalidInputError((*refused, *wrong))
+        found += error.violations
+    if job_request is None or found or wrong:
+        raise InvalidInputError((*found, *wrong))
     return job_request, files
 
 
-def _take_file(
-    value: object, kind: str, policy: FilePolicy, scratch: ExitStack
-) -> LocalFile | None:
+def _take_file(value: object, kind: str, policy: FilePolicy, path: Path) -> LocalFile | None:
     """The file to upload; None for what is sent as it is, or judged by the field's type.
 
-    Decoded elsewhere. Raises MediaRefusedError and ValueError with the reason, and
-    UploadUnavailableError if the file cannot be decoded now.
+    Its bytes are written to `path`, and decoded elsewhere. Raises MediaRefusedError and ValueError
+    with the reason, and UploadUnavailableError if the file cannot be decoded now.
     """
-
-    def make_path() -> Path:
-        return Path(scratch.enter_context(TemporaryDirectory(prefix="extend-video-"))) / "file"
-
     match value:
         case str() if is_data_uri(value):
-            content = parse_data_uri(value, kind=kind, max_bytes=policy.max_bytes).content
-            path = make_path()
-            path.write_bytes(content)
+            path.write_bytes(parse_data_uri(value, kind=kind, max_bytes=policy.max_bytes).content)
         case bytes() | bytearray() | memoryview():
-            path = make_path()
             path.write_bytes(value)
         case Path():
             path = value
         case Readable():
-            path = make_path()
             keep_stream(value, path, policy.max_bytes)
         case _:
             return None
@@ -200,65 +186,56 @@ def _place_files(
     """The request with the URLs of its files, which are uploaded unless fal has them still."""
     if not files:
         return job_request
-    options, urls = job_request.options, dict[str, str]()
+    options = job_request.options
     key, job_id = options.idempotency_key, options.job_id
     with db.reading() as connection:
         known = {name: find_upload(connection, file.sha256) for name, file in files.items()}
         by_key = key and table.find_job_by_key(connection, options.tenant, key)
         by_id = job_id and table.find_job(connection, job_id)
-    earlier = [job.input for job in (by_key, by_id) if job]
-    for name, uploaded in known.items():
-        # The very job that is requested again: nothing will be done with its files.
-        if uploaded and any(one.get(name) == uploaded.url for one in earlier):
-            urls[name] = uploaded.url
+    # The very job that is requested again: nothing will be done with its files.
+    again = {job.input.get(name) for job in (by_key, by_id) if job for name in files}
+    urls = {name: one.url for name, one in known.items() if one and one.url in again}
     if len(urls) < len(files):
         with open_storage() as storage:
             fresh_since = clock() - FRESH_FOR
-            for name, uploaded in known.items():
-                is_fresh = uploaded and uploaded.uploaded_at >= fresh_since
-                if name not in urls and uploaded and is_fresh:
-                    urls |= {} if storage.has_lost(uploaded.url) else {name: uploaded.url}
+            for name, one in known.items():
+                is_fresh = one is not None and one.uploaded_at >= fresh_since
+                if one and is_fresh and name not in urls and not storage.has_lost(one.url):
+                    urls[name] = one.url
             missing = {name: file for name, file in files.items() if name not in urls}
             total, sent = sum(file.size for file in missing.values()), 0
             for name, file in missing.items():
-                url = _upload(storage, name, file, _share(on_progress, sent, total))
-                sent, now, lost = sent + file.size, clock(), known[name]
-                new = Uploaded(file.sha256, file.size, file.kind.content_type, url, now)
+                # Progress of one file is shown as progress of all of them.
+                share = on_progress and partial(_report, on_progress, sent, total)
+                new = _upload(storage, name, file, share, clock)
+                lost = known[name]
                 with db.transaction() as connection:
                     # Of two that upload the same at once, both take the first one's URL.
-                    kept = record_upload(
-                        connection, new, now - FRESH_FOR, lost_url=lost.url if lost else None
-                    )
-                urls[name] = kept.url
-    completed = complete_input({**job_request.input, **urls})
-    return replace(job_request, input=completed.to_json())
+                    since, lost_url = new.uploaded_at - FRESH_FOR, lost.url if lost else None
+                    urls[name] = record_upload(connection, new, since, lost_url=lost_url).url
+                sent += file.size
+    return replace(job_request, input=complete_input({**job_request.input, **urls}).to_json())
 
 
-def _upload(storage: Storage, name: str, file: LocalFile, on_progress: OnProgress | None) -> str:
+def _upload(
+    storage: Storage, name: str, file: LocalFile, on_progress: OnProgress | None, clock: Clock
+) -> Uploaded:
     # Named by its content: what it is called here is of no concern to fal.
-    file_name = f"{file.sha256[:32]}.{file.kind.extension}"
-    source = UploadFile(file.path, file.size, file.kind.content_type, file_name)
-    url = storage.upload(source, on_progress)
+    file_name, media_type = f"{file.sha256[:32]}.{file.kind.extension}", file.kind.content_type
+    url = storage.upload(UploadFile(file.path, file.size, media_type, file_name), on_progress)
     if not file.is_unchanged():
         changed = Violation(name, str(file.path), "it was changed while it was uploaded")
         raise InvalidInputError((changed,))
-    return url
+    return Uploaded(file.sha256, file.size, media_type, url, clock())
 
 
-def _share(on_progress: OnProgress | None, before: int, total: int) -> OnProgress | None:
-    """Progress of one file as progress of all of them."""
-    if on_progress is None:
-        return None
-    return lambda sent, _: on_progress(before + sent, total)
+def _report(on_progress: OnProgress, before: int, total: int, sent: int, _: int) -> None:
+    on_progress(before + sent, total)
 
 
 def _show(value: object) -> str:
-    match value:
-        case Path():
-            return str(value)
-        case bytes() | bytearray() | memoryview():
-            return f"<{len(value)} bytes>"
-        case str():
-            return show_value(value)
-        case _:
-            return f"<{type(value).__name__}>"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, str):
+        return show_value(value)
+    return str(value) if isinstance(value, Path) else f"<{type(value).__name__}>"

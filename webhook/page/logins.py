@@ -1,6 +1,6 @@
-"""Beside the path. Sessions of the page that were logged out, so that no process takes them again.
+"""Sessions of the page that were logged out, so that no process accepts them again.
 
-A gate for each, named by a hash, until the session's cookie would be too old anyway.
+A row of `gates` for each, named by a hash, until the session's cookie would be too old anyway.
 """
 
 import hashlib
