@@ -51,10 +51,10 @@ from worker.ground.tracing import (
     trace_step,
 )
 from worker.jobs.job_requests import Door
-from worker.jobs.states import Doorbell, Step
+from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Job
 from worker.ops.metrics import refresh_measures
-from worker.ops.spend import fetch_bills, refresh_price
+from worker.ops.spend import fetch_bills, fetch_units, refresh_price
 from worker.ops.timeline import find_job_ended_since
 from worker.producer import place_request
 from worker.runtime import WORKER_PROGRAM, Runtime, get_runtime
@@ -279,6 +279,8 @@ def archive(job_id: object) -> None:
         if known:
             job = archive_job(known, keeper=runtime.keeper, policy=runtime.archive_policy)
             note_outcome("archive_recorded", job)
+            if job is not None and job.state is JobState.ARCHIVED:
+                fetch_units(job, requests=runtime.requests, db=runtime.db)
 
 
 def note_outcome(event: str, job: Job | None) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 from worker.cli import output
 from worker.cli.options import FAILED, OK, Json, read_past
 from worker.ground.clock import format_duration, read_clock
-from worker.ground.errors import BillingRefusedError, InvalidInputError, Violation
+from worker.ground.errors import InvalidInputError, Violation
 from worker.ground.money import format_usd, parse_usd
 from worker.jobs import admission, charges, table
 from worker.jobs.admission import ACCOUNT, TENANT, Limits, Pause, Usage
@@ -21,6 +21,7 @@ from worker.runtime import Runtime, build_runtime
 
 # Of a scope; the same as a tenant's own bound.
 MOST_CHARACTERS = 128
+MOST_DIGITS = 9
 MONTH = timedelta(days=30)
 
 
@@ -39,8 +40,8 @@ Cap = Annotated[
     typer.Option("--max-in-flight", metavar="N", help="Most attempts at fal at once; or none."),
 ]
 Weight = Annotated[
-    int | None,
-    typer.Option(min=1, max=1000, help="A tenant's share of what is admitted; 1 without it."),
+    str | None,
+    typer.Option(metavar="N", help="A tenant's share of what is admitted, to 1000; or none: 1."),
 ]
 PerMinute = Annotated[
     str | None, typer.Option(metavar="N", help="Most submissions a minute; or none.")
@@ -116,19 +117,20 @@ def check_scope(scope: str | None) -> str:
 
 
 def read_values(
-    max_in_flight: str | None, weight: int | None, per_minute: str | None, daily_budget: str | None
+    max_in_flight: str | None, weight: str | None, per_minute: str | None, daily_budget: str | None
 ) -> dict[str, int | None]:
     """The columns to change. Raises InvalidInputError with every wrong option."""
     values: dict[str, int | None] = {}
     wrong: list[Violation] = []
     numbers = (
         ("max_in_flight", "--max-in-flight", max_in_flight, 10_000),
+        ("weight", "--weight", weight, 1_000),
         ("per_minute", "--per-minute", per_minute, 100_000),
     )
     for column, option, text, most in numbers:
         if text == "none":
-            values[column] = None
-        elif text is not None and text.isdecimal() and 1 <= int(text[:9]) <= most:
+            values[column] = 1 if column == "weight" else None
+        elif text is not None and is_whole(text) and 1 <= int(text) <= most:
             values[column] = int(text)
         elif text is not None:
             wrong.append(Violation(option, text, f"a whole number from 1 to {most}, or none"))
@@ -138,14 +140,16 @@ def read_values(
             values["daily_budget_nano_usd"] = amount
         except ValueError as error:
             wrong.append(Violation("--daily-budget", daily_budget, f"{error}, or none"))
-    if weight is not None:
-        values["weight"] = weight
     if not values and not wrong:
         options = "--max-in-flight, --weight, --per-minute or --daily-budget"
         wrong.append(Violation("limits set", "(nothing)", options))
     if wrong:
         raise InvalidInputError(tuple(wrong))
     return values
+
+
+def is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 def set_values(runtime: Runtime, scope: str, values: dict[str, int | None]) -> None:
@@ -237,7 +241,10 @@ def describe(
 def costs(
     by: Annotated[CostKey, typer.Option(help="How amounts are grouped.")] = CostKey.DAY,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Submitted at or after; all without it.")
+        datetime | None,
+        typer.Option(
+            parser=read_past, metavar="TIME", help="Submitted at or after; all without it."
+        ),
     ] = None,
     reconcile: Annotated[
         bool, typer.Option("--reconcile", help="Hold the ledger against fal's billing events.")
@@ -260,23 +267,12 @@ def costs(
     from worker.ops import spend
 
     runtime = build_runtime()
-    start = None if since is None else read_past(since)
     differences: list[spend.Difference] = []
     if reconcile:
         with runtime.open_billing() as client:
-            try:
-                differences = list(
-                    spend.reconcile(
-                        client,
-                        runtime.admission_policy,
-                        start or read_clock() - MONTH,
-                        db=runtime.db,
-                    )
-                )
-            except BillingRefusedError as error:
-                output.err.print(f"{error.code}: {error}", markup=False)
-                raise typer.Exit(FAILED) from None
-    lines, prices = spend.list_costs(by, start, db=runtime.db)
+            start, policy = since or read_clock() - MONTH, runtime.admission_policy
+            differences += spend.reconcile(client, policy, start, db=runtime.db)
+    lines, prices = spend.list_costs(by, since, db=runtime.db)
     total = sum(line.total_nano_usd for line in lines)
     if as_json:
         shown = [{**asdict(line), "total_nano_usd": line.total_nano_usd} for line in lines]

@@ -2,7 +2,8 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Literal
 
 from pydantic import JsonValue
@@ -31,6 +32,8 @@ class Completion:
     retryable: bool | None = None
     # Fields of the message that have another type than fal promises, and were taken as text.
     oddities: tuple[Finding, ...] = ()
+    # What fal bills for the run, by a header of the result; only a poll sees headers.
+    billable_units: Decimal | None = field(default=None, compare=False)
 
 
 def parse_webhook(body: bytes) -> Completion:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 from urllib.parse import quote
@@ -16,6 +17,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import JsonValue, SecretStr
 
+from worker.fal.billing import read_units
 from worker.fal.completion import Completion, names_video, read_text
 from worker.fal.errors import parse_failure, read_retry_header
 from worker.fal.http import (
@@ -30,6 +32,8 @@ from worker.ground.clock import RETENTION
 # A result that travels as a data URI is as large as its video, and takes its time.
 MAX_RESULT_BYTES = 256 * 1024 * 1024
 RESULT_TIME = timedelta(minutes=3)
+# For its header alone, which other sources can stand in for.
+UNITS_TIME = timedelta(seconds=10)
 # With all log entries.
 MAX_STATUS_BYTES = 32 * 1024 * 1024
 # These path heads keep one segment more than owner and app in their follow-up URLs.
@@ -199,7 +203,8 @@ def sort_result(reply: Reply, ended: Progress, fal_request_id: str) -> Truth:
     if is_success:
         if body is None:
             return Unclear("the result is not JSON")
-        return Completion(fal_request_id, None, "OK", body, None)
+        units = read_units(reply.headers)
+        return Completion(fal_request_id, None, "OK", body, None, billable_units=units)
     is_models_own = isinstance(body, dict) and isinstance(body.get("detail"), list)
     if httpx.codes.is_client_error(reply.http_status) and is_models_own:
         error = f"HTTP {reply.http_status}"
@@ -309,6 +314,20 @@ class RequestClient:
         if isinstance(reply, Reply):
             return sort_result(reply, ended, fal_request_id)
         return reply if ended.error is None else describe_end(ended, fal_request_id, None)
+
+    def read_billable_units(self, ref: RequestRef, fal_request_id: str) -> Decimal | Unclear:
+        """How many units fal bills for a request that has a result, by a header of that result.
+
+        A result that is too large because it holds its video is not read for it.
+        """
+        url = self._choose_url(ref.response_url, ref, fal_request_id, "")
+        reply = self._call("GET", url, limit=UNITS_TIME)
+        if isinstance(reply, Unclear):
+            return reply
+        if not httpx.codes.is_success(reply.http_status):
+            return Unclear(f"the result call answered {reply.http_status}", reply.http_status)
+        units = read_units(reply.headers)
+        return Unclear("the result states no units") if units is None else units
 
     def cancel(self, ref: RequestRef, fal_request_id: str) -> CancelAnswer:
         """Have fal remove the request from its queue, or stop it."""

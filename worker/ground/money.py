@@ -10,12 +10,16 @@ ALLOWED = f"an amount in USD from 0 to {MOST_USD}, with at most 9 decimals, such
 def parse_usd(text: str) -> int:
     """Nano-USD. Raises ValueError with what is allowed."""
     try:
-        nano = Decimal(str(text).strip()) * NANO
+        usd = Decimal(str(text).strip())
     except InvalidOperation:
         raise ValueError(ALLOWED) from None
-    if not nano.is_finite() or not 0 <= nano <= MOST_USD * NANO or nano != int(nano):
+    # Arithmetic on Decimal rounds and overflows; comparisons are exact.
+    if not usd.is_finite() or not 0 <= usd <= MOST_USD:
         raise ValueError(ALLOWED)
-    return int(nano)
+    nano = int(usd * NANO)
+    if Decimal(nano).scaleb(-9) != usd:
+        raise ValueError(ALLOWED)
+    return nano
 
 
 def format_usd(nano_usd: int) -> str:

@@ -8,12 +8,14 @@ of its scopes and day, under that lock. So completion never waits for admission 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, case, func, or_, select, update
 
+from worker.ground.money import MOST_USD, NANO, price_units
 from worker.jobs.admission import ACCOUNT, name_day, name_scope
 from worker.jobs.models import AttemptRow, ChargeRow, JobRow, PriceRow, SpendRow
 from worker.jobs.rows import fetch_all, fetch_one, insert_for, name_values, table_of
@@ -86,9 +88,14 @@ class Charge:
     voided_at: datetime | None
 
     @property
+    def has_bill(self) -> bool:
+        """Whether fal itself has said what it costs; an estimate that has come true is no bill."""
+        return self.source is not None and self.source != Source.ESTIMATE
+
+    @property
     def amount(self) -> int:
         """What it counts for now: the bill, nothing if it is void, else the estimate."""
-        if self.billed_nano_usd is not None:
+        if self.has_bill and self.billed_nano_usd is not None:
             return self.billed_nano_usd
         return 0 if self.void_reason is not None else self.estimated_nano_usd or 0
 
@@ -217,6 +224,20 @@ def note_units(
     )
 
 
+def note_result_units(
+    connection: Connection, attempt_id: UUID, units: Decimal, now: datetime
+) -> bool:
+    """As `note_units`, at the charge's own price; False if it has none, or a bill already."""
+    charge = find_charge(connection, attempt_id)
+    if charge is None or charge.has_bill or charge.unit_price_nano_usd is None:
+        return False
+    nano_usd = price_units(units, charge.unit_price_nano_usd)
+    if nano_usd > MOST_USD * NANO:
+        return False
+    note_units(connection, attempt_id, str(units), nano_usd, now)
+    return True
+
+
 def note_bill(
     connection: Connection, attempt_id: UUID, units: str | None, nano_usd: int, now: datetime
 ) -> None:
@@ -240,27 +261,32 @@ def settle_due(connection: Connection, now: datetime, limit: int) -> int:
     due = select(_CHARGES).where(_CHARGES.c.due_at <= now).order_by(_CHARGES.c.due_at)
     charges = fetch_all(connection, Charge, due.limit(limit).with_for_update())
     for charge in charges:
-        is_void = charge.void_reason is not None and charge.billed_nano_usd is None
-        is_late = now - charge.admitted_at >= SETTLE_AFTER
-        values: dict[str, Any] = {
-            "counted_nano_usd": charge.amount,
-            "voided_at": (charge.voided_at or now) if is_void else None,
-        }
-        if charge.source is not None:
-            values |= {"settled_at": charge.settled_at or now, "due_at": None}
-        elif is_void:
-            values |= {"settled_at": None, "due_at": None}
-        elif is_late:
-            estimate = {"source": Source.ESTIMATE.value, "billed_nano_usd": charge.amount}
-            values |= {**estimate, "settled_at": now, "due_at": None}
-        else:  # it counts again: a bill may still come
-            values |= {"settled_at": None, "due_at": charge.admitted_at + SETTLE_AFTER}
         own = _CHARGES.c.attempt_id == charge.attempt_id
-        connection.execute(update(_CHARGES).where(own).values(values))
+        connection.execute(update(_CHARGES).where(own).values(_settle(charge, now)))
         if charge.amount != charge.counted_nano_usd:
             difference = charge.amount - charge.counted_nano_usd
             add_spent(connection, charge.tenant, charge.day, difference)
     return len(charges)
+
+
+def _settle(charge: Charge, now: datetime) -> dict[str, Any]:
+    """The columns of a charge that is due, by what is known of it; pure."""
+    values: dict[str, Any] = {
+        "counted_nano_usd": charge.amount,
+        "voided_at": None,
+        "settled_at": None,
+        "due_at": None,
+    }
+    if charge.has_bill:
+        return values | {"settled_at": charge.settled_at or now}
+    # What an estimate stood for is open again where the charge has become void, or no longer is.
+    values |= {"source": None, "billed_nano_usd": None}
+    if charge.void_reason is not None:
+        return values | {"voided_at": charge.voided_at or now}
+    if now - charge.admitted_at >= SETTLE_AFTER:
+        estimate = {"source": Source.ESTIMATE.value, "billed_nano_usd": charge.amount}
+        return values | estimate | {"settled_at": charge.settled_at or now}
+    return values | {"due_at": charge.admitted_at + SETTLE_AFTER}  # a bill may still come
 
 
 # ------------------------------------------------------------------ reading
@@ -352,7 +378,8 @@ def find_by_requests(
         )
         for row in connection.execute(statement).mappings():
             values = dict(row)
-            found[str(values.pop("fal_request_id"))] = Charge(**values)
+            fal_request_id = str(values.pop("fal_request_id"))
+            found[fal_request_id] = Charge(**values)
     return found
 
 
@@ -366,10 +393,12 @@ def sum_costs(connection: Connection, by: CostKey, since: datetime | None) -> Se
     }
     is_settled = _CHARGES.c.settled_at.is_not(None)
     counted = _CHARGES.c.counted_nano_usd
-    has_no_price = _CHARGES.c.estimated_nano_usd.is_(None) & ~is_settled
+    is_guess = or_(_CHARGES.c.source.is_(None), _CHARGES.c.source == Source.ESTIMATE.value)
+    is_void = _CHARGES.c.voided_at.is_not(None)
+    has_no_price = _CHARGES.c.estimated_nano_usd.is_(None) & is_guess & ~is_void
     sums = (
         func.count(),
-        func.sum(case((_CHARGES.c.voided_at.is_not(None), 1), else_=0)),
+        func.sum(case((is_void, 1), else_=0)),
         func.sum(case((has_no_price, 1), else_=0)),
         func.sum(case((is_settled, counted), else_=0)),
         func.sum(case((is_settled, 0), else_=counted)),

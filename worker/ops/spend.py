@@ -11,16 +11,18 @@ from uuid import UUID
 
 import structlog
 
-from worker.fal.billing import MOST_IDS, Bill, BillingClient
+from worker.fal.billing import LONGEST_WINDOW, MOST_IDS, Bill, BillingClient
+from worker.fal.requests import RequestClient, Unclear
 from worker.ground.clock import Clock, read_clock
-from worker.ground.db import Database
+from worker.ground.db import TRANSIENT_DB_ERRORS, Database, describe_database_error
 from worker.ground.errors import BillingRefusedError, BillingUnavailableError
-from worker.jobs import charges, limits
+from worker.jobs import attempts, charges, limits
 from worker.jobs.charges import Charge, Cost, CostKey, Price
+from worker.jobs.values import Job
 from worker.stages.admit import AdmissionPolicy
 from worker.stages.sweep import settle_charges
 
-PRICE_GATE, BILLS_GATE = "price", "bills"
+PRICE_GATE, BILLS_GATE, REFUSED_GATE = "price", "bills", "bills_refused"
 PRICE_PAUSE = timedelta(hours=1)
 # While no price is known, or the platform does not answer.
 PRICE_RETRY = timedelta(minutes=1)
@@ -29,8 +31,6 @@ BILLS_PAUSE = timedelta(minutes=1)
 REFUSED_PAUSE = timedelta(hours=1)
 # An event appears a minute or two after its request has ended.
 SOONEST = timedelta(minutes=1)
-# fal lists events of so many days.
-OLDEST = timedelta(days=89)
 BATCHES = 4
 
 log = structlog.stdlib.get_logger(__name__)
@@ -73,20 +73,23 @@ def refresh_price(
 def fetch_bills(client: BillingClient, *, db: Database, clock: Clock = read_clock) -> int:
     """Note fal's bills of ended requests that have none yet; how many were found.
 
-    Once a minute, over all workers, the oldest first.
+    Once a minute, over all workers, the newest first.
     """
     now = clock()
     with db.transaction() as connection:
+        refused = limits.find_gate(connection, REFUSED_GATE)
+        if refused is not None and now < refused.opens_at <= now + REFUSED_PAUSE:
+            return 0
         if not limits.pass_gate(connection, BILLS_GATE, now, BILLS_PAUSE):
             return 0
         open_charges = charges.list_unbilled(
-            connection, now - OLDEST, now - SOONEST, MOST_IDS * BATCHES
+            connection, now - LONGEST_WINDOW, now - SOONEST, MOST_IDS * BATCHES
         )
     found = 0
     try:
         for start in range(0, len(open_charges), MOST_IDS):
             batch = dict(open_charges[start : start + MOST_IDS])
-            bills = client.list_bills(list(batch), now - OLDEST, now + SOONEST)
+            bills = client.list_bills(list(batch), now - LONGEST_WINDOW, now + SOONEST)
             for fal_request_id, bill in bills.items():
                 if fal_request_id in batch:
                     keep_bill(bill, batch[fal_request_id], now, db=db)
@@ -94,10 +97,33 @@ def fetch_bills(client: BillingClient, *, db: Database, clock: Clock = read_cloc
     except BillingRefusedError as error:
         log.info("bills_refused", code=error.code, reason=str(error))
         with db.transaction() as connection:
-            limits.pass_gate(connection, BILLS_GATE, now + BILLS_PAUSE, REFUSED_PAUSE)
+            limits.pass_gate(connection, REFUSED_GATE, now, REFUSED_PAUSE)
     except BillingUnavailableError as error:
         log.warning("bills_unavailable", code=error.code, reason=str(error))
     return found
+
+
+def fetch_units(
+    job: Job, *, requests: RequestClient, db: Database, clock: Clock = read_clock
+) -> None:
+    """Note what fal bills for the result of an archived job, unless its bill is known.
+
+    Best effort, by one GET with a short limit: a billing event is worth more, and may still come.
+    """
+    try:
+        with db.reading() as connection:
+            made = attempts.find_attempt_by_request(connection, str(job.fal_request_id))
+            charge = None if made is None else charges.find_charge(connection, made.id)
+        if made is None or charge is None or charge.has_bill or charge.unit_price_nano_usd is None:
+            return
+        units = requests.read_billable_units(made, str(made.fal_request_id))
+        if isinstance(units, Unclear):
+            log.debug("units_not_read", job_id=str(job.id), reason=units.message)
+            return
+        with db.transaction() as connection:
+            charges.note_result_units(connection, made.id, units, clock())
+    except TRANSIENT_DB_ERRORS as error:
+        log.debug("units_not_read", job_id=str(job.id), reason=describe_database_error(error))
 
 
 def keep_bill(bill: Bill, attempt_id: UUID, now: datetime, *, db: Database) -> None:

@@ -18,9 +18,11 @@ from worker.ground.db import Database
 from worker.ground.errors import TooLateError
 from worker.jobs import attempts, charges, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
-from worker.jobs.values import Job, Move
+from worker.jobs.values import Attempt, Job, Move
+from worker.stages.complete import CANCELLED_CODE
 
 RETRY_PAUSE = timedelta(seconds=30)
+STATUS_TIME = timedelta(seconds=5)
 CANCELLABLE = frozenset(
     {JobState.QUEUED, JobState.SUBMITTING, JobState.SUBMISSION_UNKNOWN, JobState.SUBMITTED}
 )
@@ -96,6 +98,7 @@ def cancel_requests(
     for attempt in due:
         answer = requests.cancel(attempt, str(attempt.fal_request_id))
         log.info("cancellation_answered", job_id=str(job_id), answer=answer.value)
+        is_removed = was_removed(attempt, answer, requests)
         now = clock()
         with db.transaction() as connection:
             job = table.get_job(connection, job_id, lock=True)
@@ -103,7 +106,19 @@ def cancel_requests(
             again = answer is CancelAnswer.UNCLEAR and now - ordered_at < give_up_after
             due_at = now + RETRY_PAUSE if again else None
             attempts.record_cancel(connection, attempt.id, answer.value, due_at)
-            if answer is CancelAnswer.OK:  # it was still queued at fal, and is removed
+            if is_removed:
                 charges.void(connection, attempt.id, charges.VoidReason.REMOVED, now)
             if not again and job.state is JobState.SUBMITTED and job.fence == attempt.fence:
                 table.advance_due(connection, job, now)
+
+
+def was_removed(attempt: Attempt, answer: CancelAnswer, requests: RequestClient) -> bool:
+    """Whether the request was still in fal's queue, and so costs nothing.
+
+    fal may answer alike for one that runs: then its status says whether it has ever run.
+    """
+    if answer is not CancelAnswer.REQUESTED:
+        return answer is CancelAnswer.OK
+    ended = requests.find_progress(attempt, str(attempt.fal_request_id), STATUS_TIME)
+    is_cancelled = ended is not None and ended.has_ended and ended.error_type == CANCELLED_CODE
+    return is_cancelled and ended is not None and ended.inference_seconds == 0

@@ -299,11 +299,7 @@ def record_completion(  # noqa: PLR0913, PLR0917 - each outcome by its name, two
     is_uncharged = attempts.complete_attempt(
         connection, attempt.id, find_ending(failure), now, retryable=completion.retryable
     )
-    void_reason = find_void_reason(failure, attempt)
-    if void_reason is not None:
-        charges.void(connection, attempt.id, void_reason, now)
-    elif failure is None and may_be_void(attempt):
-        charges.unvoid(connection, attempt.id, now)
+    void_reason = _note_cost(connection, attempt, completion, failure, now)
     ignored = find_ignored(job, attempt, completion, failure)
     if ignored is not None:
         if ignored == SECOND_RESULT:
@@ -345,6 +341,24 @@ def may_try_on(connection: Connection, job: Job, now: datetime, retry_for: timed
     """Whether its first try is recent enough; what it had waited for its turn does not count."""
     first = attempts.find_first_start(connection, job.id, job.tried_since)
     return first is None or now - first < retry_for
+
+
+def _note_cost(
+    connection: Connection,
+    attempt: Attempt,
+    completion: Completion,
+    failure: FalFailure | None,
+    now: datetime,
+) -> VoidReason | None:
+    """Note on the attempt's charge what its end says of it; why it costs nothing, if it does."""
+    void_reason = find_void_reason(failure, attempt)
+    if void_reason is not None:
+        charges.void(connection, attempt.id, void_reason, now)
+    elif failure is None and may_be_void(attempt):
+        charges.unvoid(connection, attempt.id, now)
+    if failure is None and completion.billable_units is not None:
+        charges.note_result_units(connection, attempt.id, completion.billable_units, now)
+    return void_reason
 
 
 def find_ignored(
@@ -394,7 +408,7 @@ def find_void_reason(failure: FalFailure | None, attempt: Attempt) -> VoidReason
     """Why the attempt costs nothing, if that is sure (fal-api, section 4.3); pure."""
     if failure is None or attempt.ending == Ending.OK:
         return None
-    has_run = attempt.inference_seconds is not None or attempt.fal_status == RUNNING
+    has_run = attempt.inference_seconds or attempt.fal_status == RUNNING
     if failure.code == NOT_STARTED_CODE and not has_run:
         return VoidReason.NEVER_STARTED
     if failure.code == CANCELLED_CODE:
@@ -407,7 +421,7 @@ def find_void_reason(failure: FalFailure | None, attempt: Attempt) -> VoidReason
 def may_be_void(attempt: Attempt) -> bool:
     """Whether its charge may have been voided before its result came; pure."""
     was_over = attempt.outcome in (Outcome.DEAD, Outcome.REJECTED, Outcome.POSTPONED)
-    return was_over or attempt.ending is not None or attempt.cancel_status == CancelAnswer.OK
+    return was_over or attempt.ending is not None or attempt.cancel_status is not None
 
 
 def find_ending(failure: FalFailure | None) -> Ending:
