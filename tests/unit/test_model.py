@@ -18,7 +18,6 @@ from worker.fal.model import (
     INLINE_BYTES,
     ExtendVideoInput,
     complete_input,
-    draw_seed,
     parse_field,
     parse_output,
 )
