@@ -34,7 +34,7 @@ from worker.ground.schema import (
 )
 from worker.jobs import attempts, deliveries
 from worker.jobs import table as jobs_sql
-from worker.jobs.models import AttemptRow, Base
+from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.states import JobState
 from worker.jobs.values import Outcome, Settlement
 
@@ -318,7 +318,7 @@ def test_names_of_all_constraints_follow_the_convention(db):
         assert keys <= starts, "every foreign key is indexed"
     checks = [
         constraint
-        for table in Base.metadata.tables.values()
+        for table in JobRow.metadata.tables.values()
         for constraint in table.constraints
         if isinstance(constraint, CheckConstraint)
     ]
@@ -486,47 +486,59 @@ def test_migration_tries_again_once_a_table_is_free(postgres_empty_url):
 WEAK_LOCKS = re.compile(r"CREATE (UNIQUE )?INDEX CONCURRENTLY|.* VALIDATE CONSTRAINT|.* NOT VALID$")
 
 
-def list_strong_statements(db, url):
-    """What the migrations do to a table in time that grows with its rows, and under its lock."""
-    found: list[str] = []
-    new: set[str] = set()
-    locked: set[str] = set()
+class Watch:
+    """Notes what migrations do to a table in time that grows with its rows, and under its lock."""
 
-    def note(_connection, _cursor, statement, *_):
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self.new: set[str] = set()
+        self._locked: set[str] = set()
+
+    def note(self, _connection, _cursor, statement, *_) -> None:
         line = " ".join(statement.split())
         if made := re.match(r"CREATE TABLE (\w+)", line):
-            new.add(made[1])
+            self.new.add(made[1])
+        if altered := re.match(r"ALTER TABLE (\w+)", line):
+            self._locked.add(altered[1])
+        if self._rewrites(line) or self._changes_rows(line):
+            self.found.append(line)
+
+    def _rewrites(self, line: str) -> bool:
         table = re.match(
             r"CREATE (?:UNIQUE )?INDEX .*? ON (\w+)|ALTER TABLE (\w+) .*ADD CONST", line
         )
-        if table and not {*table.groups()} & new and not WEAK_LOCKS.match(line):
-            found.append(line)
-        if re.match(r"ALTER TABLE .*(ALTER COLUMN|TYPE|random|now\(\))", line):
-            found.append(line)
-        if altered := re.match(r"ALTER TABLE (\w+)", line):
-            locked.add(altered[1])
-        # Rows are found by their ids, in the time of a batch; and nobody waits for their table.
-        changed = re.match(r"UPDATE (?!alembic)\w+ SET .*? WHERE (id IN \(%)?", line)
-        if changed and (locked or not changed[1]):
-            found.append(line)
+        if table and not {*table.groups()} & self.new and not WEAK_LOCKS.match(line):
+            return True
+        return bool(re.match(r"ALTER TABLE .*(ALTER COLUMN|TYPE|random|now\(\))", line))
 
-    listeners = [
-        ("before_cursor_execute", note),
-        ("commit", lambda _: locked.clear()),
-        ("rollback", lambda _: locked.clear()),
-    ]
-    for name, listener in listeners:
+    def _changes_rows(self, line: str) -> bool:
+        """Permitted are batches of rows that are given by their ids, while no table is locked."""
+        change = re.match(r"UPDATE (?!alembic)\w+ SET .*? WHERE (id IN \(%)?", line)
+        return change is not None and bool(self._locked or not change[1])
+
+    def end(self, _connection) -> None:
+        self._locked.clear()
+
+
+def list_strong_statements(db, url):
+    watch = Watch()
+    listeners = {
+        "before_cursor_execute": watch.note,
+        "commit": watch.end,
+        "rollback": watch.end,
+    }
+    for name, listener in listeners.items():
         event.listen(Engine, name, listener)
     try:
         for revision in list_revisions():
-            new.clear()
+            watch.new.clear()
             command.upgrade(build_config(url), revision)
             if revision == RELEASED["0.1.0"]:
                 fill_release_0_1_0(db)
     finally:
-        for name, listener in listeners:
+        for name, listener in listeners.items():
             event.remove(Engine, name, listener)
-    return found
+    return watch.found
 
 
 def test_no_migration_reads_a_whole_table_while_it_holds_up_its_writers(postgres_empty_url):
@@ -580,9 +592,7 @@ def test_admission_takes_over_what_earlier_releases_wrote_as_sentences(empty_url
             made = [tuple(row) for row in connection.execute(statement)]
             slots = select(AttemptRow.slot_until).where(AttemptRow.slot_until.is_not(None))
             assert set(connection.scalars(slots)) == {NOW + timedelta(minutes=90)}
-    expected = [
-        (by, flies, reason) for (_, reason, _), (by, flies) in EARLIER.items()
-    ]
+    expected = [(by, flies, reason) for (_, reason, _), (by, flies) in EARLIER.items()]
     assert made == expected
 
 
