@@ -5,9 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -522,7 +524,7 @@ class Watch:
 
 def list_strong_statements(db, url):
     watch = Watch()
-    listeners = {
+    listeners: dict[str, Callable[..., Any]] = {
         "before_cursor_execute": watch.note,
         "commit": watch.end,
         "rollback": watch.end,

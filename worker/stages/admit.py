@@ -110,18 +110,17 @@ def choose_time(connection: Connection, clock: Clock) -> datetime:
 def read_room(connection: Connection, policy: AdmissionPolicy, now: datetime) -> Room:
     """Without a lock: whether it is worth trying."""
     limits = admission.find_limits(connection, ACCOUNT)
-    return _measure(connection, limits, policy, now)
+    return _measure(connection, limits, policy, now)[0]
 
 
 def _measure(
     connection: Connection, limits: Limits | None, policy: AdmissionPolicy, now: datetime
-) -> Room:
+) -> tuple[Room, Usage]:
     pauses = admission.list_pauses(connection, ACCOUNT)
     usage = admission.read_usage(connection, now)
     has_price = find_price(connection, policy, policy.endpoint) is not None
-    return measure_room(
-        apply_defaults(limits, policy.caps), pauses, usage, now, has_price=has_price
-    )
+    caps = apply_defaults(limits, policy.caps)
+    return measure_room(caps, pauses, usage, now, has_price=has_price), usage
 
 
 def apply_defaults(limits: Limits | None, caps: Caps) -> Caps:
@@ -203,13 +202,12 @@ def admit_next(
     limits = admission.lock_account(connection, policy.caps)
     now = choose_time(connection, clock)
     caps = apply_defaults(limits, policy.caps)
-    room = _measure(connection, limits, policy, now)
+    room, usage = _measure(connection, limits, policy, now)
     if room.free <= 0:
         if room.reason is Reason.BUDGET and charges.alarm_budget(connection, ACCOUNT, now):
             log.error("budget_reached", scope=ACCOUNT, reason=room.detail)
         return None, caps.max_in_flight, now
-    spent = admission.read_usage(connection, now).spent_nano_usd
-    pick = pick_job(connection, limits, caps, policy, spent, now)
+    pick = pick_job(connection, limits, caps, policy, usage.spent_nano_usd, now)
     if pick is not None and room.free == 1:
         pick = replace(pick, has_next=False)
     return pick, caps.max_in_flight, now
