@@ -246,10 +246,10 @@ def _create_tables() -> None:
 
 
 def downgrade() -> None:
+    create_index("ix_jobs_due_at", "jobs", ["due_at"], where="due_at IS NOT NULL")
     op.execute("DROP VIEW jobs_waiting")
     for table in ("prices", "spend", "charges", "pauses", "limits"):
         op.drop_table(table)
-    create_index("ix_jobs_due_at", "jobs", ["due_at"], where="due_at IS NOT NULL")
     op.drop_index("ix_attempts_slot_until", "attempts")
     for name, _, _ in INDICES:
         op.drop_index(name, "jobs")
