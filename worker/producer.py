@@ -10,10 +10,11 @@ import structlog
 from worker.fal.options import RequestOptions
 from worker.fal.storage import OnProgress
 from worker.ground.log import join_host_logging
+from worker.ground.once import Once
 from worker.ground.settings import load_settings
 from worker.ground.tracing import trace_since
 from worker.jobs.values import Job
-from worker.runtime import Once, Runtime
+from worker.runtime import Runtime
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import (
     DEFAULT_TENANT,

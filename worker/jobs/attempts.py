@@ -23,7 +23,8 @@ from sqlalchemy import (
     update,
 )
 
-from worker.jobs.models import AttemptRow, DeliveryRow, JobRow, UtcDateTime
+from worker.jobs.base import UtcDateTime
+from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
 from worker.jobs.observed import observed_seconds
 from worker.jobs.rows import (
     columns_of,

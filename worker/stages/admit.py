@@ -109,25 +109,20 @@ def choose_time(connection: Connection, clock: Clock) -> datetime:
 
 def read_room(connection: Connection, policy: AdmissionPolicy, now: datetime) -> Room:
     """Without a lock: whether it is worth trying."""
-    limits, usage = (
-        admission.find_limits(connection, ACCOUNT),
-        admission.read_usage(connection, now),
-    )
-    return _measure(connection, limits, usage, policy, now)
+    limits = admission.find_limits(connection, ACCOUNT)
+    return _measure(connection, limits, policy, now)[0]
 
 
 def _measure(
-    connection: Connection,
-    limits: Limits | None,
-    usage: Usage,
-    policy: AdmissionPolicy,
-    now: datetime,
-) -> Room:
-    pauses = admission.list_pauses(connection, ACCOUNT)
-    has_price = find_price(connection, policy, policy.endpoint) is not None
-    return measure_room(
-        apply_defaults(limits, policy.caps), pauses, usage, now, has_price=has_price
+    connection: Connection, limits: Limits | None, policy: AdmissionPolicy, now: datetime
+) -> tuple[Room, Usage]:
+    pauses, usage = (
+        admission.list_pauses(connection, ACCOUNT),
+        admission.read_usage(connection, now),
     )
+    has_price = find_price(connection, policy, policy.endpoint) is not None
+    caps = apply_defaults(limits, policy.caps)
+    return measure_room(caps, pauses, usage, now, has_price=has_price), usage
 
 
 def apply_defaults(limits: Limits | None, caps: Caps) -> Caps:
@@ -211,8 +206,7 @@ def admit_next(
     limits = admission.lock_account(connection, policy.caps)
     now = choose_time(connection, clock)
     caps = apply_defaults(limits, policy.caps)
-    usage = admission.read_usage(connection, now)
-    room = _measure(connection, limits, usage, policy, now)
+    room, usage = _measure(connection, limits, policy, now)
     if room.free <= 0:
         if room.reason is Reason.BUDGET and charges.alarm_budget(connection, ACCOUNT, now):
             log.error("budget_reached", scope=ACCOUNT, reason=room.detail)
