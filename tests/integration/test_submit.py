@@ -262,9 +262,14 @@ def test_submit_job_posts_once_and_rules_by_the_reply(db, fal, job, submit, case
     check_moved(moved, case, attempt.error_message)
     with db.reading() as connection:
         pauses = [one for one in admission.list_pauses(connection) if not one.is_counting]
-    assert [(one.cause, one.until - NOW) for one in pauses] == [case.pause] * (
-        case.pause is not None
-    )
+    assert [(one.cause, one.until) for one in pauses] == list_pauses(case)
+
+
+def list_pauses(case):
+    if case.pause is None:
+        return []
+    cause, duration = case.pause
+    return [(cause, NOW + duration)]
 
 
 def check_moved(moved, case, message):
