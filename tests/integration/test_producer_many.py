@@ -15,6 +15,7 @@ from tests.harness.commands import build_run
 from tests.harness.jobs import list_all_jobs, read_job
 from tests.harness.together import call_together
 from worker import producer
+from worker.broker.dispatch import MOST_WAITING
 from worker.ground.db import Database
 from worker.ground.errors import ExtendVideoError, IdempotencyConflictError, InvalidInputError
 from worker.jobs import table
@@ -104,6 +105,17 @@ def test_enqueue_many_commits_rows_events_and_rings_once_each(db, read_doorbells
         (event,) = table.list_events(connection, job.id)
     assert (event.at, event.from_state, event.to_state) == (job.enqueued_at, None, JobState.QUEUED)
     assert (event.reason, event.fence, event.detail) == ("enqueued", 0, None)
+
+
+@pytest.mark.both_databases
+def test_backlog_that_no_worker_takes_gets_no_message_for_each_job(db, read_doorbells) -> None:
+    for number in range(10):
+        producer.enqueue_many([{**FIELDS, "prompt": f"{number}"}] * MAX_IN_FLIGHT)
+    for _ in range(10):
+        producer.enqueue(**FIELDS)
+
+    assert count_rows(db)["jobs"] == 10 * MAX_IN_FLIGHT + 10
+    assert len(read_doorbells()) == MOST_WAITING
 
 
 def test_enqueue_many_of_nothing_does_nothing(db, read_doorbells) -> None:
