@@ -313,15 +313,22 @@ class Runtime:
     def publish_submissions(self, jobs: Sequence[Job]) -> bool:
         """Publish for as many of these queued jobs as may be submitted now; False if some are lost.
 
-        The others need no message: each slot that becomes free publishes one.
+        The others need no message: each slot that becomes free publishes one. While more jobs wait
+        than there is room for, the queue gets no more messages than its workers can take.
         """
-        from worker.stages.admit import count_submissions
+        from worker.stages.admit import count_for_new
 
+        policy = self.admission_policy
         try:
-            wanted = count_submissions(db=self.db, policy=self.admission_policy, most=len(jobs))
+            wanted, is_backlog = count_for_new(db=self.db, policy=policy, new=len(jobs))
         except TRANSIENT_DB_ERRORS as error:  # the jobs are committed: the sweep publishes for them
             log.warning("database_unavailable", reason=describe_database_error(error))
             return False
+        if wanted and is_backlog:
+            room = self.dispatcher.measure_room(Step.SUBMIT)
+            if room is None:
+                return False
+            wanted = min(wanted, room.left(Step.SUBMIT))
         doorbells = [Doorbell(Step.SUBMIT, job.id) for job in jobs[:wanted]]
         return self.dispatcher.publish_all(doorbells)
 
@@ -336,6 +343,7 @@ class Runtime:
         another process sweeps, or has swept within the pause. A queue that holds as many messages
         as its workers can take gets no more.
         """
+        from worker.broker.dispatch import QueueRoom
         from worker.ops.metrics import note_sweep
         from worker.stages import sweep
         from worker.stages.admit import count_submissions
@@ -348,7 +356,8 @@ class Runtime:
             sweep.pause_without_archive(db=db)
             sweep.settle_charges(policy, db=db)
             sweep.release_queued(db=db)
-            room = self.dispatcher.measure_room()
+            # Without the broker nothing is known to wait.
+            room = self.dispatcher.measure_room(*Step) or QueueRoom({})
             is_done = False
             while not is_done:
                 swept = sweep.sweep_jobs(

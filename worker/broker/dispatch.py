@@ -123,10 +123,10 @@ class Dispatcher:
         self._outage.end()
         return answer
 
-    def measure_room(self) -> QueueRoom:
-        """What waits in the queues of all steps; without the broker nothing is known to."""
-        queues = [QUEUES[task] for task in TASK_OF_STEP.values()]
-        return QueueRoom(self.count_messages(queues) or {})
+    def measure_room(self, *steps: Step) -> QueueRoom | None:
+        """What waits in the queues of these steps; None if the broker does not answer in time."""
+        waiting = self.count_messages([QUEUES[TASK_OF_STEP[step]] for step in steps])
+        return None if waiting is None else QueueRoom(waiting)
 
     def flush(self) -> None:
         """Publish what still waits, within the usual time; the next call begins anew."""

@@ -192,6 +192,21 @@ def count_submissions(
         return admission.count_admissible(connection, wanted)
 
 
+def count_for_new(
+    *, db: Database, policy: AdmissionPolicy, new: int, clock: Clock = read_clock
+) -> tuple[int, bool]:
+    """How many submissions are worth publishing for so many new jobs.
+
+    And whether others that wait already fill the room: then their messages may still be there.
+    """
+    with db.reading() as connection:
+        room = read_room(connection, policy, choose_time(connection, clock))
+        if room.free <= 0:
+            return 0, False
+        admissible = admission.count_admissible(connection, room.free + new)
+        return min(room.free, admissible, new), admissible > room.free
+
+
 # ------------------------------------------------------------------ pick
 
 
