@@ -14,6 +14,7 @@ from datetime import timedelta
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeVar
+from uuid import UUID
 
 import structlog
 from celery import Celery
@@ -31,6 +32,8 @@ PUBLISH_ALL_TIMEOUT = timedelta(seconds=20)
 # Few enough for a busy broker to take them within PUBLISHER_SECONDS.
 MESSAGES_AT_ONCE = 200
 COUNT_TIME = timedelta(seconds=3)
+# Workers of earlier releases, which may take the message, need an id; no job has this one.
+NO_JOB = UUID(int=0)
 # More messages of one step than this help no worker.
 MOST_WAITING = 300
 TASK_OF_STEP = {
@@ -194,7 +197,7 @@ def _publish(app: Celery, doorbells: Sequence[Doorbell]) -> None:
             producer.maybe_declare(app.amqp.queues[QUEUES[task]])
             blank = app.amqp.create_task_message("", task, [], {}, ignore_result=None)
             for doorbell in [one for one in doorbells if one.step is step]:
-                arguments = [] if doorbell.job_id is None else [str(doorbell.job_id)]
+                arguments = [str(doorbell.job_id or NO_JOB)]
                 message_id = str(uuid7())
                 own = {"id": message_id, "root_id": message_id, "argsrepr": str(arguments)}
                 producer.publish(
