@@ -404,6 +404,26 @@ def test_bill_above_the_reservation_is_a_difference_only_once_settled(
     assert spent(bench, submission) == (units + 1000) * PRICE
 
 
+@pytest.mark.both_databases
+def test_what_counts_without_a_bill_a_day_after_its_run_is_a_difference(
+    bench, emulator, billing, own_bill
+):
+    submission, _ = buy(bench, emulator)
+    with bench.db.transaction() as connection:
+        now = bench.clock()
+        charges.note_result_units(connection, submission.attempt.id, Decimal(3), now)
+    settle(bench)
+    assert hold(bench, billing, 7 * DAY) == []
+    bench.clock.move(DAY)
+    unbilled = ("no_bill", find_request_id(bench, submission))
+    assert hold(bench, billing, 7 * DAY) == [unbilled]
+    assert hold(bench, billing, timedelta(hours=1)) == []
+    # No event is no proof that nothing is charged: it counts as before.
+    assert spent(bench, submission) == 3 * PRICE
+    own_bill.add(unbilled[1])
+    assert hold(bench, billing, 7 * DAY) == [("other_amount", unbilled[1])]
+
+
 def test_reconciling_without_an_admin_key_or_an_answer_fails(bench, emulator, billing, keyless):
     with pytest.raises(BillingRefusedError):
         hold(bench, keyless)
