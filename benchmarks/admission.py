@@ -157,7 +157,7 @@ def make_job(dice: random.Random, number: int, enqueued_at: datetime) -> dict[st
 
 
 def measure(plan: Plan) -> list[Figure]:
-    """Once: its length is told in seconds, not in rounds."""
+    """Once: its length is in seconds, not in rounds."""
     seconds = float(os.environ.get("ADMISSION_SECONDS", plan.pick(60, 8)))
     count = plan.pick(100_000, 2_000)
     figures = []

@@ -151,7 +151,7 @@ def compare_parts(load: Load, rounds: Rounds, name: str) -> Iterator[Figure]:
 
 def run(command: Sequence[str]) -> None:
     program = shutil.which(command[0]) or sys.exit(f"needs {command[0]}")
-    # curl -Z shows its progress whatever it is told
+    # curl -Z always shows its progress
     silent = subprocess.DEVNULL
     subprocess.run([program, *command[1:]], check=True, stderr=silent)  # noqa: S603 - our own words
 

@@ -25,7 +25,7 @@ from tests.harness.servers import Postgres, run_postgres
 LEASE_SECONDS = 3
 CHANGES = {"LEASE_SECONDS": str(LEASE_SECONDS), "UNKNOWN_SECONDS": "5"}
 NONE, DRAINED = Goal("<=", 0), Goal("<=", LEASE_SECONDS + 10)
-PATIENCE_SECONDS = 25.0
+TIMEOUT_SECONDS = 25.0
 # A worker with a backlog may take thirty to end (docs/operations.md).
 STOP_SECONDS = 40.0
 SHOWN_CHARACTERS = 200
@@ -58,7 +58,7 @@ class Ours:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What is told of each crowd."""
+    """What is reported of each crowd."""
 
     title: str
     unit: str
@@ -123,9 +123,9 @@ def measure_peers(plan: Plan, postgres: Postgres) -> dict[str, Crowds | str]:
 
 def run_crowds(plan: Plan, engine: Engine) -> Crowds:
     """Every engine is killed at the moments that the same seeds draw."""
-    few = Size(plan.pick(20, 6), 10, plan.pick(3, 1), 0.6, PATIENCE_SECONDS)
+    few = Size(plan.pick(20, 6), 10, plan.pick(3, 1), 0.6, TIMEOUT_SECONDS)
     # As many in a second as two slow cores keep up with, or the backlog would be measured.
-    many = Size(plan.pick(1000, 20), 6, plan.pick(5, 1), plan.pick(8, 1), PATIENCE_SECONDS)
+    many = Size(plan.pick(1000, 20), 6, plan.pick(5, 1), plan.pick(8, 1), TIMEOUT_SECONDS)
     return {
         "20 jobs": [run_round(engine, few, seed) for seed in range(plan.rounds)],
         "1,000 jobs": [run_round(engine, many, plan.rounds)],

@@ -30,7 +30,7 @@ from worker.jobs.states import JobState
 
 RATE = 8
 POOL = ("-P", "threads", "-c", "4", "--without-gossip", "--without-mingle")
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
 QUANTILES = {"p50": 0.5, "p99": 0.99}
 HANDOVERS = text(
     """SELECT extract(epoch FROM claimed.at - pg_xact_commit_timestamp(completed.xmin))
@@ -98,7 +98,7 @@ def start_worker(yard: Yard, name: str, application: str, settings: Mapping[str,
     command = [str(BIN / "celery"), "-A", application, "worker", "-n", f"{name}@%h", *POOL]
     known = {**settings, "PYTHONPATH": str(REPOSITORY)}
     part = yard.start(name, [*command, "--loglevel", "INFO"], known)
-    part.wait_for_log(" ready.", PATIENCE_SECONDS)
+    part.wait_for_log(" ready.", TIMEOUT_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Ours:
         answers = run_load(self.served.build_load(webhooks, RATE), self.directory)
         answers.check()
         expected = before + amount
-        wait_until(lambda: self.jobs.count(JobState.ARCHIVED) == expected, PATIENCE_SECONDS)
+        wait_until(lambda: self.jobs.count(JobState.ARCHIVED) == expected, TIMEOUT_SECONDS)
         return self.list_handovers()[before:]
 
     def list_handovers(self) -> list[float]:
@@ -129,7 +129,7 @@ def publish_tasks(app: Celery, starts: Path, amount: int) -> list[float]:
     for _ in range(amount):
         app.send_task("reference.start", args=[time.time()])
         time.sleep(1 / RATE)
-    wait_until(lambda: len(read_starts(starts)) == before + amount, PATIENCE_SECONDS)
+    wait_until(lambda: len(read_starts(starts)) == before + amount, TIMEOUT_SECONDS)
     return read_starts(starts)[before:]
 
 

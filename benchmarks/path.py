@@ -38,8 +38,8 @@ POOL = ("-P", "threads", "-c", "8", "--without-gossip", "--without-mingle")
 EMULATOR = ("--render", "fake", "--concurrency", "1000")
 PRODUCER = REPOSITORY / "tests" / "chaos" / "producer_script.py"
 ENDLESS = "1000000000"
-PATIENCE_SECONDS = 180
-WISH = {
+TIMEOUT_SECONDS = 180
+JOB_REQUEST = {
     "prompt": "on it goes",
     "video_url": "http://127.0.0.1/never-fetched.mp4",
     "num_frames": 9,
@@ -66,7 +66,7 @@ class Side:
         expected = self.count_done() + jobs
         cpu, began = measure_cpu(*pids), time.monotonic()
         self.send(jobs)
-        wait_until(lambda: self.count_done() >= expected, PATIENCE_SECONDS)
+        wait_until(lambda: self.count_done() >= expected, TIMEOUT_SECONDS)
         seconds = time.monotonic() - began
         return {"rate": jobs / seconds, "cpu": 1000 * (measure_cpu(*pids) - cpu) / jobs}
 
@@ -119,7 +119,7 @@ def run_ours(yard: Yard, postgres: Postgres, emulator: Emulator) -> Iterator[Sid
 
         def send(jobs: int) -> None:
             command = [str(BIN / "python"), "-I", str(PRODUCER), ENDLESS, str(jobs), "0"]
-            yard.run(command, deployment.settings, PATIENCE_SECONDS).check_returncode()
+            yard.run(command, deployment.settings, TIMEOUT_SECONDS).check_returncode()
 
         daemons = (yard.parts["worker"], yard.parts["receiver"])
         yield Side(
@@ -154,7 +154,7 @@ def run_bare(yard: Yard, postgres: Postgres, emulator: Emulator) -> Iterator[Sid
 
             def send(jobs: int) -> None:
                 for _ in range(jobs):
-                    app.send_task("bare.submit", args=[str(uuid4()), WISH])
+                    app.send_task("bare.submit", args=[str(uuid4()), JOB_REQUEST])
 
             yield Side(send, partial(count, "SELECT count(path) FROM videos"), daemons)
 

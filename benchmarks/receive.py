@@ -60,7 +60,7 @@ def measure_one(plan: Plan, send: Send) -> dict[str, float]:
 
 @contextmanager
 def run_both(directory: Path) -> Iterator[tuple[Send, Send]]:
-    """Ours and the reference on one PostgreSQL; whoever is not sent anything rests."""
+    """Ours and the reference on one PostgreSQL; the one that gets no requests is idle."""
     with (
         run_postgres(is_durable=True) as postgres,
         run_broker() as broker,

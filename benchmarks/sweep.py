@@ -1,4 +1,4 @@
-"""What ended rows cost the sweep and a claim: a million of them, beside five thousand.
+"""What ended rows cost the sweep and admission: a million of them, beside five thousand.
 
 `ENDED_ROWS=5000000` measures with more: filling the tables takes most of the time.
 """
@@ -13,22 +13,37 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from sqlalchemy import Connection, select, text, update
+from sqlalchemy import Connection, delete, select, text, update
 
 from benchmarks.harness.figures import Figure, Goal, Plan, Question
 from benchmarks.harness.run import run_alone
 from tests.harness.servers import run_postgres
+from worker.fal.options import RequestOptions
+from worker.ground.clock import read_clock
 from worker.ground.db import Database
 from worker.ground.schema import upgrade_schema
-from worker.jobs import table
-from worker.jobs.models import JobRow
-from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import Claim
+from worker.jobs.admission import Caps, release_attempts
+from worker.jobs.models import AttemptRow, ChargeRow, JobRow, SpendRow
+from worker.jobs.states import JobState
+from worker.stages.admit import AdmissionPolicy
+from worker.stages.submit import SubmitPolicy, begin_submission
 from worker.stages.sweep import BATCH, sweep_jobs
 
 MANY, FEW = 1_000_000, 5_000
 LEASE = timedelta(seconds=60)
 GOAL = Goal("<=", 1.2)
+# As many as an account of fal's runs at once: their slots are free again after each time.
+IN_FLIGHT = 40
+POLICY = SubmitPolicy(
+    worker="bench:1",
+    webhook_base_url="https://example.com",
+    options=RequestOptions(),
+    lease=LEASE,
+    poll_after=LEASE,
+    retry_for=LEASE,
+    probe_after=LEASE,
+    admission=AdmissionPolicy(Caps(IN_FLIGHT), "fal-ai/ltx-2.3-22b/extend-video", 1_605_000),
+)
 
 POSTGRES_FILLING = (
     "SET LOCAL statement_timeout = 0",
@@ -96,14 +111,14 @@ def compare(plan: Plan, size: Size, url: str, small_url: str) -> list[Figure]:
     return [
         *(
             Figure(
-                f"{kind}: {name} of {size.due:,} due, {size.many:,} ended",
+                f"{kind}: {name} of {size.due:,}, {size.many:,} ended",
                 "s",
                 found["many"][name],
                 found["few"][name],
                 f"{size.few:,} ended",
                 GOAL,
             )
-            for name in ("sweep", "claim")
+            for name in ("sweep", "admission")
         ),
         filling,
     ]
@@ -118,8 +133,8 @@ class Full:
     due: list[UUID] = field(default_factory=list)
 
     def measure(self) -> dict[str, float]:
-        """Seconds to sweep all that is due, and to claim each of them."""
-        self._reset()
+        """Seconds to sweep all that is due, and to admit each of as many that are queued."""
+        self._reset(JobState.SUBMITTED)
         began = time.perf_counter()
         published = 0
         while True:
@@ -127,31 +142,34 @@ class Full:
             published += len(swept.doorbells)
             if swept.rows < BATCH:
                 break
-        between = time.perf_counter()
-        claimed = self._claim_all()
-        ended = time.perf_counter()
-        if not published == claimed == len(self.due):
-            raise RuntimeError(f"swept {published}, claimed {claimed} of {len(self.due)}")
-        return {"sweep": between - began, "claim": ended - between}
+        swept_in = time.perf_counter() - began
+        self._reset(JobState.QUEUED)
+        began, admitted = time.perf_counter(), self._admit_all()
+        if not published == admitted == len(self.due):
+            raise RuntimeError(f"swept {published}, admitted {admitted} of {len(self.due)}")
+        return {"sweep": swept_in, "admission": time.perf_counter() - began}
 
-    def _claim_all(self) -> int:
-        """As many to a transaction as the sweep takes: the disk is not what is measured."""
-        now, claimed = datetime.now(UTC), 0
-        claim = Claim("bench:1", now, now + LEASE)
-        for first in range(0, len(self.due), BATCH):
-            with self.db.transaction() as connection:
-                for job_id in self.due[first : first + BATCH]:
-                    event = JobEvent.SUBMISSION_CLAIMED
-                    claimed += table.claim_job(connection, job_id, event, claim) is not None
-        return claimed
+    def _admit_all(self) -> int:
+        """A transaction each, as workers do it."""
+        admitted, in_flight = 0, list[UUID]()
+        while submission := begin_submission(db=self.db, policy=POLICY, clock=read_clock):
+            admitted += 1
+            in_flight.append(submission.attempt.id)
+            if len(in_flight) == IN_FLIGHT:
+                with self.db.transaction() as connection:
+                    release_attempts(connection, in_flight)
+                in_flight.clear()
+        return admitted
 
-    def _reset(self) -> None:
+    def _reset(self, state: JobState) -> None:
         past = datetime.now(UTC) - LEASE
         with self.db.transaction() as connection:
+            for row in (ChargeRow, AttemptRow, SpendRow):
+                connection.execute(delete(row))
             connection.execute(
                 update(JobRow)
                 .where(JobRow.due_at.is_not(None))
-                .values(state=JobState.QUEUED, claimed_by=None, due_at=past)
+                .values(state=state, claimed_by=None, due_at=past)
             )
 
 
@@ -209,7 +227,7 @@ def insert(connection: Connection, state: JobState, first: int, last: int) -> No
 
 SWEEP = Question(
     "sweep",
-    "what do ended rows cost the sweep and a claim of 1,000 that are due?",
+    "what do ended rows cost the sweep of 1,000 that are due, and the admission of as many?",
     measure,
     ("ENDED_ROWS",),
 )

@@ -61,7 +61,7 @@ def measure_all(directory: Path, sizes: list[int], deadline: float) -> list[Meas
     with run_emulator(directory / "emulator") as url:
         env = {
             **os.environ,
-            "BROKER_URL": "redis://127.0.0.1:9/0",  # away: whoever sweeps would ring
+            "BROKER_URL": "redis://127.0.0.1:9/0",  # unavailable: a sweep would publish
             "DATABASE_URL": f"sqlite:///{directory / 'jobs.db'}",
             "FAL_CDN_URL": url,
             "FAL_KEY": "emulator-key",

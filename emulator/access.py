@@ -46,7 +46,7 @@ def note_leak(request: web.Request, place: str) -> None:
 
 
 def decide_reading(request: web.Request, name: str) -> Decision:
-    """The owner may always read, and so may whoever has a URL the owner signed."""
+    """The owner may always read, and so may anybody with a URL the owner signed."""
     app = request.app
     identity = request.query.get("identity", "")
     if has_token(request) or app[SEAL].proves(f"files/{name}", identity):

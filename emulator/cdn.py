@@ -111,7 +111,7 @@ async def serve_version(
     response.content_length = max(0, length + choose_surplus(fault))
     if span:
         response.headers["Content-Range"] = f"bytes {span.first}-{span.last}/{stat.st_size}"
-    with contextlib.suppress(ConnectionError):  # whoever asked may go
+    with contextlib.suppress(ConnectionError):  # the caller may hang up
         await response.prepare(request)
         if request.method != "HEAD":
             start = span.first if span else 0

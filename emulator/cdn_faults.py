@@ -44,7 +44,7 @@ def refuse_expired(code: int) -> web.Response:
 
 
 def expire(request: web.Request, fault: Fault, fal_request: FalRequest) -> web.Response:
-    """The URL is dead from now on; whoever asks for the result again gets a fresh one."""
+    """The URL is dead from now on; the next read of the result gives a fresh one."""
     code = fault.options["code"]
     fresh = request.app[STORAGE].rename(request.match_info["name"], code)
     request.app[QUEUE].renew_file(fal_request, fresh)

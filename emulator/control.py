@@ -113,8 +113,8 @@ async def clear_hooks(request: web.Request) -> web.Response:
 
 
 async def show_held(request: web.Request) -> web.Response:
-    patience = timedelta(seconds=read_wait(request.query.get("wait", "0")))
-    held = await request.app[HOOKS].wait_for_held(patience)
+    limit = timedelta(seconds=read_wait(request.query.get("wait", "0")))
+    held = await request.app[HOOKS].wait_for_held(limit)
     return web.json_response([one.to_json() for one in held])
 
 

@@ -92,16 +92,16 @@ class Courier:
             self._overtaken = None
 
     async def _deliver(self, request: FalRequest, url: str, letter: Letter) -> None:
-        patience = FIRST_TIMEOUT
+        answer_within = FIRST_TIMEOUT
         for attempt in range(RETRIES + 1):
-            delivery = await self._post(request, url, letter, patience)
+            delivery = await self._post(request, url, letter, answer_within)
             if attempt == 0:
                 self._let_overtaken_go()
             answer = delivery.status_code or delivery.error
             logger.info("webhook %s attempt %d: %s", request.request_id, attempt + 1, answer)
             if not letter.is_persistent or not is_worth_repeating(delivery):
                 return
-            patience = LATER_TIMEOUT
+            answer_within = LATER_TIMEOUT
             await asyncio.sleep(self._retry.total_seconds() * 2**attempt)
 
     def _let_overtaken_go(self) -> None:
@@ -110,24 +110,24 @@ class Courier:
             self._overtaken = None
 
     async def _post(
-        self, request: FalRequest, url: str, letter: Letter, patience: timedelta
+        self, request: FalRequest, url: str, letter: Letter, answer_within: timedelta
     ) -> Delivery:
         await self._hooks.reach("webhook_sending", request)
         async with self._free_hands:
-            delivery = await self._post_now(request, url, letter, patience)
+            delivery = await self._post_now(request, url, letter, answer_within)
         request.deliveries.append(delivery)
         request.announced.set()
         await self._hooks.reach("webhook_sent", request)
         return delivery
 
     async def _post_now(
-        self, request: FalRequest, url: str, letter: Letter, patience: timedelta
+        self, request: FalRequest, url: str, letter: Letter, answer_within: timedelta
     ) -> Delivery:
         at = datetime.now(UTC)
         signer = replace(self._keys.signer, user_id=request.account)
         seal = letter.seal(signer, request.request_id, letter.body)
         headers = {"Content-Type": "application/json", **seal}
-        limit = aiohttp.ClientTimeout(total=patience.total_seconds())
+        limit = aiohttp.ClientTimeout(total=answer_within.total_seconds())
         post = self._session.post(
             url, data=letter.body, headers=headers, allow_redirects=False, timeout=limit
         )

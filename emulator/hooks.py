@@ -1,7 +1,7 @@
 """Named points at which a test driver can stop the world, to kill somebody just there.
 
 An armed point holds the next request that reaches it until the driver lets it go, or until the
-hook's patience ends. Whatever else goes on at the same time goes on.
+hook's time is over. Everything else continues meanwhile.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ class Hooks:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def arm(self, hooks: Sequence[Hook]) -> None:
-        """Replace what is armed. Who is held stays so."""
+        """Replace what is armed. Requests that are held remain so."""
         self._armed = tuple(hooks)
 
     def disarm(self) -> None:
@@ -123,10 +123,10 @@ class Hooks:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def wait_for_held(self, patience: timedelta) -> list[Held]:
-        """Everybody who is held, as soon as that is anybody; nobody once patience ends."""
+    async def wait_for_held(self, longest: timedelta) -> list[Held]:
+        """Everybody who is held, as soon as there is one; nobody after `longest`."""
         try:
-            async with asyncio.timeout(patience.total_seconds()):
+            async with asyncio.timeout(longest.total_seconds()):
                 await self._is_any_held.wait()
         except TimeoutError:
             pass

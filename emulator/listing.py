@@ -37,7 +37,7 @@ Key = tuple[float, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ListingQuery:
     """What a caller wants listed."""
 
     endpoints: Sequence[str]
@@ -101,14 +101,14 @@ async def show_meta(_request: web.Request) -> web.Response:
 async def list_requests(request: web.Request) -> web.Response:
     def compose(fault: Fault | None) -> web.Response:
         try:
-            wish = Wish.from_query(list(request.query.items()))
+            wanted = ListingQuery.from_query(list(request.query.items()))
         except ValueError as error:
             return web.json_response(compose_platform_error(400, str(error)), status=400)
         own = request.app[ACCOUNTS].find(request)
         found = [one for one in request.app[QUEUE].requests if one.account == own]
         if fault is not None and fault.kind == "cut":
-            return cut_listing(wish, found, fault.options)
-        page = compose_page(wish, hide_requests(found, fault))
+            return cut_listing(wanted, found, fault.options)
+        page = compose_page(wanted, hide_requests(found, fault))
         return web.json_response(page | {"items": spoil_payloads(page["items"], fault)})
 
     return await answer(request, "listing", None, compose)
@@ -144,33 +144,33 @@ def spoil_payloads(items: list[dict[str, Any]], fault: Fault | None) -> list[dic
 
 
 def cut_listing(
-    wish: Wish, requests: Sequence[FalRequest], options: Mapping[str, Any]
+    wanted: ListingQuery, requests: Sequence[FalRequest], options: Mapping[str, Any]
 ) -> web.Response:
     """A page of a listing whose end cannot be reached."""
-    if options["form"] == "refused" and wish.after is not None:
+    if options["form"] == "refused" and wanted.after is not None:
         error = compose_platform_error(400, "cursor: no more pages are to be had")
         return web.json_response(error, status=400)
-    page = compose_page(replace(wish, limit=min(wish.limit, options["items"])), requests)
+    page = compose_page(replace(wanted, limit=min(wanted.limit, options["items"])), requests)
     if options["form"] == "no_cursor":
         page["next_cursor"] = None
     elif not page["has_more"]:
         # Behind the last item come pages without any, each with a cursor of its own.
-        last = min(wish.after[0], 0.0) if wish.after else 0.0
+        last = min(wanted.after[0], 0.0) if wanted.after else 0.0
         page["next_cursor"] = write_cursor((last - 1, ""))
     return web.json_response(page | {"has_more": True})
 
 
-def compose_page(wish: Wish, requests: Sequence[FalRequest]) -> dict[str, Any]:
-    covered = [one for one in requests if wish.covers(one)]
-    if wish.after is not None:
-        covered = [one for one in covered if wish.find_place(one) < wish.after]
-    covered.sort(key=wish.find_place, reverse=True)
-    page, has_more = covered[: wish.limit], len(covered) > wish.limit
+def compose_page(wanted: ListingQuery, requests: Sequence[FalRequest]) -> dict[str, Any]:
+    covered = [one for one in requests if wanted.covers(one)]
+    if wanted.after is not None:
+        covered = [one for one in covered if wanted.find_place(one) < wanted.after]
+    covered.sort(key=wanted.find_place, reverse=True)
+    page, has_more = covered[: wanted.limit], len(covered) > wanted.limit
     items = [describe_item(one) for one in page]
-    if wish.wants_payloads:
+    if wanted.wants_payloads:
         payloads = [describe_payloads(one) for one in page]
         items = [item | more for item, more in zip(items, payloads, strict=True)]
-    cursor = write_cursor(wish.find_place(page[-1])) if has_more else None
+    cursor = write_cursor(wanted.find_place(page[-1])) if has_more else None
     return {"items": items, "next_cursor": cursor, "has_more": has_more}
 
 

@@ -127,7 +127,7 @@ def compose_unended(queue: Queue) -> str:
             (f"waiting, {ahead} ahead", ""),
             (one.prompt, "text"),
             (describe_age(now, one.submitted_at), ""),
-            (describe_patience(now, one), ""),
+            (describe_timeout(now, one), ""),
             (Html(f"<code>{escape(one.request_id)}</code>"), ""),
         )
         for ahead, one in enumerate(queue.waiting)
@@ -141,7 +141,7 @@ def describe_age(now: datetime, since: datetime | None) -> str:
     return "" if since is None else f"{(now - since).total_seconds():.1f} s"
 
 
-def describe_patience(now: datetime, request: FalRequest) -> str:
+def describe_timeout(now: datetime, request: FalRequest) -> str:
     if request.start_timeout is None:
         return "no limit"
     left = request.submitted_at + request.start_timeout - now

@@ -132,7 +132,7 @@ class Queue:
         return CancelAnswer.CANCELLATION_REQUESTED
 
     def erase(self, request: FalRequest) -> None:
-        """Forget the request as far as anybody outside is told."""
+        """Forget the request, as seen from outside."""
         request.is_erased = True
         logger.info("erased %s", request.request_id)
 

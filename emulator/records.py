@@ -103,7 +103,7 @@ class FalRequest:
     completed_at: datetime | None = None
     is_cancel_requested: bool = False
     is_erased: bool = False
-    """Nobody outside is told of it any more."""
+    """It is reported to nobody outside any more."""
     outcome: Outcome | None = None
     log_entries: list[LogEntry] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)

@@ -40,7 +40,7 @@ async def stream_status(request: web.Request) -> web.StreamResponse:
         "x-fal-request-id": fal_request.request_id,
     }
     response = web.StreamResponse(headers=headers)
-    with contextlib.suppress(ConnectionError):  # whoever asked may go
+    with contextlib.suppress(ConnectionError):  # the caller may hang up
         await response.prepare(request)
         await send_events(request, response, fal_request, fault)
         await response.write_eof()

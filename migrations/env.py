@@ -18,7 +18,7 @@ from worker.ground.errors import (
 )
 from worker.ground.log import configure_logging
 from worker.ground.settings import load_settings
-from worker.jobs.models import Base
+from worker.jobs.models import JobRow
 
 # All others queue up behind a lock that is waited for. So a migration waits for so long only, rolls
 # its step back, pauses for the others, and tries again.
@@ -140,7 +140,7 @@ def run_steps(
 ) -> None:
     context.configure(
         connection=connection,
-        target_metadata=Base.metadata,
+        target_metadata=JobRow.metadata,
         transaction_per_migration=transaction_per_migration,
         # Of SQLite Alembic does not know, and commits after each step.
         transactional_ddl=True,

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 from alembic import op
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
 
 log = structlog.get_logger()
 IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
@@ -66,6 +66,22 @@ def create_check(table: str, name: str, condition: str, *, replace: bool = False
     op.execute("SET LOCAL statement_timeout = 0")
     op.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}")
     commit()
+
+
+def update_in_batches(table: str, change: str, condition: str, size: int = 1000) -> None:
+    """Change the rows that meet the condition now, and still do when their batch is written.
+
+    They are looked for without a lock, and locked for as long as a batch of them takes.
+    """
+    connection = op.get_bind()
+    found = text(f"SELECT id FROM {table} WHERE {condition}")  # noqa: S608
+    ids = connection.execute(found).scalars().all()
+    commit()
+    statement = text(f"UPDATE {table} SET {change} WHERE id IN :ids AND {condition}")  # noqa: S608
+    statement = statement.bindparams(bindparam("ids", expanding=True))
+    for start in range(0, len(ids), size):
+        connection.execute(statement, {"ids": ids[start : start + size]})
+        commit()
 
 
 def commit() -> None:

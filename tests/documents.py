@@ -99,7 +99,8 @@ def show_bounds(name: str, field: FieldInfo) -> str:
         shown = " or ".join(f"`{one}`" for one in choices)
     else:
         is_url = HttpUrl in kinds or HTTP_URL in field.metadata
-        shown = "http(s) URL" if is_url else "text"
+        is_amount = name.endswith("_usd")
+        shown = "http(s) URL" if is_url else "USD, such as `12.50`" if is_amount else "text"
     return shown
 
 
@@ -124,7 +125,14 @@ OTHER_CODES = {
         "fal refuses the account: all submissions pause, jobs wait in `queued`.",
         "Check key, balance and locks of the account.",
     ),
-    "fal_http_429": ("fal's queue is full; the job waits as long as fal asks.", "Nothing."),
+    "expired": (
+        "The job was not submitted by its `expires_at`; nothing was paid.",
+        "Enqueue it again with a later time.",
+    ),
+    "fal_http_429": (
+        "fal has too many requests of the account: all submissions pause, as long as fal requests.",
+        "Nothing; if it persists, lower `MAX_IN_FLIGHT`.",
+    ),
     "fal_http_4xx": (
         "fal refused the request without naming a type.",
         "See `jobs.error_message`.",

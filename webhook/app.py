@@ -73,7 +73,7 @@ def _load_or_exit() -> Settings:
 
 
 def _check_database_or_exit(settings: Settings) -> None:
-    """An unavailable database may come back; a wrong encoding stays wrong."""
+    """An unavailable database may come back; a wrong encoding does not change."""
     with (
         closing(Database(settings.database_url, program=RECEIVER_PROGRAM)) as db,
         suppress(*TRANSIENT_DB_ERRORS),

@@ -1,4 +1,4 @@
-"""The worker. `celery -A worker ...` finds its application here, made when it is asked for."""
+"""The worker. `celery -A worker ...` finds its application here, made when it is first used."""
 
 from typing import Any
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from uuid import UUID
 
 import structlog
@@ -9,10 +10,11 @@ import structlog
 from worker.fal.options import RequestOptions
 from worker.fal.storage import OnProgress
 from worker.ground.log import join_host_logging
+from worker.ground.once import Once
 from worker.ground.settings import load_settings
 from worker.ground.tracing import trace_since
 from worker.jobs.values import Job
-from worker.runtime import Once, Runtime
+from worker.runtime import Runtime
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import (
     DEFAULT_TENANT,
@@ -40,6 +42,8 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
     priority: int = 0,
     labels: dict[str, str] | None = None,
     fal_options: Mapping[str, object] | RequestOptions | None = None,
+    not_before: datetime | None = None,
+    expires_at: datetime | None = None,
     on_progress: OnProgress | None = None,
     **fields: object,
 ) -> Job:
@@ -48,8 +52,9 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
     `fields` are the model's input (at least `prompt` and `video_url`); `fal_options` are options of
     the request, such as `{"priority": "low"}`. `video_url` and `end_image_url` take a URL or a data
     URI, or what is uploaded first, which needs FAL_KEY: a pathlib.Path, bytes, or a file open for
-    reading. `on_progress` gets the bytes sent and their total. The same `job_id`, or the same
-    `idempotency_key` within a tenant, gives the same job.
+    reading. The job is not submitted before `not_before`, an aware time; if it is not by
+    `expires_at`, it fails, and nothing is paid. `on_progress` gets the bytes sent and their total.
+    The same `job_id`, or the same `idempotency_key` within a tenant, gives the same job.
 
     Raises InvalidInputError with every wrong field at once, IdempotencyConflictError if the key
     belongs to another input or other options, and where a file cannot be uploaded
@@ -64,6 +69,8 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
             "priority": priority,
             "labels": labels or {},
             "fal_options": fal_options or {},
+            "not_before": not_before,
+            "expires_at": expires_at,
             **fields,
         },
         on_progress=on_progress,
@@ -75,7 +82,7 @@ def enqueue_many(job_requests: Iterable[Mapping[str, object]]) -> list[Job]:
     """Commit a job for each, as `enqueue(**job_request)` would; their rows, in order.
 
     All are checked, and their files uploaded, before the first row is written. Rows are committed
-    by the thousand: whatever interrupts this, whole batches have been committed, and calling it
+    by the thousand: if this is interrupted, whole batches have been committed, and calling it
     again makes no second job of requests with a `job_id` or an `idempotency_key`.
 
     Raises as `enqueue` does; violations and conflicts name the request by its place in the list.

@@ -1,8 +1,8 @@
 """What a process works with, built from its settings: database, clients, archive, dispatcher.
 
-The only place that knows how the parts are put together. Concurrent threads share one part, where
-`functools` would make one for each of them. Each property imports what it makes: a process loads
-only what it uses, so a command that reads rows starts without Celery, httpx or obstore.
+The only place that knows how the parts are put together. Each property imports what it makes: a
+process loads only what it uses, so a command that reads rows starts without Celery, httpx or
+obstore.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property
 from pathlib import Path
-from threading import Event, RLock
-from typing import TYPE_CHECKING, Generic, TypeVar
+from threading import Event
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 from pydantic import SecretStr
@@ -33,6 +32,7 @@ from worker.ground.db import (
 )
 from worker.ground.errors import DaemonError, InvalidInputError, InvalidSettingsError, Violation
 from worker.ground.log import configure_logging, mask_url
+from worker.ground.once import Once, shared_property
 from worker.ground.settings import Settings, list_secrets, load_settings, require_settings
 from worker.jobs.states import Doorbell, Step
 
@@ -86,47 +86,6 @@ MOST_SUBMISSIONS = 50
 V = TypeVar("V")
 
 log = structlog.stdlib.get_logger(__name__)
-
-
-class Once(Generic[V]):
-    """A function without parameters, called once; `functools.cache` with a lock."""
-
-    # Reentrant: a signal's handler may interrupt `make`. One for all, so that no order of locks has
-    # to be kept.
-    lock = RLock()
-
-    def __init__(self, make: Callable[[], V]) -> None:
-        self._make = make
-        self._made: list[V] = []
-
-    def __call__(self) -> V:
-        with Once.lock:
-            if not self._made:
-                self._made.append(self._make())
-            return self._made[0]
-
-    @property
-    def is_made(self) -> bool:
-        return bool(self._made)
-
-    def forget(self) -> None:
-        """The next call makes it anew."""
-        self._made.clear()
-
-
-# A child forked while another thread held the lock would wait forever.
-os.register_at_fork(after_in_child=lambda: setattr(Once, "lock", RLock()))
-
-if TYPE_CHECKING:
-    shared_property = cached_property
-else:
-
-    class shared_property(cached_property):  # noqa: N801 - as its base
-        """`functools.cached_property` with a lock, which it lost in Python 3.12."""
-
-        def __get__(self, instance: object, owner: type | None = None) -> object:
-            with Once.lock:
-                return super().__get__(instance, owner)
 
 
 @dataclass(frozen=True)
@@ -354,15 +313,22 @@ class Runtime:
     def publish_submissions(self, jobs: Sequence[Job]) -> bool:
         """Publish for as many of these queued jobs as may be submitted now; False if some are lost.
 
-        The others need no message: each slot that becomes free publishes one.
+        The others need no message: each slot that becomes free publishes one. While more jobs wait
+        than there is room for, the queue gets no more messages than its workers can take.
         """
-        from worker.stages.admit import count_submissions
+        from worker.stages.admit import count_for_new
 
+        policy = self.admission_policy
         try:
-            wanted = count_submissions(db=self.db, policy=self.admission_policy, most=len(jobs))
+            wanted, is_backlog = count_for_new(db=self.db, policy=policy, new=len(jobs))
         except TRANSIENT_DB_ERRORS as error:  # the jobs are committed: the sweep publishes for them
             log.warning("database_unavailable", reason=describe_database_error(error))
             return False
+        if wanted and is_backlog:
+            room = self.dispatcher.measure_room(Step.SUBMIT)
+            if room is None:
+                return False
+            wanted = min(wanted, room.left(Step.SUBMIT))
         doorbells = [Doorbell(Step.SUBMIT, job.id) for job in jobs[:wanted]]
         return self.dispatcher.publish_all(doorbells)
 
@@ -371,12 +337,13 @@ class Runtime:
         self.dispatcher.publish(Doorbell(Step.SUBMIT))
 
     def publish_overdue(self, pause: timedelta = timedelta()) -> tuple[int, int] | None:
-        """One pass of the sweep: it ends within its period, whatever the table holds.
+        """One pass of the sweep: it ends within its period, however large the table is.
 
         Returns how many jobs were overdue, and for how many messages were published; None if
         another process sweeps, or has swept within the pause. A queue that holds as many messages
         as its workers can take gets no more.
         """
+        from worker.broker.dispatch import QueueRoom
         from worker.ops.metrics import note_sweep
         from worker.stages import sweep
         from worker.stages.admit import count_submissions
@@ -389,7 +356,8 @@ class Runtime:
             sweep.pause_without_archive(db=db)
             sweep.settle_charges(policy, db=db)
             sweep.release_queued(db=db)
-            room = self.dispatcher.measure_room()
+            # Without the broker nothing is known to wait.
+            room = self.dispatcher.measure_room(*Step) or QueueRoom({})
             is_done = False
             while not is_done:
                 swept = sweep.sweep_jobs(
@@ -403,8 +371,8 @@ class Runtime:
                 published += len(chosen) if is_taken else 0
                 is_late = time.monotonic() - began > period.total_seconds()
                 is_done = not is_taken or is_late or swept.rows < sweep.BATCH
-            most = room.left(Step.SUBMIT, MOST_SUBMISSIONS)
-            wanted = count_submissions(db=db, policy=policy, most=most)
+            wanted = count_submissions(db=db, policy=policy, most=MOST_SUBMISSIONS)
+            wanted = room.left(Step.SUBMIT, wanted)
             is_taken = self.dispatcher.publish_all([Doorbell(Step.SUBMIT)] * wanted)
             published += wanted if is_taken else 0
         finally:

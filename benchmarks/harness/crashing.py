@@ -24,7 +24,7 @@ SLOW_REPLY = {"point": "submit", "kind": "late", "seconds": 0.1}
 class Size:
     """So many jobs, so many in a second, and kills.
 
-    A kill comes within `spread` seconds after a payment. Jobs are given up when for `patience`
+    A kill comes within `spread` seconds after a payment. Jobs are given up when for `timeout`
     seconds none was paid for or recorded.
     """
 
@@ -32,15 +32,15 @@ class Size:
     pace: float
     kills: int
     spread: float
-    patience: float
+    timeout: float
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What became of one crowd of jobs.
 
-    `drain_seconds` are from the last kill, or the last wish if that came later, until all that was
-    going to be recorded was.
+    `drain_seconds` are from the last kill, or the last job request if that came later, until all
+    that was going to be recorded was.
     """
 
     kills: int
@@ -70,7 +70,7 @@ def run_round(engine: Engine, size: Size, seed: int) -> Outcome:
     """Enqueue, kill at the moments that the seed draws, and wait until nothing moves."""
     draw = Random(seed)  # noqa: S311 - moments, not a secret
     producer, kills, last = engine.produce(size.jobs, size.pace), 0, monotonic()
-    while kills < size.kills and wait_for_payment(engine, producer, size.patience):
+    while kills < size.kills and wait_for_payment(engine, producer, size.timeout):
         PAUSE.wait(draw.uniform(0, size.spread))
         engine.kill()
         kills, last = kills + 1, monotonic()
@@ -78,16 +78,16 @@ def run_round(engine: Engine, size: Size, seed: int) -> Outcome:
         assert producer.wait(PRODUCER_SECONDS) == 0, producer.read_log()  # noqa: S101 - a broken run
         last = monotonic()
     ids = read_ids(producer)
-    ended = wait_for_records(engine, ids, size.patience)
+    ended = wait_for_records(engine, ids, size.timeout)
     return judge(engine, ids, kills, max(0.0, ended - last))
 
 
-def wait_for_payment(engine: Engine, producer: Part, patience: float) -> bool:
+def wait_for_payment(engine: Engine, producer: Part, timeout: float) -> bool:
     """Until one more job is paid for; False if none is."""
     before, began = count_payments(engine.emulator), monotonic()
     while count_payments(engine.emulator) == before:
         is_over = not producer.is_running and engine.list_recorded() >= {*read_ids(producer)}
-        if is_over or monotonic() - began > patience:
+        if is_over or monotonic() - began > timeout:
             return False
         PAUSE.wait(LOOK_SECONDS)
     return True
@@ -97,10 +97,10 @@ def count_payments(emulator: Emulator) -> int:
     return int(emulator.client.get("/_emulator/ledger").json()["submissions"])
 
 
-def wait_for_records(engine: Engine, ids: Sequence[UUID], patience: float) -> float:
+def wait_for_records(engine: Engine, ids: Sequence[UUID], timeout: float) -> float:
     """When the last job was recorded; gives up when for so long none is, nor paid for."""
     wanted, seen, recorded, moved = set(ids), (-1, -1), monotonic(), monotonic()
-    while seen[0] < len(wanted) and monotonic() - moved < patience:
+    while seen[0] < len(wanted) and monotonic() - moved < timeout:
         found = (len(wanted & engine.list_recorded()), count_payments(engine.emulator))
         if found[0] != seen[0]:
             recorded = monotonic()

@@ -1,7 +1,7 @@
 """HTTP requests, prepared beforehand and sent at fixed times: a process that costs little itself.
 
-The time of an answer counts from when the request was to be sent. So whoever answers late is not
-spared the requests that had to wait for it.
+The time of an answer counts from when the request was to be sent. So a late answer also
+counts for the requests that had to wait for it.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """The least that keeps a webhook: a Flask route with one INSERT, committed before it answers.
 
-No signature, no job, nothing rung: whoever knows the URL is believed, and nobody is told.
+No signature, no job, no message: any caller that knows the URL is believed.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Add what a verdict on a lost submission rests on: observed time, the account, replies in a row.
+"""Add what a decision on a lost submission rests on: observed time, the account, replies in a row.
 
 Earlier releases run on it: the new columns are empty or have a default, and they do not know the
 table. An attempt that an earlier release wrote has no account, so silence about it proves nothing.

@@ -8,7 +8,13 @@ all due rows gives way to one without the queued ones, of which there may be man
 import sqlalchemy as sa
 from alembic import op
 
-from migrations.steps import commit, create_check, create_index, is_postgres
+from migrations.steps import (
+    commit,
+    create_check,
+    create_index,
+    is_postgres,
+    update_in_batches,
+)
 
 revision = "0014"
 down_revision = "0013"
@@ -29,7 +35,15 @@ MARKS = (
     ("hold", "submission_unknown", "held%"),
     ("unrecordable", "submitted", "unrecordable%"),
     ("unanswered", "submitted", "unanswered%"),
+    ("retry", "completed", "%"),
 )
+# What fal has, or may have.
+AT_FAL = """slot_until IS NULL AND completed_at IS NULL
+AND (outcome IS NULL OR outcome IN ('accepted', 'unknown'))
+AND job_id IN (
+    SELECT id FROM jobs
+    WHERE due_at IS NOT NULL AND state IN ('submitting', 'submitted', 'submission_unknown')
+)"""
 INDICES = (
     (
         "ix_jobs_admission",
@@ -125,27 +139,20 @@ def upgrade() -> None:
             rule = check if column == "blocked_by" else ""
             named = kind.replace("TIMESTAMP WITH TIME ZONE", "DATETIME")
             op.execute(f"ALTER TABLE {table} ADD COLUMN {column} {named}{rule}")
+    commit()  # nobody waits for the tables while rows are looked for
     for cause, state, sentence in MARKS:
-        op.execute(
-            f"UPDATE jobs SET blocked_by = '{cause}' WHERE due_at IS NOT NULL "  # noqa: S608
-            f"AND state = '{state}' AND blocked_reason LIKE '{sentence}'"
+        update_in_batches(
+            "jobs",
+            f"blocked_by = '{cause}'",
+            f"due_at IS NOT NULL AND state = '{state}' AND blocked_by IS NULL "
+            f"AND blocked_reason LIKE '{sentence}'",
         )
-    op.execute(
-        "UPDATE jobs SET blocked_by = 'retry' WHERE due_at IS NOT NULL AND state = 'completed' "
-        "AND blocked_reason IS NOT NULL"
-    )
     later = (
         "started_at + interval '90 minutes'"
         if is_postgres()
         else "strftime('%Y-%m-%d %H:%M:%S.000000', started_at, '+90 minutes')"
     )
-    op.execute(
-        f"UPDATE attempts SET slot_until = {later} WHERE completed_at IS NULL "  # noqa: S608
-        "AND (outcome IS NULL OR outcome IN ('accepted', 'unknown')) AND job_id IN (SELECT id "
-        "FROM jobs WHERE due_at IS NOT NULL "
-        "AND state IN ('submitting', 'submitted', 'submission_unknown'))"
-    )
-    commit()
+    update_in_batches("attempts", f"slot_until = {later}", AT_FAL)
     if is_postgres():
         create_check("jobs", "ck_jobs_blocked_by", BLOCKED_BY)
     for name, columns, where in INDICES:
@@ -153,9 +160,9 @@ def upgrade() -> None:
     create_index(
         "ix_attempts_slot_until", "attempts", ["slot_until"], where="slot_until IS NOT NULL"
     )
-    op.execute("DROP INDEX IF EXISTS ix_jobs_due_at")
     _create_tables()
     op.execute(VIEW.format(**(POSTGRES if is_postgres() else SQLITE)))
+    op.execute("DROP INDEX IF EXISTS ix_jobs_due_at")
 
 
 def _create_tables() -> None:
@@ -243,10 +250,10 @@ def _create_tables() -> None:
 
 
 def downgrade() -> None:
+    create_index("ix_jobs_due_at", "jobs", ["due_at"], where="due_at IS NOT NULL")
     op.execute("DROP VIEW jobs_waiting")
     for table in ("prices", "spend", "charges", "pauses", "limits"):
         op.drop_table(table)
-    create_index("ix_jobs_due_at", "jobs", ["due_at"], where="due_at IS NOT NULL")
     op.drop_index("ix_attempts_slot_until", "attempts")
     for name, _, _ in INDICES:
         op.drop_index(name, "jobs")

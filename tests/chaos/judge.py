@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
-from tests.chaos.site import Site
+from tests.chaos.site import SETTINGS, Site
 from tests.system.rows import Row
 
 SHOWN = 5
@@ -40,11 +40,14 @@ def judge_site(site: Site) -> Judgement:
     expected = site.list_expected()
     jobs = {row["id"]: row for row in site.table.select("SELECT * FROM jobs")}
     requests = site.emulator.list_requests()
-    charges = read_charges(site.emulator.client.get("/_emulator/ledger").json())
+    ledger = site.emulator.client.get("/_emulator/ledger").json()
+    charges = read_charges(ledger)
     problems = [
         *describe_strays(jobs, expected),
         *check_charges(jobs, charges),
         *check_attempts(site),
+        *check_slots(site),
+        *check_cap(ledger, int(SETTINGS["MAX_IN_FLIGHT"])),
         *check_archive(jobs.values()),
         *check_answers(requests),
         *check_logs(site.yard.directory),
@@ -94,6 +97,22 @@ def check_attempts(site: Site) -> Iterator[str]:
     )
     for attempt in unsettled:
         yield f"attempt {attempt['number']} of ended job {attempt['job_id']} was never settled"
+
+
+def check_slots(site: Site) -> Iterator[str]:
+    """An attempt of an ended job that counts as in flight keeps others waiting for nothing."""
+    held = site.table.select(
+        "SELECT attempts.* FROM attempts JOIN jobs ON jobs.id = attempts.job_id "
+        "WHERE slot_until IS NOT NULL AND due_at IS NULL"
+    )
+    for attempt in held:
+        yield f"attempt {attempt['number']} of ended job {attempt['job_id']} is still in flight"
+
+
+def check_cap(ledger: Mapping[str, Any], cap: int) -> Iterator[str]:
+    """The account never had more requests at once than may be in flight, whoever was killed."""
+    if ledger["most_at_once"] > cap:
+        yield f"fal had {ledger['most_at_once']} requests at once, {cap} are allowed"
 
 
 def check_archive(rows: Any) -> Iterator[str]:

@@ -41,6 +41,7 @@ SETTINGS = {
     "PROBE_SECONDS": "2",
     "RETRY_SECONDS": "3600",
     "MAX_ATTEMPTS": "100",
+    "MAX_IN_FLIGHT": "20",
 }
 EMULATOR = ("--render", "fake", "--webhook-retry-seconds", "0.2", "--concurrency", "1000")
 ENDLESS = 10**9
@@ -135,7 +136,7 @@ class Site:
 
     def count_held(self) -> int:
         """Jobs of which nobody knows whether fal has them, and nothing proves it."""
-        return self._count("SELECT count(*) AS n FROM jobs WHERE blocked_reason LIKE 'held%'")
+        return self._count("SELECT count(*) AS n FROM jobs WHERE blocked_by = 'hold'")
 
     def count_events(self, to_state: str) -> int:
         return self._count("SELECT count(*) AS n FROM events WHERE to_state = :s", s=to_state)

@@ -10,6 +10,7 @@ from tests.chaos.judge import (
     CALLER_GONE,
     check_answers,
     check_archive,
+    check_cap,
     check_charges,
     check_logs,
     describe_strays,
@@ -54,6 +55,11 @@ def test_charge_for_nobody_is_told() -> None:
 def test_stray_job_is_told_unless_it_is_archived() -> None:
     assert list(describe_strays({JOB: {"state": "submitting"}}, []))
     assert not list(describe_strays({JOB: {"state": "archived"}}, []))
+
+
+def test_more_requests_at_once_than_are_allowed_are_told() -> None:
+    assert list(check_cap({"most_at_once": 21}, 20))
+    assert not list(check_cap({"most_at_once": 20}, 20))
 
 
 def test_file_that_is_missing_or_another_is_told(tmp_path) -> None:

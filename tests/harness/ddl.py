@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 
 from worker.ground.db import Database
 from worker.ground.schema import build_config, upgrade_schema
-from worker.jobs.models import Base
+from worker.jobs.models import JobRow
 
 VERSION_TABLE = "alembic_version"
 
@@ -42,7 +42,7 @@ def create_by_models(url: str) -> dict[str, str]:
     """Create the tables of an empty database from the models; its schema."""
     db = Database(url)
     try:
-        Base.metadata.create_all(db.engine)
+        JobRow.metadata.create_all(db.engine)
         return read_schema(db)
     finally:
         db.close()

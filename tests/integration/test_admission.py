@@ -480,6 +480,17 @@ def test_a_request_that_fal_had_not_started_in_time_is_queued_again_for_nothing(
     assert bench.read(job).state is S.FAILED
 
 
+@pytest.mark.both_databases
+def test_a_long_wait_for_its_turn_takes_nothing_from_the_time_for_retries(bench):
+    job = bench.insert()
+    bench.clock.move(timedelta(days=2))
+    submission = admit(bench)
+    assert submission is not None
+    request_id = accept(bench, submission)
+    bench.deliver(submission, build_failure(request_id, "request_timeout", "not started"))
+    assert bench.read(job).state is S.QUEUED
+
+
 def test_a_timed_out_request_that_had_started_stays_a_failure(bench):
     job = bench.make_submitted("request-running")
     with bench.db.transaction() as connection:

@@ -260,14 +260,26 @@ def test_command_for_unknown_job_fails(run, command) -> None:
     assert ended.err == f"job_not_found: no job has the id {NOBODY}\n"
 
 
-def test_sweep_dispatches_overdue_jobs(run, db, redis_url) -> None:
+def test_sweep_dispatches_overdue_jobs_and_as_many_submissions_as_there_is_room(
+    run, db, redis_url, monkeypatch
+) -> None:
+    monkeypatch.setenv("MAX_IN_FLIGHT", "2")
     now = datetime.now(UTC)
-    overdue = make_job(db, now=now - timedelta(hours=1))
-    make_job(db, now=now)
+    overdue = make_job(db, JobState.COMPLETED, now=now - timedelta(hours=1))
+    for _ in range(3):
+        make_job(db, now=now)
 
-    assert run("sweep", "--json").json == {"overdue": 1, "dispatched": 1}
-    (message,) = take_messages(redis_url, "extend_video.submit")
+    assert run("sweep", "--json").json == {"overdue": 3, "dispatched": 3}
+    (message,) = take_messages(redis_url, "extend_video.archive")
     assert message["headers"]["argsrepr"] == f"['{overdue.id}']"
+    # They name no job, and are as many as fal runs at once.
+    messages = take_messages(redis_url, "extend_video.submit")
+    assert [message["headers"]["argsrepr"] for message in messages] == ["[]"] * 2
+
+
+def test_sweep_publishes_no_submission_that_the_queue_holds_already(run, db) -> None:
+    make_job(db)
+    assert run("sweep", "--json").json == {"overdue": 1, "dispatched": 1}
     ended = run("sweep")
     assert (ended.code, ended.out) == (0, "0 overdue jobs, 0 dispatched\n")
 

@@ -28,7 +28,8 @@ from worker.ground.errors import InvalidSignatureError
 from worker.jobs import attempts, deliveries, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Ending, Job, Outcome, Settlement, Verdict
-from worker.stages.complete import CANCELLED_CODE, receive_delivery, receive_hint
+from worker.stages.complete import receive_delivery, receive_hint
+from worker.stages.endings import CANCELLED_CODE
 
 S = JobState
 LATER = NOW + timedelta(seconds=20)

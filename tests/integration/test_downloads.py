@@ -21,7 +21,7 @@ from tests.harness.jobs import (
 from tests.harness.together import call_together
 from tests.harness.web import run_server, send_body
 from worker.jobs import limits, table
-from worker.jobs.states import Doorbell, JobEvent, JobState, Step
+from worker.jobs.states import BlockedBy, Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Claim, Job, Move
 from worker.stages.archive import (
     FIRST_TURN,
@@ -85,7 +85,8 @@ def test_job_that_waits_for_another_time_is_not_made_due_earlier(db):
     claim(db, running, 1)
     claimed = move_job(db, postponed, JobEvent.ARCHIVE_CLAIMED)
     with db.transaction() as connection:
-        move = Move(NOW, NOW + 2 * LEASE, columns={"blocked_reason": "the host is away"})
+        why = {"blocked_by": BlockedBy.RETRY.value, "blocked_reason": "the host is away"}
+        move = Move(NOW, NOW + 2 * LEASE, columns=why)
         waiting = table.apply_event(connection, claimed, JobEvent.ARCHIVE_POSTPONED, move)
     assert claim(db, postponed, 1) is None
     assert read_job(db, postponed.id) == waiting

@@ -1,7 +1,7 @@
 """Wishes become rows: once each, checked whole, as they will be sent."""
 
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -275,3 +275,30 @@ def test_parse_wish_takes_the_widest_options_that_databases_hold(db):
     job = enqueue(db, **options).job
     again = read_job(db, job.id)
     assert {name: getattr(again, name) for name in options} == options
+
+
+# ------------------------------------------------------------------ a job's own times
+
+
+@pytest.mark.both_databases
+def test_times_come_as_text_with_an_offset_and_are_kept_as_utc(db):
+    times = {"not_before": "2126-01-01T01:00:00+01:00", "expires_at": "2126-01-02T00:00:00Z"}
+    request = parse_job_request({**FIELDS, **times})
+    job = enqueue_job(request, db=db, endpoint="e", dispatch_timeout=LEASE).job
+    assert job.not_before == datetime(2126, 1, 1, tzinfo=UTC)
+    assert job.expires_at == datetime(2126, 1, 2, tzinfo=UTC)
+    assert (job.blocked_by, job.due_at) == ("not_before", job.not_before)
+    assert read_job(db, job.id) == job
+
+
+@pytest.mark.parametrize("wrong", ["tomorrow", "2126-01-01T00:00:00", 7, True])
+@pytest.mark.parametrize("field", ["not_before", "expires_at"])
+def test_a_time_without_an_offset_is_refused_by_name(field, wrong):
+    with pytest.raises(InvalidInputError, match=f"{field}.*ISO 8601"):
+        parse_job_request({**FIELDS, field: wrong})
+
+
+def test_a_job_that_would_expire_before_its_time_is_refused():
+    times = {"not_before": "2126-01-02T00:00:00Z", "expires_at": "2126-01-01T00:00:00Z"}
+    with pytest.raises(InvalidInputError, match="expires_at"):
+        parse_job_request({**FIELDS, **times})

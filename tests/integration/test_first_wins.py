@@ -25,7 +25,9 @@ from tests.harness.together import call_together
 from worker.fal.platform import ListedRequest
 from worker.fal.submit import Accepted, RefusalClass, Refused
 from worker.ground.errors import TooLateError
-from worker.jobs.states import ENDED, JobState
+from worker.jobs import admission
+from worker.jobs.admission import ACCOUNT
+from worker.jobs.states import ENDED, JobState, PauseCause
 from worker.jobs.values import Attempt, Job
 from worker.stages.submit import Submission
 
@@ -42,6 +44,8 @@ class Race:
 
     @classmethod
     def begin(cls, bench: Bench) -> "Race":
+        with bench.db.transaction() as connection:  # an earlier story may have ended with a refusal
+            admission.remove_pause(connection, ACCOUNT, PauseCause.BUSY)
         first = bench.begin(bench.insert())
         bench.lose(first)
         bench.clock.now = first.attempt.started_at + UNKNOWN

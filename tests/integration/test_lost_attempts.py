@@ -21,7 +21,7 @@ from worker.jobs.models import StrayDeliveryRow
 from worker.jobs.states import Doorbell, JobState, Step
 from worker.jobs.values import Ending, Job, Outcome, Verdict
 from worker.stages.complete import expect_poll
-from worker.stages.submit import BACKOFFS, Submission
+from worker.stages.submit import UNREACHABLE, Submission
 from worker.stages.tokens import TokenName, read_token, sign_token
 
 S = JobState
@@ -64,7 +64,8 @@ def test_token_names_the_job_and_the_number_of_each_attempt(signed):
         assert read_token(submission.token, SECRETS) == TokenName(job.id, number, "0")
         assert submission.attempt.number == number
         signed.reply(submission, Refused(RefusalClass.UNREACHABLE, None, "away", "nobody there"))
-        signed.clock.move(BACKOFFS[RefusalClass.UNREACHABLE].longest)
+        signed.clock.move(UNREACHABLE.longest)
+        signed.sweep()
 
 
 def test_token_that_was_random_or_of_a_secret_since_given_up_is_found_by_its_hash(bench, signed):

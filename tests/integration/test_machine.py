@@ -25,9 +25,17 @@ from tests.harness.jobs import CLAIMS, LEASE, WAYS, insert_job, list_all_jobs
 from worker.ground.db import Database
 from worker.jobs import table
 from worker.jobs.models import EventRow
-from worker.jobs.states import AWAITING_FAL, EDGES, ENDED, JobEvent, JobState, next_state
+from worker.jobs.states import (
+    AWAITING_FAL,
+    EDGES,
+    ENDED,
+    BlockedBy,
+    JobEvent,
+    JobState,
+    next_state,
+)
 from worker.jobs.values import Claim, Event, Job, Move
-from worker.stages.sweep import sweep_jobs
+from worker.stages.sweep import release_queued, sweep_jobs
 
 PROFILE = settings(
     # A third of what the profile draws: each is a story of thirty steps.
@@ -42,11 +50,9 @@ PROFILE = settings(
 )
 MOST_JOBS = 3
 PLAIN_EVENTS = sorted(set(JobEvent) - CLAIMS - {JobEvent.ENQUEUED})
-# What waits says why; the sweep says it itself where it takes a submission over.
+# Here each of them has a reason of its job's own to wait.
 BLOCKING = {
     JobEvent.SUBMISSION_POSTPONED,
-    JobEvent.SUBMISSION_LOST,
-    JobEvent.SUBMISSION_CLAIM_EXPIRED,
     JobEvent.SUBMISSION_HELD,
     JobEvent.ARCHIVE_POSTPONED,
 }
@@ -145,14 +151,31 @@ class JobMachine(RuleBasedStateMachine):
         overdue = {
             job_id: (-one.priority, one.due_at)
             for job_id, one in self.jobs.items()
-            if one.due_at is not None and one.due_at <= self.clock()
+            if one.state is not JobState.QUEUED
+            and one.due_at is not None
+            and one.due_at <= self.clock()
         }
         swept = sweep_jobs(db=self.db, lease=LEASE, limit=limit, clock=self.clock)
-        ids = {doorbell.job_id for doorbell in swept.doorbells}
+        ids = {doorbell.job_id for doorbell in swept.doorbells if doorbell.job_id is not None}
         assert len(swept.doorbells) == len(ids) == swept.rows == min(limit, len(overdue))
         assert sorted(overdue[job_id] for job_id in ids) == sorted(overdue.values())[:limit]
         for job_id in ids:
             self.note_sweep(job_id)
+
+    @rule()
+    def release_queued(self) -> None:
+        """Queued jobs are not swept, but may be admitted again when their own time has come."""
+        due = [
+            one
+            for one in self.jobs.values()
+            if one.state is JobState.QUEUED
+            and one.blocked
+            and one.due_at is not None
+            and one.due_at <= self.clock()
+        ]
+        assert release_queued(db=self.db, clock=self.clock) == (len(due), [])
+        for one in due:
+            one.due_at, one.blocked = self.clock(), False
 
     @rule(halves=st.integers(1, 4))
     def move_clock(self, halves: int) -> None:
@@ -194,19 +217,21 @@ class JobMachine(RuleBasedStateMachine):
         expected = self.jobs[job.id]
         target = next_state(job.state, event)
         due_at = None if target in ENDED else self.clock() + delay
-        columns: dict[str, Any] = {"blocked_reason": "waits"} if event in BLOCKING else {}
+        blocked = {"blocked_by": BlockedBy.RETRY.value, "blocked_reason": "waits"}
+        columns: dict[str, Any] = blocked if event in BLOCKING else {}
         if event is JobEvent.CANCEL_REQUESTED:
             # a wish moves nothing: whoever holds the job goes on holding it
-            columns = {"claimed_by": job.claimed_by, "blocked_reason": job.blocked_reason}
+            kept = ("claimed_by", "blocked_by", "blocked_reason")
+            columns = {name: getattr(job, name) for name in kept}
         with self.db.transaction() as connection:
             move = Move(self.clock(), due_at, columns=columns)
             moved = table.apply_event(connection, job, event, move)
         assert (moved is not None) == (target is not None and is_current(job, expected))
         if moved is not None:
-            blocked = expected.blocked
+            was_blocked = expected.blocked
             self.note_move(expected, event, moved, due_at, columns.get("claimed_by"))
             if event is JobEvent.CANCEL_REQUESTED:
-                expected.blocked = blocked
+                expected.blocked = was_blocked
 
     def note_move(
         self,
@@ -258,7 +283,7 @@ def is_current(job: Job, expected: Expected) -> bool:
 def check_job(job: Job, expected: Expected) -> None:
     assert (job.state, job.fence) == (expected.state, expected.fence)
     assert (job.due_at, job.claimed_by) == (expected.due_at, expected.claimed_by)
-    assert (job.blocked_reason is not None) == expected.blocked
+    assert (job.blocked_by is not None) == expected.blocked
     assert (job.due_at is None) == (job.state in ENDED)
     assert job.fence >= expected.read[-1].fence
     if expected.ended is not None:

@@ -11,11 +11,11 @@ from tests.harness.many_rows import fill_table
 from tests.harness.stages import build_completion, encode
 from tests.harness.together import call_together
 from worker.ground.db import Database
-from worker.jobs import limits, stats
+from worker.jobs import admission, stats
+from worker.jobs.admission import ACCOUNT, Pause
 from worker.jobs.models import EventRow, JobRow
-from worker.jobs.states import ENDED, JobEvent, JobState
+from worker.jobs.states import ENDED, JobEvent, JobState, PauseCause
 from worker.jobs.stats import CachedCount
-from worker.jobs.values import Gate
 from worker.jobs.workers import SeenWorker, keep_worker
 from worker.ops import metrics as measures_module
 from worker.ops.metrics import (
@@ -118,13 +118,14 @@ def test_pause_held_submissions_workers_and_sweeps_are_told(db, clock):
     note_sweep(3, 0.5, db=db, clock=clock)
     job = make_job(db, JobState.SUBMISSION_UNKNOWN)
     with db.transaction() as connection:
-        connection.execute(text("UPDATE jobs SET blocked_reason = 'held: dead'"))
-        limits.shut_gate(connection, Gate("submissions", clock(), "fal refuses the account"))
+        connection.execute(text("UPDATE jobs SET blocked_by = 'hold'"))
+        refused = "fal refuses the account"
+        admission.keep_pause(connection, Pause(ACCOUNT, PauseCause.ACCOUNT, refused, clock()))
         for name, age in (("a", SECOND), ("b", timedelta(minutes=5))):
             keep_worker(connection, SeenWorker(name, 1, ["q"], NOW, clock() - age))
     measures = read_measures(db=db, clock=clock)
     assert (measures.held, measures.swept_at) == (1, clock())
-    assert [gate.name for gate in measures.pauses] == ["submissions"]
+    assert [(one.scope, one.cause) for one in measures.pauses] == [(ACCOUNT, PauseCause.ACCOUNT)]
     assert [worker.name for worker in list_seen(measures.workers, measures.now)] == ["a"]
     assert job.state is JobState.SUBMISSION_UNKNOWN
 

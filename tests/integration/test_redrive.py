@@ -25,7 +25,7 @@ from worker.stages.redrive import redrive_job
 
 S = JobState
 INPUT = Refused(RefusalClass.INPUT, 422, "bad_input", "no")
-BUSY = Refused(RefusalClass.BUSY, 429, "too_many", "later")
+AWAY = Refused(RefusalClass.UNREACHABLE, 503, "fal_unavailable", "later")
 
 
 def reject(bench: Bench) -> Job:
@@ -36,9 +36,10 @@ def reject(bench: Bench) -> Job:
 
 def turn_away(bench: Bench) -> Job:
     job = bench.insert()
-    bench.reply(bench.begin(job), BUSY)
+    bench.reply(bench.begin(job), AWAY)
     bench.clock.move(RETRY)
-    bench.reply(bench.begin(job), BUSY)
+    bench.sweep()
+    bench.reply(bench.begin(job), AWAY)
     return job
 
 
@@ -135,7 +136,8 @@ def test_redrive_restarts_at_the_latest_step_that_needs_no_money(bench, end):
     assert redriven == bench.read(job)
     assert (redriven.state, redriven.redriven_at) == (target, bench.clock())
     assert redriven.due_at == bench.clock() + LEASE
-    assert (redriven.error_code, redriven.error_message, redriven.blocked_reason) == (None,) * 3
+    assert (redriven.error_code, redriven.error_message) == (None, None)
+    assert (redriven.blocked_by, redriven.blocked_reason) == (None, None)
     last = bench.events(job)[-1]
     assert (last.reason, last.from_state, last.to_state) == (event, before, target)
     assert "operator" in str(last.detail)
@@ -203,10 +205,11 @@ def test_job_that_was_turned_away_has_its_whole_time_again(bench):
     assert bench.read(job).error_code == "submission_exhausted"
     bench.clock.move(timedelta(days=2))
     bench.redrive(job)
-    bench.reply(bench.begin(job), BUSY)
+    bench.reply(bench.begin(job), AWAY)
     assert bench.read(job).state is S.QUEUED
     bench.clock.move(RETRY)
-    bench.reply(bench.begin(job), BUSY)
+    bench.sweep()
+    bench.reply(bench.begin(job), AWAY)
     assert bench.read(job).state is S.FAILED
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -13,6 +14,7 @@ from tests.harness.jobs import LEASE, REQUEST_ID
 from tests.harness.stages import Bench, build_completion
 from tests.harness.web import run_server, send_body
 from worker.ground.db import Database
+from worker.jobs.admission import Caps
 from worker.jobs.states import JobState
 from worker.stages.enqueue import enqueue_job, parse_job_request
 from worker.stages.submit import begin_submission
@@ -20,11 +22,14 @@ from worker.stages.submit import begin_submission
 pytestmark = pytest.mark.both_databases
 
 WISH = {"prompt": "on it goes", "video_url": "https://example.com/a.mp4"}
-# A transition and its line in the history are one statement on PostgreSQL, two on SQLite.
+# A transition and its line in the history are one statement on PostgreSQL, two on SQLite. The
+# intent is an admission: whether there is room and a job is read without a lock, and under it.
 STATEMENTS = {
-    "postgresql": {"enqueue": 1, "intent": 3, "reply": 3, "delivery": 4, "archive": 5},
-    "sqlite": {"enqueue": 2, "intent": 4, "reply": 4, "delivery": 5, "archive": 6},
+    "postgresql": {"enqueue": 1, "intent": 19, "reply": 4, "delivery": 4, "archive": 5},
+    "sqlite": {"enqueue": 2, "intent": 19, "reply": 5, "delivery": 5, "archive": 6},
 }
+# Of a message that finds no room, or no job.
+IN_VAIN = {"full": 4, "empty": 5}
 COMMITS = {"enqueue": 1, "intent": 1, "reply": 1, "delivery": 1, "archive": 3}
 
 
@@ -100,3 +105,16 @@ def counted(bench: Bench, archive: Archiver, cdn) -> Meter:
 def test_a_job_takes_so_many_statements_and_commits_and_no_more(db, counted):
     assert counted.statements == STATEMENTS[db.engine.dialect.name]
     assert counted.commits == COMMITS
+
+
+@pytest.mark.parametrize("why", list(IN_VAIN))
+def test_a_message_that_finds_no_room_or_no_job_reads_a_little_and_locks_nothing(bench, why):
+    admission_policy = replace(bench.submit_policy.admission, caps=Caps(1))
+    policy = replace(bench.submit_policy, admission=admission_policy)
+    if why == "full":
+        bench.begin(bench.insert())
+        bench.insert()
+    meter = Meter(bench.db)
+    with meter.step(why):
+        assert begin_submission(db=bench.db, policy=policy, clock=bench.clock) is None
+    assert (meter.statements, meter.commits) == ({why: IN_VAIN[why]}, {})

@@ -139,6 +139,6 @@ def test_pause_of_submissions_is_told_of_each_queued_job(bench):
     bench.reply(bench.begin(bench.insert()), refused)
     wait = read_story(job.id, db=bench.db, clock=bench.clock).wait
     assert "no balance" in wait.waits_for
-    gate = bench.gate()
-    assert gate is not None
-    assert wait.until == gate.opens_at
+    pause = bench.pause()
+    assert pause is not None
+    assert wait.until == pause.until

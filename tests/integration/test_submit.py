@@ -23,9 +23,9 @@ from worker.fal import http as fal_http
 from worker.fal.completion import Completion
 from worker.fal.options import RequestOptions
 from worker.fal.submit import QueueClient
-from worker.jobs import table
+from worker.jobs import admission, table
 from worker.jobs.admission import Caps
-from worker.jobs.states import ENDED, JobState
+from worker.jobs.states import ENDED, BlockedBy, JobState, PauseCause
 from worker.jobs.values import Outcome, Verdict
 from worker.stages.admit import AdmissionPolicy
 from worker.stages.complete import receive_delivery
@@ -192,6 +192,8 @@ class Case:
     code: str | None = None
     least: timedelta | None = None
     jitter: timedelta = timedelta()
+    blocked_by: BlockedBy | None = None
+    pause: tuple[PauseCause, timedelta] | None = None
 
 
 def lost(answer, http_status=None):
@@ -209,10 +211,16 @@ def rejected(answer, http_status, code):
     return Case(answer, JobState.FAILED, Outcome.REJECTED, http_status, code)
 
 
-def postponed(answer, http_status, code, seconds, jitter):
-    """Due after `seconds`, and up to as many more as are drawn."""
-    waits = timedelta(seconds=seconds), timedelta(seconds=jitter)
-    return Case(answer, JobState.QUEUED, Outcome.POSTPONED, http_status, code, *waits)
+def postponed(answer, http_status, code, **waits):
+    """Blocked for at least `least`, and up to `jitter` more."""
+    waits = {"blocked_by": BlockedBy.RETRY, "least": timedelta(), **waits}
+    return Case(answer, JobState.QUEUED, Outcome.POSTPONED, http_status, code, **waits)
+
+
+def paused(answer, http_status, code, cause, seconds):
+    """The account waits, and the job waits with it: nothing of its own holds it up."""
+    pause = cause, timedelta(seconds=seconds)
+    return postponed(answer, http_status, code, blocked_by=None, pause=pause)
 
 
 MODEL_ERROR = {
@@ -228,11 +236,14 @@ CASES = {
     ),
     "200 that is cut short": lost(break_off(b'{"request_id": "' + REQUEST_ID.encode() + b'"}')),
     "422 in fal's shape": rejected(send_json(MODEL_ERROR, 422), 422, "less_than_equal"),
-    "403": postponed(send_json(LOCKED, 403), 403, "fal_http_403", 60, 0),
-    "429 with a time": postponed(
-        send_json(BUSY, 429, Retry_After="17"), 429, "concurrent_requests_limit", 17, 20
+    "403": paused(send_json(LOCKED, 403), 403, "fal_http_403", PauseCause.ACCOUNT, 60),
+    "429 with a time": paused(
+        *(send_json(BUSY, 429, Retry_After="17"), 429, "concurrent_requests_limit"),
+        *(PauseCause.BUSY, 17),
     ),
-    "503 of fal's front door": postponed(send_body(INGRESS, 503), 503, "fal_unavailable", 0, 2),
+    "503 of fal's front door": postponed(
+        send_body(INGRESS, 503), 503, "fal_unavailable", jitter=timedelta(seconds=2)
+    ),
 }
 
 
@@ -249,6 +260,16 @@ def test_submit_job_posts_once_and_rules_by_the_reply(db, fal, job, submit, case
     assert (attempt.ended_at, attempt.fal_request_id) == (NOW, None)
     assert attempt.error_message
     check_moved(moved, case, attempt.error_message)
+    with db.reading() as connection:
+        pauses = [one for one in admission.list_pauses(connection) if not one.is_counting]
+    assert [(one.cause, one.until) for one in pauses] == list_pauses(case)
+
+
+def list_pauses(case):
+    if case.pause is None:
+        return []
+    cause, duration = case.pause
+    return [(cause, NOW + duration)]
 
 
 def check_moved(moved, case, message):
@@ -260,8 +281,12 @@ def check_moved(moved, case, message):
     if case.state in ENDED:
         assert (moved.error_code, moved.error_message) == (case.code, message)
         assert (moved.failed_at, moved.blocked_reason) == (NOW, None)
+        return
+    assert (moved.error_code, moved.error_message) == (None, None)
+    assert moved.blocked_by == case.blocked_by
+    if case.pause is not None:
+        assert moved.blocked_reason is None
     else:
-        assert (moved.error_code, moved.error_message) == (None, None)
         assert message in moved.blocked_reason
         assert (case.code or "fal may or may not have it") in moved.blocked_reason
 

@@ -5,15 +5,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, Engine, MetaData, event, insert, inspect, text
+from sqlalchemy import CheckConstraint, Engine, MetaData, event, insert, inspect, select, text
 from sqlalchemy.exc import OperationalError
 from uuid_utils.compat import uuid7
 
@@ -34,7 +36,7 @@ from worker.ground.schema import (
 )
 from worker.jobs import attempts, deliveries
 from worker.jobs import table as jobs_sql
-from worker.jobs.models import Base
+from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.states import JobState
 from worker.jobs.values import Outcome, Settlement
 
@@ -54,6 +56,11 @@ TABLES = {
     "stray_deliveries",
     "archive_marks",
     "job_requests",
+    "limits",
+    "pauses",
+    "charges",
+    "spend",
+    "prices",
 }
 
 
@@ -258,7 +265,7 @@ def test_compare_schemas_sees_what_was_changed_by_hand(db):
     assert "ck_jobs_due_at" in found
     assert "uq_jobs_tenant_idempotency_key" in found
     changes = [
-        ("DROP INDEX ix_jobs_due_at", "CREATE INDEX ix_jobs_due_at ON jobs (due_at)"),
+        ("DROP INDEX ix_jobs_late", "CREATE INDEX ix_jobs_late ON jobs (due_at)"),
         ("DROP INDEX ix_events_job_id",),
         ("ALTER TABLE attempts ADD COLUMN extra TEXT",),
         ("CREATE TABLE extra (id INTEGER)",),
@@ -313,7 +320,7 @@ def test_names_of_all_constraints_follow_the_convention(db):
         assert keys <= starts, "every foreign key is indexed"
     checks = [
         constraint
-        for table in Base.metadata.tables.values()
+        for table in JobRow.metadata.tables.values()
         for constraint in table.constraints
         if isinstance(constraint, CheckConstraint)
     ]
@@ -481,38 +488,117 @@ def test_migration_tries_again_once_a_table_is_free(postgres_empty_url):
 WEAK_LOCKS = re.compile(r"CREATE (UNIQUE )?INDEX CONCURRENTLY|.* VALIDATE CONSTRAINT|.* NOT VALID$")
 
 
-def list_strong_statements(url):
-    """What the migrations do to a table in time that grows with its rows, and under its lock."""
-    found: list[str] = []
-    new: set[str] = set()
+class Watch:
+    """Notes what migrations do to a table in time that grows with its rows, and under its lock."""
 
-    def note(_connection, _cursor, statement, *_):
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self.new: set[str] = set()
+        self._locked: set[str] = set()
+
+    def note(self, _connection, _cursor, statement, *_) -> None:
         line = " ".join(statement.split())
         if made := re.match(r"CREATE TABLE (\w+)", line):
-            new.add(made[1])
+            self.new.add(made[1])
+        if altered := re.match(r"ALTER TABLE (\w+)", line):
+            self._locked.add(altered[1])
+        if self._rewrites(line) or self._changes_rows(line):
+            self.found.append(line)
+
+    def _rewrites(self, line: str) -> bool:
         table = re.match(
             r"CREATE (?:UNIQUE )?INDEX .*? ON (\w+)|ALTER TABLE (\w+) .*ADD CONST", line
         )
-        if table and not {*table.groups()} & new and not WEAK_LOCKS.match(line):
-            found.append(line)
-        if re.match(r"ALTER TABLE .*(ALTER COLUMN|TYPE|random|now\(\))|UPDATE (?!alembic)", line):
-            found.append(line)
+        if table and not {*table.groups()} & self.new and not WEAK_LOCKS.match(line):
+            return True
+        return bool(re.match(r"ALTER TABLE .*(ALTER COLUMN|TYPE|random|now\(\))", line))
 
-    event.listen(Engine, "before_cursor_execute", note)
+    def _changes_rows(self, line: str) -> bool:
+        """Permitted are batches of rows that are given by their ids, while no table is locked."""
+        change = re.match(r"UPDATE (?!alembic)\w+ SET .*? WHERE (id IN \(%)?", line)
+        return change is not None and bool(self._locked or not change[1])
+
+    def end(self, _connection) -> None:
+        self._locked.clear()
+
+
+def list_strong_statements(db, url):
+    watch = Watch()
+    listeners: dict[str, Callable[..., Any]] = {
+        "before_cursor_execute": watch.note,
+        "commit": watch.end,
+        "rollback": watch.end,
+    }
+    for name, listener in listeners.items():
+        event.listen(Engine, name, listener)
     try:
         for revision in list_revisions():
-            new.clear()
+            watch.new.clear()
             command.upgrade(build_config(url), revision)
+            if revision == RELEASED["0.1.0"]:
+                fill_release_0_1_0(db)
     finally:
-        event.remove(Engine, "before_cursor_execute", note)
-    return found
+        for name, listener in listeners.items():
+            event.remove(Engine, name, listener)
+    return watch.found
 
 
 def test_no_migration_reads_a_whole_table_while_it_holds_up_its_writers(postgres_empty_url):
-    assert list_strong_statements(postgres_empty_url) == []
+    with open_database(postgres_empty_url) as db:
+        assert list_strong_statements(db, postgres_empty_url) == []
+        # There was something to change.
+        (rows,) = read_rows(db, {"attempts": ["slot_until IS NULL"]}).values()
+        assert rows == ["(False,)"] * 2
 
 
-@pytest.mark.parametrize("revision", ["0002", "0006"])
+# what 0014 makes of the sentences of earlier releases, and of what is at fal
+
+
+# (state, blocked_reason, outcome of its attempt): (blocked_by, whether it is in flight)
+EARLIER = {
+    ("submission_unknown", "held: nobody knows it", "dead"): ("hold", False),
+    ("submission_unknown", "fal may or may not have it: no reply", "unknown"): (None, True),
+    ("submitted", "unrecordable: a number out of range", "accepted"): ("unrecordable", True),
+    ("submitted", "unanswered: 502", "accepted"): ("unanswered", True),
+    ("submitted", None, "accepted"): (None, True),
+    ("submitting", None, None): (None, True),
+    ("completed", "the disk is full", "accepted"): ("retry", False),
+    ("completed", None, "accepted"): (None, False),
+    ("queued", "account: fal refuses the account", "postponed"): (None, False),
+    ("failed", "held: long ago", "dead"): (None, False),
+}
+
+
+def test_admission_takes_over_what_earlier_releases_wrote_as_sentences(empty_url):
+    """What they held up as shared trouble is admitted; a row's own reason is its own."""
+    command.upgrade(build_config(empty_url), "0013")
+    with open_database(empty_url) as db:
+        found = MetaData()
+        found.reflect(db.engine)
+        as_stored = str if db.engine.dialect.name == "postgresql" else lambda one: one.hex
+        with db.transaction() as connection:
+            for number, (state, reason, outcome) in enumerate(EARLIER):
+                rows = build_rows(as_stored, uuid7(), state, number)
+                is_failed = state == "failed"
+                rows["jobs"] |= {"blocked_reason": reason, "fal_request_id": str(number)}
+                rows["jobs"] |= {"failed_at": NOW, "due_at": None} if is_failed else {}
+                rows["attempts"] |= {"outcome": outcome}
+                for name in ("jobs", "attempts"):
+                    connection.execute(insert(found.tables[name]).values(rows[name]))
+        upgrade_schema(empty_url)
+        statement = text(
+            "SELECT j.blocked_by, a.slot_until IS NOT NULL AS is_in_flight, j.blocked_reason "
+            "FROM jobs j JOIN attempts a ON a.job_id = j.id ORDER BY a.token_hash"
+        )
+        with db.reading() as connection:
+            made = [tuple(row) for row in connection.execute(statement)]
+            slots = select(AttemptRow.slot_until).where(AttemptRow.slot_until.is_not(None))
+            assert set(connection.scalars(slots)) == {NOW + timedelta(minutes=90)}
+    expected = [(by, flies, reason) for (_, reason, _), (by, flies) in EARLIER.items()]
+    assert made == expected
+
+
+@pytest.mark.parametrize("revision", ["0002", "0006", "0014"])
 def test_interrupted_migration_begins_again_and_makes_a_broken_index_anew(
     postgres, postgres_template, postgres_empty_url, revision
 ):
@@ -522,7 +608,9 @@ def test_interrupted_migration_begins_again_and_makes_a_broken_index_anew(
         whole = read_schema(db)
     script = ScriptDirectory(str(schema.SCRIPTS)).get_revision(revision)
     text_of = Path(script.path).read_text()
-    indices = re.findall(r'"((?:ix|uq)_\w+)"', text_of.partition("def downgrade")[0])
+    # Those of a table that the step makes itself are there with it, or not at all.
+    on_old_tables = re.split(r"def downgrade|op.create_table", text_of)[0]
+    indices = re.findall(r'"((?:ix|uq)_\w+)"', on_old_tables)
     command.upgrade(build_config(url), str(script.down_revision))
     interrupt_at_last_index(url, revision, indices)
     with connect_to(url, autocommit=True) as connection:

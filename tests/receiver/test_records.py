@@ -30,6 +30,9 @@ from worker.stages.admit import AdmissionPolicy
 from worker.stages.submit import SubmitPolicy
 from worker.stages.sweep import sweep_jobs
 
+# The next job may be submitted, and this one's video is to be kept.
+FREED_AND_ARCHIVED = ["extend_video.submit", "extend_video.archive"]
+
 
 @pytest.mark.both_databases
 def test_receive_success_commits_result_and_rings(scene, job) -> None:
@@ -42,11 +45,11 @@ def test_receive_success_commits_result_and_rings(scene, job) -> None:
     assert recorded.fal_request_id == REQUEST_ID
     assert recorded.completed_at is not None
     assert read_attempts(scene.db, job.id)[0].fal_request_id == REQUEST_ID
-    assert scene.take_doorbells() == ["extend_video.archive"]
+    assert scene.take_doorbells() == FREED_AND_ARCHIVED
 
 
 @pytest.mark.both_databases
-def test_receive_failure_commits_its_code_and_rings_for_nobody(scene, job) -> None:
+def test_receive_failure_commits_its_code_and_frees_its_slot(scene, job) -> None:
     detail = [{"loc": ["body", "video_url"], "msg": "no such file", "type": "file_download_error"}]
     body = build_body(status="ERROR", error="Invalid status code: 422", payload={"detail": detail})
     answer = scene.post(build_delivery(body))
@@ -56,7 +59,7 @@ def test_receive_failure_commits_its_code_and_rings_for_nobody(scene, job) -> No
     assert failed.state is JobState.FAILED
     assert failed.error_code == "file_download_error"
     assert failed.error_message == "video_url: no such file"
-    assert scene.take_doorbells() == []
+    assert scene.take_doorbells() == ["extend_video.submit"]
 
 
 def test_receive_keeps_raw_body(scene, job) -> None:
@@ -78,7 +81,7 @@ def test_receive_duplicate_is_answered_and_recorded_once(scene, job) -> None:
     with scene.db.reading() as connection:
         times = connection.execute(text("SELECT times_received FROM deliveries")).scalar_one()
     assert times == 3
-    assert scene.take_doorbells() == ["extend_video.archive"]
+    assert scene.take_doorbells() == FREED_AND_ARCHIVED
 
 
 def test_receive_redelivery_signed_anew_is_duplicate(scene, job) -> None:
@@ -96,7 +99,7 @@ def test_receive_same_delivery_at_once_records_once(scene, job) -> None:
     assert [answer.status_code for answer in answers] == [200] * 6
     verdicts = sorted(answer.get_json()["verdict"] for answer in answers)
     assert verdicts == ["duplicate"] * 5 + ["recorded"]
-    assert scene.take_doorbells() == ["extend_video.archive"]
+    assert scene.take_doorbells() == FREED_AND_ARCHIVED
     assert scene.count("deliveries") == 1
 
 

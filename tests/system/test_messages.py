@@ -116,8 +116,9 @@ def test_doorbells_after_the_end_and_for_nobody_change_nothing(sqlite_scene):
     assert scene.table.read_job(job_id) == ended
     assert count_jobs(scene) == jobs + 1
     assert len(scene.emulator.list_requests()) == submissions + 1
+    # A submission is of the next job, whatever its message says; the others name what they refuse.
     told = [line for line in worker.read_log().splitlines() if marker in line]
-    assert len(told) >= len(STEPS)
+    assert len(told) >= len(STEPS) - 1
     assert not [line for line in told if "Traceback" in line]
 
 

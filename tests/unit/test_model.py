@@ -18,11 +18,9 @@ from worker.fal.model import (
     INLINE_BYTES,
     ExtendVideoInput,
     complete_input,
-    draw_seed,
     parse_field,
     parse_output,
 )
-from worker.ground import validation
 from worker.ground.errors import InvalidInputError, InvalidResultError, Violation
 from worker.ground.validation import show_value
 
@@ -145,10 +143,6 @@ inputs = st.fixed_dictionaries(
 
 def complete(**fields: object) -> ExtendVideoInput:
     return complete_input(REQUIRED | fields)
-
-
-def describe_allowed(field: str) -> str:
-    return validation.describe_allowed(ExtendVideoInput, *field.split("."))
 
 
 def refuse(fields: Mapping[str, object]) -> tuple[Violation, ...]:

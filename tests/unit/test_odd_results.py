@@ -10,7 +10,7 @@ from emulator.spoiling import merge
 from worker.fal.completion import Completion, parse_webhook
 from worker.fal.model import list_oddities, parse_output
 from worker.ground.errors import InvalidResultError
-from worker.stages.complete import find_failure, needs_fetching
+from worker.stages.endings import find_failure, needs_fetching
 
 CASES: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "media/cases/result_cases.json").read_bytes()

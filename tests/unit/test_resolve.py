@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.harness.jobs import ENDPOINT, LEASE, NOW
 from worker.fal.platform import ListedRequest, is_same_input
 from worker.ground.settings import UnknownPolicy
-from worker.jobs.states import JobEvent, JobState
-from worker.jobs.values import HELD, Attempt, Job, Outcome, RequestClaim
+from worker.jobs.states import BlockedBy, JobEvent, JobState
+from worker.jobs.values import Attempt, Job, Outcome, RequestClaim
 from worker.stages.resolve import (
     Matches,
     ResolvePolicy,
@@ -293,7 +293,7 @@ def test_proven_death_is_submitted_again():
 def test_proven_death_is_held_where_a_human_decides():
     event, move = judge_absence(build_job(), ABSENT, (), 1, HOLD, NOW)
     assert event is JobEvent.SUBMISSION_HELD
-    assert move.columns["blocked_reason"].startswith(HELD)
+    assert move.columns["blocked_by"] == BlockedBy.HOLD
 
 
 @pytest.mark.parametrize("spent", [1, 3])

@@ -10,8 +10,9 @@ import pytest
 
 from tests.harness.together import call_together
 from worker.ground.errors import InvalidSettingsError
+from worker.ground.once import Once, shared_property
 from worker.ground.settings import UnknownPolicy, load_settings
-from worker.runtime import Once, Runtime, name_account, shared_property
+from worker.runtime import Runtime, name_account
 from worker.stages.archive import ArchivePolicy
 from worker.stages.resolve import ResolvePolicy
 

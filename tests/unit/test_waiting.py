@@ -8,14 +8,22 @@ import pytest
 from tests.harness.jobs import NOW, build_result
 from tests.harness.values import ATTEMPT, JOB, JOB_ID
 from worker.ground.settings import UnknownPolicy
-from worker.jobs.states import ENDED, JobState
-from worker.jobs.values import Gate, Job
+from worker.jobs.admission import ACCOUNT, Pause
+from worker.jobs.states import ENDED, BlockedBy, JobState, PauseCause
+from worker.jobs.values import Job
 from worker.ops.timeline import describe_time, explain_wait
 from worker.stages.resolve import ResolvePolicy
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 TERMS = ResolvePolicy(90 * MINUTE, UnknownPolicy.RESUBMIT, 3, MINUTE)
-GATE = Gate("submissions", NOW + MINUTE, "fal refuses the account: fal_http_403: no balance")
+PAUSE = Pause(
+    ACCOUNT,
+    PauseCause.ACCOUNT,
+    "fal refuses the account: fal_http_403: no balance",
+    since=NOW,
+    until=NOW + MINUTE,
+    room=1,
+)
 CANCEL = f"extend-video cancel {JOB_ID}"
 REDRIVE = f"extend-video redrive {JOB_ID}"
 
@@ -66,15 +74,15 @@ def test_job_that_fal_turned_away_waits_for_its_next_try() -> None:
 
 def test_pause_of_all_submissions_comes_before_the_job_s_own_reasons() -> None:
     job = build_job(JobState.QUEUED, due_at=NOW + HOUR)
-    wait = explain_wait(job, [], GATE, NOW)
+    wait = explain_wait(job, [], PAUSE, NOW)
     assert "no balance" in wait.waits_for
-    assert wait.until == GATE.opens_at
+    assert wait.until == PAUSE.until
     assert "FAL_KEY" in wait.may_do
 
 
 def test_pause_of_submissions_does_not_concern_what_is_at_fal() -> None:
     job = build_job(JobState.SUBMITTED)
-    assert explain_wait(job, [ATTEMPT], GATE, NOW) == explain_wait(job, [ATTEMPT], None, NOW)
+    assert explain_wait(job, [ATTEMPT], PAUSE, NOW) == explain_wait(job, [ATTEMPT], None, NOW)
 
 
 def test_submitted_job_tells_fal_s_last_word() -> None:
@@ -109,7 +117,8 @@ def test_unknown_submission_foresees_when_it_counts_as_not_accepted(columns, fol
 
 
 def test_held_submission_waits_for_an_operator() -> None:
-    job = replace(UNKNOWN_JOB, blocked_reason="held: no webhook within 5400 s")
+    reason = "held: no webhook within 5400 s"
+    job = replace(UNKNOWN_JOB, blocked_by=BlockedBy.HOLD, blocked_reason=reason)
     wait = explain_wait(job, [LOST], None, NOW, policy=TERMS)
     assert "an operator's decision (held: no webhook" in wait.waits_for
     assert f"{REDRIVE} --pay-again buys a new run" in wait.may_do

@@ -14,6 +14,7 @@ from datetime import timedelta
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any, TypeVar
+from uuid import UUID
 
 import structlog
 from celery import Celery
@@ -31,6 +32,8 @@ PUBLISH_ALL_TIMEOUT = timedelta(seconds=20)
 # Few enough for a busy broker to take them within PUBLISHER_SECONDS.
 MESSAGES_AT_ONCE = 200
 COUNT_TIME = timedelta(seconds=3)
+# Workers of earlier releases, which may take the message, need an id; no job has this one.
+NO_JOB = UUID(int=0)
 # More messages of one step than this help no worker.
 MOST_WAITING = 300
 TASK_OF_STEP = {
@@ -120,10 +123,10 @@ class Dispatcher:
         self._outage.end()
         return answer
 
-    def measure_room(self) -> QueueRoom:
-        """What waits in the queues of all steps; without the broker nothing is known to."""
-        queues = [QUEUES[task] for task in TASK_OF_STEP.values()]
-        return QueueRoom(self.count_messages(queues) or {})
+    def measure_room(self, *steps: Step) -> QueueRoom | None:
+        """What waits in the queues of these steps; None if the broker does not answer in time."""
+        waiting = self.count_messages([QUEUES[TASK_OF_STEP[step]] for step in steps])
+        return None if waiting is None else QueueRoom(waiting)
 
     def flush(self) -> None:
         """Publish what still waits, within the usual time; the next call begins anew."""
@@ -179,7 +182,8 @@ def log_lost(doorbells: Sequence[Doorbell], error: BaseException | None) -> None
         log.warning("doorbells_lost", doorbells=len(doorbells), reason=reason)
         return
     [one] = doorbells
-    log.warning("doorbell_lost", job_id=str(one.job_id), step=one.step.value, reason=reason)
+    named = {} if one.job_id is None else {"job_id": str(one.job_id)}
+    log.warning("doorbell_lost", **named, step=one.step.value, reason=reason)
 
 
 def _publish(app: Celery, doorbells: Sequence[Doorbell]) -> None:
@@ -193,7 +197,7 @@ def _publish(app: Celery, doorbells: Sequence[Doorbell]) -> None:
             producer.maybe_declare(app.amqp.queues[QUEUES[task]])
             blank = app.amqp.create_task_message("", task, [], {}, ignore_result=None)
             for doorbell in [one for one in doorbells if one.step is step]:
-                arguments = [] if doorbell.job_id is None else [str(doorbell.job_id)]
+                arguments = [str(doorbell.job_id or NO_JOB)]
                 message_id = str(uuid7())
                 own = {"id": message_id, "root_id": message_id, "argsrepr": str(arguments)}
                 producer.publish(

@@ -88,7 +88,7 @@ def choose_consumer_options(settings: Settings) -> dict[str, Any]:
     lease = settings.lease_seconds.total_seconds()
     return {
         "visibility_timeout": lease,
-        # By default kombu looks for messages of dead workers at every tenth check, that is every
+        # By default kombu restores messages of dead workers at every tenth check, that is every
         # 100 s, and a worker that dies meanwhile keeps all others from it for 300 s.
         "unacked_restore_interval": settings.sweep_seconds.total_seconds(),
         "unacked_restore_throttle": 1,

@@ -44,7 +44,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 @dataclass(eq=False)
 class Daemon:
-    """A command that is meant to run until it is told to end, and how its process has fared.
+    """A command that runs until it gets a signal to end, and how often its process has ended.
 
     Celery ends a worker by itself when Redis is killed while the worker holds messages: starting it
     again is all there is to do. A daemon that has never stayed alive would crash for ever; one that

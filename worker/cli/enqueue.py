@@ -59,6 +59,14 @@ def enqueue(
     fal_option: Annotated[
         list[str], typer.Option(metavar="NAME=VALUE", help="An option of the request to fal.")
     ] = [],
+    not_before: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Not submitted before: 2026-12-01T18:30:00Z."),
+    ] = None,
+    expires_at: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Not submitted by then, the job fails; nothing is paid."),
+    ] = None,
     lines: Annotated[
         str | None,
         typer.Option(
@@ -98,6 +106,8 @@ def enqueue(
         "priority": priority,
         "labels": labels,
         "fal_options": fal_options,
+        "not_before": not_before,
+        "expires_at": expires_at,
     }
     wrong += [*wrong_labels, *wrong_options]
     place_one(build_runtime(), fields, wrong, wait=wait, as_json=as_json)
@@ -119,7 +129,7 @@ def place_one(
     wait: bool,
     as_json: bool,
 ) -> None:
-    """Upload, enqueue, print the id, and follow the job to its end if asked to."""
+    """Upload, enqueue, print the id, and with `wait` follow the job to its end."""
     with output.show_progress(output.err, quiet=as_json) as on_progress:
         job_request = runtime.make_job_request(fields, wrong, on_progress=on_progress)
     job = place_request(runtime, job_request)

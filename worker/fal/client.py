@@ -6,9 +6,9 @@
             print(status)
         print(fal.result(handle)["video"]["url"])
 
-The paid POST is sent once, whatever happens to it. Queries and cancellations may be repeated. The
-calls are those of the stages, `submit.QueueClient` and `requests.RequestClient`; here their
-outcomes become exceptions (`errors.py`).
+The paid POST is sent once, even if its outcome is unknown. Queries and cancellations may be
+repeated. The calls are those of the stages, `submit.QueueClient` and `requests.RequestClient`; here
+their outcomes become exceptions (`errors.py`).
 """
 
 import time

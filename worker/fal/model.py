@@ -320,7 +320,7 @@ def parse_field(name: str, text: str) -> object:
     """Turn the text of `--set name=text` into a JSON value of the field's type.
 
     Takes true or false, numbers, null where allowed, WIDTHxHEIGHT or a JSON object for a size.
-    Text that is none of these stays text, which `complete_input` refuses.
+    Other text is returned as it is, and `complete_input` refuses it.
     """
     return validation.parse_text(ExtendVideoInput, name, text)
 

@@ -1,7 +1,7 @@
 """Uploads to fal's storage, as fal's own clients do them (fal-api, section 6; ADR 21).
 
 The key buys a signed URL; the bytes go there without any credential: at once up to 90 MiB, above
-that in parts of 10 MiB, one after the other. Memory stays at a chunk. Where fal signs no URLs, a
+that in parts of 10 MiB, one after the other. Memory is one chunk. Where fal signs no URLs, a
 CDN token takes the key's place. Nothing here is paid, so every step is repeated. The key goes to
 the host of `rest_url`, a CDN token to that of `cdn_url`, and a signed URL is a credential itself:
 it is never logged.

@@ -120,7 +120,7 @@ def parse_date(text: str | None) -> datetime | None:
 
 
 def read_retry_after(text: str | None, longest: timedelta, now: datetime) -> timedelta:
-    """How long the header `Retry-After` asks to wait, in seconds or until a date, up to `longest`.
+    """How long the header `Retry-After` says to wait, in seconds or until a date, up to `longest`.
 
     Zero if it says nothing of use.
     """

@@ -163,8 +163,8 @@ class Settings(BaseSettings):
     fal_key_secret: Key | None = None
     """With `FAL_KEY_ID`, replaces `FAL_KEY`: the part after the colon."""
     fal_admin_key: Key | None = None
-    """A key of the account with the scope ADMIN, for billing events; without it FAL_KEY is tried.
-    Needed for `extend-video costs --reconcile`."""
+    """Key with the scope ADMIN, for fal's billing events; without it `FAL_KEY` is tried.
+    `extend-video costs --reconcile` needs it."""
     fal_endpoint: Annotated[str, ENDPOINT] = "fal-ai/ltx-2.3-22b/extend-video"
     """Model endpoint: `owner/app/extend-video`, or a variant below it."""
     fal_queue_url: HttpUrl = "https://queue.fal.run"
@@ -175,7 +175,8 @@ class Settings(BaseSettings):
     fal_cdn_url: HttpUrl = "https://v3.fal.media"
     """Base URL for CDN uploads, used if the storage API signs no upload URLs."""
     fal_platform_url: HttpUrl = "https://api.fal.ai/v1"
-    """Base URL of the platform API: request listing and the model's OpenAPI document."""
+    """Base URL of the platform API: request listing, price, billing events, and the model's
+    OpenAPI document."""
     fal_jwks_url: HttpUrl = "https://rest.fal.ai/.well-known/jwks.json"
     """URL of the keys that webhooks are signed with."""
     fal_user_id: str | None = None
@@ -247,19 +248,22 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, le=100)
     """A job fails after this many lost submissions; waiting does not count."""
     retry_seconds: Seconds = timedelta(days=1)
-    """How long fal may decline a job (busy, unreachable) before it fails; trouble with the
-    account does not count."""
+    """How long a job may be declined (fal unreachable or unavailable, or not started in time)
+    before it fails; pauses of the account do not count."""
     max_in_flight: int = Field(40, ge=1, le=10_000)
-    """How many attempts are, or may be, at fal at once, over all workers; the rest waits with us.
-    `extend-video limits set` changes it without a restart."""
+    """Maximum number of attempts that are, or may be, at fal at once, over all workers; further
+    jobs wait as `queued`. `extend-video limits set account` overrides it without a restart, as it
+    does the rate and the budget."""
     submits_per_minute: int | None = Field(None, ge=1, le=100_000)
-    """How many paid POSTs there may be within a minute, over all workers."""
+    """Maximum number of paid POSTs a minute, over all workers; default: no limit."""
     fal_unit_price_usd: Usd | None = None
-    """The price of a megapixel; without it the platform's price is read, and read again."""
+    """Price of a megapixel, in USD; default: the platform's, read again every hour."""
     daily_budget_usd: Usd | None = None
-    """How much may be spent on a UTC day, reserved amounts included; jobs beyond it wait."""
+    """Maximum spending in a UTC day, in USD, reservations included; jobs beyond it wait. Default:
+    no limit."""
     probe_seconds: Seconds = timedelta(seconds=60)
-    """How long all submissions pause after fal refused the account, before one job is tried."""
+    """How long all submissions pause after fal refused the account, or after three ambiguous
+    replies in a row, before one job is tried."""
     archive_deadline_seconds: Seconds = timedelta(hours=1)
     """A job not archived this long after its completion is given top priority and logged once
     as `archive_deadline_near`; earlier if three quarters of its `object_expiration` have

@@ -71,7 +71,7 @@ def list_violations(model: type[BaseModel], error: ValidationError) -> tuple[Vio
 def parse_text(model: type[BaseModel], name: str, text: str) -> object:
     """A shell's text as the JSON value that the type of the field calls for.
 
-    Text that is none stays text: `validate_fields` says what is wrong with all fields at once.
+    Other text is returned as it is: `validate_fields` names all wrong fields at once.
     """
     schema = _read_schema(model)["properties"].get(name, {})
     kinds = {branch.get("type") for branch in _list_branches(model, schema)}

@@ -1,8 +1,8 @@
 """SQL of admission: limits, pauses, what is in flight, and whose job is next.
 
-The account's row of `limits` is the lock: whoever admits changes it first, and reads in later
-statements, under READ COMMITTED, what everybody before has committed. Order of locks: limits, jobs,
-attempts, charges. Completion, cancel and redrive never lock limits.
+The account's row of `limits` is the lock: an admission updates it first, and reads in later
+statements, under READ COMMITTED, what earlier ones have committed. Order of locks: limits, jobs,
+attempts, charges. Completion, cancel and redrive never lock limits (ADR 24).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,14 @@ from sqlalchemy import (
 )
 
 from worker.jobs.models import AttemptRow, ChargeRow, JobRow, LimitRow, PauseRow, SpendRow
-from worker.jobs.rows import fetch_all, fetch_one, insert_for, is_postgres, table_of
+from worker.jobs.rows import (
+    fetch_all,
+    fetch_one,
+    insert_for,
+    is_postgres,
+    meets_index,
+    table_of,
+)
 from worker.jobs.states import PauseCause
 from worker.jobs.values import Job
 
@@ -38,8 +45,11 @@ LOCK_SECONDS = 5
 COUNTING = 1_000_000
 # As the index has it, in literals: a parameter would hide from SQLite that the index serves.
 IS_ADMISSIBLE = "state = 'queued' AND blocked_by IS NULL"
+_ADMISSIBLE = meets_index("state = 'queued'", "blocked_by IS NULL")
 
 _JOBS, _ATTEMPTS, _CHARGES = table_of(JobRow), table_of(AttemptRow), table_of(ChargeRow)
+# That of the index: of all that begin with the tenant, only this one is in it.
+_ORDER = (_JOBS.c.tenant, _JOBS.c.priority.desc(), _JOBS.c.enqueued_at, _JOBS.c.id)
 _LIMITS, _PAUSES, _SPEND = table_of(LimitRow), table_of(PauseRow), table_of(SpendRow)
 
 
@@ -246,22 +256,23 @@ def read_usage(connection: Connection, now: datetime) -> Usage:
 
 
 def has_admissible(connection: Connection) -> bool:
-    return connection.scalar(select(_JOBS.c.id).where(text(IS_ADMISSIBLE)).limit(1)) is not None
+    return count_admissible(connection, 1) == 1
 
 
 def count_admissible(connection: Connection, most: int) -> int:
-    some = select(literal(1)).select_from(_JOBS).where(text(IS_ADMISSIBLE)).limit(most).subquery()
+    """How many jobs may be admitted as far as they are concerned; counted up to `most`."""
+    some = select(_JOBS.c.tenant).where(_ADMISSIBLE).order_by(*_ORDER).limit(most).subquery()
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
 def list_waiting_tenants(connection: Connection, now: datetime) -> list[WaitingTenant]:
     """Those with an admissible job: a step of the index for each, however many jobs they have."""
-    first = select(_JOBS.c.tenant).where(text(IS_ADMISSIBLE)).order_by(_JOBS.c.tenant).limit(1)
+    first = select(_JOBS.c.tenant).where(_ADMISSIBLE).order_by(*_ORDER).limit(1)
     waiting = select(first.scalar_subquery().label("tenant")).cte("waiting", recursive=True)
     later = (
         select(_JOBS.c.tenant)
-        .where(text(IS_ADMISSIBLE), _JOBS.c.tenant > waiting.c.tenant)
-        .order_by(_JOBS.c.tenant)
+        .where(_ADMISSIBLE, _JOBS.c.tenant > waiting.c.tenant)
+        .order_by(*_ORDER)
         .limit(1)
         .correlate(waiting)
         .scalar_subquery()
@@ -278,9 +289,9 @@ def list_waiting_tenants(connection: Connection, now: datetime) -> list[WaitingT
     )
     rows = connection.execute(statement).mappings().all()
     in_flight = _count_by_tenant(connection, _ATTEMPTS.c.slot_until > now)
-    bounded = any(row["per_minute"] or row["daily_budget_nano_usd"] for row in rows)
-    started = _count_started(connection, now) if bounded else {}
-    spent = _list_spent(connection, now) if bounded else {}
+    started = _count_started(connection, now) if any(row["per_minute"] for row in rows) else {}
+    budgeted = [row["scope"] for row in rows if row["daily_budget_nano_usd"] is not None]
+    spent = _list_spent(connection, now, budgeted) if budgeted else {}
     return [
         WaitingTenant(
             tenant=row["tenant"],
@@ -317,8 +328,9 @@ def _count_started(connection: Connection, now: datetime) -> dict[str, int]:
     return {str(tenant): int(number) for tenant, number in connection.execute(statement)}
 
 
-def _list_spent(connection: Connection, now: datetime) -> dict[str, int]:
-    statement = select(_SPEND.c.scope, _SPEND.c.nano_usd).where(_SPEND.c.day == name_day(now))
+def _list_spent(connection: Connection, now: datetime, scopes: Sequence[str]) -> dict[str, int]:
+    today = (_SPEND.c.scope.in_(scopes), _SPEND.c.day == name_day(now))
+    statement = select(_SPEND.c.scope, _SPEND.c.nano_usd).where(*today)
     return {str(scope): int(spent) for scope, spent in connection.execute(statement)}
 
 

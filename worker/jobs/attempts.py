@@ -23,7 +23,8 @@ from sqlalchemy import (
     update,
 )
 
-from worker.jobs.models import AttemptRow, DeliveryRow, JobRow, UtcDateTime
+from worker.jobs.base import UtcDateTime
+from worker.jobs.models import AttemptRow, DeliveryRow, JobRow
 from worker.jobs.observed import observed_seconds
 from worker.jobs.rows import (
     columns_of,
@@ -312,6 +313,15 @@ def count_attempts(
         AttemptRow.started_at >= since,
     )
     return int(connection.execute(statement).scalar_one())
+
+
+def find_first_start(connection: Connection, job_id: UUID, since: datetime) -> datetime | None:
+    """When the first attempt since then began."""
+    statement = select(func.min(AttemptRow.started_at)).where(
+        AttemptRow.job_id == job_id, AttemptRow.started_at >= since
+    )
+    found: datetime | None = connection.execute(statement).scalar_one()
+    return found
 
 
 def find_current_attempt(connection: Connection, job: Job) -> Attempt | None:

@@ -1,8 +1,8 @@
 """SQL on `charges`, `spend` and `prices`: what attempts cost, in integer nano-USD.
 
-A charge is reserved at admission, by its estimate. Whatever is learnt later is noted on it without
-a lock, and makes it due (`due_at`); `settle_due` then writes the difference into the totals of its
-scopes and day, under the account's lock. So completion never waits for admission.
+A charge is reserved at admission, by its estimate. What is learnt later is noted on it without the
+account's lock, and makes it due (`due_at`); `settle_due` then writes the difference into the totals
+of its scopes and day, under that lock. So completion never waits for admission (ADR 25).
 """
 
 from collections.abc import Mapping, Sequence
@@ -255,7 +255,7 @@ def note_bill(
 def settle_due(connection: Connection, now: datetime, limit: int) -> int:
     """Bring the totals up to what is known of the charges that are due; how many there were.
 
-    Under the account's lock. A charge stays on the day of its admission. An amount above the
+    Under the account's lock. A charge counts on the day of its admission. An amount above the
     reservation is recorded like any other.
     """
     due = select(_CHARGES).where(_CHARGES.c.due_at <= now).order_by(_CHARGES.c.due_at)

@@ -14,8 +14,9 @@ from uuid import UUID
 
 from sqlalchemy import BindParameter, Connection, Uuid, bindparam, func, select, text
 
+from worker.jobs.base import UtcDateTime
 from worker.jobs.limits import MANY_POLLS
-from worker.jobs.models import JobRow, StrayDeliveryRow, UtcDateTime
+from worker.jobs.models import JobRow, StrayDeliveryRow
 from worker.jobs.rows import count
 from worker.jobs.states import EDGES, BlockedBy, JobState
 from worker.jobs.values import Verdict

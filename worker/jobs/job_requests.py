@@ -60,7 +60,7 @@ class StoredRequest:
 def keep_refused(connection: Connection, refused: StoredRequest) -> bool:
     """Write a refused request, or turn the pending one of the same message into it.
 
-    False if that message was refused before: its first row stays.
+    False if that message was refused before: its first row is kept.
     """
     names = ("state", "fields", "error_code", "errors", "tenant")
     changes = {name: getattr(refused, name) for name in names}

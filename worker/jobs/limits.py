@@ -38,7 +38,7 @@ def name_poll_gate(job_id: UUID) -> str:
 
 
 def find_gate(connection: Connection, name: str, *, lock: bool = False) -> Gate | None:
-    """The pause, if there is one; with `lock`, nobody else changes it before this ends."""
+    """The row, if there is one; with `lock`, nobody else changes it before this ends."""
     statement = select(*_GATES.c).where(_GATES.c.name == name)
     return fetch_one(connection, Gate, statement.with_for_update() if lock else statement)
 
@@ -50,7 +50,7 @@ def list_gates(connection: Connection, names: Sequence[str]) -> list[Gate]:
 
 
 def shut_gate(connection: Connection, gate: Gate) -> None:
-    """Let nobody pass before `gate.opens_at`."""
+    """Write the row: nothing passes before `gate.opens_at`."""
     values = {"opens_at": gate.opens_at, "reason": gate.reason, "strikes": gate.strikes}
     connection.execute(
         insert_for(connection, GateRow)
@@ -60,7 +60,7 @@ def shut_gate(connection: Connection, gate: Gate) -> None:
 
 
 def close_old_gate(connection: Connection, now: datetime) -> None:
-    """Workers of earlier releases know no caps: they submit nothing, and do all else."""
+    """Keep workers of earlier releases, which know no caps, from submitting (ADR 24)."""
     shut_gate(connection, Gate(OLD_GATE, now + OLD_PAUSE, OLD_REASON))
 
 
@@ -113,7 +113,7 @@ def claim_download(
 ) -> Job | None:
     """As `table.claim_job` for the archive step, as long as fewer than `most` downloads run.
 
-    A job that finds no room stays as it is, but for `due_at`: `defer` gives the next time from the
+    A job that finds no room is not changed, but for `due_at`: `defer` gives the next time from the
     one since when it has waited.
     """
     if is_postgres(connection):

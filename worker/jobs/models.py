@@ -5,77 +5,29 @@ read with plain SQL is documented in `docs/job-table.md`.
 """
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
-from typing import Any, ClassVar
+from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
-    DateTime,
-    Dialect,
     Float,
     ForeignKey,
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     SmallInteger,
     String,
     Text,
     TextClause,
-    TypeDecorator,
     UniqueConstraint,
-    Uuid,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from typing_extensions import override
+from sqlalchemy.orm import Mapped, mapped_column
 
+from worker.jobs.base import Base, Json, RowNumber
 from worker.jobs.states import ENDED, BlockedBy, JobState, PauseCause
-
-# ------------------------------------------------------------------ columns
-
-
-NAMING_CONVENTION = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC time; SQLite, which has no such type, stores it as naive UTC text."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    @override
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.astimezone(UTC)
-
-    @override
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
-
-
-class StateText(TypeDecorator[JobState]):
-    """A state as text: a native enum could not lose a value again."""
-
-    impl = Text
-    cache_ok = True
-
-    @override
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> JobState | None:
-        return None if value is None else JobState(value)
-
-
-Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def _index_where(
@@ -84,18 +36,6 @@ def _index_where(
     """A partial index; without a condition, of the rows in which its first column has a value."""
     condition = text(where or f"{columns[0]} IS NOT NULL")
     return Index(name, *columns, unique=unique, postgresql_where=condition, sqlite_where=condition)
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(naming_convention=NAMING_CONVENTION)
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        datetime: UtcDateTime(),
-        UUID: Uuid(),
-        dict[str, Any]: Json,
-        list[Any]: Json,
-        JobState: StateText(),
-        str: Text(),
-    }
 
 
 def _quote_all(values: Iterable[str]) -> str:

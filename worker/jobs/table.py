@@ -16,7 +16,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Text,
-    TextClause,
     Update,
     and_,
     bindparam,
@@ -36,7 +35,15 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from worker.ground.errors import JobNotFoundError
 from worker.jobs.models import EventRow, JobRow
-from worker.jobs.rows import columns_of, fetch_all, fetch_one, is_postgres, name_values, table_of
+from worker.jobs.rows import (
+    columns_of,
+    fetch_all,
+    fetch_one,
+    is_postgres,
+    meets_index,
+    name_values,
+    table_of,
+)
 from worker.jobs.states import EDGES, BlockedBy, JobEvent, JobState, next_state
 from worker.jobs.values import Claim, Event, Job, Move, NewJob
 
@@ -62,11 +69,11 @@ _ENTERED_AT = {
 }
 # As the indices have them, in literals: a parameter would hide from SQLite that an index serves.
 _IS_DUE = text("due_at IS NOT NULL AND state <> 'queued'")
-_IS_LATE = text("archive_alarmed_at IS NOT NULL AND state IN ('completed', 'archiving')")
-_IS_BLOCKED = text("state = 'queued' AND blocked_by IS NOT NULL")
-_MAY_EXPIRE = text("state = 'queued' AND expires_at IS NOT NULL")
+_IS_LATE = meets_index("state IN ('completed', 'archiving')", "archive_alarmed_at IS NOT NULL")
+IS_BLOCKED = meets_index("state = 'queued'", "blocked_by IS NOT NULL")
+_MAY_EXPIRE = meets_index("state = 'queued'", "expires_at IS NOT NULL")
 # These end with their time; any other reason by what an operator or fal does.
-_TIMED = (BlockedBy.RETRY, BlockedBy.NOT_BEFORE, BlockedBy.BUDGET)
+TIMED = (BlockedBy.RETRY, BlockedBy.NOT_BEFORE, BlockedBy.BUDGET)
 
 # ------------------------------------------------------------------ enqueuing
 
@@ -177,7 +184,7 @@ def list_due(
     """Live rows that are not queued and whose time has come: late videos, then by priority.
 
     A row whose time is further ahead than `longest` is due, too: a clock had been wrong. Each read
-    follows an index and ends at `limit`, whatever the table holds.
+    follows an index and ends at `limit`, however large the table is.
     """
     late = select(_JOBS.c.id).where(_IS_LATE, _JOBS.c.due_at <= now)
     found = dict.fromkeys(connection.scalars(late.order_by(_JOBS.c.due_at).limit(limit)))
@@ -360,14 +367,14 @@ def unblock_due(
     A retry further ahead than `longest` was written by a clock that was wrong.
     """
     ids: list[UUID] = []
-    for by in _TIMED:
+    for by in TIMED:
         is_due = [_JOBS.c.due_at <= now]
         if by is BlockedBy.RETRY:
             is_due.append(_JOBS.c.due_at > now + longest)
         for condition in is_due:
             due = (
                 select(_JOBS.c.id)
-                .where(_IS_BLOCKED, _JOBS.c.blocked_by == by.value, condition)
+                .where(IS_BLOCKED, _JOBS.c.blocked_by == by.value, condition)
                 .order_by(_JOBS.c.due_at)
                 .limit(limit - len(ids))
                 .with_for_update(skip_locked=True)
@@ -380,7 +387,7 @@ def unblock_due(
 
 def hasten_blocked(connection: Connection, by: BlockedBy, tenant: str | None, now: datetime) -> int:
     """Make the queued rows that wait for this reason due at once; how many."""
-    is_meant: list[ColumnElement[bool] | TextClause] = [_IS_BLOCKED]
+    is_meant: list[ColumnElement[bool]] = [IS_BLOCKED]
     is_meant += [_JOBS.c.blocked_by == by.value, _JOBS.c.due_at > now]
     if tenant is not None:
         is_meant.append(_JOBS.c.tenant == tenant)
@@ -397,7 +404,7 @@ def note_unrecordable(connection: Connection, job_id: UUID, reason: str) -> None
 
 
 def note_unanswered(connection: Connection, job_id: UUID, reason: str | None) -> None:
-    """Write why the submitted job's polls fail; None once one has not. Another reason stays."""
+    """Write why the submitted job's polls fail; None once one has not. Another reason is kept."""
     unanswered = BlockedBy.UNANSWERED.value
     is_ours = or_(JobRow.blocked_by.is_(None), JobRow.blocked_by == unanswered)
     sentence = reason and f"{unanswered}: {reason}"

@@ -11,7 +11,8 @@ from sqlalchemy import ColumnElement, Connection, Tuple, literal, select, tuple_
 from sqlalchemy.orm import QueryableAttribute
 
 from worker.ground.db import Database
-from worker.jobs.models import JobRow, UtcDateTime
+from worker.jobs.base import UtcDateTime
+from worker.jobs.models import JobRow
 
 V = TypeVar("V")
 

@@ -157,7 +157,7 @@ def download_video(
     limits: DownloadLimits,
     on_progress: OnProgress | None = None,
 ) -> Download:
-    """Stream the video at `url` into `sink`; memory stays at a few chunks.
+    """Stream the video at `url` into `sink`; memory is a few chunks.
 
     `on_progress` gets the bytes so far after every chunk and before every further try; fewer than
     before if it had to begin anew. What it or the sink raises ends the download and passes through

@@ -35,9 +35,9 @@ class StreamFacts:
 class VideoFacts:
     """What the pass has shown.
 
-    `container` is FFmpeg's name, such as `mov,mp4,m4a,3gp,3g2,mj2`; `media_type` is told by the
-    first bytes. `fps` is the average rate, `frames` were really decoded, and `duration` is
-    `frames / fps`; both are None where nothing tells them. `rotation` says by how many degrees, 0
+    `container` is FFmpeg's name, such as `mov,mp4,m4a,3gp,3g2,mj2`; `media_type` follows from
+    the first bytes. `fps` is the average rate, `frames` were really decoded, and `duration` is
+    `frames / fps`; both are None where unknown. `rotation` says by how many degrees, 0
     to 359, the picture is turned clockwise when it is shown.
 
     If not `is_whole`, the file was too large to be decoded to its end: `frames` is then the number

@@ -81,7 +81,7 @@ class ListedObject:
 
 
 def check_name(name: str) -> str:
-    """Give the name back. Raises ValueError unless it stays within the archive, on every store.
+    """Give the name back. Raises ValueError if it would lead outside the archive on any store.
 
     Parts are separated by slashes; none is empty, begins with a dot or has control characters.
     """

@@ -1,6 +1,6 @@
 """Unpack a video that came inside its URL (a data URI), chunk by chunk, into any sink.
 
-A faulty URL stays faulty, so every fault is a MediaRefusedError.
+A faulty URL cannot become good, so every fault is a MediaRefusedError.
 """
 
 from worker.ground.data_uri import (
@@ -22,7 +22,7 @@ def unpack_video(
     limits: DownloadLimits,
     on_progress: OnProgress | None = None,
 ) -> Download:
-    """Decode the data URI into `sink`; memory stays at a few chunks beside the text itself.
+    """Decode the data URI into `sink`; memory is a few chunks beside the text itself.
 
     As `download_video`, with the same bound on bytes. Raises MediaRefusedError.
     """

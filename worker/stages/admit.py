@@ -109,25 +109,20 @@ def choose_time(connection: Connection, clock: Clock) -> datetime:
 
 def read_room(connection: Connection, policy: AdmissionPolicy, now: datetime) -> Room:
     """Without a lock: whether it is worth trying."""
-    limits, usage = (
-        admission.find_limits(connection, ACCOUNT),
-        admission.read_usage(connection, now),
-    )
-    return _measure(connection, limits, usage, policy, now)
+    limits = admission.find_limits(connection, ACCOUNT)
+    return _measure(connection, limits, policy, now)[0]
 
 
 def _measure(
-    connection: Connection,
-    limits: Limits | None,
-    usage: Usage,
-    policy: AdmissionPolicy,
-    now: datetime,
-) -> Room:
-    pauses = admission.list_pauses(connection, ACCOUNT)
-    has_price = find_price(connection, policy, policy.endpoint) is not None
-    return measure_room(
-        apply_defaults(limits, policy.caps), pauses, usage, now, has_price=has_price
+    connection: Connection, limits: Limits | None, policy: AdmissionPolicy, now: datetime
+) -> tuple[Room, Usage]:
+    pauses, usage = (
+        admission.list_pauses(connection, ACCOUNT),
+        admission.read_usage(connection, now),
     )
+    has_price = find_price(connection, policy, policy.endpoint) is not None
+    caps = apply_defaults(limits, policy.caps)
+    return measure_room(caps, pauses, usage, now, has_price=has_price), usage
 
 
 def apply_defaults(limits: Limits | None, caps: Caps) -> Caps:
@@ -197,6 +192,21 @@ def count_submissions(
         return admission.count_admissible(connection, wanted)
 
 
+def count_for_new(
+    *, db: Database, policy: AdmissionPolicy, new: int, clock: Clock = read_clock
+) -> tuple[int, bool]:
+    """How many submissions are worth publishing for so many new jobs.
+
+    And whether others that wait already fill the room: then their messages may still be there.
+    """
+    with db.reading() as connection:
+        room = read_room(connection, policy, choose_time(connection, clock))
+        if room.free <= 0:
+            return 0, False
+        admissible = admission.count_admissible(connection, room.free + new)
+        return min(room.free, admissible, new), admissible > room.free
+
+
 # ------------------------------------------------------------------ pick
 
 
@@ -211,8 +221,7 @@ def admit_next(
     limits = admission.lock_account(connection, policy.caps)
     now = choose_time(connection, clock)
     caps = apply_defaults(limits, policy.caps)
-    usage = admission.read_usage(connection, now)
-    room = _measure(connection, limits, usage, policy, now)
+    room, usage = _measure(connection, limits, policy, now)
     if room.free <= 0:
         if room.reason is Reason.BUDGET and charges.alarm_budget(connection, ACCOUNT, now):
             log.error("budget_reached", scope=ACCOUNT, reason=room.detail)

@@ -19,7 +19,7 @@ from worker.ground.errors import TooLateError
 from worker.jobs import attempts, charges, table
 from worker.jobs.states import Doorbell, JobEvent, JobState, Step
 from worker.jobs.values import Attempt, Job, Move
-from worker.stages.complete import CANCELLED_CODE
+from worker.stages.endings import CANCELLED_CODE
 
 RETRY_PAUSE = timedelta(seconds=30)
 STATUS_TIME = timedelta(seconds=5)

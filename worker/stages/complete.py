@@ -15,13 +15,11 @@ from structlog.contextvars import bind_contextvars
 from uuid_utils.compat import uuid7
 
 from worker.fal.completion import Completion
-from worker.fal.errors import ERROR_TYPES, UNNAMED_CODE, FalFailure, parse_failure
-from worker.fal.model import parse_output
+from worker.fal.errors import FalFailure
 from worker.fal.pricing import estimate_units
-from worker.fal.requests import CancelAnswer
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database, describe_database_error
-from worker.ground.errors import InvalidResultError, InvalidSignatureError
+from worker.ground.errors import InvalidSignatureError
 from worker.ground.money import price_units
 from worker.jobs import attempts, charges, deliveries, restores, table
 from worker.jobs.charges import NewCharge, VoidReason
@@ -37,17 +35,20 @@ from worker.jobs.values import (
     Settlement,
     Verdict,
 )
+from worker.stages.endings import (
+    CANCELLED_CODE,
+    find_ending,
+    find_failure,
+    find_void_reason,
+    has_video,
+    may_be_void,
+    needs_fetching,
+)
 from worker.stages.tokens import TokenName, read_token
 
 REASON_CHARACTERS = 300
 # fal had the result, and no longer has: neither webhook nor poll brought it in time.
 RESULT_GONE = "result_gone"
-# fal's own type for a request that was cancelled, by us or by anybody with the key.
-CANCELLED_CODE = "client_cancelled"
-# The start timeout that we send with each request was over.
-NOT_STARTED_CODE = "request_timeout"
-RUNNING = "IN_PROGRESS"
-SERVER_ERROR = 500
 RETRY_FOR = timedelta(days=1)
 # For an operator: nothing is sent again by itself, for it may cost again.
 RETRY_WORDS = {
@@ -293,7 +294,7 @@ def record_completion(  # noqa: PLR0913, PLR0917 - each outcome by its name, two
 
     The first result wins, of any attempt and wherever the job is by now: what is paid is taken. A
     second one is counted as an extra charge. A failure counts only if it is of the newest attempt.
-    One that fal had not even started goes back to the queue, for `retry_for` since it was enqueued.
+    One that fal had not even started goes back to the queue, for `retry_for` since the first try.
     """
     failure = find_failure(completion)
     is_uncharged = attempts.complete_attempt(
@@ -319,7 +320,7 @@ def record_completion(  # noqa: PLR0913, PLR0917 - each outcome by its name, two
         failure.code == CANCELLED_CODE or void_reason is VoidReason.NEVER_STARTED
     ):
         event, move = JobEvent.JOB_CANCELLED, Move(now, detail=failure.message, columns=columns)
-    elif void_reason is VoidReason.NEVER_STARTED and now - job.tried_since < retry_for:
+    elif void_reason is VoidReason.NEVER_STARTED and may_try_on(connection, job, now, retry_for):
         event, move = JobEvent.START_TIMED_OUT, Move(now, now, failure.message)
     else:
         columns |= {
@@ -335,6 +336,12 @@ def record_completion(  # noqa: PLR0913, PLR0917 - each outcome by its name, two
     if moved is not None and failure is None and not (is_only_one and is_uncharged):
         attempts.dismiss_competitors(connection, attempt, now)
     return moved
+
+
+def may_try_on(connection: Connection, job: Job, now: datetime, retry_for: timedelta) -> bool:
+    """Whether its first try is recent enough; what it had waited for its turn does not count."""
+    first = attempts.find_first_start(connection, job.id, job.tried_since)
+    return first is None or now - first < retry_for
 
 
 def _note_cost(
@@ -368,61 +375,6 @@ def find_ignored(
     is_declined = taken_at and job.redriven_at and taken_at <= job.redriven_at
     # The job had this result before an operator had it bought anew.
     return "declined" if is_declined else None
-
-
-def has_video(job: Job) -> bool:
-    """Whether the job has a result that it can archive, or has archived; pure."""
-    try:
-        parse_output(job.result)
-    except InvalidResultError:
-        return False
-    return True
-
-
-def needs_fetching(completion: Completion) -> bool:
-    """Whether fal could not put the result into the message: then it has to be fetched."""
-    is_empty = completion.payload is None
-    return is_empty and (completion.status == "OK" or completion.payload_error is not None)
-
-
-def find_failure(completion: Completion) -> FalFailure | None:
-    """Why this completion is no video; None if it is one, even if fal says ERROR. Pure."""
-    try:
-        parse_output(completion.payload)
-    except InvalidResultError as error:
-        if completion.status == "OK":
-            return FalFailure(error.code, str(error))
-    else:
-        return None
-    message = completion.error or "fal reports an error without a message"
-    return parse_failure(completion.payload, message) or FalFailure(UNNAMED_CODE, message)
-
-
-def find_void_reason(failure: FalFailure | None, attempt: Attempt) -> VoidReason | None:
-    """Why the attempt costs nothing, if that is sure (fal-api, section 4.3); pure."""
-    if failure is None or attempt.ending == Ending.OK:
-        return None
-    has_run = attempt.inference_seconds or attempt.fal_status == RUNNING
-    if failure.code == NOT_STARTED_CODE and not has_run:
-        return VoidReason.NEVER_STARTED
-    if failure.code == CANCELLED_CODE:
-        return VoidReason.REMOVED if attempt.cancel_status == CancelAnswer.OK else None
-    known = ERROR_TYPES.get(failure.code)
-    is_server_error = known is not None and min(known.http_statuses) >= SERVER_ERROR
-    return VoidReason.SERVER_ERROR if is_server_error else None
-
-
-def may_be_void(attempt: Attempt) -> bool:
-    """Whether its charge may have been voided before its result came; pure."""
-    was_over = attempt.outcome in (Outcome.DEAD, Outcome.REJECTED, Outcome.POSTPONED)
-    return was_over or attempt.ending is not None or attempt.cancel_status is not None
-
-
-def find_ending(failure: FalFailure | None) -> Ending:
-    """How the attempt's request ended, as far as its cost is concerned; pure."""
-    if failure is None:
-        return Ending.OK
-    return Ending.CANCELLED if failure.code == CANCELLED_CODE else Ending.FAILED
 
 
 # ------------------------------------------------------------------ attempts without a row

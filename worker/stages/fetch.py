@@ -32,7 +32,7 @@ from worker.media.pinned import MediaClient
 from worker.media.spool import SpoolFile
 from worker.media.unpack import is_unpacked, unpack_video
 from worker.media.verify import compare_bytes, find_missing_bytes
-from worker.stages.complete import find_failure
+from worker.stages.endings import find_failure
 from worker.stages.lease import Holder
 
 # A signed URL has to hold for the whole download, and a little longer.

@@ -34,9 +34,9 @@ from worker.stages.complete import (
     RESULT_GONE,
     RETRY_FOR,
     describe_refusal,
-    has_video,
     record_completion,
 )
+from worker.stages.endings import has_video
 from worker.stages.resolve import Resolver, measure_wait
 
 # A count of failed polls that nobody goes on with: the job ended by its webhook.

@@ -13,7 +13,8 @@ from worker.ground.errors import PaysAgainError, TooLateError
 from worker.jobs import attempts, table
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Attempt, Job, Move, Outcome
-from worker.stages.complete import RESULT_GONE, has_video
+from worker.stages.complete import RESULT_GONE
+from worker.stages.endings import has_video
 
 # Outcomes that surely cost nothing.
 FREE = frozenset({Outcome.REJECTED, Outcome.POSTPONED})

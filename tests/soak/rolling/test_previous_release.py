@@ -12,7 +12,9 @@ import pytest
 
 from tests.harness.processes import (
     BIN,
+    CELERY,
     EXTEND_VIDEO,
+    THREADS,
     TWO_WORKERS,
     Deployment,
     bind_listener,
@@ -83,6 +85,36 @@ def run_old_daemons(request, directory: Path, old_code: Path, url: str) -> Itera
         deployment = Deployment(yard, listener, env, TWO_WORKERS)
         deployment.start_missing()
         yield deployment
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_old_workers_buy_nothing_while_a_new_sweep_lives_and_do_all_else(
+    request, tmp_path, old_code, postgres, kind
+) -> None:
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    if kind == "postgresql":
+        url = postgres.url_of(postgres.create_database())
+    upgrade_schema(url)
+    with run_old_daemons(request, tmp_path, old_code, url) as deployment, open_table(url) as table:
+        yard, new = deployment.yard, {**deployment.settings, "PYTHONPATH": ""}
+        assert yard.run([EXTEND_VIDEO, "sweep"], new).returncode == 0
+        fields = ["--prompt", "on", "--video", "http://127.0.0.1/never.mp4"]
+        command = [EXTEND_VIDEO, "enqueue", *fields, "--set", "num_frames=9"]
+        for settings in (deployment.settings, new, deployment.settings):
+            assert yard.run(command, settings).returncode == 0
+        for _ in range(5):  # each longer than the period of the old sweep
+            yard.run([EXTEND_VIDEO, "sweep"], new)
+            jobs = table.select("SELECT id, state FROM jobs")
+            assert [job["state"] for job in jobs] == ["queued"] * 3
+            assert table.select("SELECT id FROM attempts") == []
+        # One new worker sweeps and submits: the old ones receive, poll and archive.
+        options = [*THREADS, "-Q", "extend_video.submit,extend_video.sweep"]
+        yard.start("new", [*CELERY, "worker", "-n", "new@%h", *options], new)
+        for job in jobs:
+            table.wait_for_end(job["id"], seconds=90)
+        assert {job["state"] for job in table.select("SELECT state FROM jobs")} == {"archived"}
+        assert len(table.select("SELECT attempt_id FROM charges")) == 3
 
 
 @pytest.mark.timeout(240)
