@@ -23,7 +23,9 @@ from worker.ground.clock import read_clock
 from worker.ground.errors import BillingRefusedError, BillingUnavailableError
 from worker.jobs import admission, charges
 from worker.jobs.admission import ACCOUNT, Caps
+from worker.jobs.attempts import note_progress
 from worker.jobs.charges import Charge, CostKey, Price, Source
+from worker.jobs.states import JobState
 from worker.ops.spend import (
     BILLS_PAUSE,
     PRICE_PAUSE,
@@ -402,6 +404,26 @@ def test_bill_above_the_reservation_is_a_difference_only_once_settled(
     assert spent(bench, submission) == (units + 1000) * PRICE
 
 
+@pytest.mark.both_databases
+def test_what_counts_without_a_bill_a_day_after_its_run_is_a_difference(
+    bench, emulator, billing, own_bill
+):
+    submission, _ = buy(bench, emulator)
+    with bench.db.transaction() as connection:
+        now = bench.clock()
+        charges.note_result_units(connection, submission.attempt.id, Decimal(3), now)
+    settle(bench)
+    assert hold(bench, billing, 7 * DAY) == []
+    bench.clock.move(DAY)
+    unbilled = ("no_bill", find_request_id(bench, submission))
+    assert hold(bench, billing, 7 * DAY) == [unbilled]
+    assert hold(bench, billing, timedelta(hours=1)) == []
+    # No event is no proof that nothing is charged: it counts as before.
+    assert spent(bench, submission) == 3 * PRICE
+    own_bill.add(unbilled[1])
+    assert hold(bench, billing, 7 * DAY) == [("other_amount", unbilled[1])]
+
+
 def test_reconciling_without_an_admin_key_or_an_answer_fails(bench, emulator, billing, keyless):
     with pytest.raises(BillingRefusedError):
         hold(bench, keyless)
@@ -463,3 +485,71 @@ def test_costs_say_what_is_reserved_settled_void_and_without_a_price(bench):
     settle(bench)
     # An estimate that never was does not become a cost of nothing.
     assert list_by(CostKey.TENANT) == {"a": (2, 7 + UNITS, 0, 0, 0), "b": (2, 0, 0, 1, 1)}
+
+
+# ------------------------------------------------------------------ cancelled at fal
+
+
+REQUESTED = send_json({"status": "CANCELLATION_REQUESTED"}, 202)
+CANCELLED = {"error": "cancelled", "error_type": "client_cancelled"}
+
+
+@pytest.mark.parametrize(
+    ("cancel", "status", "is_free"),
+    [
+        (send_json({"status": "OK"}), show_status("IN_PROGRESS"), True),
+        (REQUESTED, show_status("COMPLETED", metrics={"inference_time": 0}, **CANCELLED), True),
+        (REQUESTED, show_status("COMPLETED", metrics={"inference_time": 2.5}, **CANCELLED), False),
+        (REQUESTED, show_status("COMPLETED", metrics={}, **CANCELLED), False),
+        (REQUESTED, show_status("COMPLETED", metrics={"inference_time": 0}), False),
+        (REQUESTED, show_status("IN_PROGRESS"), False),
+        (REQUESTED, break_off(), False),
+        (send_json({"status": "ALREADY_COMPLETED"}, 400), show_status("IN_PROGRESS"), False),
+    ],
+)
+def test_only_a_request_that_was_removed_before_it_ran_is_free(
+    bench, desk, cancel, status, is_free
+):
+    """Fal may answer alike for one that runs; what it may have run counts until a bill says no."""
+    submission = bench.begin(bench.insert())
+    bench.accept(submission, "request-of-a-script")
+    desk.cancel, desk.status = cancel, status
+    bench.cancel(submission.job)
+    bench.cancel_requests(submission.job)
+    settle(bench)
+    charge = find_charge(bench, submission)
+    assert (charge.void_reason == charges.VoidReason.REMOVED) == is_free
+    assert spent(bench, submission) == (0 if is_free else UNITS * PRICE)
+
+
+def test_result_of_a_run_that_was_taken_for_removed_counts_again(bench, desk):
+    submission = bench.begin(bench.insert())
+    bench.accept(submission, "request-of-a-script")
+    desk.cancel = REQUESTED
+    desk.status = show_status("COMPLETED", metrics={"inference_time": 0}, **CANCELLED)
+    bench.cancel(submission.job)
+    bench.cancel_requests(submission.job)
+    settle(bench)
+    bench.deliver(submission, build_completion("request-of-a-script"))
+    settle(bench)
+    assert find_charge(bench, submission).voided_at is None
+    assert spent(bench, submission) == UNITS * PRICE
+
+
+def test_timed_out_request_that_ran_for_no_time_has_never_started(bench):
+    """Whoever followed the job has noted the time that its status gives: zero."""
+    submission = bench.begin(bench.insert())
+    bench.accept(submission, "request-of-a-script")
+    with bench.db.transaction() as connection:
+        note_progress(
+            connection,
+            submission.attempt.id,
+            fal_status="COMPLETED",
+            queue_position=None,
+            inference_seconds=0.0,
+            logs=None,
+        )
+    bench.deliver(submission, build_failure("request-of-a-script", "request_timeout", "late"))
+    settle(bench)
+    assert bench.read(submission.job).state is JobState.QUEUED
+    assert spent(bench, submission) == 0

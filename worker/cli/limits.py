@@ -256,7 +256,8 @@ def costs(
     Amounts are in USD; what has no bill yet is an estimate.
 
     `--reconcile` needs an admin key (FAL_ADMIN_KEY), names each difference, and exits with 1 if
-    there is one. A request that fal has billed and no job of ours has is one.
+    there is one: another amount, a request that fal has billed and no job of ours has, or what we
+    count and fal has not billed a day after its run.
 
     Examples:
         extend-video costs

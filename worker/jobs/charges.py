@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, case, func, or_, select, update
 
 from worker.ground.money import MOST_USD, NANO, price_units
 from worker.jobs.admission import ACCOUNT, name_day, name_scope
@@ -364,6 +364,20 @@ def list_unbilled(
     ]
 
 
+def list_unconfirmed(
+    connection: Connection, since: datetime, until: datetime
+) -> Mapping[str, Charge]:
+    """Charges settled without a bill, by request: admitted since, their runs over by `until`."""
+    statement = _select_by_request().where(
+        _CHARGES.c.admitted_at >= since,
+        _ATTEMPTS.c.completed_at <= until,
+        _ATTEMPTS.c.fal_request_id.is_not(None),
+        _CHARGES.c.settled_at.is_not(None),
+        _CHARGES.c.source != Source.BILLING_EVENTS.value,
+    )
+    return _fetch_by_request(connection, statement)
+
+
 def find_by_requests(
     connection: Connection, fal_request_ids: Sequence[str]
 ) -> Mapping[str, Charge]:
@@ -371,15 +385,23 @@ def find_by_requests(
     found: dict[str, Charge] = {}
     for start in range(0, len(fal_request_ids), MOST_IDS):
         ids = fal_request_ids[start : start + MOST_IDS]
-        statement = (
-            select(_ATTEMPTS.c.fal_request_id, *_CHARGES.c)
-            .join(_ATTEMPTS, _ATTEMPTS.c.id == _CHARGES.c.attempt_id)
-            .where(_ATTEMPTS.c.fal_request_id.in_(ids))
-        )
-        for row in connection.execute(statement).mappings():
-            values = dict(row)
-            fal_request_id = str(values.pop("fal_request_id"))
-            found[fal_request_id] = Charge(**values)
+        statement = _select_by_request().where(_ATTEMPTS.c.fal_request_id.in_(ids))
+        found |= _fetch_by_request(connection, statement)
+    return found
+
+
+def _select_by_request() -> Select[Any]:
+    return select(_ATTEMPTS.c.fal_request_id, *_CHARGES.c).join(
+        _ATTEMPTS, _ATTEMPTS.c.id == _CHARGES.c.attempt_id
+    )
+
+
+def _fetch_by_request(connection: Connection, statement: Select[Any]) -> dict[str, Charge]:
+    found: dict[str, Charge] = {}
+    for row in connection.execute(statement).mappings():
+        values = dict(row)
+        fal_request_id = str(values.pop("fal_request_id"))
+        found[fal_request_id] = Charge(**values)
     return found
 
 

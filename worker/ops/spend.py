@@ -142,17 +142,24 @@ def reconcile(
 ) -> Sequence[Difference]:
     """Hold the ledger against fal's bills since then, and take the bills over.
 
-    A reservation that is still open is no difference: it is settled by its bill. Raises
-    BillingRefusedError without an admin key, BillingUnavailableError.
+    A reservation that is still open is no difference: it is settled by its bill. What counts by
+    its units or estimate, and has no bill a day after its run, is one. Raises BillingRefusedError
+    without an admin key, BillingUnavailableError.
     """
     now = clock()
     bills = client.list_all_bills(policy.endpoint, since, now + SOONEST)
     with db.reading() as connection:
         known = charges.find_by_requests(connection, list(bills))
+        unconfirmed = charges.list_unconfirmed(connection, since, now - charges.ASK_FOR)
     differences = [
         difference
         for fal_request_id, bill in bills.items()
         if (difference := compare(bill, known.get(fal_request_id))) is not None
+    ]
+    differences += [
+        Difference("no_bill", fal_request_id, charge.job_id, charge.amount, 0)
+        for fal_request_id, charge in unconfirmed.items()
+        if fal_request_id not in bills and charge.amount
     ]
     for fal_request_id, charge in known.items():
         keep_bill(bills[fal_request_id], charge.attempt_id, now, db=db)
