@@ -269,6 +269,7 @@ def test_jobs_that_may_not_run_yet_keep_nobody_waiting(bench):
     assert [one.job.id for one in admit_all(bench)] == [job.id]
 
 
+@pytest.mark.slow  # twenty stories of up to sixty admissions
 @settings(
     max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
