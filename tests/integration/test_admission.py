@@ -287,6 +287,7 @@ def test_nothing_is_published_for_tenants_that_are_all_paused_or_full(bench):
     assert count_submissions(db=bench.db, policy=policy, most=50, clock=bench.clock) == 0
 
 
+@pytest.mark.slow  # twenty stories of up to sixty admissions
 @settings(
     max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
