@@ -56,6 +56,8 @@ def list_(
         extend-video list --text order-7 --json
 
     """
+    from worker.ops.waiting import read_holds
+
     wanted = JobFilter(state, tenant, label, since, until, text)
     db = build_runtime().db
     on_screen = watch and not as_json and output.out.is_terminal
@@ -64,9 +66,12 @@ def list_(
 
     def show_jobs() -> None:
         if as_json:
-            output.print_json(list_jobs(wanted, db=db, limit=limit))
+            jobs = list_jobs(wanted, db=db, limit=limit)
+            holds = read_holds(jobs, db=db)
+            output.print_json([output.job_to_json(job, holds.get(job.id)) for job in jobs])
             return
-        table = output.build_job_table(list_lines(wanted, db=db, limit=limit))
+        lines = list_lines(wanted, db=db, limit=limit)
+        table = output.build_job_table(lines, read_holds(lines, db=db))
         if on_screen:
             output.out.clear()
             output.out.print(table, soft_wrap=False)
