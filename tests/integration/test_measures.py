@@ -11,11 +11,11 @@ from tests.harness.many_rows import fill_table
 from tests.harness.stages import build_completion, encode
 from tests.harness.together import call_together
 from worker.ground.db import Database
-from worker.jobs import limits, stats
+from worker.jobs import admission, stats
+from worker.jobs.admission import ACCOUNT, Pause
 from worker.jobs.models import EventRow, JobRow
-from worker.jobs.states import ENDED, JobEvent, JobState
+from worker.jobs.states import ENDED, JobEvent, JobState, PauseCause
 from worker.jobs.stats import CachedCount
-from worker.jobs.values import Gate
 from worker.jobs.workers import SeenWorker, keep_worker
 from worker.ops import metrics as measures_module
 from worker.ops.metrics import (
@@ -108,23 +108,59 @@ def test_measures_count_attempts_deliveries_and_transitions(db, clock):
 
 
 def test_sweep_lag_is_how_long_the_most_overdue_job_is_due(db):
-    make_job(db, JobState.QUEUED)
+    make_job(db, JobState.SUBMITTED)
     before, after = FakeClock(NOW), FakeClock(NOW + LEASE + 8 * SECOND)
     assert read_measures(db=db, clock=before).sweep_lag == timedelta()
     assert read_measures(db=db, clock=after).sweep_lag == 8 * SECOND
+
+
+@pytest.mark.both_databases
+def test_sweep_lag_is_not_how_long_jobs_wait_for_their_turn(db):
+    make_job(db, JobState.QUEUED)
+    after = FakeClock(NOW + LEASE + 8 * SECOND)
+    assert read_measures(db=db, clock=after).sweep_lag == timedelta()
+    with db.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET blocked_by = 'retry'"))
+    assert read_measures(db=db, clock=after).sweep_lag == 8 * SECOND
+
+
+@pytest.mark.both_databases
+def test_scopes_and_queued_jobs_are_told_by_what_holds_them(db, clock):
+    for _ in range(3):
+        make_job_with_own_token(db, JobState.QUEUED)
+    with db.transaction() as connection:
+        connection.execute(
+            text("UPDATE jobs SET blocked_by = 'budget' WHERE id = (SELECT min(id) FROM jobs)")
+            if connection.dialect.name == "sqlite"
+            else text(
+                "UPDATE jobs SET blocked_by = 'budget' WHERE id = (SELECT id FROM jobs LIMIT 1)"
+            )
+        )
+        admission.keep_pause(
+            connection, Pause(ACCOUNT, PauseCause.OPERATOR, "to be checked", clock())
+        )
+    measures = read_measures(db=db, clock=clock)
+    assert {name: number for name, number in measures.queued.items() if number} == {
+        "account": 2,
+        "budget": 1,
+    }
+    assert measures.over_budget == 1
+    (account,) = measures.scopes
+    assert (account.scope, account.in_flight, account.is_paused_by_hand) == (ACCOUNT, 0, True)
 
 
 def test_pause_held_submissions_workers_and_sweeps_are_told(db, clock):
     note_sweep(3, 0.5, db=db, clock=clock)
     job = make_job(db, JobState.SUBMISSION_UNKNOWN)
     with db.transaction() as connection:
-        connection.execute(text("UPDATE jobs SET blocked_reason = 'held: dead'"))
-        limits.shut_gate(connection, Gate("submissions", clock(), "fal refuses the account"))
+        connection.execute(text("UPDATE jobs SET blocked_by = 'hold'"))
+        pause = Pause(ACCOUNT, PauseCause.ACCOUNT, "fal refuses the account", clock())
+        admission.keep_pause(connection, pause)
         for name, age in (("a", SECOND), ("b", timedelta(minutes=5))):
             keep_worker(connection, SeenWorker(name, 1, ["q"], NOW, clock() - age))
     measures = read_measures(db=db, clock=clock)
     assert (measures.held, measures.swept_at) == (1, clock())
-    assert [gate.name for gate in measures.pauses] == ["submissions"]
+    assert [pause.cause for pause in measures.pauses] == [PauseCause.ACCOUNT]
     assert [worker.name for worker in list_seen(measures.workers, measures.now)] == ["a"]
     assert job.state is JobState.SUBMISSION_UNKNOWN
 

@@ -229,7 +229,7 @@ def test_counting_reads_an_index_alone(full, explain, count, index):
 
 def test_find_earliest_due_looks_at_one_entry(explain):
     plan = explain(stats.find_earliest_due)
-    assert "ix_jobs_due_at" in plan, plan
+    assert "ix_jobs_due" in plan or "ix_jobs_live" in plan, plan
 
 
 def test_claim_due_cancels_searches_its_index(full, explain):

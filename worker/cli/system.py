@@ -88,7 +88,11 @@ def list_problems(
         (measures.held, held),
     ]
     return [
-        *(f"submissions pause: {pause.reason}" for pause in measures.pauses),
+        *(
+            f"submissions of {pause.scope} pause: {pause.reason}"
+            for pause in measures.pauses
+            if not pause.is_counting
+        ),
         *(f"archive of {one.name}: {one.archive_fault}" for one in seen if one.archive_fault),
         *(problem for is_problem, problem in rules if is_problem),
     ]
@@ -104,7 +108,9 @@ def print_status_json(
     measures: Measures, queues: dict[str, int] | None, problems: list[str]
 ) -> None:
     paused = [
-        {"name": one.cause, "until": one.until, "reason": one.reason} for one in measures.pauses
+        {"scope": one.scope, "name": one.cause, "until": one.until, "reason": one.reason}
+        for one in measures.pauses
+        if not one.is_counting
     ]
     output.print_json(
         {

@@ -50,6 +50,9 @@ WORDS: Mapping[str, str] = {
     BlockedBy.BUDGET: "a budget of a day that allows its cost",
 }
 TIMED = frozenset({BlockedBy.RETRY, BlockedBy.NOT_BEFORE})
+OVER_BUDGET = "over_budget"
+# What queued jobs are counted by.
+HOLDS = ("none", *map(str, Reason), *sorted(map(str, TIMED)))
 
 
 class Queued(Protocol):
@@ -203,9 +206,13 @@ def read_holds(
 
 
 def count_queued(connection: Connection, now: datetime) -> dict[str, int]:
-    """Queued jobs by what holds them; `none` are those that only wait for their turn."""
+    """Queued jobs by what holds them; `none` are those that only wait for their turn.
+
+    `over_budget` are those which alone exceed a whole day's; they are among `budget`, too.
+    """
     shared = read_shared(connection, now)
-    known = {str(one): 0 for one in ("none", *Reason, *TIMED)} | dict(shared.blocked)
+    known = dict.fromkeys(HOLDS, 0) | dict(shared.blocked)
+    known[OVER_BUDGET] = known[BlockedBy.BUDGET]
     for tenant, number in shared.waiting.items():
         reason = find_reason(connection, shared, tenant)
         known[str(reason[0]) if reason else "none"] += number
