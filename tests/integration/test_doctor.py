@@ -32,15 +32,15 @@ from worker.cli.system import REMEDIES
 from worker.fal.platform import PlatformClient
 from worker.ground.db import Database
 from worker.ground.errors import StoreUnavailableError
-from worker.jobs import attempts, deliveries, limits, table, walks
+from worker.jobs import admission, attempts, deliveries, limits, table, walks
+from worker.jobs.admission import ACCOUNT, COUNTING, Pause
 from worker.jobs.checks import Check, Finding
 from worker.jobs.models import Base
-from worker.jobs.states import JobEvent, JobState
+from worker.jobs.states import JobEvent, JobState, PauseCause
 from worker.jobs.values import (
     Attempt,
     Claim,
     Ending,
-    Gate,
     Job,
     Move,
     NewAttempt,
@@ -656,18 +656,22 @@ def test_findings_beyond_what_can_be_read_are_counted(db, monkeypatch) -> None:
     assert (diagnosis.counts[Check.BROKEN_HISTORY], len(diagnosis.findings)) == (5, 2)
 
 
-def test_shut_gate_is_noted_and_no_violation(db) -> None:
-    job = insert_job(db, now=NOW)
+def test_pause_is_noted_and_no_violation(db) -> None:
+    insert_job(db, now=NOW)
     with db.transaction() as connection:
-        limits.shut_gate(connection, Gate("submissions", NOW + LEASE, "fal_http_403: locked"))
+        refused = Pause(
+            ACCOUNT, PauseCause.ACCOUNT, "fal_http_403: locked", NOW, until=NOW + LEASE, room=1
+        )
+        counted = Pause(ACCOUNT, PauseCause.BUSY, "fal_http_502", NOW, room=COUNTING)
+        for pause in (refused, counted):
+            admission.keep_pause(connection, pause)
         limits.pass_gate(connection, "listing", NOW, LEASE)
-        table.block_queued(connection, [job.id], NOW + LEASE, "fal_http_403")
     diagnosis = run_doctor(db)
-    change(db, "DELETE FROM gates")
+    change(db, "DELETE FROM pauses")
     assert diagnosis.is_clean
     (note,) = diagnosis.notes
-    assert note.startswith("submissions are paused, next try at ")
-    assert note.endswith(" 1 queued jobs wait: fal_http_403: locked")
+    assert note.startswith("submissions of account are paused, next try at ")
+    assert note.endswith(" UTC: fal_http_403: locked")
 
 
 # ------------------------------------------------------------------ fal's list

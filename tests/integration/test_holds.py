@@ -1,4 +1,4 @@
-"""What holds a queued job: one function, the view `jobs_waiting`, and what admission really does."""
+"""What holds a queued job: one function, the view `jobs_waiting`, and what admission does."""
 
 import json
 import random
@@ -80,7 +80,7 @@ def take_all(bench: Bench) -> None:
 
 # By name: what is set up before all that may be admitted is, and what then holds the next job.
 HOLDS: dict[str, tuple[Callable[[Bench], Bench], str | None]] = {
-    "free": (lambda bench: under(bench), None),
+    "free": (under, None),
     "in_flight": (lambda bench: under(bench, 2), "in_flight"),
     "rate": (lambda bench: under(bench, per_minute=2), "rate"),
     "budget spent": (
