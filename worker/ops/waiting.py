@@ -297,11 +297,11 @@ class ScopeState:
 
 
 def list_scopes(
-    connection: Connection, now: datetime, caps: Caps | None = None
+    connection: Connection, now: datetime, caps: Caps | None = None, only: str | None = None
 ) -> list[ScopeState]:
-    """The account first, then each tenant with limits, a pause, or something in flight.
+    """The account first, then each tenant with limits, a pause, costs of today, or runs at fal.
 
-    `caps` are the account's where no worker has noted any.
+    `caps` are the account's where no worker has noted any; `only` this scope, whatever it has.
     """
     rows = {row.scope: row for row in admission.list_limits(connection)}
     pauses = [one for one in admission.list_pauses(connection) if not one.is_counting]
@@ -312,11 +312,12 @@ def list_scopes(
     spent = charges.read_spent(connection, admission.name_day(now))
     flying[ACCOUNT] = admission.read_usage(connection, now).in_flight
     named = {row.scope for row in rows.values() if is_limited(row)}
-    tenants = {*named, *flying, *(one.scope for one in pauses)} - {ACCOUNT}
+    paying = {scope for scope, nano_usd in spent.items() if nano_usd}
+    tenants = {*named, *flying, *paying, *(one.scope for one in pauses)} - {ACCOUNT}
     account = rows.get(ACCOUNT)
     bounds = apply_defaults(account, (account and account.defaults) or caps or UNBOUNDED)
     states = []
-    for scope in (ACCOUNT, *sorted(tenants)):
+    for scope in (ACCOUNT, *sorted(tenants)) if only is None else (only,):
         row = rows.get(scope)
         own = Caps(0) if row is None else Caps(row.max_in_flight or 0, row.per_minute)
         budget = row.daily_budget_nano_usd if row else None
