@@ -61,7 +61,7 @@ def test_limits_use_costs_of_today_and_the_price_are_shown(logged_in) -> None:
     site, client = logged_in
     set_up(site)
     text = " ".join(re.sub(r"<[^>]+>", " ", read_page(client, "/jobs/limits")).split())
-    assert "account 0 of 40 no bound 1.50 USD of 25.00 USD no" in text
+    assert "account 0 of 40 no bound – 1.50 USD of 25.00 USD no" in text
     assert "tenant:studio 0 of 4 30 10 1.50 USD no" in text
     assert "0.001605 USD a megapixel" in text
     board = " ".join(re.sub(r"<[^>]+>", " ", read_page(client, "/jobs")).split())

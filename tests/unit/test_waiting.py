@@ -8,7 +8,7 @@ import pytest
 from tests.harness.jobs import NOW, build_result
 from tests.harness.values import ATTEMPT, JOB, JOB_ID
 from worker.ground.settings import UnknownPolicy
-from worker.jobs.states import ENDED, BlockedBy, JobState
+from worker.jobs.states import ENDED, BlockedBy, JobState, PauseCause
 from worker.jobs.values import Job
 from worker.ops.timeline import describe_time, explain_wait
 from worker.ops.waiting import Hold
@@ -23,6 +23,7 @@ PAUSED = Hold(
     3,
     NOW + MINUTE,
     NOW + HOUR,
+    PauseCause.ACCOUNT,
 )
 CANCEL = f"extend-video cancel {JOB_ID}"
 REDRIVE = f"extend-video redrive {JOB_ID}"
@@ -84,6 +85,8 @@ def test_pause_of_all_submissions_is_told_with_place_and_estimate() -> None:
     assert "by an estimate it is submitted at about 13:00:00 UTC" in wait.waits_for
     assert wait.until == PAUSED.until
     assert "FAL_KEY" in wait.may_do
+    busy = explain_wait(job, [], replace(PAUSED, pause=PauseCause.BUSY), NOW)
+    assert busy.may_do == f"nothing has to be done; {CANCEL} cancels it at no charge"
 
 
 def test_what_holds_queued_jobs_does_not_concern_what_is_at_fal() -> None:

@@ -19,7 +19,7 @@ from worker.ground.clock import Clock, format_duration, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import PaysAgainError
 from worker.jobs import admission, attempts, charges, deliveries, table
-from worker.jobs.states import ENDED, BlockedBy, JobEvent, JobState
+from worker.jobs.states import ENDED, BlockedBy, JobEvent, JobState, PauseCause
 from worker.jobs.values import Attempt, Delivery, Ending, Event, Job
 from worker.ops.waiting import Hold, find_hold, read_shared
 from worker.stages.admit import Reason, choose_time
@@ -275,12 +275,14 @@ def _explain_queued(job: Job, hold: Hold | None, now: datetime) -> Wait:
     about = f"by an estimate it is submitted at about {describe_time(at, now)}" if at else None
     notes = [hold.detail, f"place {hold.place} in its tenant's queue", about]
     match hold.blocked_by:
-        case Reason.ACCOUNT if hold.is_by_hand:
+        case Reason.ACCOUNT if hold.pause is PauseCause.OPERATOR:
             then = "the waiting jobs are submitted in turn"
             may_do = f"extend-video limits resume account ends the pause; {may_do}"
         case Reason.ACCOUNT:
             then = "one waiting job is submitted, and all follow once fal accepts it"
-            may_do = f"correct the account or FAL_KEY, nothing else is needed; {may_do}"
+            correct = "correct the account or FAL_KEY, nothing else is needed"
+            is_refused = hold.pause is PauseCause.ACCOUNT
+            may_do = f"{correct if is_refused else 'nothing has to be done'}; {may_do}"
         case Reason.BUDGET | Reason.TENANT | Reason.RATE | Reason.IN_FLIGHT:
             may_do = f"extend-video limits shows and sets what is allowed; {may_do}"
         case BlockedBy.RETRY | BlockedBy.NOT_BEFORE:

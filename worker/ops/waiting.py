@@ -85,7 +85,8 @@ class Hold:
     place: int
     until: datetime | None
     estimated_submit_at: datetime | None
-    is_by_hand: bool = False
+    pause: PauseCause | None = None
+    """What the account is paused by, if that is what holds the job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,7 @@ def find_hold(connection: Connection, job: Queued, shared: Shared, place: int) -
         place=place,
         until=until,
         estimated_submit_at=estimate_submission(job, reason, until, place, shared),
-        is_by_hand=reason == Reason.ACCOUNT
-        and any(one.cause is PauseCause.OPERATOR for one in shared.pauses),
+        pause=find_cause(shared) if reason == Reason.ACCOUNT else None,
     )
 
 
@@ -220,6 +220,12 @@ def count_queued(connection: Connection, now: datetime) -> dict[str, int]:
 
 
 # ------------------------------------------------------------------ when it may be over
+
+
+def find_cause(shared: Shared) -> PauseCause | None:
+    """By what the account is paused; an operator's pause comes first, as it needs one to end."""
+    causes = {one.cause for one in shared.pauses} - {PauseCause.ARCHIVE}
+    return min(causes, key=lambda cause: (cause is not PauseCause.OPERATOR, cause), default=None)
 
 
 def end_of_pause(shared: Shared) -> datetime | None:
