@@ -20,6 +20,7 @@ from flask.testing import FlaskClient
 from rich.console import Console
 
 from webhook import create_app
+from worker.cli.jobs import find_holds
 from worker.cli.output import build_job_table
 from worker.ground.db import Database
 from worker.ground.settings import load_settings
@@ -85,9 +86,8 @@ def measure_lists(url: str, times: int) -> list[str]:
 
 
 def show(wanted: JobFilter, db: Database) -> None:
-    Console(file=io.StringIO(), width=200).print(
-        build_job_table(list_lines(wanted, db=db, limit=50))
-    )
+    lines = list_lines(wanted, db=db, limit=50)
+    Console(file=io.StringIO(), width=200).print(build_job_table(lines, find_holds(lines, db)))
 
 
 def open_page(url: str) -> FlaskClient:

@@ -6,6 +6,7 @@ counts through PROMETHEUS_MULTIPROC_DIR, a directory which prometheus-client rea
 environment; without it each process reports its own.
 """
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,9 +20,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from typing_extensions import override
 
 from worker.ground.db import Database, describe_database_error
+from worker.ground.money import NANO
 from worker.jobs.admission import ACCOUNT
-from worker.jobs.states import JobEvent
+from worker.jobs.states import JobEvent, PauseCause
 from worker.ops.metrics import BOUNDS, History, Measures, list_seen, read_measures
+from worker.ops.waiting import UNBOUNDED
 
 MULTIPROC_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 if os.environ.get(MULTIPROC_VARIABLE):
@@ -141,6 +144,7 @@ def list_gauges(of: Measures) -> Iterator[Metric]:
     words = "1 while all submissions are paused"
     is_paused = any(one.scope == ACCOUNT and not one.is_counting for one in of.pauses)
     yield _gauge("submissions_paused", words, int(is_paused))
+    yield from list_limit_gauges(of)
     words = "Workers that were seen within the last minute"
     yield _gauge("workers", words, len(list_seen(of.workers, of.now)))
     words = "How old the oldest of the numbers is that are not counted at each scrape"
@@ -148,6 +152,42 @@ def list_gauges(of: Measures) -> Iterator[Metric]:
     yield _gauge("counts_age_seconds", words, max(0.0, age))
     words = "Events that are not yet in the counters made from them"
     yield _gauge("events_behind", words, of.events_behind)
+
+
+def list_limit_gauges(of: Measures) -> Iterator[Metric]:
+    """What is allowed and what is used of it; of tenants only those that have such a limit."""
+    words = "1 for each pause, by scope and cause; of the account each cause"
+    pauses = {(ACCOUNT, cause.value): 0 for cause in PauseCause}
+    pauses |= {(one.scope, one.cause.value): 1 for one in of.pauses if not one.is_counting}
+    yield _gauge("pauses", words, pauses, "scope", "cause")
+    capped = [one for one in of.scopes if one.scope == ACCOUNT or one.max_in_flight]
+    words = "Attempts that are, or may be, at fal"
+    yield _gauge("in_flight", words, {one.scope: one.in_flight for one in capped}, "scope")
+    words = "Most attempts that may be at fal at once; +Inf before any worker has said so"
+    caps = {one.scope: _bound(one.max_in_flight) for one in capped}
+    yield _gauge("in_flight_limit", words, caps, "scope")
+    paying = [
+        one for one in of.scopes if one.scope == ACCOUNT or one.daily_budget_nano_usd is not None
+    ]
+    words = "Spent on this UTC day, in USD, reserved amounts included"
+    spent = {one.scope: one.spent_nano_usd / NANO for one in paying}
+    yield _gauge("spent_today_usd", words, spent, "scope")
+    words = "Most that may be spent on a UTC day, in USD; +Inf without a budget"
+    budgets = {
+        one.scope: math.inf
+        if one.daily_budget_nano_usd is None
+        else one.daily_budget_nano_usd / NANO
+        for one in paying
+    }
+    yield _gauge("daily_budget_usd", words, budgets, "scope")
+    words = "Queued jobs by what holds them; none: only their turn is missing"
+    yield _gauge("queued_jobs", words, of.queued, "blocked_by")
+    words = "Queued jobs whose estimate alone exceeds a whole day's budget"
+    yield _gauge("jobs_over_budget", words, of.over_budget)
+
+
+def _bound(limit: int | None) -> float:
+    return math.inf if limit is None or limit >= UNBOUNDED.max_in_flight else limit
 
 
 def list_counters(history: History) -> Iterator[Metric]:

@@ -67,7 +67,8 @@ INDICES = (
         "archive_alarmed_at IS NOT NULL AND state IN ('completed', 'archiving')",
     ),
 )
-# A job's own reason, or what holds up its tenant or all: as `stages/admit.py` decides it.
+# A job's own reason, or what holds up its tenant or all: as `stages/admit.py` decides it. SQL knows
+# no estimate of a job: it takes the job for as dear as the one that was admitted last.
 VIEW = """
 CREATE VIEW jobs_waiting AS
 WITH clock AS (SELECT {now} AS at),
@@ -77,7 +78,13 @@ account AS (
            coalesce(l.daily_budget_nano_usd, l.default_daily_budget_nano_usd) AS budget,
            (SELECT count(*) FROM attempts a WHERE a.slot_until > clock.at) AS in_flight,
            (SELECT count(*) FROM charges c WHERE c.admitted_at > {minute_ago}) AS started,
-           (SELECT max(s.nano_usd) FROM spend s WHERE s.scope = 'account' AND s.day = {today}) AS spent,
+           (SELECT count(*) FROM attempts a WHERE a.slot_until > clock.at
+            AND a.ended_at IS NULL AND a.outcome IS NULL) AS posting,
+           coalesce((SELECT max(s.nano_usd) FROM spend s
+            WHERE s.scope = 'account' AND s.day = {today}), 0) AS spent,
+           coalesce((SELECT c.estimated_nano_usd FROM charges c
+            ORDER BY c.admitted_at DESC LIMIT 1), 0) AS last_estimate,
+           (l.default_unit_price_nano_usd IS NOT NULL OR EXISTS (SELECT 1 FROM prices)) AS has_price,
            clock.at AS at
     FROM clock LEFT JOIN limits l ON l.scope = 'account'
 ),
@@ -95,16 +102,23 @@ SELECT j.id AS id, j.tenant AS tenant,
         WHEN j.blocked_by IS NOT NULL THEN j.blocked_by
         WHEN EXISTS (
             SELECT 1 FROM pauses p WHERE p.scope = 'account' AND p.cause <> 'archive'
-            AND (p.room IS NULL OR p.until > account.at)
+            AND (p.room IS NULL OR (p.until > account.at AND p.until <= {longest_pause}))
         ) THEN 'account'
         WHEN EXISTS (SELECT 1 FROM pauses p WHERE p.scope = 'account' AND p.cause = 'archive') THEN 'archive'
         WHEN account.in_flight >= account.most THEN 'in_flight'
+        WHEN EXISTS (
+            SELECT 1 FROM pauses p WHERE p.scope = 'account' AND p.room <= account.posting
+        ) THEN 'account'
         WHEN account.started >= account.per_minute THEN 'rate'
+        WHEN account.budget IS NOT NULL AND NOT account.has_price THEN 'budget'
         WHEN account.spent >= account.budget THEN 'budget'
         WHEN EXISTS (SELECT 1 FROM pauses p WHERE p.scope = 'tenant:' || j.tenant) THEN 'tenant'
         WHEN flying.in_flight >= own.max_in_flight THEN 'tenant'
         WHEN recent.started >= own.per_minute THEN 'rate'
-        WHEN spent.nano_usd >= own.daily_budget_nano_usd THEN 'budget'
+        WHEN account.spent + account.last_estimate > account.budget THEN 'budget'
+        WHEN own.daily_budget_nano_usd IS NOT NULL AND NOT account.has_price THEN 'budget'
+        WHEN coalesce(spent.nano_usd, 0) + account.last_estimate > own.daily_budget_nano_usd
+            THEN 'budget'
     END AS blocked_by,
     row_number() OVER (
         PARTITION BY j.tenant
@@ -121,11 +135,13 @@ WHERE j.state = 'queued'
 POSTGRES = {
     "now": "CURRENT_TIMESTAMP",
     "minute_ago": "clock.at - interval '1 minute'",
+    "longest_pause": "account.at + interval '2 hours'",
     "today": "to_char(CURRENT_TIMESTAMP AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
 }
 SQLITE = {
     "now": "strftime('%Y-%m-%d %H:%M:%f', 'now')",
     "minute_ago": "strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 minute')",
+    "longest_pause": "strftime('%Y-%m-%d %H:%M:%f', 'now', '+2 hours')",
     "today": "date('now')",
 }
 
@@ -160,6 +176,10 @@ def upgrade() -> None:
     create_index(
         "ix_attempts_slot_until", "attempts", ["slot_until"], where="slot_until IS NOT NULL"
     )
+    create_index(
+        "ix_attempts_completed_at", "attempts", ["completed_at"], where="completed_at IS NOT NULL"
+    )
+    op.execute("DROP INDEX IF EXISTS ix_jobs_due_at")
     _create_tables()
     op.execute(VIEW.format(**(POSTGRES if is_postgres() else SQLITE)))
     op.execute("DROP INDEX IF EXISTS ix_jobs_due_at")
@@ -179,6 +199,7 @@ def _create_tables() -> None:
         sa.Column("default_max_in_flight", sa.Integer(), nullable=True),
         sa.Column("default_per_minute", sa.Integer(), nullable=True),
         sa.Column("default_daily_budget_nano_usd", sa.BigInteger(), nullable=True),
+        sa.Column("default_unit_price_nano_usd", sa.BigInteger(), nullable=True),
         sa.PrimaryKeyConstraint("scope", name=op.f("pk_limits")),
         sa.CheckConstraint("weight BETWEEN 1 AND 1000", name=op.f("ck_limits_weight")),
     )
@@ -210,6 +231,8 @@ def _create_tables() -> None:
         sa.Column("unit_price_nano_usd", sa.BigInteger(), nullable=True),
         sa.Column("estimated_nano_usd", sa.BigInteger(), nullable=True),
         sa.Column("counted_nano_usd", sa.BigInteger(), server_default=zero, nullable=False),
+        sa.Column("account_budget_nano_usd", sa.BigInteger(), nullable=True),
+        sa.Column("tenant_budget_nano_usd", sa.BigInteger(), nullable=True),
         sa.Column("billed_units", sa.Text(), nullable=True),
         sa.Column("billed_nano_usd", sa.BigInteger(), nullable=True),
         sa.Column("source", sa.Text(), nullable=True),
@@ -254,6 +277,8 @@ def downgrade() -> None:
     op.execute("DROP VIEW jobs_waiting")
     for table in ("prices", "spend", "charges", "pauses", "limits"):
         op.drop_table(table)
+    create_index("ix_jobs_due_at", "jobs", ["due_at"], where="due_at IS NOT NULL")
+    op.drop_index("ix_attempts_completed_at", "attempts")
     op.drop_index("ix_attempts_slot_until", "attempts")
     for name, _, _ in INDICES:
         op.drop_index(name, "jobs")

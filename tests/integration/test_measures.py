@@ -108,10 +108,45 @@ def test_measures_count_attempts_deliveries_and_transitions(db, clock):
 
 
 def test_sweep_lag_is_how_long_the_most_overdue_job_is_due(db):
-    make_job(db, JobState.QUEUED)
+    make_job(db, JobState.SUBMITTED)
     before, after = FakeClock(NOW), FakeClock(NOW + LEASE + 8 * SECOND)
     assert read_measures(db=db, clock=before).sweep_lag == timedelta()
     assert read_measures(db=db, clock=after).sweep_lag == 8 * SECOND
+
+
+@pytest.mark.both_databases
+def test_sweep_lag_is_not_how_long_jobs_wait_for_their_turn(db):
+    make_job(db, JobState.QUEUED)
+    after = FakeClock(NOW + LEASE + 8 * SECOND)
+    assert read_measures(db=db, clock=after).sweep_lag == timedelta()
+    with db.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET blocked_by = 'retry'"))
+    assert read_measures(db=db, clock=after).sweep_lag == 8 * SECOND
+
+
+@pytest.mark.both_databases
+def test_scopes_and_queued_jobs_are_told_by_what_holds_them(db, clock):
+    for _ in range(3):
+        make_job_with_own_token(db, JobState.QUEUED)
+    with db.transaction() as connection:
+        connection.execute(
+            text("UPDATE jobs SET blocked_by = 'budget' WHERE id = (SELECT min(id) FROM jobs)")
+            if connection.dialect.name == "sqlite"
+            else text(
+                "UPDATE jobs SET blocked_by = 'budget' WHERE id = (SELECT id FROM jobs LIMIT 1)"
+            )
+        )
+        admission.keep_pause(
+            connection, Pause(ACCOUNT, PauseCause.OPERATOR, "to be checked", clock())
+        )
+    measures = read_measures(db=db, clock=clock)
+    assert {name: number for name, number in measures.queued.items() if number} == {
+        "account": 2,
+        "budget": 1,
+    }
+    assert measures.over_budget == 1
+    (account,) = measures.scopes
+    assert (account.scope, account.in_flight, account.is_paused_by_hand) == (ACCOUNT, 0, True)
 
 
 def test_pause_held_submissions_workers_and_sweeps_are_told(db, clock):

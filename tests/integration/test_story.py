@@ -21,7 +21,7 @@ from tests.harness.together import call_together
 from worker.fal.completion import Completion
 from worker.fal.submit import RefusalClass, Refused
 from worker.ground.errors import JobNotFoundError
-from worker.jobs.states import JobEvent, JobState
+from worker.jobs.states import JobEvent, JobState, PauseCause
 from worker.ops.timeline import follow_events, read_story
 from worker.stages.complete import receive_delivery
 
@@ -139,6 +139,6 @@ def test_pause_of_submissions_is_told_of_each_queued_job(bench):
     bench.reply(bench.begin(bench.insert()), refused)
     wait = read_story(job.id, db=bench.db, clock=bench.clock).wait
     assert "no balance" in wait.waits_for
-    pause = bench.pause()
+    pause = bench.pause(PauseCause.ACCOUNT)
     assert pause is not None
     assert wait.until == pause.until

@@ -20,7 +20,8 @@ def make_story(
     job: Job, attempts: list[Attempt], deliveries: list[Delivery], events: list[Event]
 ) -> Story:
     wait = explain_wait(job, attempts, None, NOW)
-    return Story(job, attempts, deliveries, events, list_times_in_state(events, NOW), wait)
+    stays = list_times_in_state(events, NOW)
+    return Story(job, attempts, deliveries, events, stays, wait, [])
 
 
 STORY = make_story(JOB, [ATTEMPT], [DELIVERY], [EVENT, MOVED])
@@ -66,7 +67,7 @@ def test_job_table_shows_each_job_whole_on_a_line_however_narrow(
     """Ids are there to be copied: `extend-video list | grep failed`."""
     monkeypatch.setenv("COLUMNS", columns)
     jobs = [replace(JOB, id=uuid4(), state=state) for state in JobState]
-    output.print_wide(output.build_job_table(jobs))
+    output.print_wide(output.build_job_table(jobs, {}))
 
     lines = read_out(capsys).splitlines()
     for job in jobs:
@@ -76,14 +77,14 @@ def test_job_table_shows_each_job_whole_on_a_line_however_narrow(
 
 
 def test_job_table_of_none_prints_heading(capsys) -> None:
-    output.print_wide(output.build_job_table([]))
+    output.print_wide(output.build_job_table([], {}))
     assert read_out(capsys).split()[:2] == ["id", "state"]
 
 
 def test_job_table_says_why_by_code_before_reason(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     failed = replace(JOB, state=JobState.FAILED, due_at=None, error_code="media_refused")
-    output.print_wide(output.build_job_table([failed]))
+    output.print_wide(output.build_job_table([failed], {}))
     row = read_out(capsys).splitlines()[1]
     assert "media_refused" in row
     assert MARKUP not in row.partition("media_refused")[2]
@@ -152,7 +153,7 @@ def test_control_characters_of_others_reach_no_terminal(capsys) -> None:
     output.print_story(
         make_story(job, [replace(ATTEMPT, error_message=text)], [], [replace(MOVED, detail=text)])
     )
-    output.print_wide(output.build_job_table([job]))
+    output.print_wide(output.build_job_table([job], {}))
     out = read_out(capsys)
     assert not {"\x1b", "\x07", "\r", "\x9b"} & set(out)
 

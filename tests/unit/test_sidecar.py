@@ -18,7 +18,7 @@ from worker.ground.errors import InvalidResultError, InvalidSidecarError
 from worker.jobs.states import JobState
 from worker.jobs.values import Attempt, Job
 from worker.media.facts import StreamFacts, VideoFacts
-from worker.media.sidecar import FileRecord, Sidecar, VideoRecord, describe_file, parse_sidecar
+from worker.media.sidecar import Sidecar, VideoRecord, describe_file, parse_sidecar
 from worker.media.unpack import is_unpacked, make_marker
 from worker.stages.archive import (
     build_sidecar,
@@ -112,7 +112,7 @@ ATTEMPTS = [
 ]
 
 
-def make_sidecar(job: Job | None = None, **files: FileRecord) -> Sidecar:
+def make_sidecar(job: Job | None = None, **files: Any) -> Sidecar:
     return build_sidecar(job or build_job(), ATTEMPTS, VIDEO, **files)
 
 

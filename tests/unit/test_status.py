@@ -8,8 +8,8 @@ from tests.harness.jobs import NOW
 from worker.broker.app import QUEUES
 from worker.cli.system import SOONEST_LATE, list_problems, list_shared_names
 from worker.ground.settings import load_settings
-from worker.jobs.states import ENDED, JobState
-from worker.jobs.values import Gate
+from worker.jobs.admission import ACCOUNT, COUNTING, Pause
+from worker.jobs.states import ENDED, JobState, PauseCause
 from worker.jobs.workers import UNSEEN_AFTER, SeenWorker
 from worker.ops.metrics import History, Measures
 
@@ -28,12 +28,17 @@ WELL = Measures(
     sweep_lag=timedelta(),
     swept_at=NOW,
     pauses=[],
+    scopes=[],
+    queued={},
+    over_budget=0,
     workers=[WORKER],
     history=History(),
     events_behind=0,
     counted_at=NOW,
 )
 EMPTY = dict.fromkeys(QUEUE_NAMES, 0)
+REFUSED = Pause(ACCOUNT, PauseCause.ACCOUNT, "fal_http_403", NOW)
+BY_HAND = Pause("tenant:a", PauseCause.OPERATOR, "why", NOW)
 
 
 def test_deployment_at_work_has_no_problem() -> None:
@@ -44,7 +49,8 @@ def test_each_thing_that_is_wrong_is_told() -> None:
     unseen = replace(WORKER, last_seen_at=NOW - UNSEEN_AFTER - SECOND)
     partial = replace(WORKER, queues=QUEUE_NAMES[1:])
     cases: list[tuple[str, dict[str, Any]]] = [
-        ("submissions pause: fal_http_403", {"pauses": [Gate("submissions", NOW, "fal_http_403")]}),
+        ("submissions of account pause: fal_http_403", {"pauses": [REFUSED]}),
+        ("submissions of tenant:a pause: why", {"pauses": [BY_HAND]}),
         ("no worker has been seen within the last minute", {"workers": []}),
         ("no worker has been seen within the last minute", {"workers": [unseen]}),
         (f"no worker consumes {QUEUE_NAMES[0]}", {"workers": [partial]}),
@@ -61,6 +67,11 @@ def test_each_thing_that_is_wrong_is_told() -> None:
     ]
     for problem, changes in cases:
         assert list_problems(replace(WELL, **changes), EMPTY, load_settings()) == [problem]
+
+
+def test_failures_that_are_only_counted_are_no_problem() -> None:
+    counted = Pause(ACCOUNT, PauseCause.BUSY, "fal_http_502", NOW, room=COUNTING)
+    assert list_problems(replace(WELL, pauses=[counted]), EMPTY, load_settings()) == []
 
 
 def test_silent_broker_is_told() -> None:

@@ -8,21 +8,22 @@ import pytest
 from tests.harness.jobs import NOW, build_result
 from tests.harness.values import ATTEMPT, JOB, JOB_ID
 from worker.ground.settings import UnknownPolicy
-from worker.jobs.admission import ACCOUNT, Pause
 from worker.jobs.states import ENDED, BlockedBy, JobState, PauseCause
 from worker.jobs.values import Job
 from worker.ops.timeline import describe_time, explain_wait
+from worker.ops.waiting import Hold
 from worker.stages.resolve import ResolvePolicy
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 TERMS = ResolvePolicy(90 * MINUTE, UnknownPolicy.RESUBMIT, 3, MINUTE)
-PAUSE = Pause(
-    ACCOUNT,
-    PauseCause.ACCOUNT,
+PAUSED = Hold(
+    "account",
+    "submissions to be resumed",
     "fal refuses the account: fal_http_403: no balance",
-    since=NOW,
-    until=NOW + MINUTE,
-    room=1,
+    3,
+    NOW + MINUTE,
+    NOW + HOUR,
+    PauseCause.ACCOUNT,
 )
 CANCEL = f"extend-video cancel {JOB_ID}"
 REDRIVE = f"extend-video redrive {JOB_ID}"
@@ -45,44 +46,52 @@ def test_wait_of_each_state_tells_its_parts_in_one_sentence() -> None:
         for part in (wait.waits_for, wait.then, wait.may_do):
             assert part
             assert part in wait.sentence
-        assert (wait.until is None) == (state in ENDED)
-        assert ("12:01:00 UTC (in 1 min)" in wait.sentence) == (state not in ENDED)
+        # A queued job waits for its turn, which no time brings.
+        has_time = state not in ENDED and state is not JobState.QUEUED
+        assert (wait.until is not None) == has_time
+        assert ("12:01:00 UTC (in 1 min)" in wait.sentence) == has_time
 
 
 def test_overdue_wait_says_since_when_and_where_to_look() -> None:
-    for state in set(JobState) - ENDED:
+    for state in set(JobState) - ENDED - {JobState.QUEUED}:
         wait = explain_wait(build_job(state), [ATTEMPT], None, NOW + 2 * MINUTE, policy=TERMS)
         assert "due since 12:01:00 UTC (1 min ago)" in wait.sentence
         assert "next sweep" in wait.waits_for
         assert "extend-video status" in wait.may_do
 
 
-def test_queued_job_waits_for_a_worker_and_is_rung_for_again() -> None:
-    wait = explain_wait(build_job(JobState.QUEUED), [], None, NOW)
+def test_queued_job_that_nothing_holds_waits_for_a_worker_whatever_its_due_time() -> None:
+    wait = explain_wait(build_job(JobState.QUEUED), [], None, NOW + HOUR)
     assert wait.waits_for == "a free worker to submit it"
-    assert wait.until == NOW + MINUTE
-    assert wait.then == "the sweep publishes it again"
+    assert wait.until is None
+    assert wait.then == "the next submission takes it"
     assert wait.may_do == f"{CANCEL} cancels it at no charge"
 
 
 def test_job_that_fal_turned_away_waits_for_its_next_try() -> None:
-    job = build_job(JobState.QUEUED, blocked_reason="fal_http_429: too many {requests}")
-    wait = explain_wait(job, [ATTEMPT], None, NOW)
-    assert "fal_http_429: too many {requests}" in wait.waits_for
-    assert wait.waits_for.startswith("its next attempt (")
+    words = "fal_unreachable: no {route}"
+    job = build_job(JobState.QUEUED, blocked_by=BlockedBy.RETRY.value, blocked_reason=words)
+    hold = Hold("retry", "its next attempt", words, 2, NOW + MINUTE, None)
+    wait = explain_wait(job, [ATTEMPT], hold, NOW)
+    assert wait.waits_for == f"its next attempt ({words}; place 2 in its tenant's queue)"
+    assert wait.until == NOW + MINUTE
+    assert wait.then == "it has its turn"
 
 
-def test_pause_of_all_submissions_comes_before_the_job_s_own_reasons() -> None:
+def test_pause_of_all_submissions_is_told_with_place_and_estimate() -> None:
     job = build_job(JobState.QUEUED, due_at=NOW + HOUR)
-    wait = explain_wait(job, [], PAUSE, NOW)
-    assert "no balance" in wait.waits_for
-    assert wait.until == PAUSE.until
+    wait = explain_wait(job, [], PAUSED, NOW)
+    assert "no balance; place 3 in its tenant's queue" in wait.waits_for
+    assert "by an estimate it is submitted at about 13:00:00 UTC" in wait.waits_for
+    assert wait.until == PAUSED.until
     assert "FAL_KEY" in wait.may_do
+    busy = explain_wait(job, [], replace(PAUSED, pause=PauseCause.BUSY), NOW)
+    assert busy.may_do == f"nothing has to be done; {CANCEL} cancels it at no charge"
 
 
-def test_pause_of_submissions_does_not_concern_what_is_at_fal() -> None:
+def test_what_holds_queued_jobs_does_not_concern_what_is_at_fal() -> None:
     job = build_job(JobState.SUBMITTED)
-    assert explain_wait(job, [ATTEMPT], PAUSE, NOW) == explain_wait(job, [ATTEMPT], None, NOW)
+    assert explain_wait(job, [ATTEMPT], PAUSED, NOW) == explain_wait(job, [ATTEMPT], None, NOW)
 
 
 def test_submitted_job_tells_fal_s_last_word() -> None:
@@ -117,8 +126,8 @@ def test_unknown_submission_foresees_when_it_counts_as_not_accepted(columns, fol
 
 
 def test_held_submission_waits_for_an_operator() -> None:
-    reason = "held: no webhook within 5400 s"
-    job = replace(UNKNOWN_JOB, blocked_by=BlockedBy.HOLD, blocked_reason=reason)
+    words = "held: no webhook within 5400 s"
+    job = replace(UNKNOWN_JOB, blocked_by=BlockedBy.HOLD.value, blocked_reason=words)
     wait = explain_wait(job, [LOST], None, NOW, policy=TERMS)
     assert "an operator's decision (held: no webhook" in wait.waits_for
     assert f"{REDRIVE} --pay-again buys a new run" in wait.may_do

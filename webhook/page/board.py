@@ -12,8 +12,11 @@ from typing import NamedTuple
 from worker.ground.clock import Clock, format_duration
 from worker.ground.db import Database
 from worker.jobs import stats
+from worker.jobs.admission import Caps
 from worker.jobs.stats import Measure
 from worker.ops.metrics import StateCount, count_states
+from worker.ops.waiting import ScopeState, list_scopes
+from worker.stages.admit import choose_time
 
 FRESH_FOR = timedelta(seconds=5)
 HOURS = 24
@@ -46,13 +49,24 @@ class Board:
     at: datetime
     states: tuple[StateCount, ...]
     hours: tuple[Hour, ...]
+    scopes: tuple[ScopeState, ...]
+
+    @property
+    def account(self) -> ScopeState:
+        return self.scopes[0]
+
+    @property
+    def paused_tenants(self) -> int:
+        return sum(bool(one.pauses) for one in self.scopes[1:])
 
 
 class BoardReader:
     """Reads the board for one process."""
 
-    def __init__(self, db: Database, clock: Clock) -> None:
+    def __init__(self, db: Database, clock: Clock, caps: Caps | None = None) -> None:
+        """`caps` are the account's where no worker has noted any."""
         self._db = db
+        self._caps = caps
         self._clock = clock
         self._board: Board | None = None
         self._settled: dict[datetime, Hour] = {}
@@ -81,8 +95,9 @@ class BoardReader:
                 hours.append(
                     known or Hour(start, stats.measure_span(connection, start, start + HOUR))
                 )
+            scopes = list_scopes(connection, choose_time(connection, self._clock), self._caps)
         self._settled = {one.start: one for one in hours if now >= one.start + SETTLED_AFTER}
-        return Board(now, states, tuple(hours))
+        return Board(now, states, tuple(hours), tuple(scopes))
 
 
 def pick_quantile(ordered: tuple[float, ...], share: float) -> float | None:

@@ -42,7 +42,7 @@ HEADERS = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "X-Robots-Tag": "noindex, nofollow",
 }
-_OUR_PAGE = re.compile(r"/jobs(/[0-9A-Fa-f-]{36})?(\?[^\s\\#]*)?", re.ASCII)
+_OUR_PAGE = re.compile(r"/jobs(/[0-9A-Fa-f-]{36}|/limits)?(\?[^\s\\#]*)?", re.ASCII)
 
 FREE_FAILURES = 3
 # Of all addresses together: a caller that can choose its address gets no more than these.

@@ -1,4 +1,4 @@
-"""`GET /jobs`: what goes on, for people, and their orders cancel and redrive.
+"""`GET /jobs`: what goes on, for people, and their orders: cancel, redrive, pause, resume.
 
 Server-rendered; reads are short statements, orders call one stage and ring afterwards, as the
 shell does.
@@ -39,6 +39,7 @@ from worker.broker.dispatch import Dispatcher
 from worker.ground.clock import Clock, format_briefly, format_duration, read_clock
 from worker.ground.db import Database, describe_database_error
 from worker.ground.errors import (
+    InvalidInputError,
     JobNotFoundError,
     PaysAgainError,
     StoreObjectMissingError,
@@ -46,13 +47,18 @@ from worker.ground.errors import (
     TooLateError,
 )
 from worker.ground.log import FORMS, MASK, Form, compile_secrets, mask_text
+from worker.ground.money import format_usd
 from worker.ground.settings import Settings, list_secrets
-from worker.jobs import queries
+from worker.jobs import charges, queries
+from worker.jobs.admission import Caps
 from worker.jobs.queries import JobFilter, Place, parse_filter
-from worker.jobs.states import ENDED, JobState
+from worker.jobs.states import ENDED, Doorbell, JobState, Step
 from worker.jobs.values import Job
 from worker.ops.timeline import explain_failure, read_story
+from worker.ops.waiting import list_scopes, read_holds
+from worker.stages.admit import choose_time
 from worker.stages.cancel import CANCELLABLE, cancel_job
+from worker.stages.pause import check_reason, check_scope, pause_scope, resume_scope
 from worker.stages.redrive import REDRIVABLE, redrive_job
 from worker.stages.resolve import ResolvePolicy
 
@@ -165,6 +171,7 @@ def list_filters(masker: Masker) -> dict[str, Callable[..., str]]:
         "clock": lambda at: f"{at:%Y-%m-%d %H:%M:%S}",
         "words": lambda name: str(name).replace("_", " "),
         "amount": format_bytes,
+        "usd": lambda nano_usd: f"{format_usd(nano_usd)} USD",
     }
 
 
@@ -176,6 +183,8 @@ def format_bytes(count: int) -> str:
 
 
 LINES = 50
+MOST_SCOPES = 100
+NOTICES = {"paused": "Submissions are paused.", "resumed": "Submissions go on."}
 LONGEST_DATA_URI = 64
 
 log = structlog.stdlib.get_logger(__name__)
@@ -191,6 +200,7 @@ class JobsPage:
     masker: Masker
     policy: ResolvePolicy
     sender: Sender
+    caps: Caps
     clock: Clock = read_clock
 
     def show_jobs(self) -> ResponseReturnValue:
@@ -209,6 +219,7 @@ class JobsPage:
             query=query,
             board=board,
             found=found,
+            holds=read_holds(found.lines, db=self.db, clock=self.clock),
             links=link_pages(query, found),
             throughput=plot_throughput(board.hours),
             latency=plot_latency(board.hours),
@@ -232,6 +243,45 @@ class JobsPage:
             notice=choose_notice(request.args.get("done", ""), job),
             problem=problem,
         )
+
+    def show_limits(self, *, problem: str | None = None) -> str:
+        """What is allowed, what is used of it, what was spent today, and what is paused."""
+        with self.db.reading() as connection:
+            now = choose_time(connection, self.clock)
+            scopes = list_scopes(connection, now, self.caps)
+            prices = list(charges.list_prices(connection).values())
+        return render_template(
+            "limits.html",
+            scopes=scopes[:MOST_SCOPES],
+            left_out=len(scopes[MOST_SCOPES:]),
+            prices=prices,
+            notice=NOTICES.get(request.args.get("done", "")),
+            problem=problem,
+            now=now,
+        )
+
+    def pause(self) -> ResponseReturnValue:
+        """Of the account, or of a tenant; with a reason for those who will see it."""
+        try:
+            scope = check_scope(request.form.get("scope", "").strip())
+            reason = check_reason(request.form.get("reason"))
+        except InvalidInputError as error:
+            return self.show_limits(problem=str(error.violations[0])), 400
+        pause_scope(scope, reason, db=self.db, clock=self.clock)
+        log.warning("page_pause", scope=scope, reason=reason, address=request.remote_addr)
+        return redirect(url_for("page.show_limits", done="paused"), 303)
+
+    def resume(self) -> ResponseReturnValue:
+        """End a pause by hand; what fal or the archive has paused ends by its own rule only."""
+        try:
+            scope = check_scope(request.form.get("scope", ""))
+        except InvalidInputError as error:
+            return self.show_limits(problem=str(error.violations[0])), 400
+        if not resume_scope(scope, db=self.db):
+            return self.show_limits(problem=f"{scope} is not paused by hand"), 409
+        self.dispatcher.publish(Doorbell(Step.SUBMIT))
+        log.warning("page_resume", scope=scope, address=request.remote_addr)
+        return redirect(url_for("page.show_limits", done="resumed"), 303)
 
     def show_file(self, job_id: UUID, part: str) -> ResponseReturnValue:
         """The archived video or its poster, with ranges; as a download with `?download`."""
@@ -312,10 +362,13 @@ def register_page(app: Flask, settings: Settings, db: Database, dispatcher: Disp
     credentials = Credentials(settings)
     if not credentials.are_set:
         return
+    budget = settings.daily_budget_usd
+    caps = Caps(settings.max_in_flight, settings.submits_per_minute, budget)
     page = JobsPage(
         db=db,
         dispatcher=dispatcher,
-        board=BoardReader(db, read_clock),
+        board=BoardReader(db, read_clock, caps),
+        caps=caps,
         masker=Masker(list_secrets(settings)),
         policy=ResolvePolicy(
             unknown_after=settings.unknown_seconds,
@@ -345,6 +398,9 @@ def build_blueprint(page: JobsPage, doorkeeper: Doorkeeper) -> Blueprint:
     routes.before_request(doorkeeper.check_request)
     routes.after_request(add_headers)
     routes.get("")(page.show_jobs)
+    routes.get("/limits")(page.show_limits)
+    routes.post("/limits/pause")(page.pause)
+    routes.post("/limits/resume")(page.resume)
     routes.get("/<uuid:job_id>")(page.show_job)
     routes.get("/<uuid:job_id>/<any(video, poster):part>")(page.show_file)
     routes.post("/<uuid:job_id>/cancel")(page.cancel)

@@ -2,22 +2,25 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 from uuid import UUID
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.cli import options, output
-from worker.ground.db import describe_database_error
+from worker.ground.db import Database, describe_database_error
 from worker.ground.errors import ExtendVideoError, JobNotFoundError, PaysAgainError, TooLateError
-from worker.jobs.queries import JobFilter, list_jobs, list_lines, read_jobs, walk_lines
+from worker.jobs.queries import JobFilter, JobLine, list_jobs, list_lines, read_jobs, walk_lines
 from worker.jobs.states import JobEvent, JobState
 from worker.jobs.values import Job
 from worker.runtime import Runtime, build_runtime
+
+if TYPE_CHECKING:
+    from worker.ops.waiting import Hold
 
 # After so many database errors in a row the rest is not tried.
 MOST_FAILURES = 3
@@ -64,9 +67,12 @@ def list_(
 
     def show_jobs() -> None:
         if as_json:
-            output.print_json(list_jobs(wanted, db=db, limit=limit))
+            jobs = list_jobs(wanted, db=db, limit=limit)
+            holds = find_holds(jobs, db)
+            output.print_json([output.job_to_json(job, holds.get(job.id)) for job in jobs])
             return
-        table = output.build_job_table(list_lines(wanted, db=db, limit=limit))
+        lines = list_lines(wanted, db=db, limit=limit)
+        table = output.build_job_table(lines, find_holds(lines, db))
         if on_screen:
             output.out.clear()
             output.out.print(table, soft_wrap=False)
@@ -78,6 +84,16 @@ def list_(
         while watch:
             time.sleep(every)
             show_jobs()
+
+
+def find_holds(jobs: Sequence[Job | JobLine], db: Database) -> "Mapping[UUID, Hold]":
+    """What holds those that are queued; without any, nothing of admission is loaded."""
+    queued = [job for job in jobs if job.state is JobState.QUEUED]
+    if not queued:
+        return {}
+    from worker.ops.waiting import read_holds
+
+    return read_holds(queued, db=db)
 
 
 def show(

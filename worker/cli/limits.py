@@ -1,10 +1,9 @@
 """Limits of the account and its tenants, pauses by hand, and what was spent."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,14 +13,15 @@ from worker.ground.clock import format_duration, read_clock
 from worker.ground.errors import InvalidInputError, Violation
 from worker.ground.money import format_usd, parse_usd
 from worker.jobs import admission, charges, table
-from worker.jobs.admission import ACCOUNT, TENANT, Limits, Pause, Usage
+from worker.jobs.admission import ACCOUNT, TENANT
 from worker.jobs.charges import CostKey
-from worker.jobs.states import BlockedBy, PauseCause
+from worker.jobs.states import BlockedBy
 from worker.runtime import Runtime, build_runtime
 
-# Of a scope; the same as a tenant's own bound.
-MOST_CHARACTERS = 128
 MOST_DIGITS = 9
+if TYPE_CHECKING:
+    from worker.ops.waiting import ScopeState
+
 MONTH = timedelta(days=30)
 
 
@@ -76,44 +76,26 @@ def limits(
         extend-video limits resume account
 
     """
+    from worker.stages.pause import check_reason, check_scope, pause_scope, resume_scope
+
     runtime = build_runtime()
     if action is Action.SHOW:
-        show(runtime, scope if scope is None else check_scope(scope), as_json=as_json)
+        named = None if scope is None else check_scope(scope, "SCOPE")
+        show(runtime, named, as_json=as_json)
         return
-    named = check_scope(scope)
+    named = check_scope(scope, "SCOPE")
     match action:
         case Action.SET:
             values = read_values(max_in_flight, weight, per_minute, daily_budget)
             set_values(runtime, named, values)
         case Action.PAUSE:
-            if not (reason or "").strip():
-                raise InvalidInputError((Violation("--reason", "(not set)", "why it pauses"),))
-            pause = Pause(named, PauseCause.OPERATOR, str(reason).strip(), read_clock())
-            with runtime.db.transaction() as connection:
-                admission.keep_pause(connection, pause)
+            pause_scope(named, check_reason(reason, "--reason"), db=runtime.db)
         case Action.RESUME:
-            with runtime.db.transaction() as connection:
-                is_ended = admission.remove_pause(connection, named, PauseCause.OPERATOR)
-            if not is_ended:
+            if not resume_scope(named, db=runtime.db):
                 output.err.print(f"{named} was not paused by hand", markup=False)
                 raise typer.Exit(FAILED)
             runtime.publish_room()
     show(runtime, named, as_json=as_json)
-
-
-def check_scope(scope: str | None) -> str:
-    """Raises InvalidInputError for what is neither the account nor a tenant."""
-    name = "" if scope is None else scope.removeprefix(TENANT)
-    is_tenant = (
-        scope != name
-        and 0 < len(name) <= MOST_CHARACTERS
-        and not any(character.isspace() for character in name)
-    )
-    if scope is None or (scope != ACCOUNT and not is_tenant):
-        raise InvalidInputError(
-            (Violation("SCOPE", scope or "(not set)", "account or tenant:NAME"),)
-        )
-    return scope
 
 
 def read_values(
@@ -164,42 +146,30 @@ def set_values(runtime: Runtime, scope: str, values: dict[str, int | None]) -> N
 
 def show(runtime: Runtime, scope: str | None, *, as_json: bool) -> None:
     """The limits, what counts against them now, and the pauses."""
+    from worker.ops.waiting import list_scopes
+
     with runtime.db.reading() as connection:
         now = admission.read_time(connection)
-        rows = {row.scope: row for row in admission.list_limits(connection)}
-        pauses = admission.list_pauses(connection)
-        usage = admission.read_usage(connection, now)
-        spent = charges.read_spent(connection, admission.name_day(now))
+        states = list_scopes(connection, now, runtime.admission_policy.caps, scope)
         prices = charges.list_prices(connection)
-    shown = sorted({ACCOUNT, *rows, *(one.scope for one in pauses)} if scope is None else {scope})
-    caps = runtime.admission_policy.caps
-    lines = [describe(name, rows.get(name), usage, spent, pauses) for name in shown]
-    for line in lines:
-        if line["scope"] == ACCOUNT:
-            line["max_in_flight"] = line["max_in_flight"] or caps.max_in_flight
-            line["per_minute"] = line["per_minute"] or caps.per_minute
-            if line["daily_budget_nano_usd"] is None:
-                line["daily_budget_nano_usd"] = caps.daily_budget_nano_usd
     if as_json:
         age = {
             endpoint: {**asdict(price), "age_seconds": round((now - price.read_at).total_seconds())}
             for endpoint, price in prices.items()
         }
-        output.print_json({"limits": lines, "prices": age})
+        output.print_json({"limits": [describe(one) for one in states], "prices": age})
         return
-    for line in lines:
-        output.print_section(str(line["scope"]))
-        budget = line["daily_budget_nano_usd"]
-        today = f"{format_usd(int(line['spent_today_nano_usd']))} USD"
+    for one in states:
+        output.print_section(output.escape(one.scope))
+        most, budget = one.max_in_flight, one.daily_budget_nano_usd
+        today = f"{format_usd(one.spent_nano_usd)} USD"
         output.print_fields(
             {
-                "in flight": f"{line['in_flight']} of {line['max_in_flight']}"
-                if line["scope"] == ACCOUNT
-                else f"at most {line['max_in_flight'] or 'as the account'}",
-                "a minute": line["per_minute"] or "no bound",
-                "weight": line["weight"],
+                "in flight": one.in_flight if most is None else f"{one.in_flight} of {most}",
+                "a minute": one.per_minute or "no bound",
+                "weight": one.weight,
                 "spent today": today if budget is None else f"{today} of {format_usd(budget)}",
-                "paused": "; ".join(f"{one['cause']}: {one['reason']}" for one in line["pauses"])
+                "paused": "; ".join(f"{pause.cause}: {pause.reason}" for pause in one.pauses)
                 or "no",
             }
         )
@@ -209,18 +179,16 @@ def show(runtime: Runtime, scope: str | None, *, as_json: bool) -> None:
         output.print_fields({"price": text})
 
 
-def describe(
-    scope: str, row: Limits | None, usage: Usage, spent: Mapping[str, int], pauses: list[Pause]
-) -> dict[str, Any]:
+def describe(state: "ScopeState") -> dict[str, Any]:
     """A scope as JSON has it."""
     return {
-        "scope": scope,
-        "max_in_flight": row.max_in_flight if row else None,
-        "per_minute": row.per_minute if row else None,
-        "daily_budget_nano_usd": row.daily_budget_nano_usd if row else None,
-        "weight": row.weight if row else 1,
-        "in_flight": usage.in_flight if scope == ACCOUNT else None,
-        "spent_today_nano_usd": spent.get(scope, 0),
+        "scope": state.scope,
+        "max_in_flight": state.max_in_flight,
+        "per_minute": state.per_minute,
+        "daily_budget_nano_usd": state.daily_budget_nano_usd,
+        "weight": state.weight,
+        "in_flight": state.in_flight,
+        "spent_today_nano_usd": state.spent_nano_usd,
         "pauses": [
             {
                 "cause": one.cause.value,
@@ -229,8 +197,7 @@ def describe(
                 "until": one.until,
                 "host": one.host,
             }
-            for one in pauses
-            if one.scope == scope and not one.is_counting
+            for one in state.pauses
         ],
     }
 

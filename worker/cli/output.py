@@ -17,17 +17,25 @@ from rich.table import Column, Table
 
 from worker.ground.clock import format_duration
 from worker.ground.errors import ViolationsError
-from worker.jobs.states import JobState
+from worker.ground.money import format_usd
+from worker.jobs.states import ENDED, JobState
 
 if TYPE_CHECKING:
+    from worker.jobs.charges import Charge
     from worker.jobs.queries import JobLine
     from worker.jobs.values import Attempt, Delivery, Event, Job
     from worker.ops.timeline import Story, TimeInState
+    from worker.ops.waiting import Hold
 
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 MIB = 1024 * 1024
+SOURCES = {
+    "billing_events": "fal's billing events",
+    "units": "the units that fal states",
+    "estimate": "its estimate, as no bill came",
+}
 STYLES = {
     JobState.ARCHIVED: "green",
     JobState.FAILED: "red",
@@ -115,7 +123,8 @@ def show_time(at: datetime | None) -> str:
 # ------------------------------------------------------------------ jobs
 
 
-def build_job_table(jobs: Sequence[Job | JobLine]) -> Table:
+def build_job_table(jobs: Sequence[Job | JobLine], holds: Mapping[UUID, Hold]) -> Table:
+    """A line for each job; of a queued one with what holds it, and its place."""
     names = ("state", "tenant", "enqueued (UTC)", "due", "why")
     table = Table(Column("id", min_width=36), *names, box=None, pad_edge=False)
     for job in jobs:
@@ -125,9 +134,20 @@ def build_job_table(jobs: Sequence[Job | JobLine]) -> Table:
             escape(job.tenant),
             show_time(job.enqueued_at),
             show_time(job.due_at),
-            escape(job.error_code or job.blocked_reason or ""),
+            escape(job.error_code or describe_hold(holds.get(job.id)) or job.blocked_reason or ""),
         )
     return table
+
+
+def describe_hold(hold: Hold | None) -> str:
+    """`in_flight: 2 of 2 are in flight, place 7, at about 12:40 UTC (estimate)`."""
+    if hold is None:
+        return ""
+    words = [f"{hold.blocked_by}: {hold.detail}" if hold.detail else hold.blocked_by or "next"]
+    words.append(f"place {hold.place}")
+    if hold.estimated_submit_at is not None:
+        words.append(f"about {hold.estimated_submit_at:%Y-%m-%d %H:%M} UTC (estimate)")
+    return ", ".join(words)
 
 
 def list_facts(job: Job) -> dict[str, object]:
@@ -151,7 +171,10 @@ def fold_files(text: str) -> str:
 
 
 def story_to_json(story: Story) -> dict[str, Any]:
-    """The job's columns; beside them its wait, states, attempts, deliveries and events."""
+    """The job's columns; beside them its wait, states, attempts, charges, deliveries, events.
+
+    `blocked_by` has the reasons, too, that jobs share.
+    """
     from worker.ops.timeline import explain_failure
 
     columns = asdict(story)
@@ -166,9 +189,22 @@ def story_to_json(story: Story) -> dict[str, Any]:
     ]
     for delivery in columns["deliveries"]:
         del delivery["body"]
-    parts = {name: columns[name] for name in ("wait", "attempts", "deliveries", "events")}
+    names = ("wait", "attempts", "charges", "deliveries", "events")
+    parts = {name: columns[name] for name in names}
     failure = explain_failure(story.job, story.attempts)
-    return {**columns["job"], "explanation": failure, "states": states, **parts}
+    shown = job_to_json(story.job, story.hold) | {"waits_for": story.wait.waits_for}
+    return {**shown, "explanation": failure, "states": states, **parts}
+
+
+def job_to_json(job: Job, hold: Hold | None) -> dict[str, Any]:
+    """The job's columns, and what holds it if it is queued."""
+    return {
+        **asdict(job),
+        "blocked_by": job.blocked_by if hold is None else hold.blocked_by,
+        "waits_for": None if hold is None else hold.waits_for,
+        "place": None if hold is None else hold.place,
+        "estimated_submit_at": None if hold is None else hold.estimated_submit_at,
+    }
 
 
 def print_story(story: Story) -> None:
@@ -176,7 +212,7 @@ def print_story(story: Story) -> None:
 
     job = story.job
     print_fields(list_facts(job))
-    title = "why is it not done?" if story.wait.until else "what now?"
+    title = "what now?" if job.state in ENDED else "why is it not done?"
     print_section(title, [escape(story.wait.sentence)])
     print_section("states", map(show_time_in_state, story.stays))
     if job.archive_warnings:
@@ -185,6 +221,8 @@ def print_story(story: Story) -> None:
         print_section("failure")
         print_fields(describe_explanation(explanation, job))
     print_section("attempts", map(show_attempt, story.attempts))
+    if story.charges:
+        print_section("charges", map(show_charge, story.charges, range(1, len(story.charges) + 1)))
     print_section("deliveries", map(show_delivery, story.deliveries))
     print_section("events", map(show_event, story.events, [None, *story.events]))
 
@@ -218,6 +256,22 @@ def show_attempt(attempt: Attempt) -> str:
         escape(describe_progress(attempt)) or None,
     ]
     return "  ".join(word for word in words if word is not None)
+
+
+def show_charge(charge: Charge, number: int) -> str:
+    """What one attempt costs, and by what that is known."""
+    if charge.voided_at is not None or (charge.void_reason and charge.source is None):
+        basis = f"nothing: {str(charge.void_reason).replace('_', ' ')}"
+    elif charge.source is not None:
+        basis = f"by {SOURCES[charge.source]}"
+    elif charge.estimated_nano_usd is None:
+        basis = "no price was known"
+    else:
+        basis = "reserved, an estimate"
+    assumed = f"  assumed {charge.assumed}" if charge.assumed and charge.source is None else ""
+    units = charge.billed_units or charge.units
+    text = f"{format_usd(charge.amount)} USD  {basis}  {units} units{assumed}"
+    return f"{number}  {show_time(charge.admitted_at)}  {escape(text)}"
 
 
 def show_request_progress(attempt: Attempt, before: Attempt | None) -> Iterator[str]:

@@ -88,7 +88,11 @@ def list_problems(
         (measures.held, held),
     ]
     return [
-        *(f"submissions pause: {pause.reason}" for pause in measures.pauses),
+        *(
+            f"submissions of {pause.scope} pause: {pause.reason}"
+            for pause in measures.pauses
+            if not pause.is_counting
+        ),
         *(f"archive of {one.name}: {one.archive_fault}" for one in seen if one.archive_fault),
         *(problem for is_problem, problem in rules if is_problem),
     ]
@@ -104,7 +108,9 @@ def print_status_json(
     measures: Measures, queues: dict[str, int] | None, problems: list[str]
 ) -> None:
     paused = [
-        {"name": one.cause, "until": one.until, "reason": one.reason} for one in measures.pauses
+        {"scope": one.scope, "name": one.cause, "until": one.until, "reason": one.reason}
+        for one in measures.pauses
+        if not one.is_counting
     ]
     output.print_json(
         {
@@ -219,6 +225,10 @@ REMEDIES = {
     Check.LATE_ARCHIVE: "remove the obstacle before fal deletes it: disk, network, FAL_MEDIA_HOSTS",
     Check.UNMATCHED_DELIVERY: "read the request's status at fal; the body is kept in deliveries",
     Check.STRAY_DELIVERY: "a job lost by a restore, or pruned: keep its result, delete this row",
+    Check.MISSING_CHARGE: "costs and budgets leave it out: extend-video costs --reconcile names it",
+    Check.OVER_CAP: "fal may have let it wait; look for workers of another release, or other rows",
+    Check.SPEND_DIFFERS: "written to past the ledger: set spend.nano_usd to the sum of its charges",
+    Check.OVER_BUDGET: "look for workers of another release, or for changes past the ledger",
     Check.ARCHIVED_FILE: "run this where the archive is mounted; restore or fetch the file",
     Check.ORPHAN_AT_FAL: "paid, but no job waits for it: keep its result, or cancel it",
     Check.MISSING_AT_FAL: "it may be another account's request: compare the key with the job's",

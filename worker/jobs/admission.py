@@ -8,23 +8,32 @@ attempts, charges. Completion, cancel and redrive never lock limits (ADR 24).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     and_,
+    case,
     delete,
     func,
     literal,
     or_,
     select,
     text,
+    type_coerce,
     update,
 )
 
-from worker.jobs.models import AttemptRow, ChargeRow, JobRow, LimitRow, PauseRow, SpendRow
+from worker.jobs.base import UtcDateTime
+from worker.jobs.models import (
+    AttemptRow,
+    ChargeRow,
+    JobRow,
+    LimitRow,
+    PauseRow,
+    SpendRow,
+)
 from worker.jobs.rows import (
     fetch_all,
     fetch_one,
@@ -44,8 +53,10 @@ LOCK_SECONDS = 5
 # The room of a pause that is none yet.
 COUNTING = 1_000_000
 # As the index has it, in literals: a parameter would hide from SQLite that the index serves.
+IS_QUEUED = "state = 'queued'"
 IS_ADMISSIBLE = "state = 'queued' AND blocked_by IS NULL"
 _ADMISSIBLE = meets_index("state = 'queued'", "blocked_by IS NULL")
+IS_BLOCKED = "state = 'queued' AND blocked_by IS NOT NULL"
 
 _JOBS, _ATTEMPTS, _CHARGES = table_of(JobRow), table_of(AttemptRow), table_of(ChargeRow)
 # That of the index: of all that begin with the tenant, only this one is in it.
@@ -76,6 +87,15 @@ class Limits:
     default_max_in_flight: int | None
     default_per_minute: int | None
     default_daily_budget_nano_usd: int | None
+    default_unit_price_nano_usd: int | None
+
+    @property
+    def defaults(self) -> Caps | None:
+        """What the settings of the workers allow; None before the first of them has noted it."""
+        if self.default_max_in_flight is None:
+            return None
+        budget = self.default_daily_budget_nano_usd
+        return Caps(self.default_max_in_flight, self.default_per_minute, budget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +151,16 @@ class WaitingTenant:
     is_paused: bool
 
 
+class QueuedJob(Protocol):
+    """As much of a queued job as its place depends on."""
+
+    @property
+    def id(self) -> UUID: ...
+
+    @property
+    def tenant(self) -> str: ...
+
+
 def name_scope(tenant: str) -> str:
     return f"{TENANT}{tenant}"
 
@@ -161,12 +191,15 @@ def read_time(connection: Connection) -> datetime:
 # ------------------------------------------------------------------ limits
 
 
-def lock_account(connection: Connection, defaults: Caps) -> Limits:
-    """The account's row, locked until the transaction ends; it learns what the settings allow."""
+def lock_account(
+    connection: Connection, defaults: Caps, unit_price_nano_usd: int | None = None
+) -> Limits:
+    """The account's row, locked until the transaction ends; it learns what the settings say."""
     values = {
         "default_max_in_flight": defaults.max_in_flight,
         "default_per_minute": defaults.per_minute,
         "default_daily_budget_nano_usd": defaults.daily_budget_nano_usd,
+        "default_unit_price_nano_usd": unit_price_nano_usd,
     }
     statement = (
         insert_for(connection, LimitRow)
@@ -288,7 +321,7 @@ def list_waiting_tenants(connection: Connection, now: datetime) -> list[WaitingT
         .where(waiting.c.tenant.is_not(None))
     )
     rows = connection.execute(statement).mappings().all()
-    in_flight = _count_by_tenant(connection, _ATTEMPTS.c.slot_until > now)
+    in_flight = count_in_flight(connection, now)
     started = _count_started(connection, now) if any(row["per_minute"] for row in rows) else {}
     budgeted = [row["scope"] for row in rows if row["daily_budget_nano_usd"] is not None]
     spent = _list_spent(connection, now, budgeted) if budgeted else {}
@@ -309,11 +342,12 @@ def list_waiting_tenants(connection: Connection, now: datetime) -> list[WaitingT
     ]
 
 
-def _count_by_tenant(connection: Connection, *conditions: ColumnElement[bool]) -> dict[str, int]:
+def count_in_flight(connection: Connection, now: datetime) -> dict[str, int]:
+    """How many attempts are, or may be, at fal, by tenant; only those that have any."""
     statement = (
         select(_JOBS.c.tenant, func.count())
         .select_from(_ATTEMPTS.join(_JOBS, _JOBS.c.id == _ATTEMPTS.c.job_id))
-        .where(*conditions)
+        .where(_ATTEMPTS.c.slot_until > now)
         .group_by(_JOBS.c.tenant)
     )
     return {str(tenant): int(number) for tenant, number in connection.execute(statement)}
@@ -349,9 +383,9 @@ def list_heads(connection: Connection, tenant: str, limit: int) -> list[Job]:
 # ------------------------------------------------------------------ why a job waits
 
 
-def find_place(connection: Connection, job: Job) -> tuple[int, int]:
-    """How many admissible jobs of its tenant are before the job, and how many tenants wait."""
-    before = or_(
+def find_place(connection: Connection, job: Job) -> int:
+    """The queued job's place in its tenant's queue: 1 is next. Those that may run come first."""
+    is_before = or_(
         _JOBS.c.priority > job.priority,
         and_(
             _JOBS.c.priority == job.priority,
@@ -361,21 +395,60 @@ def find_place(connection: Connection, job: Job) -> tuple[int, int]:
             ),
         ),
     )
+    own = select(func.count()).select_from(_JOBS).where(_JOBS.c.tenant == job.tenant)
+    admissible, blocked = own.where(text(IS_ADMISSIBLE)), own.where(text(IS_BLOCKED), is_before)
+    if job.blocked_by is None:
+        return int(connection.execute(admissible.where(is_before)).scalar_one()) + 1
+    both = select(admissible.scalar_subquery() + blocked.scalar_subquery())
+    return int(connection.execute(both).scalar_one()) + 1
+
+
+def list_places(connection: Connection, jobs: Sequence[QueuedJob]) -> Mapping[UUID, int]:
+    """The places of many queued jobs, in one walk through the queues of their tenants."""
+    order = (
+        case((_JOBS.c.blocked_by.is_(None), 0), else_=1),
+        _JOBS.c.priority.desc(),
+        _JOBS.c.enqueued_at,
+        _JOBS.c.id,
+    )
+    place = func.row_number().over(partition_by=_JOBS.c.tenant, order_by=order).label("place")
+    found: dict[UUID, int] = {}
+    for tenant in sorted({job.tenant for job in jobs}):
+        ids = [job.id for job in jobs if job.tenant == tenant]
+        walk = select(_JOBS.c.id, place).where(text(IS_QUEUED), _JOBS.c.tenant == tenant)
+        numbered = walk.subquery()
+        statement = select(numbered).where(numbered.c.id.in_(ids))
+        found |= {job_id: int(number) for job_id, number in connection.execute(statement)}
+    return found
+
+
+def find_head(connection: Connection, tenant: str) -> Job | None:
+    """The tenant's next job, not locked."""
     statement = (
-        select(func.count())
-        .select_from(_JOBS)
-        .where(text(IS_ADMISSIBLE), _JOBS.c.tenant == job.tenant, before)
+        select(_JOBS)
+        .where(text(IS_ADMISSIBLE), _JOBS.c.tenant == tenant)
+        .order_by(_JOBS.c.priority.desc(), _JOBS.c.enqueued_at, _JOBS.c.id)
+        .limit(1)
     )
-    tenants = len(list_waiting_tenants(connection, read_time(connection)))
-    return int(connection.execute(statement).scalar_one()), tenants
+    return fetch_one(connection, Job, statement)
 
 
-def count_completed(connection: Connection, since: datetime) -> int:
-    """How many attempts fal has finished since then."""
-    statement = select(func.count()).where(
-        _ATTEMPTS.c.completed_at.is_not(None), _ATTEMPTS.c.completed_at > since
-    )
-    return int(connection.execute(statement).scalar_one())
+def count_waiting(connection: Connection) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Queued jobs: those that may run, by tenant, and the others, by their own reason."""
+    counted = []
+    for column, condition in ((_JOBS.c.tenant, IS_ADMISSIBLE), (_JOBS.c.blocked_by, IS_BLOCKED)):
+        statement = select(column, func.count()).where(text(condition)).group_by(column)
+        counted.append({str(key): int(number) for key, number in connection.execute(statement)})
+    return counted[0], counted[1]
+
+
+def count_completed(connection: Connection, since: datetime) -> tuple[int, datetime | None]:
+    """How many attempts fal has finished since then, and when the first of them."""
+    statement = select(
+        func.count(), type_coerce(func.min(_ATTEMPTS.c.completed_at), UtcDateTime())
+    ).where(_ATTEMPTS.c.completed_at.is_not(None), _ATTEMPTS.c.completed_at > since)
+    number, first = connection.execute(statement).one()
+    return int(number), first
 
 
 def release_attempts(connection: Connection, attempt_ids: Sequence[UUID]) -> None:

@@ -53,7 +53,10 @@ class VoidReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewCharge:
-    """An attempt's reservation; without a known price the amounts are None."""
+    """An attempt's reservation; without a known price the amounts are None.
+
+    The budgets are those that it was admitted under.
+    """
 
     attempt_id: UUID
     job_id: UUID
@@ -63,6 +66,8 @@ class NewCharge:
     assumed: str | None
     unit_price_nano_usd: int | None
     estimated_nano_usd: int | None
+    account_budget_nano_usd: int | None = None
+    tenant_budget_nano_usd: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,8 @@ class Charge:
     unit_price_nano_usd: int | None
     estimated_nano_usd: int | None
     counted_nano_usd: int
+    account_budget_nano_usd: int | None
+    tenant_budget_nano_usd: int | None
     billed_units: str | None
     billed_nano_usd: int | None
     source: str | None

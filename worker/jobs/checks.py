@@ -41,6 +41,10 @@ class Check(StrEnum):
     LATE_ARCHIVE = "late_archive"
     UNMATCHED_DELIVERY = "unmatched_delivery"
     STRAY_DELIVERY = "stray_delivery"
+    MISSING_CHARGE = "missing_charge"
+    OVER_CAP = "over_cap"
+    SPEND_DIFFERS = "spend_differs"
+    OVER_BUDGET = "over_budget"
     ARCHIVED_FILE = "archived_file"
     ORPHAN_AT_FAL = "orphan_at_fal"
     MISSING_AT_FAL = "missing_at_fal"
@@ -185,6 +189,14 @@ _CHECKS = (
         AND state = 'submitted' AND blocked_by = 'unanswered'
         AND EXISTS (SELECT 1 FROM gates WHERE strikes >= :many_polls AND replace(name, '-', '')
             = 'poll ' || replace(cast(jobs.id AS text), '-', ''))
+    """,
+    # Since there are charges each attempt has one, written in the transaction that admitted it.
+    """
+    SELECT 'missing_charge' AS finding, job_id, id AS attempt_id, fal_request_id,
+        'it was begun, and no row of charges says what it costs' AS detail
+    FROM attempts WHERE job_id BETWEEN :first AND :last
+        AND started_at >= (SELECT min(admitted_at) FROM charges)
+        AND NOT EXISTS (SELECT 1 FROM charges WHERE attempt_id = attempts.id)
     """,
 )
 _EDGES = sorted(f"{source} {event} {target}" for (source, event), target in EDGES.items())

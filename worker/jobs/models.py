@@ -178,6 +178,7 @@ class AttemptRow(Base):
         _index_where("ix_attempts_cancel_due_at", "cancel_due_at"),
         _index_where("ix_attempts_extra_charge_at", "extra_charge_at"),
         _index_where("ix_attempts_slot_until", "slot_until"),
+        _index_where("ix_attempts_completed_at", "completed_at"),
         Index("ix_attempts_outcome", "outcome"),
     )
 
@@ -338,6 +339,7 @@ class LimitRow(Base):
     default_max_in_flight: Mapped[int | None] = mapped_column(Integer)
     default_per_minute: Mapped[int | None] = mapped_column(Integer)
     default_daily_budget_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+    default_unit_price_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class PauseRow(Base):
@@ -363,7 +365,8 @@ class PauseRow(Base):
 class ChargeRow(Base):
     """What one attempt costs, in nano-USD: an estimate at first, then what fal has billed.
 
-    No foreign key: it outlives the job's row. `counted_nano_usd` is what `spend` has of it.
+    No foreign key: it outlives the job's row. `counted_nano_usd` is what `spend` has of it. The
+    budgets are those of its day that it was admitted under.
     """
 
     __tablename__ = "charges"
@@ -384,6 +387,8 @@ class ChargeRow(Base):
     unit_price_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
     estimated_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
     counted_nano_usd: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    account_budget_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
+    tenant_budget_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
     billed_units: Mapped[str | None]
     billed_nano_usd: Mapped[int | None] = mapped_column(BigInteger)
     source: Mapped[str | None]

@@ -68,6 +68,7 @@ class JobLine:
     labels: dict[str, str]
     enqueued_at: datetime
     due_at: datetime | None
+    blocked_by: str | None
     blocked_reason: str | None
     error_code: str | None
     archived_at: datetime | None

@@ -24,6 +24,7 @@ from worker.jobs.checks import (
     count_jobs,
     find_strays,
 )
+from worker.jobs.ledger import check_caps, check_ledger
 from worker.jobs.sent import PaidRequest, SentInput
 from worker.jobs.walks import offer, walk_slices
 from worker.media.store import MOST_FAILURES, ArchiveLook, Store
@@ -91,6 +92,7 @@ def examine(
         foreign = None
     look = ArchiveLook(store, failures=0 if foreign is None else MOST_FAILURES)
     paid = _examine_tables(diagnosis, db, look, policy, now)
+    diagnosis.add(check_caps(db))
     notes = diagnosis.notes
     if diagnosis.unseen:
         unseen = f"{diagnosis.unseen} more archived files were not checked"
@@ -99,6 +101,7 @@ def examine(
         notes.append(foreign)
     with db.reading() as connection:
         diagnosis.add(find_strays(connection))
+        diagnosis.add(check_ledger(connection, now))
         # A pause or a held job is not a violation: jobs wait, as they should.
         for pause in admission.list_pauses(connection):
             if not pause.is_counting:

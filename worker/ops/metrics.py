@@ -20,14 +20,16 @@ from sqlalchemy.exc import OperationalError
 from worker.ground.clock import Clock, read_clock
 from worker.ground.db import Database
 from worker.jobs import event_sums, stats
-from worker.jobs.admission import Pause, list_pauses
+from worker.jobs.admission import Pause, list_pauses, read_time
 from worker.jobs.job_requests import CODES, Door, count_refused
 from worker.jobs.states import ENDED, JobState
 from worker.jobs.stats import CachedCount
 from worker.jobs.values import Outcome, Verdict
 from worker.jobs.workers import UNSEEN_AFTER, SeenWorker, list_workers
+from worker.ops.waiting import HOLDS, OVER_BUDGET, ScopeState, count_queued, list_scopes
 
 LIVE, ENDS, OUTCOMES, VERDICTS, REFUSED = "live", "ended", "outcomes", "verdicts", "refused"
+QUEUED = "queued"
 HISTORY, SWEEP = "history", "sweep"
 COUNTS: Mapping[str, Callable[[Connection], dict[str, Any]]] = {
     LIVE: stats.count_live,
@@ -35,6 +37,7 @@ COUNTS: Mapping[str, Callable[[Connection], dict[str, Any]]] = {
     OUTCOMES: stats.count_outcomes,
     VERDICTS: stats.count_verdicts,
     REFUSED: count_refused,
+    QUEUED: lambda connection: count_queued(connection, read_time(connection)),
 }
 SHARE = 100
 # A count that fails or takes very long must not be the last one.
@@ -89,6 +92,12 @@ class Measures:
     sweep_lag: timedelta
     swept_at: datetime | None
     pauses: list[Pause]
+    scopes: list[ScopeState]
+    """The account, and the tenants that have limits, pauses or something in flight."""
+    queued: dict[str, int]
+    """Queued jobs by what holds them."""
+    over_budget: int
+    """Jobs which alone exceed a whole day's budget."""
     workers: list[SeenWorker]
     history: History
     events_behind: int
@@ -124,6 +133,7 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
     counted, _ = _count_due(COUNTS, db=db, clock=clock)
     states = _list_states(counted)
     outcomes, verdicts = counted[OUTCOMES].value, counted[VERDICTS].value
+    waiting = counted[QUEUED].value
     refused = {(door.value, code): 0 for door in Door for code in CODES}
     for door, codes in counted[REFUSED].value.items():
         refused |= {(door, code): number for code, number in codes.items()}
@@ -149,6 +159,9 @@ def read_measures(*, db: Database, clock: Clock = read_clock) -> Measures:
             sweep_lag=max(timedelta(), now - earliest) if earliest else timedelta(),
             swept_at=swept.counted_at if swept else None,
             pauses=list_pauses(connection),
+            scopes=list_scopes(connection, now),
+            queued={name: waiting.get(name, 0) for name in HOLDS},
+            over_budget=waiting.get(OVER_BUDGET, 0),
             workers=list_workers(connection),
             history=history,
             events_behind=max(0, stats.find_last_event(connection) - history.cursor),

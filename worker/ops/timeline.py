@@ -18,10 +18,11 @@ from worker.fal.errors import (
 from worker.ground.clock import Clock, format_duration, read_clock
 from worker.ground.db import Database
 from worker.ground.errors import PaysAgainError
-from worker.jobs import attempts, deliveries, table
-from worker.jobs.admission import ACCOUNT, Pause, list_pauses
-from worker.jobs.states import ENDED, JobEvent, JobState
+from worker.jobs import admission, attempts, charges, deliveries, table
+from worker.jobs.states import ENDED, BlockedBy, JobEvent, JobState, PauseCause
 from worker.jobs.values import Attempt, Delivery, Ending, Event, Job
+from worker.ops.waiting import Hold, find_hold, read_shared
+from worker.stages.admit import Reason, choose_time
 from worker.stages.redrive import choose_restart
 from worker.stages.resolve import ResolvePolicy
 
@@ -159,7 +160,7 @@ PAID = "its result is paid and recorded, so it can no longer be cancelled"
 WAITS: Mapping[JobState, tuple[str, str, str]] = {
     JobState.QUEUED: (
         "a free worker to submit it",
-        "the sweep publishes it again",
+        "the next submission takes it",
         CANCEL_FREE,
     ),
     JobState.SUBMITTING: (
@@ -211,17 +212,19 @@ class Wait:
 def explain_wait(
     job: Job,
     attempts: Sequence[Attempt],
-    gate: Pause | None,
+    hold: Hold | None,
     now: datetime,
     *,
     policy: ResolvePolicy | None = None,
 ) -> Wait:
-    """What the job waits for; `gate` is the pause of all submissions, if there is one.
+    """What the job waits for; `hold` says what holds a queued one.
 
     With `policy` it says when an unknown submission counts as not accepted, and what follows.
     """
     if job.state in ENDED:
         return _explain_end(job, attempts)
+    if job.state is JobState.QUEUED:
+        return _explain_queued(job, hold, now)
     until, notes = job.due_at, _list_notes(job, attempts)
     waits_for, then, may_do = WAITS[job.state]
     if job.cancel_requested_at is not None:
@@ -235,24 +238,56 @@ def explain_wait(
         at = describe_time(since + wait, now)
         follows = "it is cancelled" if job.cancel_requested_at else "UNKNOWN_POLICY decides"
         then = f"{then}; not found from {at} on, it counts as not accepted, and {follows}"
-    if gate is not None and job.state is JobState.QUEUED:
-        waits_for, until, notes = "fal to accept submissions again", gate.until, [gate.reason]
-        then = "one waiting job is submitted, and all follow once fal accepts it"
-        may_do = f"correct the account or FAL_KEY, nothing else is needed; {may_do}"
-    elif job.is_held:
+    if job.is_held:
         waits_for = "an operator's decision"
         may_do = f"{PAY_AGAIN}; extend-video cancel {{id}} cancels it"
     elif job.is_unrecordable:
         waits_for, may_do = "the database to accept fal's result", "correct what the reason names"
     elif until is not None and until <= now:
         waits_for, may_do = "the next sweep", f"{may_do}; {STUCK}"
-    elif job.blocked_reason and job.state in {JobState.QUEUED, JobState.COMPLETED}:
+    elif job.blocked_reason and job.state is JobState.COMPLETED:
         waits_for, then = "its next attempt", "a worker takes it"
+    return _compose(waits_for, notes, until, then, may_do.format(id=job.id), now)
+
+
+def _compose(
+    waits_for: str,
+    notes: Sequence[str | None],
+    until: datetime | None,
+    then: str,
+    may_do: str,
+    now: datetime,
+) -> Wait:
     reasons = "; ".join(note for note in notes if note)
     waits_for = f"{waits_for} ({reasons})" if reasons else waits_for
-    may_do = may_do.format(id=job.id)
     sentence = f"It waits for {waits_for}{_describe_until(until, now)} then {then}; {may_do}."
     return Wait(sentence, waits_for, until, then, may_do)
+
+
+def _explain_queued(job: Job, hold: Hold | None, now: datetime) -> Wait:
+    """By what holds it; its due time counts only while it has a reason of its own."""
+    waits_for, then, may_do = WAITS[job.state]
+    may_do, notes = may_do.format(id=job.id), [job.blocked_reason]
+    if hold is None:
+        until = job.due_at if job.blocked_by is not None else None
+        return _compose(waits_for, notes, until, then, may_do, now)
+    at = hold.estimated_submit_at
+    about = f"by an estimate it is submitted at about {describe_time(at, now)}" if at else None
+    notes = [hold.detail, f"place {hold.place} in its tenant's queue", about]
+    match hold.blocked_by:
+        case Reason.ACCOUNT if hold.pause is PauseCause.OPERATOR:
+            then = "the waiting jobs are submitted in turn"
+            may_do = f"extend-video limits resume account ends the pause; {may_do}"
+        case Reason.ACCOUNT:
+            then = "one waiting job is submitted, and all follow once fal accepts it"
+            correct = "correct the account or FAL_KEY, nothing else is needed"
+            is_refused = hold.pause is PauseCause.ACCOUNT
+            may_do = f"{correct if is_refused else 'nothing has to be done'}; {may_do}"
+        case Reason.BUDGET | Reason.TENANT | Reason.RATE | Reason.IN_FLIGHT:
+            may_do = f"extend-video limits shows and sets what is allowed; {may_do}"
+        case BlockedBy.RETRY | BlockedBy.NOT_BEFORE:
+            then = "it has its turn"
+    return _compose(hold.waits_for, notes, hold.until, then, may_do, now)
 
 
 def _list_notes(job: Job, attempts: Sequence[Attempt]) -> list[str | None]:
@@ -312,7 +347,7 @@ READ_PAUSE_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A job with its attempts, deliveries and events, and what it waits for."""
+    """A job with its attempts, their charges, deliveries and events, and what it waits for."""
 
     job: Job
     attempts: list[Attempt]
@@ -320,6 +355,9 @@ class Story:
     events: list[Event]
     stays: list[TimeInState]
     wait: Wait
+    charges: list[charges.Charge]
+    hold: Hold | None = None
+    """Of a queued job."""
 
 
 def read_story(
@@ -331,10 +369,15 @@ def read_story(
         tried = attempts.list_attempts(connection, job_id)
         received = deliveries.list_deliveries(connection, job_id)
         events = table.list_events(connection, job_id)
-        gate = next(iter(list_pauses(connection, ACCOUNT)), None)
+        known = charges.list_charges(connection, job_id)
+        hold = None
+        if job.state is JobState.QUEUED:
+            shared = read_shared(connection, choose_time(connection, clock))
+            hold = find_hold(connection, job, shared, admission.find_place(connection, job))
     now = clock()
-    wait = explain_wait(job, tried, gate, now, policy=policy)
-    return Story(job, tried, received, events, list_times_in_state(events, now), wait)
+    wait = explain_wait(job, tried, hold, now, policy=policy)
+    stays = list_times_in_state(events, now)
+    return Story(job, tried, received, events, stays, wait, known, hold)
 
 
 def find_job_ended_since(job_id: UUID, since: datetime, *, db: Database) -> Job | None:

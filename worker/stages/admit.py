@@ -84,7 +84,10 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """The job to admit, locked; what it will cost, and the share of its tenant before and after."""
+    """The job to admit, locked; what it will cost, and the share of its tenant before and after.
+
+    The budgets are those of the day that allow it.
+    """
 
     job: Job
     estimate: Estimate
@@ -92,6 +95,8 @@ class Pick:
     served_from: int
     served_to: int
     has_next: bool
+    account_budget_nano_usd: int | None
+    tenant_budget_nano_usd: int | None
 
     @property
     def estimated_nano_usd(self) -> int | None:
@@ -141,7 +146,7 @@ def measure_room(  # noqa: C901, PLR0911 - each reason by its name
     caps: Caps, pauses: Sequence[Pause], usage: Usage, now: datetime, *, has_price: bool
 ) -> Room:
     """How many may be admitted under these caps and pauses; pure."""
-    for pause in pauses:
+    for pause in sorted(pauses, key=lambda one: one.cause is PauseCause.ARCHIVE):
         if pause.is_in_force(now, LONGEST_PAUSE):
             is_archive = pause.cause is PauseCause.ARCHIVE
             return Room(0, Reason.ARCHIVE if is_archive else Reason.ACCOUNT, pause.reason)
@@ -218,7 +223,7 @@ def admit_next(
     Called before any other row is locked, so that two cannot deadlock.
     """
     admission.begin_admission(connection)
-    limits = admission.lock_account(connection, policy.caps)
+    limits = admission.lock_account(connection, policy.caps, policy.unit_price_nano_usd)
     now = choose_time(connection, clock)
     caps = apply_defaults(limits, policy.caps)
     room, usage = _measure(connection, limits, policy, now)
@@ -265,7 +270,8 @@ def pick_job(
                 start = starts[job.tenant]
                 end = start + max(estimate.units, 1) * SCALE // tenant.weight
                 has_next = len(heads) > 1 or len(waiting) > 1
-                return Pick(job, estimate, price, start, end, has_next)
+                budgets = caps.daily_budget_nano_usd, budget
+                return Pick(job, estimate, price, start, end, has_next, *budgets)
             if over.is_of_job:
                 until = now + BUDGET_PAUSE
                 table.block_queued(connection, job.id, BlockedBy.BUDGET, until, over.words)
@@ -279,12 +285,20 @@ def pick_job(
 
 def is_full(tenant: WaitingTenant) -> bool:
     """Whether the tenant is paused, or at a limit of its own; pure."""
+    return find_full(tenant) is not None
+
+
+def find_full(tenant: WaitingTenant) -> tuple[Reason, str] | None:
+    """What passes the tenant over, and the sentence for it; pure."""
     most, per_minute = tenant.max_in_flight, tenant.per_minute
-    return (
-        tenant.is_paused
-        or (most is not None and tenant.in_flight >= most)
-        or (per_minute is not None and tenant.started >= per_minute)
-    )
+    if tenant.is_paused:
+        return Reason.TENANT, "submissions of the tenant are paused"
+    if most is not None and tenant.in_flight >= most:
+        return Reason.TENANT, f"{tenant.in_flight} of the tenant's {most} are in flight"
+    if per_minute is not None and tenant.started >= per_minute:
+        words = f"{tenant.started} of the tenant's {per_minute} were submitted within a minute"
+        return Reason.RATE, words
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,8 @@ def begin_submission(*, db: Database, policy: SubmitPolicy, clock: Clock) -> Sub
                 assumed=pick.estimate.assumed,
                 unit_price_nano_usd=pick.unit_price_nano_usd,
                 estimated_nano_usd=pick.estimated_nano_usd,
+                account_budget_nano_usd=pick.account_budget_nano_usd,
+                tenant_budget_nano_usd=pick.tenant_budget_nano_usd,
             ),
         )
     return Submission(job, attempt, token, began + policy.lease, pick.has_next)

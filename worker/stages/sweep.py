@@ -130,7 +130,7 @@ def settle_charges(
     """Bring the days' totals up to what is known of charges; locks limits, and no job."""
     with db.transaction() as connection:
         admission.begin_admission(connection)
-        admission.lock_account(connection, policy.caps)
+        admission.lock_account(connection, policy.caps, policy.unit_price_nano_usd)
         return charges.settle_due(connection, choose_time(connection, clock), limit)
 
 
