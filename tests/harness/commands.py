@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.logs import preserved_logging
 from worker import cli
-from worker.cli import archive, enqueue, jobs, run, system
+from worker.cli import archive, enqueue, jobs, limits, run, system
 from worker.runtime import Runtime, build_runtime
 
 
@@ -63,7 +63,7 @@ def build_run(
 
 def patch_runtime(monkeypatch: pytest.MonkeyPatch, build: Callable[[], Runtime]) -> None:
     """Let every command work with what `build` returns."""
-    for module in (archive, enqueue, jobs, run, system):
+    for module in (archive, enqueue, jobs, limits, run, system):
         monkeypatch.setattr(module, "build_runtime", build)
 
 

@@ -51,9 +51,10 @@ def admit(bench: Bench) -> Submission | None:
     return begin_submission(db=bench.db, policy=bench.submit_policy, clock=bench.clock)
 
 
-def pause(bench: Bench, scope: str, cause: PauseCause, **values: Any) -> None:
+def pause(bench: Bench, scope: str, *causes: PauseCause, **values: Any) -> None:
     with bench.db.transaction() as connection:
-        admission.keep_pause(connection, Pause(scope, cause, "so", bench.clock(), **values))
+        for cause in causes:
+            admission.keep_pause(connection, Pause(scope, cause, "so", bench.clock(), **values))
 
 
 def limit(bench: Bench, scope: str, **values: int) -> None:
@@ -126,9 +127,7 @@ HOLDS: dict[str, tuple[Callable[[Bench], Bench], str | None]] = {
     "archive and account": (
         lambda bench: after(
             bench,
-            lambda: [
-                pause(bench, ACCOUNT, cause) for cause in (PauseCause.ARCHIVE, PauseCause.OPERATOR)
-            ],
+            lambda: pause(bench, ACCOUNT, PauseCause.ARCHIVE, PauseCause.OPERATOR),
         ),
         "account",
     ),

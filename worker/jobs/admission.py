@@ -13,8 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import (
     Connection,
+    TextClause,
     and_,
-    case,
     delete,
     func,
     literal,
@@ -46,9 +46,10 @@ LOCK_SECONDS = 5
 # The room of a pause that is none yet.
 COUNTING = 1_000_000
 # As the index has it, in literals: a parameter would hide from SQLite that the index serves.
-IS_QUEUED = "state = 'queued'"
 IS_ADMISSIBLE = "state = 'queued' AND blocked_by IS NULL"
 IS_BLOCKED = "state = 'queued' AND blocked_by IS NOT NULL"
+# Otherwise SQLite takes few jobs to be queued, and reads and sorts them all by another index.
+_LIKELY = "likelihood(state = 'queued', 0.99)"
 
 _JOBS, _ATTEMPTS, _CHARGES = table_of(JobRow), table_of(AttemptRow), table_of(ChargeRow)
 _LIMITS, _PAUSES, _SPEND = table_of(LimitRow), table_of(PauseRow), table_of(SpendRow)
@@ -149,6 +150,9 @@ class QueuedJob(Protocol):
 
     @property
     def tenant(self) -> str: ...
+
+    @property
+    def blocked_by(self) -> str | None: ...
 
 
 def name_scope(tenant: str) -> str:
@@ -279,21 +283,28 @@ def read_usage(connection: Connection, now: datetime) -> Usage:
 
 
 def has_admissible(connection: Connection) -> bool:
-    return connection.scalar(select(_JOBS.c.id).where(text(IS_ADMISSIBLE)).limit(1)) is not None
+    return count_admissible(connection, 1) > 0
 
 
 def count_admissible(connection: Connection, most: int) -> int:
-    some = select(literal(1)).select_from(_JOBS).where(text(IS_ADMISSIBLE)).limit(most).subquery()
-    return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
+    some = select(literal(1)).select_from(_JOBS).where(_walk(connection, IS_ADMISSIBLE))
+    ordered = some.order_by(_JOBS.c.tenant).limit(most).subquery()
+    return int(connection.execute(select(func.count()).select_from(ordered)).scalar_one())
+
+
+def _walk(connection: Connection, condition: str) -> TextClause:
+    """The condition, so that both databases walk along its own index."""
+    is_sqlite = not is_postgres(connection)
+    return text(condition.replace("state = 'queued'", _LIKELY) if is_sqlite else condition)
 
 
 def list_waiting_tenants(connection: Connection, now: datetime) -> list[WaitingTenant]:
     """Those with an admissible job: a step of the index for each, however many jobs they have."""
-    first = select(_JOBS.c.tenant).where(text(IS_ADMISSIBLE)).order_by(_JOBS.c.tenant).limit(1)
+    tenant = select(_JOBS.c.tenant).where(_walk(connection, IS_ADMISSIBLE))
+    first = tenant.order_by(_JOBS.c.tenant).limit(1)
     waiting = select(first.scalar_subquery().label("tenant")).cte("waiting", recursive=True)
     later = (
-        select(_JOBS.c.tenant)
-        .where(text(IS_ADMISSIBLE), _JOBS.c.tenant > waiting.c.tenant)
+        tenant.where(_JOBS.c.tenant > waiting.c.tenant)
         .order_by(_JOBS.c.tenant)
         .limit(1)
         .correlate(waiting)
@@ -393,21 +404,32 @@ def find_place(connection: Connection, job: Job) -> int:
 
 def list_places(connection: Connection, jobs: Sequence[QueuedJob]) -> Mapping[UUID, int]:
     """The places of many queued jobs, in one walk through the queues of their tenants."""
-    order = (
-        case((_JOBS.c.blocked_by.is_(None), 0), else_=1),
-        _JOBS.c.priority.desc(),
-        _JOBS.c.enqueued_at,
-        _JOBS.c.id,
-    )
-    place = func.row_number().over(partition_by=_JOBS.c.tenant, order_by=order).label("place")
     found: dict[UUID, int] = {}
     for tenant in sorted({job.tenant for job in jobs}):
-        ids = [job.id for job in jobs if job.tenant == tenant]
-        walk = select(_JOBS.c.id, place).where(text(IS_QUEUED), _JOBS.c.tenant == tenant)
-        numbered = walk.subquery()
-        statement = select(numbered).where(numbered.c.id.in_(ids))
-        found |= {job_id: int(number) for job_id, number in connection.execute(statement)}
+        mine = [job for job in jobs if job.tenant == tenant]
+        runnable = [job.id for job in mine if job.blocked_by is None]
+        blocked = [job.id for job in mine if job.blocked_by is not None]
+        found |= _number(connection, tenant, IS_ADMISSIBLE, runnable)
+        if blocked:
+            is_before = (text(IS_ADMISSIBLE), _JOBS.c.tenant == tenant)
+            before = connection.execute(select(func.count()).where(*is_before)).scalar_one()
+            numbered = _number(connection, tenant, IS_BLOCKED, blocked)
+            found |= {job_id: before + place for job_id, place in numbered.items()}
     return found
+
+
+def _number(
+    connection: Connection, tenant: str, condition: str, job_ids: Sequence[UUID]
+) -> Mapping[UUID, int]:
+    """Places among the tenant's jobs that meet the condition, from the index alone."""
+    if not job_ids:
+        return {}
+    order = (_JOBS.c.priority.desc(), _JOBS.c.enqueued_at, _JOBS.c.id)
+    place = func.row_number().over(order_by=order).label("place")
+    mine = select(_JOBS.c.id, place).where(text(condition), _JOBS.c.tenant == tenant)
+    walk = mine.subquery()
+    statement = select(walk).where(walk.c.id.in_(job_ids))
+    return {job_id: int(number) for job_id, number in connection.execute(statement)}
 
 
 def find_head(connection: Connection, tenant: str) -> Job | None:
@@ -425,7 +447,8 @@ def count_waiting(connection: Connection) -> tuple[Mapping[str, int], Mapping[st
     """Queued jobs: those that may run, by tenant, and the others, by their own reason."""
     counted = []
     for column, condition in ((_JOBS.c.tenant, IS_ADMISSIBLE), (_JOBS.c.blocked_by, IS_BLOCKED)):
-        statement = select(column, func.count()).where(text(condition)).group_by(column)
+        is_such = _walk(connection, condition)
+        statement = select(column, func.count()).where(is_such).group_by(column)
         counted.append({str(key): int(number) for key, number in connection.execute(statement)})
     return counted[0], counted[1]
 
