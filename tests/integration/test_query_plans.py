@@ -11,7 +11,7 @@ from uuid_utils.compat import uuid7
 
 from tests.harness.jobs import ENDPOINT, LEASE, NOW, insert_job, lead_job, list_all_jobs, make_job
 from worker.ground.db import Database
-from worker.jobs import archives, attempts, limits, queries, stats, table
+from worker.jobs import admission, archives, attempts, limits, queries, stats, table
 from worker.jobs.models import AttemptRow, JobRow
 from worker.jobs.queries import JobFilter, Place
 from worker.jobs.states import JobEvent, JobState
@@ -291,3 +291,21 @@ def test_measure_span_searches_the_indices_of_ends(explain):
     assert "ix_jobs_archived_at" in plan, plan
     assert "ix_jobs_failed_at" in plan, plan
     assert "Seq Scan on jobs" not in plan, plan
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda connection: admission.list_waiting_tenants(connection, NOW),
+        lambda connection: admission.count_admissible(connection, 50),
+        lambda connection: admission.list_heads(connection, "default", 2),
+        admission.count_waiting,
+    ],
+    ids=["tenants", "admissible", "heads", "waiting"],
+)
+def test_admission_walks_its_own_index_and_sorts_nothing(explain, read):
+    plan = explain(read)
+    assert "TEMP B-TREE" not in plan, plan
+    assert "Sort" not in plan, plan
+    # Of so few queued jobs PostgreSQL may count those of the index on states, too.
+    assert "ix_jobs_admission" in plan or "Aggregate" in plan, plan
