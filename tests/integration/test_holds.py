@@ -51,9 +51,10 @@ def admit(bench: Bench) -> Submission | None:
     return begin_submission(db=bench.db, policy=bench.submit_policy, clock=bench.clock)
 
 
-def pause(bench: Bench, scope: str, cause: PauseCause, **values: Any) -> None:
+def pause(bench: Bench, scope: str, *causes: PauseCause, **values: Any) -> None:
     with bench.db.transaction() as connection:
-        admission.keep_pause(connection, Pause(scope, cause, "so", bench.clock(), **values))
+        for cause in causes:
+            admission.keep_pause(connection, Pause(scope, cause, "so", bench.clock(), **values))
 
 
 def pause_by_both(bench: Bench) -> None:
@@ -129,7 +130,10 @@ HOLDS: dict[str, tuple[Callable[[Bench], Bench], str | None]] = {
         "archive",
     ),
     "archive and account": (
-        lambda bench: after(bench, lambda: pause_by_both(bench)),
+        lambda bench: after(
+            bench,
+            lambda: pause(bench, ACCOUNT, PauseCause.ARCHIVE, PauseCause.OPERATOR),
+        ),
         "account",
     ),
     "failures are counted": (

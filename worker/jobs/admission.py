@@ -14,13 +14,11 @@ from uuid import UUID
 from sqlalchemy import (
     Connection,
     and_,
-    case,
     delete,
     func,
     literal,
     or_,
     select,
-    text,
     type_coerce,
     update,
 )
@@ -52,11 +50,8 @@ MINUTE = timedelta(minutes=1)
 LOCK_SECONDS = 5
 # The room of a pause that is none yet.
 COUNTING = 1_000_000
-# As the index has it, in literals: a parameter would hide from SQLite that the index serves.
-IS_QUEUED = "state = 'queued'"
-IS_ADMISSIBLE = "state = 'queued' AND blocked_by IS NULL"
-_ADMISSIBLE = meets_index("state = 'queued'", "blocked_by IS NULL")
-IS_BLOCKED = "state = 'queued' AND blocked_by IS NOT NULL"
+IS_ADMISSIBLE = meets_index("state = 'queued'", "blocked_by IS NULL")
+IS_BLOCKED = meets_index("state = 'queued'", "blocked_by IS NOT NULL")
 
 _JOBS, _ATTEMPTS, _CHARGES = table_of(JobRow), table_of(AttemptRow), table_of(ChargeRow)
 # That of the index: of all that begin with the tenant, only this one is in it.
@@ -159,6 +154,9 @@ class QueuedJob(Protocol):
 
     @property
     def tenant(self) -> str: ...
+
+    @property
+    def blocked_by(self) -> str | None: ...
 
 
 def name_scope(tenant: str) -> str:
@@ -294,17 +292,17 @@ def has_admissible(connection: Connection) -> bool:
 
 def count_admissible(connection: Connection, most: int) -> int:
     """How many jobs may be admitted as far as they are concerned; counted up to `most`."""
-    some = select(_JOBS.c.tenant).where(_ADMISSIBLE).order_by(*_ORDER).limit(most).subquery()
+    some = select(_JOBS.c.tenant).where(IS_ADMISSIBLE).order_by(*_ORDER).limit(most).subquery()
     return int(connection.execute(select(func.count()).select_from(some)).scalar_one())
 
 
 def list_waiting_tenants(connection: Connection, now: datetime) -> list[WaitingTenant]:
     """Those with an admissible job: a step of the index for each, however many jobs they have."""
-    first = select(_JOBS.c.tenant).where(_ADMISSIBLE).order_by(*_ORDER).limit(1)
+    first = select(_JOBS.c.tenant).where(IS_ADMISSIBLE).order_by(*_ORDER).limit(1)
     waiting = select(first.scalar_subquery().label("tenant")).cte("waiting", recursive=True)
     later = (
         select(_JOBS.c.tenant)
-        .where(_ADMISSIBLE, _JOBS.c.tenant > waiting.c.tenant)
+        .where(IS_ADMISSIBLE, _JOBS.c.tenant > waiting.c.tenant)
         .order_by(*_ORDER)
         .limit(1)
         .correlate(waiting)
@@ -372,7 +370,7 @@ def list_heads(connection: Connection, tenant: str, limit: int) -> list[Job]:
     """The tenant's next jobs, locked; those that another transaction has locked are passed over."""
     statement = (
         select(_JOBS)
-        .where(text(IS_ADMISSIBLE), _JOBS.c.tenant == tenant)
+        .where(IS_ADMISSIBLE, _JOBS.c.tenant == tenant)
         .order_by(_JOBS.c.priority.desc(), _JOBS.c.enqueued_at, _JOBS.c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -396,7 +394,7 @@ def find_place(connection: Connection, job: Job) -> int:
         ),
     )
     own = select(func.count()).select_from(_JOBS).where(_JOBS.c.tenant == job.tenant)
-    admissible, blocked = own.where(text(IS_ADMISSIBLE)), own.where(text(IS_BLOCKED), is_before)
+    admissible, blocked = own.where(IS_ADMISSIBLE), own.where(IS_BLOCKED, is_before)
     if job.blocked_by is None:
         return int(connection.execute(admissible.where(is_before)).scalar_one()) + 1
     both = select(admissible.scalar_subquery() + blocked.scalar_subquery())
@@ -405,28 +403,39 @@ def find_place(connection: Connection, job: Job) -> int:
 
 def list_places(connection: Connection, jobs: Sequence[QueuedJob]) -> Mapping[UUID, int]:
     """The places of many queued jobs, in one walk through the queues of their tenants."""
-    order = (
-        case((_JOBS.c.blocked_by.is_(None), 0), else_=1),
-        _JOBS.c.priority.desc(),
-        _JOBS.c.enqueued_at,
-        _JOBS.c.id,
-    )
-    place = func.row_number().over(partition_by=_JOBS.c.tenant, order_by=order).label("place")
     found: dict[UUID, int] = {}
     for tenant in sorted({job.tenant for job in jobs}):
-        ids = [job.id for job in jobs if job.tenant == tenant]
-        walk = select(_JOBS.c.id, place).where(text(IS_QUEUED), _JOBS.c.tenant == tenant)
-        numbered = walk.subquery()
-        statement = select(numbered).where(numbered.c.id.in_(ids))
-        found |= {job_id: int(number) for job_id, number in connection.execute(statement)}
+        mine = [job for job in jobs if job.tenant == tenant]
+        runnable = [job.id for job in mine if job.blocked_by is None]
+        blocked = [job.id for job in mine if job.blocked_by is not None]
+        found |= _number(connection, tenant, IS_ADMISSIBLE, runnable)
+        if blocked:
+            is_before = (IS_ADMISSIBLE, _JOBS.c.tenant == tenant)
+            before = connection.execute(select(func.count()).where(*is_before)).scalar_one()
+            numbered = _number(connection, tenant, IS_BLOCKED, blocked)
+            found |= {job_id: before + place for job_id, place in numbered.items()}
     return found
+
+
+def _number(
+    connection: Connection, tenant: str, condition: ColumnElement[bool], job_ids: Sequence[UUID]
+) -> Mapping[UUID, int]:
+    """Places among the tenant's jobs that meet the condition, from the index alone."""
+    if not job_ids:
+        return {}
+    order = (_JOBS.c.priority.desc(), _JOBS.c.enqueued_at, _JOBS.c.id)
+    place = func.row_number().over(order_by=order).label("place")
+    mine = select(_JOBS.c.id, place).where(condition, _JOBS.c.tenant == tenant)
+    walk = mine.subquery()
+    statement = select(walk).where(walk.c.id.in_(job_ids))
+    return {job_id: int(number) for job_id, number in connection.execute(statement)}
 
 
 def find_head(connection: Connection, tenant: str) -> Job | None:
     """The tenant's next job, not locked."""
     statement = (
         select(_JOBS)
-        .where(text(IS_ADMISSIBLE), _JOBS.c.tenant == tenant)
+        .where(IS_ADMISSIBLE, _JOBS.c.tenant == tenant)
         .order_by(_JOBS.c.priority.desc(), _JOBS.c.enqueued_at, _JOBS.c.id)
         .limit(1)
     )
@@ -437,7 +446,7 @@ def count_waiting(connection: Connection) -> tuple[Mapping[str, int], Mapping[st
     """Queued jobs: those that may run, by tenant, and the others, by their own reason."""
     counted = []
     for column, condition in ((_JOBS.c.tenant, IS_ADMISSIBLE), (_JOBS.c.blocked_by, IS_BLOCKED)):
-        statement = select(column, func.count()).where(text(condition)).group_by(column)
+        statement = select(column, func.count()).where(condition).group_by(column)
         counted.append({str(key): int(number) for key, number in connection.execute(statement)})
     return counted[0], counted[1]
 
