@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     and_,
     delete,
