@@ -17,14 +17,18 @@ from worker.jobs.models import JobRow
 
 VERSION_TABLE = "alembic_version"
 
-SQLITE_OBJECTS = text("SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+# Without views, which only a migration makes.
+SQLITE_OBJECTS = text(
+    "SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL AND type <> 'view'"
+)
 POSTGRES_OBJECTS = text(
     """
     SELECT 'column ' || table_name || '.' || column_name,
            concat_ws(' ', data_type, udt_name, character_maximum_length, numeric_precision,
                      datetime_precision, 'null:', is_nullable, 'default:', column_default,
                      'identity:', is_identity)
-    FROM information_schema.columns WHERE table_schema = 'public'
+    FROM information_schema.columns JOIN information_schema.tables USING (table_schema, table_name)
+    WHERE table_schema = 'public' AND table_type = 'BASE TABLE'
     UNION ALL
     SELECT 'constraint ' || conrelid::regclass || '.' || conname, pg_get_constraintdef(oid)
     FROM pg_constraint WHERE connamespace = 'public'::regnamespace
@@ -108,6 +112,8 @@ def _normalise_sql(sql: str) -> str:
     if not plain.startswith("CREATE TABLE") or not bracket:
         return plain
     body, _, tail = rest.rpartition(")")
+    # A column that was added to a table has its own constraint.
+    body = re.sub(r"(?<![,(]) CONSTRAINT (\w+) CHECK", r", CONSTRAINT \1 CHECK", body)
     return f"{head} ({', '.join(sorted(_split_parts(body)))}){tail}"
 
 
