@@ -179,7 +179,6 @@ def upgrade() -> None:
     create_index(
         "ix_attempts_completed_at", "attempts", ["completed_at"], where="completed_at IS NOT NULL"
     )
-    op.execute("DROP INDEX IF EXISTS ix_jobs_due_at")
     _create_tables()
     op.execute(VIEW.format(**(POSTGRES if is_postgres() else SQLITE)))
     op.execute("DROP INDEX IF EXISTS ix_jobs_due_at")
@@ -277,7 +276,6 @@ def downgrade() -> None:
     op.execute("DROP VIEW jobs_waiting")
     for table in ("prices", "spend", "charges", "pauses", "limits"):
         op.drop_table(table)
-    create_index("ix_jobs_due_at", "jobs", ["due_at"], where="due_at IS NOT NULL")
     op.drop_index("ix_attempts_completed_at", "attempts")
     op.drop_index("ix_attempts_slot_until", "attempts")
     for name, _, _ in INDICES:

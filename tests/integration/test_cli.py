@@ -22,6 +22,7 @@ from tests.harness.processes import EXTEND_VIDEO, Yard, run_yard
 from tests.harness.servers import Postgres
 from tests.harness.waiting import wait_until
 from worker.broker.app import QUEUES
+from worker.broker.dispatch import NO_JOB
 from worker.cli import COMMANDS, build_command, enqueue, jobs
 from worker.ground.clock import read_clock
 from worker.ground.db import Database
@@ -274,7 +275,7 @@ def test_sweep_dispatches_overdue_jobs_and_as_many_submissions_as_there_is_room(
     assert message["headers"]["argsrepr"] == f"['{overdue.id}']"
     # They name no job, and are as many as fal runs at once.
     messages = take_messages(redis_url, "extend_video.submit")
-    assert [message["headers"]["argsrepr"] for message in messages] == ["[]"] * 2
+    assert [message["headers"]["argsrepr"] for message in messages] == [f"['{NO_JOB}']"] * 2
 
 
 def test_sweep_publishes_no_submission_that_the_queue_holds_already(run, db) -> None:

@@ -46,6 +46,9 @@ _ALL_STATES = _quote_all(JobState)
 _ENDED_STATES = _quote_all(sorted(ENDED))
 
 
+_URGENT = text("priority DESC")
+
+
 class JobRow(Base):
     """One job: a request for one extended video."""
 
@@ -65,18 +68,12 @@ class JobRow(Base):
         # condition has it, SQLite prefers it without statistics.
         _index_where(
             "ix_jobs_due",
-            text("priority DESC"),
-            "due_at",
-            "id",
+            *(_URGENT, "due_at", "id"),
             where="due_at IS NOT NULL AND state <> 'queued'",
         ),
         _index_where(
             "ix_jobs_admission",
-            "state",
-            "tenant",
-            text("priority DESC"),
-            "enqueued_at",
-            "id",
+            *("state", "tenant", _URGENT, "enqueued_at", "id"),
             where="state = 'queued' AND blocked_by IS NULL",
         ),
         _index_where(
@@ -481,13 +478,12 @@ class JobRequestRow(Base):
         CheckConstraint("(state = 'refused') = (error_code IS NOT NULL)", name="error_code"),
         CheckConstraint("claims >= 0", name="claims"),
         # A message that comes twice is one request.
-        Index(
+        _index_where(
             "uq_job_requests_door_message_id",
             "door",
             "message_id",
+            where="message_id IS NOT NULL",
             unique=True,
-            postgresql_where=text("message_id IS NOT NULL"),
-            sqlite_where=text("message_id IS NOT NULL"),
         ),
         Index("ix_job_requests_received_at", "received_at", "id"),
     )
