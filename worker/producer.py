@@ -5,8 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from uuid import UUID
 
-import structlog
-
 from worker.fal.options import RequestOptions
 from worker.fal.storage import OnProgress
 from worker.ground.log import join_host_logging
@@ -18,14 +16,13 @@ from worker.runtime import Runtime
 from worker.stages.cancel import cancel_job
 from worker.stages.enqueue import (
     DEFAULT_TENANT,
+    Enqueued,
     JobRequest,
     enqueue_job,
     enqueue_jobs,
     name_job_request,
 )
 from worker.stages.upload import make_job_requests
-
-log = structlog.stdlib.get_logger(__name__)
 
 
 @Once
@@ -75,7 +72,7 @@ def enqueue(  # noqa: PLR0913 - one parameter per option
         },
         on_progress=on_progress,
     )
-    return place_request(runtime, job_request)
+    return place_request(runtime, job_request).job
 
 
 def enqueue_many(job_requests: Iterable[Mapping[str, object]]) -> list[Job]:
@@ -104,7 +101,7 @@ def cancel(job_id: UUID | str) -> Job:
 # ------------------------------------------------------------------ shared with the shell
 
 
-def place_request(runtime: Runtime, job_request: JobRequest) -> Job:
+def place_request(runtime: Runtime, job_request: JobRequest) -> Enqueued:
     """Commit the job, then publish its message; an existing job is returned as it is."""
     enqueued = enqueue_job(
         job_request,
@@ -112,12 +109,10 @@ def place_request(runtime: Runtime, job_request: JobRequest) -> Job:
         endpoint=runtime.settings.fal_endpoint,
         dispatch_timeout=runtime.settings.lease_seconds,
     )
-    job = enqueued.job
-    log.info("job_enqueued", job_id=str(job.id), created=enqueued.created)
     if enqueued.created:
-        trace_since("enqueue", job.id, job.enqueued_at)
-        runtime.publish_submissions([job])
-    return job
+        trace_since("enqueue", enqueued.job.id, enqueued.job.enqueued_at)
+        runtime.publish_submissions([enqueued.job])
+    return enqueued
 
 
 def place_requests(

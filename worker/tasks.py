@@ -144,7 +144,7 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
         job_request = runtime.make_job_request(
             read_message(message_id or "", args, fields), on_checked=forget
         )
-        place_request(runtime, job_request)
+        enqueued = place_request(runtime, job_request)
     except REFUSALS as error:
         log.warning("enqueue_refused", message_id=message_id, code=error.code, reason=str(error))
         keep_refused(runtime, message_id, fields, error.code, list_errors(error))
@@ -162,6 +162,7 @@ def enqueue(self: "Task[Any, Any]", /, *args: object, **fields: object) -> None:
         forget()
         raise give_back("database_unavailable", error, DATABASE_PAUSE_SECONDS) from error
     forget()
+    log.info("job_enqueued", job_id=str(enqueued.job.id), created=enqueued.created)
 
 
 def read_message(

@@ -132,7 +132,7 @@ def place_one(
     """Upload, enqueue, print the id, and with `wait` follow the job to its end."""
     with output.show_progress(output.err, quiet=as_json) as on_progress:
         job_request = runtime.make_job_request(fields, wrong, on_progress=on_progress)
-    job = place_request(runtime, job_request)
+    job = place_request(runtime, job_request).job
     if job.state is JobState.QUEUED:
         warn_without_workers(runtime)
     if not (wait and as_json):

@@ -180,7 +180,7 @@ def extend_one(
         job_request = runtime.make_job_request(fields, on_progress=on_progress)
     for daemon in (daemons.receiver_daemon(listener), *daemons.worker_daemons()):
         supervisor.start(daemon)
-    job = place_request(runtime, job_request)
+    job = place_request(runtime, job_request).job
     output.out.print(f"job {job.id}")
     watch_job(runtime, job.id, timeout=timeout, on_read=supervisor.check)
     return read_story(job.id, db=runtime.db).job
